@@ -1,0 +1,16 @@
+"""
+Text to address and back.  Parsing is pure: no reactor, no look-up.
+"""
+
+from connpool.addresses.descriptions import Listen, parseListen, tokenize
+from connpool.addresses.hostport import joinHostPort, splitHostPort
+from connpool.addresses.networks import Networks
+
+__all__ = [
+    "Listen",
+    "Networks",
+    "joinHostPort",
+    "parseListen",
+    "splitHostPort",
+    "tokenize",
+]

@@ -1,0 +1,156 @@
+"""
+Endpoint descriptions as operators write them after C{--listen}.
+
+The grammar is Twisted's (C{prefix:arg:key=value}, a backslash escapes); what
+Twisted has no descriptions for, datagrams, is C{udp:}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from connpool.addresses.networks import Networks
+from connpool.errors import AddressError
+
+__all__ = ["Listen", "parseListen", "tokenize"]
+
+#: Server endpoint strings that wrap another one: C{secured:tcp:443:…}.
+WRAPPERS = frozenset({"proxied", "secured"})
+
+_LOOPBACK = Networks.parse(["127.0.0.0/8", "::1"])
+
+
+def tokenize(description: str) -> tuple[list[str], dict[str, str]]:
+    r"""
+    Split an endpoint description at its unescaped colons and equal signs.
+
+    @return: the positional parts, the prefix first, and the C{key=value} ones.
+    @raise AddressError: for a key given twice or a backslash at the end.
+    """
+    positional: list[str] = []
+    keywords: dict[str, str] = {}
+    part: list[str] = []
+    key: str | None = None
+
+    def end() -> None:
+        nonlocal key
+        text = "".join(part)
+        part.clear()
+        if key is None:
+            positional.append(text)
+        elif key in keywords:
+            raise AddressError(f"{description!r} has {key}= twice; give it once")
+        else:
+            keywords[key] = text
+        key = None
+
+    characters = iter(description)
+    for character in characters:
+        if character == "\\":
+            try:
+                part.append(next(characters))
+            except StopIteration:
+                raise AddressError(
+                    f"{description!r} ends in a backslash; write \\\\ for one"
+                ) from None
+        elif character == ":":
+            end()
+        elif character == "=" and key is None:
+            key = "".join(part)
+            part.clear()
+        else:
+            part.append(character)
+    end()
+    return positional, keywords
+
+
+@attrs.frozen
+class Listen:
+    """
+    What a C{--listen} description says before anything is opened.
+
+    @ivar description: as written.
+    @ivar wrappers: the wrapping prefixes, outermost first (C{proxied},
+        C{secured}).
+    @ivar kind: the prefix of what is opened in the end: C{tcp}, C{unix}, C{udp}, …
+    @ivar arguments: positional parts after C{kind}.
+    @ivar keywords: all C{key=value} parts.
+    """
+
+    description: str
+    wrappers: tuple[str, ...]
+    kind: str
+    arguments: tuple[str, ...]
+    keywords: Mapping[str, str]
+
+    @property
+    def datagram(self) -> bool:
+        """
+        Whether this is C{udp:}.
+        """
+        return self.kind == "udp"
+
+    @property
+    def local(self) -> bool:
+        """
+        Whether only this machine can reach it: loopback and unix sockets.
+
+        What a proxy header or systemd hands us can come from anywhere.
+        """
+        if "proxied" in self.wrappers:
+            return False
+        if self.kind in {"unix", "stdio"}:
+            return True
+        return self.keywords.get("interface", "") in _LOOPBACK
+
+
+def parseListen(description: str) -> Listen:
+    r"""
+    Read a C{--listen} description.
+
+    @param description: a server endpoint string, or
+        C{udp:PORT[:interface=ADDRESS][:reusePort=yes]}, or
+        C{udp:systemd:name=NAME}.
+    @raise AddressError: for a text that cannot be one of these.
+    """
+    positional, keywords = tokenize(description)
+    wrappers = []
+    while positional and positional[0] in WRAPPERS:
+        wrappers.append(positional.pop(0))
+    if not positional or not positional[0]:
+        raise AddressError(
+            f"{description!r} is not an endpoint; write for example tcp:8640:interface=127.0.0.1"
+        )
+    kind, *arguments = positional
+    if not arguments and not keywords:
+        raise AddressError(
+            f"{description!r} is not an endpoint; write for example "
+            r"tcp:8640:interface=127.0.0.1 or tcp:8640:interface=\:\:1"
+        )
+    listen = Listen(description, tuple(wrappers), kind, tuple(arguments), keywords)
+    if listen.datagram:
+        _checkDatagram(listen)
+    return listen
+
+
+def _checkDatagram(listen: Listen) -> None:
+    """
+    @raise AddressError: for a C{udp:} description with a mistake in it.
+    """
+    text = listen.description
+    example = r"write for example udp:8641:interface=127.0.0.1 or udp:8641:interface=\:\:1"
+    unknown = set(listen.keywords) - {"interface", "reusePort", "name", "index"}
+    if "proxied" not in listen.wrappers and unknown:
+        raise AddressError(f"{text!r} has unknown {', '.join(sorted(unknown))}; {example}")
+    if len(listen.arguments) != 1:
+        # udp:8641:\:\:1 without the escapes would silently listen everywhere
+        raise AddressError(f"{text!r}: one port and key=value parts only; {example}")
+    (port,) = listen.arguments
+    if port == "systemd":
+        return
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise AddressError(f"{text!r}: the port must be a number from 0 to 65535; {example}")
+    if listen.keywords.get("reusePort", "no") not in {"yes", "no"}:
+        raise AddressError(f"{text!r}: reusePort is yes or no")

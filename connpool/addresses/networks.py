@@ -1,0 +1,76 @@
+"""
+Lists of networks, for allow and deny rules.
+
+Only literal networks: a rule that needs a look-up fails open or shut with the
+resolver (CVE-2026-70452 of rsync), so names are refused when the list is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+
+import attrs
+
+from connpool.errors import AddressError
+
+__all__ = ["Networks"]
+
+_EVERYTHING = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+@attrs.frozen
+class Networks:
+    """
+    A set of CIDR networks.
+
+    An IPv4-mapped IPv6 address (C{::ffff:10.0.0.1}) is its IPv4 address; a
+    zone does not take part.  What is not an IP address is in no network.
+    """
+
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> Networks:
+        """
+        @param texts: CIDR networks, single addresses, or C{any}.
+        @raise AddressError: for a text that is none of these, also for one
+            with host bits set (C{10.0.0.1/8}), which is a mistake more often
+            than a wish.
+        """
+        networks: list[IPv4Network | IPv6Network] = []
+        for text in texts:
+            if text == "any":
+                networks.extend(_EVERYTHING)
+                continue
+            try:
+                networks.append(ip_network(text))
+            except ValueError as e:
+                raise AddressError(
+                    f"{text!r} is not a network: {e}; write for example 10.0.0.0/8, fd00::/8 or any"
+                ) from None
+        return cls(tuple(networks))
+
+    def __contains__(self, host: object) -> bool:
+        address = _address(str(host))
+        return address is not None and any(address in network for network in self.networks)
+
+    def __bool__(self) -> bool:
+        return bool(self.networks)

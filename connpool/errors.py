@@ -1,0 +1,422 @@
+"""
+One tree of exceptions for the whole package.
+
+Every class carries C{code}, a stable word for logs, metrics and the wire, and
+C{exitCode}, what a command of ours exits with when this error ends it.  The
+texts are read by operators: they name what is wrong and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AcquireTimeout",
+    "AddressError",
+    "AuthenticationFailed",
+    "Busy",
+    "Cancelled",
+    "ChangedSource",
+    "ConflictTakeover",
+    "ConnectFailed",
+    "ConnpoolError",
+    "DigestMismatch",
+    "DoubleRelease",
+    "Exists",
+    "Expired",
+    "Forbidden",
+    "ForeignLease",
+    "HeaderError",
+    "HookRefused",
+    "LeaseError",
+    "LeaseReleased",
+    "NameRefused",
+    "NetworkFailed",
+    "NoSpace",
+    "Overloaded",
+    "PoolClosed",
+    "PoolDown",
+    "PoolError",
+    "PoolPaused",
+    "ProtocolError",
+    "QuotaExceeded",
+    "SourceError",
+    "StartFailed",
+    "StoreError",
+    "SyncFailed",
+    "TooLarge",
+    "TooManyWaiters",
+    "TooSlow",
+    "TransferError",
+    "TransferTimeout",
+    "Unconfirmed",
+    "Unsupported",
+]
+
+
+class ConnpoolError(Exception):
+    """
+    Anything this package raises on purpose.
+    """
+
+    code: ClassVar[str] = "error"
+    exitCode: ClassVar[int] = 1
+
+
+class StartFailed(ConnpoolError):
+    """
+    A service cannot start: its text is the one line an operator reads.
+    """
+
+    code = "start-failed"
+
+
+# -- addresses and the PROXY protocol ---------------------------------------
+
+
+class AddressError(ConnpoolError, ValueError):
+    """
+    A text is not an address, network or endpoint description.
+    """
+
+    code = "bad-address"
+    exitCode = 2
+
+
+class HeaderError(ConnpoolError, ValueError):
+    """
+    A PROXY protocol header is malformed, too long, or not allowed here.
+    """
+
+    code = "bad-header"
+    exitCode = 7
+
+
+# -- the pool ----------------------------------------------------------------
+
+
+class PoolError(ConnpoolError):
+    """
+    The pool cannot serve an acquire.
+    """
+
+    code = "pool"
+    exitCode = 7
+
+
+class PoolClosed(PoolError):
+    """
+    The pool is closed or closing.
+    """
+
+    code = "pool-closed"
+
+
+class PoolPaused(PoolError):
+    """
+    The pool is paused and was told not to queue.
+    """
+
+    code = "pool-paused"
+
+
+class AcquireTimeout(PoolError):
+    """
+    No connection became free in time.
+    """
+
+    code = "acquire-timeout"
+
+
+class TooManyWaiters(PoolError):
+    """
+    The queue of waiters is full.
+    """
+
+    code = "too-many-waiters"
+
+
+class Overloaded(PoolError):
+    """
+    The queue sheds load: this acquire waited longer than its target.
+    """
+
+    code = "overloaded"
+
+
+class ConnectFailed(PoolError):
+    """
+    A connection could not be dialled, handshaken or prepared.
+    """
+
+    code = "connect-failed"
+
+
+class PoolDown(PoolError):
+    """
+    The destination is down and the pool holds no live connection.
+
+    @ivar retryAfter: seconds until the pool tries again.
+    """
+
+    code = "pool-down"
+
+    def __init__(self, message: str = "", retryAfter: float = 0.0) -> None:
+        super().__init__(message)
+        self.retryAfter = retryAfter
+
+
+class LeaseError(ConnpoolError):
+    """
+    A lease was used against its contract.
+    """
+
+    code = "lease"
+
+
+class DoubleRelease(LeaseError):
+    """
+    A lease was given back twice.
+    """
+
+    code = "double-release"
+
+
+class LeaseReleased(LeaseError):
+    """
+    A lease was used after it was given back.
+    """
+
+    code = "lease-released"
+
+
+class ForeignLease(LeaseError):
+    """
+    A lease or connection of another pool was given back to this one.
+    """
+
+    code = "foreign-lease"
+
+
+# -- transfer ----------------------------------------------------------------
+# The codes below go over the wire (docs/protocol.rst) and into receipts.
+
+
+class TransferError(ConnpoolError):
+    """
+    A transfer did not succeed.
+
+    @cvar retryable: whether the same transfer may succeed later.
+    """
+
+    code = "transfer"
+    exitCode = 3
+    retryable: ClassVar[bool] = False
+
+
+class NameRefused(TransferError):
+    """
+    The file name is not one this receiver takes.
+    """
+
+    code = "name-refused"
+    exitCode = 4
+
+
+class Exists(TransferError):
+    """
+    A different file already has this name.
+    """
+
+    code = "exists"
+    exitCode = 4
+
+
+class TooLarge(TransferError):
+    """
+    The file is larger than the receiver takes.
+    """
+
+    code = "too-large"
+    exitCode = 4
+
+
+class QuotaExceeded(TransferError):
+    """
+    The sender's quota is used up.
+    """
+
+    code = "quota"
+    exitCode = 4
+
+
+class NoSpace(TransferError):
+    """
+    The receiver's disk is full.
+    """
+
+    code = "no-space"
+    exitCode = 4
+    retryable = True
+
+
+class Busy(TransferError):
+    """
+    The receiver serves as many transfers as it may; try later.
+    """
+
+    code = "busy"
+    exitCode = 4
+    retryable = True
+
+
+class Forbidden(TransferError):
+    """
+    The receiver does not take files from this sender.
+    """
+
+    code = "forbidden"
+    exitCode = 4
+
+
+class Unsupported(TransferError):
+    """
+    The two sides have no version, digest or feature in common.
+    """
+
+    code = "unsupported"
+    exitCode = 4
+
+
+class HookRefused(TransferError):
+    """
+    A listener of the receiver refused the file.
+    """
+
+    code = "hook-refused"
+    exitCode = 4
+
+
+class AuthenticationFailed(TransferError):
+    """
+    Credentials are missing or wrong.
+    """
+
+    code = "auth-failed"
+    exitCode = 6
+
+
+class DigestMismatch(TransferError):
+    """
+    The bytes that arrived are not the bytes that were sent.
+    """
+
+    code = "digest-mismatch"
+    exitCode = 5
+
+
+class ChangedSource(TransferError):
+    """
+    The source file changed while it was read.
+    """
+
+    code = "source-changed"
+    exitCode = 8
+
+
+class SourceError(TransferError):
+    """
+    The source file cannot be read.
+    """
+
+    code = "source-error"
+
+
+class StoreError(TransferError):
+    """
+    The store failed; the partial, if any, is not trusted again.
+    """
+
+    code = "store-error"
+
+
+class SyncFailed(StoreError):
+    """
+    Data could not be made durable.
+    """
+
+    code = "sync-failed"
+
+
+class Expired(TransferError):
+    """
+    A partial or ticket is gone.
+    """
+
+    code = "expired"
+    retryable = True
+
+
+class ConflictTakeover(TransferError):
+    """
+    A newer connection of the same sender took this transfer over.
+    """
+
+    code = "conflict-takeover"
+
+
+class Cancelled(TransferError):
+    """
+    One side cancelled the transfer.
+    """
+
+    code = "cancelled"
+    exitCode = 130
+
+
+class TransferTimeout(TransferError):
+    """
+    A step of the transfer passed its deadline.
+    """
+
+    code = "timeout"
+    exitCode = 7
+    retryable = True
+
+
+class TooSlow(TransferError):
+    """
+    The sender stayed under the minimum rate.
+    """
+
+    code = "too-slow"
+    exitCode = 7
+    retryable = True
+
+
+class NetworkFailed(TransferError):
+    """
+    The connection was refused, lost or reset.
+    """
+
+    code = "network"
+    exitCode = 7
+    retryable = True
+
+
+class ProtocolError(TransferError):
+    """
+    The peer broke the protocol.
+    """
+
+    code = "protocol"
+    exitCode = 7
+
+
+class Unconfirmed(TransferError):
+    """
+    Everything was sent; the protocol has no way to say that it arrived.
+    """
+
+    code = "unconfirmed"
+    exitCode = 9

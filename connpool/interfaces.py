@@ -1,0 +1,181 @@
+"""
+Every zope interface that a plugin or an embedding application may provide.
+
+The contract is here; implementations do not repeat it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+
+if TYPE_CHECKING:
+    from connpool.transfer.names import RelativeName
+    from connpool.transfer.records import (
+        FileStat,
+        Offer,
+        PartialInfo,
+        Receipt,
+        StoreCaps,
+    )
+
+__all__ = ["IDrainable", "IFileStore", "IPartial", "IStatsSource"]
+
+
+class IStatsSource(Interface):
+    """
+    Something whose numbers an operator wants to see.
+
+    C{connpool.observe} looks at rooms only through this interface; metric
+    names follow from C{kind} and the snapshot's field names.
+    """
+
+    name: str = Attribute("The instance's name, unique within its kind in one process.")
+    kind: str = Attribute("One of C{pool}, C{transfer}, C{datagram}, C{listener}, C{proxy}.")
+
+    def stats() -> Any:
+        """
+        @return: a frozen attrs instance: gauges and monotonic counters as of
+            now.  Cheap: no I/O, no scan.
+        """
+
+
+class IDrainable(Interface):
+    """
+    A factory whose connections can be asked to finish.
+    """
+
+    def drain() -> Deferred[None]:
+        """
+        Begin nothing new, let what runs end.
+
+        @return: fires when nothing runs any more; never fails.  Calling it
+            again returns another Deferred for the same end.
+        """
+
+    def abort() -> None:
+        """
+        End what still runs, at once.  Deferreds of L{drain} fire once the
+        connections are gone.
+        """
+
+
+# -- transfer ----------------------------------------------------------------
+
+
+class IPartial(Interface):
+    """
+    A file that is being received: private, never under its final name.
+    """
+
+    held: Sequence[tuple[int, int]] = Attribute(
+        "Sorted, disjoint C{(start, end)} byte ranges that have been written."
+    )
+    durable: Sequence[tuple[int, int]] = Attribute(
+        "The part of C{held} that the last L{checkpoint} made safe against a restart."
+    )
+    digests: Mapping[int, bytes] = Attribute("Block number to the digest recorded for it.")
+
+    def write(offset: int, data: bytes | bytearray | memoryview) -> Deferred[None] | None:
+        """
+        Store C{data} at C{offset}.
+
+        C{data} is borrowed: the store is done with it when this returns
+        L{None} or its Deferred fires.
+
+        @param offset: any offset not held; for a store with
+            C{caps.sequential}, the end of what is held.
+        @return: L{None} when done, or a Deferred that means "pause until I
+            fire"; it fails with L{TransferError}.
+        @raise NoSpace, QuotaExceeded, StoreError: see the class.
+        """
+
+    def record(block: int, digest: bytes) -> None:
+        """
+        Note that the bytes of C{block} were verified against C{digest}.  From
+        then on the block is immutable.
+        """
+
+    def discard(start: int, end: int) -> None:
+        """
+        Forget the bytes from C{start} to C{end}: they were wrong and come again.
+        """
+
+    def checkpoint() -> Deferred[None]:
+        """
+        Make what is held and recorded survive a restart (and, at the levels
+        C{data} and C{full}, a power cut); then C{durable} says so.
+        """
+
+    def suspend() -> Deferred[None]:
+        """
+        Checkpoint, and let go of descriptors and locks; the partial can be
+        opened again.  Without a resume key this is L{abort}.
+        """
+
+    def commit(root: bytes | None) -> Deferred[Receipt]:
+        """
+        Publish the file under its final name, in the order the store promises.
+
+        @param root: the root digest that was verified; L{None} when the
+            protocol has none (classic), and the receipt says C{unverified}.
+        @return: fires with the receipt once the asked durability is reached;
+            fails with L{Exists}, L{NoSpace}, L{SyncFailed}, L{StoreError}.
+        """
+
+    def abort() -> Deferred[None]:
+        """
+        Remove every trace.  Idempotent; never fails.
+        """
+
+
+class IFileStore(Interface):
+    """
+    Where received files go.
+    """
+
+    caps: StoreCaps = Attribute("What this store can do.")
+
+    def open(offer: Offer) -> Deferred[IPartial | Receipt]:
+        """
+        Create the partial for C{offer}, or resume the one that the same
+        principal began with the same resume key.
+
+        Reserves the declared size; makes no name and no directory.
+
+        @return: a partial; or the receipt, when this principal already
+            finished a file with this offer's key.  Fails with a
+            L{TransferError}.
+        """
+
+    def put(offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
+        """
+        Store a whole small file: the same as open, write and commit, without
+        a partial that could be resumed.
+
+        @return: the receipt, at once where nothing has to be waited for.
+        @raise TransferError: as L{IPartial.commit} fails.
+        """
+
+    def stat(name: RelativeName) -> Deferred[FileStat | None]:
+        """
+        @return: what is published under C{name}; L{None} if nothing is.
+        """
+
+    def partials(principal: str | None = None) -> Deferred[list[PartialInfo]]:
+        """
+        @return: the partials of one principal, or all.
+        """
+
+    def delete(info: PartialInfo) -> Deferred[None]:
+        """
+        Remove a suspended partial.
+        """
+
+    def close() -> Deferred[None]:
+        """
+        Let go of every descriptor; partials in use are suspended.
+        """

@@ -1,0 +1,55 @@
+"""
+What C{twisted/plugins/connpool_plugins.py} is made of.
+
+Twisted imports that file on every start of every C{twistd} in the
+environment, so nothing here imports the reactor or a room of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.interfaces import (
+    IStreamClientEndpointStringParserWithReactor,
+    IStreamServerEndpointStringParser,
+)
+from twisted.plugin import IPlugin
+from twisted.python.reflect import namedAny
+from zope.interface import implementer
+
+__all__ = ["LazyClient", "LazyServer"]
+
+
+class _Lazy:
+    """
+    An endpoint prefix and, as C{"module:function"}, what parses it.
+
+    @ivar prefix: the word before the first colon of the endpoint string.
+    """
+
+    def __init__(self, prefix: str, target: str) -> None:
+        self.prefix = prefix
+        self._target = target
+
+    def _parse(self, *args: Any, **kwargs: Any) -> Any:
+        return namedAny(self._target.replace(":", "."))(*args, **kwargs)
+
+
+@implementer(IPlugin, IStreamClientEndpointStringParserWithReactor)
+class LazyClient(_Lazy):
+    """
+    A client endpoint prefix whose parser is imported when first used.
+    """
+
+    def parseStreamClient(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._parse(reactor, *args, **kwargs)
+
+
+@implementer(IPlugin, IStreamServerEndpointStringParser)
+class LazyServer(_Lazy):
+    """
+    A server endpoint prefix whose parser is imported when first used.
+    """
+
+    def parseStreamServer(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._parse(reactor, *args, **kwargs)

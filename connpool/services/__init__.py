@@ -1,0 +1,3 @@
+"""
+One module for each C{twistd} plugin, and what they share.
+"""

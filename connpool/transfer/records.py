@@ -1,0 +1,146 @@
+"""
+The values that pass between protocols, reception and stores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from connpool.transfer.names import RelativeName
+
+__all__ = [
+    "DURABILITIES",
+    "IF_EXISTS",
+    "FileStat",
+    "Offer",
+    "PartialInfo",
+    "Receipt",
+    "StoreCaps",
+]
+
+#: What a receipt may promise, weakest first: survives the death of the
+#: process; contents synced before the name; contents, name and directories synced.
+DURABILITIES = ("none", "data", "full")
+
+#: What happens at publish when the name is taken.
+IF_EXISTS = ("rename", "replace", "refuse", "skip")
+
+
+@attrs.frozen
+class Offer:
+    """
+    A file that a sender wants to store, after names and policy were checked.
+
+    @ivar name: where it shall go.
+    @ivar size: bytes, or L{None} if not known before the end.
+    @ivar transferId: 32 hexadecimal digits, the same in client output, log,
+        receipt and hook; it grants nothing and is never part of a path.
+    @ivar principal: whose file it is: a user, a certificate, or C{anonymous}.
+    @ivar key: idempotence key (32 bytes): the same key gets the same receipt.
+    @ivar resumeKey: secret (32 bytes) that entitles to resume the partial.
+    @ivar modified: modification time, nanoseconds since the epoch.
+    @ivar executable: the source had an exec bit.
+    @ivar digest: algorithm of the block digests (C{sha256}, C{blake3},
+        C{xxh3}), or L{None} where the protocol has none.
+    @ivar blockSize: bytes to a block digest.
+    @ivar ifExists: one of L{IF_EXISTS}.
+    @ivar durability: one of L{DURABILITIES}.
+    @ivar protocol: C{classic}, C{native}, …
+    """
+
+    name: RelativeName
+    transferId: str
+    size: int | None = None
+    principal: str = "anonymous"
+    key: bytes | None = None
+    resumeKey: bytes | None = attrs.field(default=None, repr=False)
+    modified: int | None = None
+    executable: bool = False
+    digest: str | None = None
+    blockSize: int = 1 << 20
+    ifExists: str = "rename"
+    durability: str = "full"
+    protocol: str = "native"
+
+
+@attrs.frozen
+class Receipt:
+    """
+    What was done with a file: the one schema for the wire, C{--receipt}, hooks,
+    listeners and logs.
+
+    @ivar transferId: as in the offer.
+    @ivar name: the name it was published under, relative to the store.
+    @ivar wanted: the name that was asked for.
+    @ivar size: bytes.
+    @ivar status: C{stored}; or C{duplicate}, the same content was already there.
+    @ivar durability: the level reached, one of L{DURABILITIES}.
+    @ivar filesystem: the type it lies on, C{ext4} or C{tmpfs} or C{memory}, …
+    @ivar integrity: C{verified} against the sender's digests, or C{unverified}.
+    @ivar digest: the algorithm, or L{None}.
+    @ivar root: hexadecimal root digest, or L{None}.
+    @ivar protocol: C{classic}, C{native}, …
+    @ivar principal: as in the offer.
+    @ivar finished: wall-clock time of publishing, seconds since the epoch.
+    """
+
+    transferId: str
+    name: str
+    wanted: str
+    size: int
+    status: str
+    durability: str
+    filesystem: str
+    integrity: str
+    digest: str | None
+    root: str | None
+    protocol: str
+    principal: str
+    finished: float
+
+
+@attrs.frozen
+class StoreCaps:
+    """
+    @ivar sequential: takes appends only; no parallel streams, no holes.
+    @ivar durability: the strongest of L{DURABILITIES} it can reach.
+    """
+
+    sequential: bool = False
+    durability: str = "full"
+
+
+@attrs.frozen
+class FileStat:
+    """
+    @ivar size: bytes.
+    @ivar modified: nanoseconds since the epoch.
+    """
+
+    size: int
+    modified: int
+
+
+@attrs.frozen
+class PartialInfo:
+    """
+    A partial as an operator lists it.
+
+    @ivar size: declared bytes, L{None} if unknown.
+    @ivar received: bytes held.
+    @ivar allocated: bytes it takes on disk.
+    @ivar active: whether a transfer is using it now.
+    @ivar changed: wall-clock time of the last write, seconds since the epoch.
+    """
+
+    partialId: str
+    principal: str
+    name: str
+    size: int | None
+    received: int
+    allocated: int
+    active: bool
+    changed: float

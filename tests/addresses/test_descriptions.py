@@ -1,0 +1,59 @@
+import pytest
+
+from connpool.addresses import parseListen, tokenize
+from connpool.errors import AddressError
+
+
+def test_tokenizeUnescapes():
+    assert tokenize(r"tcp:80:interface=\:\:1:a\=b:c=d=e") == (
+        ["tcp", "80", "a=b"],
+        {"interface": "::1", "c": "d=e"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("description", "local", "datagram"),
+    [
+        ("tcp:8640:interface=127.0.0.1", True, False),
+        (r"tcp:8640:interface=\:\:1", True, False),
+        (r"tcp6:8640:interface=\:\:1", True, False),
+        ("tcp:8640", False, False),
+        ("tcp:8640:interface=0.0.0.0", False, False),
+        ("unix:/run/x.sock", True, False),
+        ("systemd:domain=INET:name=web", False, False),
+        ("secured:tcp:443:interface=127.0.0.1:certificate=c:privateKey=k", True, False),
+        ("proxied:tcp:443:interface=127.0.0.1:trusted=unix", False, False),
+        ("proxied:secured:tcp:443:trusted=10.0.0.0/8", False, False),
+        ("udp:8641:interface=127.0.0.1", True, True),
+        ("udp:8641", False, True),
+        ("udp:systemd:name=echo", False, True),
+    ],
+)
+def test_whoCanReachIt(description, local, datagram):
+    listen = parseListen(description)
+    assert listen.local is local
+    assert listen.datagram is datagram
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "",
+        "tcp",
+        "proxied:",
+        ":80",
+        "8640",
+        "udp:8641:127.0.0.1",
+        "udp:8641:::1",
+        "udp:x",
+        "udp:65536",
+        "udp:1:interfce=127.0.0.1",
+        "udp:1:reusePort=maybe",
+        "tcp:80:interface=a:interface=b",
+        "tcp:80\\",
+    ],
+)
+def test_mistakesAreOneLine(description):
+    with pytest.raises(AddressError) as caught:
+        parseListen(description)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,104 @@
+"""
+Fixtures for every test.
+
+C{noLeaks} is always on: pytest-twisted lets logged failures, unhandled
+Deferreds and left-over delayed calls pass (pytest-twisted #4), so a test fails
+here for each of them unless it said C{expectFailure(SomeError)}.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.logger import ILogObserver, globalLogPublisher
+from zope.interface import implementer
+
+
+@implementer(ILogObserver)
+class _Errors:
+    def __init__(self) -> None:
+        self.expected: list[type[BaseException]] = []
+        self.failures: list[Any] = []
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        failure = event.get("log_failure")
+        if failure is not None:
+            if not any(failure.check(kind) for kind in self.expected):
+                self.failures.append(failure)
+        elif event.get("isError"):
+            self.failures.append(event)
+
+
+def _delayedCalls() -> set[Any]:
+    from twisted.internet import reactor
+
+    return set(reactor.getDelayedCalls())
+
+
+@pytest.fixture(autouse=True)
+def noLeaks() -> Iterator[_Errors]:
+    """
+    Fail the test for logged errors, unhandled Deferreds and delayed calls.
+    """
+    errors = _Errors()
+    before = _delayedCalls()
+    globalLogPublisher.addObserver(errors)
+    try:
+        yield errors
+        gc.collect()
+    finally:
+        globalLogPublisher.removeObserver(errors)
+    left = [call for call in _delayedCalls() - before if call.active()]
+    for call in left:
+        call.cancel()
+    assert not errors.failures, f"logged errors: {errors.failures}"
+    assert not left, f"left-over delayed calls: {left}"
+
+
+@pytest.fixture
+def expectFailure(noLeaks: _Errors) -> Callable[[type[BaseException]], None]:
+    """
+    Say that this kind of logged failure belongs to the test.
+    """
+    return noLeaks.expected.append
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """
+    An empty directory for a receiver.
+    """
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """
+    C{@pytest.mark.peer("go")}: skip with a reason here, fail in CI.
+    """
+    for mark in item.iter_markers("peer"):
+        for program in mark.args:
+            if shutil.which(program) is None:
+                reason = f"{program} is not installed"
+                if os.environ.get("CI"):
+                    pytest.fail(f"{reason}; .ci/run must install it", pytrace=False)
+                pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """
+    Leave C{slow} tests out unless C{-m slow} asks for them.
+    """
+    if "slow" in (config.option.markexpr or ""):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]

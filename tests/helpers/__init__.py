@@ -1,0 +1,3 @@
+"""
+What several tests need: bounded waits and processes that end.
+"""
