@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "commands": GROUND | {"proxyprotocol", "pool", "transfer", "datagram", "observe", "services"},
     "testing": GROUND | {"pool", "transfer", "datagram", "proxyprotocol"},
     "plugin": set(),
+    "__main__": {"commands"},
 }
 
 

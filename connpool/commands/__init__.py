@@ -1,0 +1,51 @@
+"""
+The C{connpool} command: one module for each subcommand, imported when asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from connpool import __version__
+
+__all__ = ["main"]
+
+#: Subcommand to its one-line description; the module has the same name.
+COMMANDS: dict[str, str] = {
+    "send": "send files",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run C{connpool ARGUMENTS}.
+
+    @return: the exit code; C{console_scripts} exits with it.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    parser = argparse.ArgumentParser(prog="connpool", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"connpool {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            allow_abbrev=False,
+        )
+        if name == chosen:
+            # only the module that will run: start-up time is part of every call
+            import_module(f"connpool.commands.{name}").addArguments(subparser)
+    arguments = parser.parse_args(argv)
+    command = import_module(f"connpool.commands.{arguments.command}")
+    try:
+        return int(command.run(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1

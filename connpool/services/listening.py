@@ -1,0 +1,164 @@
+"""
+A listener that starts or says in one line why not, and stops without losing
+what runs.
+
+Twisted's own C{StreamServerEndpointService} logs a port in use and lives on
+(Twisted #4731), cannot be restarted (#5071), hides its port, and leaves open
+connections behind when it stops.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from connpool.addresses import Listen
+from connpool.errors import StartFailed
+from connpool.interfaces import IDrainable, IStatsSource
+from connpool.services.gate import Access, Gate, ListenerStats
+from connpool.services.starting import failStart
+
+__all__ = ["ListeningService", "describeListenError"]
+
+
+def describeListenError(description: str, error: BaseException | None) -> str:
+    """
+    Why nothing can listen on C{description}, in one line with the remedy.
+    """
+    cause = error.socketError if isinstance(error, CannotListenError) else error
+    number = getattr(cause, "errno", None)
+    why = os.strerror(number) if isinstance(number, int) else str(cause).partition("\n")[0]
+    remedies = {
+        errno.EADDRINUSE: "another program has this port; stop it or choose another port",
+        errno.EACCES: "ports below 1024 and that path need more rights; choose another",
+        errno.EADDRNOTAVAIL: "this machine has no such address; see interface=",
+    }
+    remedy = f"; {remedies[number]}" if number in remedies else ""
+    return f"cannot listen on {description}: {why}{remedy}"
+
+
+@implementer(IStatsSource)
+class ListeningService(Service):
+    """
+    Listens on several endpoints for one factory.
+
+    Everything is bound in C{privilegedStartService}; if one endpoint cannot
+    be, none stays open.  It can be started again after a stop.
+
+    @param reactor: also the clock of the drain.
+    @param listens: what to listen on.
+    @param factory: builds the protocols; if it provides L{IDrainable}, it is
+        asked to finish when the service stops.
+    @param access: who may connect.
+    @param drainTimeout: seconds that a stop waits for connections to end
+        before it aborts them.
+    """
+
+    kind = "listener"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        listens: Sequence[Listen],
+        factory: Any,
+        *,
+        access: Access | None = None,
+        drainTimeout: float = 60.0,
+        name: str = "listener",
+    ) -> None:
+        self.name = name
+        self.drainTimeout = drainTimeout
+        self.gate = Gate(factory, access or Access(), name)
+        self._reactor = reactor
+        self._listens = listens
+        self._ports: list[IListeningPort] = []
+
+    def privilegedStartService(self) -> None:
+        super().privilegedStartService()
+        self._listen()
+
+    def startService(self) -> None:
+        if not self._ports:
+            # twist starts services without the privileged step
+            self._listen()
+        super().startService()
+
+    def _listen(self) -> None:
+        ports: list[IListeningPort] = []
+        for listen in self._listens:
+            results: list[Any] = []
+            try:
+                endpoint = serverFromString(self._reactor, listen.description)
+                endpoint.listen(self.gate).addBoth(results.append)
+            except Exception as e:
+                results.append(Failure(e))
+            if not results or isinstance(results[0], Failure):
+                for port in ports:
+                    maybeDeferred(port.stopListening)
+                if not results:
+                    failStart(f"{self.name}: {listen.description} did not open at once")
+                failStart(
+                    f"{self.name}: {describeListenError(listen.description, results[0].value)}"
+                )
+            ports.append(results[0])
+        self._ports = ports
+
+    def getHosts(self) -> list[IAddress]:
+        """
+        @return: the address of each endpoint, in the order given.
+        @raise StartFailed: while the service does not listen.
+        """
+        if not self._ports:
+            raise StartFailed(f"{self.name} does not listen; start the service first")
+        return [port.getHost() for port in self._ports]
+
+    def getHost(self) -> IAddress:
+        """
+        @return: the address of the first endpoint.
+        """
+        return self.getHosts()[0]
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        ports, self._ports = self._ports, []
+        closing = [maybeDeferred(port.stopListening) for port in ports]
+        done = DeferredList(closing, consumeErrors=True)
+        return done.addCallback(lambda _: self._drain())
+
+    def _drain(self) -> Deferred[None]:
+        gate: IDrainable = self.gate
+        end = gate.drain()
+        if self.drainTimeout <= 0:
+            gate.abort()
+            return end
+        late = self._reactor.callLater(self.drainTimeout, self._abort)
+
+        def stopClock(_: None) -> None:
+            if late.active():
+                late.cancel()
+
+        return end.addBoth(stopClock)
+
+    def _abort(self) -> None:
+        self._log.warn(
+            "{name}: {n} connections did not end within {seconds} s; aborting them",
+            name=self.name,
+            n=self.gate.stats().connections,
+            seconds=self.drainTimeout,
+        )
+        self.gate.abort()
+
+    def stats(self) -> ListenerStats:
+        return self.gate.stats()

@@ -1,0 +1,194 @@
+"""
+What the options of all plugins share: how texts become values, how mistakes
+become one line, and who may connect.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from twisted.internet.endpoints import serverFromString
+from twisted.python import usage
+
+from connpool.addresses import Listen, Networks, parseListen
+from connpool.errors import AddressError
+
+__all__ = [
+    "AccessOptions",
+    "ServiceOptions",
+    "asCount",
+    "asNetworks",
+    "asSeconds",
+    "asSize",
+]
+
+T = TypeVar("T")
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def asSize(text: str) -> int:
+    """
+    C{"64M"} to bytes.
+
+    @param text: digits and one of K, M, G, T (powers of 1024) or nothing.
+    @raise ValueError: for anything else; its text names the form.
+    """
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not (number.isascii() and number.isdigit()) or unit not in _UNITS or len(number) > 15:
+        raise ValueError(f"{text!r} is not a size; write bytes, or a number with K, M, G or T")
+    return int(number) * _UNITS[unit]
+
+
+def asSeconds(text: str) -> float:
+    """
+    @return: a finite number of seconds above zero.
+    @raise ValueError: for anything else.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"{text!r} is not a time; write seconds above 0")
+    return seconds
+
+
+def asCount(text: str) -> int:
+    """
+    @return: a whole number of at least 1.
+    @raise ValueError: for anything else.
+    """
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) < 1:
+        raise ValueError(f"{text!r} is not a count; write a whole number of at least 1")
+    return int(text)
+
+
+def asNetworks(texts: Sequence[str]) -> Networks:
+    """
+    @raise ValueError: for a text that is not a network.
+    """
+    return Networks.parse(texts)
+
+
+class ServiceOptions(usage.Options):
+    """
+    Options of a plugin.
+
+    Values are checked in C{postOptions} through L{convert}.  Under C{twistd}
+    and C{twist} a mistake ends the program with one line; whoever parses these
+    options without such a parent (C{twistd compose}, an embedder) gets the
+    L{usage.UsageError}.
+
+    @cvar pluginName: the plugin's name, for messages.
+    """
+
+    pluginName: ClassVar[str] = ""
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as e:
+            if getattr(self, "parent", None) is None:
+                raise
+            sys.exit(f"{self.pluginName}: {e}; see twistd {self.pluginName} --help")
+
+    def parseArgs(self, *arguments: str) -> None:
+        if arguments:
+            raise usage.UsageError(f"unexpected argument {arguments[0]!r}")
+
+    def convert(self, name: str, parse: Callable[[Any], T]) -> T:
+        """
+        Replace the text of option C{name} by its value.
+
+        @raise usage.UsageError: when C{parse} raises L{ValueError}.
+        """
+        try:
+            value = parse(self[name])
+        except ValueError as e:
+            raise usage.UsageError(f"--{name}: {e}") from None
+        self[name] = value
+        return value
+
+    def choice(self, name: str, choices: Sequence[str]) -> None:
+        """
+        @raise usage.UsageError: unless option C{name} is one of C{choices}.
+        """
+        if self[name] not in choices:
+            raise usage.UsageError(f"--{name}: {self[name]!r} is not one of {', '.join(choices)}")
+
+    def collect(self, name: str, text: str) -> None:
+        """
+        Add C{text} to the repeatable option C{name}.
+        """
+        self.setdefault(name, []).append(text)
+
+
+class AccessOptions(ServiceOptions):
+    """
+    Options of a plugin that listens.
+
+    @cvar defaultListen: what it listens on when nothing is said.
+    @cvar takesDatagrams: whether C{udp:} descriptions are taken.
+    @cvar takesStreams: whether stream endpoint descriptions are taken.
+    """
+
+    defaultListen: ClassVar[Sequence[str]] = ()
+    takesDatagrams: ClassVar[bool] = False
+    takesStreams: ClassVar[bool] = True
+
+    def opt_listen(self, endpoint: str) -> None:
+        r"""
+        Where to listen, an endpoint description such as
+        tcp:8640:interface=127.0.0.1 (repeatable; default: loopback).
+        """
+        self.collect("listen", endpoint)
+
+    def opt_allow(self, network: str) -> None:
+        """
+        Serve this network only: CIDR, an address, or "any" (repeatable).
+        """
+        self.collect("allow", network)
+
+    def opt_deny(self, network: str) -> None:
+        """
+        Never serve this network; wins over --allow (repeatable).
+        """
+        self.collect("deny", network)
+
+    def postOptions(self) -> None:
+        for name in ("allow", "deny"):
+            self.setdefault(name, [])
+            self.convert(name, asNetworks)
+        self.setdefault("listen", list(self.defaultListen))
+        self["listen"] = [self._listen(text) for text in self["listen"]]
+
+    def _listen(self, text: str) -> Listen:
+        try:
+            listen = parseListen(text)
+        except AddressError as e:
+            raise usage.UsageError(f"--listen: {e}") from None
+        if listen.datagram and not self.takesDatagrams:
+            raise usage.UsageError(f"--listen: {text!r}: this service does not speak UDP; use tcp:")
+        if not listen.datagram:
+            if not self.takesStreams:
+                raise usage.UsageError(f"--listen: {text!r}: this service speaks UDP; use udp:")
+            self._tryEndpoint(text)
+        return listen
+
+    @staticmethod
+    def _tryEndpoint(text: str) -> None:
+        """
+        Have the endpoint's own parser look at its description.  No reactor
+        yet: importing it here would defeat C{--reactor}.
+        """
+        try:
+            serverFromString(None, text)
+        except AttributeError:
+            pass  # a parser that wants a reactor; makeService asks it again
+        except Exception as e:
+            why = str(e).partition("\n")[0] or type(e).__name__
+            raise usage.UsageError(f"--listen: {text!r}: {why}") from None

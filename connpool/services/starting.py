@@ -1,0 +1,36 @@
+"""
+How a service says that it cannot start: one line, exit code 1.
+
+L{SystemExit} inside a service would leave the pidfile and hang the parent of a
+daemonizing C{twistd}, so services raise L{StartFailed}; C{twistd} and
+C{twist} let it out of the main program, where the excepthook prints its text
+only.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import NoReturn
+
+from connpool.errors import StartFailed
+
+__all__ = ["failStart"]
+
+
+def failStart(message: str) -> NoReturn:
+    """
+    @raise StartFailed: always; uncaught, it prints as one line.
+    """
+    previous = sys.excepthook
+
+    def hook(
+        kind: type[BaseException], value: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if issubclass(kind, StartFailed):
+            sys.stderr.write(f"{value}\n")
+        else:
+            previous(kind, value, traceback)
+
+    sys.excepthook = hook
+    raise StartFailed(message)

@@ -1,0 +1,166 @@
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from connpool.addresses import Networks, parseListen
+from connpool.errors import StartFailed
+from connpool.interfaces import IDrainable, IStatsSource
+from connpool.services.gate import Access, Gate
+from connpool.services.listening import ListeningService
+from tests.helpers.waiting import bounded, successResultOf, until
+
+LOOPBACK = parseListen("tcp:0:interface=127.0.0.1")
+
+
+class Echo(Protocol):
+    def dataReceived(self, data):
+        self.transport.write(data)
+
+
+class Client(Protocol):
+    def __init__(self):
+        self.received = b""
+        self.lost = Deferred()
+
+    def dataReceived(self, data):
+        self.received += data
+
+    def connectionLost(self, reason):
+        self.lost.callback(None)
+
+
+def connect(service):
+    host = service.getHost()
+    return bounded(connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", host.port), Client()))
+
+
+def service(**kwargs):
+    return ListeningService(reactor, [LOOPBACK], Factory.forProtocol(Echo), **kwargs)
+
+
+def test_provides():
+    verifyObject(IStatsSource, service())
+    verifyObject(IDrainable, service().gate)
+    verifyObject(IStatsSource, service().gate)
+
+
+@pytest_twisted.ensureDeferred
+async def test_servesStopsAndStartsAgain():
+    listening = service()
+    for _ in range(2):
+        listening.privilegedStartService()
+        listening.startService()
+        client = await connect(listening)
+        client.transport.write(b"hello")
+        await until(lambda c=client: c.received == b"hello")
+        assert listening.stats().connections == 1
+        client.transport.loseConnection()
+        await bounded(listening.stopService())
+        await bounded(client.lost)
+        with pytest.raises(StartFailed, match="start the service first"):
+            listening.getHost()
+    assert listening.stats().accepted == 2
+    assert listening.stats().connections == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_stopAbortsAfterTheDrainTimeout():
+    listening = service(drainTimeout=0.1)
+    listening.startService()
+    client = await connect(listening)
+    await until(lambda: listening.stats().connections)
+    await bounded(listening.stopService())
+    await bounded(client.lost)
+    assert listening.stats().connections == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_portInUseIsOneLineAndLeavesNothingOpen(monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    first = service()
+    first.privilegedStartService()
+    taken = f"tcp:{first.getHost().port}:interface=127.0.0.1"
+    second = ListeningService(
+        reactor, [LOOPBACK, parseListen(taken)], Factory.forProtocol(Echo), name="second"
+    )
+    with pytest.raises(StartFailed) as caught:
+        second.privilegedStartService()
+    assert str(caught.value).startswith(f"second: cannot listen on {taken}: Address already in use")
+    assert "choose another port" in str(caught.value)
+    with pytest.raises(StartFailed):
+        second.getHosts()
+    await bounded(first.stopService())
+
+
+def build(access, *hosts):
+    gate = Gate(Factory.forProtocol(Echo), access, "gate")
+    return gate, [gate.buildProtocol(IPv4Address("TCP", host, 1)) for host in hosts]
+
+
+def test_denyWinsOverAllow():
+    access = Access(allow=Networks.parse(["10.0.0.0/8"]), deny=Networks.parse(["10.6.6.6"]))
+    gate, built = build(access, "10.0.0.1", "10.6.6.6", "192.0.2.1")
+    assert [protocol is not None for protocol in built] == [True, False, False]
+    assert gate.stats().refusedAddress == 2
+
+
+def test_unixPeersMayConnectAndUnknownOnesMatchNoList():
+    access = Access(allow=Networks.parse(["any"]))
+    assert access.permits(UNIXAddress(b""))
+    assert not access.permits(object())
+    assert Access().permits(object())
+
+
+def test_limitsCountWhatIsOpen():
+    gate, built = build(
+        Access(maxConnections=3, maxPerPeer=2), *["10.0.0.1"] * 3, *["10.0.0.2"] * 2
+    )
+    assert [protocol is not None for protocol in built] == [True, True, False, True, False]
+    assert gate.stats().refusedLimit == 2
+    built[0].makeConnection(StringTransport())
+    built[0].connectionLost(None)
+    assert gate.buildProtocol(IPv4Address("TCP", "10.0.0.1", 1)) is not None
+
+
+def test_theProtocolHasTheRealTransport():
+    _, (protocol,) = build(Access(), "10.0.0.1")
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    assert protocol._protocol.transport is transport
+    protocol.dataReceived(b"x")
+    assert transport.value() == b"x"
+
+
+def test_drainAsksTheFactory():
+    asked = []
+
+    @implementer(IDrainable)
+    class Draining(Factory):
+        protocol = Echo
+        end = Deferred()
+
+        def drain(self):
+            asked.append("drain")
+            return self.end
+
+        def abort(self):
+            asked.append("abort")
+            self.end.callback(None)
+
+    listening = ListeningService(Clock(), [], Draining(), drainTimeout=5)
+    listening.startService()
+    d = listening.stopService()
+    assert asked == ["drain"]
+    listening._reactor.advance(5)
+    assert asked == ["drain", "abort"]
+    assert successResultOf(d) is None

@@ -1,0 +1,30 @@
+"""
+The public names: a name that goes or comes is a decision, not an accident.
+"""
+
+from importlib import import_module
+
+import pytest
+
+PUBLIC = {
+    "connpool.addresses": {
+        "Listen",
+        "Networks",
+        "joinHostPort",
+        "parseListen",
+        "splitHostPort",
+        "tokenize",
+    },
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_publicNames(module):
+    assert set(import_module(module).__all__) == PUBLIC[module]
+
+
+@pytest.mark.parametrize("module", [*PUBLIC, "connpool.errors", "connpool.interfaces"])
+def test_everyPublicNameExists(module):
+    loaded = import_module(module)
+    for name in loaded.__all__:
+        assert getattr(loaded, name) is not None
