@@ -15,6 +15,17 @@ PUBLIC = {
         "splitHostPort",
         "tokenize",
     },
+    "connpool.proxyprotocol": {
+        "MAX_HEADER",
+        "Header",
+        "HeaderParser",
+        "NotAHeader",
+        "SSLInfo",
+        "TLVs",
+        "encodeV1",
+        "encodeV2",
+        "parseDatagram",
+    },
 }
 
 
