@@ -104,6 +104,17 @@ class IPartial(Interface):
         Forget the bytes from C{start} to C{end}: they were wrong and come again.
         """
 
+    def settled() -> Deferred[Sequence[tuple[int, int]]]:
+        """
+        Wait until what an earlier process held was read again and hashed.
+
+        Writing elsewhere goes on meanwhile; L{commit} waits for it too.
+
+        @return: fires with the ranges that were damaged: they left C{held} and
+            C{digests} and must come again.  At once with none for a partial
+            that was not resumed after a restart.
+        """
+
     def checkpoint() -> Deferred[None]:
         """
         Make what is held and recorded survive a restart (and, at the levels
@@ -119,6 +130,10 @@ class IPartial(Interface):
     def commit(root: bytes | None) -> Deferred[Receipt]:
         """
         Publish the file under its final name, in the order the store promises.
+
+        Closes the partial to writes and waits for those under way.  After a
+        L{NoSpace} the partial is open again; after any other failure it can
+        only be suspended or aborted.
 
         @param root: the root digest that was verified; L{None} when the
             protocol has none (classic), and the receipt says C{unverified}.
@@ -146,9 +161,15 @@ class IFileStore(Interface):
 
         Reserves the declared size; makes no name and no directory.
 
+        A partial that is open in this process is taken over: its writes under
+        way end first, later ones and its commit fail with L{ConflictTakeover}.
+
+        Only whole blocks that were recorded come back after a restart, so a
+        protocol without block digests resumes at nothing.
+
         @return: a partial; or the receipt, when this principal already
             finished a file with this offer's key.  Fails with a
-            L{TransferError}.
+            L{TransferError}; with L{Busy} while another process has it open.
         """
 
     def put(offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
@@ -158,6 +179,13 @@ class IFileStore(Interface):
 
         @return: the receipt, at once where nothing has to be waited for.
         @raise TransferError: as L{IPartial.commit} fails.
+        """
+
+    def trouble() -> str | None:
+        """
+        @return: why new offers are refused now, one line for readiness checks
+            and operators (the directory was moved away, the disk is full);
+            L{None} if they are not.  Cheap.
         """
 
     def stat(name: RelativeName) -> Deferred[FileStat | None]:

@@ -26,6 +26,17 @@ PUBLIC = {
         "encodeV2",
         "parseDatagram",
     },
+    "connpool.transfer": {
+        "DURABILITIES",
+        "IF_EXISTS",
+        "FileStat",
+        "Offer",
+        "PartialInfo",
+        "Receipt",
+        "RelativeName",
+        "StoreCaps",
+        "displayName",
+    },
 }
 
 

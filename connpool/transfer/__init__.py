@@ -1,3 +1,26 @@
 """
 Receiving and sending files.
 """
+
+from connpool.transfer.names import RelativeName, displayName
+from connpool.transfer.records import (
+    DURABILITIES,
+    IF_EXISTS,
+    FileStat,
+    Offer,
+    PartialInfo,
+    Receipt,
+    StoreCaps,
+)
+
+__all__ = [
+    "DURABILITIES",
+    "IF_EXISTS",
+    "FileStat",
+    "Offer",
+    "PartialInfo",
+    "Receipt",
+    "RelativeName",
+    "StoreCaps",
+    "displayName",
+]
