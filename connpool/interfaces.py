@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         StoreCaps,
     )
 
-__all__ = ["IDrainable", "IFileStore", "IPartial", "IStatsSource"]
+__all__ = ["IDrainable", "IFileStore", "IPartial", "IStatsSource", "ITransferListener"]
 
 
 class IStatsSource(Interface):
@@ -206,4 +206,40 @@ class IFileStore(Interface):
     def close() -> Deferred[None]:
         """
         Let go of every descriptor; partials in use are suspended.
+        """
+
+
+class ITransferListener(Interface):
+    """
+    Told about every file that a reception sees.
+
+    Called in the reactor, in the order things happen to one file; what it
+    raises is logged and changes nothing.
+    """
+
+    def offered(offer: Offer, peer: str) -> None:
+        """
+        A sender wants to store a file with a name we take.
+        """
+
+    def refused(name: str, peer: str, why: Exception) -> None:
+        """
+        An offer was turned away.
+
+        @param name: fit to be displayed.
+        """
+
+    def started(offer: Offer, peer: str) -> None:
+        """
+        A partial is open; bytes may come.
+        """
+
+    def published(receipt: Receipt) -> None:
+        """
+        A file has its final name, and the durability that was asked for.
+        """
+
+    def failed(offer: Offer, peer: str, why: BaseException) -> None:
+        """
+        A transfer ended without publishing.
         """

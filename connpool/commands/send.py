@@ -1,0 +1,123 @@
+"""
+C{connpool send}: send files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from typing import Any
+
+from connpool.addresses import splitHostPort
+from connpool.commands.progress import Progress
+from connpool.errors import AddressError, TransferError, Unconfirmed
+from connpool.transfer.names import displayName
+
+__all__ = ["addArguments", "run"]
+
+DEFAULT_TO = "127.0.0.1:8640"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError("seconds above 0 are asked for")
+    return value
+
+
+def addArguments(parser: argparse.ArgumentParser) -> None:
+    """
+    The arguments of C{connpool send}.
+    """
+    parser.add_argument("paths", nargs="+", metavar="FILE", help="what to send")
+    parser.add_argument(
+        "--to", default=DEFAULT_TO, metavar="HOST:PORT", help="the receiver (default %(default)s)"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=["classic"],
+        default="classic",
+        help="classic: the bare name, ok, bytes until the end (default %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long the receiver may stay silent (default %(default)g)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """
+    Send, and say honestly what became of it.
+
+    @return: the exit code.
+    """
+    try:
+        host, port = splitHostPort(arguments.to)
+    except AddressError as e:
+        sys.stderr.write(f"connpool send: --to: {e}\n")
+        return 2
+    from twisted.internet import reactor, task
+
+    codes: list[int] = []
+
+    async def main(reactor: Any) -> None:
+        with Progress() as progress:
+            for path in arguments.paths:
+                code = await _sendOne(reactor, host, port, path, arguments, progress)
+                codes.append(code)
+
+    try:
+        task.react(lambda r: _deferred(main(r)), [], reactor)
+    except SystemExit as e:
+        if e.code:
+            return 130 if len(codes) < len(arguments.paths) else 1
+    return _exitCode(codes)
+
+
+def _deferred(coroutine: Any) -> Any:
+    from twisted.internet.defer import Deferred
+
+    return Deferred.fromCoroutine(coroutine)
+
+
+def _exitCode(codes: list[int]) -> int:
+    """
+    One code for all files: theirs if they agree; else "some failed".
+    """
+    failures = {code for code in codes if code != Unconfirmed.exitCode}
+    if not failures:
+        return Unconfirmed.exitCode
+    return failures.pop() if len(set(codes)) == 1 else 3
+
+
+async def _sendOne(
+    reactor: Any,
+    host: str,
+    port: int,
+    path: str,
+    arguments: argparse.Namespace,
+    progress: Progress,
+) -> int:
+    from twisted.internet.endpoints import HostnameEndpoint
+
+    from connpool.transfer.classic import sendClassic
+
+    shown = displayName(path)
+    try:
+        sent = await sendClassic(
+            reactor,
+            HostnameEndpoint(reactor, host, port, timeout=arguments.timeout),
+            path,
+            started=lambda size: progress.begin(shown, size),
+            progress=progress.advance,
+            timeout=arguments.timeout,
+        )
+    except TransferError as e:
+        progress.line(f"connpool send: {shown}: {e}")
+        return e.exitCode
+    progress.line(f"{shown}: sent {sent} bytes, unconfirmed (classic has no confirmation)")
+    return Unconfirmed.exitCode

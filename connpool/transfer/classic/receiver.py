@@ -1,0 +1,278 @@
+"""
+Receiving by the classic protocol.
+
+The protocol marks neither the end of the name nor the end of the file:
+
+  1. The sender waits for our answer after its name, so the name is what has
+     arrived once the socket is quiet (L{SETTLE} seconds).
+  2. The end of the connection is the end of the file.  A reset never
+     publishes.  A sender that was killed looks like one that finished (its
+     kernel closes the connection properly), so what is published is a prefix
+     of what was sent, and its receipt says C{unverified}.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.protocol import Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from connpool.errors import NameRefused, NetworkFailed, TransferError, TransferTimeout
+from connpool.transfer.names import RelativeName, displayName
+from connpool.transfer.pace import Pace
+from connpool.transfer.reception import Incoming, Reception
+from connpool.transfer.records import Offer
+
+__all__ = ["ClassicReceiver", "ClassicRefusal"]
+
+#: Seconds of silence after which the name is complete.
+SETTLE = 0.01
+
+#: Longest name, in bytes: what file systems take as one component.
+LONGEST_NAME = 255
+
+#: Bytes taken from the socket at once.  The allocation of each read is what
+#: costs, not the copy.
+READ_SIZE = 1 << 20
+
+
+@implementer(IHalfCloseableProtocol)
+class ClassicReceiver(Protocol):
+    """
+    One connection, one file.
+
+    @param clock: times the settling and the deadlines.
+    @param reception: where the file goes.
+    @param suffix: appended to the name of what is published.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: Any, reception: Reception, suffix: str = "") -> None:
+        self._clock = clock
+        self._reception = reception
+        self._suffix = suffix
+        self._name = b""
+        self._settle: Any = None
+        self._incoming: Incoming | None = None
+        self._offset = 0
+        self._named: Deferred[bytes] = Deferred()
+        self._ended: Deferred[None] = Deferred()
+        self._pace = Pace(
+            clock, reception.policy.idleTimeout, reception.policy.minimumRate, self._fail
+        )
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.bufferSize = READ_SIZE
+        self._peer = str(getattr(transport.getPeer(), "host", "") or "unix")
+        self._pace.start()
+        Deferred.fromCoroutine(self._receive()).addErrback(
+            lambda f: self._log.failure("receiving from {peer} failed", f, peer=self._peer)
+        )
+
+    async def _receive(self) -> None:
+        """
+        The protocol, from the name to the end.
+        """
+        transport: Any = self.transport
+        peer = self._peer
+        try:
+            name = await self._named
+            self._pace.stop()
+            # nothing is due from the sender until it has our answer
+            transport.pauseProducing()
+            offer = self._offer(name)
+            self._incoming = incoming = await self._begin(offer)
+            transport.write(b"ok")
+            if not self._ended.called:
+                self._pace.start()
+                transport.resumeProducing()
+            await self._ended
+        except TransferError as e:
+            self._forget()
+            if self._incoming is not None:
+                await self._incoming.abort(e)
+                transport.abortConnection()
+            else:
+                transport.write(f"{e.code}: {e}\n".encode())
+                transport.loseConnection()
+            return
+        except CancelledError:
+            # the sender left before it had its answer
+            self._forget()
+            transport.loseConnection()
+            return
+        self._pace.stop()
+        try:
+            await incoming.commit(None)
+        except TransferError as e:
+            self._log.info("{peer}: {why}", peer=peer, why=str(e))
+            transport.abortConnection()
+        else:
+            transport.loseConnection()
+
+    def _forget(self) -> None:
+        """
+        How the connection ends makes no difference any more.
+        """
+        self._pace.stop()
+        self._ended.addErrback(lambda _: None)
+
+    def _offer(self, raw: bytes) -> Offer:
+        policy = self._reception.policy
+        try:
+            name = RelativeName.parse(raw, profile=policy.names, dotfiles=policy.dotfiles)
+            if len(name.components) != 1:
+                raise NameRefused("a name without directories is asked for")
+            if self._suffix:
+                name = RelativeName.parse(
+                    name.path + self._suffix, profile=policy.names, dotfiles=policy.dotfiles
+                )
+        except NameRefused as e:
+            self._reception.refuse(displayName(raw), self._peer, e)
+            raise
+        return Offer(
+            name=name,
+            transferId=secrets.token_hex(16),
+            ifExists=policy.ifExists,
+            protocol="classic",
+        )
+
+    async def _begin(self, offer: Offer) -> Incoming:
+        incoming = await self._reception.begin(offer, self._peer)
+        assert isinstance(incoming, Incoming), "classic offers have no key"
+        return incoming
+
+    def dataReceived(self, data: bytes) -> None:
+        self._pace.arrived(len(data))
+        if self._incoming is not None:
+            self._store(data)
+        elif not self._named.called:
+            self._name += data
+            if len(self._name) > LONGEST_NAME:
+                self._fail(
+                    NameRefused(f"a name has 1 to {LONGEST_NAME} bytes; wait for ok after it")
+                )
+            elif self._settle is None:
+                self._settle = self._clock.callLater(SETTLE, self._nameSettled)
+            else:
+                self._settle.reset(SETTLE)
+
+    def _nameSettled(self) -> None:
+        self._settle = None
+        self._named.callback(self._name)
+
+    def _store(self, data: bytes) -> None:
+        incoming = self._incoming
+        if incoming is None or incoming.ended or self._ended.called:
+            return
+        try:
+            pause = incoming.write(self._offset, data)
+        except TransferError as e:
+            self._fail(e)
+            return
+        self._offset += len(data)
+        if pause is not None:
+            transport: Any = self.transport
+            transport.pauseProducing()
+            self._pace.stop()
+            pause.addCallbacks(self._resume, lambda f: self._fail(f.value))
+
+    def _resume(self, _: None) -> None:
+        if not self._ended.called:
+            self._pace.start()
+            transport: Any = self.transport
+            transport.resumeProducing()
+
+    def _fail(self, why: TransferError) -> None:
+        """
+        End the conversation with C{why}, wherever it stands.
+        """
+        if self._settle is not None:
+            self._settle.cancel()
+            self._settle = None
+        if isinstance(why, TransferTimeout) and not self._name:
+            # nobody spoke: nothing to answer
+            self._named.cancel()
+            return
+        waited: Deferred[Any] = self._ended if self._named.called else self._named
+        if not waited.called:
+            waited.errback(why)
+
+    def readConnectionLost(self) -> None:
+        """
+        The sender has nothing more to send.
+        """
+        if self._incoming is not None:
+            if not self._ended.called:
+                self._ended.callback(None)
+        else:
+            self._leave()
+
+    def writeConnectionLost(self) -> None:
+        """
+        We never close one direction only.
+        """
+
+    def _leave(self) -> None:
+        if self._settle is not None:
+            self._settle.cancel()
+            self._settle = None
+        if not self._named.called:
+            self._named.cancel()
+        elif not self._ended.called:
+            self._ended.errback(NetworkFailed("the sender left before the answer"))
+
+    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008 - Twisted's signature
+        if self._incoming is None:
+            self._leave()
+        elif not self._ended.called:
+            if reason.check(ConnectionDone):
+                self._ended.callback(None)
+            else:
+                self._ended.errback(NetworkFailed("the sender's connection was reset"))
+
+    def drain(self) -> None:
+        """
+        The service stops: end unless a file is on its way.
+        """
+        if not self._named.called:
+            self._leave()
+
+
+@implementer(IHalfCloseableProtocol)
+class ClassicRefusal(Protocol):
+    """
+    What a classic sender meets where classic is not taken.
+    """
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.write(
+            b"forbidden: the classic protocol is not taken from this address; "
+            b"see --classic-from of the receiver\n"
+        )
+        transport.loseConnection()
+
+    def readConnectionLost(self) -> None:
+        """
+        Closing already.
+        """
+
+    def writeConnectionLost(self) -> None:
+        """
+        Closing already.
+        """
+
+    def drain(self) -> None:
+        """
+        Closing already.
+        """

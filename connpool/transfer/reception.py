@@ -1,0 +1,272 @@
+"""
+The one reception core: whatever protocol a file comes by, it passes here.
+
+Theory of operation
+===================
+A protocol turns bytes into an L{Offer} and gives it to L{Reception.begin}.
+Policy decides first, without I/O; then the store opens a partial.  The
+L{Incoming} that comes back is the only hand on that partial: it counts,
+bounds, and ends exactly once, by L{Incoming.commit}, L{Incoming.suspend} or
+L{Incoming.abort}; whichever comes second does nothing.  Nothing here knows
+about paths, sockets or wire formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from connpool.errors import Busy, TooLarge, TransferError
+from connpool.interfaces import IFileStore, IPartial, IStatsSource, ITransferListener
+from connpool.transfer.names import displayName
+from connpool.transfer.records import Offer, Receipt
+
+__all__ = ["Incoming", "Policy", "Reception", "TransferStats"]
+
+
+@attrs.frozen
+class Policy:
+    """
+    What a reception takes.
+
+    @ivar maxFileSize: bytes; L{None} for no limit but the disk's.
+    @ivar maxTransfers: at once, all senders together.
+    @ivar ifExists: what to do when a name is taken, one of L{IF_EXISTS}.
+    @ivar names: C{portable} or C{posix}: which names are taken.
+    @ivar dotfiles: whether names may begin with a dot.
+    @ivar idleTimeout: seconds without a byte that end a transfer.
+    @ivar minimumRate: bytes/s a sender must keep up, averaged over
+        C{idleTimeout}; 0 for none.
+    """
+
+    maxFileSize: int | None = None
+    maxTransfers: int = 10_000
+    ifExists: str = "rename"
+    names: str = "portable"
+    dotfiles: bool = True
+    idleTimeout: float = 60.0
+    minimumRate: float = 1024.0
+
+
+@attrs.frozen
+class TransferStats:
+    """
+    @ivar active: transfers now.
+    @ivar started: files a partial was opened for.
+    @ivar published: files stored, C{duplicate} ones included.
+    @ivar failed: files that ended without being published.
+    @ivar refused: offers turned away before a byte was stored.
+    @ivar receivedBytes: payload bytes given to the store.
+    """
+
+    active: int = 0
+    started: int = 0
+    published: int = 0
+    failed: int = 0
+    refused: int = 0
+    receivedBytes: int = 0
+
+
+class Incoming:
+    """
+    One file on its way in.
+
+    @ivar offer: what was agreed on.
+    @ivar peer: who sends, for logs.
+    @ivar partial: where it goes.
+    @ivar received: payload bytes written so far.
+    """
+
+    def __init__(self, reception: Reception, offer: Offer, peer: str, partial: Any) -> None:
+        self._reception = reception
+        self.offer = offer
+        self.peer = peer
+        self.partial: IPartial = partial
+        self.received = 0
+        self.ended = False
+        limit = reception.policy.maxFileSize
+        self._end = offer.size if offer.size is not None else limit
+
+    def write(self, offset: int, data: bytes | memoryview) -> Deferred[None] | None:
+        """
+        As L{IPartial.write}.
+
+        @raise TooLarge: past the declared size or the largest file taken.
+        """
+        count = len(data)
+        if self._end is not None and offset + count > self._end:
+            raise TooLarge(
+                f"{self.offer.name} is longer than {self._end} bytes"
+                + ("; see --max-file-size" if self.offer.size is None else " as declared")
+            )
+        self.received += count
+        self._reception.receivedBytes += count
+        return self.partial.write(offset, data)
+
+    async def commit(self, root: bytes | None) -> Receipt:
+        """
+        As L{IPartial.commit}; a failure removes the partial.
+        """
+        self._finish()
+        try:
+            receipt = await self.partial.commit(root)
+        except BaseException as e:
+            await self.partial.abort()
+            self._reception._failed(self, e)
+            raise
+        self._reception._published(self, receipt)
+        return receipt
+
+    async def suspend(self, why: BaseException) -> None:
+        """
+        Keep what is held, to be resumed.
+        """
+        if self._finish():
+            await self.partial.suspend()
+            self._reception._failed(self, why)
+
+    async def abort(self, why: BaseException) -> None:
+        """
+        Remove what is held.
+        """
+        if self._finish():
+            await self.partial.abort()
+            self._reception._failed(self, why)
+
+    def _finish(self) -> bool:
+        if self.ended:
+            return False
+        self.ended = True
+        self._reception._active.discard(self)
+        return True
+
+
+@implementer(IStatsSource)
+class Reception:
+    """
+    Receives files into a store, under a policy.
+
+    @param store: where files go.
+    @param listeners: told about every file.
+    """
+
+    kind = "transfer"
+    _log = Logger()
+
+    def __init__(
+        self,
+        store: IFileStore,
+        policy: Policy | None = None,
+        listeners: Sequence[ITransferListener] = (),
+        name: str = "filerecv",
+    ) -> None:
+        self.store = store
+        self.policy = policy or Policy()
+        self.listeners = listeners
+        self.name = name
+        self.receivedBytes = 0
+        self._active: set[Incoming] = set()
+        self._started = self._publishedCount = self._failedCount = self._refused = 0
+
+    def check(self, offer: Offer) -> None:
+        """
+        Decide about an offer, without I/O.
+
+        @raise TransferError: why it is refused.
+        """
+        limit = self.policy.maxFileSize
+        if limit is not None and offer.size is not None and offer.size > limit:
+            raise TooLarge(f"{offer.name} has {offer.size} bytes; at most {limit} are taken")
+        if len(self._active) >= self.policy.maxTransfers:
+            raise Busy(f"{self.policy.maxTransfers} transfers are under way; try later")
+
+    async def begin(self, offer: Offer, peer: str) -> Incoming | Receipt:
+        """
+        Open a partial for C{offer}.
+
+        @return: the transfer, or the receipt of the one that this offer's key
+            already finished.
+        @raise TransferError: why it is refused.
+        """
+        self._tell("offered", offer, peer)
+        try:
+            self.check(offer)
+            partial = await self.store.open(offer)
+        except TransferError as e:
+            self.refuse(str(offer.name), peer, e)
+            raise
+        if isinstance(partial, Receipt):
+            return partial
+        incoming = Incoming(self, offer, peer, partial)
+        self._active.add(incoming)
+        self._started += 1
+        self._tell("started", offer, peer)
+        return incoming
+
+    def refuse(self, name: str, peer: str, why: TransferError) -> None:
+        """
+        Count and log an offer that was turned away.
+
+        @param name: as L{displayName} gives it.
+        """
+        self._refused += 1
+        self._log.info(
+            "refused {name} from {peer}: {code}: {why}",
+            name=name,
+            peer=peer,
+            code=why.code,
+            why=str(why),
+        )
+        self._tell("refused", name, peer, why)
+
+    def _published(self, incoming: Incoming, receipt: Receipt) -> None:
+        self._publishedCount += 1
+        self._log.info(
+            "received {receipt.name} ({receipt.size} bytes, {receipt.status}, "
+            "{receipt.integrity}, durability {receipt.durability}) from {peer}, id {id}",
+            receipt=attrs.evolve(receipt, name=displayName(receipt.name)),
+            peer=incoming.peer,
+            id=receipt.transferId,
+        )
+        self._tell("published", receipt)
+
+    def _failed(self, incoming: Incoming, why: BaseException) -> None:
+        self._failedCount += 1
+        self._log.info(
+            "did not receive {name} from {peer} after {count} bytes: {why}, id {id}",
+            name=str(incoming.offer.name),
+            peer=incoming.peer,
+            count=incoming.received,
+            why=str(why) or type(why).__name__,
+            id=incoming.offer.transferId,
+        )
+        self._tell("failed", incoming.offer, incoming.peer, why)
+
+    def _tell(self, event: str, *details: Any) -> None:
+        for listener in self.listeners:
+            try:
+                getattr(listener, event)(*details)
+            except Exception:
+                self._log.failure("{listener} failed in {event}", listener=listener, event=event)
+
+    def stats(self) -> TransferStats:
+        return TransferStats(
+            len(self._active),
+            self._started,
+            self._publishedCount,
+            self._failedCount,
+            self._refused,
+            self.receivedBytes,
+        )
+
+    @property
+    def active(self) -> Sequence[Incoming]:
+        """
+        The transfers under way.
+        """
+        return tuple(self._active)

@@ -1,0 +1,71 @@
+"""
+Files that are sent.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import BinaryIO
+
+import attrs
+
+from connpool.errors import ChangedSource, SourceError
+
+__all__ = ["Source", "openSource"]
+
+#: What must be the same before the first and after the last read.
+_IDENTITY = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+
+
+@attrs.frozen
+class Source:
+    """
+    An open regular file.
+
+    @ivar file: unbuffered, at its start.
+    @ivar name: its name without directories, UTF-8.
+    @ivar status: as of the opening.
+    """
+
+    file: BinaryIO
+    name: bytes
+    status: os.stat_result
+
+    @property
+    def size(self) -> int:
+        """
+        Bytes, as of the opening.
+        """
+        return self.status.st_size
+
+    def verifyUnchanged(self) -> None:
+        """
+        @raise ChangedSource: if anybody wrote to it since the opening.
+        """
+        now = os.fstat(self.file.fileno())
+        if any(getattr(now, field) != getattr(self.status, field) for field in _IDENTITY):
+            raise ChangedSource("the file changed while it was sent; send it again")
+
+
+def openSource(path: str) -> Source:
+    """
+    Open a file to send.  A FIFO or device is refused, not waited for.
+
+    @raise SourceError: why it cannot be sent.
+    """
+    name = os.fsencode(os.path.basename(path))
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        raise SourceError("its name is not UTF-8; rename it") from None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as e:
+        raise SourceError(f"cannot read it: {e.strerror}") from None
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise SourceError(f"it is {kind}")
+    return Source(os.fdopen(fd, "rb", buffering=0), name, status)
