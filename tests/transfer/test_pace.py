@@ -35,7 +35,7 @@ def test_whoKeepsUpIsNeverLate(rate):
     clock, pace, late = build(rate)
     for _ in range(100):
         clock.advance(1)
-        pace.arrived(11)
+        pace.arrived(20)
     assert late == []
     pace.stop()
     assert clock.getDelayedCalls() == []
