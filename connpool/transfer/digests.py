@@ -1,0 +1,123 @@
+"""
+Digests by name, over blocks and over whole files.
+
+A file is cut into blocks of equal size (the last may be shorter); each has a
+digest of its own, so one wrong block can be found and sent again, and blocks
+can be checked in any order.  The root is a digest over the block digests::
+
+    root = H("cpt1-root" 00 | size as u64 | block size as u64 | d0 | d1 | ...)
+
+with C{H} the algorithm of the blocks (docs/protocol.rst, "Digests").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+import blake3
+
+from connpool.errors import Unsupported
+
+try:
+    import xxhash
+except ImportError:  # the extra "xxhash"
+    xxhash = None  # type: ignore[assignment]
+
+__all__ = [
+    "BLOCK_SIZE",
+    "DIGESTS",
+    "MAX_BLOCKS",
+    "Digest",
+    "blockCount",
+    "chooseBlockSize",
+    "digestNamed",
+    "rootOf",
+]
+
+#: Bytes of a block, doubled until a file has at most L{MAX_BLOCKS}.
+BLOCK_SIZE = 1 << 20
+MAX_BLOCKS = 65_536
+
+#: A file of unknown size may reach a terabyte with these.
+_UNKNOWN_BLOCK_SIZE = 16 << 20
+
+_CONTEXT = b"cpt1-root\0"
+
+
+@attrs.frozen
+class Digest:
+    """
+    An algorithm.
+
+    @ivar name: as on the wire and in receipts.
+    @ivar new: makes an object with C{update} and C{digest}.
+    @ivar length: bytes of a digest.
+    @ivar strong: whether it withstands somebody who wants a collision.
+    """
+
+    name: str
+    new: Callable[[], Any] = attrs.field(repr=False)
+    length: int
+    strong: bool = True
+
+    def of(self, data: bytes | memoryview) -> bytes:
+        """
+        The digest of one block.
+        """
+        hasher = self.new()
+        hasher.update(data)
+        return hasher.digest()  # type: ignore[no-any-return]
+
+
+#: What this installation can compute, preferred ones first.
+DIGESTS: dict[str, Digest] = {
+    "blake3": Digest("blake3", blake3.blake3, 32),
+    "sha256": Digest("sha256", hashlib.sha256, 32),
+}
+if xxhash is not None:
+    DIGESTS["xxh3"] = Digest("xxh3", xxhash.xxh3_128, 16, strong=False)
+
+
+def digestNamed(name: str) -> Digest:
+    """
+    @raise Unsupported: if this installation cannot compute it.
+    """
+    try:
+        return DIGESTS[name]
+    except KeyError:
+        hint = "; install the extra xxhash" if name == "xxh3" else ""
+        raise Unsupported(
+            f"digest {name!r} is not available here, only {', '.join(DIGESTS)}{hint}"
+        ) from None
+
+
+def chooseBlockSize(size: int | None, smallest: int = BLOCK_SIZE) -> int:
+    """
+    The block size for a file of C{size} bytes, L{None} if not known.
+    """
+    if size is None:
+        return max(smallest, _UNKNOWN_BLOCK_SIZE) if smallest == BLOCK_SIZE else smallest
+    block = smallest
+    while block * MAX_BLOCKS < size:
+        block *= 2
+    return block
+
+
+def blockCount(size: int, blockSize: int) -> int:
+    """
+    The blocks of a file; none if it is empty.
+    """
+    return -(-size // blockSize)
+
+
+def rootOf(digest: Digest, size: int, blockSize: int, blocks: Iterable[bytes]) -> bytes:
+    """
+    The root over the digests of all blocks, in order.
+    """
+    hasher = digest.new()
+    hasher.update(_CONTEXT + struct.pack(">QQ", size, blockSize) + b"".join(blocks))
+    return hasher.digest()  # type: ignore[no-any-return]

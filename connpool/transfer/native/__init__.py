@@ -1,0 +1,3 @@
+"""
+The native protocol, C{cpt/1}: docs/protocol.rst describes it for peers.
+"""

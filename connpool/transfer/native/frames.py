@@ -1,0 +1,269 @@
+"""
+Frames of C{cpt/1}: a header, a control part, a run of raw bytes.
+
+Theory of operation
+===================
+L{FrameReader} is fed what the connection brings, cut anywhere, and gives back
+L{Frame}s and the pieces of data runs.  A header says both lengths, and each
+type has bounds for both (L{BOUNDS}), which are checked before a byte is kept:
+what a peer declares never decides what we allocate.
+
+Runs are of two kinds.  Those that are needed whole (block digests, a small
+file) come with their frame.  A C{DATA} run is passed on piece by piece as it
+arrives; whoever wants to may read the rest of it from the socket himself and
+report with L{FrameReader.skip} (section "Moving bytes" of the shell).
+
+Every byte is copied at most once here, and only when it was not complete yet.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator
+
+import attrs
+
+from connpool.errors import ProtocolError
+
+__all__ = [
+    "BOUNDS",
+    "HEADER",
+    "HEADER_SIZE",
+    "MAX_RUN",
+    "MAX_SMALL",
+    "PREAMBLE",
+    "Frame",
+    "FrameReader",
+    "Piece",
+    "Type",
+    "frame",
+]
+
+#: The first bytes of both sides: NUL, which no file name begins with; CR LF
+#: and SUB, which a connection that mangles text does not let through.
+PREAMBLE = b"\x00CPT1\r\n\x1a"
+
+#: type u8, flags u8 (zero), control length u16, stream u32, data length u64.
+HEADER = struct.Struct(">BBHIQ")
+HEADER_SIZE = HEADER.size
+
+#: Bytes of one C{DATA} run: a cancelled file holds a connection this long.
+MAX_RUN = 4 << 20
+#: Bytes of a file that C{PUT} carries, however high the receiver's limit.
+MAX_SMALL = 1 << 20
+
+_MAX_LISTS = 4 << 20
+_CONTROL = (1 << 16) - 1
+
+
+class Type(enum.IntEnum):
+    """
+    What a frame is; docs/protocol.rst has a section for each.
+    """
+
+    HELLO = 0x01
+    AUTH = 0x02
+    READY = 0x03
+    JOIN = 0x04
+    JOINED = 0x05
+    PING = 0x06
+    PONG = 0x07
+    GOAWAY = 0x08
+    ERROR = 0x09
+    PUT = 0x10
+    OFFER = 0x11
+    ACCEPT = 0x12
+    REJECT = 0x13
+    DATA = 0x14
+    DIGESTS = 0x15
+    REPAIR = 0x16
+    REVOKE = 0x17
+    COMMIT = 0x18
+    PROGRESS = 0x19
+    ACK = 0x1A
+    RECEIPT = 0x1B
+    CANCEL = 0x1C
+
+
+@attrs.frozen
+class Bounds:
+    """
+    @ivar control: bytes of the control part, at most.
+    @ivar data: bytes of the run, at most.
+    @ivar session: whether it speaks of the session (stream 0) and not of a file.
+    """
+
+    control: int
+    data: int = 0
+    session: bool = False
+
+
+#: Checked before anything is kept.
+BOUNDS: dict[int, Bounds] = {
+    Type.HELLO: Bounds(4096, session=True),
+    Type.AUTH: Bounds(8192, session=True),
+    Type.READY: Bounds(4096, session=True),
+    Type.JOIN: Bounds(1024, session=True),
+    Type.JOINED: Bounds(1024, session=True),
+    Type.PING: Bounds(64, session=True),
+    Type.PONG: Bounds(64, session=True),
+    Type.GOAWAY: Bounds(4096, session=True),
+    Type.ERROR: Bounds(8192, session=True),
+    Type.PUT: Bounds(_CONTROL, MAX_SMALL),
+    Type.OFFER: Bounds(_CONTROL),
+    Type.ACCEPT: Bounds(_CONTROL, _MAX_LISTS),
+    Type.REJECT: Bounds(8192),
+    Type.DATA: Bounds(64, MAX_RUN),
+    Type.DIGESTS: Bounds(64, _MAX_LISTS),
+    Type.REPAIR: Bounds(64, _MAX_LISTS),
+    Type.REVOKE: Bounds(64, _MAX_LISTS),
+    Type.COMMIT: Bounds(1024),
+    Type.PROGRESS: Bounds(1024),
+    Type.ACK: Bounds(_CONTROL, session=True),
+    Type.RECEIPT: Bounds(_CONTROL),
+    Type.CANCEL: Bounds(1024),
+}
+
+_NAMES = {kind.value: kind for kind in Type}
+
+
+@attrs.frozen
+class Frame:
+    """
+    @ivar type: what it is.
+    @ivar stream: the file it speaks of; 0 for the session.
+    @ivar control: MessagePack.
+    @ivar data: the run; of a C{DATA} frame only its length is known yet.
+    @ivar length: bytes of the run.
+    """
+
+    type: Type
+    stream: int
+    control: bytes
+    data: bytes = b""
+    length: int = 0
+
+
+@attrs.frozen
+class Piece:
+    """
+    A part of the C{DATA} run of the last frame.
+
+    @ivar data: a view, valid until the reader is fed again.
+    """
+
+    data: memoryview
+
+
+def frame(kind: Type, stream: int, control: bytes, length: int = 0) -> bytes:
+    """
+    Header and control part; a run of C{length} bytes follows.
+    """
+    return HEADER.pack(kind, 0, len(control), stream, length) + control
+
+
+class FrameReader:
+    """
+    Cuts what arrives into frames.
+
+    @ivar run: bytes of the current C{DATA} run that have not been passed on.
+    """
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._need = HEADER_SIZE
+        self._fixed: tuple[Type, int, int, int] | None = None
+        self.run = 0
+
+    @property
+    def inside(self) -> bool:
+        """
+        Whether an end of the connection now would cut a frame.
+        """
+        return bool(self._held) or self._fixed is not None or self.run > 0
+
+    def skip(self, count: int) -> None:
+        """
+        C{count} bytes of the run were read by somebody else.
+        """
+        assert count <= self.run
+        self.run -= count
+
+    def feed(self, data: bytes) -> Iterator[Frame | Piece]:
+        """
+        The frames and pieces that C{data} completes, as it goes.
+
+        @raise ProtocolError: when a header breaks a bound; nothing after it
+            is read.
+        """
+        held, at = self._held, 0
+        while held:
+            # the rest of one frame only, so that a long buffer is not copied twice
+            take = self._need - len(held)
+            held += data[at : at + take]
+            at += take
+            if len(held) < self._need:
+                return
+            if self._fixed is None:
+                self._open(held, 0)
+                continue
+            whole = bytes(held)
+            held.clear()
+            yield self._close(whole, HEADER_SIZE)[0]
+        yield from self._cut(memoryview(data)[at:])
+
+    def _cut(self, view: memoryview) -> Iterator[Frame | Piece]:
+        at, end = 0, len(view)
+        while at < end:
+            if self.run:
+                piece = view[at : at + self.run]
+                self.run -= len(piece)
+                at += len(piece)
+                yield Piece(piece)
+                continue
+            if end - at >= HEADER_SIZE:
+                self._open(view, at)
+            if end - at < self._need:
+                self._held += view[at:]
+                return
+            found, at = self._close(view, at + HEADER_SIZE)
+            yield found
+
+    def _open(self, view: memoryview | bytearray, at: int) -> None:
+        number, flags, control, stream, length = HEADER.unpack_from(view, at)
+        kind = _NAMES.get(number)
+        if kind is None:
+            raise ProtocolError(f"there is no frame type 0x{number:02x}")
+        bounds = BOUNDS[kind]
+        if flags:
+            raise ProtocolError(f"{kind.name} has flags 0x{flags:02x}; none are defined")
+        if control > bounds.control:
+            raise ProtocolError(
+                f"the control part of {kind.name} has {control} bytes; at most {bounds.control}"
+            )
+        if length > bounds.data:
+            raise ProtocolError(f"{kind.name} carries {length} bytes; at most {bounds.data}")
+        if bounds.session != (stream == 0):
+            raise ProtocolError(f"{kind.name} does not go with stream {stream}")
+        whole = 0 if kind is Type.DATA else length
+        self._fixed = (kind, control, stream, length)
+        self._need = HEADER_SIZE + control + whole
+
+    def _close(self, view: memoryview | bytes, at: int) -> tuple[Frame, int]:
+        """
+        The frame whose control part begins at C{at}, and where it ends.
+        """
+        assert self._fixed is not None
+        kind, control, stream, length = self._fixed
+        self._fixed = None
+        self._need = HEADER_SIZE
+        middle = at + control
+        if kind is Type.DATA:
+            self.run = length
+            return Frame(kind, stream, bytes(view[at:middle]), b"", length), middle
+        end = middle + length
+        return (
+            Frame(kind, stream, bytes(view[at:middle]), bytes(view[middle:end]), length),
+            end,
+        )

@@ -1,0 +1,408 @@
+"""
+The control parts of C{cpt/1}: typed MessagePack arrays with bounds.
+
+Arrays, not maps: no keys, so no duplicate keys.  Every field has a type and a
+bound, so there is nothing a decoder could recurse into.  Fields at the end may
+be missing and then have their default; more fields than are defined here are
+an error.  What a later version adds comes as an C{extension}.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from connpool.errors import ProtocolError
+from connpool.transfer.native.frames import Frame, Type, frame
+
+__all__ = [
+    "MESSAGES",
+    "Accept",
+    "Ack",
+    "Auth",
+    "Cancel",
+    "Commit",
+    "Data",
+    "Digests",
+    "Error",
+    "Extension",
+    "Goaway",
+    "Hello",
+    "Join",
+    "Joined",
+    "Limits",
+    "Offering",
+    "Ping",
+    "Progress",
+    "Put",
+    "Ready",
+    "Receipting",
+    "Reject",
+    "Repair",
+    "Revoke",
+    "decode",
+    "encode",
+]
+
+Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Word = Annotated[str, Meta(max_length=64)]
+Line = Annotated[str, Meta(max_length=1024)]
+Name = Annotated[bytes, Meta(max_length=49_152)]
+Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Secret = Annotated[bytes, Meta(min_length=32, max_length=32)]
+DigestBytes = Annotated[bytes, Meta(min_length=16, max_length=64)]
+BlockNumber = Annotated[int, Meta(ge=0, le=65_535)]
+#: Nanoseconds since the epoch; before it is allowed.
+Nanoseconds = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+BlockSize = Annotated[int, Meta(ge=1 << 12, le=1 << 47)]
+IfExists = Literal["", "rename", "replace", "refuse", "skip"]
+Durability = Literal["none", "data", "full"]
+
+
+class _Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    pass
+
+
+class Extension(_Array, frozen=True):
+    """
+    What this version does not know.
+
+    @ivar critical: who does not know C{name} must refuse the message.
+    """
+
+    name: Word
+    critical: bool
+    value: Annotated[bytes, Meta(max_length=4096)]
+
+
+Extensions = Annotated[tuple[Extension, ...], Meta(max_length=16)]
+
+
+class _Message(_Array, frozen=True):
+    pass
+
+
+class Limits(_Array, frozen=True):
+    """
+    What a receiver takes.
+
+    @ivar largest: bytes of a file; L{None} for no limit.
+    @ivar small: bytes of a file that may come by C{PUT}.
+    @ivar inflightBytes: bytes of C{PUT}s not acknowledged, at most.
+    @ivar inflightFiles: the same in files.
+    @ivar streams: C{OFFER}s open at once.
+    @ivar idle: seconds of silence after which a connection is ended.
+    """
+
+    largest: Size | None
+    small: Annotated[int, Meta(ge=0, le=1 << 20)]
+    inflightBytes: Annotated[int, Meta(ge=1 << 20, le=2**63 - 1)]
+    inflightFiles: Annotated[int, Meta(ge=16_384, le=2**32 - 1)]
+    streams: Annotated[int, Meta(ge=1, le=65_535)]
+    idle: Annotated[int, Meta(ge=1, le=86_400)]
+
+
+class Hello(_Message, frozen=True):
+    """
+    The first frame of both sides.
+
+    @ivar limits: of the receiver; L{None} from the sender.
+    @ivar methods: ways to authenticate that the receiver takes.
+    """
+
+    versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_535)], ...], Meta(max_length=16)]
+    software: Word
+    capabilities: Annotated[tuple[Word, ...], Meta(max_length=32)]
+    digests: Annotated[tuple[Word, ...], Meta(max_length=8)]
+    nonce: Secret
+    limits: Limits | None = None
+    methods: Annotated[tuple[Word, ...], Meta(max_length=8)] = ()
+    extensions: Extensions = ()
+
+
+class Auth(_Message, frozen=True):
+    """
+    Who the sender is, and what it saw of the two C{HELLO}s.
+    """
+
+    transcript: Secret
+    method: Word
+    user: Annotated[str, Meta(max_length=256)] = ""
+    secret: Annotated[bytes, Meta(max_length=4096)] = b""
+    extensions: Extensions = ()
+
+    def __repr__(self) -> str:
+        return f"Auth({self.method!r}, {self.user!r})"
+
+
+class Ready(_Message, frozen=True):
+    """
+    The session exists.
+    """
+
+    transcript: Secret
+    session: Id
+    ticket: Secret
+    principal: Annotated[str, Meta(max_length=256)]
+    extensions: Extensions = ()
+
+
+class Join(_Message, frozen=True):
+    """
+    This connection carries data for the session that has C{ticket}.
+    """
+
+    ticket: Secret
+    extensions: Extensions = ()
+
+
+class Joined(_Message, frozen=True):
+    extensions: Extensions = ()
+
+
+class Ping(_Message, frozen=True):
+    """
+    Also C{PONG}.
+    """
+
+    token: Size
+    extensions: Extensions = ()
+
+
+class Goaway(_Message, frozen=True):
+    """
+    Begin nothing new here; what runs may end.
+    """
+
+    reason: Line
+    extensions: Extensions = ()
+
+
+class Error(_Message, frozen=True):
+    """
+    The session is over.
+    """
+
+    code: Word
+    detail: Line
+    extensions: Extensions = ()
+
+
+class Put(_Message, frozen=True):
+    """
+    A whole small file.
+    """
+
+    transferId: Id
+    name: Name
+    key: Secret
+    root: DigestBytes
+    modified: Nanoseconds | None = None
+    executable: bool = False
+    ifExists: IfExists = ""
+    durability: Durability = "full"
+    extensions: Extensions = ()
+
+
+class Offering(_Message, frozen=True):
+    """
+    C{OFFER}: a file that comes in C{DATA} runs.
+
+    @ivar ifExists: what to do when the name is taken; empty for the
+        receiver's own rule.
+    @ivar dry: only asks what would be done.
+    """
+
+    transferId: Id
+    name: Name
+    key: Secret
+    size: Size | None
+    blockSize: BlockSize
+    resumeKey: Secret | None = None
+    modified: Nanoseconds | None = None
+    executable: bool = False
+    ifExists: IfExists = ""
+    durability: Durability = "full"
+    dry: bool = False
+    extensions: Extensions = ()
+
+
+class Accept(_Message, frozen=True):
+    """
+    Send it.
+
+    @ivar epoch: how often this partial changed hands.
+    @ivar runs: runs of blocks that are held, in the data part.
+    """
+
+    state: Literal["new", "resume", "dry"]
+    epoch: Size
+    runs: Annotated[int, Meta(ge=0, le=65_536)] = 0
+    extensions: Extensions = ()
+
+
+class Reject(_Message, frozen=True):
+    """
+    The file will not be taken, or not any more.
+    """
+
+    code: Word
+    retryable: bool
+    detail: Line
+    extensions: Extensions = ()
+
+
+class Data(_Message, frozen=True):
+    offset: Size
+    extensions: Extensions = ()
+
+
+class Digests(_Message, frozen=True):
+    """
+    Digests of the blocks from C{first} on, in the data part.
+    """
+
+    first: BlockNumber
+    extensions: Extensions = ()
+
+
+class Repair(_Message, frozen=True):
+    """
+    Blocks that are wrong or missing, as u32 in the data part: send them again.
+    """
+
+    extensions: Extensions = ()
+
+
+class Revoke(_Message, frozen=True):
+    """
+    Blocks that the receiver holds and the source does not have (any more).
+    """
+
+    extensions: Extensions = ()
+
+
+class Commit(_Message, frozen=True):
+    size: Size
+    root: DigestBytes
+    extensions: Extensions = ()
+
+
+class Progress(_Message, frozen=True):
+    """
+    @ivar phase: what the receiver is doing.
+    @ivar durable: bytes that survive a restart of the receiver.
+    @ivar slow: what it waits for; empty if nothing.
+    """
+
+    phase: Literal["receive", "verify", "publish"]
+    durable: Size
+    slow: Word = ""
+    extensions: Extensions = ()
+
+
+class Ack(_Message, frozen=True):
+    """
+    C{PUT}s that are stored under the name they asked for.
+
+    @ivar streams: (first, count) pairs.
+    @ivar finished: milliseconds since the epoch.
+    """
+
+    streams: Annotated[
+        tuple[tuple[Annotated[int, Meta(ge=1, le=2**32 - 1)], Size], ...], Meta(max_length=4096)
+    ]
+    durability: Durability
+    filesystem: Word
+    finished: Size
+    extensions: Extensions = ()
+
+
+class Receipting(_Message, frozen=True):
+    """
+    C{RECEIPT}: a file is stored; the fields are those of a receipt.
+    """
+
+    status: Literal["stored", "duplicate"]
+    name: Name
+    size: Size
+    durability: Durability
+    filesystem: Word
+    integrity: Literal["verified", "unverified"]
+    digest: Word | None
+    root: DigestBytes | None
+    finished: Size
+    extensions: Extensions = ()
+
+
+class Cancel(_Message, frozen=True):
+    """
+    The sender gives this file up.
+
+    @ivar keep: the partial may be resumed.
+    """
+
+    code: Word
+    keep: bool
+    extensions: Extensions = ()
+
+
+MESSAGES: dict[Type, type[_Message]] = {
+    Type.HELLO: Hello,
+    Type.AUTH: Auth,
+    Type.READY: Ready,
+    Type.JOIN: Join,
+    Type.JOINED: Joined,
+    Type.PING: Ping,
+    Type.PONG: Ping,
+    Type.GOAWAY: Goaway,
+    Type.ERROR: Error,
+    Type.PUT: Put,
+    Type.OFFER: Offering,
+    Type.ACCEPT: Accept,
+    Type.REJECT: Reject,
+    Type.DATA: Data,
+    Type.DIGESTS: Digests,
+    Type.REPAIR: Repair,
+    Type.REVOKE: Revoke,
+    Type.COMMIT: Commit,
+    Type.PROGRESS: Progress,
+    Type.ACK: Ack,
+    Type.RECEIPT: Receipting,
+    Type.CANCEL: Cancel,
+}
+
+_decoders = {kind: msgspec.msgpack.Decoder(message) for kind, message in MESSAGES.items()}
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def decode(received: Frame) -> Any:
+    """
+    The message in a frame.
+
+    @raise ProtocolError: whatever is wrong with it.
+    """
+    try:
+        message = _decoders[received.type].decode(received.control)
+    # msgspec passes UnicodeDecodeError and, in principle, others through
+    except Exception as e:
+        raise ProtocolError(f"{received.type.name} cannot be read: {_oneLine(e)}") from None
+    for extension in message.extensions:  # type: ignore[attr-defined]
+        if extension.critical:
+            raise ProtocolError(
+                f"{received.type.name} needs the extension {extension.name!r}, unknown here"
+            )
+    return message
+
+
+def encode(kind: Type, stream: int, message: _Message, length: int = 0) -> bytes:
+    """
+    Header and control part of a frame whose run has C{length} bytes.
+    """
+    return frame(kind, stream, _encode(message), length)
+
+
+def _oneLine(error: Exception) -> str:
+    return " ".join(ascii(str(error)).strip("'\"").split())[:200]
