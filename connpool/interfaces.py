@@ -22,7 +22,14 @@ if TYPE_CHECKING:
         StoreCaps,
     )
 
-__all__ = ["IDrainable", "IFileStore", "IPartial", "IStatsSource", "ITransferListener"]
+__all__ = [
+    "IDrainable",
+    "IFileStore",
+    "IPartial",
+    "ISingleUseEndpoint",
+    "IStatsSource",
+    "ITransferListener",
+]
 
 
 class IStatsSource(Interface):
@@ -61,6 +68,17 @@ class IDrainable(Interface):
         End what still runs, at once.  Deferreds of L{drain} fire once the
         connections are gone.
         """
+
+
+# -- network -----------------------------------------------------------------
+
+
+class ISingleUseEndpoint(Interface):
+    """
+    A marker for client endpoints whose connections speak for one client: none
+    may be kept and given to another (PROXY protocol, section 2).  A pool that
+    reuses connections refuses them.
+    """
 
 
 # -- transfer ----------------------------------------------------------------

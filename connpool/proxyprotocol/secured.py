@@ -1,0 +1,151 @@
+"""
+TLS around any server endpoint.
+
+Twisted's C{ssl:} listens on TCP and nothing else, so TLS cannot go inside
+another protocol with it, nor outside one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import Certificate, load_pem_x509_certificates
+from OpenSSL import SSL, crypto
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IOpenSSLServerConnectionCreator,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
+from twisted.internet.ssl import Certificate as TwistedCertificate
+from twisted.internet.ssl import CertificateOptions, trustRootFromCertificates
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from zope.interface import implementer
+
+from connpool.errors import AddressError
+
+__all__ = ["SecuredEndpoint", "ServerCertificate"]
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise AddressError(f"{what} {str(path)!r}: {e.strerror}") from None
+
+
+def _certificates(path: Path, what: str) -> list[Certificate]:
+    """
+    @raise AddressError: for a file without a certificate, or a broken one.
+    """
+    text = _read(path, what)
+    try:
+        return load_pem_x509_certificates(text)
+    except ValueError:
+        raise AddressError(f"{what} {str(path)!r} has no valid certificate in PEM form") from None
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class ServerCertificate:
+    """
+    The certificate a TLS server shows, read from files.
+
+    @param certificate: PEM file, the server's own certificate first, then
+        the chain.
+    @param privateKey: PEM file, without a passphrase; may be the same file.
+    @param trustRoots: PEM file of authorities, or a directory of such files
+        named C{*.pem}: clients must show a certificate by one of them.
+    @raise AddressError: for files that cannot be used; one line.
+    """
+
+    def __init__(self, certificate: str, privateKey: str, trustRoots: str | None = None) -> None:
+        self._certificate = Path(certificate)
+        self._privateKey = Path(privateKey)
+        self._trustRoots = Path(trustRoots) if trustRoots is not None else None
+        self.reload()
+
+    def reload(self) -> None:
+        """
+        Read the files again, for connections from now on.  What was read
+        before stays in use when this fails.
+
+        @raise AddressError: for files that cannot be used.
+        """
+        # Any: Twisted's annotations still say X509 and PKey, which pyOpenSSL deprecates
+        chain: list[Any] = _certificates(self._certificate, "certificate")
+        text = _read(self._privateKey, "privateKey")
+        try:
+            key: Any = load_pem_private_key(text, None)
+        except (ValueError, TypeError):
+            raise AddressError(
+                f"privateKey {str(self._privateKey)!r} has no private key without passphrase "
+                "in PEM form"
+            ) from None
+        options = CertificateOptions(
+            privateKey=key,
+            certificate=chain[0],
+            extraCertChain=chain[1:],
+            trustRoot=self._roots(),
+        )
+        try:
+            options.getContext()
+        except SSL.Error:
+            raise AddressError(
+                f"privateKey {str(self._privateKey)!r} does not fit the certificate "
+                f"{str(self._certificate)!r}"
+            ) from None
+        self._options = options
+
+    def _roots(self) -> Any:
+        path = self._trustRoots
+        if path is None:
+            return None
+        files = sorted(path.glob("*.pem")) if path.is_dir() else [path]
+        if not files:
+            raise AddressError(f"trustRoots {str(path)!r} has no *.pem files")
+        return trustRootFromCertificates(
+            [
+                TwistedCertificate(crypto.X509.from_cryptography(each))
+                for file in files
+                for each in _certificates(file, "trustRoots")
+            ]
+        )
+
+    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        return self._options.serverConnectionForTLS(tlsProtocol)
+
+
+class _SecuredFactory(TLSMemoryBIOFactory):
+    """
+    Lets the wrapped factory refuse a connection, which Twisted's crashes on.
+    """
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        inner = self.wrappedFactory.buildProtocol(addr)
+        return None if inner is None else self.protocol(self, inner)
+
+
+@implementer(IStreamServerEndpoint)
+class SecuredEndpoint:
+    """
+    TLS 1.2 or newer on what C{endpoint} accepts.
+
+    @ivar endpoint: what is listened on.
+    @ivar certificate: what is shown; C{certificate.reload()} renews it.
+    """
+
+    def __init__(
+        self, reactor: Any, endpoint: IStreamServerEndpoint, certificate: ServerCertificate
+    ) -> None:
+        self._reactor = reactor
+        self.endpoint = endpoint
+        self.certificate = certificate
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
+        return self.endpoint.listen(
+            _SecuredFactory(self.certificate, False, protocolFactory, self._reactor)
+        )
