@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName
     from connpool.transfer.records import (
         FileStat,
+        LiveTransfer,
         Offer,
         PartialInfo,
         Receipt,
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "IDrainable",
     "IFileStore",
+    "ILiveTransfers",
     "IPartial",
+    "IReadiness",
     "ISingleUseEndpoint",
     "IStatsSource",
     "ITransferListener",
@@ -37,7 +40,18 @@ class IStatsSource(Interface):
     Something whose numbers an operator wants to see.
 
     C{connpool.observe} looks at rooms only through this interface; metric
-    names follow from C{kind} and the snapshot's field names.
+    names follow from C{kind} and the snapshot's fields, and the help texts are
+    their C{@ivar} lines.  A field is annotated as
+
+      - C{int}: a counter, which only grows; or a gauge, if the class names it
+        in C{GAUGES}, a C{ClassVar[frozenset[str]]} that every snapshot class
+        has.  A name that ends in C{Bytes} counts bytes.
+      - C{float}: seconds.
+      - C{bool}: a gauge.
+      - C{str}: a word for the state.
+      - C{dict[str, int]} (or another mapping): the same for each key.
+      - a C{Histogram}: durations by bucket, with C{bounds}, C{counts} and
+        C{total}, seconds.
     """
 
     name: str = Attribute("The instance's name, unique within its kind in one process.")
@@ -47,6 +61,18 @@ class IStatsSource(Interface):
         """
         @return: a frozen attrs instance: gauges and monotonic counters as of
             now.  Cheap: no I/O, no scan.
+        """
+
+
+class IReadiness(Interface):
+    """
+    A service that may run and still not be able to do its work.
+    """
+
+    def trouble() -> str | None:
+        """
+        @return: why new work is refused now, one line for readiness checks and
+            operators; L{None} if it is not.  Cheap: no I/O.
         """
 
 
@@ -82,6 +108,17 @@ class ISingleUseEndpoint(Interface):
 
 
 # -- transfer ----------------------------------------------------------------
+
+
+class ILiveTransfers(Interface):
+    """
+    A service whose transfers an operator may watch.
+    """
+
+    def liveTransfers(limit: int) -> Sequence[LiveTransfer]:
+        """
+        @return: what is under way now, oldest first, at most C{limit} of it.
+        """
 
 
 class IPartial(Interface):

@@ -43,6 +43,7 @@ PUBLIC = {
         "DURABILITIES",
         "IF_EXISTS",
         "FileStat",
+        "LiveTransfer",
         "Offer",
         "PartialInfo",
         "Receipt",

@@ -6,7 +6,7 @@ and who is still here when the service stops.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.address import UNIXAddress
@@ -60,6 +60,8 @@ class ListenerStats:
     @ivar refusedAddress: turned away by allow and deny.
     @ivar refusedLimit: turned away by a connection limit.
     """
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"connections"})
 
     connections: int
     accepted: int

@@ -14,7 +14,8 @@ about paths, sockets or wire formats.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -22,9 +23,15 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from connpool.errors import Busy, TooLarge, TransferError
-from connpool.interfaces import IFileStore, IPartial, IStatsSource, ITransferListener
+from connpool.interfaces import (
+    IFileStore,
+    ILiveTransfers,
+    IPartial,
+    IStatsSource,
+    ITransferListener,
+)
 from connpool.transfer.names import displayName
-from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.records import LiveTransfer, Offer, Receipt
 
 __all__ = ["Incoming", "Policy", "Reception", "TransferStats"]
 
@@ -64,6 +71,8 @@ class TransferStats:
     @ivar receivedBytes: payload bytes given to the store.
     """
 
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"active"})
+
     active: int = 0
     started: int = 0
     published: int = 0
@@ -89,6 +98,8 @@ class Incoming:
         self.partial: IPartial = partial
         self.received = 0
         self.ended = False
+        self._before = sum(end - start for start, end in self.partial.held)
+        self._stalled = 0
         limit = reception.policy.maxFileSize
         self._end = offer.size if offer.size is not None else limit
 
@@ -106,7 +117,15 @@ class Incoming:
             )
         self.received += count
         self._reception.receivedBytes += count
-        return self.partial.write(offset, data)
+        pause = self.partial.write(offset, data)
+        if pause is not None:
+            self._stalled += 1
+            pause.addBoth(self._written)
+        return pause
+
+    def _written(self, result: Any) -> Any:
+        self._stalled -= 1
+        return result
 
     async def commit(self, root: bytes | None) -> Receipt:
         """
@@ -127,26 +146,47 @@ class Incoming:
         Keep what is held, to be resumed.
         """
         if self._finish():
-            await self.partial.suspend()
-            self._reception._failed(self, why)
+            try:
+                await self.partial.suspend()
+            finally:
+                self._reception._failed(self, why)
 
     async def abort(self, why: BaseException) -> None:
         """
         Remove what is held.
         """
         if self._finish():
-            await self.partial.abort()
-            self._reception._failed(self, why)
+            try:
+                await self.partial.abort()
+            finally:
+                self._reception._failed(self, why)
 
     def _finish(self) -> bool:
         if self.ended:
             return False
         self.ended = True
-        self._reception._active.discard(self)
         return True
 
+    def live(self) -> LiveTransfer:
+        """
+        @return: how far it is.
+        """
+        # what was damaged comes again, and is counted again
+        done, size = self._before + self.received, self.offer.size
+        return LiveTransfer(
+            transferId=self.offer.transferId,
+            name=str(self.offer.name),
+            peer=self.peer,
+            direction="in",
+            protocol=self.offer.protocol,
+            size=size,
+            done=done if size is None else min(done, size),
+            phase="publishing" if self.ended else "moving",
+            slowedBy="disk" if self.ended or self._stalled else "peer",
+        )
 
-@implementer(IStatsSource)
+
+@implementer(IStatsSource, ILiveTransfers)
 class Reception:
     """
     Receives files into a store, under a policy.
@@ -170,7 +210,8 @@ class Reception:
         self.listeners = listeners
         self.name = name
         self.receivedBytes = 0
-        self._active: set[Incoming] = set()
+        #: in the order they began
+        self._active: dict[Incoming, None] = {}
         self._started = self._publishedCount = self._failedCount = self._refused = 0
 
     def check(self, offer: Offer) -> None:
@@ -203,7 +244,7 @@ class Reception:
         if isinstance(partial, Receipt):
             return partial
         incoming = Incoming(self, offer, peer, partial)
-        self._active.add(incoming)
+        self._active[incoming] = None
         self._started += 1
         self._tell("started", offer, peer)
         return incoming
@@ -225,6 +266,7 @@ class Reception:
         self._tell("refused", name, peer, why)
 
     def _published(self, incoming: Incoming, receipt: Receipt) -> None:
+        self._active.pop(incoming, None)
         self._publishedCount += 1
         self._log.info(
             "received {receipt.name} ({receipt.size} bytes, {receipt.status}, "
@@ -236,6 +278,7 @@ class Reception:
         self._tell("published", receipt)
 
     def _failed(self, incoming: Incoming, why: BaseException) -> None:
+        self._active.pop(incoming, None)
         self._failedCount += 1
         self._log.info(
             "did not receive {name} from {peer} after {count} bytes: {why}, id {id}",
@@ -270,3 +313,6 @@ class Reception:
         The transfers under way.
         """
         return tuple(self._active)
+
+    def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
+        return tuple(incoming.live() for incoming in islice(self._active, limit))

@@ -15,6 +15,7 @@ __all__ = [
     "DURABILITIES",
     "IF_EXISTS",
     "FileStat",
+    "LiveTransfer",
     "Offer",
     "PartialInfo",
     "Receipt",
@@ -100,6 +101,34 @@ class Receipt:
     protocol: str
     principal: str
     finished: float
+
+
+@attrs.frozen
+class LiveTransfer:
+    """
+    A transfer under way, as somebody watches it.  Its rate follows from two of
+    these.
+
+    @ivar transferId: as in the offer.
+    @ivar name: the file's name, fit to be displayed.
+    @ivar peer: who sends or receives it.
+    @ivar direction: C{in} or C{out}.
+    @ivar protocol: C{classic}, C{native}, …
+    @ivar size: bytes, or L{None} if not known before the end.
+    @ivar done: bytes of it that are at the receiver.
+    @ivar phase: C{moving} its bytes, or C{publishing}.
+    @ivar slowedBy: what is waited for now: C{peer} or C{disk}.
+    """
+
+    transferId: str
+    name: str
+    peer: str
+    direction: str
+    protocol: str
+    size: int | None
+    done: int
+    phase: str
+    slowedBy: str
 
 
 @attrs.frozen
