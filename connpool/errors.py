@@ -38,6 +38,7 @@ __all__ = [
     "PoolDown",
     "PoolError",
     "PoolPaused",
+    "ProbeFailed",
     "ProtocolError",
     "QuotaExceeded",
     "SourceError",
@@ -90,6 +91,18 @@ class HeaderError(ConnpoolError, ValueError):
 
     code = "bad-header"
     exitCode = 7
+
+
+# -- datagrams ---------------------------------------------------------------
+
+
+class ProbeFailed(ConnpoolError):
+    """
+    A path cannot be measured: no socket, no such host, or the far side does not
+    speak the protocol.
+    """
+
+    code = "probe-failed"
 
 
 # -- the pool ----------------------------------------------------------------

@@ -7,12 +7,14 @@ The contract is here; implementations do not repeat it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
+    from connpool.datagram.info import DatagramInfo
     from connpool.transfer.names import RelativeName
     from connpool.transfer.records import (
         FileStat,
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "IDatagramResponder",
+    "IDatagramResponderFactory",
     "IDrainable",
     "IFileStore",
     "ILiveTransfers",
     "IPartial",
     "IReadiness",
+    "IReflector",
     "ISingleUseEndpoint",
     "IStatsSource",
     "ITransferListener",
@@ -297,4 +302,65 @@ class ITransferListener(Interface):
     def failed(offer: Offer, peer: str, why: BaseException) -> None:
         """
         A transfer ended without publishing.
+        """
+
+
+# -- datagram ----------------------------------------------------------------
+
+
+class IDatagramResponder(Interface):
+    """
+    Answers datagrams.
+
+    The port it stands behind applies the limits: a datagram that a responder
+    sees may be answered, and an answer longer than its request is dropped
+    except as C{excess} allows.
+    """
+
+    wants: AbstractSet[str] = Attribute(
+        "Of C{time}, C{ttl} and C{tos}: what the kernel shall say about each datagram."
+    )
+    excess: int = Attribute(
+        "How many bytes an answer may be longer than its request, once a second "
+        "for each IPv4 /24 and IPv6 /64; 0 for responders with nothing to negotiate."
+    )
+    refused: Mapping[str, int] = Attribute(
+        "Datagrams that got no answer from C{respond}, by reason; only grows."
+    )
+
+    def respond(data: bytes, info: DatagramInfo) -> bytes | None:
+        """
+        @param info: valid only during the call.
+        @return: the answer; L{None} for none, and the reason is counted.
+        """
+
+
+class IReflector(IDatagramResponder):
+    """
+    A responder that mostly sends back what came: its answers need not pass
+    through it.
+    """
+
+    def reflects(firstBytes: bytes) -> bool:
+        """
+        @param firstBytes: the first byte of each datagram of a batch; any byte
+            for an empty one.
+        @return: whether each of them is its own answer, so that C{respond} need
+            not be asked.
+        """
+
+
+class IDatagramResponderFactory(Interface):
+    """
+    A plugin that makes responders: C{--protocol NAME[:ARGUMENTS]}.
+    """
+
+    name: str = Attribute("The word that chooses it.")
+    description: str = Attribute("One line for C{--help}.")
+
+    def make(arguments: str) -> IDatagramResponder:
+        """
+        @param arguments: what follows the first colon; empty for nothing.
+        @raise ValueError: for arguments it cannot use; its text is one line and
+            names the remedy.
         """

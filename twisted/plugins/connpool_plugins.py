@@ -2,8 +2,17 @@
 What this distribution adds to C{twistd} and to endpoint strings.
 """
 
+from twisted.application.service import ServiceMaker
+
 from connpool.plugin import LazyClient, LazyServer
 
 proxied = LazyServer("proxied", "connpool.proxyprotocol.strings:parseProxied")
 secured = LazyServer("secured", "connpool.proxyprotocol.strings:parseSecured")
 proxyheader = LazyClient("proxyheader", "connpool.proxyprotocol.strings:parseProxyHeader")
+
+udpecho = ServiceMaker(
+    "connpool udpecho",
+    "connpool.services.udpecho",
+    "Answers datagrams, so that others can measure how they get through.",
+    "udpecho",
+)

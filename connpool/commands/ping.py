@@ -1,0 +1,227 @@
+"""
+C{connpool ping}: measure the path to an echo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+import time
+from typing import Any
+
+import attrs
+
+from connpool.addresses import splitHostPort
+from connpool.errors import ConnpoolError, ProbeFailed
+
+__all__ = ["addArguments", "run"]
+
+EPILOG = """\
+examples:
+  connpool ping 192.0.2.7:8641                     ten datagrams, one a second
+  connpool ping 192.0.2.7:8641 --count 5000 --interval 0.002 --json
+
+exit code: 0 when something came back, 1 when nothing did, 2 for a mistake in
+the command line.
+"""
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 86_400:
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 100_000_000:
+        raise ValueError
+    return value
+
+
+_seconds.__name__ = "number of seconds"
+_count.__name__ = "count"
+
+
+def addArguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("target", metavar="HOST:PORT", help="where the echo listens")
+    parser.add_argument(
+        "--count", type=_count, default=10, help="datagrams to send; 0: until Ctrl-C (10)"
+    )
+    parser.add_argument(
+        "--interval", type=_seconds, default=1.0, metavar="S", help="seconds between sends (1)"
+    )
+    parser.add_argument(
+        "--size", type=_count, default=64, metavar="B", help="UDP payload in bytes (64)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=2.0,
+        metavar="S",
+        help="seconds after which an answer is late (2)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from connpool.datagram import Prober
+
+    try:
+        host, port = resolve(arguments.target)
+        report = _measure(
+            lambda reactor, live: Prober(
+                reactor,
+                host,
+                port,
+                count=arguments.count or None,
+                interval=arguments.interval,
+                size=arguments.size,
+                timeout=arguments.timeout,
+                onAnswer=live.answer,
+            ),
+            Live(arguments),
+        )
+    except ConnpoolError as e:
+        print(f"connpool ping: {e}", file=sys.stderr)
+        return e.exitCode
+    print(json.dumps(asJSON(report), indent=2) if arguments.json else asText(report))
+    return 0 if report.received else 1
+
+
+def resolve(target: str) -> tuple[str, int]:
+    """
+    @return: the first address of C{HOST:PORT}.
+    @raise connpool.errors.AddressError: not of that form.
+    @raise ProbeFailed: the name has no address.
+    """
+    host, port = splitHostPort(target)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "not a host name"
+        raise ProbeFailed(f"{target}: {why}") from None
+    return found[0][4][0], port  # type: ignore[return-value]
+
+
+def _measure(build: Any, live: Live) -> Any:
+    """
+    Run the reactor until the measurement ends; Ctrl-C ends it with a report.
+    """
+    from twisted.internet import reactor
+
+    results: list[Any] = []
+
+    def ended(result: Any) -> None:
+        results.append(result)
+        if reactor.running:
+            reactor.stop()
+
+    def begin() -> None:
+        try:
+            prober = build(reactor, live)
+            prober.start().addBoth(ended)
+        except ConnpoolError as e:
+            results.append(e)
+            reactor.stop()
+            return
+        reactor.addSystemEventTrigger("before", "shutdown", prober.stop)
+        live.begin(prober)
+
+    reactor.callWhenRunning(begin)
+    reactor.run()
+    live.end()
+    result = results[0]
+    if isinstance(result, ConnpoolError):
+        raise result
+    if hasattr(result, "raiseException"):
+        result.raiseException()
+    return result
+
+
+class Live:
+    """
+    What is shown while it runs: each answer, or on a terminal a line of counts
+    when answers come faster than one reads.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._each = arguments.interval >= 0.1 and not arguments.json
+        self._line = sys.stderr.isatty() and not self._each
+        self._arguments = arguments
+        self._last = 0.0
+        self._answers = 0
+
+    def begin(self, prober: Any) -> None:
+        a = self._arguments
+        if not a.json:
+            print(f"{a.target}: {a.size} bytes every {a.interval:g} s", flush=True)
+
+    def answer(self, number: int, rtt: float) -> None:
+        self._answers += 1
+        if self._each:
+            print(f"#{number}  {rtt * 1e3:.3f} ms", flush=True)
+        elif self._line and time.monotonic() - self._last > 0.2:
+            self._last = time.monotonic()
+            of = f" of {self._arguments.count}" if self._arguments.count else ""
+            print(f"\r{self._answers}{of} answers, {rtt * 1e3:.3f} ms ", end="", file=sys.stderr)
+
+    def end(self) -> None:
+        if self._line and self._answers:
+            print("\r\033[K", end="", file=sys.stderr)
+
+
+def asJSON(report: Any) -> dict[str, Any]:
+    """
+    @return: the report as plain values; times in seconds, without the points.
+    """
+    fields = attrs.asdict(report, filter=attrs.filters.exclude("points"))
+    return {**fields, "loss": report.loss}
+
+
+def _spread(name: str, spread: Any) -> str:
+    if spread is None:
+        return ""
+    parts = [("min", spread.min), ("mean", spread.mean)]
+    parts += [("p50", spread.p50), ("p95", spread.p95), ("p99", spread.p99), ("p99.9", spread.p999)]
+    parts += [("max", spread.max), ("stddev", spread.stddev)]
+    values = "  ".join(f"{word} {value * 1e3:.3f}" for word, value in parts if value is not None)
+    return f"{name:10} {values} ms\n"
+
+
+def asText(report: Any) -> str:
+    """
+    @return: the report for people.
+    """
+    r = report
+    where = ""
+    if r.lostUp is not None:
+        where = f" (there {r.lostUp}, back {r.lostDown})"
+    text = (
+        f"\n{r.target} {r.protocol}, {r.size} bytes: {r.sent} sent, {r.received} received, "
+        f"{r.lost} lost{where} = {r.loss * 100:.2f} %\n"
+    )
+    odd = {
+        "duplicates": r.duplicates,
+        "reordered": r.reordered,
+        "late": r.late,
+        "ignored": r.ignored,
+        **r.errors,
+    }
+    if any(odd.values()):
+        text += ", ".join(f"{name} {n}" for name, n in odd.items() if n) + "\n"
+    text += _spread("rtt", r.rtt)
+    if r.jitter is not None:
+        text += f"{'jitter':10} {r.jitter * 1e3:.3f} ms (RFC 3550)\n"
+    text += _spread("ipdv", r.ipdv)
+    if r.up is not None:
+        note = "" if r.clocksPlausible else "  (the clocks disagree: one-way delays are off by it)"
+        text += _spread("there", r.up) + _spread("back", r.down) + _spread("remote", r.remote)
+        text += f"{'offset':10} {r.offset * 1e3:.3f} ms{note}\n"
+    text += _spread("lateness", r.lateness)
+    return text.rstrip("\n")

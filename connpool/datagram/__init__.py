@@ -1,0 +1,39 @@
+"""
+Datagram services: a sturdy UDP port, responders, limits, and a prober.
+"""
+
+from connpool.datagram.answering import NOTHING, AnsweringPort, DatagramStats, Unwrap, shared
+from connpool.datagram.echo import Echo
+from connpool.datagram.figures import Point, Report, Spread
+from connpool.datagram.info import DatagramInfo
+from connpool.datagram.limits import RULES, Limits, OwnPorts, Policy
+from connpool.datagram.opening import openPorts
+from connpool.datagram.port import SturdyPort
+from connpool.datagram.prober import Prober, probe
+from connpool.datagram.responders import makeResponder, responderFactories
+from connpool.datagram.tcpecho import TCPEcho, TCPEchoFactory
+
+__all__ = [
+    "NOTHING",
+    "RULES",
+    "AnsweringPort",
+    "DatagramInfo",
+    "DatagramStats",
+    "Echo",
+    "Limits",
+    "OwnPorts",
+    "Point",
+    "Policy",
+    "Prober",
+    "Report",
+    "Spread",
+    "SturdyPort",
+    "TCPEcho",
+    "TCPEchoFactory",
+    "Unwrap",
+    "makeResponder",
+    "openPorts",
+    "probe",
+    "responderFactories",
+    "shared",
+]

@@ -1,0 +1,414 @@
+"""
+The port that answers: a L{SturdyPort}, a responder, and L{Limits} between them.
+
+Datagrams come in batches where the system can (see L{connpool.datagram.mmsg}).
+A batch is judged by source, not by datagram: most batches have one or a few.
+If nothing in it is special and the responder only reflects, its answers leave
+from the buffers they came in; otherwise each datagram is shown to the responder.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import attrs
+from twisted.internet.protocol import DatagramProtocol
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from connpool.datagram import mmsg
+from connpool.datagram.info import IP_PKTINFO, DatagramInfo
+from connpool.datagram.limits import OWN_PORTS, Limits, OwnPorts, Source
+from connpool.datagram.port import (
+    DATAGRAMS_PER_WAKEUP,
+    SECONDS_PER_WAKEUP,
+    SturdyPort,
+    _name,
+)
+from connpool.interfaces import IDatagramResponder, IReflector, IStatsSource
+
+__all__ = ["AnsweringPort", "DatagramStats", "Unwrap"]
+
+#: Takes a datagram and its info out of a proxy's envelope: returns the payload
+#: and sets who asks with C{info.asker}; L{None} for what is not to be answered.
+Unwrap = Callable[[bytes, DatagramInfo], bytes | None]
+
+#: Datagrams per system call where each is shown to the responder: small, so
+#: that the time a wake-up takes is looked at often enough.
+_SHOWN = 16
+
+
+@attrs.frozen
+class DatagramStats:
+    """
+    Counters since the start.
+
+    @ivar received: datagrams read.
+    @ivar answered: answers that the kernel took.
+    @ivar receivedBytes: UDP payload of what was read.
+    @ivar answeredBytes: UDP payload of the answers.
+    @ivar refused: datagrams not answered, by reason.
+    @ivar overLimit: datagrams of trusted sources answered beyond a rate.
+    @ivar overflowed: datagrams the kernel dropped for want of buffer.
+    @ivar sendErrors: answers that the kernel did not take, by errno name.
+    """
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset()
+
+    received: int
+    answered: int
+    receivedBytes: int
+    answeredBytes: int
+    refused: dict[str, int]
+    overLimit: int
+    overflowed: int
+    sendErrors: dict[str, int]
+
+    def plus(self, other: DatagramStats) -> DatagramStats:
+        """
+        @return: the sums.
+        """
+        return DatagramStats(
+            self.received + other.received,
+            self.answered + other.answered,
+            self.receivedBytes + other.receivedBytes,
+            self.answeredBytes + other.answeredBytes,
+            dict(Counter(self.refused) + Counter(other.refused)),
+            self.overLimit + other.overLimit,
+            self.overflowed + other.overflowed,
+            dict(Counter(self.sendErrors) + Counter(other.sendErrors)),
+        )
+
+
+NOTHING = DatagramStats(0, 0, 0, 0, {}, 0, 0, {})
+
+
+class _Answers(DatagramProtocol):
+    """
+    What L{SturdyPort} wants of a protocol; the port itself answers.
+    """
+
+    noisy = False
+
+    def __init__(self, port: AnsweringPort) -> None:
+        self._port = port
+
+    def logPrefix(self) -> str:
+        return self._port.name
+
+
+@implementer(IStatsSource)
+class AnsweringPort(SturdyPort):
+    """
+    @ivar maxBatch: the most datagrams that one wake-up has read.
+
+    @param responder: provides L{IDatagramResponder}.
+    @param limits: may be shared by several ports.
+    @param unwrap: for ports behind a proxy, see L{Unwrap}.
+    @param batched: whether to read and write in batches where the system can.
+    """
+
+    kind = "datagram"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        responder: IDatagramResponder,
+        limits: Limits,
+        port: int = 0,
+        interface: str = "",
+        *,
+        name: str = "datagram",
+        unwrap: Unwrap | None = None,
+        ownPorts: OwnPorts = OWN_PORTS,
+        batched: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
+        options.setdefault("wants", responder.wants)
+        super().__init__(reactor, _Answers(self), port, interface, clock=clock, **options)
+        self.name = name
+        self.responder = responder
+        self.limits = limits
+        self._unwrap = unwrap
+        self._ownPorts = ownPorts
+        self._batched = batched and mmsg.available()
+        self._reflects = responder.reflects if IReflector.providedBy(responder) else None
+        self._answerAll = "length" in limits.policy.relax
+        self._answerBroadcast = "broadcast" in limits.policy.relax
+        self._batch: mmsg.Batch | None = None
+        self._lastOverflow = 0
+        self.answered = self.receivedBytes = self.answeredBytes = 0
+        self.refused: Counter[str] = Counter()
+        self.maxBatch = 0
+        self._failed = False
+
+    def _opened(self, sock: socket.socket) -> None:
+        self._ownPorts.add(sock.getsockname()[1])
+        if self._batched:
+            self._batch = mmsg.Batch(sock.family, DATAGRAMS_PER_WAKEUP, bool(self._control))
+            self._nameSize = self._batch.nameSize
+        #: the destination is all the kernel says, so that answers can go back as they are
+        self._onlyDestination = self._wildcard and not self._wants
+
+    def connectionLost(self, reason: Any = None) -> None:
+        if self._socket is not None:
+            self._lastOverflow = self.overflowed()
+            self._ownPorts.remove(self._host[1])
+        super().connectionLost(reason)
+        self._batch = None
+
+    # -- in batches --------------------------------------------------------------
+
+    def doRead(self) -> None:
+        batch = self._batch
+        if batch is None:
+            super().doRead()
+            return
+        now = self._clock()
+        end = now + SECONDS_PER_WAKEUP
+        left = DATAGRAMS_PER_WAKEUP
+        chunk = left if self._reflects is not None else _SHOWN
+        while left and self._socket is not None:
+            asked = min(chunk, left)
+            n = batch.receive(self._socket.fileno(), asked)
+            if n <= 0:
+                if n not in {-11, -4}:  # EAGAIN, EINTR
+                    self._readError(-n)
+                return
+            left -= n
+            self.received += n
+            self._take(batch, n, now)
+            if n < asked:
+                break
+            now = self._clock()
+            if now >= end:
+                break
+        self.maxBatch = max(self.maxBatch, DATAGRAMS_PER_WAKEUP - left)
+
+    def _take(self, batch: mmsg.Batch, n: int, now: float) -> None:
+        size = self._nameSize
+        senders = batch.senders(n)
+        lengths = batch.lengths(n)
+        self.receivedBytes += sum(lengths)
+        truncated = batch.truncated(n)
+        if self._unwrap is not None or truncated:
+            indexes = [i for i in range(n) if i not in truncated]
+            self.truncated += len(truncated)
+            self._show(batch, indexes, senders, lengths, now, admitted=False)
+            return
+        # one datagram of each batch is looked at for loops; which, is up to its length
+        seen = self.received % n
+        limits = self.limits
+        first = senders[:size]
+        if n == 1 or senders == first * n:
+            granted = self._admit(first, n, now)
+            kept: Sequence[int] = range(granted)
+        else:
+            names = [senders[i : i + size] for i in range(0, n * size, size)]
+            grants = {name: self._admit(name, count, now) for name, count in Counter(names).items()}
+            kept = []
+            for i, name in enumerate(names):
+                if grants[name]:
+                    grants[name] -= 1
+                    kept.append(i)
+        if not kept:
+            return
+        limits.look(
+            senders[seen * size : seen * size + size], batch.payload(seen, lengths[seen]), now
+        )
+        reflects = self._reflects
+        if (
+            reflects is None
+            or not reflects(batch.firstBytes(n))
+            or not (not self._control or (self._onlyDestination and batch.plainDestinations(n)))
+        ):
+            self._show(batch, kept, senders, lengths, now, admitted=True)
+            return
+        batch.reflect(n)
+        fd = self._socket.fileno()  # type: ignore[union-attr]
+        if len(kept) == n:
+            sent, errors = batch.send(fd, n)
+            self.answeredBytes += sum(lengths)
+        else:
+            sent, errors = batch.sendSome(fd, kept)
+            self.answeredBytes += sum(lengths[i] for i in kept)
+        self._sent(sent, errors)
+
+    def _admit(self, name: bytes, count: int, now: float) -> int:
+        limits = self.limits
+        source = limits.cached(name)
+        if source is None:
+            source = self._source(name)
+        return limits.admit(source, count, now, name)
+
+    def _source(self, name: bytes) -> Source:
+        address, port = self._whose(name)
+        info = self.info
+        info.asker(address, port)
+        return self.limits.source(info.address, port, name)
+
+    def _whose(self, name: bytes) -> tuple[bytes, int]:
+        """
+        The address and port in a C{sockaddr}.
+        """
+        port = int.from_bytes(name[2:4], "big")
+        return (name[8:24] if len(name) == 28 else name[4:8]), port
+
+    def _show(
+        self,
+        batch: mmsg.Batch,
+        indexes: Sequence[int],
+        senders: bytes,
+        lengths: Sequence[int],
+        now: float,
+        *,
+        admitted: bool,
+    ) -> None:
+        """
+        Show datagrams to the responder one by one, and send its answers.
+        """
+        size = self._nameSize
+        info = self.info
+        answered: list[int] = []
+        total = 0
+        for i in indexes:
+            name = senders[i * size : i * size + size]
+            info.forget()
+            info.sockaddr = name
+            info.asker(*self._whose(name))
+            if self._control:
+                info.read(batch.messages(i))
+            answer = self._answer(batch.payload(i, lengths[i]), now, admitted=admitted)
+            if answer is not None:
+                batch.answer(i, answer, _source(info))
+                answered.append(i)
+                total += len(answer)
+        if answered and self._socket is not None:
+            sent, errors = batch.sendSome(self._socket.fileno(), answered)
+            self.answeredBytes += total
+            self._sent(sent, errors)
+
+    def _sent(self, sent: int, errors: list[int]) -> None:
+        self.answered += sent
+        for number in errors:
+            self.sendErrors[_name(number)] += 1
+
+    # -- one by one --------------------------------------------------------------
+
+    def _deliver(self, data: bytes, control: Any, addr: Any) -> None:
+        """
+        Without batches: what L{SturdyPort} calls for each datagram.
+        """
+        info = self.info
+        info.forget()
+        self.receivedBytes += len(data)
+        self.maxBatch = max(self.maxBatch, 1)
+        packed = socket.inet_pton(self.family, addr[0].partition("%")[0])
+        info.sockaddr = b"%d %b" % (addr[1], packed)
+        info.asker(packed, addr[1])
+        if control:
+            info.read(control)
+        now = self._clock()
+        answer = self._answer(data, now, admitted=False)
+        if answer is None or self._socket is None:
+            return
+        try:
+            self._socket.sendmsg([answer], self._sourceControl(), 0, addr)
+        except OSError as e:
+            self.sendErrors[_name(e.errno)] += 1
+        else:
+            self.answered += 1
+            self.answeredBytes += len(answer)
+
+    # -- both --------------------------------------------------------------------
+
+    def _answer(self, data: bytes, now: float, *, admitted: bool) -> bytes | None:
+        """
+        @param admitted: whether the limits already let this datagram in.
+        @return: what to send back to the one that L{info} names.
+        """
+        info = self.info
+        if not (info.unicast or self._answerBroadcast):
+            self.refused["broadcast"] += 1
+            return None
+        original = data
+        if self._unwrap is not None:
+            unwrapped = self._unwrap(data, info)
+            if unwrapped is None:
+                self.refused["proxy-header"] += 1
+                return None
+            data = unwrapped
+        limits = self.limits
+        key = info.sockaddr if self._unwrap is None else b"%d %b" % (info.port, info.address)
+        source = limits.source(info.address, info.port, key)
+        if not admitted:
+            if not limits.admit(source, 1, now, key):
+                return None
+            limits.look(key, data, now)
+        try:
+            answer = self.responder.respond(data, info)
+        except Exception:
+            self.refused["responder-failed"] += 1
+            if not self._failed:
+                # once: what it fails on can come a hundred thousand times a second
+                self._failed = True
+                self._log.failure("{name}: the responder failed; said only once", name=self.name)
+            return None
+        if answer is None:
+            return None
+        longer = len(answer) - len(original)
+        if longer > 0 and not (
+            self._answerAll or (longer <= self.responder.excess and limits.longer(source, now))
+        ):
+            self.refused["length"] += 1
+            return None
+        return answer
+
+    def own(self) -> DatagramStats:
+        """
+        @return: this port's numbers, without those of the limits and the
+            responder, which it may share.
+        """
+        refused = self.refused + Counter(truncated=self.truncated)
+        return DatagramStats(
+            self.received,
+            self.answered,
+            self.receivedBytes,
+            self.answeredBytes,
+            dict(refused),
+            0,
+            self.overflowed() if self._socket is not None else self._lastOverflow,
+            dict(self.sendErrors),
+        )
+
+    def stats(self) -> DatagramStats:
+        return self.own().plus(shared(self.limits, self.responder))
+
+
+def shared(limits: Limits, responder: IDatagramResponder) -> DatagramStats:
+    """
+    @return: the numbers of what several ports may share.
+    """
+    refused = limits.refused + Counter(responder.refused)
+    return attrs.evolve(NOTHING, refused=dict(refused), overLimit=limits.overLimit)
+
+
+def _source(info: DatagramInfo) -> bytes:
+    """
+    The control message that makes an answer leave from the address asked.
+    """
+    local = info.local
+    if local is None:
+        return b""
+    if len(local) == 4:
+        return struct.pack("=QIII4s4x4x", 28, socket.IPPROTO_IP, IP_PKTINFO, 0, local)
+    linkLocal = local[0] == 0xFE and local[1] & 0xC0 == 0x80
+    interface = info.interface if linkLocal else 0
+    return struct.pack("=QII16sI4x", 36, socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local, interface)

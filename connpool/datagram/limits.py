@@ -1,0 +1,394 @@
+"""
+Being a good neighbour: whom a public datagram service answers, and how often.
+
+A UDP source address is a claim.  Whoever answers it may be made a weapon
+against the address claimed (reflection), may talk for ever with another program
+that answers (CERT CA-1996-01, CVE-2024-2169), and pays memory for each claim it
+remembers.  So:
+
+  - Everything remembered lives in tables of a fixed size.  Networks share a slot
+    when they collide, as in DNS response rate limiting; the hash is keyed, so
+    nobody outside can choose with whom.
+  - What can be said of a source alone (its port, its address, the lists) is said
+    once and remembered in a small cache: L{Limits.source}.  What depends on time
+    is a token bucket per network and one for all: L{Limits.admit}, which takes a
+    whole batch of one source at once.
+  - A datagram that keeps coming back from the same source, the same bytes each
+    time and at once, is probably our own answer echoed.  Half of what such a
+    source sends is refused, so k datagrams in a loop are gone after log2 k
+    rounds.  A loop lasts, so looking at one datagram of each batch finds it.
+  - Trusted sources and loopback are counted against the rates and never dropped:
+    the kernel takes no datagram claiming to be loopback from outside.  Rules
+    about ports and addresses hold for them too.
+
+Buckets are kept as GCRA: one number a slot, the time at which the bucket will
+be full again.
+
+Known flaws:
+
+  - A loop that takes longer than L{LOOP_GAP} a round is not recognised; it is
+    slower than four datagrams a second.
+  - Constant datagrams sent faster than that by an untrusted source look like a
+    loop.  Our prober, irtt and STAMP number theirs.
+  - Two processes of one machine may loop over loopback when it is trusted.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from array import array
+from collections import Counter
+
+import attrs
+
+from connpool.addresses import Networks
+from connpool.errors import AddressError
+
+__all__ = ["ANSWERING_PORTS", "RULES", "Limits", "OwnPorts", "Policy", "RateTable", "Source"]
+
+#: Source ports behind which a program answers whatever it gets, or answers at
+#: all: between two of these a datagram never comes to rest.  Those below 1024
+#: stand here for C{--relax low-ports}.
+ANSWERING_PORTS = frozenset(
+    {7, 13, 17, 19, 37, 53, 69, 111, 123, 137, 138, 161, 389, 427, 500, 520, 862}
+    | {1194, 1434, 1645, 1701, 1812, 1813, 1900, 2112, 3283, 3389, 3478, 3702, 4500}
+    | {5060, 5093, 5353, 5683, 8641, 10001, 11211, 20800, 27015, 37810, 47808}
+)
+
+#: Each rule and what it refuses.  C{Policy.relax} takes the names.
+RULES = {
+    "low-ports": "source ports below 1024",
+    "answering-ports": "source ports of services that answer (DNS, NTP, SSDP, …)",
+    "own-ports": "source ports that this process answers on",
+    "sources": "broadcast, multicast and reserved source addresses",
+    "broadcast": "datagrams sent to a broadcast or multicast address",
+    "length": "answers longer than their request",
+    "loops": "datagrams that look like our own answers coming back",
+    "rate": "more answers than a network, or all, may have",
+}
+
+NOBODY = Networks()
+
+LOOP_GAP = 0.25
+LOOP_COUNT = 32
+LOOP_HOLD = 1.0
+
+_NOWHERE = bytes(16)
+_LOOPBACK6 = bytes(15) + b"\x01"
+
+
+def _isLoopback(address: bytes) -> bool:
+    return address[0] == 127 if len(address) == 4 else address == _LOOPBACK6
+
+
+def _isSource(address: bytes) -> bool:
+    """
+    Whether a datagram may come from C{address}: RFC 1122 3.2.1.3, RFC 4291 2.5.
+    """
+    if len(address) == 4:
+        return 0 < address[0] < 224
+    return address[0] != 0xFF and address != _NOWHERE
+
+
+def _relaxed(relax: frozenset[str]) -> frozenset[str]:
+    unknown = relax - set(RULES)
+    if unknown:
+        raise AddressError(
+            f"{', '.join(sorted(unknown))}: no such rule; there are {', '.join(RULES)}"
+        )
+    return relax
+
+
+@attrs.frozen
+class Policy:
+    """
+    @ivar allow: networks that are answered; empty means everybody.
+    @ivar deny: networks that are not; wins.
+    @ivar trusted: networks that the rates and the loop rule count but never drop.
+    @ivar trustLoopback: whether loopback is among them.
+    @ivar rate: answers per second to one IPv4 /24 or IPv6 /64; a /48 has four
+        times as much.
+    @ivar burst: answers at once; of these networks.
+    @ivar maxRate: answers per second to all.
+    @ivar relax: names of L{RULES} that are off.
+    """
+
+    allow: Networks = NOBODY
+    deny: Networks = NOBODY
+    trusted: Networks = NOBODY
+    trustLoopback: bool = True
+    rate: float = 20_000.0
+    burst: int = 40_000
+    maxRate: float = 100_000.0
+    relax: frozenset[str] = attrs.field(default=frozenset(), converter=_relaxed)
+
+
+class OwnPorts:
+    """
+    The ports this process answers on.
+
+    @ivar version: changes whenever a port comes or goes.
+    """
+
+    def __init__(self) -> None:
+        self._ports: Counter[int] = Counter()
+        self.version = 0
+
+    def add(self, port: int) -> None:
+        self._ports[port] += 1
+        self.version += 1
+
+    def remove(self, port: int) -> None:
+        self._ports[port] -= 1
+        if not self._ports[port]:
+            del self._ports[port]
+        self.version += 1
+
+    def __contains__(self, port: int) -> bool:
+        return port in self._ports
+
+
+#: All services of a process share this one: they must not answer each other.
+OWN_PORTS = OwnPorts()
+
+
+class RateTable:
+    """
+    A fixed number of token buckets.
+
+    @param rate: tokens per second.
+    @param burst: tokens of a full bucket.
+    """
+
+    def __init__(self, slots: int, rate: float, burst: int) -> None:
+        self.slots = slots
+        self._interval = 1.0 / rate
+        self._depth = burst / rate
+        self._full = array("d", bytes(8 * slots))
+
+    def free(self, slot: int, now: float) -> int:
+        """
+        @return: how many tokens the bucket holds.
+        """
+        full = self._full[slot]
+        full = max(now, full)
+        # a hair more, so that a full bucket holds all of its burst
+        return int((now + self._depth - full) / self._interval + 1e-6)
+
+    def take(self, slot: int, count: int, now: float) -> None:
+        """
+        Take tokens that are there.
+        """
+        full = self._full[slot]
+        full = max(full, now)
+        self._full[slot] = full + count * self._interval
+
+
+@attrs.define(slots=True)
+class Source:
+    """
+    What is known of an address and port.
+
+    @ivar refusal: the reason never to answer; empty for none.
+    @ivar trusted: whether rates only count.
+    @ivar buckets: where its answers are charged.
+    """
+
+    refusal: str
+    trusted: bool
+    buckets: tuple[tuple[RateTable, int], ...]
+    excess: tuple[RateTable, int]
+
+
+class Limits:
+    """
+    @ivar refused: datagrams not answered, by reason.
+    @ivar overLimit: datagrams of trusted sources that were answered beyond a rate.
+    """
+
+    #: Sources remembered; forgotten all at once when full.
+    CACHE = 1024
+
+    def __init__(self, policy: Policy, ownPorts: OwnPorts = OWN_PORTS) -> None:
+        self.policy = policy
+        self._ownPorts = ownPorts
+        self._version = ownPorts.version
+        self._secret = os.urandom(16)
+        self._nets = RateTable(32_768, policy.rate, policy.burst)
+        self._sites = RateTable(8_192, 4 * policy.rate, 4 * policy.burst)
+        self._all = RateTable(1, policy.maxRate, max(1, int(2 * policy.maxRate)))
+        self._excess = RateTable(8_192, 1.0, 1)
+        self._loops = LoopWatch()
+        self._watchLoops = "loops" not in policy.relax
+        self._limitRate = "rate" not in policy.relax
+        self._sources: dict[bytes, Source] = {}
+        self.refused: Counter[str] = Counter()
+        self.overLimit = 0
+
+    def source(self, address: bytes, port: int, key: bytes) -> Source:
+        """
+        @param address: packed, 4 or 16 bytes.
+        @param key: the same for the same address and port, and for no other.
+        """
+        if self._version != self._ownPorts.version:
+            self._version = self._ownPorts.version
+            self._sources.clear()
+        found = self._sources.get(key)
+        if found is None:
+            if len(self._sources) >= self.CACHE:
+                self._sources.clear()
+            found = self._sources[key] = self._judge(address, port)
+        return found
+
+    def cached(self, key: bytes) -> Source | None:
+        """
+        @return: what L{source} said of C{key}, if it still holds.
+        """
+        if self._version != self._ownPorts.version:
+            return None
+        return self._sources.get(key)
+
+    def _judge(self, address: bytes, port: int) -> Source:
+        policy = self.policy
+        relax = policy.relax
+        host = _text(address)
+        refusal = ""
+        if (policy.deny and host in policy.deny) or (policy.allow and host not in policy.allow):
+            refusal = "denied"
+        elif port == 0:
+            refusal = "port-zero"
+        elif "own-ports" not in relax and port in self._ownPorts:
+            refusal = "own-ports"
+        elif "low-ports" not in relax and port < 1024:
+            refusal = "low-ports"
+        elif "answering-ports" not in relax and port in ANSWERING_PORTS:
+            refusal = "answering-ports"
+        elif "sources" not in relax and not _isSource(address):
+            refusal = "sources"
+        if len(address) == 4:
+            net = self._slot(self._nets, address[:3])
+            buckets = [(self._nets, net)]
+            excess = address[:3]
+        else:
+            buckets = [
+                (self._nets, self._slot(self._nets, address[:8])),
+                (self._sites, self._slot(self._sites, address[:6])),
+            ]
+            excess = address[:8]
+        buckets.append((self._all, 0))
+        return Source(
+            refusal,
+            (policy.trustLoopback and _isLoopback(address))
+            or (bool(policy.trusted) and host in policy.trusted),
+            tuple(buckets),
+            (self._excess, self._slot(self._excess, excess)),
+        )
+
+    def _slot(self, table: RateTable, prefix: bytes) -> int:
+        # SipHash; the secret is in the text because PYTHONHASHSEED may fix its key
+        return hash(self._secret + prefix) % table.slots
+
+    def admit(self, source: Source, count: int, now: float, key: bytes) -> int:
+        """
+        @param count: datagrams from C{source}, of which none is answered yet.
+        @return: how many of them to answer; the rest is counted as refused.
+        """
+        if source.refusal:
+            self.refused[source.refusal] += count
+            return 0
+        granted = count
+        if self._loops.suspects and not source.trusted:
+            granted = self._loops.thin(key, count, now)
+            if granted < count:
+                self.refused["loops"] += count - granted
+        if self._limitRate:
+            least = granted
+            for table, slot in source.buckets:
+                free = table.free(slot, now)
+                least = min(least, free)
+            for table, slot in source.buckets:
+                table.take(slot, least, now)
+            if least < granted:
+                if source.trusted:
+                    self.overLimit += granted - least
+                else:
+                    self.refused["rate"] += granted - least
+                    granted = least
+        return granted
+
+    def look(self, key: bytes, payload: bytes, now: float) -> None:
+        """
+        Have a look at one datagram of a batch: is it a loop?
+        """
+        if self._watchLoops:
+            self._loops.look(key, payload, now)
+
+    def longer(self, source: Source, now: float) -> bool:
+        """
+        May one answer that is longer than its request go to this network now?
+        One in a second may.
+        """
+        table, slot = source.excess
+        if table.free(slot, now) < 1:
+            return False
+        table.take(slot, 1, now)
+        return True
+
+
+class LoopWatch:
+    """
+    Finds datagrams that keep coming back.
+
+    @ivar suspects: sources under suspicion, to when it ends and whether the
+        next datagram is answered.
+    """
+
+    SLOTS = 4096
+    SUSPECTS = 256
+
+    def __init__(self) -> None:
+        self._prints = array("q", bytes(8 * self.SLOTS))
+        self._last = array("d", bytes(8 * self.SLOTS))
+        self._counts = array("L", bytes(array("L").itemsize * self.SLOTS))
+        self.suspects: dict[bytes, tuple[float, int]] = {}
+
+    def look(self, key: bytes, payload: bytes, now: float) -> None:
+        print_ = hash((key, payload))
+        slot = print_ % self.SLOTS
+        if self._prints[slot] == print_ and now - self._last[slot] <= LOOP_GAP:
+            self._counts[slot] += 1
+            if self._counts[slot] >= LOOP_COUNT:
+                self._suspect(key, now)
+        else:
+            self._prints[slot] = print_
+            self._counts[slot] = 1
+        self._last[slot] = now
+
+    def _suspect(self, key: bytes, now: float) -> None:
+        if key in self.suspects:
+            self.suspects[key] = (now + LOOP_HOLD, self.suspects[key][1])
+        else:
+            if len(self.suspects) >= self.SUSPECTS:
+                self.suspects.clear()
+            self.suspects[key] = (now + LOOP_HOLD, 0)
+
+    def thin(self, key: bytes, count: int, now: float) -> int:
+        """
+        @return: how many of C{count} datagrams from C{key} to answer.
+        """
+        found = self.suspects.get(key)
+        if found is None:
+            return count
+        end, odd = found
+        if end < now:
+            del self.suspects[key]
+            return count
+        granted = (count + odd) // 2
+        self.suspects[key] = (end, (count + odd) % 2)
+        return granted
+
+
+def _text(address: bytes) -> str:
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, address)

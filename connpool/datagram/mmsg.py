@@ -1,0 +1,267 @@
+"""
+C{recvmmsg(2)} and C{sendmmsg(2)}: a batch of datagrams for one system call.
+
+On loopback a datagram costs the kernel about 3 microseconds and Python's socket
+module another 2 each way.  A L{Batch} receives into buffers of its own and can
+send them back from there, so that a datagram that is only echoed never becomes a
+Python object; everything about a batch is read and written as strided views.
+
+Only where the C structures are the ones written here (Linux, 64 bit, little
+endian); elsewhere L{available} is false and ports read one by one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+__all__ = ["Batch", "available"]
+
+_libc: Any = None
+if sys.platform == "linux" and sys.byteorder == "little" and ctypes.sizeof(ctypes.c_void_p) == 8:
+    _libc = ctypes.CDLL(None, use_errno=True)
+    for _name in ("recvmmsg", "sendmmsg"):
+        if not hasattr(_libc, _name):
+            _libc = None
+            break
+
+
+def available() -> bool:
+    """
+    Whether this system can.
+    """
+    return _libc is not None
+
+
+if _libc is not None:
+    _recvmmsg = _libc.recvmmsg
+    _recvmmsg.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_uint,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    ]
+    _sendmmsg = _libc.sendmmsg
+    _sendmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int]
+
+#: struct mmsghdr: name, namelen, iov, iovlen, control, controllen, flags | len
+_HEADER = struct.Struct("=QI4xQQQQI4xI4x")
+#: struct iovec: base, length
+_IOVEC = struct.Struct("=QQ")
+_CMSG = struct.Struct("=QII")
+
+#: 64 KiB for a datagram and one odd cache line: with a round distance all
+#: datagrams would begin in the same set of the processor's cache.
+STRIDE = 65_536 + 64
+ROOM = 65_535
+
+# Offsets in 32-bit words.
+_W = _HEADER.size // 4
+_CONTROLLEN = 10
+_FLAGS = 12
+_LENGTH = 14
+_IOV_W = _IOVEC.size // 4
+_IOV_LENGTH = 2
+
+_CONTROL = 128
+_CONTROL_W = _CONTROL // 4
+
+
+def _address(buffer: bytearray) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+class Batch:
+    """
+    Room for C{size} datagrams with their senders and control messages.
+
+    Methods that take C{n} look at the first C{n} datagrams of the last
+    L{receive}.
+
+    @param control: whether control messages are received.
+    """
+
+    def __init__(self, family: int, size: int, control: bool) -> None:
+        self.size = size
+        self.control = control
+        self.six = family == socket.AF_INET6
+        self.nameSize = nameSize = 28 if self.six else 16
+        self._payload = memoryview(bytearray(size * STRIDE))
+        self._firstBytes = self._payload[::STRIDE]
+        names = bytearray(size * nameSize)
+        controls = bytearray(size * _CONTROL)
+        iovecs = bytearray(size * _IOVEC.size)
+        headers = bytearray(size * _HEADER.size)
+        outgoing = bytearray(size * _HEADER.size)
+        payloadAt, namesAt = _address(self._payload.obj), _address(names)  # type: ignore[arg-type]
+        controlsAt, iovecsAt = _address(controls), _address(iovecs)
+        for i in range(size):
+            _IOVEC.pack_into(iovecs, i * _IOVEC.size, payloadAt + i * STRIDE, ROOM)
+            _HEADER.pack_into(
+                headers,
+                i * _HEADER.size,
+                namesAt + i * nameSize,
+                nameSize,
+                iovecsAt + i * _IOVEC.size,
+                1,
+                controlsAt + i * _CONTROL if control else 0,
+                _CONTROL if control else 0,
+                0,
+                0,
+            )
+        self._headerTemplate = bytes(headers)
+        self._iovecTemplate = bytes(iovecs)
+        self._names = memoryview(names)
+        self._controls = memoryview(controls)
+        self._controlWords = self._controls.cast("I")
+        self._iovecs = memoryview(iovecs)
+        self._iovecWords = self._iovecs.cast("I")
+        self._headers = memoryview(headers)
+        self._headerWords = self._headers.cast("I")
+        self._outgoing = memoryview(outgoing)
+        self._headersAt = _address(headers)
+        self._outgoingAt = _address(outgoing)
+        self._noFlags = bytes(4 * size)
+        self._zeros = memoryview(bytes(4 * size)).cast("I")
+        self._dirty = 0
+
+    # -- receiving -------------------------------------------------------------
+
+    def receive(self, fd: int, limit: int) -> int:
+        """
+        @return: how many datagrams were there, at most C{limit}; or the
+            negative errno.
+        """
+        dirty = self._dirty
+        if dirty:
+            self._headers[: dirty * 64] = self._headerTemplate[: dirty * 64]
+            self._iovecs[: dirty * 16] = self._iovecTemplate[: dirty * 16]
+        n: int = _recvmmsg(fd, self._headersAt, limit, socket.MSG_DONTWAIT, None)
+        if n < 0:
+            self._dirty = 0
+            return -ctypes.get_errno()
+        self._dirty = n
+        return n
+
+    def senders(self, n: int) -> bytes:
+        """
+        @return: the C{sockaddr}s one after the other, C{nameSize} bytes each.
+        """
+        return self._names[: n * self.nameSize].tobytes()
+
+    def lengths(self, n: int) -> list[int]:
+        return self._headerWords[_LENGTH : n * _W : _W].tolist()
+
+    def truncated(self, n: int) -> list[int]:
+        """
+        @return: which did not fit; empty almost always.
+        """
+        flags = self._headerWords[_FLAGS : n * _W : _W]
+        if flags.tobytes() == self._noFlags[: 4 * n]:
+            return []
+        return [i for i, flag in enumerate(flags) if flag & socket.MSG_TRUNC]
+
+    def firstBytes(self, n: int) -> bytes:
+        """
+        @return: the first byte of each datagram; that of an empty one is
+            left over from earlier.
+        """
+        return self._firstBytes[:n].tobytes()
+
+    def payload(self, i: int, length: int) -> bytes:
+        return self._payload[i * STRIDE : i * STRIDE + length].tobytes()
+
+    def messages(self, i: int) -> Iterator[tuple[int, int, bytes]]:
+        """
+        @return: the control messages of datagram C{i}.
+        """
+        start = i * _CONTROL
+        end = start + self._headerWords[i * _W + _CONTROLLEN]
+        while start + _CMSG.size <= end:
+            size, level, kind = _CMSG.unpack_from(self._controls, start)
+            if size < _CMSG.size or start + size > end:
+                return
+            yield level, kind, self._controls[start + _CMSG.size : start + size].tobytes()
+            start += (size + 7) & ~7
+
+    def plainDestinations(self, n: int) -> bool:
+        """
+        With the destination as only control message: whether all were sent to
+        one plain address of ours; if so the answers are set to leave from it,
+        by whatever interface.
+        """
+        words = self._controlWords
+        end = n * _CONTROL_W
+        if self.six:
+            # cmsg header, then 16 bytes of address and the interface
+            first = self._controls[16 : n * _CONTROL : _CONTROL].tobytes()
+            # multicast; link-local, which must keep its interface; IPv4-mapped
+            if b"\xff" in first or b"\xfe" in first or b"\0" in first:
+                return False
+            words[8:end:_CONTROL_W] = self._zeros[:n]
+            return True
+        # interface, our address, the header's destination
+        if words[5:end:_CONTROL_W] != words[6:end:_CONTROL_W]:
+            return False
+        words[4:end:_CONTROL_W] = self._zeros[:n]
+        return True
+
+    # -- answering -------------------------------------------------------------
+
+    def reflect(self, n: int) -> None:
+        """
+        Make each datagram its own answer.
+        """
+        lengths = self._headerWords[_LENGTH : n * _W : _W]
+        self._iovecWords[_IOV_LENGTH : n * _IOV_W : _IOV_W] = lengths
+
+    def answer(self, i: int, data: bytes, source: bytes) -> None:
+        """
+        Set what goes back for datagram C{i}.
+
+        @param source: a control message that names our address; or nothing.
+        """
+        length = len(data)
+        start = i * STRIDE
+        self._payload[start : start + length] = data
+        self._iovecWords[i * _IOV_W + _IOV_LENGTH] = length
+        if self.control:
+            self._controls[i * _CONTROL : i * _CONTROL + len(source)] = source
+            self._headerWords[i * _W + _CONTROLLEN] = len(source)
+
+    def send(self, fd: int, n: int) -> tuple[int, list[int]]:
+        """
+        Send the first C{n} back.
+
+        @return: how many went out, and the errno of each that did not.
+        """
+        return self._send(fd, self._headersAt, n)
+
+    def sendSome(self, fd: int, indexes: Sequence[int]) -> tuple[int, list[int]]:
+        """
+        Send these back.
+        """
+        headers, outgoing = self._headers, self._outgoing
+        for k, i in enumerate(indexes):
+            outgoing[k * 64 : k * 64 + 64] = headers[i * 64 : i * 64 + 64]
+        return self._send(fd, self._outgoingAt, len(indexes))
+
+    @staticmethod
+    def _send(fd: int, at: int, n: int) -> tuple[int, list[int]]:
+        errors: list[int] = []
+        done = good = 0
+        while done < n:
+            sent: int = _sendmmsg(fd, at + done * 64, n - done, socket.MSG_DONTWAIT)
+            if sent > 0:
+                good += sent
+                done += sent
+            else:
+                # only the first of a call fails; those after it get their turn
+                errors.append(ctypes.get_errno())
+                done += 1
+        return good, errors

@@ -1,0 +1,97 @@
+"""
+From a C{udp:} description to open ports; Twisted has no endpoints for datagrams.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+from twisted.internet.error import CannotListenError, InvalidAddressError
+from twisted.python.systemd import ListenFDs
+
+from connpool.addresses import Listen
+from connpool.datagram.port import SturdyPort
+from connpool.errors import AddressError
+
+__all__ = ["openPorts"]
+
+EVERYWHERE = ["0.0.0.0", "::"]  # noqa: S104 - what a description without interface= asks for
+
+P = TypeVar("P", bound=SturdyPort)
+
+
+def openPorts(listen: Listen, make: Callable[..., P]) -> list[P]:
+    """
+    Open what a C{udp:} description says.
+
+    Without C{interface=} that is every address of the machine, which takes two
+    sockets of the same port, one for IPv4 and one for IPv6 (where there is IPv6).
+
+    @param make: builds a port that does not listen yet, from the keywords
+        C{port}, C{interface}, C{reusePort} or C{adopt}, C{port} and C{interface}.
+    @return: ports that listen.  If one fails, none stays open.
+    @raise CannotListenError: the system refused.
+    @raise AddressError: the interface is not an address, or systemd passed no
+        such socket.
+    """
+    if listen.arguments[0] == "systemd":
+        adopted = _inherited(listen)
+        host, port = adopted.getsockname()[:2]
+        ports = [make(adopt=adopted, port=port, interface=host)]
+        ports[0].startListening()
+        return ports
+    port = int(listen.arguments[0])
+    reuse = listen.keywords.get("reusePort") == "yes"
+    interface = listen.keywords.get("interface", "")
+    opened: list[P] = []
+    for address in [interface] if interface else EVERYWHERE:
+        new = make(port=port, interface=address, reusePort=reuse)
+        try:
+            new.startListening()
+        except InvalidAddressError:
+            raise AddressError(
+                f"{listen.description!r}: {address!r} is not an address; write for example "
+                r"interface=127.0.0.1 or interface=\:\:1"
+            ) from None
+        except CannotListenError as e:
+            if opened and e.socketError.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+                break  # a machine without IPv6
+            for other in opened:
+                other.stopListening()
+            raise
+        opened.append(new)
+        port = new.getHost().port
+    return opened
+
+
+def _inherited(listen: Listen) -> socket.socket:
+    """
+    The datagram socket that systemd passed under a name or index.
+    """
+    inherited = ListenFDs.fromEnvironment()
+    name, index = listen.keywords.get("name"), listen.keywords.get("index")
+    try:
+        if name is not None:
+            fd = inherited.inheritedNamedDescriptors()[name]
+        else:
+            fd = inherited.inheritedDescriptors()[int(index or 0)]
+    except (KeyError, IndexError, ValueError):
+        raise AddressError(
+            f"{listen.description!r}: systemd passed no such socket; "
+            "see ListenDatagram= and FileDescriptorName= in the .socket unit"
+        ) from None
+    # a copy, so that a stopped service can start again
+    try:
+        sock = socket.socket(fileno=os.dup(fd))
+    except OSError as e:
+        raise AddressError(
+            f"{listen.description!r}: {e.strerror}; is the unit's fd open?"
+        ) from None
+    if sock.type != socket.SOCK_DGRAM or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        sock.close()
+        raise AddressError(f"{listen.description!r}: not a UDP socket; use ListenDatagram=")
+    return sock

@@ -1,0 +1,322 @@
+"""
+C{twistd udpecho}: echo, irtt and STAMP on UDP, echo on TCP.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.application.service import MultiService, Service
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python import usage
+from zope.interface import implementer
+
+from connpool.addresses import Listen, joinHostPort
+from connpool.datagram import (
+    NOTHING,
+    RULES,
+    AnsweringPort,
+    DatagramStats,
+    Limits,
+    Policy,
+    TCPEchoFactory,
+    Unwrap,
+    makeResponder,
+    openPorts,
+    shared,
+)
+from connpool.errors import AddressError, StartFailed
+from connpool.interfaces import IDatagramResponder, IStatsSource
+from connpool.services.gate import Access
+from connpool.services.listening import ListeningService, describeListenError
+from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds
+from connpool.services.starting import failStart
+
+__all__ = ["DatagramService", "EchoService", "Options", "makeService"]
+
+
+class Options(AccessOptions):
+    pluginName = "udpecho"
+    defaultListen = ("udp:8641:interface=127.0.0.1",)
+    takesDatagrams = True
+    synopsis = "[options]"
+    longdesc = (
+        "Answers datagrams, so that others can measure how they get through: "
+        "connpool ping HOST:PORT. Stream endpoints in --listen echo over TCP."
+    )
+
+    optParameters = [
+        ["protocol", "p", "echo", "What answers: NAME or NAME:ARGUMENTS; --protocols lists them."],
+        ["rate", None, "20000", "Answers per second to one IPv4 /24 or IPv6 /64."],
+        ["burst", None, "40000", "Answers at once to one of these networks."],
+        ["max-rate", None, "100000", "Answers per second to all."],
+        ["max-connections", None, "1000", "TCP connections at once."],
+        ["log-interval", None, "60", "Seconds between summaries of what was refused."],
+        ["name", None, "udpecho", "Name in logs and metrics."],
+    ]
+    optFlags = [
+        ["protocols", None, "List what --protocol takes, and exit."],
+        ["no-trust-loopback", None, "Apply rates and the loop rule to loopback too."],
+    ]
+
+    def opt_trust(self, network: str) -> None:
+        """
+        Count but do not limit this network: CIDR or an address (repeatable;
+        loopback is trusted anyway).
+        """
+        self.collect("trust", network)
+
+    def opt_relax(self, rule: str) -> None:
+        """
+        Switch a good-neighbour rule off (repeatable); docs/datagram.rst says
+        what each protects from.
+        """
+        self.collect("relax", rule)
+
+    def postOptions(self) -> None:
+        super().postOptions()
+        if self["protocols"]:
+            from connpool.datagram import responderFactories
+
+            lines = [f"{each.name:10} {each.description}" for each in responderFactories()]
+            print("\n".join(lines))  # noqa: T201 - asked for by --protocols
+            raise SystemExit(0)
+        self.setdefault("trust", [])
+        self.convert("trust", asNetworks)
+        for name in ("rate", "burst", "max-rate", "max-connections"):
+            self.convert(name, asCount)
+        self.convert("log-interval", asSeconds)
+        self.convert("protocol", makeResponder)
+        self.setdefault("relax", [])
+        unknown = [rule for rule in self["relax"] if rule not in RULES]
+        if unknown:
+            raise usage.UsageError(f"--relax: {unknown[0]!r} is not one of {', '.join(RULES)}")
+        for listen in self["listen"]:
+            if listen.datagram and "secured" in listen.wrappers:
+                raise usage.UsageError(
+                    f"--listen: {listen.description!r}: there is no TLS over UDP here; "
+                    "use udp: without secured:"
+                )
+
+
+def _unwrapper(listen: Listen) -> Unwrap | None:
+    """
+    What takes datagrams out of a proxy's envelope, for C{proxied:udp:}.
+    """
+    if "proxied" not in listen.wrappers:
+        return None
+    raise AddressError(f"{listen.description!r}: proxied: is not available for UDP yet; use udp:")
+
+
+@implementer(IStatsSource)
+class DatagramService(Service):
+    """
+    Answers on several C{udp:} descriptions.
+
+    Everything is bound in C{privilegedStartService}; if one cannot be, none
+    stays open.  It can be started again after a stop.
+    """
+
+    kind = "datagram"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        listens: Sequence[Listen],
+        responder: IDatagramResponder,
+        policy: Policy | None = None,
+        *,
+        logInterval: float = 60.0,
+        name: str = "datagram",
+    ) -> None:
+        self.name: str = name
+        self.responder = responder
+        self.limits = Limits(policy or Policy())
+        self._reactor = reactor
+        self._listens = listens
+        self._ports: list[AnsweringPort] = []
+        self._past = NOTHING
+        self._summarised = NOTHING
+        self._logInterval = logInterval
+        self._looping: LoopingCall | None = None
+
+    def privilegedStartService(self) -> None:
+        super().privilegedStartService()
+        self._open()
+
+    def startService(self) -> None:
+        if not self._ports:
+            # twist starts services without the privileged step
+            self._open()
+        super().startService()
+        self._looping = LoopingCall(self._summarise)
+        self._looping.clock = self._reactor
+        self._looping.start(self._logInterval, now=False)
+
+    def _open(self) -> None:
+        opened: list[AnsweringPort] = []
+        for listen in self._listens:
+            try:
+                opened += openPorts(listen, self._maker(listen))
+            except (AddressError, CannotListenError, OSError) as e:
+                for port in opened:
+                    port.stopListening()
+                if isinstance(e, AddressError):
+                    failStart(f"{self.name}: {e}")
+                failStart(f"{self.name}: {describeListenError(listen.description, e)}")
+        self._ports = opened
+        for host in self.getHosts():
+            self._log.info(
+                "{name}: answers on {where}; try: connpool ping {where}",
+                name=self.name,
+                where=joinHostPort(host.host, host.port),
+            )
+
+    def _maker(self, listen: Listen) -> Callable[..., AnsweringPort]:
+        unwrap = _unwrapper(listen)
+
+        def make(**where: Any) -> AnsweringPort:
+            return AnsweringPort(
+                self._reactor,
+                self.responder,
+                self.limits,
+                name=self.name,
+                unwrap=unwrap,
+                **where,
+            )
+
+        return make
+
+    def getHosts(self) -> list[IPv4Address | IPv6Address]:
+        """
+        @return: the address of each socket; a description without C{interface=}
+            has two.
+        @raise StartFailed: while the service does not listen.
+        """
+        if not self._ports:
+            raise StartFailed(f"{self.name} does not listen; start the service first")
+        return [port.getHost() for port in self._ports]
+
+    def getHost(self) -> IPv4Address | IPv6Address:
+        """
+        @return: the address of the first socket.
+        """
+        return self.getHosts()[0]
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        if self._looping is not None:
+            self._looping.stop()
+            self._looping = None
+            self._summarise()
+        ports, self._ports = self._ports, []
+        for port in ports:
+            port.stopListening()
+            self._past = self._past.plus(port.own())
+        return succeed(None)
+
+    def stats(self) -> DatagramStats:
+        total = self._past.plus(shared(self.limits, self.responder))
+        for port in self._ports:
+            total = total.plus(port.own())
+        return total
+
+    def _summarise(self) -> None:
+        """
+        One line on what was refused since the last one, or none.
+        """
+        now, before = self.stats(), self._summarised
+        self._summarised = now
+        lost = Counter(now.refused) - Counter(before.refused)
+        lost.update(Counter(now.sendErrors) - Counter(before.sendErrors))
+        lost["overflowed"] = now.overflowed - before.overflowed
+        why = ", ".join(f"{reason} {n}" for reason, n in sorted(lost.items()) if n)
+        if why:
+            self._log.info(
+                "{name}: answered {answered}; not answered: {why}",
+                name=self.name,
+                answered=now.answered - before.answered,
+                why=why,
+            )
+
+
+class EchoService(MultiService):
+    """
+    The UDP side and the TCP side of an echo.
+    """
+
+    def __init__(self, datagrams: DatagramService | None, streams: ListeningService | None) -> None:
+        super().__init__()
+        self._parts = [part for part in (datagrams, streams) if part is not None]
+        for part in self._parts:
+            part.setServiceParent(self)
+
+    def privilegedStartService(self) -> None:
+        try:
+            super().privilegedStartService()
+        except StartFailed:
+            self.stopService()  # what did open
+            raise
+
+    def getHosts(self) -> list[IAddress]:
+        """
+        @return: the addresses of all sockets, UDP first.
+        @raise StartFailed: while the service does not listen.
+        """
+        return [host for part in self._parts for host in part.getHosts()]
+
+    def getHost(self) -> IAddress:
+        """
+        @return: the address of the first socket.
+        """
+        return self.getHosts()[0]
+
+
+def makeService(options: Options, reactor: Any = None) -> EchoService:
+    """
+    @param options: parsed.
+    @param reactor: L{None} for the global one.
+    """
+    if reactor is None:
+        from twisted.internet import reactor
+    policy = Policy(
+        allow=options["allow"],
+        deny=options["deny"],
+        trusted=options["trust"],
+        trustLoopback=not options["no-trust-loopback"],
+        rate=options["rate"],
+        burst=options["burst"],
+        maxRate=options["max-rate"],
+        relax=frozenset(options["relax"]),
+    )
+    name = options["name"]
+    udp = [listen for listen in options["listen"] if listen.datagram]
+    tcp = [listen for listen in options["listen"] if not listen.datagram]
+    datagrams = streams = None
+    if udp:
+        datagrams = DatagramService(
+            reactor,
+            udp,
+            options["protocol"],
+            policy,
+            logInterval=options["log-interval"],
+            name=name,
+        )
+    if tcp:
+        streams = ListeningService(
+            reactor,
+            tcp,
+            TCPEchoFactory(),
+            access=Access(options["allow"], options["deny"], options["max-connections"]),
+            drainTimeout=5.0,
+            name=f"{name}-tcp",
+        )
+    return EchoService(datagrams, streams)
