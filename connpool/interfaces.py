@@ -26,12 +26,16 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "IConnectionPool",
     "IDatagramResponder",
     "IDatagramResponderFactory",
     "IDrainable",
     "IFileStore",
+    "ILease",
     "ILiveTransfers",
     "IPartial",
+    "IPoolObserver",
+    "IPoolable",
     "IReadiness",
     "IReflector",
     "ISingleUseEndpoint",
@@ -110,6 +114,276 @@ class ISingleUseEndpoint(Interface):
     may be kept and given to another (PROXY protocol, section 2).  A pool that
     reuses connections refuses them.
     """
+
+
+# -- the pool ----------------------------------------------------------------
+
+
+class ILease(Interface):
+    """
+    The right to use one connection.
+    """
+
+    protocol: Any = Attribute(
+        "The user's protocol.  Reading it after the lease was given back raises L{LeaseReleased}."
+    )
+    number: int = Attribute("The connection's number: 1, 2, … in the order of dialling.")
+    uses: int = Attribute("How often this connection was leased, this lease included.")
+    released: bool = Attribute("Whether the lease was given back.")
+
+    def release() -> None:
+        """
+        Give the connection back as good.  If it was lost meanwhile, nothing
+        happens.  Without an L{IPoolable} adapter the caller is trusted.
+
+        @raise DoubleRelease: the lease was given back before.
+        """
+
+    def discard() -> None:
+        """
+        Give the connection back as bad: it is closed.
+
+        @raise DoubleRelease: the lease was given back before.
+        """
+
+    def detach() -> Any:
+        """
+        Keep the connection; the pool forgets it and has its slot free at once.
+
+        @return: the protocol, for the caller to close.
+        @raise DoubleRelease: the lease was given back before.
+        @raise LeaseError: the connection is closed.
+        """
+
+
+class IConnectionPool(Interface):
+    """
+    A bounded set of connections that are used again.  For the reactor's thread.
+
+    An acquire fails with L{AcquireTimeout}, L{TooManyWaiters}, L{Overloaded},
+    L{ConnectFailed}, L{PoolDown}, L{PoolPaused} or L{PoolClosed}.
+    """
+
+    settings: Any = Attribute("The limits, a frozen L{connpool.pool.Settings}.")
+
+    def acquire(timeout: float | None = ...) -> Deferred[Any]:
+        """
+        @param timeout: seconds; L{None}: for ever; 0: only what is there now;
+            left out: the pool's C{acquireTimeout}.
+        @return: fires with a lease; cancelling it leaves the queue.
+        @raise ValueError: for a timeout out of range.
+        """
+
+    def tryAcquire() -> ILease | None:
+        """
+        @return: a lease of an idle connection, or L{None}.  It never waits,
+            never dials, and may overtake waiters inside their callbacks.
+        """
+
+    def lease(timeout: float | None = ...) -> Any:
+        """
+        @return: for C{async with pool.lease() as protocol}: released when the
+            block ends; when it ends by an exception or cancellation, discarded,
+            unless an L{IPoolable} says that the connection is reusable.
+        """
+
+    def run(f: Any, *args: Any, timeout: float | None = ..., **kwargs: Any) -> Deferred[Any]:
+        """
+        C{f(protocol, *args, **kwargs)} with a lease around it, as L{lease} has it.
+
+        @param f: may return a Deferred or a coroutine.
+        @return: fires with what C{f} returns.
+        """
+
+    def release(lease: ILease) -> None:
+        """
+        C{lease.release()}.
+
+        @raise ForeignLease: C{lease} is not of this pool.
+        """
+
+    def discard(lease: ILease) -> None:
+        """
+        C{lease.discard()}.
+
+        @raise ForeignLease: C{lease} is not of this pool.
+        """
+
+    def detach(lease: ILease) -> Any:
+        """
+        C{lease.detach()}.
+
+        @raise ForeignLease: C{lease} is not of this pool.
+        """
+
+    def start() -> None:
+        """
+        Keep C{minIdle} idle connections from now on.  The first acquire does
+        the same.
+        """
+
+    def whenReady(count: int | None = None, timeout: float | None = None) -> Deferred[None]:
+        """
+        Start, and wait for connections.
+
+        @param count: how many live ones; C{minIdle} if left out.
+        @return: fires when there are so many; fails with L{AcquireTimeout}
+            after C{timeout} seconds, or L{PoolClosed}.
+        """
+
+    def explain() -> str:
+        """
+        @return: one paragraph: what the pool is doing, and why somebody waits.
+        """
+
+    def reconfigure(**changes: Any) -> None:
+        """
+        Change limits, all of them or none.
+
+        @raise ValueError: for a limit out of range; nothing has changed then.
+        """
+
+    def purge() -> None:
+        """
+        Let no connection that exists now be leased again: close what is idle
+        or being dialled now, what is leased when it comes back.
+        """
+
+    def pause(*, queue: bool = True) -> None:
+        """
+        Hand out and dial nothing until L{resume}.
+
+        @param queue: acquires wait; else they fail with L{PoolPaused}.
+        """
+
+    def resume() -> None:
+        """
+        Go on.
+        """
+
+    def drain(timeout: float | None = None) -> Deferred[None]:
+        """
+        Accept no acquire, serve those that wait, wait for the leases, close.
+
+        @param timeout: seconds after which leased connections are aborted.
+        @return: fires when no connection is left; never fails.
+        """
+
+    def close(timeout: float | None = None) -> Deferred[None]:
+        """
+        Fail who waits, close what is idle, give leases C{timeout} to come back
+        and abort them then.  Idempotent.
+
+        @param timeout: seconds; C{closeTimeout} if left out.
+        @return: fires when no connection is left; never fails.
+        """
+
+
+class IPoolable(Interface):
+    """
+    What a pool may ask a protocol.  The pool adapts each new protocol to this
+    interface; a protocol that does not care needs none.
+    """
+
+    def isReusable() -> bool:
+        """
+        @return: whether the connection is quiescent: no request without its
+            answer, no state that the next lease would inherit.  Asked on every
+            return, also after an exception or cancellation.
+        """
+
+    def reset() -> Deferred[None] | None:
+        """
+        Clean up after a lease, within C{resetTimeout}.  Failing closes the
+        connection.
+        """
+
+    def validate() -> bool | Deferred[bool]:
+        """
+        See whether the peer still answers, within C{resetTimeout}.  Asked of
+        connections idle for C{validateAfterIdle}.
+        """
+
+    def idleDataReceived(data: bytes) -> bool:
+        """
+        Bytes came while nobody had a lease.
+
+        @return: L{True}: that is all right (and they are consumed); else the
+            connection is closed.
+        """
+
+    def goodbye() -> Deferred[None] | None:
+        """
+        Say what the protocol says before it hangs up, within C{closeTimeout}.
+        The pool hangs up when this is done.
+        """
+
+
+class IPoolObserver(Interface):
+    """
+    Sees what a pool does.  Exceptions are logged and change nothing.
+    """
+
+    def connectionCreated(pool: Any, number: int) -> None:
+        """
+        A dial begins.
+        """
+
+    def connectionReady(pool: Any, number: int, seconds: float) -> None:
+        """
+        A dial succeeded after C{seconds}.
+        """
+
+    def connectionClosed(pool: Any, number: int, reason: str) -> None:
+        """
+        A socket is gone: C{idle}, C{lifetime}, C{uses}, C{peer}, C{data},
+        C{stale}, C{discarded}, C{failed}, C{elided}, C{pool}, …
+        """
+
+    def acquireStarted(pool: Any) -> None:
+        """
+        Somebody acquires.
+        """
+
+    def acquired(pool: Any, number: int, seconds: float) -> None:
+        """
+        Somebody got a lease after C{seconds}.
+        """
+
+    def acquireFailed(pool: Any, error: Exception, seconds: float) -> None:
+        """
+        Somebody got an error after C{seconds}.
+        """
+
+    def released(pool: Any, number: int, seconds: float) -> None:
+        """
+        A lease ended, in whatever way, after C{seconds}.
+        """
+
+    def leakSuspected(pool: Any, number: int, where: str, seconds: float) -> None:
+        """
+        The lease acquired at C{where} is held longer than C{leakThreshold}.
+        """
+
+    def poolPurged(pool: Any, generation: int) -> None:
+        """
+        The pool was purged for the C{generation}th time.
+        """
+
+    def poolPaused(pool: Any) -> None:
+        """
+        The pool was paused.
+        """
+
+    def poolResumed(pool: Any) -> None:
+        """
+        The pool was resumed.
+        """
+
+    def poolClosed(pool: Any) -> None:
+        """
+        The pool is closed.
+        """
 
 
 # -- transfer ----------------------------------------------------------------

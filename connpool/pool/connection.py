@@ -1,0 +1,586 @@
+"""
+One connection: its life, and the protocol around the user's protocol that sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from automat import TypeMachineBuilder
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.interfaces import (
+    IFileDescriptorReceiver,
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    ILoggingContext,
+    INegotiated,
+    IProtocol,
+    IProtocolFactory,
+    ISSLTransport,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import directlyProvides, implementer
+
+from connpool.interfaces import IPoolable
+from connpool.pool.slots import Slot, State
+
+__all__ = ["Connection", "Guard", "site"]
+
+_log = Logger()
+
+IDLE = State.IDLE
+
+
+def site(code: Any, offset: int) -> str:
+    """
+    @param code: a frame's C{f_code}.
+    @param offset: its C{f_lasti}; finding the line only when somebody asks
+        costs a lease next to nothing.
+    @return: C{file:line}.
+    """
+    if code is None:
+        return "unknown"
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return f"{code.co_filename}:{line}"
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+class Owner(Protocol):
+    """
+    What a connection tells its pool.  The first three only book what happened;
+    L{settle} follows once the connection's own state is final.
+    """
+
+    def connectionReady(self, connection: Connection) -> None:
+        """
+        Connected, handshaken and prepared.
+        """
+
+    def connectionFailed(self, connection: Connection, reason: Failure, *, gone: bool) -> None:
+        """
+        It will not become ready.  C{gone}: and there is no socket.
+        """
+
+    def connectionGone(self, connection: Connection, reason: Failure) -> None:
+        """
+        There is no socket any more.
+        """
+
+    def settle(self) -> None:
+        """
+        Do what follows.
+        """
+
+    def idleData(self, connection: Connection, data: bytes) -> None:
+        """
+        Bytes came although nobody asked for any.
+        """
+
+    def idleEnd(self, connection: Connection) -> None:
+        """
+        The peer closed its side although nobody was talking.
+        """
+
+
+@implementer(IProtocol, IHandshakeListener)
+class Guard:
+    """
+    The protocol that the endpoint sees, in front of the user's.
+
+    It costs a leased connection one call and one comparison for each chunk,
+    and lets the pool see everything that happens on an idle one.
+    """
+
+    def __init__(self, connection: Connection, protocol: Any) -> None:
+        self._connection = connection
+        self.protocol = protocol
+        self.transport: Any = None
+        self.handshaken = False
+        # decided when it is built, as Twisted's own endpoint wrappers do
+        optional = (IHalfCloseableProtocol, IFileDescriptorReceiver)
+        if provided := [each for each in optional if each.providedBy(protocol)]:
+            directlyProvides(self, *provided)
+
+    def logPrefix(self) -> str:
+        """
+        The user's protocol's.
+        """
+        if ILoggingContext.providedBy(self.protocol):
+            return str(self.protocol.logPrefix())
+        return type(self.protocol).__name__
+
+    def connectionMade(self) -> None:
+        """
+        Not called: L{makeConnection} goes to the user's protocol.
+        """
+
+    def makeConnection(self, transport: Any) -> None:
+        """
+        Connect the user's protocol.
+        """
+        self.transport = transport
+        if self._connection.tcpKeepAlive:
+            keepAlive = getattr(transport, "setTcpKeepAlive", None)
+            if keepAlive is not None:
+                keepAlive(True)
+        self.protocol.makeConnection(transport)
+        if self._connection.guard is not self:
+            # its dial was given up before
+            transport.abortConnection()
+
+    def handshakeCompleted(self) -> None:
+        """
+        TLS is up.
+        """
+        if IHandshakeListener.providedBy(self.protocol):
+            self.protocol.handshakeCompleted()
+        if not self.handshaken:
+            self.handshaken = True
+            if self._connection.guard is self:
+                self._connection.life.handshaken()
+                self._connection.owner.settle()
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        The user's protocol's, unless nobody asked for anything.
+        """
+        if self._connection.state is IDLE:
+            self._connection.owner.idleData(self._connection, data)
+        else:
+            self.protocol.dataReceived(data)
+
+    def readConnectionLost(self) -> None:
+        """
+        The peer sends no more.
+        """
+        if self._connection.state is IDLE:
+            self._connection.owner.idleEnd(self._connection)
+        else:
+            self.protocol.readConnectionLost()
+
+    def writeConnectionLost(self) -> None:
+        """
+        Our side sends no more.
+        """
+        self.protocol.writeConnectionLost()
+
+    def fileDescriptorReceived(self, descriptor: int) -> None:
+        """
+        A descriptor came over a UNIX socket.
+        """
+        self.protocol.fileDescriptorReceived(descriptor)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The socket is gone: the slot is free before the user's code runs.
+        """
+        connection = self._connection
+        if connection.guard is self:
+            connection.lost(reason, self.protocol)
+        else:
+            self.protocol.connectionLost(reason)
+
+
+@implementer(IProtocolFactory)
+class _GuardFactory:
+    """
+    The user's factory, with a L{Guard} around what it builds.
+    """
+
+    def __init__(self, connection: Connection, factory: Any) -> None:
+        self._connection = connection
+        self._factory = factory
+
+    def buildProtocol(self, address: Any) -> Guard | None:
+        """
+        @return: L{None} where the user's factory refuses.
+        """
+        protocol = self._factory.buildProtocol(address)
+        if protocol is None:
+            return None
+        guard = Guard(self._connection, protocol)
+        if self._connection.wanted:
+            self._connection.guard = guard
+        return guard
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._factory, name)
+
+    def __repr__(self) -> str:
+        return f"<pooled {self._factory!r}>"
+
+
+class _Life(Protocol):
+    """
+    What happens to a connection.
+    """
+
+    def connected(self) -> None:
+        """
+        The endpoint delivered; nothing has to be shaken.
+        """
+
+    def secure(self) -> None:
+        """
+        The endpoint delivered; a TLS handshake is on its way.
+        """
+
+    def handshaken(self) -> None:
+        """
+        TLS is up.
+        """
+
+    def prepared(self) -> None:
+        """
+        The user's C{prepare} is done.
+        """
+
+    def fail(self, reason: Failure) -> None:
+        """
+        The dial is of no use: refused, out of time, not wanted any more.
+        """
+
+    def part(self) -> None:
+        """
+        Close politely.
+        """
+
+    def parted(self) -> None:
+        """
+        The goodbye was said.
+        """
+
+    def abort(self) -> None:
+        """
+        Close now.
+        """
+
+    def lost(self, reason: Failure) -> None:
+        """
+        The socket is gone.
+        """
+
+
+class Connection(Slot):
+    """
+    The core's L{Slot} with its transport and protocols.
+
+    @ivar attempt: the endpoint's Deferred while it is pending.
+    @ivar guard: the guard of the transport in use.
+    @ivar protocol: the user's.
+    @ivar poolable: the user's protocol as L{IPoolable}, or L{None}.
+    @ivar code: the code object that acquired the lease, and
+    @ivar offset: the place in it.
+    @ivar holder: with C{debug}, who holds it, and
+    @ivar stack: where it was acquired.
+    @ivar suspected: whether its lease was reported as a leak.
+    @ivar validating: whether the check that runs is a validation.
+    @ivar why: the reason for which it was closed.
+    """
+
+    __slots__ = (
+        "_wires",
+        "attempt",
+        "code",
+        "failure",
+        "guard",
+        "holder",
+        "life",
+        "offset",
+        "owner",
+        "pending",
+        "poolable",
+        "prepare",
+        "protocol",
+        "resume",
+        "stack",
+        "suspected",
+        "tcpKeepAlive",
+        "validating",
+        "wanted",
+        "why",
+    )
+
+    owner: Owner
+
+    def dial(self, owner: Owner, factory: Any, prepare: Any, *, tcpKeepAlive: bool) -> None:
+        """
+        Begin.
+        """
+        self.owner = owner
+        self.prepare = prepare
+        self.tcpKeepAlive = tcpKeepAlive
+        self.guard: Guard | None = None
+        self.protocol: Any = None
+        self.poolable: Any = None
+        self.pending: Deferred[Any] | None = None
+        self.failure: Failure | None = None
+        self.code: Any = None
+        self.offset = 0
+        self.holder: Any = None
+        self.suspected = False
+        self.validating = False
+        self.stack = ""
+        self.why = ""
+        self._wires: tuple[Any, ...] = ()
+        self.resume: Callable[[], Any] = _nothing
+        self.life: _Life = _machine(self)
+        self.wanted = True
+        self.attempt: Deferred[Any] | None = None
+        attempt = maybeDeferred(self.destination.endpoint.connect, _GuardFactory(self, factory))
+        attempt.addCallbacks(self._delivered, self._refused)
+        if not attempt.called:
+            self.attempt = attempt
+            if not self.wanted:
+                # given up by somebody whom connect() called
+                attempt.cancel()
+
+    def close(self, reason: Failure) -> None:
+        """
+        End a dial, or close a connection politely.
+        """
+        self.life.fail(reason)
+        self.life.part()
+
+    def abort(self, reason: Failure) -> None:
+        """
+        End a dial, or close a connection now.
+        """
+        self.life.fail(reason)
+        self.life.abort()
+
+    def dying(self) -> bool:
+        """
+        See L{Slot.dying}: the user's protocol hung up by itself, or TLS was
+        shut down and the socket is about to follow.
+        """
+        for wire in self._wires:  # noqa: SIM110 - a generator costs more than all the rest
+            if wire.disconnecting:
+                return True
+        return False
+
+    def busy(self) -> bool:
+        """
+        Whether it cannot become idle: it is dying, or a producer writes to it.
+        """
+        for wire in self._wires:
+            if wire.disconnecting or getattr(wire, "producer", None) is not None:
+                return True
+        return False
+
+    def lost(self, reason: Failure, protocol: Any) -> None:
+        """
+        The transport is gone.
+        """
+        self.failure = reason
+        self.life.lost(reason)
+        try:
+            protocol.connectionLost(reason)
+        finally:
+            self.owner.settle()
+
+    def _delivered(self, result: Any) -> None:
+        """
+        The endpoint has a connection.
+        """
+        self.attempt = None
+        guard = self.guard
+        if guard is None:
+            reason = TypeError(f"{self.destination.endpoint!r} did not use the factory")
+            self.life.fail(Failure(reason))
+        elif self.failure is not None:
+            self.life.fail(self.failure)
+        elif self.wanted:
+            self._adopt(guard)
+        self.owner.settle()
+
+    def _refused(self, reason: Failure) -> None:
+        """
+        The endpoint has none.
+        """
+        self.attempt = None
+        self.life.fail(reason)
+        self.owner.settle()
+
+    def _adopt(self, guard: Guard) -> None:
+        """
+        C{guard}'s transport is this connection's.
+        """
+        transport = guard.transport
+        self.protocol = guard.protocol
+        self.poolable = IPoolable(guard.protocol, None)
+        self.plain = self.poolable is None
+        wires = [transport]
+        # TLS: the peer's goodbye shows on the socket's transport only
+        while (below := getattr(wires[-1], "transport", None)) is not None:
+            wires.append(below)
+        self._wires = tuple(wire for wire in wires if hasattr(wire, "disconnecting"))
+        self.resume = getattr(transport, "resumeProducing", _nothing)
+        secure = INegotiated.providedBy(transport) or ISSLTransport.providedBy(transport)
+        if secure and not guard.handshaken:
+            self.life.secure()
+        else:
+            self.life.connected()
+
+    def _prepare(self) -> None:
+        """
+        Run the user's C{prepare}.
+        """
+        if self.prepare is None:
+            self.life.prepared()
+            return
+        self.pending = pending = maybeDeferred(self.prepare, self.protocol)
+        pending.addCallbacks(lambda _: self.life.prepared(), self._unprepared)
+        pending.addBoth(lambda _: self.owner.settle())
+
+    def _unprepared(self, reason: Failure) -> None:
+        self.life.fail(reason)
+
+    def _stop(self) -> None:
+        """
+        Cancel what the pool waits for; its outcome does not matter any more.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None and not pending.called:
+            pending.cancel()
+
+    def _hangUp(self) -> None:
+        """
+        Close, letting what was written go out.
+        """
+        assert self.guard is not None
+        self.guard.transport.loseConnection()
+
+    def _abort(self) -> None:
+        """
+        Close without waiting for anything.
+        """
+        self._stop()
+        if self.guard is not None:
+            transport = self.guard.transport
+            getattr(transport, "abortConnection", transport.loseConnection)()
+
+    def _goodbye(self) -> None:
+        """
+        Let the protocol say goodbye first, if it wants to.
+        """
+        self._stop()
+        if self.poolable is None or self.busy():
+            self.life.parted()
+            return
+        self.pending = said = maybeDeferred(self.poolable.goodbye)
+        said.addErrback(self._rude)
+        said.addBoth(lambda _: self.life.parted())
+
+    def _rude(self, reason: Failure) -> None:
+        if not reason.check(CancelledError):
+            _log.failure("goodbye() of {protocol!r} failed", reason, protocol=self.protocol)
+
+
+def _nothing() -> None:
+    """
+    For transports that cannot be paused.
+    """
+
+
+def _makeMachine() -> Callable[[Connection], _Life]:
+    builder = TypeMachineBuilder(_Life, Connection)
+    dialling = builder.state("dialling")
+    handshaking = builder.state("handshaking")
+    preparing = builder.state("preparing")
+    live = builder.state("live")
+    parting = builder.state("parting")
+    closing = builder.state("closing")
+    aborting = builder.state("aborting")
+    gone = builder.state("gone")
+
+    @dialling.upon(_Life.connected).to(preparing)
+    @handshaking.upon(_Life.handshaken).to(preparing)
+    def prepare(_life: _Life, connection: Connection) -> None:
+        connection._prepare()
+
+    dialling.upon(_Life.secure).to(handshaking).returns(None)
+
+    @preparing.upon(_Life.prepared).to(live)
+    def ready(_life: _Life, connection: Connection) -> None:
+        connection.pending = None
+        connection.owner.connectionReady(connection)
+
+    # a dial that fails: without a transport it is gone, else it is aborted
+
+    @dialling.upon(_Life.fail).to(aborting)
+    @handshaking.upon(_Life.fail).to(aborting)
+    @preparing.upon(_Life.fail).to(aborting)
+    def fail(life: _Life, connection: Connection, reason: Failure) -> None:
+        connection.wanted = False
+        guard = connection.guard
+        if guard is not None and (guard.transport is None or connection.failure is not None):
+            # never connected, or lost before the endpoint delivered it
+            guard = connection.guard = None
+        attempt, connection.attempt = connection.attempt, None
+        if attempt is not None:
+            attempt.cancel()
+        connection.owner.connectionFailed(connection, reason, gone=guard is None)
+        if guard is None:
+            connection._stop()
+            life.lost(reason)
+        else:
+            connection._abort()
+
+    @handshaking.upon(_Life.lost).to(gone)
+    @preparing.upon(_Life.lost).to(gone)
+    def lostEarly(_life: _Life, connection: Connection, reason: Failure) -> None:
+        connection.owner.connectionFailed(connection, reason, gone=True)
+        connection._stop()
+
+    dialling.upon(_Life.lost).loop().returns(None)
+
+    # a connection that was ready
+
+    @live.upon(_Life.part).to(parting)
+    def part(_life: _Life, connection: Connection) -> None:
+        connection._goodbye()
+
+    @parting.upon(_Life.parted).to(closing)
+    def hangUp(_life: _Life, connection: Connection) -> None:
+        connection.pending = None
+        connection._hangUp()
+
+    @live.upon(_Life.abort).to(aborting)
+    @parting.upon(_Life.abort).to(aborting)
+    @closing.upon(_Life.abort).to(aborting)
+    def abort(_life: _Life, connection: Connection) -> None:
+        connection._abort()
+
+    @live.upon(_Life.lost).to(gone)
+    @parting.upon(_Life.lost).to(gone)
+    @closing.upon(_Life.lost).to(gone)
+    @aborting.upon(_Life.lost).to(gone)
+    def lost(_life: _Life, connection: Connection, reason: Failure) -> None:
+        connection.owner.connectionGone(connection, reason)
+        connection._stop()
+
+    # what comes too late, or is asked for twice, changes nothing
+    for state in (dialling, live, parting, closing, aborting, gone):
+        state.upon(_Life.handshaken).loop().returns(None)
+    for state in (aborting, gone):
+        state.upon(_Life.prepared).loop().returns(None)
+        state.upon(_Life.connected).loop().returns(None)
+        state.upon(_Life.secure).loop().returns(None)
+    for state in (live, parting, closing, aborting, gone):
+        state.upon(_Life.fail).loop().returns(None)
+    for state in (parting, closing, aborting, gone):
+        state.upon(_Life.part).loop().returns(None)
+    for state in (closing, aborting, gone):
+        state.upon(_Life.parted).loop().returns(None)
+    for state in (aborting, gone):
+        state.upon(_Life.abort).loop().returns(None)
+    gone.upon(_Life.lost).loop().returns(None)
+    preparing.upon(_Life.handshaken).loop().returns(None)  # renegotiation
+    return builder.build()
+
+
+_machine = _makeMachine()

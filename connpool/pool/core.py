@@ -1,0 +1,575 @@
+"""
+What the pool decides; it does nothing itself.
+
+Theory of operation
+===================
+
+Everything here is plain state and plain calls: no reactor, no transport, no
+clock; whoever calls says what time it is.  L{ConnectionPool} is the shell that
+acts.
+
+- A I{slot} is one connection from the decision to dial it until its socket is
+  gone.  It is in one state at a time and counted in C{size} all that time, so
+  C{leased + idle + connecting + checking + closing <= maxSize} holds because
+  nothing but L{Core.next} begins a slot, and it looks at C{size} first.
+- Events (a connection came back, was lost, failed; a waiter came, left) change
+  the state at once and completely.  What has to be done as a consequence is
+  asked for with L{Core.next}, one action at a time, until it returns L{None}.
+  It decides each action from the state at that moment.  So between two actions
+  anything may call anything: there is no plan that could be out of date, and
+  no moment at which a connection is promised to a waiter who has not got it.
+- C{calm} says that there is nothing to decide: nobody waits, no dial runs,
+  nothing is paused, closing or over the cap.  Then L{Core.take} and
+  L{Core.give} are the whole of an acquire and a release: no action, no timer,
+  no scan.  Every event that needs more begins with C{calm = False}; only
+  L{Core.settle}, after the last action, sets it again.
+- Idle connections stand in a deque in the order in which they became idle, so
+  the coldest is always at the left end, whatever end they are taken from.  One
+  that dies there stays as a tombstone until it is met or until tombstones are
+  half of the deque.
+- All deadlines, of waiters, dials, checks, closings and lifetimes, are in one
+  L{Agenda}; with the left end of the idle deque, that says when L{Core.next}
+  has something to do although nothing happened (L{Core.wakeAt}).
+
+Known flaws
+===========
+
+- Time is the reactor's C{seconds}, which Twisted takes from the wall clock: a
+  step of the wall clock moves the pool's deadlines as it moves all of Twisted's.
+- The pool is not fork-safe: a child process must not use its parent's pool.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from connpool.errors import ConnectFailed, PoolError
+from connpool.pool.agenda import NEVER
+from connpool.pool.destination import Destination
+from connpool.pool.refusals import closed, outage, overloaded, timedOut
+from connpool.pool.settings import Settings
+from connpool.pool.slots import Action, End, Lifetime, Phase, Slot, State, Waiter
+from connpool.pool.supply import Supply
+from connpool.pool.waiters import CodelQueue, FifoQueue
+
+__all__ = ["Core"]
+
+#: Deadlines this close are due: float arithmetic of two clocks may be off by an ulp.
+SLACK = 1e-6
+
+#: A connection that passed a check is not validated again for this long: it is
+#: on its way to the acquire that asked for it.
+FIT = 0.5
+
+CONNECTING, IDLE, LEASED, CHECKING, CLOSING, GONE = State
+
+
+class Core(Supply):
+    """
+    The decisions of one pool.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        endpoints: Sequence[Any],
+        newSlot: Callable[[int, int, Destination, float], Slot] = Slot,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__(endpoints, newSlot)
+        self.name = name
+        self.watched = False  # somebody wants to see every lease: no calm path
+        self._uniform = uniform
+        self.refusing = False  # paused, and told not to queue
+        self.armed = NEVER  # when the shell calls "next" in any case; it keeps this
+        self.end = End()
+        self.acquires = 0
+        self.waited = 0
+        self.releases = 0
+        self.waitBuckets = [0] * 64
+        self.waitTotal = 0.0
+        self.waitMost = 0.0
+        self.dialBuckets = [0] * 64
+        self.dialTotal = 0.0
+        self.lastError: tuple[float, BaseException] | None = None
+        self.queue: FifoQueue = FifoQueue()
+        self._queueOf: tuple[Any, ...] | None = None
+        self.configure(settings)
+
+    # -- settings
+
+    def configure(self, settings: Settings) -> None:
+        """
+        Take new settings.  Connections keep the lifetime they were born with.
+        """
+        self.calm = False
+        self.settings = settings
+        self._pop = self.idle.pop if settings.order == "lifo" else self.idle.popleft
+        self.idleTimeout = NEVER if settings.idleTimeout is None else settings.idleTimeout
+        self._validateAfter = (
+            NEVER if settings.validateAfterIdle is None else settings.validateAfterIdle
+        )
+        # idle for this long, a connection is looked at before it is handed out
+        self._stale = min(self.idleTimeout - SLACK, self._validateAfter)
+        self._maxUses = NEVER if settings.maxUses is None else settings.maxUses
+        for slot in self.slots:
+            slot.plain = slot.plain and self._maxUses == NEVER
+        queueOf = (settings.queue, settings.queueTarget, settings.queueInterval)
+        if queueOf != self._queueOf:
+            self._queueOf = queueOf
+            waiting = list(self.queue)
+            self.queue = (
+                CodelQueue(settings.queueTarget, settings.queueInterval)
+                if settings.queue == "codel"
+                else FifoQueue()
+            )
+            for waiter in waiting:
+                self.queue.join(waiter)
+
+    # -- acquire and release
+
+    def take(self, now: float) -> Slot | None:
+        """
+        Lease an idle connection.
+
+        @return: the slot, leased; or L{None} if there is none that can be
+            handed out as it is.
+        """
+        while self.idle:
+            slot = self._pop()
+            if slot.state is not IDLE:
+                self.dead -= 1
+            elif slot.dying():
+                self._close(slot, "peer", now, popped=True)
+            elif now - slot.since >= self._stale and not self._fresh(slot, now):
+                continue
+            else:
+                slot.state = LEASED
+                slot.since = now
+                slot.uses += 1
+                self.acquires += 1
+                return slot
+        return None
+
+    def _fresh(self, slot: Slot, now: float) -> bool:
+        """
+        Decide about a slot that was idle for long and is off the deque: close
+        it, begin to validate it, or (L{True}) hand it out.
+        """
+        age = now - slot.since
+        # what minIdle keeps does not expire; slot itself is off the deque
+        if age >= self.idleTimeout - SLACK and self.idleCount >= self.settings.minIdle:
+            self._close(slot, "idle", now, popped=True)
+            return False
+        if age < self._validateAfter or (slot.fit and age < FIT):
+            slot.fit = False
+            return True
+        self._check(slot, now)
+        self.todo.append(Action("check", slot))
+        return False
+
+    def give(self, slot: Slot, now: float) -> bool:
+        """
+        A leased connection came back and is good.
+
+        @return: whether there is something to decide (L{next}).
+        """
+        held = now - slot.since
+        self.useBuckets[int(held * 1e6).bit_length()] += 1
+        self.useTotal += held
+        self.releases += 1
+        if self.calm and slot.plain:
+            slot.state = IDLE
+            slot.since = now
+            self.idle.append(slot)
+            return self.armed > now + self.idleTimeout
+        self._park(slot, now)
+        return True
+
+    def _park(self, slot: Slot, now: float) -> None:
+        """
+        Make a leased or checked slot idle, unless it has to go.
+        """
+        self.calm = False
+        reason = slot.doom
+        if reason is None:
+            if slot.uses >= self._maxUses:
+                reason = "uses"
+            elif len(self.slots) - self.closing > self.settings.maxSize:
+                reason = "shrunk"
+            elif self.phase is Phase.CLOSING:
+                reason = "pool"
+        if reason is not None:
+            self._close(slot, reason, now)
+            return
+        self._rest(slot, now)
+        self._elide(now)
+
+    def check(self, slot: Slot, now: float) -> None:
+        """
+        A leased slot came back and is being reset.
+        """
+        self._ended(slot, now)
+        self.releases += 1
+        self._check(slot, now)
+
+    def checked(self, slot: Slot, now: float, failed: str | None) -> None:
+        """
+        A reset or validation ended.
+
+        @param failed: what failed: C{reset} or C{validate}; L{None}: it passed.
+        """
+        self.calm = False
+        if slot.state is not CHECKING:
+            return
+        if failed is None:
+            slot.fit = True
+            self._park(slot, now)
+        else:
+            self.counts[failed] += 1
+            self._close(slot, failed, now)
+
+    def discard(self, slot: Slot, now: float, reason: str = "discarded") -> None:
+        """
+        A slot, idle or leased, is of no use any more.
+        """
+        self.calm = False
+        if slot.state is LEASED:
+            self.counts["discards"] += 1
+            self._ended(slot, now)
+        self._close(slot, reason, now)
+
+    def detach(self, slot: Slot) -> None:
+        """
+        A leased slot's connection belongs to the caller from now on.
+        """
+        self.calm = False
+        self.counts["detaches"] += 1
+        self._forget(slot, "detached")
+
+    # -- waiting
+
+    def join(self, waiter: Waiter, timeout: float | None) -> None:
+        """
+        Let C{waiter} wait.
+        """
+        self.calm = False
+        self.started = True
+        self.queue.join(waiter)
+        if timeout is not None:
+            self.agenda.enter(waiter, waiter.since + timeout)
+
+    def leave(self, waiter: Waiter) -> None:
+        """
+        C{waiter} does not want to wait any more.  Its dial goes on.
+        """
+        if self.queue.leave(waiter):
+            self.calm = False
+            self.counts["cancels"] += 1
+            self.agenda.cancel(waiter)
+
+    def _reject(self, waiter: Any, error: PoolError) -> None:
+        """
+        C{waiter} is out of the queue: tell it why.
+        """
+        self.agenda.cancel(waiter)
+        self.counts["rejected"] += 1
+        self.todo.append(Action("reject", waiter=waiter, error=error))
+
+    def _rejectAll(self, error: Callable[[], PoolError]) -> None:
+        while (waiter := self.queue.oldest()) is not None:
+            self._reject(waiter, error())
+
+    # -- the life of a slot
+
+    def ready(self, slot: Slot, now: float) -> None:
+        """
+        A dial succeeded: connected, handshaken, prepared.
+        """
+        self.calm = False
+        took = now - slot.since
+        self.dialBuckets[int(took * 1e6).bit_length()] += 1
+        self.dialTotal += took
+        slot.destination.succeeded(self.settings.maxConnecting)
+        slot.bornAt = now
+        slot.plain = slot.plain and slot.doom is None and self._maxUses == NEVER
+        life = self.settings.maxLifetime
+        if life is not None:
+            slot.lifetime = Lifetime(slot)
+            jitter = 1 - self.settings.lifetimeJitter * self._uniform()
+            self.agenda.enter(slot.lifetime, now + life * jitter)
+        replaced = slot.replaces
+        slot.replaces = None
+        if replaced is not None:
+            self._retire(replaced, now)
+        if len(self.slots) - self.closing > self.settings.maxSize:
+            self._close(slot, "shrunk", now)
+            return
+        self._rest(slot, now)
+
+    def failed(self, slot: Slot, now: float, error: ConnectFailed, *, gone: bool) -> None:
+        """
+        A dial failed.
+
+        @param gone: there is no socket; else it is being aborted.
+        """
+        if slot.state is not CONNECTING:
+            # elided or closed before: not the destination's fault
+            if gone:
+                self.gone(slot, now)
+            return
+        self.calm = False
+        self.counts["dialFailures"] += 1
+        self.lastError = (now, error.__cause__ or error)
+        slot.destination.failed(slot.since, now, self.settings.backoff)
+        replaced = slot.replaces
+        self.owed = 0
+        if gone:
+            self._forget(slot, "failed")
+        else:
+            self._close(slot, "failed", now, abort=True)
+        if replaced is not None:
+            self._retire(replaced, now)
+        if self.settings.onDown != "fail":
+            return
+        if any(not destination.down(now) for destination in self.destinations):
+            return  # there is another one to try
+        waiter = self.queue.oldest()
+        if waiter is not None:
+            self._reject(waiter, error)
+        if outage(self, now) is not None:
+            self._rejectAll(lambda: outage(self, now) or error)
+
+    def gone(self, slot: Slot, now: float) -> None:
+        """
+        A slot's socket is gone.
+        """
+        if slot.state is GONE:
+            return
+        self.calm = False
+        if slot.state is LEASED:
+            self._ended(slot, now)
+        self._forget(slot, "peer" if slot.state is not CLOSING else None)
+
+    # -- what comes next
+
+    def next(self, now: float) -> Action | None:
+        """
+        Decide one thing and return it; the state says already that it is so.
+
+        @return: L{None} when nothing is to be done before L{wakeAt}.
+        """
+        while True:
+            if self.todo:
+                return self.todo.popleft()
+            if action := self._serve(now):
+                return action
+            if self._due(now) or self.todo:
+                continue
+            if action := self._dial(now):
+                return action
+            if self.todo:
+                continue
+            return self._finish(now)
+
+    def _serve(self, now: float) -> Action | None:
+        queue = self.queue
+        if not len(queue) or self.phase in {Phase.PAUSED, Phase.CLOSING, Phase.CLOSED}:
+            return None
+        if not self.idleCount:
+            return None
+        slot = self.take(now)
+        if slot is None:
+            return None
+        waiter = queue.pop(now)
+        while (shed := queue.shed(now)) is not None:
+            self.counts["dropped"] += 1
+            self._reject(shed, overloaded(self, shed, now))
+        assert isinstance(waiter, Waiter)
+        self.agenda.cancel(waiter)
+        waited = now - waiter.since
+        self.waitBuckets[int(waited * 1e6).bit_length()] += 1
+        self.waitTotal += waited
+        self.waitMost = max(self.waitMost, waited)
+        self.waited += 1
+        return Action("serve", slot, waiter)
+
+    def _due(self, now: float) -> bool:
+        """
+        Do what deadlines ask for.
+
+        @return: whether anything was due.
+        """
+        item = self.agenda.pop(now + SLACK)
+        if item is None:
+            return self._expire(now)
+        if isinstance(item, Waiter):
+            self.queue.leave(item)
+            self.counts["timeouts"] += 1
+            self._reject(item, timedOut(self, item, now))
+        elif isinstance(item, Lifetime):
+            if item.slot.state not in {CLOSING, GONE}:
+                self.retiring.append(item.slot)
+        elif isinstance(item, Slot):
+            self._overdue(item, now)
+        else:
+            self._endOfPatience(now)
+        return True
+
+    def _overdue(self, slot: Slot, now: float) -> None:
+        if slot.state is CONNECTING:
+            self.todo.append(Action("fail", slot))
+        elif slot.state is CHECKING:
+            self.todo.append(Action("overdue", slot))
+        elif slot.state is LEASED:
+            self.counts["leaksSuspected"] += 1
+            self.todo.append(Action("leak", slot))
+        elif slot.doom != "aborted":
+            self._abort(slot, now)
+        else:
+            self._forget(slot, None)
+            self.counts["writtenOff"] += 1
+            self.todo.append(Action("lost", slot))
+
+    def _expire(self, now: float) -> bool:
+        """
+        Close the coldest connection if it was idle for long enough or is over
+        the cap.
+        """
+        over = len(self.slots) - self.closing > self.settings.maxSize
+        if self.idleCount > self.settings.minIdle or over:
+            slot = self.coldest()
+            if slot is not None:
+                if over:
+                    self._close(slot, "shrunk", now)
+                    return True
+                if now - slot.since >= self.idleTimeout - SLACK:
+                    self._close(slot, "idle", now)
+                    return True
+        return False
+
+    def _finish(self, now: float) -> Action | None:
+        """
+        The end of draining and of closing.
+        """
+        if self.phase is Phase.DRAINING and not len(self.queue) and not self.leased:
+            if not self.checking:
+                self.close(now, None)
+                return self.next(now)
+        elif self.phase is Phase.CLOSING and not self.slots:
+            self.phase = Phase.CLOSED
+            self.agenda.cancel(self.end)
+            return Action("closed")
+        return None
+
+    def settle(self) -> None:
+        """
+        There is nothing more to do now: decide whether the calm path may be
+        taken until the next event.
+        """
+        self.calm = (
+            self.phase is Phase.OPEN
+            and not len(self.queue)
+            and not self.connecting
+            and not self.retiring
+            and not self.watched
+            and len(self.slots) - self.closing <= self.settings.maxSize
+        )
+
+    def wakeAt(self, now: float) -> float:
+        """
+        @return: when L{next} has something to do although nothing happens.
+        """
+        when = self.agenda.first()
+        if self.idleTimeout != NEVER and self.idleCount > self.settings.minIdle:
+            coldest = self.coldest()
+            if coldest is not None:
+                when = min(when, coldest.since + self.idleTimeout)
+        if self._want() > 0 and len(self.slots) < self.settings.maxSize:
+            for destination in self.destinations:
+                if destination.down(now):
+                    when = min(when, destination.retryAt)
+        return when
+
+    # -- the pool as a whole
+
+    def start(self) -> None:
+        """
+        Keep C{minIdle} connections from now on.
+        """
+        self.calm = False
+        self.started = True
+
+    def purge(self, now: float, reason: str = "stale") -> None:
+        """
+        Let no connection that exists now be leased again.
+        """
+        self.calm = False
+        self.generation += 1
+        self.owed = 0
+        self.retiring.clear()
+        for slot in list(self.slots):
+            if slot.state is IDLE or slot.state is CONNECTING:
+                self._close(slot, reason, now)
+            elif slot.state is LEASED or slot.state is CHECKING:
+                slot.doom = slot.doom or reason
+                slot.plain = False
+
+    def pause(self, *, queue: bool) -> None:
+        """
+        Hand nothing out and dial nothing until L{resume}.
+        """
+        self.calm = False
+        if self.phase is Phase.OPEN:
+            self.phase = Phase.PAUSED
+        self.refusing = not queue
+
+    def resume(self) -> None:
+        """
+        The end of L{pause}.
+        """
+        self.calm = False
+        if self.phase is Phase.PAUSED:
+            self.phase = Phase.OPEN
+
+    def drain(self, now: float, timeout: float | None) -> None:
+        """
+        Accept no acquire, serve those that wait, then close.
+        """
+        self.calm = False
+        if self.phase in {Phase.OPEN, Phase.PAUSED}:
+            self.phase = Phase.DRAINING
+            if timeout is not None:
+                self.agenda.enter(self.end, now + timeout)
+
+    def close(self, now: float, timeout: float | None) -> None:
+        """
+        Reject who waits, close what is idle, give leases C{timeout} to come back.
+        """
+        self.calm = False
+        if self.phase is Phase.CLOSED:
+            return
+        self.phase = Phase.CLOSING
+        if timeout is not None and now + timeout < self.end.deadline:
+            self.agenda.enter(self.end, now + timeout)
+        self._rejectAll(lambda: closed(self))
+        for slot in list(self.slots):
+            if slot.state is IDLE or slot.state is CONNECTING:
+                self._close(slot, "pool", now)
+            else:
+                slot.plain = False
+
+    def _endOfPatience(self, now: float) -> None:
+        """
+        Leases did not come back in time.
+        """
+        draining = self.phase is Phase.DRAINING
+        self.close(now, None)
+        for slot in list(self.slots):
+            if slot.state is LEASED or slot.state is CHECKING:
+                self._close(slot, "pool", now, abort=True)
+            elif not draining and slot.state is CLOSING and slot.doom != "aborted":
+                self._abort(slot, now)

@@ -1,0 +1,60 @@
+"""
+One paragraph about what a pool is doing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from connpool.pool.connection import site
+from connpool.pool.core import Core
+from connpool.pool.refusals import figures, trouble
+from connpool.pool.slots import Phase, State
+
+__all__ = ["explain"]
+
+
+def explain(core: Core, now: float) -> str:
+    """
+    @return: the state of C{core}, and why the oldest waiter waits.
+    """
+    parts = [f"Pool {core.name} is {core.phase.value}: {figures(core)}."]
+    oldest: Any = next(iter(core.queue), None)
+    if oldest is not None:
+        waits = (
+            f"An acquire at {site(oldest.code, oldest.offset)} waits for {now - oldest.since:.3g} s"
+        )
+        parts.append(f"{waits} because {_why(core, now)}.")
+    longest: Any = max(
+        (slot for slot in core.slots if slot.state is State.LEASED),
+        key=lambda slot: now - slot.since,
+        default=None,
+    )
+    if longest is not None:
+        parts.append(
+            f"The longest lease is held for {now - longest.since:.3g} s "
+            f"since {site(longest.code, longest.offset)}."
+        )
+    parts.extend(
+        f"{each.endpoint!r} failed {each.failures} times in a row ({trouble(core, now)}) "
+        f"and is dialled again in {max(0.0, each.retryAt - now):.3g} s."
+        for each in core.destinations
+        if each.failures
+    )
+    return " ".join(parts)
+
+
+def _why(core: Core, now: float) -> str:
+    if core.phase is Phase.PAUSED:
+        return "the pool is paused"
+    if core.connecting:
+        return f"{core.connecting} dials are on their way"
+    if core.leased >= core.settings.maxSize:
+        return "all connections are leased; give them back sooner, or raise maxSize"
+    if core.checking:
+        return f"{core.checking} connections are being reset or validated"
+    if core.size >= core.settings.maxSize and core.closing:
+        return f"{core.closing} connections are still closing"
+    if all(destination.down(now) for destination in core.destinations):
+        return "the destination is down"
+    return "the limit shared with other keys is reached"

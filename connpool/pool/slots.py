@@ -1,0 +1,155 @@
+"""
+The words in which the core and the shell of a pool talk.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+from connpool.errors import PoolError
+from connpool.pool.agenda import NEVER
+from connpool.pool.destination import Destination
+
+__all__ = ["Action", "End", "Lifetime", "Phase", "Slot", "State", "Waiter"]
+
+
+class State(Enum):
+    """
+    What a slot is doing.
+    """
+
+    CONNECTING = "connecting"
+    IDLE = "idle"
+    LEASED = "leased"
+    CHECKING = "checking"  # being reset or validated; the pool owns it
+    CLOSING = "closing"
+    GONE = "gone"
+
+
+class Phase(Enum):
+    """
+    What the pool is doing.
+    """
+
+    OPEN = "open"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Slot:
+    """
+    What the core knows of one connection.
+
+    @ivar state: see L{State}.
+    @ivar number: 1, 2, … in the order of dialling, unique in the pool.
+    @ivar generation: how often the pool had been purged when it was dialled.
+    @ivar since: when the state began (not kept exact for C{CHECKING}).
+    @ivar bornAt: when it became ready; C{0.0} before.
+    @ivar uses: how often it was leased.
+    @ivar doom: why it must not become idle again, or L{None}.
+    @ivar plain: whether a return needs no decision: no doom, no use limit, no
+        C{IPoolable}.
+    @ivar fit: whether it passed a check and was not leased since.
+    @ivar destination: where it was dialled.
+    @ivar replaces: the slot that retires when this one is ready.
+    @ivar deadline: of the state it is in.
+    @ivar lifetime: the agenda's entry for the end of its life.
+    """
+
+    __slots__ = (
+        "bornAt",
+        "deadline",
+        "destination",
+        "doom",
+        "fit",
+        "generation",
+        "lifetime",
+        "number",
+        "plain",
+        "replaces",
+        "since",
+        "state",
+        "uses",
+    )
+
+    def __init__(self, number: int, generation: int, destination: Destination, now: float) -> None:
+        self.state = State.CONNECTING
+        self.number = number
+        self.generation = generation
+        self.destination = destination
+        self.since = now
+        self.bornAt = 0.0
+        self.uses = 0
+        self.doom: str | None = None
+        self.plain = True
+        self.fit = False
+        self.replaces: Slot | None = None
+        self.deadline = NEVER
+        self.lifetime: Lifetime | None = None
+
+    def dying(self) -> bool:
+        """
+        Whether its transport is being closed although nobody told the pool.
+        """
+        return False
+
+
+class Lifetime:
+    """
+    The agenda's entry for the end of a slot's life.
+    """
+
+    __slots__ = ("deadline", "slot")
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.deadline = NEVER
+
+
+class End:
+    """
+    The agenda's entry for the end of the pool's patience while it closes.
+    """
+
+    __slots__ = ("deadline",)
+
+    def __init__(self) -> None:
+        self.deadline = NEVER
+
+
+class Waiter:
+    """
+    An acquire that waits.
+    """
+
+    __slots__ = ("deadline", "since")
+
+    def __init__(self, now: float) -> None:
+        self.since = now
+        self.deadline = NEVER
+
+
+class Action(NamedTuple):
+    """
+    Something for the shell to do.
+
+    - C{serve}: give C{slot} to C{waiter}.
+    - C{reject}: fail C{waiter} with C{error}.
+    - C{dial}: connect C{slot}.
+    - C{fail}: C{slot} is out of time; end its dial.
+    - C{check}: validate C{slot}.
+    - C{overdue}: C{slot}'s reset or validation is out of time.
+    - C{close}: close C{slot} for C{detail}; C{abort}: at once.
+    - C{leak}: C{slot} is leased for suspiciously long.
+    - C{lost}: write C{slot} off: not even aborting ended it.
+    - C{closed}: the pool has no connection left and is closed.
+    """
+
+    verb: str
+    slot: Any = None
+    waiter: Any = None
+    error: PoolError | None = None
+    detail: str = ""

@@ -1,0 +1,196 @@
+"""
+A pool's numbers.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from connpool.pool.core import Core
+
+__all__ = ["Histogram", "PoolStats", "snapshot"]
+
+
+@attrs.frozen
+class Histogram:
+    """
+    Durations by powers of two.
+
+    @ivar bounds: the upper bound of each bucket, seconds; the last is infinite.
+    @ivar counts: how many durations fell into each bucket (not cumulative).
+    @ivar total: their sum, seconds.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+    @property
+    def count(self) -> int:
+        """
+        How many durations there were.
+        """
+        return sum(self.counts)
+
+    def quantile(self, share: float) -> float:
+        """
+        @param share: from 0 to 1; 0.99 is the 99th percentile.
+        @return: the upper bound of the bucket in which it lies, seconds; 0.0
+            for no durations.
+        """
+        left = share * self.count
+        for bound, count in zip(self.bounds, self.counts, strict=True):
+            left -= count
+            if count and left <= 0:
+                return bound
+        return 0.0
+
+
+#: 1 us, 2 us, 4 us … 134 s, infinity
+BOUNDS = (*(2.0**power / 1e6 for power in range(28)), float("inf"))
+
+
+def _histogram(buckets: list[int], total: float) -> Histogram:
+    last = len(BOUNDS) - 1
+    return Histogram(BOUNDS, (*buckets[:last], sum(buckets[last:])), total)
+
+
+@attrs.frozen(kw_only=True)
+class PoolStats:
+    """
+    One pool at one moment.  Counters only ever grow.
+
+    @ivar state: C{open}, C{paused}, C{draining}, C{closing} or C{closed}.
+    @ivar down: 1 while the pool cannot reach any destination, else 0.
+    @ivar maxSize: the cap.
+    @ivar size: all connections: the five gauges that follow, together.
+    @ivar leased: handed out.
+    @ivar idle: ready to be handed out.
+    @ivar connecting: being dialled, handshaken or prepared.
+    @ivar checking: being reset or validated.
+    @ivar closing: asked to close, socket not gone yet.
+    @ivar waiting: acquires in the queue.
+    @ivar acquires: leases handed out.
+    @ivar acquiresWaited: of these, after waiting in the queue.
+    @ivar acquireTimeouts: acquires that gave up.
+    @ivar acquireCancels: acquires that were cancelled while they waited.
+    @ivar acquiresRejected: acquires that failed for any reason but cancelling.
+    @ivar acquiresDropped: of these, shed by the C{codel} queue.
+    @ivar releases: leases given back as good.
+    @ivar discards: leases given back as bad.
+    @ivar detaches: connections the caller took over.
+    @ivar dials: dials begun.
+    @ivar dialFailures: dials that failed: connect, handshake or C{prepare}.
+    @ivar dialsElided: dials ended because a returned connection made them surplus.
+    @ivar resetFailures: resets that failed or took too long.
+    @ivar validateFailures: validations that failed or took too long.
+    @ivar closedIdle: closed after C{idleTimeout}.
+    @ivar closedLifetime: closed after C{maxLifetime}.
+    @ivar closedUses: closed after C{maxUses}.
+    @ivar closedPeer: lost: the peer closed, reset or half-closed, or it hung up by itself.
+    @ivar closedUnexpectedData: closed because bytes came that nobody asked for.
+    @ivar closedStale: closed by C{purge}.
+    @ivar closedShrunk: closed because C{maxSize} was lowered.
+    @ivar closedEvicted: closed to make room for another key.
+    @ivar closedPool: closed with the pool.
+    @ivar aborted: closings that took longer than C{closeTimeout}.
+    @ivar leaksSuspected: leases held longer than C{leakThreshold}.
+    @ivar leasesLostToGC: leases nobody gave back.
+    @ivar doubleReleases: leases given back twice (refused).
+    @ivar wait: how long acquires waited in the queue.
+    @ivar waitMost: the longest wait, seconds.
+    @ivar use: how long leases were held.
+    @ivar dial: how long successful dials took.
+    """
+
+    state: str
+    down: int
+    maxSize: int
+    size: int
+    leased: int
+    idle: int
+    connecting: int
+    checking: int
+    closing: int
+    waiting: int
+    acquires: int
+    acquiresWaited: int
+    acquireTimeouts: int
+    acquireCancels: int
+    acquiresRejected: int
+    acquiresDropped: int
+    releases: int
+    discards: int
+    detaches: int
+    dials: int
+    dialFailures: int
+    dialsElided: int
+    resetFailures: int
+    validateFailures: int
+    closedIdle: int
+    closedLifetime: int
+    closedUses: int
+    closedPeer: int
+    closedUnexpectedData: int
+    closedStale: int
+    closedShrunk: int
+    closedEvicted: int
+    closedPool: int
+    aborted: int
+    leaksSuspected: int
+    leasesLostToGC: int
+    doubleReleases: int
+    wait: Histogram
+    waitMost: float
+    use: Histogram
+    dial: Histogram
+
+
+def snapshot(core: Core, now: float) -> PoolStats:
+    """
+    @return: C{core} as of C{now}.
+    """
+    counts, closed = core.counts, core.closed
+    return PoolStats(
+        state=core.phase.value,
+        down=int(all(each.down(now) for each in core.destinations) and not core.live),
+        maxSize=core.settings.maxSize,
+        size=core.size,
+        leased=core.leased,
+        idle=core.idleCount,
+        connecting=core.connecting,
+        checking=core.checking,
+        closing=core.closing,
+        waiting=len(core.queue),
+        acquires=core.acquires,
+        acquiresWaited=core.waited,
+        acquireTimeouts=counts["timeouts"],
+        acquireCancels=counts["cancels"],
+        acquiresRejected=counts["rejected"],
+        acquiresDropped=counts["dropped"],
+        releases=core.releases,
+        discards=counts["discards"],
+        detaches=counts["detaches"],
+        dials=counts["dials"],
+        dialFailures=counts["dialFailures"],
+        dialsElided=counts["elided"],
+        resetFailures=counts["reset"],
+        validateFailures=counts["validate"],
+        closedIdle=closed["idle"],
+        closedLifetime=closed["lifetime"],
+        closedUses=closed["uses"],
+        closedPeer=closed["peer"],
+        closedUnexpectedData=closed["data"],
+        closedStale=closed["stale"],
+        closedShrunk=closed["shrunk"],
+        closedEvicted=closed["evicted"],
+        closedPool=closed["pool"],
+        aborted=counts["aborted"],
+        leaksSuspected=counts["leaksSuspected"],
+        leasesLostToGC=counts["leasesLostToGC"],
+        doubleReleases=counts["doubleReleases"],
+        wait=_histogram(core.waitBuckets, core.waitTotal),
+        waitMost=core.waitMost,
+        use=_histogram(core.useBuckets, core.useTotal),
+        dial=_histogram(core.dialBuckets, core.dialTotal),
+    )
