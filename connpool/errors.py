@@ -30,6 +30,7 @@ __all__ = [
     "HookRefused",
     "LeaseError",
     "LeaseReleased",
+    "LookupFailed",
     "NameRefused",
     "NetworkFailed",
     "NoSpace",
@@ -82,6 +83,15 @@ class AddressError(ConnpoolError, ValueError):
 
     code = "bad-address"
     exitCode = 2
+
+
+class LookupFailed(AddressError):
+    """
+    A name has no address, or nobody answered in time.
+    """
+
+    code = "lookup-failed"
+    exitCode = 7
 
 
 class HeaderError(ConnpoolError, ValueError):

@@ -1,20 +1,29 @@
 """
-Text to address and back.  Parsing is pure: no reactor, no look-up.
+Text to address and back.  Parsing is pure; look-ups end.
 """
 
 from connpool.addresses.clients import Client, UnknownAddress, clientOf
 from connpool.addresses.descriptions import Listen, parseListen, tokenize
+from connpool.addresses.goaddress import TCPAddr, UDPAddr
 from connpool.addresses.hostport import joinHostPort, splitHostPort
+from connpool.addresses.names import NameResolver
 from connpool.addresses.networks import Networks
+from connpool.addresses.resolve import clientEndpoint, resolveTCPAddr, resolveUDPAddr
 
 __all__ = [
     "Client",
     "Listen",
+    "NameResolver",
     "Networks",
+    "TCPAddr",
+    "UDPAddr",
     "UnknownAddress",
+    "clientEndpoint",
     "clientOf",
     "joinHostPort",
     "parseListen",
+    "resolveTCPAddr",
+    "resolveUDPAddr",
     "splitHostPort",
     "tokenize",
 ]

@@ -16,6 +16,7 @@ __all__ = ["main"]
 #: Subcommand to its one-line description; the module has the same name.
 COMMANDS: dict[str, str] = {
     "ping": "measure the path to a UDP or TCP echo",
+    "resolve": "show how an address is understood",
     "send": "send files",
 }
 
