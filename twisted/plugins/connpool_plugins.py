@@ -16,3 +16,10 @@ udpecho = ServiceMaker(
     "Answers datagrams, so that others can measure how they get through.",
     "udpecho",
 )
+
+compose = ServiceMaker(
+    "connpool compose",
+    "connpool.services.compose",
+    "Run several services in one process, from a file.",
+    "compose",
+)
