@@ -12,10 +12,15 @@ import attrs
 
 from connpool.errors import ChangedSource, SourceError
 
-__all__ = ["Source", "openSource"]
+__all__ = ["Source", "identity", "openSource"]
 
-#: What must be the same before the first and after the last read.
-_IDENTITY = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+
+def identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    """
+    What must be the same before the first and after the last read: device,
+    inode, size, and the times of the last change of contents and of anything.
+    """
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @attrs.frozen
@@ -43,8 +48,7 @@ class Source:
         """
         @raise ChangedSource: if anybody wrote to it since the opening.
         """
-        now = os.fstat(self.file.fileno())
-        if any(getattr(now, field) != getattr(self.status, field) for field in _IDENTITY):
+        if identity(os.fstat(self.file.fileno())) != identity(self.status):
             raise ChangedSource("the file changed while it was sent; send it again")
 
 

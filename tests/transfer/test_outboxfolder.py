@@ -1,0 +1,151 @@
+import os
+
+import pytest
+
+from connpool.errors import StartFailed
+from connpool.transfer.outboxfolder import POISON, PRIVATE, TAKEN, OutboxFolder
+from connpool.transfer.source import identity
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    return OutboxFolder(str(tmp_path / "out"))
+
+
+def put(folder, name="a", content="x"):
+    path = os.path.join(folder.path, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        file.write(content)
+    return path, os.stat(path)
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+
+def taken(folder):
+    return os.listdir(os.path.join(folder.path, PRIVATE, TAKEN))
+
+
+def test_scanSeesRegularFilesOnly(folder, tmp_path):
+    _, status = put(folder, "a")
+    put(folder, "d/b")
+    os.symlink("/etc/passwd", os.path.join(folder.path, "link"))
+    os.mkfifo(os.path.join(folder.path, "fifo"))
+    with open(os.path.join(os.fsencode(folder.path), b"\xff"), "w"):
+        pass
+    assert set(folder.scan()) == {"a", "d/b"}
+    assert folder.scan()["a"] == identity(status)
+
+
+def test_whatWasSentIsRemoved(folder):
+    path, status = put(folder)
+    assert folder.remove("a", status)
+    assert not os.path.exists(path)
+    assert taken(folder) == []
+
+
+def test_orMoved(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "done").mkdir()
+    folder = OutboxFolder(str(tmp_path / "out"), keep=str(tmp_path / "done"))
+    for content in "12":
+        _, status = put(folder, "d/a", content)
+        assert folder.remove("d/a", status)
+    assert (tmp_path / "done/d/a").read_text() == "1"
+    assert (tmp_path / "done/d/a.1").read_text() == "2"
+
+
+def test_aChangeSinceTheSendingKeepsIt(folder):
+    path, status = put(folder)
+    with open(path, "a") as file:
+        file.write("more")
+    assert not folder.remove("a", status)
+    assert read(path) == "xmore"
+
+
+def test_aWriterThatStillHasItOpenKeepsIt(folder):
+    path, _ = put(folder)
+    with open(path, "a") as writer:
+        status = os.stat(path)
+        assert not folder.remove("a", status)
+        writer.write("more")
+    assert read(path) == "xmore"
+    assert taken(folder) == []
+    assert folder.remove("a", os.stat(path))
+
+
+def test_aReaderDoesNot(folder):
+    path, status = put(folder)
+    with open(path):
+        assert folder.remove("a", status)
+
+
+def test_whatIsPutBackDoesNotOverwrite(folder, monkeypatch):
+    path, _ = put(folder)
+    with open(path, "a") as writer:
+        rename = os.rename
+
+        def renameAndReplace(source, target):
+            rename(source, target)
+            put(folder, "a", "new")
+
+        monkeypatch.setattr(os, "rename", renameAndReplace)
+        assert not folder.remove("a", os.stat(path))
+        writer.write("more")
+    assert read(path) == "new"
+    assert read(path + ".1") == "xmore"
+
+
+def test_aRestartPutsBackWhatWasTaken(folder):
+    place = os.path.join(folder.path, PRIVATE, TAKEN, "0123")
+    os.mkdir(place)
+    with open(os.path.join(place, "name"), "w") as file:
+        file.write("d/a")
+    with open(os.path.join(place, "file"), "w") as file:
+        file.write("content")
+    again = OutboxFolder(folder.path)
+    assert read(os.path.join(folder.path, "d/a")) == "content"
+    assert taken(again) == []
+
+
+def test_aRestartLosesNothingWithoutItsName(folder):
+    place = os.path.join(folder.path, PRIVATE, TAKEN, "0123")
+    os.mkdir(place)
+    with open(os.path.join(place, "file"), "w") as file:
+        file.write("content")
+    OutboxFolder(folder.path)
+    assert read(os.path.join(folder.path, "recovered-0123")) == "content"
+
+
+def test_poisonIsSetAsideWithItsReason(folder):
+    for content in "12":
+        put(folder, "d/a", content)
+        where = folder.setAside("d/a", "name-refused: because")
+    assert where == os.path.join(folder.path, PRIVATE, POISON, "a.1")
+    assert read(where) == "2"
+    assert read(where + ".why") == "d/a: name-refused: because\n"
+    assert folder.scan() == {}
+
+
+def test_theRecordSurvives(folder):
+    strikes = {"d/a": ((1, 2, 3), 2)}
+    folder.remember(strikes)
+    assert list(folder.remembered()) == [("d/a", (1, 2, 3), 2)]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '[["a", 1, 2]]', '[["a", ["x"], 2]]'])
+def test_aDamagedRecordIsNone(folder, damage):
+    with open(os.path.join(folder.path, PRIVATE, "record.json"), "w") as file:
+        file.write(damage)
+    assert list(folder.remembered()) == []
+
+
+@pytest.mark.parametrize("path", ["/nonexistent/x", "/proc/self/task"])
+def test_unusableFoldersAreOneLine(path):
+    with pytest.raises(StartFailed) as caught:
+        OutboxFolder(path)
+    assert "\n" not in str(caught.value)
