@@ -89,8 +89,11 @@ class _Visit:
         self._protocol.makeConnection(transport)
 
     def connectionLost(self, reason: Any) -> None:
-        self._gate._left(self)
-        self._protocol.connectionLost(reason)
+        try:
+            self._protocol.connectionLost(reason)
+        finally:
+            # last: a drain that ends here must find nothing of it left
+            self._gate._left(self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._protocol, name)

@@ -45,7 +45,8 @@ def describeListenError(description: str, error: BaseException | None) -> str:
         errno.EADDRNOTAVAIL: "this machine has no such address; see interface=",
     }
     remedy = f"; {remedies[number]}" if number in remedies else ""
-    return f"cannot listen on {description}: {why}{remedy}"
+    # the reason first: a daemonizing twistd shows 100 bytes of it
+    return f"{why}: {description}{remedy}"
 
 
 @implementer(IStatsSource)

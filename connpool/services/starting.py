@@ -9,6 +9,7 @@ only.
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 from typing import NoReturn
@@ -16,6 +17,15 @@ from typing import NoReturn
 from connpool.errors import StartFailed
 
 __all__ = ["failStart"]
+
+
+def _say(line: str) -> None:
+    """
+    To the terminal if there is one.  A daemon has none (twistd's parent shows
+    the first 100 bytes of the exception itself); its sys.stderr is its log.
+    """
+    detached = os.path.samestat(os.fstat(2), os.stat(os.devnull))
+    (sys.stderr if detached else sys.__stderr__ or sys.stderr).write(line)
 
 
 def failStart(message: str) -> NoReturn:
@@ -28,7 +38,7 @@ def failStart(message: str) -> NoReturn:
         kind: type[BaseException], value: BaseException, traceback: TracebackType | None
     ) -> None:
         if issubclass(kind, StartFailed):
-            sys.stderr.write(f"{value}\n")
+            _say(f"{value}\n")
         else:
             previous(kind, value, traceback)
 

@@ -99,11 +99,11 @@ class FrontDoor(Protocol):
             self.inner.writeConnectionLost()
 
     def connectionLost(self, reason: Any = None) -> None:
-        self._factory.closed(self)
         if self._late.active():
             self._late.cancel()
         if self.inner is not None:
             self.inner.connectionLost(reason)
+        self._factory.closed(self)
 
     def drain(self) -> None:
         """

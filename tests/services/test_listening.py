@@ -95,7 +95,7 @@ async def test_portInUseIsOneLineAndLeavesNothingOpen(monkeypatch):
     )
     with pytest.raises(StartFailed) as caught:
         second.privilegedStartService()
-    assert str(caught.value).startswith(f"second: cannot listen on {taken}: Address already in use")
+    assert str(caught.value).startswith(f"second: Address already in use: {taken}; ")
     assert "choose another port" in str(caught.value)
     with pytest.raises(StartFailed):
         second.getHosts()
