@@ -95,6 +95,8 @@ PUBLIC = {
         "IF_EXISTS",
         "FileStat",
         "LiveTransfer",
+        "LocalStore",
+        "MemoryStore",
         "Offer",
         "PartialInfo",
         "Receipt",

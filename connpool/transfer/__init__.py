@@ -13,12 +13,15 @@ from connpool.transfer.records import (
     Receipt,
     StoreCaps,
 )
+from connpool.transfer.stores import LocalStore, MemoryStore
 
 __all__ = [
     "DURABILITIES",
     "IF_EXISTS",
     "FileStat",
     "LiveTransfer",
+    "LocalStore",
+    "MemoryStore",
     "Offer",
     "PartialInfo",
     "Receipt",

@@ -1,0 +1,279 @@
+"""
+A store in memory, for embedders' tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred, fail, succeed
+from zope.interface import implementer
+
+from connpool.errors import (
+    ConflictTakeover,
+    Exists,
+    NoSpace,
+    StoreError,
+    TooLarge,
+    TransferError,
+)
+from connpool.interfaces import IFileStore, IPartial
+from connpool.transfer.names import RelativeName, displayName
+from connpool.transfer.records import FileStat, Offer, PartialInfo, Receipt, StoreCaps
+from connpool.transfer.stores.publish import candidates
+from connpool.transfer.stores.ranges import Ranges
+
+__all__ = ["MemoryStore"]
+
+
+@implementer(IPartial)
+class _MemoryPartial:
+    def __init__(self, store: MemoryStore, offer: Offer, identity: str) -> None:
+        self._store = store
+        self.offer = offer
+        self.identity = identity
+        self.content = bytearray()
+        self.held = Ranges()
+        self.durable = Ranges()
+        self.digests: dict[int, bytes] = {}
+        self.gate: TransferError | None = None
+        self.changed = store._now()
+
+    def takeOver(self, older: _MemoryPartial) -> None:
+        self.content = older.content
+        self.held = older.held
+        self.durable = older.durable
+        self.digests = older.digests
+        older.gate = ConflictTakeover(f'"{self.offer.name}": a newer connection took over')
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        if self.gate is not None:
+            raise self.gate
+        end = offset + len(data)
+        if self.offer.size is not None and end > self.offer.size:
+            raise TooLarge(
+                f'"{self.offer.name}": more bytes arrive than the {self.offer.size} announced'
+            )
+        if self.held.overlaps(offset, end):
+            raise StoreError(f'"{self.offer.name}": bytes {offset} to {end} are held already')
+        self._store._take(end - len(self.content))
+        if end > len(self.content):
+            self.content.extend(bytes(end - len(self.content)))
+        self.content[offset:end] = data
+        self.held.add(offset, end)
+        self.changed = self._store._now()
+
+    def record(self, block: int, digest: bytes) -> None:
+        if self.gate is not None:
+            raise self.gate
+        self.digests[block] = digest
+
+    def discard(self, start: int, end: int) -> None:
+        if self.gate is not None:
+            raise self.gate
+        self.held.remove(start, end)
+        for block in range(start // self.offer.blockSize, -(-end // self.offer.blockSize)):
+            self.digests.pop(block, None)
+
+    def settled(self) -> Deferred[Sequence[tuple[int, int]]]:
+        return succeed([])
+
+    def checkpoint(self) -> Deferred[None]:
+        if self.gate is not None:
+            return fail(self.gate)
+        self.durable = Ranges(list(self.held))
+        return succeed(None)
+
+    def suspend(self) -> Deferred[None]:
+        if self.offer.resumeKey is None:
+            return self.abort()
+        if self.gate is None:
+            self.durable = Ranges(list(self.held))
+            self.gate = StoreError(f'"{self.offer.name}" is suspended')
+        return succeed(None)
+
+    def commit(self, root: bytes | None) -> Deferred[Receipt]:
+        if self.gate is not None:
+            return fail(self.gate)
+        size = self.held.end if self.offer.size is None else self.offer.size
+        if not self.held.covers(0, size):
+            return fail(StoreError(f'"{self.offer.name}" is not complete'))
+        self.gate = StoreError(f'"{self.offer.name}" was published')
+        try:
+            name, status = self._store._place(self.offer, self.content[:size])
+        except TransferError as error:
+            return fail(error)
+        self._forget()
+        return succeed(
+            self._store._publish(self.offer, name, status, bytes(self.content[:size]), root)
+        )
+
+    def abort(self) -> Deferred[None]:
+        if not isinstance(self.gate, ConflictTakeover):
+            self.gate = StoreError(f'"{self.offer.name}" was aborted')
+            self._forget()
+        return succeed(None)
+
+    def _forget(self) -> None:
+        if self._store._partials.get(self.identity) is self:
+            del self._store._partials[self.identity]
+            self._store._used -= len(self.content)
+
+
+@implementer(IFileStore)
+class MemoryStore:
+    """
+    Keeps everything in dictionaries: no reactor, no threads, no disk.
+
+    @ivar files: path to content of everything published.
+    @param capacity: bytes it holds before it says L{NoSpace}; L{None} for no
+        limit.
+    """
+
+    caps = StoreCaps(durability="none")
+
+    def __init__(
+        self, *, capacity: int | None = None, now: Callable[[], float] = time.time
+    ) -> None:
+        self.files: dict[str, bytes] = {}
+        self._modified: dict[str, int] = {}
+        self._directories: set[str] = set()
+        self._capacity = capacity
+        self._used = 0
+        self._now = now
+        self._partials: dict[str, _MemoryPartial] = {}
+        self._done: dict[tuple[str, bytes], Receipt] = {}
+
+    def open(self, offer: Offer) -> Deferred[IPartial | Receipt]:
+        done = self._finished(offer)
+        if done is not None:
+            return succeed(done)
+        free = None if self._capacity is None else self._capacity - self._used
+        identity = secrets.token_hex(16)
+        if offer.resumeKey is not None:
+            secret = hashlib.sha256(offer.resumeKey).hexdigest()
+            identity = f"{offer.principal}\0{secret}"
+        partial = _MemoryPartial(self, offer, identity)
+        older = self._partials.get(identity)
+        if older is not None and _continues(offer, older.offer):
+            partial.takeOver(older)
+        elif older is not None:
+            older.abort()
+        if free is not None and (offer.size or 0) - len(partial.content) > free:
+            return fail(NoSpace(f'"{offer.name}": the receiver\'s memory is full'))
+        self._partials[identity] = partial
+        return succeed(partial)
+
+    def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt:
+        done = self._finished(offer)
+        if done is not None:
+            return done
+        name, status = self._place(offer, data)
+        return self._publish(offer, name, status, bytes(data), root)
+
+    def trouble(self) -> str | None:
+        return None
+
+    def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
+        content = self.files.get(name.path)
+        if content is None:
+            return succeed(None)
+        return succeed(FileStat(len(content), self._modified[name.path]))
+
+    def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
+        return succeed(
+            [
+                PartialInfo(
+                    partialId=identity,
+                    principal=partial.offer.principal,
+                    name=partial.offer.name.path,
+                    size=partial.offer.size,
+                    received=partial.held.total,
+                    allocated=len(partial.content),
+                    active=partial.gate is None,
+                    changed=partial.changed,
+                )
+                for identity, partial in self._partials.items()
+                if principal in {None, partial.offer.principal}
+            ]
+        )
+
+    def delete(self, info: PartialInfo) -> Deferred[None]:
+        partial = self._partials.get(info.partialId)
+        if partial is not None and partial.gate is not None:
+            partial._forget()
+        return succeed(None)
+
+    def close(self) -> Deferred[None]:
+        for partial in list(self._partials.values()):
+            partial.suspend()
+        return succeed(None)
+
+    def _finished(self, offer: Offer) -> Receipt | None:
+        return None if offer.key is None else self._done.get((offer.principal, offer.key))
+
+    def _take(self, size: int) -> None:
+        if size > 0:
+            if self._capacity is not None and self._used + size > self._capacity:
+                raise NoSpace("the receiver's memory is full; try again when there is space")
+            self._used += size
+
+    def _publish(
+        self, offer: Offer, name: RelativeName, status: str, content: bytes, root: bytes | None
+    ) -> Receipt:
+        now = self._now()
+        receipt = Receipt(
+            transferId=offer.transferId,
+            name=name.path,
+            wanted=offer.name.path,
+            size=len(content),
+            status=status,
+            durability="none",
+            filesystem="memory",
+            integrity="unverified" if root is None else "verified",
+            digest=offer.digest,
+            root=None if root is None else root.hex(),
+            protocol=offer.protocol,
+            principal=offer.principal,
+            finished=now,
+        )
+        if status == "stored":
+            self._used -= len(self.files.get(name.path, b""))
+            self._take(len(content))
+            self.files[name.path] = content
+            for depth in range(1, len(name.components)):
+                self._directories.add("/".join(name.components[:depth]))
+            self._modified[name.path] = int(now * 1e9) if offer.modified is None else offer.modified
+        if offer.key is not None:
+            self._done[offer.principal, offer.key] = receipt
+        return receipt
+
+    def _place(self, offer: Offer, content: bytes | bytearray) -> tuple[RelativeName, str]:
+        for depth in range(1, len(offer.name.components)):
+            if "/".join(offer.name.components[:depth]) in self.files:
+                part = displayName(offer.name.components[depth - 1])
+                raise Exists(f'"{part}" is not a directory on the receiver')
+        for candidate in candidates(offer.name, offer.ifExists):
+            if candidate.path in self._directories:
+                if offer.ifExists == "replace":
+                    raise Exists(f'"{candidate}" is a directory on the receiver')
+            elif candidate.path not in self.files or offer.ifExists == "replace":
+                return candidate, "stored"
+            elif candidate is offer.name and self.files[candidate.path] == content:
+                return candidate, "duplicate"
+        raise Exists(f'"{offer.name}" already exists on the receiver with different content')
+
+
+def _continues(offer: Offer, older: Offer) -> bool:
+    """
+    Whether what was held for C{older} may go on as C{offer}.
+    """
+    return (
+        offer.name == older.name
+        and offer.size == older.size
+        and offer.digest == older.digest
+        and offer.blockSize == older.blockSize
+    )

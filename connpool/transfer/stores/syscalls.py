@@ -1,0 +1,156 @@
+"""
+The one place where a local store touches the kernel.
+
+Every call that reads or changes the file system is an attribute of
+L{Syscalls}, so that a test can put itself between: count, record, kill, fail
+or replay.  Every name is one component below an open directory descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+
+from connpool.errors import Busy, NameRefused, NoSpace, StoreError, TooLarge, TransferError
+
+__all__ = ["NEW", "READ", "VOLATILE", "Syscalls", "asTransferError", "filesystemType", "isFile"]
+
+#: Create a private file that nobody could have put there before.
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Read what may be anything: no link is followed, no FIFO waited for.
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: Open a directory to hold it.
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: File systems that forget everything at power-off.
+VOLATILE = frozenset({"tmpfs", "ramfs"})
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_RENAME_NOREPLACE = 1
+
+
+def _checked(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _syncfs(fd: int) -> None:
+    if not hasattr(_libc, "syncfs"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    _checked(_libc.syncfs(fd))
+
+
+def _renameNoReplace(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+    if not hasattr(_libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    _checked(
+        _libc.renameat2(
+            src_dir_fd, os.fsencode(source), dst_dir_fd, os.fsencode(target), _RENAME_NOREPLACE
+        )
+    )
+
+
+class Syscalls:
+    """
+    What the functions of L{os} do, one attribute each and nothing around
+    them: a call costs what the function costs.
+    """
+
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    read = staticmethod(os.read)
+    write = staticmethod(os.write)
+    pread = staticmethod(os.pread)
+    pwrite = staticmethod(os.pwrite)
+    ftruncate = staticmethod(os.ftruncate)
+    fchmod = staticmethod(os.fchmod)
+    utime = staticmethod(os.utime)
+    fsync = staticmethod(os.fsync)
+    fdatasync = staticmethod(getattr(os, "fdatasync", os.fsync))
+    syncfs = staticmethod(_syncfs)
+    link = staticmethod(os.link)
+    rename = staticmethod(os.rename)
+    renameNoReplace = staticmethod(_renameNoReplace)
+    unlink = staticmethod(os.unlink)
+    mkdir = staticmethod(os.mkdir)
+    rmdir = staticmethod(os.rmdir)
+    stat = staticmethod(os.stat)
+    fstat = staticmethod(os.fstat)
+    fstatvfs = staticmethod(os.fstatvfs)
+    listdir = staticmethod(os.listdir)
+    flock = staticmethod(fcntl.flock)
+
+    def writeAll(self, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """
+        C{pwrite} until nothing is left: near a full disk it writes less.
+        """
+        written = self.pwrite(fd, data, offset)
+        if written < len(data):
+            rest = memoryview(data)[written:]
+            while rest:
+                offset += written
+                written = self.pwrite(fd, rest, offset)
+                rest = rest[written:]
+
+    def openIfThere(self, name: str, flags: int, directory: int) -> int | None:
+        """
+        @return: a descriptor, or L{None} if nothing has this name.
+        """
+        try:
+            return self.open(name, flags, dir_fd=directory)
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name: str, directory: int) -> None:
+        """
+        Unlink what may be gone already.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self.unlink(name, dir_fd=directory)
+
+
+def isFile(status: os.stat_result) -> bool:
+    """
+    Whether this is a regular file.
+    """
+    return stat.S_ISREG(status.st_mode)
+
+
+def filesystemType(fd: int) -> str:
+    """
+    @return: C{ext4}, C{tmpfs}, …, as the kernel's list of mounts names what
+        C{fd} lies on; C{unknown} where there is no such list.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+            mount = next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.split(None, 1)[0] == mount:
+                    return line.partition(" - ")[2].split()[0]
+    except (OSError, StopIteration, IndexError):
+        pass
+    return "unknown"
+
+
+def asTransferError(error: OSError, doing: str) -> TransferError:
+    """
+    @param doing: what failed, for the text: C{"writing report.txt"}.
+    """
+    if isinstance(error, TransferError):
+        return error
+    number = error.errno
+    if number in {errno.ENOSPC, errno.EDQUOT}:
+        return NoSpace(f"{doing}: the receiver's disk is full; try again when there is space")
+    if number in {errno.EMFILE, errno.ENFILE}:
+        return Busy(f"{doing}: the receiver has too many open files; try again later")
+    if number == errno.ENAMETOOLONG:
+        return NameRefused(f"{doing}: the name is too long for the receiver's file system")
+    if number == errno.EFBIG:
+        return TooLarge(f"{doing}: larger than the receiver's file system takes")
+    return StoreError(f"{doing}: {os.strerror(number) if number else error}")

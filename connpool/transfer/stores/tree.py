@@ -1,0 +1,199 @@
+"""
+Walking below a root that one does not own alone.
+
+Theory of operation
+===================
+A directory is reached from its parent's open descriptor, one component at a
+time, and is never a symbolic link: whatever a local attacker puts in the way,
+the walk ends in a real directory below the root or with an error.
+
+Descriptors are kept for the next file of the same directory.  A kept one is
+used only while its name in the parent still leads to it (one C{stat} a level);
+otherwise C{mv} by the operator would redirect files that arrive later.
+
+A new file is durable when its directory was synced, and the directory is
+reachable after a power cut when its own name in its parent was.  C{named} says
+that this happened since we hold the descriptor; who made the directory does
+not matter, since another process may have made it a moment ago.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from threading import Lock
+
+from connpool.errors import Exists
+from connpool.transfer.names import displayName
+from connpool.transfer.stores.syscalls import DIRECTORY, Syscalls
+
+__all__ = ["Directory", "Tree"]
+
+
+class Directory:
+    """
+    A held directory.
+
+    @ivar fd: its descriptor, readable.
+    @ivar named: whether its name in its parent is known to be on disk.
+    """
+
+    __slots__ = ("components", "fd", "identity", "named", "parent", "users")
+
+    def __init__(
+        self,
+        fd: int,
+        identity: tuple[int, int],
+        parent: Directory | None,
+        components: tuple[str, ...],
+    ) -> None:
+        self.fd = fd
+        self.identity = identity
+        self.parent = parent
+        self.components = components
+        self.named = parent is None
+        self.users = 0
+
+
+class Tree:
+    """
+    The directories below one root.
+
+    @param root: descriptor of the root, which stays the caller's.
+    @param dirMode: permission bits of new directories, whatever the umask; a
+        setgid bit that the parent hands down is kept.
+    @param keep: how many descriptors are kept without a user.
+    """
+
+    def __init__(self, syscalls: Syscalls, root: int, dirMode: int, keep: int = 64) -> None:
+        self._sys = syscalls
+        self._dirMode = dirMode
+        self._keep = keep
+        self._root = Directory(root, _identity(syscalls.fstat(root)), None, ())
+        self._held: OrderedDict[tuple[str, ...], Directory] = OrderedDict()
+        self._lock = Lock()
+
+    def acquire(self, components: tuple[str, ...], *, create: bool) -> Directory:
+        """
+        @return: the directory, in use until L{release}.
+        @raise Exists: if something else than a directory is in the way.
+        @raise FileNotFoundError: if it is missing and C{create} is false.
+        """
+        if not components:
+            return self._root
+        with self._lock:
+            directory = self._root
+            for depth in range(1, len(components) + 1):
+                directory = self._step(directory, components[:depth], create)
+            directory.users += 1
+            if len(self._held) > self._keep:
+                self._evict()
+            return directory
+
+    def release(self, directory: Directory) -> None:
+        """
+        Say that the descriptor is no longer used by this caller.
+        """
+        if directory is self._root:
+            return
+        with self._lock:
+            directory.users -= 1
+            if not directory.users and self._held.get(directory.components) is not directory:
+                self._close(directory)
+
+    def sync(self, directory: Directory) -> None:
+        """
+        Put the names in C{directory} on disk, and its own way from the root.
+        """
+        self._sys.fsync(directory.fd)
+        while not directory.named and directory.parent is not None:
+            self._sys.fsync(directory.parent.fd)
+            directory.named = True
+            directory = directory.parent
+
+    def close(self) -> None:
+        """
+        Let go of every descriptor that has no user.
+        """
+        with self._lock:
+            self._keep = 0
+            self._evict()
+
+    def _step(self, parent: Directory, components: tuple[str, ...], create: bool) -> Directory:
+        name = components[-1]
+        held = self._held.get(components)
+        if held is not None:
+            if held.parent is parent and self._stillThere(held, name):
+                self._held.move_to_end(components)
+                return held
+            del self._held[components]
+            if not held.users:
+                self._close(held)
+        try:
+            fd = self._sys.open(name, DIRECTORY, dir_fd=parent.fd)
+        except FileNotFoundError:
+            if not create:
+                raise
+            fd = self._make(parent, name)
+        except OSError as error:
+            raise _inTheWay(error, name) from None
+        opened = Directory(fd, _identity(self._sys.fstat(fd)), parent, components)
+        parent.users += 1
+        self._held[components] = opened
+        return opened
+
+    def _stillThere(self, held: Directory, name: str) -> bool:
+        assert held.parent is not None
+        try:
+            status = self._sys.stat(name, dir_fd=held.parent.fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return _identity(status) == held.identity
+
+    def _make(self, parent: Directory, name: str) -> int:
+        try:
+            self._sys.mkdir(name, self._dirMode, dir_fd=parent.fd)
+        except FileExistsError:
+            made = False  # somebody else did
+        else:
+            made = True
+        try:
+            fd = self._sys.open(name, DIRECTORY, dir_fd=parent.fd)
+        except OSError as error:
+            raise _inTheWay(error, name) from None
+        if made:
+            mode = stat.S_IMODE(self._sys.fstat(fd).st_mode)
+            wanted = self._dirMode | (mode & stat.S_ISGID)
+            if mode != wanted:
+                self._sys.fchmod(fd, wanted)
+        return fd
+
+    def _evict(self) -> None:
+        for components, directory in list(self._held.items()):
+            if len(self._held) <= self._keep:
+                return
+            if not directory.users:
+                del self._held[components]
+                self._close(directory)
+        if self._keep == 0 and any(not each.users for each in self._held.values()):
+            self._evict()  # parents whose last child has just gone
+
+    def _close(self, directory: Directory) -> None:
+        self._sys.close(directory.fd)
+        parent = directory.parent
+        if parent is not None and parent is not self._root:
+            parent.users -= 1
+            if not parent.users and self._held.get(parent.components) is not parent:
+                self._close(parent)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _inTheWay(error: OSError, name: str) -> Exception:
+    if error.errno in {errno.ENOTDIR, errno.ELOOP, errno.EMLINK}:
+        return Exists(f'"{displayName(name)}" is not a directory on the receiver')
+    return error

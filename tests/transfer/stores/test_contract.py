@@ -1,0 +1,260 @@
+"""
+The contract of L{connpool.interfaces.IFileStore}, on every store that ships.
+"""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from zope.interface.verify import verifyObject
+
+from connpool.errors import Exists, StoreError, TooLarge
+from connpool.interfaces import IFileStore, IPartial
+from connpool.transfer import RelativeName
+from connpool.transfer.stores import LocalStore, MemoryStore
+from tests.helpers.waiting import bounded
+from tests.transfer.hostile import CORPUS
+from tests.transfer.stores.kit import BLOCK, fill, offer, settled, visible
+
+
+class MemoryUnderTest:
+    def __init__(self, root):
+        self.store = MemoryStore()
+
+    def files(self):
+        return dict(self.store.files)
+
+
+class LocalUnderTest:
+    def __init__(self, root):
+        self.root = root
+        self.store = LocalStore(reactor, root)
+
+    def files(self):
+        return visible(self.root)
+
+
+@pytest.fixture(params=[MemoryUnderTest, LocalUnderTest], ids=["memory", "local"])
+def tested(request, root):
+    case = request.param(root)
+    yield case
+    pytest_twisted.blockon(bounded(case.store.close()))
+
+
+@pytest_twisted.ensureDeferred
+async def test_interfaces(tested):
+    verifyObject(IFileStore, tested.store)
+    partial = await bounded(tested.store.open(offer()))
+    verifyObject(IPartial, partial)
+    await bounded(partial.abort())
+
+
+@pytest.mark.parametrize("durability", ["none", "data", "full"])
+@pytest_twisted.ensureDeferred
+async def test_putPublishesAndSaysSo(tested, durability):
+    asked = offer("a/b/report.txt", durability=durability, modified=1_600_000_000 * 10**9)
+    receipt = await bounded(settled(tested.store.put(asked, b"content", b"\1" * 32)))
+    assert tested.files() == {"a/b/report.txt": b"content"}
+    assert (receipt.name, receipt.wanted) == ("a/b/report.txt", "a/b/report.txt")
+    assert (receipt.size, receipt.status) == (7, "stored")
+    assert (receipt.integrity, receipt.root) == ("verified", "01" * 32)
+    assert receipt.transferId == asked.transferId
+    reachable = tested.store.caps.durability
+    assert receipt.durability == ("none" if reachable == "none" else durability)
+    stat = await bounded(tested.store.stat(asked.name))
+    assert (stat.size, stat.modified) == (7, 1_600_000_000 * 10**9)
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK, 3 * BLOCK + 17])
+@pytest_twisted.ensureDeferred
+async def test_nothingIsVisibleBeforeCommit(tested, size):
+    content = bytes(range(256)) * (size // 256 + 1)
+    content = content[:size]
+    partial = await bounded(tested.store.open(offer(size=size)))
+    await fill(partial, content)
+    assert list(partial.held) == ([(0, size)] if size else [])
+    assert tested.files() == {}
+    receipt = await bounded(partial.commit(b"\2" * 32))
+    assert (receipt.size, receipt.status) == (size, "stored")
+    assert tested.files() == {"report.txt": content}
+    assert await bounded(tested.store.partials()) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_unknownSizeEndsAtTheLastByte(tested):
+    partial = await bounded(tested.store.open(offer(size=None, digest=None, protocol="classic")))
+    partial.write(0, b"abc")
+    partial.write(3, bytearray(b"def"))
+    receipt = await bounded(partial.commit(None))
+    assert (receipt.size, receipt.integrity, receipt.root) == (6, "unverified", None)
+    assert tested.files() == {"report.txt": b"abcdef"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_anyOrder(tested):
+    content = bytes(range(256)) * 512
+    partial = await bounded(tested.store.open(offer(size=len(content))))
+    half = len(content) // 2
+    partial.write(half, content[half:])
+    assert list(partial.held) == [(half, len(content))]
+    partial.write(0, memoryview(content)[:half])
+    assert list(partial.held) == [(0, len(content))]
+    await bounded(partial.commit(None))
+    assert tested.files() == {"report.txt": content}
+
+
+@pytest_twisted.ensureDeferred
+async def test_incompleteIsNotPublished(tested):
+    partial = await bounded(tested.store.open(offer(size=10)))
+    partial.write(0, b"12345")
+    with pytest.raises(StoreError, match="not complete"):
+        await bounded(partial.commit(None))
+    await bounded(partial.abort())
+    assert tested.files() == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_moreThanAnnouncedIsRefused(tested):
+    partial = await bounded(tested.store.open(offer(size=3)))
+    with pytest.raises(TooLarge):
+        partial.write(0, b"1234")
+    with pytest.raises(TooLarge):
+        partial.write(3, b"4")
+    partial.write(0, b"123")
+    await bounded(partial.commit(None))
+    assert tested.files() == {"report.txt": b"123"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_heldBytesAreNotWrittenAgain(tested):
+    partial = await bounded(tested.store.open(offer(size=9)))
+    partial.write(3, b"345")
+    for start, data in ((3, b"x"), (0, b"0123"), (5, b"xx"), (2, b"xxxxx")):
+        with pytest.raises(StoreError):
+            partial.write(start, data)
+    partial.write(0, b"012")
+    partial.write(6, b"678")
+    await bounded(partial.commit(None))
+    assert tested.files() == {"report.txt": b"012345678"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_discardedBytesComeAgain(tested):
+    partial = await bounded(tested.store.open(offer(size=2 * BLOCK)))
+    await fill(partial, b"x" * 2 * BLOCK)
+    partial.discard(0, BLOCK)
+    assert list(partial.held) == [(BLOCK, 2 * BLOCK)]
+    assert list(partial.digests) == [1]
+    partial.write(0, b"y" * BLOCK)
+    await bounded(partial.commit(None))
+    assert tested.files() == {"report.txt": b"y" * BLOCK + b"x" * BLOCK}
+
+
+@pytest_twisted.ensureDeferred
+async def test_abortLeavesNothingAndMayBeRepeated(tested):
+    partial = await bounded(tested.store.open(offer("a/b", size=3)))
+    partial.write(0, b"123")
+    await bounded(partial.abort())
+    await bounded(partial.abort())
+    with pytest.raises(StoreError):
+        partial.write(0, b"1")
+    with pytest.raises(StoreError):
+        await bounded(partial.commit(None))
+    assert tested.files() == {}
+    assert await bounded(tested.store.partials()) == []
+
+
+async def _store(store, way, name, content, **values):
+    asked = offer(name, size=len(content), **values)
+    if way == "put":
+        return await bounded(settled(store.put(asked, content, None)))
+    partial = await bounded(store.open(asked))
+    await fill(partial, content)
+    try:
+        return await bounded(partial.commit(None))
+    finally:
+        await bounded(partial.abort())
+
+
+@pytest.mark.parametrize("way", ["put", "commit"])
+@pytest.mark.parametrize("durability", ["none", "full"])
+@pytest_twisted.ensureDeferred
+async def test_conflictRules(tested, way, durability):
+    async def store(content, ifExists):
+        receipt = await _store(
+            tested.store, way, "d/x.txt", content, ifExists=ifExists, durability=durability
+        )
+        return receipt.name, receipt.status
+
+    assert await store(b"one", "refuse") == ("d/x.txt", "stored")
+    for rule in ("rename", "refuse", "skip"):
+        # the same content under the wanted name is not a second copy
+        assert await store(b"one", rule) == ("d/x.txt", "duplicate")
+    for rule in ("refuse", "skip"):
+        with pytest.raises(Exists):
+            await store(b"two", rule)
+    assert await store(b"two", "rename") == ("d/x (1).txt", "stored")
+    assert await store(b"three", "rename") == ("d/x (2).txt", "stored")
+    assert tested.files() == {
+        "d/x.txt": b"one",
+        "d/x (1).txt": b"two",
+        "d/x (2).txt": b"three",
+    }
+    assert await store(b"four", "replace") == ("d/x.txt", "stored")
+    assert tested.files()["d/x.txt"] == b"four"
+
+
+@pytest_twisted.ensureDeferred
+async def test_manyOfOneName(tested):
+    names = set()
+    for number in range(110):
+        receipt = await _store(
+            tested.store, "put", "x.txt", b"%d" % number, durability="none", ifExists="rename"
+        )
+        names.add(receipt.name)
+    assert len(names) == 110 == len(tested.files())
+    assert {"x.txt", "x (1).txt", "x (100).txt"} <= names
+
+
+@pytest.mark.parametrize("way", ["put", "commit"])
+@pytest.mark.parametrize("rule", ["rename", "replace", "refuse", "skip"])
+@pytest_twisted.ensureDeferred
+async def test_fileWhereADirectoryIsNeeded(tested, way, rule):
+    # item 32 of the corpus, both ways round
+    await _store(tested.store, way, "a", b"1", ifExists=rule)
+    with pytest.raises(Exists, match="not a directory"):
+        await _store(tested.store, way, "a/b", b"2", ifExists=rule)
+    await _store(tested.store, way, "c/d", b"3", ifExists=rule)
+    if rule == "rename":
+        assert (await _store(tested.store, way, "c", b"4", ifExists=rule)).name == "c (1)"
+    else:
+        with pytest.raises(Exists):
+            await _store(tested.store, way, "c", b"4", ifExists=rule)
+    files = tested.files()
+    files.pop("c (1)", None)
+    assert files == {"a": b"1", "c/d": b"3"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_hostileNamesAreOrdinaryFiles(tested):
+    expected = {}
+    for number, hostile in enumerate(CORPUS):
+        if not hostile.posix or len(hostile.raw) > 250:
+            continue
+        # one directory for each, since some names lie below others
+        name = f"{number}/{hostile.raw.decode()}"
+        parsed = RelativeName.parse(name, profile="posix")
+        asked = attrs.evolve(offer(durability="none"), name=parsed)
+        await bounded(settled(tested.store.put(asked, hostile.raw, None)))
+        expected[name] = hostile.raw
+    assert tested.files() == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_statOfNothing(tested):
+    assert await bounded(tested.store.stat(RelativeName.parse("a/b"))) is None
+    await _store(tested.store, "put", "a", b"1")
+    assert await bounded(tested.store.stat(RelativeName.parse("a/b"))) is None
+    assert tested.store.trouble() is None
