@@ -118,6 +118,12 @@ class Gate(Factory):
         self._accepted = self._refusedAddress = self._refusedLimit = 0
         self._drained: list[Deferred[None]] = []
 
+    def logPrefix(self) -> str:
+        """
+        What Twisted's "starting on PORT" line begins with.
+        """
+        return self.name
+
     def doStart(self) -> None:
         self.factory.doStart()
 

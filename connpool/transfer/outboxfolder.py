@@ -112,7 +112,7 @@ class OutboxFolder:
         @return: relative path to identity of every regular file with a UTF-8
             name.  Links, devices and what vanishes meanwhile are left out.
         """
-        found = {}
+        found: dict[str, tuple[int, ...]] = {}
         for where, directories, files in os.walk(self.path):
             if where == self.path and PRIVATE in directories:
                 directories.remove(PRIVATE)

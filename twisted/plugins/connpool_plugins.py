@@ -6,6 +6,10 @@ from twisted.application.service import ServiceMaker
 
 from connpool.plugin import LazyClient, LazyServer
 
+filerecv = ServiceMaker(
+    "connpool file receiver", "connpool.services.filerecv", "Receive files.", "filerecv"
+)
+
 proxied = LazyServer("proxied", "connpool.proxyprotocol.strings:parseProxied")
 secured = LazyServer("secured", "connpool.proxyprotocol.strings:parseSecured")
 proxyheader = LazyClient("proxyheader", "connpool.proxyprotocol.strings:parseProxyHeader")

@@ -1,0 +1,217 @@
+"""
+C{twistd filerecv}: receive files.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python import usage
+from zope.interface import implementer
+
+from connpool.addresses import clientOf, joinHostPort
+from connpool.errors import NameRefused, StartFailed
+from connpool.interfaces import IFileStore, IStatsSource
+from connpool.services.gate import Access
+from connpool.services.listening import ListeningService
+from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds, asSize
+from connpool.services.starting import failStart
+from connpool.transfer.classic import ClassicReceiver, ClassicRefusal
+from connpool.transfer.frontdoor import Door, FrontDoorFactory
+from connpool.transfer.names import PROFILES, RelativeName
+from connpool.transfer.reception import Policy, Reception, TransferStats
+from connpool.transfer.records import IF_EXISTS
+from connpool.transfer.stores import LocalStore
+
+__all__ = ["DEFAULT_DIRECTORY", "FileReceiverService", "Options", "makeService"]
+
+#: The only directory that is created for the operator.
+DEFAULT_DIRECTORY = "received"
+
+
+class Options(AccessOptions):
+    pluginName = "filerecv"
+    synopsis = "[options]"
+    longdesc = (
+        "Receives files. Without options: on loopback port 8640, into ./received "
+        "(the only directory it creates). Try: connpool send FILE"
+    )
+    defaultListen = ("tcp:8640:interface=127.0.0.1",)
+
+    optParameters = [
+        ["directory", None, None, "Existing directory to store files in [default: ./received]"],
+        ["if-exists", None, "rename", "When a name is taken: rename, replace, refuse or skip"],
+        ["names", None, "portable", "Names taken: portable (also to Windows) or posix"],
+        ["classic-suffix", None, "", "Appended to the name of what came by the classic protocol"],
+        ["max-file-size", None, None, "Largest file taken: bytes, or with K, M, G, T"],
+        ["max-connections", None, "1000", "Connections at once"],
+        ["idle-timeout", None, "60", "Seconds without a byte that end a transfer"],
+        ["min-rate", None, "1024", "Bytes/s a sender must keep up, 0 for none"],
+        ["drain-timeout", None, "60", "Seconds that a stop waits for transfers to end"],
+    ]
+
+    optFlags = [["no-dotfiles", None, "Refuse names with a part that begins with a dot"]]
+
+    compData = usage.Completions(
+        optActions={
+            "directory": usage.CompleteDirs(),
+            "if-exists": usage.CompleteList(list(IF_EXISTS)),
+            "names": usage.CompleteList(list(PROFILES)),
+        }
+    )
+
+    def opt_classic_from(self, network: str) -> None:
+        """
+        Take the classic protocol from this network too: CIDR, an address, or
+        "any" (repeatable; default: direct loopback connections only).
+        """
+        self.collect("classic-from", network)
+
+    def postOptions(self) -> None:
+        super().postOptions()
+        self.setdefault("classic-from", [])
+        self.convert("classic-from", asNetworks)
+        self.choice("if-exists", IF_EXISTS)
+        self.choice("names", PROFILES)
+        for name, parse in (
+            ("max-connections", asCount),
+            ("idle-timeout", asSeconds),
+            ("drain-timeout", asSeconds),
+            ("min-rate", asSize),
+        ):
+            self.convert(name, parse)
+        self.createDirectory = self["directory"] is None
+        self["directory"] = self["directory"] or DEFAULT_DIRECTORY
+        if self["max-file-size"] is not None:
+            self.convert("max-file-size", asSize)
+        self._checkSuffix()
+        for listen in self["listen"]:
+            if not listen.local and not self["allow"]:
+                raise usage.UsageError(
+                    f"--listen {listen.description} can be reached from other machines; "
+                    "say who may send with --allow CIDR (or --allow any), or add "
+                    "interface=127.0.0.1"
+                )
+
+    def _checkSuffix(self) -> None:
+        try:
+            if "/" in self["classic-suffix"]:
+                raise NameRefused("it contains a slash")
+            RelativeName.parse("x" + self["classic-suffix"])
+        except NameRefused as e:
+            raise usage.UsageError(f"--classic-suffix: {e}") from None
+
+
+@implementer(IStatsSource)
+class FileReceiverService(MultiService):
+    """
+    A reception behind its listeners.
+
+    @ivar reception: what it receives with; there once the service has started.
+    @ivar listening: the listeners, with C{getHost()}.
+    """
+
+    kind = "transfer"
+    _log = Logger()
+
+    def __init__(self, reactor: Any, options: Options) -> None:
+        super().__init__()
+        self.name = options.pluginName
+        self._reactor = reactor
+        self._options = options
+        self._store: IFileStore | None = None
+        self.reception: Reception | None = None
+        self.listening = ListeningService(
+            reactor,
+            options["listen"],
+            FrontDoorFactory(reactor, [Door(b"", self._classic)]),
+            access=Access(
+                allow=options["allow"],
+                deny=options["deny"],
+                maxConnections=options["max-connections"],
+            ),
+            drainTimeout=options["drain-timeout"],
+            name=self.name,
+        )
+        self.listening.setServiceParent(self)
+
+    def startService(self) -> None:
+        # not earlier: what the store makes belongs to the user we run as
+        self._store = store = self._openStore()
+        options = self._options
+        self.reception = Reception(
+            store,
+            Policy(
+                maxFileSize=options["max-file-size"],
+                maxTransfers=options["max-connections"],
+                ifExists=options["if-exists"],
+                names=options["names"],
+                dotfiles=not options["no-dotfiles"],
+                idleTimeout=options["idle-timeout"],
+                minimumRate=options["min-rate"],
+            ),
+            name=options.pluginName,
+        )
+        super().startService()
+        places = [self._place(host) for host in self.listening.getHosts()]
+        to = next((place for place in places if ":" in place), "HOST:PORT")
+        self._log.info(
+            "filerecv listens on {places}, files go to {directory}; send one with: "
+            "connpool send --to {to} FILE",
+            places=", ".join(places),
+            directory=options["directory"],
+            to=to,
+        )
+
+    @staticmethod
+    def _place(address: Any) -> str:
+        if hasattr(address, "port"):
+            return joinHostPort(address.host, address.port)
+        return os.fsdecode(getattr(address, "name", None) or "a socket of systemd")
+
+    def _openStore(self) -> IFileStore:
+        directory = self._options["directory"]
+        if self._options.createDirectory:
+            try:
+                os.makedirs(directory, mode=0o750, exist_ok=True)
+            except OSError as e:
+                failStart(f"{self.name}: cannot make the directory {directory}: {e.strerror}")
+        try:
+            return LocalStore(self._reactor, directory)
+        except StartFailed as e:
+            failStart(f"{self.name}: {e}")
+
+    async def _stop(self) -> None:
+        # the listener first: its drain lets running transfers end in the store
+        await self.listening.stopService()
+        store, self._store = self._store, None
+        if store is not None:
+            await store.close()
+
+    def stopService(self) -> Deferred[None]:
+        self.running = 0
+        return Deferred.fromCoroutine(self._stop())
+
+    def _classic(self, transport: Any) -> ClassicReceiver | ClassicRefusal:
+        assert self.reception is not None
+        client = clientOf(transport)
+        if client.local or client.host in self._options["classic-from"]:
+            return ClassicReceiver(self._reactor, self.reception, self._options["classic-suffix"])
+        return ClassicRefusal()
+
+    def stats(self) -> TransferStats:
+        return TransferStats() if self.reception is None else self.reception.stats()
+
+
+def makeService(options: Options, reactor: Any = None) -> FileReceiverService:
+    """
+    @param options: parsed.
+    @param reactor: the global one unless given.
+    """
+    if reactor is None:
+        from twisted.internet import reactor
+    return FileReceiverService(reactor, options)

@@ -1,0 +1,121 @@
+"""
+An operator's mistake is one line and exit code 1, however the service is run.
+"""
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+
+import pytest
+
+from tests.helpers.processes import TWIST, TWISTD, environment
+
+
+@pytest.fixture
+def takenPort():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+#: What is wrong, the options (with {port} and {tmp}), what the line says.
+MISTAKES = [
+    ("port in use", "--listen=tcp:{port}:interface=127.0.0.1", "Address already in use"),
+    ("foreign address", "--listen=tcp:0:interface=192.0.2.1 --allow=any", "no such address"),
+    ("unknown endpoint", "--listen=tpc:8640", "Unknown endpoint type"),
+    ("not an endpoint", "--listen=8640", "not an endpoint"),
+    ("udp for a stream", "--listen=udp:8640", "does not speak UDP"),
+    ("missing directory", "--directory={tmp}/none", "none"),
+    ("directory is a file", "--directory={tmp}/file", "file"),
+    ("unwritable directory", "--directory=/proc/self/task", "/proc/self/task"),
+    ("open without allow", "--listen=tcp:0", "--allow"),
+    ("bad network", "--allow=10.0.0.1/8", "host bits"),
+    ("bad size", "--max-file-size=12X", "K, M, G or T"),
+    ("bad policy", "--if-exists=ask", "rename, replace"),
+    ("bad suffix", "--classic-suffix=/../x", "--classic-suffix"),
+    ("zero connections", "--max-connections=0", "at least 1"),
+    ("never idle", "--idle-timeout=0", "above 0"),
+    ("unknown option", "--frobnicate", "frobnicate"),
+    ("stray argument", "stray", "stray"),
+]
+
+
+def run(command, options, tmp_path, port):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "root").mkdir()
+    words = [word.format(port=port, tmp=tmp_path) for word in options.split()]
+    if not any(word.startswith("--directory") for word in words):
+        words.insert(0, f"--directory={tmp_path}/root")
+    if not any(word.startswith("--listen") for word in words):
+        words.insert(0, "--listen=tcp:0:interface=127.0.0.1")
+    return subprocess.run(
+        [*command, "filerecv", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment(),
+    )
+
+
+@pytest.mark.parametrize(("_", "options", "says"), MISTAKES, ids=[m[0] for m in MISTAKES])
+def test_twistd(tmp_path, takenPort, _, options, says):
+    ended = run([*TWISTD, "-n", "--pidfile="], options, tmp_path, takenPort)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("filerecv: ")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stdout
+
+
+@pytest.mark.parametrize("mistake", [0, 2, 5, 7, 8], ids=lambda n: MISTAKES[n][0])
+def test_twist(tmp_path, takenPort, mistake):
+    _, options, says = MISTAKES[mistake]
+    ended = run(TWIST, options, tmp_path, takenPort)
+    assert ended.returncode == 1
+    said = [line for line in ended.stderr.splitlines() if line.startswith("filerecv: ")]
+    assert len(said) == 1, ended.stderr
+    assert says in said[0]
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("mistake", [0, 2, 5, 7, 8], ids=lambda n: MISTAKES[n][0])
+def test_daemonized(tmp_path, takenPort, mistake):
+    _, options, says = MISTAKES[mistake]
+    pidfile = tmp_path / "pid"
+    ended = run(
+        [*TWISTD, f"--pidfile={pidfile}", f"--logfile={tmp_path}/log"],
+        options,
+        tmp_path,
+        takenPort,
+    )
+    assert ended.returncode == 1
+    output = ended.stdout + ended.stderr
+    assert sum("filerecv: " in line for line in output.splitlines()) == 1, output
+    log = tmp_path / "log"
+    assert says in output + (log.read_text() if log.exists() else "")
+    assert "Traceback" not in output
+    assert not pidfile.exists()
+
+
+def test_aDaemonStartsAndStops(tmp_path):
+    pidfile, log = tmp_path / "pid", tmp_path / "log"
+    started = run([*TWISTD, f"--pidfile={pidfile}", f"--logfile={log}"], "", tmp_path, 0)
+    assert started.returncode == 0, started.stderr
+    process = os.pidfd_open(int(pidfile.read_text()))
+    try:
+        port = int(re.search(r"listens on 127.0.0.1:(\d+)", log.read_text())[1])
+        # an answer means that the reactor runs and its signal handlers are in place
+        with socket.create_connection(("127.0.0.1", port), 30) as sender:
+            sender.sendall(b"../x")
+            assert sender.recv(100).startswith(b"name-refused: ")
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        assert select.select([process], [], [], 30)[0], "did not stop"
+    finally:
+        os.close(process)
+    assert not pidfile.exists()
