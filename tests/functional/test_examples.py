@@ -1,0 +1,32 @@
+"""
+The examples run as they stand, on ports of the system's choosing.
+"""
+
+import socket
+
+from tests.helpers.processes import CHECKOUT, connpool, twistd
+
+
+def test_embed(tmp_path):
+    source = (CHECKOUT / "examples/embed.py").read_text()
+    lines = [line for line in source.split('"""')[2].splitlines() if line.strip()]
+    assert len(lines) < 20
+    for port in ("tcp:8640", "udp:8641"):
+        assert port in source
+        source = source.replace(port, f"{port[:3]}:0")
+    (tmp_path / "embed.py").write_text(source)
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "file").write_text("hello")
+    with twistd("-y", tmp_path / "embed.py", cwd=tmp_path) as program:
+        place = program.waitFor(r"filerecv listens on (\S+),")[1]
+        port = int(program.waitFor(r"udpecho.* (?:on|answers on) \S*?127.0.0.1:(\d+)")[1])
+        assert (
+            connpool("send", "--protocol", "classic", "--to", place, tmp_path / "file").returncode
+            == 9
+        )
+        program.waitFor("received file")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(10)
+            client.sendto(b"ping", ("127.0.0.1", port))
+            assert client.recv(100) == b"ping"
+    assert (tmp_path / "inbox/file").read_text() == "hello"
