@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "ping": "measure the path to a UDP or TCP echo",
     "resolve": "show how an address is understood",
     "send": "send files",
+    "states": "count TCP connections by state",
 }
 
 

@@ -1,0 +1,3 @@
+"""
+Metrics, health and the status page of whatever runs under a service.
+"""
