@@ -14,7 +14,7 @@ $(STAMP): setup.cfg setup.py
 	touch $@
 
 run: $(STAMP)
-	$(BIN)/twistd -n --pidfile= filerecv
+	$(BIN)/twistd -n --pidfile= filerecv $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q

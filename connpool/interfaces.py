@@ -38,6 +38,7 @@ __all__ = [
     "IPoolable",
     "IReadiness",
     "IReflector",
+    "IReloadable",
     "ISingleUseEndpoint",
     "IStatsSource",
     "ITransferListener",
@@ -383,6 +384,20 @@ class IPoolObserver(Interface):
     def poolClosed(pool: Any) -> None:
         """
         The pool is closed.
+        """
+
+
+class IReloadable(Interface):
+    """
+    Something that read files which an operator may renew: certificates.
+    """
+
+    def reload() -> None:
+        """
+        Read them again, for connections from now on.
+
+        @raise Exception: its text is one line; what was read before stays in
+            use.
         """
 
 

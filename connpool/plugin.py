@@ -7,8 +7,11 @@ environment, so nothing here imports the reactor or a room of ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from twisted.application.service import ServiceMaker
 from twisted.internet.interfaces import (
     IStreamClientEndpointStringParserWithReactor,
     IStreamServerEndpointStringParser,
@@ -17,7 +20,7 @@ from twisted.plugin import IPlugin
 from twisted.python.reflect import namedAny
 from zope.interface import implementer
 
-__all__ = ["LazyClient", "LazyServer"]
+__all__ = ["DaemonMaker", "LazyClient", "LazyServer"]
 
 
 class _Lazy:
@@ -53,3 +56,14 @@ class LazyServer(_Lazy):
 
     def parseStreamServer(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:
         return self._parse(reactor, *args, **kwargs)
+
+
+class DaemonMaker(ServiceMaker):
+    """
+    A C{twistd} plugin of ours: what it makes under C{twistd} and C{twist} is
+    the root of the process, see L{connpool.services.life}.
+    """
+
+    @property
+    def makeService(self) -> Callable[..., Any]:
+        return partial(namedAny("connpool.services.life.asDaemon"), super().makeService)

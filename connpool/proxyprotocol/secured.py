@@ -27,6 +27,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from connpool.errors import AddressError
+from connpool.interfaces import IReloadable
 
 __all__ = ["SecuredEndpoint", "ServerCertificate"]
 
@@ -49,7 +50,7 @@ def _certificates(path: Path, what: str) -> list[Certificate]:
         raise AddressError(f"{what} {str(path)!r} has no valid certificate in PEM form") from None
 
 
-@implementer(IOpenSSLServerConnectionCreator)
+@implementer(IOpenSSLServerConnectionCreator, IReloadable)
 class ServerCertificate:
     """
     The certificate a TLS server shows, read from files.
@@ -70,8 +71,7 @@ class ServerCertificate:
 
     def reload(self) -> None:
         """
-        Read the files again, for connections from now on.  What was read
-        before stays in use when this fails.
+        As L{IReloadable.reload}.
 
         @raise AddressError: for files that cannot be used.
         """

@@ -24,8 +24,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.addresses import Listen
-from connpool.errors import StartFailed
-from connpool.interfaces import IDrainable, IStatsSource
+from connpool.errors import AddressError, StartFailed
+from connpool.interfaces import IDrainable, IReloadable, IStatsSource
 from connpool.services.gate import Access, Gate, ListenerStats
 from connpool.services.starting import failStart
 
@@ -49,7 +49,7 @@ def describeListenError(description: str, error: BaseException | None) -> str:
     return f"{why}: {description}{remedy}"
 
 
-@implementer(IStatsSource)
+@implementer(IReloadable, IStatsSource)
 class ListeningService(Service):
     """
     Listens on several endpoints for one factory.
@@ -85,6 +85,7 @@ class ListeningService(Service):
         self._reactor = reactor
         self._listens = listens
         self._ports: list[IListeningPort] = []
+        self._endpoints: list[Any] = []
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
@@ -98,6 +99,7 @@ class ListeningService(Service):
 
     def _listen(self) -> None:
         ports: list[IListeningPort] = []
+        self._endpoints = []
         for listen in self._listens:
             results: list[Any] = []
             try:
@@ -114,6 +116,7 @@ class ListeningService(Service):
                     f"{self.name}: {describeListenError(listen.description, results[0].value)}"
                 )
             ports.append(results[0])
+            self._endpoints.append(endpoint)
         self._ports = ports
 
     def getHosts(self) -> list[IAddress]:
@@ -130,6 +133,22 @@ class ListeningService(Service):
         @return: the address of the first endpoint.
         """
         return self.getHosts()[0]
+
+    def reload(self) -> None:
+        mistakes = []
+        # proxied: and secured: wrap one another
+        layers = list(self._endpoints)
+        while layers:
+            endpoint = layers.pop()
+            layers += filter(None, [getattr(endpoint, "endpoint", None)])
+            certificate = getattr(endpoint, "certificate", None)
+            if IReloadable.providedBy(certificate):
+                try:
+                    certificate.reload()
+                except AddressError as e:
+                    mistakes.append(e)
+        if mistakes:
+            raise mistakes[0]
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

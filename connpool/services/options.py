@@ -88,6 +88,10 @@ class ServiceOptions(usage.Options):
 
     pluginName: ClassVar[str] = ""
 
+    optFlags = [
+        ["allow-root", None, "Run as root (also: CONNPOOL_ALLOW_ROOT=1 in the environment)"]
+    ]
+
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         try:
             super().parseOptions(options)

@@ -21,7 +21,13 @@ def environment(**extra: str) -> dict[str, str]:
     """
     The environment with this checkout, and so its plugins, on the path.
     """
-    return {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1", **extra}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(CHECKOUT),
+        "PYTHONUNBUFFERED": "1",
+        "CONNPOOL_ALLOW_ROOT": "1",
+        **extra,
+    }
 
 
 def connpool(

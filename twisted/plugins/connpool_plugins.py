@@ -2,11 +2,9 @@
 What this distribution adds to C{twistd} and to endpoint strings.
 """
 
-from twisted.application.service import ServiceMaker
+from connpool.plugin import DaemonMaker, LazyClient, LazyServer
 
-from connpool.plugin import LazyClient, LazyServer
-
-filerecv = ServiceMaker(
+filerecv = DaemonMaker(
     "connpool file receiver", "connpool.services.filerecv", "Receive files.", "filerecv"
 )
 
@@ -14,14 +12,14 @@ proxied = LazyServer("proxied", "connpool.proxyprotocol.strings:parseProxied")
 secured = LazyServer("secured", "connpool.proxyprotocol.strings:parseSecured")
 proxyheader = LazyClient("proxyheader", "connpool.proxyprotocol.strings:parseProxyHeader")
 
-udpecho = ServiceMaker(
+udpecho = DaemonMaker(
     "connpool udpecho",
     "connpool.services.udpecho",
     "Answers datagrams, so that others can measure how they get through.",
     "udpecho",
 )
 
-compose = ServiceMaker(
+compose = DaemonMaker(
     "connpool compose",
     "connpool.services.compose",
     "Run several services in one process, from a file.",

@@ -1,0 +1,129 @@
+"""
+The life of a process that runs one of our plugins.
+
+Whoever makes a service with our C{makeService} functions keeps the process to
+himself.  Under C{twistd} and C{twist}, L{asDaemon} adds what a daemon owes its
+operator: descriptors up to the hard limit, no running as root by accident,
+word to systemd, SIGHUP.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.application.service import IServiceCollection, MultiService
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from connpool.interfaces import IReloadable
+from connpool.services.limits import raiseDescriptors
+from connpool.services.notify import Notifier
+from connpool.services.options import ServiceOptions
+from connpool.services.starting import failStart
+
+__all__ = ["ALLOW_ROOT", "Daemon", "asDaemon", "reload"]
+
+#: The environment variable that does what C{--allow-root} does.
+ALLOW_ROOT = "CONNPOOL_ALLOW_ROOT"
+
+
+def asDaemon(make: Callable[[Any, Any], Any], options: ServiceOptions, reactor: Any = None) -> Any:
+    """
+    @param make: a plugin's C{makeService}.
+    @param options: with C{twistd}'s or C{twist}'s as their parent, or none:
+        then the process is another's.
+    """
+    service = make(options, reactor)
+    if options.parent is None:
+        return service
+    if reactor is None:
+        from twisted.internet import reactor
+    raiseDescriptors()
+    allowRoot = bool(options["allow-root"]) or os.environ.get(ALLOW_ROOT) == "1"
+    return Daemon(reactor, service, options.pluginName, allowRoot=allowRoot)
+
+
+def reload(service: Any) -> Iterator[str]:
+    """
+    Reload C{service} and everything in it.
+
+    @return: one line for each part that keeps what it had.
+    """
+    if IReloadable.providedBy(service):
+        try:
+            service.reload()
+        except Exception as e:
+            yield f"{getattr(service, 'name', None) or type(service).__name__}: {e}"
+    if IServiceCollection.providedBy(service):
+        for child in service:
+            yield from reload(child)
+
+
+class Daemon(MultiService):
+    """
+    The root of a process.
+
+    @param allowRoot: whether it may run as root.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, service: Any, name: str, *, allowRoot: bool) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self._label = name
+        self._allowRoot = allowRoot
+        self._notifier = Notifier()
+        self._alive: LoopingCall | None = None
+        self._previous: Any = None
+        service.setServiceParent(self)
+
+    def startService(self) -> None:
+        # twistd has changed the user by now, if it was told to
+        if os.geteuid() == 0 and not self._allowRoot:
+            failStart(
+                f"{self._label}: runs as root; give it a user with twistd --uid USER or with "
+                "User= in its unit, or say --allow-root"
+            )
+        super().startService()
+        self._notifier = Notifier.take(os.environ)
+        self._previous = signal.signal(signal.SIGHUP, self._hangup)
+        # connections can only be served from then on
+        self._reactor.callWhenRunning(self._ready)
+
+    def _ready(self) -> None:
+        if not self.running:
+            return
+        self._notifier.tell("READY=1", f"STATUS={self._label} serves")
+        if self._notifier.watchdogInterval:
+            self._alive = LoopingCall(self._notifier.tell, "WATCHDOG=1")
+            self._alive.clock = self._reactor
+            self._alive.start(self._notifier.watchdogInterval)
+
+    def _hangup(self, number: int, frame: Any) -> None:
+        self._reactor.callFromThread(self._reload)
+
+    def _reload(self) -> None:
+        microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._notifier.tell("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
+        mistakes = list(reload(self))
+        for line in mistakes:
+            self._log.error("not reloaded, what was there stays in use: {line}", line=line)
+        if not mistakes:
+            self._log.info("reloaded")
+        status = f"not reloaded: {mistakes[0]}" if mistakes else f"{self._label} serves"
+        self._notifier.tell("READY=1", f"STATUS={status}")
+
+    def stopService(self) -> Any:
+        self._notifier.tell("STOPPING=1", f"STATUS={self._label} lets what runs end")
+        if self._alive is not None:
+            self._alive.stop()
+            self._alive = None
+        if self._previous is not None:
+            signal.signal(signal.SIGHUP, self._previous)
+            self._previous = None
+        return super().stopService()

@@ -1,0 +1,54 @@
+"""
+How many connections the descriptors of this process allow.
+"""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+
+__all__ = [
+    "MOST_CONNECTIONS",
+    "PER_CONNECTION",
+    "RESERVED",
+    "connectionsFor",
+    "descriptorLimit",
+    "raiseDescriptors",
+]
+
+#: Descriptors beside the connections: log, reactor, listeners, directories.
+RESERVED = 64
+
+#: A connection's socket, the file it writes, and one more while it is opened or published.
+PER_CONNECTION = 3
+
+#: What is not exceeded unless an operator says so: each one also takes memory.
+MOST_CONNECTIONS = 10_000
+
+
+def connectionsFor(descriptors: int) -> int:
+    """
+    @param descriptors: the limit on open files.
+    @return: connections at once that cannot run into it; at least 1.
+    """
+    return max(1, (descriptors - RESERVED) // PER_CONNECTION)
+
+
+def descriptorLimit() -> int:
+    """
+    @return: the limit on open files that L{raiseDescriptors} sets.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # "unlimited" cannot be set by everybody; the kernel's default fs.nr_open can
+    return max(soft, 1 << 20) if hard == resource.RLIM_INFINITY else hard
+
+
+def raiseDescriptors() -> None:
+    """
+    Raise the soft limit on open files to the hard one: it is low for the sake
+    of programs that use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # where it cannot be raised, what there is stays
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptorLimit(), hard))

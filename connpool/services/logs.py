@@ -1,0 +1,139 @@
+"""
+Log observers for C{twistd --logger=connpool.services.logs.NAME}.
+
+C{twistd}'s own log file keeps every old file for ever (Twisted #3361, #9122),
+and Twisted's JSON log puts a record separator before each line that C{jq}
+takes only with C{--seq}.
+
+A file is C{$CONNPOOL_LOG}, or C{connpool.log} in the directory that systemd
+made for logs, or C{connpool.log} in the working directory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+from twisted.logger import FileLogObserver, ILogObserver, LogEvent, formatEvent, textFileLogObserver
+from twisted.python.logfile import LogFile
+
+__all__ = ["FILES", "FILE_BYTES", "jsonLine", "jsonLines", "rotating", "rotatingJSON"]
+
+#: Bytes after which a new log file is begun, and how many are kept, the one
+#: that is written included.
+FILE_BYTES = 10_000_000
+FILES = 10
+
+#: What Twisted's older log module adds to each event; it is in "text" already.
+_LEGACY = frozenset({"format", "isError", "message", "system", "time", "why"})
+
+
+def jsonLines() -> ILogObserver:
+    """
+    JSON lines on standard output, for journals and containers.
+    """
+    return FileLogObserver(sys.stdout, jsonLine)
+
+
+def rotating() -> ILogObserver:
+    """
+    Text in a file.
+    """
+    return textFileLogObserver(_open())
+
+
+def rotatingJSON() -> ILogObserver:
+    """
+    JSON lines in a file.
+    """
+    return FileLogObserver(_open(), jsonLine)
+
+
+# -- lines --------------------------------------------------------------------
+
+
+def jsonLine(event: LogEvent) -> str:
+    r"""
+    @return: one JSON object and C{\n}: C{time} (UTC), C{level}, C{logger},
+        C{text}, C{traceback} after a failure, and the event's own values.
+    """
+    failure = event.get("log_failure")
+    line: dict[str, Any] = {
+        "time": datetime.fromtimestamp(event["log_time"], UTC).isoformat(timespec="milliseconds"),
+        "level": event["log_level"].name,
+        "logger": event.get("log_namespace", ""),
+        "text": formatEvent(event),
+    }
+    if failure is not None:
+        line["traceback"] = failure.getTraceback()
+    for key, value in event.items():
+        if not key.startswith("log_") and key not in _LEGACY and key not in line:
+            plain = _plain(value)
+            if plain is not None:
+                line[key] = plain
+    text = json.dumps(line, ensure_ascii=False)
+    # half a surrogate pair, from a name that is not UTF-8, is no JSON
+    return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """
+    @return: what JSON has for C{value}; L{None} for what it does not have, and
+        for fields that do not want to be shown.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str | int):
+        return value
+    if attrs.has(type(value)):
+        fields = {
+            field.name: _plain(getattr(value, field.name))
+            for field in attrs.fields(type(value))
+            if field.repr is not False
+        }
+        return {name: plain for name, plain in fields.items() if plain is not None}
+    return None
+
+
+# -- files --------------------------------------------------------------------
+
+
+class RotatingFile(LogFile):
+    """
+    Rotates also after a change of user: renaming takes rights on the
+    directory, not on the file that root opened.  Where even these are missing
+    it says so in the log, every L{FILE_BYTES}.
+    """
+
+    def rotate(self) -> None:
+        old = self._file
+        try:
+            for number in range(FILES - 2, 0, -1):
+                with suppress(FileNotFoundError):
+                    os.replace(f"{self.path}.{number}", f"{self.path}.{number + 1}")
+            os.replace(self.path, f"{self.path}.1")
+            self._openFile()
+        except OSError as e:
+            self.size = 0
+            old.write(
+                f"cannot rotate {self.path}: {e.strerror}; "
+                f"let user {os.geteuid()} write to its directory\n".encode()
+            )
+        else:
+            old.close()
+
+
+def _open() -> Any:
+    directory = os.environ.get("LOGS_DIRECTORY", "").partition(":")[0]
+    path = os.environ.get("CONNPOOL_LOG") or os.path.join(directory, "connpool.log")
+    directory, name = os.path.split(os.path.abspath(path))
+    try:
+        return RotatingFile(name, directory, FILE_BYTES, defaultMode=0o640)
+    except OSError as e:
+        sys.exit(f"cannot log to {path}: {e.strerror}; name another file in CONNPOOL_LOG")

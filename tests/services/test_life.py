@@ -1,0 +1,186 @@
+import os
+import signal
+import sys
+
+import pytest
+from twisted.application.service import IServiceMaker, MultiService, Service
+from twisted.internet.testing import MemoryReactorClock
+from twisted.plugin import getPlugins
+from twisted.python import usage
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from connpool.errors import StartFailed
+from connpool.interfaces import IReloadable
+from connpool.plugin import DaemonMaker
+from connpool.services import life
+from connpool.services.life import Daemon, asDaemon, reload
+from connpool.services.options import ServiceOptions
+from tests.helpers.notifysocket import NotifySocket
+
+
+@pytest.fixture(autouse=True)
+def _excepthook(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+@pytest.fixture
+def systemd(tmp_path, monkeypatch):
+    listening = NotifySocket(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", listening.address)
+    yield listening
+    listening.close()
+
+
+@implementer(IReloadable)
+class Reloadable(Service):
+    reloads = 0
+    mistake = None
+
+    def reload(self):
+        self.reloads += 1
+        if self.mistake:
+            raise ValueError(self.mistake)
+
+
+class Reactor(MemoryReactorClock):
+    def callFromThread(self, call):
+        self.callLater(0, call)
+
+
+def daemon(reactor, service=None, **kwargs):
+    kwargs.setdefault("allowRoot", True)
+    return Daemon(reactor, service or Service(), "inbox", **kwargs)
+
+
+def running(reactor):
+    for hook, args, kwargs in reactor.whenRunningHooks:
+        hook(*args, **kwargs)
+
+
+def test_tellsWhenItServesAndWhenItStops(systemd):
+    reactor = Reactor()
+    root = daemon(reactor)
+    root.privilegedStartService()
+    root.startService()
+    with pytest.raises(TimeoutError):
+        systemd.receive(0.01)
+    running(reactor)
+    assert systemd.receive() == ["READY=1", "STATUS=inbox serves"]
+    assert "NOTIFY_SOCKET" not in os.environ
+    root.stopService()
+    assert systemd.receive()[0] == "STOPPING=1"
+    assert reactor.getDelayedCalls() == []
+
+
+def test_signsOfLife(systemd, monkeypatch):
+    monkeypatch.setenv("WATCHDOG_USEC", "4000000")
+    reactor = Reactor()
+    root = daemon(reactor)
+    root.startService()
+    running(reactor)
+    assert systemd.receive()[0] == "READY=1"
+    for _ in range(3):
+        assert systemd.receive() == ["WATCHDOG=1"]
+        reactor.advance(2)
+    root.stopService()
+    assert reactor.getDelayedCalls() == []
+
+
+def test_stoppedBeforeItRan(systemd):
+    reactor = Reactor()
+    root = daemon(reactor)
+    root.startService()
+    root.stopService()
+    running(reactor)
+    assert systemd.receive()[0] == "STOPPING=1"
+    with pytest.raises(TimeoutError):
+        systemd.receive(0.01)
+
+
+def test_hangupReloadsEverything(systemd):
+    reactor = Reactor()
+    inner = MultiService()
+    good, bad = Reloadable(), Reloadable()
+    verifyObject(IReloadable, good)
+    bad.name = "bad"
+    for service in (bad, good):
+        service.setServiceParent(inner)
+    root = daemon(reactor, inner)
+    before = signal.getsignal(signal.SIGHUP)
+    root.startService()
+    os.kill(os.getpid(), signal.SIGHUP)
+    reactor.advance(0)
+    assert (good.reloads, bad.reloads) == (1, 1)
+    started = systemd.receive()
+    assert started[0] == "RELOADING=1"
+    assert started[1].startswith("MONOTONIC_USEC=")
+    assert systemd.receive() == ["READY=1", "STATUS=inbox serves"]
+    bad.mistake = "no such file"
+    assert list(reload(root)) == ["bad: no such file"]
+    os.kill(os.getpid(), signal.SIGHUP)
+    reactor.advance(0)
+    systemd.receive()
+    assert systemd.receive() == ["READY=1", "STATUS=not reloaded: bad: no such file"]
+    assert good.reloads == 3
+    root.stopService()
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
+@pytest.mark.parametrize(
+    ("user", "allowed", "starts"), [(0, False, False), (0, True, True), (1, False, True)]
+)
+def test_notAsRootByAccident(monkeypatch, user, allowed, starts):
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    root = daemon(Reactor(), allowRoot=allowed)
+    if starts:
+        root.startService()
+        root.stopService()
+    else:
+        with pytest.raises(StartFailed, match=r"^inbox: runs as root; .*--allow-root$"):
+            root.startService()
+
+
+class Options(ServiceOptions):
+    pluginName = "inbox"
+
+
+class Parent(usage.Options):
+    subCommands = [["inbox", None, Options, ""]]
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "allowed"),
+    [([], "", False), (["--allow-root"], "", True), ([], "1", True), ([], "0", False)],
+)
+def test_onlyUnderTwistdItIsADaemon(monkeypatch, argv, environ, allowed):
+    monkeypatch.setattr(life, "raiseDescriptors", lambda: None)
+    monkeypatch.setenv("CONNPOOL_ALLOW_ROOT", environ)
+    service, reactor = Service(), Reactor()
+
+    def make(options, given):
+        assert given is reactor
+        return service
+
+    alone = Options()
+    alone.parseOptions([])
+    assert asDaemon(make, alone, reactor) is service
+    parent = Parent()
+    parent.parseOptions(["inbox", *argv])
+    root = asDaemon(make, parent.subOptions, reactor)
+    assert list(root) == [service]
+    assert root._allowRoot is allowed
+
+
+def test_everyPluginOfOursIsADaemon():
+    ours = [
+        maker
+        for maker in getPlugins(IServiceMaker)
+        if getattr(maker, "module", "").startswith("connpool.")
+    ]
+    assert {maker.tapname for maker in ours} >= {"compose", "filerecv", "udpecho"}
+    for maker in ours:
+        assert isinstance(maker, DaemonMaker), f"{maker.tapname} is no DaemonMaker"
+        assert issubclass(maker.options, ServiceOptions)
+        verifyObject(IServiceMaker, maker)
+        assert callable(maker.makeService)
