@@ -71,6 +71,7 @@ PUBLIC = {
     },
     "connpool.proxyprotocol": {
         "MAX_HEADER",
+        "DatagramHeaders",
         "Header",
         "HeaderParser",
         "NotAHeader",

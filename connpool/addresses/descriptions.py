@@ -112,7 +112,8 @@ def parseListen(description: str) -> Listen:
 
     @param description: a server endpoint string, or
         C{udp:PORT[:interface=ADDRESS][:reusePort=yes]}, or
-        C{udp:systemd:name=NAME}.
+        C{udp:systemd:name=NAME}, or one of these after C{proxied:} with
+        C{trusted=LIST[:policy=…]}.
     @raise AddressError: for a text that cannot be one of these.
     """
     positional, keywords = tokenize(description)
@@ -141,8 +142,11 @@ def _checkDatagram(listen: Listen) -> None:
     """
     text = listen.description
     example = r"write for example udp:8641:interface=127.0.0.1 or udp:8641:interface=\:\:1"
-    unknown = set(listen.keywords) - {"interface", "reusePort", "name", "index"}
-    if "proxied" not in listen.wrappers and unknown:
+    known = {"interface", "reusePort", "name", "index"}
+    if "proxied" in listen.wrappers:
+        known |= {"trusted", "policy"}
+    unknown = set(listen.keywords) - known
+    if unknown:
         raise AddressError(f"{text!r} has unknown {', '.join(sorted(unknown))}; {example}")
     if len(listen.arguments) != 1:
         # udp:8641:\:\:1 without the escapes would silently listen everywhere

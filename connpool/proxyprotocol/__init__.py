@@ -8,6 +8,7 @@ local connections: ask L{connpool.addresses.clientOf}.
 
 from connpool.proxyprotocol.client import ProxyHeaderEndpoint
 from connpool.proxyprotocol.connection import Policy, ProxiedConnection, ProxyInfo
+from connpool.proxyprotocol.datagram import DatagramHeaders
 from connpool.proxyprotocol.header import (
     MAX_HEADER,
     Header,
@@ -23,6 +24,7 @@ from connpool.proxyprotocol.tlvs import SSLInfo, TLVs
 
 __all__ = [
     "MAX_HEADER",
+    "DatagramHeaders",
     "Header",
     "HeaderParser",
     "NotAHeader",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.address import UNIXAddress
@@ -78,6 +78,8 @@ class ProxyStats:
     @ivar lost: gone before the header was complete.
     @ivar crowded: refused because too many waited already.
     """
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"pending"})
 
     pending: int = 0
     headers: int = 0

@@ -18,10 +18,11 @@ from twisted.internet.endpoints import (
 from connpool.errors import AddressError
 from connpool.proxyprotocol.client import ProxyHeaderEndpoint
 from connpool.proxyprotocol.connection import Policy
+from connpool.proxyprotocol.datagram import DatagramHeaders
 from connpool.proxyprotocol.secured import SecuredEndpoint, ServerCertificate
 from connpool.proxyprotocol.server import ProxiedEndpoint, Trusted
 
-__all__ = ["parseProxied", "parseProxyHeader", "parseSecured", "parseTrust"]
+__all__ = ["parseDatagramHeaders", "parseProxied", "parseProxyHeader", "parseSecured", "parseTrust"]
 
 
 def parseTrust(prefix: str, keywords: dict[str, str]) -> tuple[Trusted, Policy, float]:
@@ -49,6 +50,18 @@ def parseTrust(prefix: str, keywords: dict[str, str]) -> tuple[Trusted, Policy, 
     except ValueError:
         known = ", ".join(each.value for each in Policy)
         raise AddressError(f"{prefix} policy={policy!r} is not one of {known}") from None
+
+
+def parseDatagramHeaders(keywords: dict[str, str]) -> DatagramHeaders:
+    """
+    What C{proxied:udp:…:trusted=LIST[:policy=…]} says about headers.
+
+    @raise AddressError: with the mistake in one line.
+    """
+    trusted, policy, _ = parseTrust("proxied:udp:", keywords)
+    if trusted.unix:
+        raise AddressError("proxied:udp: takes no trusted=unix; list the proxies' addresses")
+    return DatagramHeaders(trusted, policy)
 
 
 #: The longest C{timeout}, in seconds: a peer holds a descriptor so long.

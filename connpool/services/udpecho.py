@@ -4,6 +4,7 @@ C{twistd udpecho}: echo, irtt and STAMP on UDP, echo on TCP.
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from connpool.datagram import (
     NOTHING,
     RULES,
     AnsweringPort,
+    DatagramInfo,
     DatagramStats,
     Limits,
     Policy,
@@ -34,6 +36,7 @@ from connpool.datagram import (
 )
 from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDatagramResponder, IStatsSource
+from connpool.proxyprotocol.strings import parseDatagramHeaders
 from connpool.services.gate import Access
 from connpool.services.listening import ListeningService, describeListenError
 from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds
@@ -104,6 +107,10 @@ class Options(AccessOptions):
                     f"--listen: {listen.description!r}: there is no TLS over UDP here; "
                     "use udp: without secured:"
                 )
+            try:
+                _unwrapper(listen)
+            except AddressError as e:
+                raise usage.UsageError(f"--listen: {listen.description!r}: {e}") from None
 
 
 def _unwrapper(listen: Listen) -> Unwrap | None:
@@ -112,7 +119,18 @@ def _unwrapper(listen: Listen) -> Unwrap | None:
     """
     if "proxied" not in listen.wrappers:
         return None
-    raise AddressError(f"{listen.description!r}: proxied: is not available for UDP yet; use udp:")
+    headers = parseDatagramHeaders(dict(listen.keywords))
+
+    def unwrap(datagram: bytes, info: DatagramInfo) -> bytes | None:
+        found = headers.unwrap(datagram, info.host)
+        if found is None:
+            return None
+        if found.client is not None:
+            family = socket.AF_INET6 if ":" in found.client.host else socket.AF_INET
+            info.asker(socket.inet_pton(family, found.client.host), found.client.port)
+        return found.payload
+
+    return unwrap
 
 
 @implementer(IStatsSource)
