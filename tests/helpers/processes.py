@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,9 +101,13 @@ class Running:
 
 
 @contextmanager
-def running(*command: str | Path, cwd: Path | None = None, **extra: str) -> Iterator[Running]:
+def running(
+    *command: str | Path, cwd: Path | None = None, descriptors: Sequence[int] = (), **extra: str
+) -> Iterator[Running]:
     """
     Start a program; whatever happens, it is gone afterwards.
+
+    @param descriptors: it inherits these, with the numbers they have.
     """
     process = subprocess.Popen(
         [str(word) for word in command],
@@ -111,6 +115,7 @@ def running(*command: str | Path, cwd: Path | None = None, **extra: str) -> Iter
         stderr=subprocess.STDOUT,
         text=True,
         cwd=cwd,
+        pass_fds=descriptors,
         env=environment(**extra),
     )
     program = Running(process)

@@ -1,0 +1,312 @@
+"""
+What a process of ours owes its operator, seen from outside.
+"""
+
+import json
+import os
+import pwd
+import resource
+import shutil
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.helpers.notifysocket import NotifySocket
+from tests.helpers.processes import CHECKOUT, TWIST, TWISTD, connpool, environment, running, twistd
+
+LISTEN = "--listen=tcp:0:interface=127.0.0.1"
+LISTENS = r"filerecv listens on 127\.0\.0\.1:(\d+)"
+
+asRoot = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
+
+
+@pytest.fixture
+def systemd(tmp_path):
+    listening = NotifySocket(tmp_path / "notify")
+    yield listening
+    listening.close()
+
+
+def send(port, *files):
+    sent = connpool("send", "--protocol=classic", f"--to=127.0.0.1:{port}", *files)
+    # the classic protocol cannot confirm
+    assert sent.returncode in {0, 9}, sent.stderr
+    return sent
+
+
+def test_systemdHearsOfItsLife(tmp_path, systemd):
+    with twistd(
+        *("filerecv", LISTEN),
+        cwd=tmp_path,
+        NOTIFY_SOCKET=systemd.address,
+        WATCHDOG_USEC="200000",
+    ) as program:
+        assert systemd.receive() == ["READY=1", "STATUS=filerecv serves"]
+        port = int(program.waitFor(LISTENS).group(1))
+        socket.create_connection(("127.0.0.1", port), 20).close()
+        for _ in range(3):
+            assert systemd.receive() == ["WATCHDOG=1"]
+        program.process.send_signal(signal.SIGHUP)
+        systemd.waitFor("RELOADING=1")
+        systemd.waitFor("READY=1")
+        assert program.stop() in {0, -signal.SIGTERM}
+        assert systemd.waitFor("STOPPING=1") == [
+            "STOPPING=1",
+            "STATUS=filerecv lets what runs end",
+        ]
+
+
+def test_nobodyHearsOfAServiceThatCannotStart(tmp_path, systemd):
+    with twistd(
+        *("filerecv", LISTEN, "--directory=none"), cwd=tmp_path, NOTIFY_SOCKET=systemd.address
+    ) as program:
+        assert program.process.wait(30) == 1
+    with pytest.raises(TimeoutError):
+        systemd.receive(0.05)
+
+
+# -- certificates ---------------------------------------------------------------
+
+
+def serial(port, authority):
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with (
+        socket.create_connection(("127.0.0.1", port), 20) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secure,
+    ):
+        return secure.getpeercert()["serialNumber"]
+
+
+def test_hangupReloadsCertificates(tmp_path, systemd):
+    authority = trustme.CA()
+
+    def renew():
+        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+            tmp_path / "server.pem"
+        )
+
+    renew()
+    (tmp_path / "services.toml").write_text(
+        """
+        [services.inbox]
+        plugin = "filerecv"
+        listen = "secured:tcp:0:interface=127.0.0.1:certificate=server.pem"
+        """
+    )
+    with twistd("compose", "services.toml", cwd=tmp_path, NOTIFY_SOCKET=systemd.address) as program:
+        systemd.waitFor("READY=1")
+        port = int(program.waitFor(LISTENS).group(1))
+
+        def reload():
+            program.process.send_signal(signal.SIGHUP)
+            systemd.waitFor("RELOADING=1")
+            return systemd.waitFor("READY=1")
+
+        first = serial(port, authority)
+        assert serial(port, authority) == first
+        renew()
+        assert reload() == ["READY=1", "STATUS=compose serves"]
+        second = serial(port, authority)
+        assert second != first
+        (tmp_path / "server.pem").write_text("half a fi")
+        status = reload()[1]
+        assert status.startswith("STATUS=not reloaded: ")
+        assert "server.pem" in status
+        assert serial(port, authority) == second
+        program.waitFor("what was there stays in use")
+        assert "Traceback" not in program.output
+
+
+# -- socket activation ----------------------------------------------------------
+
+
+def activated(listening, *arguments, cwd, name="inbox"):
+    """
+    C{twistd} with C{listening} as its descriptor 3, as systemd hands it over.
+    """
+    launch = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid());"
+        "os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    return running(
+        *(sys.executable, "-c", launch, str(listening.fileno()), *TWISTD, "-n", "--pidfile="),
+        *arguments,
+        cwd=cwd,
+        descriptors=[listening.fileno()],
+        LISTEN_FDS="1",
+        LISTEN_FDNAMES=name,
+    )
+
+
+ACTIVATED = ("filerecv", "--listen=systemd:domain=INET:name=inbox", "--allow=127.0.0.0/8")
+
+
+def test_whoConnectsBeforeTheStartAndBetweenTwoIsServed(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        for number in range(2):
+            name = f"file{number}"
+            # systemd listens already
+            early = socket.create_connection(listening.getsockname(), 30)
+            early.sendall(name.encode())
+            with activated(listening, *ACTIVATED, cwd=tmp_path) as program:
+                assert early.recv(2) == b"ok"
+                early.sendall(b"contents")
+                early.shutdown(socket.SHUT_WR)
+                assert early.recv(1) == b""
+                early.close()
+                program.waitFor(f"received {name}")
+                assert program.stop() in {0, -signal.SIGTERM}
+            assert (tmp_path / "received" / name).read_bytes() == b"contents"
+
+
+def test_aSocketThatWasNotPassedIsOneLine(tmp_path):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        activated(listening, *ACTIVATED, cwd=tmp_path, name="other") as program,
+    ):
+        assert program.process.wait(30) == 1
+    lines = [line for line in program.output.splitlines() if line.startswith("filerecv: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in program.output
+
+
+# -- users ----------------------------------------------------------------------
+
+
+@asRoot
+@pytest.mark.parametrize("command", [[*TWISTD, "-n", "--pidfile="], TWIST])
+@pytest.mark.parametrize("plugin", ["filerecv", "udpecho"])
+def test_notAsRootByAccident(tmp_path, command, plugin):
+    listen = LISTEN if plugin == "filerecv" else LISTEN.replace("tcp", "udp")
+    ended = subprocess.run(
+        [*command, plugin, listen],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment(CONNPOOL_ALLOW_ROOT=""),
+    )
+    assert ended.returncode == 1
+    said = [line for line in ended.stderr.splitlines() if line.startswith(f"{plugin}: ")]
+    assert len(said) == 1, ended.stderr
+    assert said[0].startswith(f"{plugin}: runs as root; ")
+    assert "--allow-root" in said[0]
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert not (tmp_path / "received").exists()
+
+
+@asRoot
+def test_asRootOnPurpose(tmp_path):
+    with twistd(
+        "filerecv", LISTEN, "--allow-root", cwd=tmp_path, CONNPOOL_ALLOW_ROOT=""
+    ) as program:
+        program.waitFor(LISTENS)
+
+
+def reachable(*paths):
+    """
+    Whether everybody may look into the directories of C{paths}.
+    """
+    return all(
+        parent.stat().st_mode & stat.S_IXOTH
+        for path in paths
+        for parent in Path(os.path.realpath(path)).parents
+    )
+
+
+@asRoot
+@pytest.mark.skipif(
+    not reachable(sys.executable, CHECKOUT / "x"),
+    reason="other users cannot read this Python or this checkout",
+)
+def test_rootListensAndNobodyServes():
+    nobody = pwd.getpwnam("nobody")
+    # not tmp_path: only its owner can look into that one
+    work = Path(tempfile.mkdtemp(prefix="connpool-"))
+    try:
+        os.chown(work, nobody.pw_uid, nobody.pw_gid)
+        (work / "a.txt").write_text("contents")
+        with running(
+            *(*TWISTD, "-n", "--pidfile=", "--uid", "nobody", "--gid", str(nobody.pw_gid)),
+            *("--logger=connpool.services.logs.rotating", "filerecv"),
+            *(LISTEN, "--listen=unix:inbox.socket"),
+            cwd=work,
+            CONNPOOL_ALLOW_ROOT="",
+            CONNPOOL_LOG=str(work / "log"),
+        ) as program:
+            log = work / "log"
+            port = _fromLog(log, program)
+            status = Path(f"/proc/{program.process.pid}/status").read_text()
+            assert f"Uid:\t{nobody.pw_uid}\t{nobody.pw_uid}\t{nobody.pw_uid}" in status
+            send(port, work / "a.txt")
+            received = work / "received" / "a.txt"
+            assert received.read_text() == "contents"
+            assert received.stat().st_uid == nobody.pw_uid
+            assert program.stop() in {0, -signal.SIGTERM}
+    finally:
+        shutil.rmtree(work)
+
+
+def _fromLog(log, program):
+    import re
+    import time
+
+    end = time.monotonic() + 30
+    while True:
+        match = re.search(LISTENS, log.read_text() if log.exists() else "")
+        if match:
+            return int(match.group(1))
+        assert program.process.poll() is None, program.output
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# -- descriptors and logs ---------------------------------------------------------
+
+
+def test_theDescriptorLimitIsRaised(tmp_path):
+    with running(
+        *("sh", "-c", 'ulimit -Sn 200; exec "$@"', "sh"),
+        *(*TWISTD, "-n", "--pidfile=", "filerecv", LISTEN),
+        cwd=tmp_path,
+    ) as program:
+        program.waitFor(LISTENS)
+        limits = Path(f"/proc/{program.process.pid}/limits").read_text()
+    (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+    soft, hard = line.split()[3:5]
+    assert soft == hard == str(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+@pytest.mark.peer("jq")
+def test_jqFindsTheReceiptOfAFile(tmp_path):
+    (tmp_path / "a b.txt").write_text("contents")
+    with running(
+        *(*TWISTD, "-n", "--pidfile=", "--logger=connpool.services.logs.jsonLines"),
+        *("filerecv", LISTEN),
+        cwd=tmp_path,
+    ) as program:
+        port = int(program.waitFor(LISTENS).group(1))
+        send(port, tmp_path / "a b.txt")
+        program.waitFor("received a b.txt")
+        program.stop()
+    found = subprocess.run(
+        ["jq", "-c", "select(.receipt) | .receipt"],
+        input=program.output,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    (receipt,) = map(json.loads, found.stdout.splitlines())
+    assert (receipt["name"], receipt["size"], receipt["status"]) == ("a b.txt", 8, "stored")
+    assert len(receipt["transferId"]) == 32
