@@ -7,33 +7,43 @@ The root is opened once.  Below it C{.connpool} (which no L{RelativeName} can
 name) holds what is private:
 
 C{temporary/}
-    small files on their way, named after their idempotence key;
+    files that cannot be resumed, named after their idempotence key;
 C{partials/PRINCIPAL/}
-    partials and their journals; the names are hashes.
+    partials and their journals (L{connpool.transfer.stores.shelf});
+C{done/}
+    receipts (L{connpool.transfer.stores.done});
+C{ledger/}
+    reservations of every process (L{connpool.transfer.stores.ledger}).
 
-A file is written there, then L{finish} takes the steps of the asked level in
-this order: mode and time; sync the descriptor that wrote; publish; sync the
-directories; acknowledge.  A name never precedes its synced data.
+Any number of processes may use one root.  Decisions are made on the reactor's
+thread; what may block on the disk (syncs, hashing, slow writes) runs in threads
+of the store's own, and small files that must be durable go together
+(L{connpool.transfer.stores.batch}).
+
+There is no timer: old things are looked for when files arrive, or when L{reap}
+is called.
 
 Known limits: a directory that can be entered but not read cannot be synced and
-is refused.
+is refused.  Only the newest 262,144 receipts of a week are remembered.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
+import re
 import time
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
-from connpool.errors import StartFailed, StoreError, TransferError
+from connpool.errors import NoSpace, QuotaExceeded, StartFailed, StoreError, TransferError
 from connpool.interfaces import IFileStore, IPartial
+from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
@@ -43,9 +53,15 @@ from connpool.transfer.records import (
     Receipt,
     StoreCaps,
 )
+from connpool.transfer.stores.batch import GroupCommit, Small
+from connpool.transfer.stores.done import DoneLog
+from connpool.transfer.stores.finish import Finisher, temporaryName
+from connpool.transfer.stores.journal import continues, header
+from connpool.transfer.stores.ledger import STEP, Ledger, Reservation, Space
 from connpool.transfer.stores.pace import Pace
 from connpool.transfer.stores.partial import LocalPartial
 from connpool.transfer.stores.publish import Publisher, Source, canLink
+from connpool.transfer.stores.shelf import Shelf, Slot, identityOf
 from connpool.transfer.stores.syscalls import (
     NEW,
     VOLATILE,
@@ -58,24 +74,38 @@ from connpool.transfer.stores.tree import Tree
 
 __all__ = ["LocalStore"]
 
-#: Threads for syncs, and for writes that take long.
+#: Threads for syncs, for hashing, and for writes that take long.
 THREADS = 4
-#: A modification time in the future is taken up to this many seconds ahead.
-FUTURE = 86400
 #: Seconds between looks at whether the root's path still leads to it.
 LOOK = 1.0
+#: Seconds between looks for what is too old.
+REAP = 600.0
+#: Seconds that a partial must have been seen too old: the clock may be wrong.
+SURE = 3600.0
+#: Seconds that private files which cannot be resumed are kept.
+TEMPORARY = 86400.0
+
+_PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 
 
 @implementer(IFileStore)
 class LocalStore:
     """
-    @param reactor: for threads and timers.
+    @param reactor: for threads and monotonic time.
     @param path: the root; it must exist.
     @param fileMode: permission bits of published files, whatever the umask.
     @param dirMode: permission bits of directories made for them.
     @param keepExec: give the exec bits of the source where C{fileMode} can read.
+    @param quota: bytes that unfinished transfers of one principal may take;
+        L{None} for no limit.
+    @param minFree: bytes of the disk that are never given away; L{None} for
+        the smaller of 1 GiB and 5 %.
+    @param ttl: seconds that a suspended partial is kept.
     @param now: wall-clock seconds.
+    @param syscalls: for tests: what lies between the store and the kernel.
+    @param threads: for tests: a thread pool.
     @raise StartFailed: if C{path} cannot be used; one line.
+    @ivar filesystem: the type of file system it lies on.
     """
 
     def __init__(
@@ -86,29 +116,40 @@ class LocalStore:
         fileMode: int = 0o640,
         dirMode: int = 0o750,
         keepExec: bool = False,
+        quota: int | None = None,
+        minFree: int | None = None,
+        ttl: float = 7 * 86400.0,
         now: Callable[[], float] = time.time,
         syscalls: Syscalls | None = None,
         threads: Any = None,
     ) -> None:
         self._reactor = reactor
         self._path = os.fspath(path)
-        self._fileMode = fileMode & 0o777
-        self._keepExec = keepExec
+        self._quota = quota
+        self._ttl = ttl
         self._now = now
-        self._sys = syscalls or Syscalls()
+        self.syscalls = syscalls or Syscalls()
         self._threads = threads
         self._ownThreads: ThreadPool | None = None
-        self._pace = Pace()
+        self.pace = Pace()
         self._active: set[LocalPartial] = set()
+        self._resumable: dict[tuple[str, str], LocalPartial] = {}
+        #: principal and key of small files under way to who waits as well
+        self._pending: dict[tuple[str, bytes], list[Deferred[Receipt]]] = {}
+        self._group = GroupCommit(self._runBatch, reactor.callLater)
         self._working = 0
         self._idle: list[Deferred[None]] = []
         self._closed = False
         self._looked = -LOOK
         self._trouble: str | None = None
-        self._open(dirMode)
+        self._reaped = reactor.seconds() - REAP + LOOK * 60
+        self._reaping = False
+        #: partials seen too old, to when
+        self._overdue: dict[tuple[str, str], float] = {}
+        self._open(fileMode & 0o777, dirMode & 0o777, keepExec, minFree)
 
-    def _open(self, dirMode: int) -> None:
-        sys = self._sys
+    def _open(self, fileMode: int, dirMode: int, keepExec: bool, minFree: int | None) -> None:
+        sys = self.syscalls
         shown = displayName(self._path)
         try:
             self._root = sys.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -124,67 +165,104 @@ class LocalStore:
             self.filesystem = filesystemType(self._root)
             level = "none" if self.filesystem in VOLATILE else "full"
             self.caps = StoreCaps(durability=level)
-            self._reach = DURABILITIES.index(level)
-            self._private = Tree(sys, self._root, 0o700)
-            self._internal = self._private.acquire((INTERNAL,), create=True)
-            self._temporary = self._private.acquire((INTERNAL, "temporary"), create=True)
-            self._publisher = Publisher(sys, canLink=canLink(sys, self._temporary.fd))
-            self._tree = Tree(sys, self._root, dirMode & 0o777)
+            self.privateTree = Tree(sys, self._root, 0o700)
+            self._held = [
+                self.privateTree.acquire((INTERNAL, name), create=True)
+                for name in ("temporary", "done", "ledger")
+            ]
+            self._temporary, done, ledger = (directory.fd for directory in self._held)
+            self._space = Space(sys, self._root, minFree, self._reactor.seconds)
+            self.ledger = Ledger(sys, ledger, self._space, self._quota)
+            self._done = DoneLog(sys, done, self._now)
+            self._tree = Tree(sys, self._root, dirMode)
+            self.shelf = Shelf(sys, self.privateTree)
+            self.finisher = Finisher(
+                sys,
+                self._tree,
+                Publisher(sys, canLink=canLink(sys, self._temporary)),
+                self._done,
+                self._temporary,
+                filesystem=self.filesystem,
+                reach=DURABILITIES.index(level),
+                fileMode=fileMode,
+                keepExec=keepExec,
+                now=self._now,
+            )
         except (OSError, TransferError) as error:
             sys.close(self._root)
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise StartFailed(
-                f"directory {shown} cannot be used: {why}; it must be writable and {INTERNAL} in"
+                f"directory {shown} cannot be used: {why}; it must be writable, and {INTERNAL} in"
                 " it a directory of its own"
             ) from None
 
     # -- IFileStore ---------------------------------------------------------
 
     def open(self, offer: Offer) -> Deferred[IPartial | Receipt]:
-        return maybeDeferred(self._openNow, offer)
+        opening: Deferred[Any] = maybeDeferred(self._openNow, offer)
+        return opening
 
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
-        self._refuseIfTrouble()
-        level = self.level(offer)
-        if level == 0:
-            return self._put(offer, data, root)
-        return self.inThread(self._put, offer, data, root)
+        self._refuse()
+        if offer.key is not None:
+            receipt = self.finisher.finished(offer)
+            if receipt is not None:
+                return receipt
+            others = self._pending.get((offer.principal, offer.key))
+            if others is not None:
+                d: Deferred[Receipt] = Deferred()
+                others.append(d)
+                return d
+        if not self._space.spend(len(data)):
+            raise NoSpace("the receiver's disk is full; try again when there is space")
+        if self.finisher.level(offer):
+            small = Small(offer, data, root, Deferred())
+            self._group.add(small)
+            return self._share(offer, small.done)
+        if not self.pace.inline:
+            return self._share(offer, self.inThread(self._timedPut, offer, data, root))
+        return self._timedPut(offer, data, root)
 
     def trouble(self) -> str | None:
         now = self._reactor.seconds()
         if now - self._looked >= LOOK:
             self._looked = now
-            self._look()
+            self._trouble = self._look()
+            if now - self._reaped >= REAP and not self._reaping and not self._closed:
+                self.reap()
         return self._trouble
 
     def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
         return maybeDeferred(self._stat, name)
 
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
-        return succeed([])
+        return self.inThread(self._list, principal)
 
     def delete(self, info: PartialInfo) -> Deferred[None]:
-        return succeed(None)
+        return self.inThread(self._delete, info.partialId)
 
     def close(self) -> Deferred[None]:
         if self._closed:
             return succeed(None)
         self._closed = True
-        ends = [partial.suspend() for partial in list(self._active)]
-        from twisted.internet.defer import gatherResults
-
-        d: Deferred[Any] = gatherResults(ends, consumeErrors=True)
+        d: Deferred[Any] = gatherResults(
+            [partial.suspend() for partial in list(self._active)], consumeErrors=True
+        )
+        d.addBoth(lambda _: self._group.drained())
         d.addBoth(lambda _: self._quiet())
-        d.addBoth(lambda _: self._letGo())
-        return d
+        return d.addBoth(self._letGo)
+
+    def reap(self) -> Deferred[None]:
+        """
+        Finish what a process that died was publishing, and remove what is too
+        old.  Happens by itself when files arrive.
+        """
+        self._reaping = True
+        self._reaped = self._reactor.seconds()
+
+        return self.inThread(self._reap, self._reaped).addBoth(self._reapEnded)
 
     # -- for the parts of this store ----------------------------------------
-
-    def level(self, offer: Offer) -> int:
-        """
-        @return: the index in C{DURABILITIES} that is asked for and reachable.
-        """
-        return min(DURABILITIES.index(offer.durability), self._reach)
 
     def inThread(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """
@@ -197,8 +275,329 @@ class LocalStore:
                 "after", "shutdown", self._ownThreads.stop
             )
         self._working += 1
-        d = deferToThreadPool(self._reactor, self._threads, function, *arguments)
-        return d.addBoth(self._worked)
+        return deferToThreadPool(self._reactor, self._threads, function, *arguments).addBoth(
+            self._worked
+        )
+
+    def left(self, partial: LocalPartial) -> None:
+        """
+        C{partial} no longer uses anything of this store.
+        """
+        self._active.discard(partial)
+        slot = partial.slot
+        if slot is not None:
+            identity = (slot.directory.components[-1], slot.name)
+            if self._resumable.get(identity) is partial:
+                del self._resumable[identity]
+
+    # -- opening -------------------------------------------------------------
+
+    def _openNow(self, offer: Offer) -> LocalPartial | Receipt | Deferred[LocalPartial | Receipt]:
+        self._looked = -LOOK
+        self._refuse()
+        receipt = self.finisher.finished(offer)
+        if receipt is not None:
+            return receipt
+        try:
+            if offer.resumeKey is None:
+                return self._openTemporary(offer)
+            older = self._resumable.get(identityOf(offer))
+            if older is not None:
+                return self._takeOver(older, offer)
+            return self._openSlot(offer)
+        except OSError as error:
+            raise asTransferError(error, f'receiving "{offer.name}"') from None
+
+    def _openTemporary(self, offer: Offer) -> LocalPartial | Receipt:
+        reservation = self._reserve(offer, None)
+        try:
+            name = temporaryName(offer)
+            try:
+                fd = self.syscalls.open(name, NEW, 0o600, dir_fd=self._temporary)
+            except FileExistsError:
+                name = os.urandom(16).hex()
+                fd = self.syscalls.open(name, NEW, 0o600, dir_fd=self._temporary)
+        except BaseException:
+            self.ledger.release(reservation)
+            raise
+        partial = LocalPartial(self, offer, reservation, fd, self._temporary, name)
+        self._active.add(partial)
+        return partial
+
+    def _takeOver(self, older: LocalPartial, offer: Offer) -> Deferred[LocalPartial | Receipt]:
+        if older.ending is not None:
+            # it is being published: whoever asks again gets the same receipt
+            waited: Deferred[Any] = Deferred()
+
+            def ended(receipt: Receipt | None) -> Receipt | None:
+                if receipt is not None and older.offer.key == offer.key:
+                    waited.callback(receipt)
+                else:
+                    maybeDeferred(self._openNow, offer).chainDeferred(waited)
+                return receipt
+
+            older.ending.addCallback(ended)
+            return waited
+        return older.fence().addCallback(lambda _: self._fenced(older, offer))
+
+    def _fenced(
+        self, older: LocalPartial, offer: Offer
+    ) -> LocalPartial | Receipt | Deferred[LocalPartial | Receipt]:
+        slot = older.slot
+        if self._resumable.get(identityOf(offer)) is not older or slot is None:
+            return self._openNow(offer)  # somebody else was quicker
+        if not continues(offer, older.offer):
+            older.drop()
+            return self._openNow(offer)
+        self.left(older)
+        partial = self._shelved(offer, older.reservation, slot)
+        partial.takeOver(older)
+        self._describe(slot, offer, keep=True)
+        return partial
+
+    def _openSlot(self, offer: Offer) -> LocalPartial | Receipt | Deferred[LocalPartial | Receipt]:
+        slot = self.shelf.take(offer)
+        reservation: Reservation | None = None
+        try:
+            status = slot.status
+            journal = slot.journal
+            if self._wasPublished(slot):
+                receipt = self._finishOld(slot)
+                if journal.offer is not None and journal.offer.key == offer.key:
+                    return receipt
+                slot = self.shelf.take(offer)
+                status, journal = slot.status, slot.journal
+            elif status.st_nlink > 1:
+                # somebody linked to it, and would see what we write
+                self.shelf.remove(slot)
+                slot = self.shelf.take(offer)
+                status, journal = slot.status, slot.journal
+            reservation = self._reserve(offer, slot)
+            partial = self._shelved(offer, reservation, slot)
+        except BaseException:
+            if reservation is not None:
+                self.ledger.release(reservation)
+            if not slot.closed:
+                self.shelf.letGo(slot)
+            raise
+        if journal.offer is not None and continues(offer, journal.offer):
+            self._describe(slot, offer, keep=True)
+            size = status.st_size if offer.size is None else min(offer.size, status.st_size)
+            partial.resume(
+                {
+                    block: digest
+                    for block, digest in journal.digests.items()
+                    if block >= 0
+                    and partial.rangeOf(block)[1] <= size
+                    and block * offer.blockSize < size
+                },
+                checked=False,
+            )
+            return partial
+        self._describe(slot, offer, keep=False)
+        if not status.st_size or offer.digest is None:
+            return partial
+        # a journal that cannot be read, or a file that changed: hash what lies there
+        d: Deferred[Any] = self.inThread(self._hash, slot.fd, offer, status)
+
+        def hashed(digests: dict[int, bytes]) -> LocalPartial:
+            partial.resume(digests, checked=True)
+            return partial
+
+        return d.addCallback(hashed)
+
+    def _shelved(self, offer: Offer, reservation: Reservation, slot: Slot) -> LocalPartial:
+        partial = LocalPartial(
+            self, offer, reservation, slot.fd, slot.directory.fd, slot.name, slot
+        )
+        self._active.add(partial)
+        self._resumable[identityOf(offer)] = partial
+        return partial
+
+    def _describe(self, slot: Slot, offer: Offer, *, keep: bool) -> None:
+        if keep and slot.journal.offer == offer:
+            return
+        self.syscalls.write(slot.journalFd, header(offer, keep=keep))
+
+    def _reserve(self, offer: Offer, slot: Slot | None) -> Reservation:
+        """
+        Reserve the declared size; make room by removing the oldest suspended
+        partials of the same principal.
+        """
+        size = STEP if offer.size is None else offer.size
+        written = 0 if slot is None else min(slot.allocated, size)
+        while True:
+            try:
+                return self.ledger.reserve(
+                    offer.principal,
+                    size,
+                    written,
+                    lambda: self.shelf.suspended(offer.principal, slot),
+                )
+            except (NoSpace, QuotaExceeded):
+                if not self.shelf.evict(offer.principal, slot):
+                    raise
+
+    @staticmethod
+    def _wasPublished(slot: Slot) -> bool:
+        committing = slot.journal.committing
+        return committing is not None and (
+            slot.status.st_nlink > 1 or slot.status.st_ino != committing.inode
+        )
+
+    def _finishOld(self, slot: Slot) -> Receipt:
+        """
+        Take the steps that a process that died had left, after publishing.
+        """
+        offer, committing = slot.journal.offer, slot.journal.committing
+        assert offer is not None
+        assert committing is not None
+        try:
+            receipt = self.finisher.finished(offer)
+            if receipt is None and slot.status.st_nlink > 1:
+                source = Source(slot.fd, slot.directory.fd, slot.name, committing.size)
+                receipt = self.finisher.one(offer, source, committing.root)
+            elif receipt is None:
+                receipt = self.finisher.wasRenamed(offer, committing.size, committing.root)
+        finally:
+            self.shelf.remove(slot)
+        return receipt
+
+    def _hash(self, fd: int, offer: Offer, status: os.stat_result) -> dict[int, bytes]:
+        assert offer.digest is not None
+        digest = digestNamed(offer.digest)
+        # somebody may have made it sparse and huge
+        end = min(status.st_size, status.st_blocks * 512)
+        if offer.size is not None:
+            end = min(end, offer.size)
+        digests: dict[int, bytes] = {}
+        for start in range(0, end, offer.blockSize):
+            stop = min(start + offer.blockSize, end)
+            if stop - start < offer.blockSize and stop != offer.size:
+                break
+            hasher = digest.new()
+            for offset in range(start, stop, 1 << 20):
+                hasher.update(self.syscalls.pread(fd, min(1 << 20, stop - offset), offset))
+            digests[start // offer.blockSize] = hasher.digest()
+        return digests
+
+    # -- small files ---------------------------------------------------------
+
+    def _timedPut(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt:
+        began = time.perf_counter()
+        receipt = self.finisher.put(offer, data, root)
+        self.pace.took(time.perf_counter() - began)
+        return receipt
+
+    def _runBatch(self, batch: Any) -> Deferred[list[Receipt | Failure]]:
+        return self.inThread(self.finisher.batch, batch)
+
+    def _share(self, offer: Offer, d: Deferred[Receipt]) -> Deferred[Receipt]:
+        """
+        Let repetitions of C{offer} that come before C{d} fires have its result.
+        """
+        if offer.key is None:
+            return d
+        index = (offer.principal, offer.key)
+        self._pending[index] = []
+
+        def share(result: Receipt | Failure) -> Receipt | Failure:
+            for other in self._pending.pop(index):
+                other.callback(result)
+            return result
+
+        return d.addBoth(share)
+
+    # -- the rest ------------------------------------------------------------
+
+    def _refuse(self) -> None:
+        if self._closed:
+            raise StoreError("the receiver is stopping")
+        trouble = self.trouble()
+        if trouble is not None:
+            raise StoreError(trouble)
+
+    def _look(self) -> str | None:
+        try:
+            status = self.syscalls.stat(self._path)
+        except OSError:
+            status = None
+        if status is None or (status.st_dev, status.st_ino) != self._identity:
+            return (
+                f"directory {displayName(self._path)} was moved away or replaced; restart the"
+                " receiver"
+            )
+        return None
+
+    def _stat(self, name: RelativeName) -> FileStat | None:
+        try:
+            directory = self._tree.acquire(name.components[:-1], create=False)
+        except (OSError, TransferError):
+            return None
+        try:
+            status = self.syscalls.stat(
+                name.components[-1], dir_fd=directory.fd, follow_symlinks=False
+            )
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise asTransferError(error, f'looking at "{name}"') from None
+        finally:
+            self._tree.release(directory)
+        return FileStat(status.st_size, status.st_mtime_ns) if isFile(status) else None
+
+    def _list(self, principal: str | None) -> list[PartialInfo]:
+        found = [self.shelf.info(*each) for each in self.shelf.everything()]
+        return [info for info in found if principal in {None, info.principal}]
+
+    def _delete(self, partialId: str) -> None:
+        found = _PARTIAL_ID.match(partialId)
+        if found is None:
+            raise StoreError(f'"{displayName(partialId)}" is not the id of a partial')
+        slot = self.shelf.find((found[1], found[2]))
+        if slot is not None:
+            self.shelf.remove(slot)
+
+    def _reap(self, uptime: float) -> None:
+        now = self._now()
+        overdue: dict[tuple[str, str], float] = {}
+        for identity, status, free in self.shelf.everything():
+            if not free:
+                continue
+            if now - status.st_mtime > self._ttl:
+                since = self._overdue.get(identity, uptime)
+                overdue[identity] = since
+                if uptime - since < SURE:
+                    continue
+            elif status.st_nlink == 1 and status.st_size:
+                continue
+            self._reapOne(identity, expired=identity in overdue)
+        self._overdue = overdue
+        for name in self.syscalls.listdir(self._temporary):
+            try:
+                status = self.syscalls.stat(name, dir_fd=self._temporary, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if now - status.st_ctime > TEMPORARY and uptime >= SURE:
+                self.syscalls.remove(name, self._temporary)
+        self.finisher.expire()
+
+    def _reapOne(self, identity: tuple[str, str], *, expired: bool) -> None:
+        try:
+            slot = self.shelf.find(identity)
+        except TransferError:
+            return
+        if slot is None:
+            return
+        if self._wasPublished(slot):
+            self._finishOld(slot)
+        elif expired:
+            self.shelf.remove(slot)
+        else:
+            self.shelf.letGo(slot)
+
+    def _reapEnded(self, result: object) -> None:
+        self._reaping = False
 
     def _worked(self, result: Any) -> Any:
         self._working -= 1
@@ -208,129 +607,6 @@ class LocalStore:
                 d.callback(None)
         return result
 
-    def finish(self, offer: Offer, source: Source, root: bytes | None) -> Receipt:
-        """
-        Everything from the last byte to the receipt; blocks on the disk.
-
-        @raise TransferError: as L{IPartial.commit} fails; the source is still
-            there.
-        """
-        sys = self._sys
-        level = self.level(offer)
-        directory = None
-        try:
-            mode = self._fileMode
-            if self._keepExec and offer.executable:
-                mode |= (mode & 0o444) >> 2
-            sys.fchmod(source.fd, mode)
-            now = self._now()
-            if offer.modified is not None:
-                modified = min(max(offer.modified, 0), int((now + FUTURE) * 1e9))
-                sys.utime(source.fd, ns=(modified, modified))
-            if level:
-                sys.fsync(source.fd)
-            directory = self._tree.acquire(offer.name.components[:-1], create=True)
-            published = self._publisher.publish(
-                source, directory, offer.name, offer.ifExists, syncCopy=level > 0
-            )
-            if level == 2:
-                self._tree.sync(directory)
-            sys.remove(source.name, source.directory)
-        except OSError as error:
-            raise asTransferError(error, f'storing "{offer.name}"') from None
-        finally:
-            if directory is not None:
-                self._tree.release(directory)
-        return Receipt(
-            transferId=offer.transferId,
-            name=published.name.path,
-            wanted=offer.name.path,
-            size=source.size,
-            status=published.status,
-            durability=DURABILITIES[level],
-            filesystem=self.filesystem,
-            integrity="unverified" if root is None else "verified",
-            digest=offer.digest,
-            root=None if root is None else root.hex(),
-            protocol=offer.protocol,
-            principal=offer.principal,
-            finished=now,
-        )
-
-    def left(self, partial: LocalPartial) -> None:
-        """
-        C{partial} has let go of its descriptors.
-        """
-        self._active.discard(partial)
-
-    # -- the rest ------------------------------------------------------------
-
-    def _refuseIfTrouble(self) -> None:
-        if self._closed:
-            raise StoreError("the receiver is stopping")
-        trouble = self.trouble()
-        if trouble is not None:
-            raise StoreError(trouble)
-
-    def _look(self) -> None:
-        try:
-            status = self._sys.stat(self._path)
-            moved = (status.st_dev, status.st_ino) != self._identity
-        except OSError:
-            moved = True
-        self._trouble = (
-            f"directory {displayName(self._path)} was moved away or replaced; restart the receiver"
-            if moved
-            else None
-        )
-
-    def _openNow(self, offer: Offer) -> IPartial:
-        self._looked = -LOOK
-        self._refuseIfTrouble()
-        name = secrets.token_hex(16)
-        try:
-            fd = self._sys.open(name, NEW, 0o600, dir_fd=self._temporary.fd)
-        except OSError as error:
-            raise asTransferError(error, f'receiving "{offer.name}"') from None
-        partial = LocalPartial(self, self._sys, self._pace, offer, fd, self._temporary.fd, name)
-        self._active.add(partial)
-        return partial
-
-    def _put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt:
-        sys = self._sys
-        name = secrets.token_hex(16)
-        directory = self._temporary.fd
-        try:
-            fd = sys.open(name, NEW, 0o600, dir_fd=directory)
-            try:
-                try:
-                    sys.writeAll(fd, data, 0)
-                    return self.finish(
-                        offer, Source(fd, directory, name, len(data), fresh=True), root
-                    )
-                except BaseException:
-                    sys.remove(name, directory)
-                    raise
-            finally:
-                sys.close(fd)
-        except OSError as error:
-            raise asTransferError(error, f'storing "{offer.name}"') from None
-
-    def _stat(self, name: RelativeName) -> FileStat | None:
-        try:
-            directory = self._tree.acquire(name.components[:-1], create=False)
-        except (OSError, TransferError):
-            return None
-        try:
-            status = self._sys.stat(name.components[-1], dir_fd=directory.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise asTransferError(error, f'looking at "{name}"') from None
-        finally:
-            self._tree.release(directory)
-        return FileStat(status.st_size, status.st_mtime_ns) if isFile(status) else None
-
     def _quiet(self) -> Deferred[None]:
         if not self._working:
             return succeed(None)
@@ -338,12 +614,14 @@ class LocalStore:
         self._idle.append(d)
         return d
 
-    def _letGo(self) -> None:
+    def _letGo(self, ignored: object) -> None:
         if self._ownThreads is not None:
             self._reactor.removeSystemEventTrigger(self._stopping)
             self._ownThreads.stop()
-        self._private.release(self._temporary)
-        self._private.release(self._internal)
-        self._private.close()
+        self.ledger.close()
+        self._done.close()
+        for directory in self._held:
+            self.privateTree.release(directory)
+        self.privateTree.close()
         self._tree.close()
-        self._sys.close(self._root)
+        self.syscalls.close(self._root)

@@ -23,6 +23,7 @@ from connpool.errors import (
 from connpool.interfaces import IFileStore, IPartial
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.records import FileStat, Offer, PartialInfo, Receipt, StoreCaps
+from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.publish import candidates
 from connpool.transfer.stores.ranges import Ranges
 
@@ -75,6 +76,7 @@ class _MemoryPartial:
         if self.gate is not None:
             raise self.gate
         self.held.remove(start, end)
+        self.durable.remove(start, end)
         for block in range(start // self.offer.blockSize, -(-end // self.offer.blockSize)):
             self.digests.pop(block, None)
 
@@ -158,7 +160,7 @@ class MemoryStore:
             identity = f"{offer.principal}\0{secret}"
         partial = _MemoryPartial(self, offer, identity)
         older = self._partials.get(identity)
-        if older is not None and _continues(offer, older.offer):
+        if older is not None and continues(offer, older.offer):
             partial.takeOver(older)
         elif older is not None:
             older.abort()
@@ -265,15 +267,3 @@ class MemoryStore:
             elif candidate is offer.name and self.files[candidate.path] == content:
                 return candidate, "duplicate"
         raise Exists(f'"{offer.name}" already exists on the receiver with different content')
-
-
-def _continues(offer: Offer, older: Offer) -> bool:
-    """
-    Whether what was held for C{older} may go on as C{offer}.
-    """
-    return (
-        offer.name == older.name
-        and offer.size == older.size
-        and offer.digest == older.digest
-        and offer.blockSize == older.blockSize
-    )

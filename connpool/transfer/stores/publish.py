@@ -85,14 +85,14 @@ class Publisher:
         directory: Directory,
         name: RelativeName,
         ifExists: str,
-        syncCopy: bool,
+        sync: bool,
     ) -> Published:
         """
         The caller has synced what must be synced before, and syncs
         C{directory} and unlinks the source afterwards.
 
-        @param syncCopy: sync the copy that another mount needs, before it
-            gets its name.
+        @param sync: whether the content must be on disk when this returns: a
+            copy for another mount, or the file that was there already.
         @raise Exists: if the rule says so.
         """
         identity: tuple[int, int] | None = None
@@ -100,17 +100,17 @@ class Publisher:
             status = self._sys.fstat(source.fd)
             identity = (status.st_dev, status.st_ino)
             if status.st_nlink > 1 and ifExists != "replace":
+                # a second link is ours; a consumer may have moved it away since
                 earlier = self._publishedBefore(identity, directory, name, ifExists)
-                if earlier is not None:
-                    return Published(earlier, "stored")
+                return Published(earlier or name, "stored")
         try:
-            return self._choose(source, identity, directory, name, ifExists)
+            return self._choose(source, identity, directory, name, ifExists, sync)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-        copy = self._copy(source, directory, syncCopy)
+        copy = self._copy(source, directory, sync)
         try:
-            return self._choose(copy, None, directory, name, ifExists)
+            return self._choose(copy, None, directory, name, ifExists, sync)
         finally:
             self._sys.close(copy.fd)
             self._sys.remove(copy.name, directory.fd)
@@ -122,6 +122,7 @@ class Publisher:
         directory: Directory,
         name: RelativeName,
         ifExists: str,
+        sync: bool,
     ) -> Published:
         if not self._stillOurs(source, identity):
             raise _swapped(name)
@@ -133,7 +134,7 @@ class Publisher:
             try:
                 linked = self._place(source, directory, last)
             except FileExistsError:
-                if candidate is name and self._sameContent(source, directory, last):
+                if candidate is name and self._sameContent(source, directory, last, sync):
                     return Published(name, "duplicate")
             else:
                 if linked and not self._stillOurs(source, identity):
@@ -211,7 +212,7 @@ class Publisher:
                 return candidate
         return None
 
-    def _sameContent(self, source: Source, directory: Directory, last: str) -> bool:
+    def _sameContent(self, source: Source, directory: Directory, last: str, sync: bool) -> bool:
         try:
             fd = self._sys.open(last, READ, dir_fd=directory.fd)
         except OSError:
@@ -226,6 +227,8 @@ class Publisher:
                 if not ours or ours != self._sys.pread(fd, len(ours), offset):
                     return False
                 offset += len(ours)
+            if sync:
+                self._sys.fsync(fd)
             return True
         finally:
             self._sys.close(fd)

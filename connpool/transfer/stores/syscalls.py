@@ -55,6 +55,10 @@ def _renameNoReplace(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: i
     )
 
 
+def _listdir(fd: int) -> list[str]:
+    return os.listdir(fd)
+
+
 class Syscalls:
     """
     What the functions of L{os} do, one attribute each and nothing around
@@ -82,7 +86,7 @@ class Syscalls:
     stat = staticmethod(os.stat)
     fstat = staticmethod(os.fstat)
     fstatvfs = staticmethod(os.fstatvfs)
-    listdir = staticmethod(os.listdir)
+    listdir = staticmethod(_listdir)
     flock = staticmethod(fcntl.flock)
 
     def writeAll(self, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

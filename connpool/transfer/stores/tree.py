@@ -103,6 +103,16 @@ class Tree:
             if not directory.users and self._held.get(directory.components) is not directory:
                 self._close(directory)
 
+    def forget(self, directory: Directory) -> None:
+        """
+        Do not use this descriptor again: the directory is gone.
+        """
+        with self._lock:
+            if self._held.get(directory.components) is directory:
+                del self._held[directory.components]
+                if not directory.users:
+                    self._close(directory)
+
     def sync(self, directory: Directory) -> None:
         """
         Put the names in C{directory} on disk, and its own way from the root.

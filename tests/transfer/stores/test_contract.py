@@ -10,7 +10,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from zope.interface.verify import verifyObject
 
-from connpool.errors import Exists, StoreError, TooLarge
+from connpool.errors import ConflictTakeover, Exists, StoreError, TooLarge
 from connpool.interfaces import IFileStore, IPartial
 from connpool.transfer import RelativeName
 from connpool.transfer.stores import LocalStore, MemoryStore
@@ -258,3 +258,143 @@ async def test_statOfNothing(tested):
     await _store(tested.store, "put", "a", b"1")
     assert await bounded(tested.store.stat(RelativeName.parse("a/b"))) is None
     assert tested.store.trouble() is None
+
+
+KEY = b"k" * 32
+SECRET = b"s" * 32
+
+
+@pytest.mark.parametrize("durability", ["none", "full"])
+@pytest.mark.parametrize("way", ["put", "open"])
+@pytest_twisted.ensureDeferred
+async def test_sameKeySameReceipt(tested, way, durability):
+    # the sender did not see its receipt, and what it sends again is no copy
+    asked = offer(size=3, key=KEY, durability=durability)
+    first = await bounded(settled(tested.store.put(asked, b"abc", None)))
+    again = attrs.evolve(asked, transferId="f" * 32)
+    if way == "put":
+        second = await bounded(settled(tested.store.put(again, b"abc", None)))
+    else:
+        second = await bounded(tested.store.open(again))
+    assert second == first
+    assert tested.files() == {"report.txt": b"abc"}
+    other = attrs.evolve(again, principal="mallory")
+    third = await bounded(settled(tested.store.put(other, b"xyz", None)))
+    assert third.name == "report (1).txt"
+
+
+@pytest_twisted.ensureDeferred
+async def test_sameKeyAfterACommit(tested):
+    asked = offer(size=3, key=KEY)
+    partial = await bounded(tested.store.open(asked))
+    partial.write(0, b"abc")
+    receipt = await bounded(partial.commit(None))
+    assert await bounded(tested.store.open(asked)) == receipt
+
+
+@pytest_twisted.ensureDeferred
+async def test_sameKeyWhileTheFirstIsUnderWay(tested):
+    asked = offer(size=3, key=KEY, durability="full")
+    both = [tested.store.put(asked, b"abc", None) for _ in range(2)]
+    first, second = [await bounded(settled(each)) for each in both]
+    assert first == second
+    assert tested.files() == {"report.txt": b"abc"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_suspendAndResume(tested):
+    content = bytes(range(256)) * 1024
+    asked = offer(size=len(content), resumeKey=SECRET, key=KEY)
+    partial = await bounded(tested.store.open(asked))
+    await fill(partial, content[: 2 * BLOCK])
+    await bounded(partial.suspend())
+    await bounded(partial.suspend())
+    with pytest.raises(StoreError):
+        partial.write(3 * BLOCK, b"x")
+    [info] = await bounded(tested.store.partials())
+    assert (info.principal, info.name, info.size) == ("anonymous", "report.txt", len(content))
+    assert (info.received, info.active) == (2 * BLOCK, False)
+    assert info.allocated >= 2 * BLOCK
+
+    partial = await bounded(tested.store.open(asked))
+    assert list(partial.held) == [(0, 2 * BLOCK)]
+    assert set(partial.digests) == {0, 1}
+    assert await bounded(partial.settled()) == []
+    await fill(partial, content)
+    await bounded(partial.commit(b"\3" * 32))
+    assert tested.files() == {"report.txt": content}
+    assert await bounded(tested.store.partials()) == []
+
+
+@pytest.mark.parametrize("change", [{"resumeKey": b"w" * 32}, {"principal": "mallory"}])
+@pytest_twisted.ensureDeferred
+async def test_onlyTheOwnerResumes(tested, change):
+    asked = offer(size=2 * BLOCK, resumeKey=SECRET)
+    partial = await bounded(tested.store.open(asked))
+    await fill(partial, b"x" * BLOCK)
+    await bounded(partial.suspend())
+    other = await bounded(tested.store.open(attrs.evolve(asked, **change)))
+    assert list(other.held) == []
+    assert dict(other.digests) == {}
+    await bounded(other.abort())
+    mine = await bounded(tested.store.open(asked))
+    assert list(mine.held) == [(0, BLOCK)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_aNewerConnectionTakesOver(tested):
+    asked = offer(size=2 * BLOCK, resumeKey=SECRET)
+    older = await bounded(tested.store.open(asked))
+    await fill(older, b"x" * BLOCK)
+    newer = await bounded(tested.store.open(asked))
+    assert list(newer.held) == [(0, BLOCK)]
+    assert list(newer.digests) == [0]
+    with pytest.raises(ConflictTakeover):
+        older.write(BLOCK, b"y" * BLOCK)
+    with pytest.raises(ConflictTakeover):
+        older.record(1, b"\0" * 32)
+    with pytest.raises(ConflictTakeover):
+        older.discard(0, BLOCK)
+    for end in (older.commit(None), older.checkpoint()):
+        with pytest.raises(ConflictTakeover):
+            await bounded(end)
+    # what the evicted one does at its end harms nobody
+    await bounded(older.suspend())
+    await bounded(older.abort())
+    newer.write(BLOCK, b"z" * BLOCK)
+    await bounded(newer.commit(None))
+    assert tested.files() == {"report.txt": b"x" * BLOCK + b"z" * BLOCK}
+
+
+@pytest_twisted.ensureDeferred
+async def test_withoutAResumeKeyNothingStays(tested):
+    partial = await bounded(tested.store.open(offer(size=2 * BLOCK)))
+    await fill(partial, b"x" * BLOCK)
+    await bounded(partial.checkpoint())
+    await bounded(partial.suspend())
+    assert await bounded(tested.store.partials()) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_checkpointSaysWhatIsDurable(tested):
+    partial = await bounded(tested.store.open(offer(size=3 * BLOCK, resumeKey=SECRET)))
+    await fill(partial, b"x" * BLOCK)
+    assert list(partial.durable) == []
+    await bounded(partial.checkpoint())
+    assert list(partial.durable) == [(0, BLOCK)]
+    partial.discard(0, BLOCK)
+    assert list(partial.durable) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_deleteRemovesASuspendedPartial(tested):
+    asked = offer(size=2 * BLOCK, resumeKey=SECRET, principal="alice")
+    partial = await bounded(tested.store.open(asked))
+    await fill(partial, b"x" * BLOCK)
+    await bounded(partial.suspend())
+    assert await bounded(tested.store.partials("bob")) == []
+    [info] = await bounded(tested.store.partials("alice"))
+    await bounded(tested.store.delete(info))
+    await bounded(tested.store.delete(info))
+    assert await bounded(tested.store.partials()) == []
+    assert list((await bounded(tested.store.open(asked))).held) == []

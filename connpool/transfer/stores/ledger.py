@@ -1,0 +1,265 @@
+"""
+Who may still take how much of the disk.
+
+Theory of operation
+===================
+A transfer reserves what it announced before its first byte, so that transfers
+that would fill the disk together are refused while the others finish.  A
+reservation counts against the principal's quota in full, and against free space
+for what is not yet written, since the rest shows in C{statvfs} itself.  A
+suspended partial counts what it takes on disk, as the file system says.
+
+Several processes share a store.  Each publishes its reservations in a file of
+its own and keeps that file locked: a file whose lock can be had belongs to a
+process that died, and is removed.  Decisions are made under one lock that is
+held for microseconds.
+
+Everything here runs on the reactor's thread.
+
+Small files that arrive in one piece reserve nothing; they are checked against
+what is free now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from connpool.errors import NoSpace, QuotaExceeded
+from connpool.transfer.stores.syscalls import NEW, Syscalls
+
+__all__ = ["STEP", "Ledger", "Reservation", "Space"]
+
+#: Bytes that a transfer of unknown size reserves at a time.
+STEP = 64 << 20
+#: The free-space floor unless the operator sets one: the smaller of these.
+FLOOR_BYTES = 1 << 30
+FLOOR_SHARE = 0.05
+
+_THERE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Space:
+    """
+    Free space above the floor.
+
+    @param fd: any descriptor on the file system.
+    @param minFree: bytes that are never given away; L{None} for the default.
+    @ivar floor: bytes.
+    """
+
+    #: Seconds and bytes after which C{statvfs} is asked again.
+    AGE = 0.5
+    DRIFT = 16 << 20
+
+    def __init__(
+        self, syscalls: Syscalls, fd: int, minFree: int | None, seconds: Callable[[], float]
+    ) -> None:
+        self._sys = syscalls
+        self._fd = fd
+        self._seconds = seconds
+        status = syscalls.fstatvfs(fd)
+        size = status.f_blocks * status.f_frsize
+        self.floor = (
+            min(FLOOR_BYTES, int(size * FLOOR_SHARE)) if minFree is None else max(0, minFree)
+        )
+        self._free = 0
+        self._spent = 0
+        self._asked = -self.AGE
+
+    def free(self) -> int:
+        """
+        @return: bytes above the floor, asked now.
+        """
+        status = self._sys.fstatvfs(self._fd)
+        self._free = status.f_bavail * status.f_frsize - self.floor
+        self._spent = 0
+        self._asked = self._seconds()
+        return self._free
+
+    def spend(self, size: int) -> bool:
+        """
+        @return: whether a small file fits; asks the kernel now and then only.
+        """
+        self._spent += size
+        if self._spent > self.DRIFT or self._seconds() - self._asked >= self.AGE:
+            self.free()
+        return self._free - self._spent >= 0
+
+
+class Reservation:
+    """
+    What one transfer may write.
+
+    @ivar size: bytes reserved.
+    @ivar unwritten: bytes of it that are not on disk yet.
+    """
+
+    __slots__ = ("principal", "size", "unwritten")
+
+    def __init__(self, principal: str, size: int, unwritten: int) -> None:
+        self.principal = principal
+        self.size = size
+        self.unwritten = unwritten
+
+
+class _Totals(msgspec.Struct):
+    """
+    @ivar promised: bytes reserved and not written.
+    @ivar taken: principal to bytes reserved; kept only where there is a quota.
+    """
+
+    promised: int = 0
+    taken: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Ledger:
+    """
+    @param directory: descriptor of the directory that all processes share.
+    @param quota: bytes that live and suspended transfers of one principal may
+        take; L{None} for no limit.
+    """
+
+    def __init__(self, syscalls: Syscalls, directory: int, space: Space, quota: int | None) -> None:
+        self._sys = syscalls
+        self._directory = directory
+        self._space = space
+        self._quota = quota
+        self._totals = _Totals()
+        self._name = f"process-{secrets.token_hex(8)}"
+        self._lock = syscalls.open("lock", _LOCK, 0o600, dir_fd=directory)
+        self._own = syscalls.open(self._name, NEW, 0o600, dir_fd=directory)
+        syscalls.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def reserve(
+        self, principal: str, size: int, written: int, suspended: Callable[[], int]
+    ) -> Reservation:
+        """
+        @param size: bytes the transfer may come to take, those written included.
+        @param written: bytes that it takes already.
+        @param suspended: bytes that the principal's suspended partials take,
+            this one left out.
+        @raise QuotaExceeded: if the principal may not take so much.
+        @raise NoSpace: if the disk has not so much.
+        """
+        reservation = Reservation(principal, 0, 0)
+        with _Locked(self._sys, self._lock):
+            self._take(reservation, size, max(0, size - written), suspended)
+        return reservation
+
+    def grow(self, reservation: Reservation, size: int) -> None:
+        """
+        Reserve C{size} bytes more.
+
+        @raise QuotaExceeded, NoSpace: as L{reserve}.
+        """
+        with _Locked(self._sys, self._lock):
+            self._take(reservation, size, size, lambda: 0)
+
+    def wrote(self, reservation: Reservation, size: int) -> None:
+        """
+        So many bytes of it are on disk now.
+        """
+        size = min(size, reservation.unwritten)
+        reservation.unwritten -= size
+        self._totals.promised -= size
+
+    def release(self, reservation: Reservation) -> None:
+        """
+        The transfer is over, or suspended.
+        """
+        self._totals.promised -= reservation.unwritten
+        if self._quota is not None:
+            left = self._totals.taken[reservation.principal] - reservation.size
+            if left:
+                self._totals.taken[reservation.principal] = left
+            else:
+                del self._totals.taken[reservation.principal]
+        reservation.size = reservation.unwritten = 0
+        with _Locked(self._sys, self._lock):
+            self._publish()
+
+    def close(self) -> None:
+        """
+        Leave no trace in the shared directory.
+        """
+        self._sys.remove(self._name, self._directory)
+        self._sys.close(self._own)
+        self._sys.close(self._lock)
+
+    def _take(
+        self,
+        reservation: Reservation,
+        size: int,
+        unwritten: int,
+        suspended: Callable[[], int],
+    ) -> None:
+        others = self._others()
+        principal = reservation.principal
+        if self._quota is not None:
+            taken = suspended() + sum(
+                totals.taken.get(principal, 0) for totals in (self._totals, *others)
+            )
+            if taken + size > self._quota:
+                raise QuotaExceeded(
+                    f"{taken} of {self._quota} bytes of quota are taken and {size} more are"
+                    " needed; finish or remove unfinished transfers first"
+                )
+        promised = self._totals.promised + sum(totals.promised for totals in others)
+        free = self._space.free() - promised
+        if unwritten > free:
+            raise NoSpace(
+                f"the receiver has {max(0, free)} bytes to give and {unwritten} are needed; try"
+                " again when there is space"
+            )
+        reservation.size += size
+        reservation.unwritten += unwritten
+        self._totals.promised += unwritten
+        if self._quota is not None:
+            self._totals.taken[principal] = self._totals.taken.get(principal, 0) + size
+        self._publish()
+
+    def _others(self) -> list[_Totals]:
+        found: list[_Totals] = []
+        for name in self._sys.listdir(self._directory):
+            if not name.startswith("process-") or name == self._name:
+                continue
+            fd = self._sys.openIfThere(name, _THERE, self._directory)
+            if fd is None:
+                continue
+            try:
+                self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with contextlib.suppress(msgspec.DecodeError):
+                    found.append(
+                        msgspec.json.decode(self._sys.pread(fd, 16 << 20, 0), type=_Totals)
+                    )
+            else:
+                self._sys.remove(name, self._directory)  # its process died
+            finally:
+                self._sys.close(fd)
+        return found
+
+    def _publish(self) -> None:
+        data = msgspec.json.encode(self._totals)
+        self._sys.writeAll(self._own, data, 0)
+        self._sys.ftruncate(self._own, len(data))
+
+
+class _Locked:
+    def __init__(self, syscalls: Syscalls, fd: int) -> None:
+        self._sys = syscalls
+        self._fd = fd
+
+    def __enter__(self) -> None:
+        self._sys.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *details: Any) -> None:
+        self._sys.flock(self._fd, fcntl.LOCK_UN)

@@ -1,0 +1,48 @@
+"""
+Append-only files of records that survive a crash.
+
+A record is one line: a checksum, a space, JSON.  A crash may leave half a
+line, and another process may append after it, so a line that does not check
+is skipped and the next one read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from zlib import crc32
+
+import msgspec
+
+__all__ = ["decodeLine", "encodeLine", "linesOf"]
+
+
+def encodeLine(record: Any) -> bytes:
+    """
+    One record.  It begins a line of its own, whatever was left before it.
+    """
+    body = msgspec.json.encode(record)
+    return b"\n%08x %b\n" % (crc32(body), body)
+
+
+def decodeLine(line: bytes) -> Any:
+    """
+    @return: the record, or L{None} if the line is damaged.
+    """
+    try:
+        if int(line[:8], 16) != crc32(line[9:]):
+            return None
+        return msgspec.json.decode(line[9:])
+    except (ValueError, RecursionError):
+        return None
+
+
+def linesOf(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """
+    @return: offset and content of each line that has ended.
+    """
+    start = 0
+    while (end := data.find(b"\n", start)) >= 0:
+        if end > start:
+            yield start, data[start:end]
+        start = end + 1
