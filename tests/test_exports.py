@@ -91,6 +91,17 @@ PUBLIC = {
         "encodeV2",
         "parseDatagram",
     },
+    "connpool.testing": {
+        "EVENTS",
+        "Attempt",
+        "Event",
+        "Exploration",
+        "FakeEndpoint",
+        "FakeTransport",
+        "Violation",
+        "World",
+        "checkInterleavings",
+    },
     "connpool.transfer": {
         "DURABILITIES",
         "IF_EXISTS",

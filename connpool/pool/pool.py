@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import AcquireTimeout, ForeignLease, LeaseError
-from connpool.interfaces import IConnectionPool, ILease, IStatsSource
+from connpool.interfaces import IConnectionPool, ILease, ISingleUseEndpoint, IStatsSource
 from connpool.pool.connection import Connection
 from connpool.pool.core import Core
 from connpool.pool.explaining import explain
@@ -82,9 +82,16 @@ class ConnectionPool(Shell):
         )
         if not endpoints:
             raise ValueError("endpoint=[] is out of range: it must be one endpoint or several")
+        settings = Settings(**limits)
+        for each in endpoints:
+            if ISingleUseEndpoint.providedBy(each) and settings.maxUses != 1:
+                raise ValueError(
+                    f"endpoint={each!r} is out of range: its connections speak for one client, "
+                    "so maxUses must be 1"
+                )
         core = Core(
             f"{next(_numbers)}" if name is None else name,
-            Settings(**limits),
+            settings,
             endpoints,
             Connection,
         )

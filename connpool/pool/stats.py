@@ -4,6 +4,9 @@ A pool's numbers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import attrs
 
 from connpool.pool.core import Core
@@ -61,7 +64,7 @@ class PoolStats:
     One pool at one moment.  Counters only ever grow.
 
     @ivar state: C{open}, C{paused}, C{draining}, C{closing} or C{closed}.
-    @ivar down: 1 while the pool cannot reach any destination, else 0.
+    @ivar down: whether the pool cannot reach any destination.
     @ivar maxSize: the cap.
     @ivar size: all connections: the five gauges that follow, together.
     @ivar leased: handed out.
@@ -84,15 +87,13 @@ class PoolStats:
     @ivar dialsElided: dials ended because a returned connection made them surplus.
     @ivar resetFailures: resets that failed or took too long.
     @ivar validateFailures: validations that failed or took too long.
-    @ivar closedIdle: closed after C{idleTimeout}.
-    @ivar closedLifetime: closed after C{maxLifetime}.
-    @ivar closedUses: closed after C{maxUses}.
-    @ivar closedPeer: lost: the peer closed, reset or half-closed, or it hung up by itself.
-    @ivar closedUnexpectedData: closed because bytes came that nobody asked for.
-    @ivar closedStale: closed by C{purge}.
-    @ivar closedShrunk: closed because C{maxSize} was lowered.
-    @ivar closedEvicted: closed to make room for another key.
-    @ivar closedPool: closed with the pool.
+    @ivar closed: connections that ended, by reason: C{idle}, C{lifetime} and
+        C{uses} (the limits of these names), C{peer} (lost, half-closed, or
+        hung up by its own protocol), C{data} (bytes came that nobody asked
+        for), C{discarded}, C{reset}, C{validate}, C{leaked}, C{failed} (never
+        became ready), C{elided}, C{stale} (C{purge}), C{shrunk} (C{maxSize}
+        was lowered), C{evicted} (room for another key), C{pool} (closed with
+        it), C{detached}.
     @ivar aborted: closings that took longer than C{closeTimeout}.
     @ivar leaksSuspected: leases held longer than C{leakThreshold}.
     @ivar leasesLostToGC: leases nobody gave back.
@@ -103,8 +104,21 @@ class PoolStats:
     @ivar dial: how long successful dials took.
     """
 
+    GAUGES: ClassVar[frozenset[str]] = frozenset(
+        {
+            "maxSize",
+            "size",
+            "leased",
+            "idle",
+            "connecting",
+            "checking",
+            "closing",
+            "waiting",
+        }
+    )
+
     state: str
-    down: int
+    down: bool
     maxSize: int
     size: int
     leased: int
@@ -127,15 +141,7 @@ class PoolStats:
     dialsElided: int
     resetFailures: int
     validateFailures: int
-    closedIdle: int
-    closedLifetime: int
-    closedUses: int
-    closedPeer: int
-    closedUnexpectedData: int
-    closedStale: int
-    closedShrunk: int
-    closedEvicted: int
-    closedPool: int
+    closed: Mapping[str, int]
     aborted: int
     leaksSuspected: int
     leasesLostToGC: int
@@ -150,10 +156,10 @@ def snapshot(core: Core, now: float) -> PoolStats:
     """
     @return: C{core} as of C{now}.
     """
-    counts, closed = core.counts, core.closed
+    counts = core.counts
     return PoolStats(
         state=core.phase.value,
-        down=int(all(each.down(now) for each in core.destinations) and not core.live),
+        down=all(each.down(now) for each in core.destinations) and not core.live,
         maxSize=core.settings.maxSize,
         size=core.size,
         leased=core.leased,
@@ -176,15 +182,7 @@ def snapshot(core: Core, now: float) -> PoolStats:
         dialsElided=counts["elided"],
         resetFailures=counts["reset"],
         validateFailures=counts["validate"],
-        closedIdle=closed["idle"],
-        closedLifetime=closed["lifetime"],
-        closedUses=closed["uses"],
-        closedPeer=closed["peer"],
-        closedUnexpectedData=closed["data"],
-        closedStale=closed["stale"],
-        closedShrunk=closed["shrunk"],
-        closedEvicted=closed["evicted"],
-        closedPool=closed["pool"],
+        closed=dict(core.closed),
         aborted=counts["aborted"],
         leaksSuspected=counts["leaksSuspected"],
         leasesLostToGC=counts["leasesLostToGC"],

@@ -1,0 +1,184 @@
+"""
+Everything in every order, and that it is noticed when something is wrong.
+
+C{CONNPOOL_DEPTH=9 pytest tests/pool/test_interleavings.py -m "slow or not slow"}
+looks deeper.
+"""
+
+import os
+from functools import partial
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol
+from zope.interface import implementer
+
+from connpool.interfaces import IPoolable
+from connpool.pool import ConnectionPool
+from connpool.pool.connection import Connection, Guard
+from connpool.pool.core import Core
+from connpool.pool.inventory import Inventory
+from connpool.pool.slots import State
+from connpool.testing import Violation, checkInterleavings
+
+
+@implementer(IPoolable)
+class Resetting(Protocol):
+    """
+    Resets and validates as slowly as the test wants.
+    """
+
+    pending = None
+
+    def isReusable(self):
+        return True
+
+    def reset(self):
+        self.pending = Deferred()
+        return self.pending
+
+    validate = reset
+
+    def idleDataReceived(self, data):
+        return False
+
+    def goodbye(self):
+        return None
+
+
+def answers(world):
+    """
+    The outcomes of resets and validations.
+    """
+    for index, transport in enumerate(world.live()):
+        pending = getattr(transport.protocol.protocol, "pending", None)
+        if pending is not None and not pending.called:
+            yield f"pass {index}", partial(pending.callback, True)
+            yield f"flunk {index}", partial(pending.errback, ValueError("flunked"))
+
+
+def pools(protocol=Protocol, **limits):
+    """
+    A builder of small pools whose times all differ.
+    """
+    limits = {
+        "maxSize": 2,
+        "idleTimeout": 20.0,
+        "acquireTimeout": 7.0,
+        "connectTimeout": 5.0,
+        "closeTimeout": 2.0,
+        "resetTimeout": 3.0,
+        "backoff": lambda failures: 1.0 * failures,
+    } | limits
+    return lambda clock, endpoint: ConnectionPool(
+        clock, endpoint, Factory.forProtocol(protocol), name="test", **limits
+    )
+
+
+KINDS = {
+    "plain": {},
+    "one": {"maxSize": 1},
+    "fifo": {"order": "fifo", "maxSize": 3, "maxConnecting": 1},
+    "lifetime": {"maxLifetime": 10.0, "lifetimeJitter": 0.0},
+    "minIdle": {"minIdle": 1, "onDown": "wait"},
+    "full": {"maxSize": 1, "minIdle": 1, "maxLifetime": 10.0, "lifetimeJitter": 0.0},
+    "codel": {"queue": "codel", "queueTarget": 0.5, "queueInterval": 1.0, "maxUses": 2},
+    "debug": {"debug": True, "leakThreshold": 3.0},
+    "reset": {"protocol": Resetting},
+    "validate": {"protocol": Resetting, "validateAfterIdle": 0.0, "maxUses": 3},
+}
+
+
+def explore(kind, depth):
+    """
+    @return: what was explored.
+    """
+    depth = int(os.environ.get("CONNPOOL_DEPTH", depth))
+    return checkInterleavings(pools(**KINDS[kind]), depth, extra=[answers])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noOrderOfEventsBreaksAPromise(kind):
+    assert explore(kind, 6).states > 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_noLongOrderOfEventsBreaksAPromise(kind):
+    assert explore(kind, 7).states > 500
+
+
+def test_theSearchIsExhaustiveToItsDepth():
+    exploration = checkInterleavings(
+        pools(), 2, without=["tick", "purge", "pause", "close", "byte", "hangUp", "discard"]
+    )
+    # nothing; acquire; then: two acquires, cancelled, accepted, refused
+    assert exploration.states == 6
+    assert exploration.steps == 5
+
+
+# -- planted bugs: each is one that another pool had
+
+
+def freeWhenAskedToClose(self, slot, reason, now, *, popped=False, abort=False):
+    """
+    pgx #2425: the slot is free before the socket is gone.
+    """
+    Inventory._close(self, slot, reason, now, popped=popped, abort=abort)
+    self._forget(slot, None)
+
+
+def forwardEverything(self, data):
+    """
+    redis-py #2624: bytes of an abandoned request stay for the next lease.
+    """
+    self.protocol.dataReceived(data)
+
+
+def keepCancelled(self, waiter):
+    """
+    psycopg #509: a connection is handed to a waiter that has left.
+    """
+
+
+def keepFailed(self, slot, reason):
+    """
+    zendesk/txconnpool: a failed dial keeps its slot.
+    """
+    if slot.state is State.CONNECTING:
+        self.agenda.cancel(slot)
+    else:
+        Inventory._forget(self, slot, reason)
+
+
+def overtake(self):
+    """
+    bb8 #122: whoever waits is not looked at when a connection comes back.
+    """
+    self.calm = True
+
+
+def trustTheDead(self):
+    """
+    twisted #7843: a connection that is going away is handed out.
+    """
+    return False
+
+
+MUTANTS = {
+    "freed too early": (Core, "_close", freeWhenAskedToClose, "sockets with maxSize"),
+    "bytes kept": (Guard, "dataReceived", forwardEverything, "bytes came while it was idle"),
+    "waiter kept": (Core, "leave", keepCancelled, "counted, 0 wait"),
+    "slot leaked": (Core, "_forget", keepFailed, "slots are lost|does not end"),
+    "waiter forgotten": (Core, "settle", overtake, "waits beside an idle connection|never"),
+    "dead handed out": (Connection, "dying", trustTheDead, "closed or closing"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_aPlantedBugIsFound(name, monkeypatch):
+    cls, method, mutant, symptom = MUTANTS[name]
+    monkeypatch.setattr(cls, method, mutant)
+    with pytest.raises(Violation, match=symptom) as caught:
+        checkInterleavings(pools(), 6)
+    assert 1 <= len(caught.value.story) <= 6
