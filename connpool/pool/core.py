@@ -488,7 +488,8 @@ class Core(Supply):
             coldest = self.coldest()
             if coldest is not None:
                 when = min(when, coldest.since + self.idleTimeout)
-        if self._want() > 0 and len(self.slots) < self.settings.maxSize:
+        dialling = self.phase is Phase.OPEN or self.phase is Phase.DRAINING
+        if dialling and self._want() > 0 and len(self.slots) < self.settings.maxSize:
             for destination in self.destinations:
                 if destination.down(now):
                     when = min(when, destination.retryAt)

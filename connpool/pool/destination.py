@@ -67,6 +67,6 @@ class Destination:
         self.failures = 0
         self.retryAt = 0.0
         if self.window is not None:
-            self.window *= 2
+            self.window += 1  # each of a round adds one: rounds of 1, 2, 4, …
             if self.window >= limit:
                 self.window = None

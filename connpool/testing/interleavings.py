@@ -230,6 +230,8 @@ class World:
         owned = sum(each.connected and not each.aborting for each in transports)
         assert stats.leased == owned, f"{stats.leased} counted as leased, {owned} are"
         assert stats.waiting == len(self.asked), f"{stats.waiting} counted, {len(self.asked)} wait"
+        if stats.state == "closed":
+            assert not self.clock.getDelayedCalls(), "a closed pool has a timer"
         if self.asked and stats.state == "open":
             assert not stats.idle, "an acquire waits beside an idle connection"
             coming = stats.connecting + stats.checking + stats.closing + stats.leased
@@ -512,9 +514,9 @@ def checkInterleavings(
 
     seen: set[int] = set()
     steps = 0
-    frontier = [((), label) for label in arrive(())[1]]
+    frontier: list[tuple[tuple[str, ...], str]] = [((), label) for label in arrive(())[1]]
     while frontier:
-        ahead: list[tuple[tuple[str, ...], str]] = []
+        ahead = []
         for before, label in frontier:
             story = (*before, label)
             steps += 1
