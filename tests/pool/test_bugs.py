@@ -751,8 +751,7 @@ def test_34_everyHookMayCallEverything():
         protocol.isReusable = lambda: meddle() or True
         protocol.reset = meddle
         protocol.goodbye = meddle
-        lost = protocol.connectionLost
-        protocol.connectionLost = lambda reason: (meddle(), lost(reason))
+        protocol.connectionLost = lambda _, meddle=meddle: meddle()
         setup.pool.acquire().addCallbacks(
             lambda lease: (meddle(), lease.release(), meddle()),
             lambda reason: reason.trap(PoolClosed),
