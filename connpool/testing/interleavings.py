@@ -516,7 +516,7 @@ def checkInterleavings(
     steps = 0
     frontier: list[tuple[tuple[str, ...], str]] = [((), label) for label in arrive(())[1]]
     while frontier:
-        ahead = []
+        ahead: list[tuple[tuple[str, ...], str]] = []
         for before, label in frontier:
             story = (*before, label)
             steps += 1
