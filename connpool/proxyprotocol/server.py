@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
+    ILoggingContext,
     IProtocol,
     IProtocolFactory,
     IStreamServerEndpoint,
@@ -95,7 +96,7 @@ class ProxyStats:
     crowded: int = 0
 
 
-@implementer(IProtocolFactory)
+@implementer(IProtocolFactory, ILoggingContext)
 class ProxiedFactory:
     """
     Wraps a factory: its protocols are built when the client is known.
@@ -132,9 +133,6 @@ class ProxiedFactory:
         self.wrapped.doStop()
 
     def logPrefix(self) -> str:
-        """
-        For Twisted's log lines.
-        """
         return f"{type(self.wrapped).__name__} (PROXY)"
 
     def buildProtocol(self, addr: IAddress | None) -> IProtocol:
