@@ -79,6 +79,15 @@ def root(tmp_path: Path) -> Path:
     return path
 
 
+def pytest_collection_finish() -> None:
+    """
+    Take what the imports made out of the collector's sight: C{noLeaks}
+    collects after every test, and would look at all of it again each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """
     C{@pytest.mark.peer("go")}: skip with a reason here, fail in CI.

@@ -161,10 +161,15 @@ class ClassicReceiver(Protocol):
                 self._fail(
                     NameRefused(f"a name has 1 to {LONGEST_NAME} bytes; wait for ok after it")
                 )
-            elif self._settle is None:
-                self._settle = self._clock.callLater(SETTLE, self._nameSettled)
-            else:
-                self._settle.reset(SETTLE)
+                return
+            if self._settle is not None:
+                self._settle.cancel()
+            self._settle = self._clock.callLater(SETTLE, self._quiet)
+
+    def _quiet(self) -> None:
+        # If we were late ourselves, more of the name, or the end of the
+        # connection, may lie in the socket: one more turn of the reactor tells.
+        self._settle = self._clock.callLater(0, self._nameSettled)
 
     def _nameSettled(self) -> None:
         self._settle = None
