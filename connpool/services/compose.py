@@ -28,8 +28,9 @@ from connpool.services.composefile import (
     didYouMean,
     readEntries,
 )
+from connpool.services.limits import defaultConnections
 from connpool.services.listening import describeListenError
-from connpool.services.options import ServiceOptions
+from connpool.services.options import AccessOptions, ServiceOptions
 from connpool.services.starting import failStart
 
 __all__ = ["Child", "ComposedService", "Options", "compose", "makeService"]
@@ -179,9 +180,10 @@ def compose(text: str, path: str = "compose", reactor: Any = None) -> ComposedSe
     makers = {maker.tapname: maker for maker in getPlugins(IServiceMaker)}
     composed = ComposedService()
     claims: list[tuple[str, str, Claim]] = []
+    share = defaultConnections(max(1, len(entries)))
     for entry in entries:
         try:
-            maker, options = _configure(entry, makers, mistakes)
+            maker, options = _configure(entry, makers, share, mistakes)
             if options is not None:
                 claims += _claims(entry, options)
                 make = maker.makeService
@@ -199,9 +201,10 @@ def compose(text: str, path: str = "compose", reactor: Any = None) -> ComposedSe
 
 
 def _configure(
-    entry: Entry, makers: dict[str, Any], mistakes: list[str]
+    entry: Entry, makers: dict[str, Any], share: int, mistakes: list[str]
 ) -> tuple[Any, usage.Options | None]:
     """
+    @param share: connections for this service, of those the process can have.
     @return: the plugin and its parsed options; no options after a mistake
         that was added to C{mistakes}.
     """
@@ -218,8 +221,11 @@ def _configure(
     words = argumentsOf(entry, options, mistakes)
     if len(mistakes) > before:
         return maker, None
+    # first, so that what the file says wins
     if isinstance(options, ServiceOptions) and "name=" in options.longOpt:
         words.insert(0, f"--name={entry.name}")
+    if isinstance(options, AccessOptions):
+        words.insert(0, f"--max-connections={share}")
     options.parseOptions(words)
     return maker, options
 

@@ -18,7 +18,7 @@ from connpool.errors import NameRefused, StartFailed
 from connpool.interfaces import IFileStore, IStatsSource
 from connpool.services.gate import Access
 from connpool.services.listening import ListeningService
-from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds, asSize
+from connpool.services.options import AccessOptions, asNetworks, asSeconds, asSize
 from connpool.services.starting import failStart
 from connpool.transfer.classic import ClassicReceiver, ClassicRefusal
 from connpool.transfer.frontdoor import Door, FrontDoorFactory
@@ -48,10 +48,10 @@ class Options(AccessOptions):
         ["names", None, "portable", "Names taken: portable (also to Windows) or posix"],
         ["classic-suffix", None, "", "Appended to the name of what came by the classic protocol"],
         ["max-file-size", None, None, "Largest file taken: bytes, or with K, M, G, T"],
-        ["max-connections", None, "1000", "Connections at once"],
         ["idle-timeout", None, "60", "Seconds without a byte that end a transfer"],
         ["min-rate", None, "1024", "Bytes/s a sender must keep up, 0 for none"],
         ["drain-timeout", None, "60", "Seconds that a stop waits for transfers to end"],
+        ["name", None, "filerecv", "Name in logs and metrics"],
     ]
 
     optFlags = [["no-dotfiles", None, "Refuse names with a part that begins with a dot"]]
@@ -78,7 +78,6 @@ class Options(AccessOptions):
         self.choice("if-exists", IF_EXISTS)
         self.choice("names", PROFILES)
         for name, parse in (
-            ("max-connections", asCount),
             ("idle-timeout", asSeconds),
             ("drain-timeout", asSeconds),
             ("min-rate", asSize),
@@ -120,7 +119,7 @@ class FileReceiverService(MultiService):
 
     def __init__(self, reactor: Any, options: Options) -> None:
         super().__init__()
-        self.name = options.pluginName
+        self.name = options["name"]
         self._reactor = reactor
         self._options = options
         self._store: IFileStore | None = None
@@ -154,7 +153,7 @@ class FileReceiverService(MultiService):
                 idleTimeout=options["idle-timeout"],
                 minimumRate=options["min-rate"],
             ),
-            name=options.pluginName,
+            name=options["name"],
         )
         super().startService()
         places = [self._place(host) for host in self.listening.getHosts()]

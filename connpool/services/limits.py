@@ -12,6 +12,7 @@ __all__ = [
     "PER_CONNECTION",
     "RESERVED",
     "connectionsFor",
+    "defaultConnections",
     "descriptorLimit",
     "raiseDescriptors",
 ]
@@ -41,6 +42,14 @@ def descriptorLimit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # "unlimited" cannot be set by everybody; the kernel's default fs.nr_open can
     return max(soft, 1 << 20) if hard == resource.RLIM_INFINITY else hard
+
+
+def defaultConnections(services: int = 1) -> int:
+    """
+    @param services: that share this process.
+    @return: connections for one of them.
+    """
+    return max(1, min(connectionsFor(descriptorLimit()) // services, MOST_CONNECTIONS))
 
 
 def raiseDescriptors() -> None:

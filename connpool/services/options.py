@@ -15,6 +15,12 @@ from twisted.python import usage
 
 from connpool.addresses import Listen, Networks, parseListen
 from connpool.errors import AddressError
+from connpool.services.limits import (
+    MOST_CONNECTIONS,
+    connectionsFor,
+    defaultConnections,
+    descriptorLimit,
+)
 
 __all__ = [
     "AccessOptions",
@@ -144,6 +150,15 @@ class AccessOptions(ServiceOptions):
     takesDatagrams: ClassVar[bool] = False
     takesStreams: ClassVar[bool] = True
 
+    optParameters = [
+        [
+            "max-connections",
+            None,
+            None,
+            f"Connections at once [default: what open files allow, at most {MOST_CONNECTIONS}]",
+        ]
+    ]
+
     def opt_listen(self, endpoint: str) -> None:
         r"""
         Where to listen, an endpoint description such as
@@ -169,6 +184,20 @@ class AccessOptions(ServiceOptions):
             self.convert(name, asNetworks)
         self.setdefault("listen", list(self.defaultListen))
         self["listen"] = [self._listen(text) for text in self["listen"]]
+
+        self._limitConnections()
+
+    def _limitConnections(self) -> None:
+        if self["max-connections"] is None:
+            self["max-connections"] = defaultConnections()
+            return
+        files = descriptorLimit()
+        allowed = connectionsFor(files)
+        if self.convert("max-connections", asCount) > allowed:
+            raise usage.UsageError(
+                f"--max-connections: {files} open files are enough for {allowed}; "
+                "raise LimitNOFILE= in the unit, or ulimit -Hn"
+            )
 
     def _listen(self, text: str) -> Listen:
         try:

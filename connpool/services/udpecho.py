@@ -60,7 +60,6 @@ class Options(AccessOptions):
         ["rate", None, "20000", "Answers per second to one IPv4 /24 or IPv6 /64."],
         ["burst", None, "40000", "Answers at once to one of these networks."],
         ["max-rate", None, "100000", "Answers per second to all."],
-        ["max-connections", None, "1000", "TCP connections at once."],
         ["log-interval", None, "60", "Seconds between summaries of what was refused."],
         ["name", None, "udpecho", "Name in logs and metrics."],
     ]
@@ -93,7 +92,7 @@ class Options(AccessOptions):
             raise SystemExit(0)
         self.setdefault("trust", [])
         self.convert("trust", asNetworks)
-        for name in ("rate", "burst", "max-rate", "max-connections"):
+        for name in ("rate", "burst", "max-rate"):
             self.convert(name, asCount)
         self.convert("log-interval", asSeconds)
         self.convert("protocol", makeResponder)

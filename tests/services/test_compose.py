@@ -1,3 +1,4 @@
+import resource
 import sys
 
 import pytest
@@ -157,6 +158,20 @@ def test_allMistakesAreSaidAtOnce():
 def test_mistakesOfTheFileNameTheFile():
     assert mistakes("[services.a")[0].startswith("FILE: not TOML: ")
     assert mistakes("x = 1")[0].startswith("FILE: unknown table or key 'x'")
+
+
+def test_ourServicesGetTheirNameAndTheirShareOfTheConnections(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 364))
+    composed = compose(
+        "[services.a]\nplugin = 'filerecv'\n"
+        "[services.b]\nplugin = 'filerecv'\nmax-connections = 7\nname = 'mine'\n"
+        "listen = 'tcp:0:interface=127.0.0.1'"
+    )
+    a, b = (child.services[0] for child in composed)
+    assert [(s.name, s.listening.gate.access.maxConnections) for s in (a, b)] == [
+        ("a", 50),
+        ("mine", 7),
+    ]
 
 
 def test_describeKeepsOneLine():

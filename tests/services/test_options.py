@@ -1,3 +1,5 @@
+import resource
+
 import pytest
 from twisted.python import usage
 
@@ -72,3 +74,26 @@ def test_mistakesAreOneLine(argv, capsys):
         Parent().parseOptions(["example", *argv])
     assert exited.value.code.startswith("example: ")
     assert exited.value.code.endswith("; see twistd example --help")
+
+
+@pytest.mark.parametrize(
+    ("files", "argv", "connections"),
+    [
+        ((100, 364), [], 100),
+        ((100, 364), ["--max-connections=100"], 100),
+        ((100, 364), ["--max-connections=7"], 7),
+        ((10, 10), [], 1),
+        ((1024, 1 << 20), [], 10_000),
+        ((1024, 1 << 20), ["--max-connections=20000"], 20_000),
+        ((1024, resource.RLIM_INFINITY), [], 10_000),
+    ],
+)
+def test_connectionsFitTheOpenFiles(monkeypatch, files, argv, connections):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: files)
+    assert parsed(*argv)["max-connections"] == connections
+
+
+def test_moreConnectionsThanOpenFiles(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 364))
+    with pytest.raises(usage.UsageError, match="364 open files are enough for 100; raise Limit"):
+        parsed("--max-connections=101")
