@@ -9,7 +9,7 @@ import math
 import sys
 from typing import Any
 
-from connpool.addresses import splitHostPort
+from connpool.addresses import clientEndpoint
 from connpool.commands.progress import Progress
 from connpool.errors import AddressError, TransferError, Unconfirmed
 from connpool.transfer.names import displayName
@@ -32,7 +32,10 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("paths", nargs="+", metavar="FILE", help="what to send")
     parser.add_argument(
-        "--to", default=DEFAULT_TO, metavar="HOST:PORT", help="the receiver (default %(default)s)"
+        "--to",
+        default=DEFAULT_TO,
+        metavar="HOST:PORT",
+        help="the receiver, or an endpoint such as unix:/run/s (default %(default)s)",
     )
     parser.add_argument(
         "--protocol",
@@ -55,19 +58,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     @return: the exit code.
     """
+    from twisted.internet import reactor, task
+
     try:
-        host, port = splitHostPort(arguments.to)
+        endpoint = clientEndpoint(reactor, arguments.to, arguments.timeout)
     except AddressError as e:
         sys.stderr.write(f"connpool send: --to: {e}\n")
         return 2
-    from twisted.internet import reactor, task
 
     codes: list[int] = []
 
     async def main(reactor: Any) -> None:
         with Progress() as progress:
             for path in arguments.paths:
-                code = await _sendOne(reactor, host, port, path, arguments, progress)
+                code = await _sendOne(reactor, endpoint, path, arguments, progress)
                 codes.append(code)
 
     try:
@@ -96,21 +100,18 @@ def _exitCode(codes: list[int]) -> int:
 
 async def _sendOne(
     reactor: Any,
-    host: str,
-    port: int,
+    endpoint: Any,
     path: str,
     arguments: argparse.Namespace,
     progress: Progress,
 ) -> int:
-    from twisted.internet.endpoints import HostnameEndpoint
-
     from connpool.transfer.classic import sendClassic
 
     shown = displayName(path)
     try:
         sent = await sendClassic(
             reactor,
-            HostnameEndpoint(reactor, host, port, timeout=arguments.timeout),
+            endpoint,
             path,
             started=lambda size: progress.begin(shown, size),
             progress=progress.advance,

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from twisted.application.service import Service
+from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
@@ -49,8 +49,20 @@ def describeListenError(description: str, error: BaseException | None) -> str:
     return f"{why}: {description}{remedy}"
 
 
+@implementer(IStatsSource)
+class _Layer(Service):
+    """
+    Shows the numbers of an endpoint where others look for numbers: among the
+    services.
+    """
+
+    def __init__(self, source: IStatsSource) -> None:
+        self.kind = source.kind
+        self.stats = source.stats
+
+
 @implementer(IReloadable, IStatsSource)
-class ListeningService(Service):
+class ListeningService(MultiService):
     """
     Listens on several endpoints for one factory.
 
@@ -79,6 +91,7 @@ class ListeningService(Service):
         drainTimeout: float = 60.0,
         name: str = "listener",
     ) -> None:
+        super().__init__()
         self.name = name
         self.drainTimeout = drainTimeout
         self.gate = Gate(factory, access or Access(), name)
@@ -118,6 +131,11 @@ class ListeningService(Service):
             ports.append(results[0])
             self._endpoints.append(endpoint)
         self._ports = ports
+        for old in list(self):
+            old.disownServiceParent()
+        for layer in self._layers():
+            if IStatsSource.providedBy(layer):
+                _Layer(layer).setServiceParent(self)
 
     def getHosts(self) -> list[IAddress]:
         """
@@ -134,13 +152,19 @@ class ListeningService(Service):
         """
         return self.getHosts()[0]
 
-    def reload(self) -> None:
-        mistakes = []
-        # proxied: and secured: wrap one another
+    def _layers(self) -> Iterator[Any]:
+        """
+        The endpoints, and the ones inside: proxied: and secured: wrap one another.
+        """
         layers = list(self._endpoints)
         while layers:
             endpoint = layers.pop()
             layers += filter(None, [getattr(endpoint, "endpoint", None)])
+            yield endpoint
+
+    def reload(self) -> None:
+        mistakes = []
+        for endpoint in self._layers():
             certificate = getattr(endpoint, "certificate", None)
             if IReloadable.providedBy(certificate):
                 try:

@@ -24,6 +24,7 @@ from twisted.internet.endpoints import (
 from twisted.internet.protocol import Factory, Protocol
 
 from connpool.addresses import Networks, parseListen
+from connpool.interfaces import IStatsSource
 from connpool.services.gate import Access
 from connpool.services.listening import ListeningService
 from tests.helpers.processes import twistd
@@ -291,6 +292,10 @@ async def test_limitsActOnTheClient(tmp_path):
         assert other.data == b"hello x"
         stats = service.stats()
         assert (stats.connections, stats.refusedLimit, stats.refusedAddress) == (2, 1, 3)
+        # the endpoint's own numbers are found below the service
+        (headers,) = service
+        assert IStatsSource.providedBy(headers)
+        assert (headers.kind, headers.stats().headers, headers.stats().local) == ("proxy", 6, 1)
         await hangUp(first)
         await hangUp(other)
     # the address of the proxy itself gains nothing
