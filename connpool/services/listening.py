@@ -39,6 +39,11 @@ def describeListenError(description: str, error: BaseException | None) -> str:
     cause = error.socketError if isinstance(error, CannotListenError) else error
     number = getattr(cause, "errno", None)
     why = os.strerror(number) if isinstance(number, int) else str(cause).partition("\n")[0]
+    if isinstance(cause, LookupError):
+        return (
+            f"systemd passed no such socket: {description}; "
+            "see FileDescriptorName= in the socket unit"
+        )
     remedies = {
         errno.EADDRINUSE: "another program has this port; stop it or choose another port",
         errno.EACCES: "ports below 1024 and that path need more rights; choose another",

@@ -209,19 +209,22 @@ class AccessOptions(ServiceOptions):
         if not listen.datagram:
             if not self.takesStreams:
                 raise usage.UsageError(f"--listen: {text!r}: this service speaks UDP; use udp:")
-            self._tryEndpoint(text)
+            self._tryEndpoint(listen)
         return listen
 
     @staticmethod
-    def _tryEndpoint(text: str) -> None:
+    def _tryEndpoint(listen: Listen) -> None:
         """
         Have the endpoint's own parser look at its description.  No reactor
         yet: importing it here would defeat C{--reactor}.
         """
+        text = listen.description
         try:
             serverFromString(None, text)
         except AttributeError:
             pass  # a parser that wants a reactor; makeService asks it again
         except Exception as e:
+            if isinstance(e, LookupError) and listen.kind == "systemd":
+                return  # systemd passes sockets at the start, not to compose --check
             why = str(e).partition("\n")[0] or type(e).__name__
             raise usage.UsageError(f"--listen: {text!r}: {why}") from None

@@ -176,6 +176,7 @@ def test_aSocketThatWasNotPassedIsOneLine(tmp_path):
         assert program.process.wait(30) == 1
     lines = [line for line in program.output.splitlines() if line.startswith("filerecv: ")]
     assert len(lines) == 1
+    assert "systemd passed no such socket" in lines[0]
     assert "Traceback" not in program.output
 
 
