@@ -18,7 +18,13 @@ from connpool.errors import NameRefused, StartFailed
 from connpool.interfaces import IFileStore, IStatsSource
 from connpool.services.gate import Access
 from connpool.services.listening import ListeningService
-from connpool.services.options import AccessOptions, asNetworks, asSeconds, asSize
+from connpool.services.options import (
+    AccessOptions,
+    asMode,
+    asNetworks,
+    asSeconds,
+    asSize,
+)
 from connpool.services.starting import failStart
 from connpool.transfer.classic import ClassicReceiver, ClassicRefusal
 from connpool.transfer.frontdoor import Door, FrontDoorFactory
@@ -48,13 +54,21 @@ class Options(AccessOptions):
         ["names", None, "portable", "Names taken: portable (also to Windows) or posix"],
         ["classic-suffix", None, "", "Appended to the name of what came by the classic protocol"],
         ["max-file-size", None, None, "Largest file taken: bytes, or with K, M, G, T"],
+        ["quota", None, None, "Bytes that one sender's unfinished transfers may take"],
+        ["min-free", None, None, "Bytes of the disk never used [default: 1G or 5 %, the smaller]"],
+        ["file-mode", None, "0640", "Permissions of received files, octal"],
+        ["dir-mode", None, "0750", "Permissions of directories made for them, octal"],
+        ["keep-partials", None, "604800", "Seconds that an interrupted transfer can be resumed"],
         ["idle-timeout", None, "60", "Seconds without a byte that end a transfer"],
         ["min-rate", None, "1024", "Bytes/s a sender must keep up, 0 for none"],
         ["drain-timeout", None, "60", "Seconds that a stop waits for transfers to end"],
         ["name", None, "filerecv", "Name in logs and metrics"],
     ]
 
-    optFlags = [["no-dotfiles", None, "Refuse names with a part that begins with a dot"]]
+    optFlags = [
+        ["no-dotfiles", None, "Refuse names with a part that begins with a dot"],
+        ["keep-exec", None, "Keep the exec bit of the sender's file"],
+    ]
 
     compData = usage.Completions(
         optActions={
@@ -80,13 +94,17 @@ class Options(AccessOptions):
         for name, parse in (
             ("idle-timeout", asSeconds),
             ("drain-timeout", asSeconds),
+            ("keep-partials", asSeconds),
             ("min-rate", asSize),
+            ("file-mode", asMode),
+            ("dir-mode", asMode),
         ):
             self.convert(name, parse)
+        for name in ("max-file-size", "quota", "min-free"):
+            if self[name] is not None:
+                self.convert(name, asSize)
         self.createDirectory = self["directory"] is None
         self["directory"] = self["directory"] or DEFAULT_DIRECTORY
-        if self["max-file-size"] is not None:
-            self.convert("max-file-size", asSize)
         self._checkSuffix()
         for listen in self["listen"]:
             if not listen.local and not self["allow"]:
@@ -95,6 +113,11 @@ class Options(AccessOptions):
                     "say who may send with --allow CIDR (or --allow any), or add "
                     "interface=127.0.0.1"
                 )
+        if self["quota"] is None and any(not net.prefixlen for net in self["allow"].networks):
+            raise usage.UsageError(
+                "--allow any lets everybody fill the disk; say how much one sender's unfinished "
+                "transfers may take with --quota SIZE"
+            )
 
     def _checkSuffix(self) -> None:
         try:
@@ -159,10 +182,11 @@ class FileReceiverService(MultiService):
         places = [self._place(host) for host in self.listening.getHosts()]
         to = next((place for place in places if ":" in place), "HOST:PORT")
         self._log.info(
-            "filerecv listens on {places}, files go to {directory}; send one with: "
+            "{name} listens on {places}, files go to {directory}; send one with: "
             "connpool send --to {to} FILE",
+            name=self.name,
             places=", ".join(places),
-            directory=options["directory"],
+            directory=os.path.abspath(options["directory"]),
             to=to,
         )
 
@@ -173,26 +197,35 @@ class FileReceiverService(MultiService):
         return os.fsdecode(getattr(address, "name", None) or "a socket of systemd")
 
     def _openStore(self) -> IFileStore:
-        directory = self._options["directory"]
+        options = self._options
+        directory = options["directory"]
         if self._options.createDirectory:
             try:
                 os.makedirs(directory, mode=0o750, exist_ok=True)
             except OSError as e:
                 failStart(f"{self.name}: cannot make the directory {directory}: {e.strerror}")
         try:
-            return LocalStore(self._reactor, directory)
+            return LocalStore(
+                self._reactor,
+                directory,
+                fileMode=options["file-mode"],
+                dirMode=options["dir-mode"],
+                keepExec=bool(options["keep-exec"]),
+                quota=options["quota"],
+                minFree=options["min-free"],
+                ttl=options["keep-partials"],
+            )
         except StartFailed as e:
             failStart(f"{self.name}: {e}")
 
     async def _stop(self) -> None:
-        # the listener first: its drain lets running transfers end in the store
-        await self.listening.stopService()
+        # its listener's drain lets running transfers end in the store
+        await super().stopService()
         store, self._store = self._store, None
         if store is not None:
             await store.close()
 
     def stopService(self) -> Deferred[None]:
-        self.running = 0
         return Deferred.fromCoroutine(self._stop())
 
     def _classic(self, transport: Any) -> ClassicReceiver | ClassicRefusal:

@@ -26,6 +26,7 @@ __all__ = [
     "AccessOptions",
     "ServiceOptions",
     "asCount",
+    "asMode",
     "asNetworks",
     "asSeconds",
     "asSize",
@@ -71,6 +72,19 @@ def asCount(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) < 1:
         raise ValueError(f"{text!r} is not a count; write a whole number of at least 1")
     return int(text)
+
+
+def asMode(text: str) -> int:
+    """
+    @return: permission bits, from octal digits.
+    @raise ValueError: for anything else, and for bits beyond C{0777}.
+    """
+    if not text or any(digit not in "01234567" for digit in text) or len(text) > 4:
+        raise ValueError(f"{text!r} is not a mode; write octal digits such as 0640")
+    mode = int(text, 8)
+    if mode > 0o777:
+        raise ValueError(f"{text!r} has bits beyond 0777; setuid, setgid and sticky are not given")
+    return mode
 
 
 def asNetworks(texts: Sequence[str]) -> Networks:

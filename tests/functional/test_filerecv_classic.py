@@ -306,6 +306,25 @@ async def test_suffixKeepsUnverifiedFilesApart(root, receiving):
 
 
 @pytest_twisted.ensureDeferred
+async def test_modesDependOnTheOptionsOnly(root, receiving):
+    umask = os.umask(0o077)
+    try:
+        receiver = receiving("--file-mode=0664")
+        assert await send(receiver, b"a.txt", b"1") == b"ok"
+        await until(lambda: visible(root))
+    finally:
+        os.umask(umask)
+    assert (root / "a.txt").stat().st_mode & 0o7777 == 0o664
+
+
+@pytest_twisted.ensureDeferred
+async def test_theDiskIsNeverFilled(root, receiving):
+    receiver = receiving("--min-free=1000T")
+    assert (await send(receiver, b"a.txt")).startswith(b"no-space: ")
+    assert visible(root) == set()
+
+
+@pytest_twisted.ensureDeferred
 async def test_dotfilesCanBeRefused(root, receiving):
     receiver = receiving("--no-dotfiles")
     assert (await send(receiver, b".bashrc")).startswith(b"name-refused: ")
@@ -439,5 +458,8 @@ async def test_aThousandVisitorsLeakNothing(root, receiving, visit):
 def test_openListenersWantToKnowWhoMaySend(root):
     with pytest.raises(usage.UsageError, match="--allow"):
         service(root, "--listen=tcp:0")
-    assert service(root, "--listen=tcp:0", "--allow=any")
+    with pytest.raises(usage.UsageError, match="--quota"):
+        service(root, "--listen=tcp:0", "--allow=any")
+    assert service(root, "--listen=tcp:0", "--allow=any", "--quota=1G")
+    assert service(root, "--listen=tcp:0", "--allow=192.0.2.0/24")
     assert service(root, "--listen=unix:/run/x.sock")

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.helpers.processes import TWIST, TWISTD, environment
+from tests.helpers.processes import TWIST, TWISTD, environment, goes, within
 
 
 @pytest.fixture
@@ -26,7 +26,11 @@ def takenPort():
 #: What is wrong, the options (with {port} and {tmp}), what the line says.
 MISTAKES = [
     ("port in use", "--listen=tcp:{port}:interface=127.0.0.1", "Address already in use"),
-    ("foreign address", "--listen=tcp:0:interface=192.0.2.1 --allow=any", "no such address"),
+    (
+        "foreign address",
+        "--listen=tcp:0:interface=192.0.2.1 --allow=192.0.2.0/24",
+        "no such address",
+    ),
     ("unknown endpoint", "--listen=tpc:8640", "Unknown endpoint type"),
     ("not an endpoint", "--listen=8640", "not an endpoint"),
     ("udp for a stream", "--listen=udp:8640", "does not speak UDP"),
@@ -36,6 +40,9 @@ MISTAKES = [
     ("open without allow", "--listen=tcp:0", "--allow"),
     ("bad network", "--allow=10.0.0.1/8", "host bits"),
     ("bad size", "--max-file-size=12X", "K, M, G or T"),
+    ("everybody without quota", "--listen=tcp:0 --allow=any", "--quota"),
+    ("bad mode", "--file-mode=0649", "octal"),
+    ("setuid mode", "--dir-mode=4755", "0777"),
     ("bad policy", "--if-exists=ask", "rename, replace"),
     ("bad suffix", "--classic-suffix=/../x", "--classic-suffix"),
     ("zero connections", "--max-connections=0", "at least 1"),
@@ -99,7 +106,7 @@ def test_daemonized(tmp_path, takenPort, mistake):
     output = ended.stdout + ended.stderr
     assert sum("filerecv: " in line for line in output.splitlines()) == 1, output
     log = tmp_path / "log"
-    assert says in output + (log.read_text() if log.exists() else "")
+    assert within(lambda: says in output + (log.read_text() if log.exists() else ""))
     assert "Traceback" not in output
     end = time.monotonic() + 10
     while pidfile.exists():
@@ -123,4 +130,4 @@ def test_aDaemonStartsAndStops(tmp_path):
         assert select.select([process], [], [], 30)[0], "did not stop"
     finally:
         os.close(process)
-    assert not pidfile.exists()
+    assert goes(pidfile)

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from tests.helpers.processes import TWIST, TWISTD, connpool, environment, running, twistd
+from tests.helpers.processes import TWIST, TWISTD, connpool, environment, goes, running, twistd
 
 #: twist logs JSON
 ANSWERS = r"(answers on|where\": \")[ ]?[0-9.]+:(\d+)"
@@ -126,7 +126,7 @@ def test_portInUse(tmp_path, echo):
         # a daemonizing twistd hands on the first hundred bytes only
         assert "Address alre" in output, command
         assert "Traceback" not in output
-        assert not (tmp_path / "twistd.pid").exists()
+        assert goes(tmp_path / "twistd.pid")
 
 
 def test_twist(tmp_path):

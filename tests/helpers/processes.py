@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -141,3 +141,23 @@ def twistd(*arguments: str | Path, cwd: Path, **extra: str) -> Iterator[Running]
     """
     with running(*TWISTD, "-n", "--pidfile=", *arguments, cwd=cwd, **extra) as program:
         yield program
+
+
+def within(predicate: Callable[[], object], seconds: float = 10.0) -> bool:
+    """
+    Whether C{predicate()} becomes true in time: the parent of a daemonizing
+    C{twistd} ends a moment before the child removes its pidfile and logs.
+    """
+    end = time.monotonic() + seconds
+    while not predicate():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def goes(path: Path) -> bool:
+    """
+    Whether C{path} goes away in time.
+    """
+    return within(lambda: not path.exists())
