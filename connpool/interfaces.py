@@ -42,6 +42,7 @@ __all__ = [
     "ISingleUseEndpoint",
     "IStatsSource",
     "ITransferListener",
+    "ITransferListenerFactory",
 ]
 
 
@@ -591,6 +592,25 @@ class ITransferListener(Interface):
     def failed(offer: Offer, peer: str, why: BaseException) -> None:
         """
         A transfer ended without publishing.
+        """
+
+
+class ITransferListenerFactory(Interface):
+    """
+    A plugin that makes listeners: C{--listener NAME[:ARGUMENTS]}.
+    """
+
+    name: str = Attribute("The word that chooses it.")
+    description: str = Attribute("One line for operators.")
+
+    def make(arguments: str) -> ITransferListener:
+        """
+        Called while options are read, perhaps as root and only to check them:
+        opens nothing.
+
+        @param arguments: what follows the first colon; empty for nothing.
+        @raise ValueError: for arguments it cannot use; its text is one line and
+            names the remedy.
         """
 
 

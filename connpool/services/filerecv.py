@@ -17,6 +17,7 @@ from connpool.addresses import clientOf, joinHostPort
 from connpool.errors import NameRefused, StartFailed
 from connpool.interfaces import IFileStore, IStatsSource
 from connpool.services.gate import Access
+from connpool.services.listeners import makeListener
 from connpool.services.listening import ListeningService
 from connpool.services.options import (
     AccessOptions,
@@ -85,8 +86,17 @@ class Options(AccessOptions):
         """
         self.collect("classic-from", network)
 
+    def opt_listener(self, listener: str) -> None:
+        """
+        Tell an installed plugin about every file: NAME or NAME:ARGUMENTS
+        (repeatable).
+        """
+        self.collect("listener", listener)
+
     def postOptions(self) -> None:
         super().postOptions()
+        self.setdefault("listener", [])
+        self.convert("listener", lambda texts: [makeListener(text) for text in texts])
         self.setdefault("classic-from", [])
         self.convert("classic-from", asNetworks)
         self.choice("if-exists", IF_EXISTS)
@@ -176,6 +186,7 @@ class FileReceiverService(MultiService):
                 idleTimeout=options["idle-timeout"],
                 minimumRate=options["min-rate"],
             ),
+            listeners=options["listener"],
             name=options["name"],
         )
         super().startService()

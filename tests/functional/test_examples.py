@@ -2,6 +2,8 @@
 The examples run as they stand, on ports of the system's choosing.
 """
 
+import json
+import shutil
 import socket
 
 from tests.helpers.processes import CHECKOUT, connpool, twistd
@@ -30,3 +32,23 @@ def test_embed(tmp_path):
             client.sendto(b"ping", ("127.0.0.1", port))
             assert client.recv(100) == b"ping"
     assert (tmp_path / "inbox/file").read_text() == "hello"
+
+
+def test_aListenerOfOnesOwn(tmp_path):
+    shutil.copytree(CHECKOUT / "examples/listener", tmp_path / "plugins")
+    (tmp_path / "file").write_text("hello")
+    path = f"{CHECKOUT}:{tmp_path}/plugins"
+    listen = "--listen=tcp:0:interface=127.0.0.1"
+    with twistd(
+        "filerecv", listen, "--listener=ledger:files.jsonl", cwd=tmp_path, PYTHONPATH=path
+    ) as program:
+        place = program.waitFor(r"filerecv listens on (\S+),")[1]
+        connpool("send", "--protocol=classic", "--to", place, tmp_path / "file")
+        transferId = program.waitFor(r"received file .*id (\w+)")[1]
+        program.stop()
+    (line,) = (tmp_path / "files.jsonl").read_text().splitlines()
+    receipt = json.loads(line)
+    assert (receipt["name"], receipt["transferId"]) == ("file", transferId)
+    with twistd("filerecv", listen, "--listener=ledger", cwd=tmp_path, PYTHONPATH=path) as program:
+        program.waitFor("filerecv: --listener: ledger: which file")
+        assert program.process.wait(20) == 1
