@@ -1,0 +1,83 @@
+import pytest
+
+from connpool.services.options import asSize
+from connpool.transfer.identities import Identities, IdentitiesError
+
+TABLE = """
+[users.alice]
+directory = "alice"
+max-file-size = "10G"
+max-transfers = 3
+[users."b@example.com"]
+[certificates."backup.example"]
+directory = "machines/backup"
+max-file-size = 1000
+[certificates.aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa]
+directory = "by-fingerprint"
+"""
+
+FINGERPRINT = "a" * 64
+
+
+def test_users():
+    identities = Identities.parse(TABLE, asSize)
+    alice = identities.ofUser("alice")
+    assert (alice.principal, alice.directory.path) == ("alice", "alice")
+    assert (alice.maxFileSize, alice.maxTransfers) == (10 << 30, 3)
+    assert identities.ofUser("b@example.com").directory is None
+    assert identities.ofUser("Alice") is None
+    assert identities.ofUser("backup.example") is None
+
+
+def test_certificates():
+    identities = Identities.parse(TABLE, asSize)
+    by_name = identities.ofCertificate("b" * 64, ["backup.example"])
+    assert (by_name.principal, by_name.directory.path) == (
+        "certificate:backup.example",
+        "machines/backup",
+    )
+    assert identities.ofCertificate(FINGERPRINT, []).directory.path == "by-fingerprint"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["BACKUP.example"],
+        ["backup.example\0"],
+        ["backup.example", "backup.example"],
+        ["other", "backup.example"],
+        ["../backup.example"],
+        # a subject that claims another certificate's fingerprint
+        [FINGERPRINT],
+    ],
+)
+def test_hostileSubjectsAreNobody(names):
+    assert Identities.parse(TABLE, asSize).ofCertificate("b" * 64, names) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "users",
+        "users = 1",
+        "[user.alice]",
+        "[users]\nalice = 1",
+        "[users.anonymous]",
+        '[users.""]',
+        '[users."certificate:x"]',
+        "[users.alice]\ndirectory = '../x'",
+        "[users.alice]\ndirectory = '/x'",
+        "[users.alice]\ndirectory = 1",
+        "[users.alice]\nmax-file-size = '1X'",
+        "[users.alice]\nmax-file-size = true",
+        "[users.alice]\nmax-file-size = -1",
+        "[users.alice]\nmax-transfers = 0",
+        "[users.alice]\nquota = 1",
+        '[users."\\u001b[2J"]\nx = 1',
+    ],
+)
+def test_mistakesAreOneLine(text):
+    with pytest.raises(IdentitiesError) as caught:
+        Identities.parse(text, asSize)
+    assert str(caught.value).isprintable()
