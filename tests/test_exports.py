@@ -102,6 +102,18 @@ PUBLIC = {
         "World",
         "checkInterleavings",
     },
+    "connpool.observe": {
+        "Field",
+        "Protection",
+        "Reading",
+        "StatsCollector",
+        "describeFields",
+        "findTransfers",
+        "findTroubles",
+        "makeRegistry",
+        "makeSite",
+        "readSources",
+    },
     "connpool.transfer": {
         "DURABILITIES",
         "IF_EXISTS",

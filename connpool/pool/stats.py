@@ -114,6 +114,7 @@ class PoolStats:
             "checking",
             "closing",
             "waiting",
+            "waitMost",
         }
     )
 

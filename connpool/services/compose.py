@@ -32,11 +32,12 @@ from connpool.services.limits import defaultConnections
 from connpool.services.listening import describeListenError
 from connpool.services.options import AccessOptions, ServiceOptions
 from connpool.services.starting import failStart
+from connpool.services.status import StatusOptions, observed
 
 __all__ = ["Child", "ComposedService", "Options", "compose", "makeService"]
 
 
-class Options(ServiceOptions):
+class Options(StatusOptions):
     pluginName = "compose"
     synopsis = "[options] FILE.toml"
     longdesc = (
@@ -53,6 +54,7 @@ class Options(ServiceOptions):
         (self["file"],) = files
 
     def postOptions(self) -> None:
+        super().postOptions()
         path = self["file"]
         try:
             with open(path, encoding="utf-8") as file:
@@ -252,9 +254,12 @@ def _claims(entry: Entry, options: usage.Options) -> Iterator[tuple[str, str, Cl
             yield entry.name, parsed.description, claim
 
 
-def makeService(options: Options, reactor: Any = None) -> ComposedService:
+def makeService(options: Options, reactor: Any = None) -> IService:
     """
     @param options: parsed.
     @param reactor: for plugins whose C{makeService} takes one.
     """
-    return compose(options["text"], options["file"], reactor)
+    composed = compose(options["text"], options["file"], reactor)
+    if reactor is None:
+        from twisted.internet import reactor
+    return observed(options, composed, reactor)

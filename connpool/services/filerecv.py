@@ -5,9 +5,10 @@ C{twistd filerecv}: receive files.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from twisted.application.service import MultiService
+from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python import usage
@@ -15,7 +16,7 @@ from zope.interface import implementer
 
 from connpool.addresses import clientOf, joinHostPort
 from connpool.errors import NameRefused, StartFailed
-from connpool.interfaces import IFileStore, IStatsSource
+from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
 from connpool.services.gate import Access
 from connpool.services.listeners import makeListener
 from connpool.services.listening import ListeningService
@@ -27,11 +28,12 @@ from connpool.services.options import (
     asSize,
 )
 from connpool.services.starting import failStart
+from connpool.services.status import StatusOptions, observed
 from connpool.transfer.classic import ClassicReceiver, ClassicRefusal
 from connpool.transfer.frontdoor import Door, FrontDoorFactory
 from connpool.transfer.names import PROFILES, RelativeName
 from connpool.transfer.reception import Policy, Reception, TransferStats
-from connpool.transfer.records import IF_EXISTS
+from connpool.transfer.records import IF_EXISTS, LiveTransfer
 from connpool.transfer.stores import LocalStore
 
 __all__ = ["DEFAULT_DIRECTORY", "FileReceiverService", "Options", "makeService"]
@@ -40,7 +42,7 @@ __all__ = ["DEFAULT_DIRECTORY", "FileReceiverService", "Options", "makeService"]
 DEFAULT_DIRECTORY = "received"
 
 
-class Options(AccessOptions):
+class Options(StatusOptions, AccessOptions):
     pluginName = "filerecv"
     synopsis = "[options]"
     longdesc = (
@@ -138,7 +140,7 @@ class Options(AccessOptions):
             raise usage.UsageError(f"--classic-suffix: {e}") from None
 
 
-@implementer(IStatsSource)
+@implementer(IStatsSource, ILiveTransfers, IReadiness)
 class FileReceiverService(MultiService):
     """
     A reception behind its listeners.
@@ -249,12 +251,18 @@ class FileReceiverService(MultiService):
     def stats(self) -> TransferStats:
         return TransferStats() if self.reception is None else self.reception.stats()
 
+    def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
+        return () if self.reception is None else self.reception.liveTransfers(limit)
 
-def makeService(options: Options, reactor: Any = None) -> FileReceiverService:
+    def trouble(self) -> str | None:
+        return None if self._store is None else self._store.trouble()
+
+
+def makeService(options: Options, reactor: Any = None) -> IService:
     """
     @param options: parsed.
     @param reactor: the global one unless given.
     """
     if reactor is None:
         from twisted.internet import reactor
-    return FileReceiverService(reactor, options)
+    return observed(options, FileReceiverService(reactor, options), reactor)

@@ -142,6 +142,13 @@ class ListeningService(MultiService):
             if IStatsSource.providedBy(layer):
                 _Layer(layer).setServiceParent(self)
 
+    @property
+    def listens(self) -> bool:
+        """
+        Whether something is open now.
+        """
+        return bool(self._ports)
+
     def getHosts(self) -> list[IAddress]:
         """
         @return: the address of each endpoint, in the order given.

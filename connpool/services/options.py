@@ -150,6 +150,40 @@ class ServiceOptions(usage.Options):
         """
         self.setdefault(name, []).append(text)
 
+    def asListen(self, name: str, text: str, *, datagrams: bool = False) -> Listen:
+        """
+        Read the endpoint description of option C{name}.
+
+        @param datagrams: whether C{udp:} is taken too.
+        @raise usage.UsageError: for a text that is no such description.
+        """
+        try:
+            listen = parseListen(text)
+        except AddressError as e:
+            raise usage.UsageError(f"--{name}: {e}") from None
+        if not listen.datagram:
+            self._tryEndpoint(name, listen)
+        elif not datagrams:
+            raise usage.UsageError(f"--{name}: {text!r}: this does not speak UDP; use tcp:")
+        return listen
+
+    @staticmethod
+    def _tryEndpoint(name: str, listen: Listen) -> None:
+        """
+        Have the endpoint's own parser look at its description.  No reactor
+        yet: importing it here would defeat C{--reactor}.
+        """
+        text = listen.description
+        try:
+            serverFromString(None, text)
+        except AttributeError:
+            pass  # a parser that wants a reactor; makeService asks it again
+        except Exception as e:
+            if isinstance(e, LookupError) and listen.kind == "systemd":
+                return  # systemd passes sockets at the start, not to compose --check
+            why = str(e).partition("\n")[0] or type(e).__name__
+            raise usage.UsageError(f"--{name}: {text!r}: {why}") from None
+
 
 class AccessOptions(ServiceOptions):
     """
@@ -214,31 +248,7 @@ class AccessOptions(ServiceOptions):
             )
 
     def _listen(self, text: str) -> Listen:
-        try:
-            listen = parseListen(text)
-        except AddressError as e:
-            raise usage.UsageError(f"--listen: {e}") from None
-        if listen.datagram and not self.takesDatagrams:
-            raise usage.UsageError(f"--listen: {text!r}: this service does not speak UDP; use tcp:")
-        if not listen.datagram:
-            if not self.takesStreams:
-                raise usage.UsageError(f"--listen: {text!r}: this service speaks UDP; use udp:")
-            self._tryEndpoint(listen)
+        listen = self.asListen("listen", text, datagrams=self.takesDatagrams)
+        if not (listen.datagram or self.takesStreams):
+            raise usage.UsageError(f"--listen: {text!r}: this service speaks UDP; use udp:")
         return listen
-
-    @staticmethod
-    def _tryEndpoint(listen: Listen) -> None:
-        """
-        Have the endpoint's own parser look at its description.  No reactor
-        yet: importing it here would defeat C{--reactor}.
-        """
-        text = listen.description
-        try:
-            serverFromString(None, text)
-        except AttributeError:
-            pass  # a parser that wants a reactor; makeService asks it again
-        except Exception as e:
-            if isinstance(e, LookupError) and listen.kind == "systemd":
-                return  # systemd passes sockets at the start, not to compose --check
-            why = str(e).partition("\n")[0] or type(e).__name__
-            raise usage.UsageError(f"--listen: {text!r}: {why}") from None

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.application.service import MultiService, Service
+from twisted.application.service import IService, MultiService, Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError
@@ -41,11 +41,12 @@ from connpool.services.gate import Access
 from connpool.services.listening import ListeningService, describeListenError
 from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds
 from connpool.services.starting import failStart
+from connpool.services.status import StatusOptions, observed
 
 __all__ = ["DatagramService", "EchoService", "Options", "makeService"]
 
 
-class Options(AccessOptions):
+class Options(StatusOptions, AccessOptions):
     pluginName = "udpecho"
     defaultListen = ("udp:8641:interface=127.0.0.1",)
     takesDatagrams = True
@@ -297,7 +298,7 @@ class EchoService(MultiService):
         return self.getHosts()[0]
 
 
-def makeService(options: Options, reactor: Any = None) -> EchoService:
+def makeService(options: Options, reactor: Any = None) -> IService:
     """
     @param options: parsed.
     @param reactor: L{None} for the global one.
@@ -336,4 +337,4 @@ def makeService(options: Options, reactor: Any = None) -> EchoService:
             drainTimeout=5.0,
             name=f"{name}-tcp",
         )
-    return EchoService(datagrams, streams)
+    return observed(options, EchoService(datagrams, streams), reactor)

@@ -1,0 +1,90 @@
+"""
+Who may look.
+
+The page only reads, so there is nothing to forge; what is left is reading by
+those who should not: from another machine (the listener's allow list, or a
+password here), and from a web page that the operator happens to visit, which
+can point a name of its own at our address (DNS rebinding) but cannot choose
+another C{Host} than that name.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Any
+
+import attrs
+from twisted.cred.credentials import UsernamePassword
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import maybeDeferred
+from twisted.logger import Logger
+
+__all__ = ["Protection", "hostOf"]
+
+_log = Logger()
+
+
+def hostOf(header: str) -> str:
+    """
+    The host of a C{Host} header (RFC 9110 section 7.2), lower case, without
+    port, brackets and final dot; empty for what is none.
+    """
+    host, bracket, port = header.strip().lower().partition("]")
+    if bracket:
+        return host[1:] if host.startswith("[") and port[:1] in {"", ":"} else ""
+    host, _, port = host.partition(":")
+    return "" if ":" in port else host.removesuffix(".")
+
+
+def _isAddress(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _withOwn(names: Iterable[str]) -> frozenset[str]:
+    own = socket.gethostname().lower()
+    given = {name.lower().removesuffix(".") for name in names}
+    return frozenset({"localhost", own, own.partition(".")[0], *given} - {""})
+
+
+@attrs.frozen
+class Protection:
+    """
+    @ivar hosts: names under which this process is reached, lower case.
+        Addresses, C{localhost} and this machine's own name always are.
+    @ivar checker: an L{twisted.cred.checkers.ICredentialsChecker} for names and
+        passwords; L{None} to ask for none.
+    """
+
+    hosts: frozenset[str] = attrs.field(default=frozenset(), converter=_withOwn)
+    checker: Any = None
+
+    def permitsHost(self, headers: Iterable[str]) -> bool:
+        """
+        @param headers: the request's C{Host} headers.  None at all is what
+            HTTP/1.0 health checks send, and never a browser.
+        """
+        given = list(headers)
+        if not given:
+            return True
+        host = hostOf(given[0])
+        return len(given) == 1 and (host in self.hosts or _isAddress(host))
+
+    async def permitsUser(self, user: bytes, password: bytes) -> bool:
+        """
+        Ask the checker, which there is.
+        """
+        credentials = UsernamePassword(user, password)
+        try:
+            await maybeDeferred(self.checker.requestAvatarId, credentials)
+        except UnauthorizedLogin:
+            return False
+        except Exception:
+            _log.failure("the checker of --status-auth failed")
+            return False
+        return True

@@ -1,0 +1,207 @@
+"""
+C{--status ENDPOINT}: metrics, health and the status page of a service.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+from twisted.application.service import IService, MultiService
+from twisted.cred import strcred
+from twisted.cred.credentials import IUsernamePassword
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python import usage
+
+from connpool.addresses import Listen, joinHostPort
+from connpool.errors import StartFailed
+from connpool.services.gate import Access
+from connpool.services.listening import ListeningService
+from connpool.services.options import ServiceOptions, asNetworks
+
+__all__ = ["MOST_CONNECTIONS", "ObservedService", "StatusOptions", "observed"]
+
+#: Connections to a status listener at once.
+MOST_CONNECTIONS = 64
+
+
+class StatusOptions(ServiceOptions):
+    """
+    The options of L{observed}, for a plugin's C{Options} to inherit: first
+    in its list of bases.
+    """
+
+    def opt_status(self, endpoint: str) -> None:
+        """
+        Serve metrics, health and a status page here, for example
+        tcp:8690:interface=127.0.0.1 or unix:/run/connpool/status.
+        """
+        self["status"] = endpoint
+
+    def opt_status_allow(self, network: str) -> None:
+        """
+        Show them to this network only: CIDR, an address, or "any" (repeatable).
+        """
+        self.collect("status-allow", network)
+
+    def opt_status_auth(self, checker: str) -> None:
+        """
+        Ask for a name and password: file:PATH or another checker that twistd
+        web --help-auth lists.
+        """
+        self["status-auth"] = checker
+
+    def opt_status_host(self, name: str) -> None:
+        """
+        A name under which they are asked for, beside addresses, localhost and
+        this machine's own (repeatable).
+        """
+        self.collect("status-host", name)
+
+    def postOptions(self) -> None:
+        super().postOptions()
+        for name, default in (
+            ("status", None),
+            ("status-auth", None),
+            ("status-allow", []),
+            ("status-host", []),
+        ):
+            self.setdefault(name, default)
+        self.convert("status-allow", asNetworks)
+        if self["status"] is None:
+            for name in ("status-auth", "status-allow", "status-host"):
+                if self[name]:
+                    raise usage.UsageError(f"--{name} is about --status; give that too")
+            return
+        self["status"] = listen = self.asListen("status", self["status"])
+        if self["status-auth"] is not None:
+            self["status-auth"] = _checker(self["status-auth"])
+        self._checkProtection(listen)
+
+    def _checkProtection(self, listen: Listen) -> None:
+        text = listen.description
+        certified = "secured" in listen.wrappers and "trustRoots" in listen.keywords
+        encrypted = "secured" in listen.wrappers or listen.kind in {"ssl", "tls"}
+        if listen.local:
+            return
+        if self["status-auth"] is not None:
+            if not encrypted:
+                raise usage.UsageError(
+                    f"--status {text}: the password of --status-auth would cross the network "
+                    "in clear; write secured:… or ssl:…"
+                )
+        elif not self["status-allow"] and not certified:
+            raise usage.UsageError(
+                f"--status {text} can be reached from other machines; say who may look with "
+                "--status-allow CIDR or --status-auth, or add interface=127.0.0.1"
+            )
+
+
+def _checker(description: str) -> Any:
+    """
+    @return: a checker of names and passwords.
+    @raise usage.UsageError: for a description that is none, or one that puts
+        the password on the command line.
+    """
+    kind, _, argument = description.partition(":")
+    if kind == "memory":
+        raise usage.UsageError(
+            "--status-auth: memory: shows the password to everybody who lists processes; use file:"
+        )
+    if kind == "file" and not os.access(argument, os.R_OK):
+        raise usage.UsageError(f"--status-auth: cannot read the file {argument!r}")
+    try:
+        checker = strcred.makeChecker(description)
+    except (strcred.StrcredException, ValueError, TypeError) as e:
+        why = str(e) or f"there is no checker {kind!r}"
+        raise usage.UsageError(f"--status-auth: {why.splitlines()[0]}") from None
+    if IUsernamePassword not in checker.credentialInterfaces:
+        raise usage.UsageError(f"--status-auth: {kind}: does not check passwords; use file:")
+    return checker
+
+
+class ObservedService(MultiService):
+    """
+    A service and the listener that shows it.
+
+    The listener is the last to stop, so that a drain can be watched; from its
+    beginning on C{/readyz} says no.
+
+    @ivar service: what is shown.
+    @ivar status: the listener.
+
+    @param states: what looks at the service's connections.
+    """
+
+    _log = Logger()
+
+    def __init__(self, service: IService, states: IService, status: ListeningService) -> None:
+        super().__init__()
+        self.service: Any = service
+        self.status = status
+        self._states = states
+        for part in (service, states, status):
+            part.setServiceParent(self)
+
+    def privilegedStartService(self) -> None:
+        try:
+            super().privilegedStartService()
+        except StartFailed:
+            self.stopService()  # what did open
+            raise
+
+    def startService(self) -> None:
+        super().startService()
+        host: Any = self.status.getHost()
+        where = joinHostPort(host.host, host.port) if hasattr(host, "port") else str(host)
+        self._log.info("status page at {where}", where=where)
+
+    def stopService(self) -> Deferred[None]:
+        self.running = 0
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            await maybeDeferred(self.service.stopService)
+        finally:
+            await maybeDeferred(self._states.stopService)
+            await self.status.stopService()
+
+
+def _tcpListeners(service: Any) -> dict[str, Collection[int]]:
+    """
+    Label to TCP ports of every listener under C{service} that listens now.
+    """
+    from connpool.observe.sources import walk
+    from connpool.observe.tcpstates_read import portsOf
+
+    found: dict[str, Collection[int]] = {}
+    for label, each in walk([service]):
+        if isinstance(each, ListeningService) and each.listens:
+            found[label] = portsOf(each)
+    return {label: ports for label, ports in found.items() if ports}
+
+
+def observed(options: StatusOptions, service: IService, reactor: Any) -> IService:
+    """
+    What C{makeService} of a plugin returns: C{service}, inside an
+    L{ObservedService} if C{--status} was given.
+    """
+    if options["status"] is None:
+        return service
+    # here, so that who does not ask for it does not wait for twisted.web
+    from connpool.observe import Protection, makeSite
+    from connpool.observe.tcpstates_read import TCPStates
+
+    access = Access(allow=options["status-allow"], maxConnections=MOST_CONNECTIONS)
+    protection = Protection(hosts=options["status-host"], checker=options["status-auth"])
+    states = TCPStates(reactor, partial(_tcpListeners, service))
+    site = makeSite(reactor, [service, states], protection)
+    # a page that is watched has no end of its own to wait for
+    status = ListeningService(
+        reactor, [options["status"]], site, access=access, drainTimeout=0, name="--status"
+    )
+    return ObservedService(service, states, status)

@@ -1,0 +1,174 @@
+"""
+A headless Chromium that a test can drive, over the DevTools protocol on a pipe.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from contextlib import asynccontextmanager
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ProcessProtocol
+
+from tests.helpers.waiting import bounded, until
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
+
+
+class Browser(ProcessProtocol):
+    """
+    One browser with one tab.
+
+    @ivar complaints: what the page logged as an error: exceptions, violations
+        of its policy, refused loads.
+    """
+
+    def __init__(self) -> None:
+        self.ended: Deferred[None] = Deferred()
+        self.complaints: list[str] = []
+        self._waiting: dict[int, Deferred[Any]] = {}
+        self._number = 0
+        self._buffer = b""
+        self._session: str | None = None
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        if childFD != 4:
+            return
+        *messages, self._buffer = (self._buffer + data).split(b"\0")
+        for message in messages:
+            self._message(json.loads(message))
+
+    def _message(self, message: dict[str, Any]) -> None:
+        waiting = self._waiting.pop(message.get("id", 0), None)
+        if waiting is not None:
+            if "error" in message:
+                waiting.errback(AssertionError(message["error"]))
+            else:
+                waiting.callback(message["result"])
+        elif message.get("method") == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(message["params"]["exceptionDetails"]))
+        elif message.get("method") == "Log.entryAdded":
+            entry = message["params"]["entry"]
+            if entry["level"] == "error":
+                self.complaints.append(f"{entry['text']} {entry.get('url', '')}")
+
+    def processEnded(self, reason: Any) -> None:
+        for waiting in self._waiting.values():
+            waiting.errback(reason)
+        self.ended.callback(None)
+
+    def command(self, method: str, **parameters: Any) -> Deferred[Any]:
+        self._number += 1
+        waiting = self._waiting[self._number] = Deferred()
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        self.transport.writeToChild(3, json.dumps(message).encode() + b"\0")
+        return bounded(waiting, 30)
+
+    async def begin(self) -> None:
+        target = await self.command("Target.createTarget", url="about:blank")
+        attached = await self.command(
+            "Target.attachToTarget", targetId=target["targetId"], flatten=True
+        )
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            await self.command(f"{domain}.enable")
+
+    async def look(self, width: int, height: int, scheme: str) -> None:
+        """
+        Be a window of that size, in C{dark} or C{light}.
+        """
+        await self.command(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        await self.command(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
+
+    async def go(self, url: str) -> None:
+        await self.command("Page.navigate", url=url)
+
+    async def evaluate(self, expression: str) -> Any:
+        """
+        @return: the value of a JavaScript expression.
+        """
+        result = await self.command(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    async def waitFor(self, expression: str, seconds: float = 20.0) -> Any:
+        """
+        The first true value of C{expression}.
+        """
+        end = reactor.seconds() + seconds
+        while not (value := await self.evaluate(expression)):
+            assert reactor.seconds() < end, f"never true: {expression}"
+        return value
+
+    async def accessibility(self) -> list[tuple[str, str]]:
+        """
+        Role and name of everything that a screen reader meets.
+        """
+        tree = await self.command("Accessibility.getFullAXTree")
+        return [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in tree["nodes"]
+            if not node["ignored"]
+        ]
+
+    async def screenshot(self, path: str) -> None:
+        """
+        The whole page, as PNG.
+        """
+        shot = await self.command("Page.captureScreenshot", captureBeyondViewport=True)
+        with open(path, "wb") as file:
+            file.write(base64.b64decode(shot["data"]))
+
+
+@asynccontextmanager
+async def browser(profile: Any) -> Any:
+    """
+    A fresh browser; it is gone afterwards.
+
+    @param profile: an empty directory.
+    """
+    protocol = Browser()
+    command = ["chromium", *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    process = reactor.spawnProcess(
+        protocol,
+        command[0],
+        command,
+        env={**os.environ, "HOME": str(profile)},
+        childFDs={0: "w", 1: "r", 2: "r", 3: "w", 4: "r"},
+    )
+    try:
+        await protocol.begin()
+        yield protocol
+    finally:
+        if not protocol.ended.called:
+            process.signalProcess("KILL")
+        await until(lambda: protocol.ended.called)
