@@ -86,6 +86,12 @@ class Outbox:
         self._sending.update(paths)
         return paths
 
+    def identityOf(self, path: str) -> Identity:
+        """
+        What the last scan saw of a file that L{due} named.
+        """
+        return self._entries[path].identity
+
     def done(self, path: str) -> None:
         """
         The file was sent and is gone from the folder.

@@ -59,11 +59,13 @@ class OutboxFolder:
     @param keep: where sent files are moved instead of being removed, on the
         same file system; L{None} to remove them.
     @raise StartFailed: for a folder that cannot be used so.
+    @ivar state: where the sender may keep its secrets.
     """
 
     def __init__(self, path: str, keep: str | None = None) -> None:
         self.path = path
         self._keep = keep
+        self.state = os.path.join(path, PRIVATE, "state")
         self._private = os.path.join(path, PRIVATE)
         if not os.path.isdir(path):
             raise StartFailed(f"{path} is not a directory; make it first")
@@ -127,17 +129,17 @@ class OutboxFolder:
                     found[os.path.relpath(place, self.path)] = identity(status)
         return found
 
-    def remove(self, name: str, sent: os.stat_result) -> bool:
+    def remove(self, name: str, sent: tuple[int, ...]) -> bool:
         """
         Remove (or move to C{keep}) a source whose receipt is good.
 
-        @param sent: the source's status when it was read.
+        @param sent: the source's identity when it was read.
         @return: whether it is gone; otherwise somebody changed it, and it is
             back in the folder.
         """
         source = os.path.join(self.path, name)
         try:
-            if identity(os.lstat(source)) != identity(sent):
+            if identity(os.lstat(source)) != sent:
                 return False
         except FileNotFoundError:
             return True
@@ -163,7 +165,7 @@ class OutboxFolder:
         return gone
 
     @staticmethod
-    def _withoutWriters(taken: str, sent: os.stat_result, act: Callable[[], object]) -> bool:
+    def _withoutWriters(taken: str, sent: tuple[int, ...], act: Callable[[], object]) -> bool:
         """
         Do C{act} while nobody can write to C{taken}.
         """
@@ -177,7 +179,7 @@ class OutboxFolder:
                     return False
                 raise
             # without the change time, which the rename has set
-            if identity(os.fstat(fd))[:4] != identity(sent)[:4]:
+            if identity(os.fstat(fd))[:4] != sent[:4]:
                 return False
             act()
             return True

@@ -18,7 +18,7 @@ def put(folder, name="a", content="x"):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as file:
         file.write(content)
-    return path, os.stat(path)
+    return path, identity(os.stat(path))
 
 
 def read(path):
@@ -38,7 +38,7 @@ def test_scanSeesRegularFilesOnly(folder, tmp_path):
     with open(os.path.join(os.fsencode(folder.path), b"\xff"), "w"):
         pass
     assert set(folder.scan()) == {"a", "d/b"}
-    assert folder.scan()["a"] == identity(status)
+    assert folder.scan()["a"] == status
 
 
 def test_whatWasSentIsRemoved(folder):
@@ -70,12 +70,12 @@ def test_aChangeSinceTheSendingKeepsIt(folder):
 def test_aWriterThatStillHasItOpenKeepsIt(folder):
     path, _ = put(folder)
     with open(path, "a") as writer:
-        status = os.stat(path)
+        status = identity(os.stat(path))
         assert not folder.remove("a", status)
         writer.write("more")
     assert read(path) == "xmore"
     assert taken(folder) == []
-    assert folder.remove("a", os.stat(path))
+    assert folder.remove("a", identity(os.stat(path)))
 
 
 def test_aReaderDoesNot(folder):
@@ -94,7 +94,7 @@ def test_whatIsPutBackDoesNotOverwrite(folder, monkeypatch):
             put(folder, "a", "new")
 
         monkeypatch.setattr(os, "rename", renameAndReplace)
-        assert not folder.remove("a", os.stat(path))
+        assert not folder.remove("a", identity(os.stat(path)))
         writer.write("more")
     assert read(path) == "new"
     assert read(path + ".1") == "xmore"
