@@ -85,6 +85,10 @@ _BY_NUMBER = {state.number: state for state in State}
 #: A request socket of newer kernels (TCP_NEW_SYN_RECV).
 _BY_NUMBER[12] = State.SYN_RECV
 
+#: In these a SYN or FIN is in the queue, which counts as a byte.
+_SIGN_SENT = {State.SYN_SENT, State.FIN_WAIT1, State.CLOSING, State.LAST_ACK}
+_SIGN_CAME = {State.CLOSE_WAIT, State.CLOSING, State.LAST_ACK}
+
 _BY_PSUTIL_NAME = {state.name: state for state in State}
 
 
@@ -152,8 +156,8 @@ def parseProcTable(text: str) -> Iterator[Socket]:
                 int(localPort, 16),
                 _ip(remoteIp),
                 int(remotePort, 16),
-                int(sendQueue, 16),
-                int(receiveQueue, 16),
+                max(int(sendQueue, 16) - (state in _SIGN_SENT), 0),
+                max(int(receiveQueue, 16) - (state in _SIGN_CAME), 0),
             )
         except (IndexError, KeyError, ValueError, struct.error):
             continue
