@@ -4,7 +4,7 @@ The life of a process that runs one of our plugins.
 Whoever makes a service with our C{makeService} functions keeps the process to
 himself.  Under C{twistd} and C{twist}, L{asDaemon} adds what a daemon owes its
 operator: descriptors up to the hard limit, no running as root by accident,
-word to systemd, SIGHUP.
+word to systemd, SIGHUP reloads, and a second SIGTERM or Ctrl-C ends a drain.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from twisted.application.service import IServiceCollection, MultiService
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from connpool.interfaces import IReloadable
 from connpool.services.limits import raiseDescriptors
+from connpool.services.listening import ListeningService
 from connpool.services.notify import Notifier
 from connpool.services.options import ServiceOptions
 from connpool.services.starting import failStart
 
-__all__ = ["ALLOW_ROOT", "Daemon", "asDaemon", "reload"]
+__all__ = ["ALLOW_ROOT", "Daemon", "asDaemon", "parts", "reload"]
 
 #: The environment variable that does what C{--allow-root} does.
 ALLOW_ROOT = "CONNPOOL_ALLOW_ROOT"
@@ -47,20 +49,28 @@ def asDaemon(make: Callable[[Any, Any], Any], options: ServiceOptions, reactor: 
     return Daemon(reactor, service, options.pluginName, allowRoot=allowRoot)
 
 
+def parts(service: Any) -> Iterator[Any]:
+    """
+    C{service} and everything in it.
+    """
+    yield service
+    if IServiceCollection.providedBy(service):
+        for child in service:
+            yield from parts(child)
+
+
 def reload(service: Any) -> Iterator[str]:
     """
     Reload C{service} and everything in it.
 
     @return: one line for each part that keeps what it had.
     """
-    if IReloadable.providedBy(service):
-        try:
-            service.reload()
-        except Exception as e:
-            yield f"{getattr(service, 'name', None) or type(service).__name__}: {e}"
-    if IServiceCollection.providedBy(service):
-        for child in service:
-            yield from reload(child)
+    for part in parts(service):
+        if IReloadable.providedBy(part):
+            try:
+                part.reload()
+            except Exception as e:
+                yield f"{getattr(part, 'name', None) or type(part).__name__}: {e}"
 
 
 class Daemon(MultiService):
@@ -79,7 +89,7 @@ class Daemon(MultiService):
         self._allowRoot = allowRoot
         self._notifier = Notifier()
         self._alive: LoopingCall | None = None
-        self._previous: Any = None
+        self._signals: dict[int, Any] = {}
         service.setServiceParent(self)
 
     def startService(self) -> None:
@@ -91,7 +101,7 @@ class Daemon(MultiService):
             )
         super().startService()
         self._notifier = Notifier.take(os.environ)
-        self._previous = signal.signal(signal.SIGHUP, self._hangup)
+        self._on(signal.SIGHUP, self._reload)
         # connections can only be served from then on
         self._reactor.callWhenRunning(self._ready)
 
@@ -104,10 +114,12 @@ class Daemon(MultiService):
             self._alive.clock = self._reactor
             self._alive.start(self._notifier.watchdogInterval)
 
-    def _hangup(self, number: int, frame: Any) -> None:
-        self._reactor.callFromThread(self._reload)
+    def _on(self, number: int, call: Callable[[], None]) -> None:
+        self._signals[number] = signal.signal(number, lambda *_: self._reactor.callFromThread(call))
 
     def _reload(self) -> None:
+        if not self.running:
+            return
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._notifier.tell("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
         mistakes = list(reload(self))
@@ -118,12 +130,23 @@ class Daemon(MultiService):
         status = f"not reloaded: {mistakes[0]}" if mistakes else f"{self._label} serves"
         self._notifier.tell("READY=1", f"STATUS={status}")
 
-    def stopService(self) -> Any:
+    def stopService(self) -> Deferred[Any]:
         self._notifier.tell("STOPPING=1", f"STATUS={self._label} lets what runs end")
         if self._alive is not None:
             self._alive.stop()
             self._alive = None
-        if self._previous is not None:
-            signal.signal(signal.SIGHUP, self._previous)
-            self._previous = None
-        return super().stopService()
+        # Twisted's own can stop a reactor only once (it logs a traceback)
+        self._on(signal.SIGINT, self._hurry)
+        self._on(signal.SIGTERM, self._hurry)
+        return maybeDeferred(super().stopService).addBoth(self._stopped)
+
+    def _hurry(self) -> None:
+        self._log.warn("told to stop once more: what still runs ends now")
+        for part in parts(self):
+            if isinstance(part, ListeningService):
+                part.gate.abort()
+
+    def _stopped(self, result: Any) -> Any:
+        while self._signals:
+            signal.signal(*self._signals.popitem())
+        return result

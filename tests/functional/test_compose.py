@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from tests.helpers.processes import TWIST, TWISTD, environment, goes, twistd
+from tests.helpers.processes import CHECKOUT, TWIST, TWISTD, environment, goes, twistd
 
 
 @pytest.fixture
@@ -24,25 +24,34 @@ def port():
         return free.getsockname()[1]
 
 
-def test_othersPluginsInOneProcess(tmp_path, port):
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "hello.txt").write_text("hello")
-    (tmp_path / "services.toml").write_text(
-        f"""
-        [services.site]
-        plugin = "web"
-        path = "site"
-        listen = ["unix:site.socket", "tcp:0:interface=127.0.0.1"]
+@pytest.fixture
+def example(tmp_path, port):
+    """
+    examples/compose.toml, on ports of the system's choosing.
+    """
+    text = (CHECKOUT / "examples/compose.toml").read_text()
+    for fixed, free in (
+        ("tcp:8640", "tcp:0"),
+        ("udp:8641", "udp:0"),
+        ("tcp:8641", "tcp:0"),
+        ("tcp:8080", "tcp:0"),
+        ("port = 2121", f"port = {port}"),
+    ):
+        assert text.count(fixed) == 1
+        text = text.replace(fixed, free)
+    (tmp_path / "services.toml").write_text(text)
+    for directory in ("inbox", "public"):
+        (tmp_path / directory).mkdir()
+    (tmp_path / "public/hello.txt").write_text("hello")
 
-        [services.files]
-        plugin = "ftp"
-        port = {port}
-        root = "site"
-        """
-    )
+
+def test_fiveInOneProcess(tmp_path, port, example):
     with twistd("compose", "services.toml", cwd=tmp_path) as program:
-        web = program.waitFor(r"Site starting on (\d+)").group(1)
+        inbox = int(program.waitFor(r"inbox listens on 127\.0\.0\.1:(\d+)")[1])
+        echo = int(program.waitFor(r"echo: answers on 127\.0\.0\.1:(\d+)")[1])
+        web = int(program.waitFor(r"Site starting on (\d+)")[1])
         program.waitFor("FTPFactory starting")
+
         with urllib.request.urlopen(f"http://127.0.0.1:{web}/hello.txt", timeout=20) as answer:
             assert answer.read() == b"hello"
         with ftplib.FTP(timeout=20) as ftp:
@@ -51,12 +60,29 @@ def test_othersPluginsInOneProcess(tmp_path, port):
             received = io.BytesIO()
             ftp.retrbinary("RETR hello.txt", received.write)
             assert received.getvalue() == b"hello"
-        assert program.stop() in {0, -15}
-        assert f"(TCP Port {web} Closed)" in program.output
-        assert f"(TCP Port {port} Closed)" in program.output
-        assert "Server Shut Down" in program.output
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(20)
+            client.sendto(b"ping", ("127.0.0.1", echo))
+            assert client.recv(100) == b"ping"
+
+        # a stop lets the file under way end, and takes nothing new
+        sender = socket.create_connection(("127.0.0.1", inbox), 20)
+        sender.sendall(b"name")
+        assert sender.recv(2) == b"ok"
+        sender.sendall(b"half")
+        program.process.terminate()
+        program.waitFor(rf"\(TCP Port {web} Closed\)")
+        for closed in (inbox, web, port):
+            with pytest.raises(OSError, match="refused"):
+                socket.create_connection(("127.0.0.1", closed), 20)
+        assert program.process.poll() is None
+        sender.sendall(b" and half")
+        sender.close()
+        assert program.process.wait(30) in {0, -15}
+        assert (tmp_path / "inbox/name").read_text() == "half and half"
+        assert program.output.count("Server Shut Down") == 1
         assert "Traceback" not in program.output
-        assert not (tmp_path / "site.socket").exists()
+    assert not (tmp_path / "inbox.socket").exists()
 
 
 def run(command, tmp_path, *words):

@@ -23,7 +23,7 @@ from tests.helpers.notifysocket import NotifySocket
 from tests.helpers.processes import CHECKOUT, TWIST, TWISTD, connpool, environment, running, twistd
 
 LISTEN = "--listen=tcp:0:interface=127.0.0.1"
-LISTENS = r"filerecv listens on 127\.0\.0\.1:(\d+)"
+LISTENS = r"listens on 127\.0\.0\.1:(\d+)"
 
 asRoot = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
 
@@ -71,6 +71,23 @@ def test_nobodyHearsOfAServiceThatCannotStart(tmp_path, systemd):
         assert program.process.wait(30) == 1
     with pytest.raises(TimeoutError):
         systemd.receive(0.05)
+
+
+def test_aSecondSignalEndsTheDrain(tmp_path):
+    with twistd("filerecv", LISTEN, cwd=tmp_path) as program:
+        port = int(program.waitFor(LISTENS).group(1))
+        with socket.create_connection(("127.0.0.1", port), 20) as sender:
+            sender.sendall(b"name")
+            assert sender.recv(2) == b"ok"
+            sender.sendall(b"half")
+            program.process.terminate()
+            program.waitFor(rf"\(TCP Port {port} Closed\)")
+            assert program.process.poll() is None
+            program.process.send_signal(signal.SIGINT)
+            assert program.process.wait(20) in {0, -signal.SIGTERM, -signal.SIGINT}
+        program.waitFor("did not receive name")
+        assert "Traceback" not in program.output
+    assert not (tmp_path / "received" / "name").exists()
 
 
 # -- certificates ---------------------------------------------------------------

@@ -4,7 +4,10 @@ import sys
 
 import pytest
 from twisted.application.service import IServiceMaker, MultiService, Service
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.address import IPv4Address
+from twisted.internet.protocol import Factory as ProtocolFactory
+from twisted.internet.protocol import Protocol
+from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
 from twisted.plugin import getPlugins
 from twisted.python import usage
 from zope.interface import implementer
@@ -15,8 +18,10 @@ from connpool.interfaces import IReloadable
 from connpool.plugin import DaemonMaker
 from connpool.services import life
 from connpool.services.life import Daemon, asDaemon, reload
+from connpool.services.listening import ListeningService
 from connpool.services.options import ServiceOptions
 from tests.helpers.notifysocket import NotifySocket
+from tests.helpers.waiting import assertNoResult, successResultOf
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +130,31 @@ def test_hangupReloadsEverything(systemd):
     assert good.reloads == 3
     root.stopService()
     assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_aSecondSignalEndsTheDrain():
+    reactor = Reactor()
+    listening = ListeningService(
+        reactor, [], ProtocolFactory.forProtocol(Protocol), drainTimeout=60
+    )
+    root = daemon(reactor, listening)
+    root.startService()
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    visit = listening.gate.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+    transport = StringTransportWithDisconnection()
+    transport.protocol = visit
+    visit.makeConnection(transport)
+    stopped = root.stopService()
+    os.kill(os.getpid(), signal.SIGHUP)
+    reactor.advance(0)
+    assert transport.connected
+    assertNoResult(stopped)
+    os.kill(os.getpid(), signal.SIGTERM)
+    reactor.advance(0)
+    assert not transport.connected
+    successResultOf(stopped)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert reactor.getDelayedCalls() == []
 
 
 @pytest.mark.parametrize(
