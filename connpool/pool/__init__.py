@@ -16,9 +16,12 @@ from connpool.errors import (
     PoolPaused,
     TooManyWaiters,
 )
+from connpool.pool.endpoint import PooledEndpoint
+from connpool.pool.keyed import KeyedConnectionPool, KeyedPoolStats
 from connpool.pool.lease import Lease
 from connpool.pool.pool import ConnectionPool
 from connpool.pool.seed import newPool
+from connpool.pool.service import ConnectionPoolService
 from connpool.pool.settings import Settings, exponentialBackoff
 from connpool.pool.stats import Histogram, PoolStats
 
@@ -26,9 +29,12 @@ __all__ = [
     "AcquireTimeout",
     "ConnectFailed",
     "ConnectionPool",
+    "ConnectionPoolService",
     "DoubleRelease",
     "ForeignLease",
     "Histogram",
+    "KeyedConnectionPool",
+    "KeyedPoolStats",
     "Lease",
     "LeaseError",
     "LeaseReleased",
@@ -38,6 +44,7 @@ __all__ = [
     "PoolError",
     "PoolPaused",
     "PoolStats",
+    "PooledEndpoint",
     "Settings",
     "TooManyWaiters",
     "exponentialBackoff",

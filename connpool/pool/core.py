@@ -411,7 +411,8 @@ class Core(Supply):
             self.counts["timeouts"] += 1
             self._reject(item, timedOut(self, item, now))
         elif isinstance(item, Lifetime):
-            if item.slot.state not in {CLOSING, GONE}:
+            # one that goes after its lease anyhow needs no replacement now
+            if item.slot.state not in {CLOSING, GONE} and item.slot.uses < self._maxUses:
                 self.retiring.append(item.slot)
         elif isinstance(item, Slot):
             self._overdue(item, now)

@@ -11,6 +11,7 @@ filerecv = DaemonMaker(
 proxied = LazyServer("proxied", "connpool.proxyprotocol.strings:parseProxied")
 secured = LazyServer("secured", "connpool.proxyprotocol.strings:parseSecured")
 proxyheader = LazyClient("proxyheader", "connpool.proxyprotocol.strings:parseProxyHeader")
+pooled = LazyClient("pool", "connpool.pool.strings:parsePool")
 
 udpecho = DaemonMaker(
     "connpool udpecho",

@@ -1,0 +1,316 @@
+"""
+Many pools under one limit.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from sys import _getframe
+from typing import Any, ClassVar
+
+import attrs
+from twisted.internet.defer import Deferred, fail, gatherResults
+from zope.interface import implementer
+
+from connpool.errors import PoolClosed
+from connpool.interfaces import IStatsSource
+from connpool.pool.lease import Lease, Scope
+from connpool.pool.pool import UNSET, ConnectionPool
+
+__all__ = ["KeyedConnectionPool", "KeyedPoolStats"]
+
+
+@attrs.frozen(kw_only=True)
+class KeyedPoolStats:
+    """
+    A keyed pool at one moment.
+
+    @ivar state: C{open} or C{closed}.
+    @ivar maxTotal: the cap over all keys.
+    @ivar size: all connections of all keys.
+    @ivar keys: keys that have a connection or a waiter.
+    @ivar starving: keys that wait for room under the cap.
+    @ivar evictions: idle connections closed to make room for another key.
+    """
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"maxTotal", "size", "keys", "starving"})
+
+    state: str
+    maxTotal: int
+    size: int
+    keys: int
+    starving: int
+    evictions: int
+
+
+@implementer(IStatsSource)
+class KeyedConnectionPool:
+    """
+    One L{ConnectionPool} for each key, and C{maxTotal} for all together.
+
+    When the total is reached and a key needs a connection, the connection that
+    has been idle for longest in the key that was used least recently is closed
+    to make room; if none is idle, keys are served in the order in which they
+    began to need one.  A key without connections and waiters takes no memory.
+
+    @param reactor: see L{ConnectionPool}, as everything not listed here.
+    @param endpointFor: a key to its endpoint, or endpoints.
+    @param factory: for the protocols of all keys.
+    @param maxTotal: connections of any state and any key.
+    @param limits: of each key's pool; C{minIdle} yields to keys that wait.
+    @raise ValueError: for a limit out of range.
+    """
+
+    kind = "pool"
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpointFor: Callable[[Any], Any],
+        factory: Any,
+        *,
+        maxTotal: int = 100,
+        name: str = "keyed",
+        **limits: Any,
+    ) -> None:
+        if isinstance(maxTotal, bool) or not isinstance(maxTotal, int) or maxTotal < 1:
+            raise ValueError(
+                f"maxTotal={maxTotal!r} is out of range: it must be a whole number of at least 1"
+            )
+        self.name = name
+        self._reactor = reactor
+        self._endpointFor = endpointFor
+        self._factory = factory
+        self._maxTotal = maxTotal
+        self._limits = limits
+        self._pools: dict[Hashable, ConnectionPool] = {}
+        self._size = 0
+        # keys with something idle, the least recently used first
+        self._idlers: OrderedDict[Hashable, None] = OrderedDict()
+        self._starving: OrderedDict[Hashable, None] = OrderedDict()
+        # keys kept for their failure state only
+        self._lingering: OrderedDict[Hashable, float] = OrderedDict()
+        self._evicting = 0
+        self._evictions = 0
+        self._feeding = False
+        self._closed = False
+        # the limits are checked now, not at the first acquire
+        ConnectionPool(reactor, [None], factory, **limits)
+
+    def acquire(self, key: Hashable, timeout: float | None = UNSET) -> Deferred[Lease]:
+        """
+        L{IConnectionPool.acquire} of C{key}'s pool.
+        """
+        if self._closed:
+            return fail(self._refusal())
+        frame = _getframe(1)
+        return self._pool(key)._acquire(timeout, frame.f_code, frame.f_lasti)
+
+    def tryAcquire(self, key: Hashable) -> Lease | None:
+        """
+        L{IConnectionPool.tryAcquire} of C{key}'s pool.
+        """
+        pool = self._pools.get(key)
+        return None if pool is None else pool.tryAcquire()
+
+    def lease(self, key: Hashable, timeout: float | None = UNSET) -> Scope:
+        """
+        L{IConnectionPool.lease} of C{key}'s pool.
+
+        @raise PoolClosed: the keyed pool is closed.
+        """
+        if self._closed:
+            raise self._refusal()
+        frame = _getframe(1)
+        return Scope(self._pool(key), timeout, frame.f_code, frame.f_lasti)
+
+    def run(self, key: Hashable, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+        """
+        L{IConnectionPool.run} of C{key}'s pool.
+        """
+        if self._closed:
+            return fail(self._refusal())
+        return self._pool(key).run(f, *args, **kwargs)
+
+    def pools(self) -> dict[Hashable, ConnectionPool]:
+        """
+        @return: the pools that exist now.
+        """
+        return dict(self._pools)
+
+    def stats(self) -> KeyedPoolStats:
+        """
+        See L{IStatsSource.stats}.
+        """
+        return KeyedPoolStats(
+            state="closed" if self._closed else "open",
+            maxTotal=self._maxTotal,
+            size=self._size,
+            keys=len(self._pools) - len(self._lingering),
+            starving=len(self._starving),
+            evictions=self._evictions,
+        )
+
+    def purge(self) -> None:
+        """
+        L{IConnectionPool.purge} of every key.
+        """
+        for pool in self.pools().values():
+            pool.purge()
+
+    def drain(self, timeout: float | None = None) -> Deferred[None]:
+        """
+        L{IConnectionPool.drain} of every key.
+        """
+        self._closed = True
+        return _all([pool.drain(timeout) for pool in self.pools().values()])
+
+    def close(self, timeout: float | None = None) -> Deferred[None]:
+        """
+        L{IConnectionPool.close} of every key.
+        """
+        self._closed = True
+        return _all([pool.close(timeout) for pool in self.pools().values()])
+
+    def _refusal(self) -> PoolClosed:
+        return PoolClosed(f"pool {self.name} is closed; acquire from another")
+
+    def _pool(self, key: Hashable) -> ConnectionPool:
+        pool = self._pools.get(key)
+        if pool is None:
+            self._sweep()
+            pool = ConnectionPool(
+                self._reactor,
+                self._endpointFor(key),
+                self._factory,
+                name=f"{self.name}[{key!r}]",
+                **self._limits,
+            )
+            pool._core.budget = _Share(self, key)
+            # every return is looked at: another key may starve
+            pool._core.watched = True
+            pool.settled = lambda: self._settled(key, pool)
+            self._pools[key] = pool
+        return pool
+
+    def _settled(self, key: Hashable, pool: ConnectionPool) -> None:
+        """
+        C{pool} has done what there was to do.
+        """
+        core = pool._core
+        core.watched = True
+        core.calm = False
+        if core.idleCount:
+            self._idlers[key] = None
+            self._idlers.move_to_end(key)
+        else:
+            self._idlers.pop(key, None)
+        if core.size or len(core.queue):
+            self._lingering.pop(key, None)
+        elif self._pools.get(key) is pool:
+            self._vanish(key, pool)
+        self._feed()
+
+    def _vanish(self, key: Hashable, pool: ConnectionPool) -> None:
+        """
+        C{key} has nothing left; but while its destination is down, that is
+        remembered: else every acquire would dial.
+        """
+        now = self._reactor.seconds()
+        until = max(each.retryAt for each in pool._core.destinations)
+        self._starving.pop(key, None)
+        if until > now:
+            self._lingering[key] = until
+        else:
+            self._lingering.pop(key, None)
+            del self._pools[key]
+
+    def _sweep(self) -> None:
+        """
+        Forget the failures of keys whose back-off is over.
+        """
+        now = self._reactor.seconds()
+        for _ in range(min(2, len(self._lingering))):
+            key, until = self._lingering.popitem(last=False)
+            if until > now:
+                self._lingering[key] = until
+            else:
+                del self._pools[key]
+
+    def _feed(self) -> None:
+        """
+        Give room to keys that need it, and make room.
+        """
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            for _ in range(len(self._starving)):
+                if self._size >= self._maxTotal:
+                    break
+                key, _none = self._starving.popitem(last=False)
+                pool = self._pools.get(key)
+                if pool is not None:
+                    pool.settle()
+            while self._evicting < len(self._starving) and self._evict():
+                pass
+        finally:
+            self._feeding = False
+
+    def _evict(self) -> bool:
+        """
+        Close one idle connection.
+        """
+        while self._idlers:
+            key = next(iter(self._idlers))
+            pool = self._pools[key]
+            if not pool._core.evict(self._reactor.seconds()):
+                del self._idlers[key]
+                continue
+            self._evictions += 1
+            self._evicting += 1
+            if not pool._core.idleCount:
+                del self._idlers[key]
+            pool.settle()
+            return True
+        return False
+
+
+class _Share:
+    """
+    One key's access to the total.  See L{connpool.pool.inventory.Budget}.
+    """
+
+    def __init__(self, keyed: KeyedConnectionPool, key: Hashable) -> None:
+        self._keyed = keyed
+        self._key = key
+
+    def claim(self) -> bool:
+        """
+        See L{Budget.claim}.
+        """
+        keyed = self._keyed
+        if keyed._size < keyed._maxTotal:
+            keyed._size += 1
+            keyed._starving.pop(self._key, None)
+            return True
+        if len(keyed._pools[self._key]._core.queue):
+            # only who waits: for minIdle alone two keys would evict each other for ever
+            keyed._starving.setdefault(self._key, None)
+        return False
+
+    def free(self) -> None:
+        """
+        See L{Budget.free}.
+        """
+        self._keyed._size -= 1
+        if self._keyed._evicting:
+            self._keyed._evicting -= 1
+
+
+def _all(ends: list[Deferred[None]]) -> Deferred[None]:
+    """
+    @return: fires when all have.
+    """
+    return gatherResults(ends).addCallback(lambda _: None)
