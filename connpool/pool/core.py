@@ -84,6 +84,7 @@ class Core(Supply):
         self.watched = False  # somebody wants to see every lease: no calm path
         self._uniform = uniform
         self.refusing = False  # paused, and told not to queue
+        self.floor = 0  # with fewer idle than this, there is something to dial
         self.armed = NEVER  # when the shell calls "next" in any case; it keeps this
         self.end = End()
         self.acquires = 0
@@ -151,6 +152,8 @@ class Core(Supply):
                 slot.since = now
                 slot.uses += 1
                 self.acquires += 1
+                if self.floor and len(self.idle) - self.dead < self.floor:
+                    self.calm = False
                 return slot
         return None
 
@@ -185,7 +188,8 @@ class Core(Supply):
             slot.state = IDLE
             slot.since = now
             self.idle.append(slot)
-            return self.armed > now + self.idleTimeout
+            # no timer yet for the first that can expire
+            return self.armed > now + self.idleTimeout and self.idleCount > self.settings.minIdle
         self._park(slot, now)
         return True
 
@@ -471,6 +475,8 @@ class Core(Supply):
         There is nothing more to do now: decide whether the calm path may be
         taken until the next event.
         """
+        room = self.started and len(self.slots) < self.settings.maxSize
+        self.floor = self.settings.minIdle if room else 0
         self.calm = (
             self.phase is Phase.OPEN
             and not len(self.queue)

@@ -230,6 +230,17 @@ class World:
         owned = sum(each.connected and not each.aborting for each in transports)
         assert stats.leased == owned, f"{stats.leased} counted as leased, {owned} are"
         assert stats.waiting == len(self.asked), f"{stats.waiting} counted, {len(self.asked)} wait"
+        core = self.pool._core
+        if (
+            stats.state == "open"
+            and core.started
+            and stats.size < cap
+            and stats.connecting < core.settings.maxConnecting
+            and not any(each.failures or each.window for each in core.destinations)
+        ):
+            coming = stats.idle + stats.connecting + stats.checking
+            wanted = core.settings.minIdle + stats.waiting
+            assert coming >= wanted, f"{coming} connections are there or coming, {wanted} wanted"
         if stats.state == "closed":
             assert not self.clock.getDelayedCalls(), "a closed pool has a timer"
         if self.asked and stats.state == "open":

@@ -450,7 +450,7 @@ def test_20_theIdleShrinkUnderASteadyTrickle():
         setup.clock.advance(1.0)
     setup.turn()
     assert setup.pool.stats().idle == 3
-    assert setup.pool.stats().closed["idle"] == 97
+    assert setup.pool.stats().closed["idle"] >= 97
     setup.end()
 
 

@@ -158,6 +158,17 @@ def overtake(self):
     self.calm = True
 
 
+def lookAway(self):
+    """
+    HikariCP, in spirit: nobody dials while the idle are taken one by one.
+    """
+    settle(self)
+    self.floor = 0
+
+
+settle = Core.settle
+
+
 def trustTheDead(self):
     """
     twisted #7843: a connection that is going away is handed out.
@@ -171,6 +182,7 @@ MUTANTS = {
     "waiter kept": (Core, "leave", keepCancelled, "counted, 0 wait"),
     "slot leaked": (Core, "_forget", keepFailed, "slots are lost|does not end"),
     "waiter forgotten": (Core, "settle", overtake, "waits beside an idle connection|never"),
+    "level not kept": (Core, "settle", lookAway, "wanted"),
     "dead handed out": (Connection, "dying", trustTheDead, "closed or closing"),
 }
 
@@ -180,5 +192,5 @@ def test_aPlantedBugIsFound(name, monkeypatch):
     cls, method, mutant, symptom = MUTANTS[name]
     monkeypatch.setattr(cls, method, mutant)
     with pytest.raises(Violation, match=symptom) as caught:
-        checkInterleavings(pools(), 6)
+        checkInterleavings(pools(minIdle=1) if mutant is lookAway else pools(), 6)
     assert 1 <= len(caught.value.story) <= 6
