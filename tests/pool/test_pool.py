@@ -887,7 +887,7 @@ def test_statsCount():
     assert stats.closed == {"discarded": 1, "detached": 1}
     setup.end()
     gauges = {"size", "leased", "idle", "connecting", "checking", "closing", "waiting", "maxSize"}
-    assert gauges == stats.GAUGES
+    assert gauges <= stats.GAUGES
 
 
 # -- cost
