@@ -6,20 +6,24 @@ from connpool.datagram.answering import NOTHING, AnsweringPort, DatagramStats, U
 from connpool.datagram.echo import Echo
 from connpool.datagram.figures import Point, Report, Spread
 from connpool.datagram.info import DatagramInfo
+from connpool.datagram.irtt import Auto, Irtt
 from connpool.datagram.limits import RULES, Limits, OwnPorts, Policy
 from connpool.datagram.opening import openPorts
 from connpool.datagram.port import SturdyPort
 from connpool.datagram.prober import Prober, probe
 from connpool.datagram.responders import makeResponder, responderFactories
+from connpool.datagram.stamp import Stamp
 from connpool.datagram.tcpecho import TCPEcho, TCPEchoFactory
 
 __all__ = [
     "NOTHING",
     "RULES",
     "AnsweringPort",
+    "Auto",
     "DatagramInfo",
     "DatagramStats",
     "Echo",
+    "Irtt",
     "Limits",
     "OwnPorts",
     "Point",
@@ -27,6 +31,7 @@ __all__ = [
     "Prober",
     "Report",
     "Spread",
+    "Stamp",
     "SturdyPort",
     "TCPEcho",
     "TCPEchoFactory",

@@ -9,6 +9,7 @@ from the buffers they came in; otherwise each datagram is shown to the responder
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import time
@@ -41,6 +42,12 @@ Unwrap = Callable[[bytes, DatagramInfo], bytes | None]
 #: Datagrams per system call where each is shown to the responder: small, so
 #: that the time a wake-up takes is looked at often enough.
 _SHOWN = 16
+
+#: Datagrams read one by one before a batch is worth its while.
+_SINGLY = 16
+
+#: Bytes of a datagram that are compared to tell whether it came back.
+LOOKED_AT = 256
 
 
 @attrs.frozen
@@ -148,12 +155,17 @@ class AnsweringPort(SturdyPort):
         self.refused: Counter[str] = Counter()
         self.maxBatch = 0
         self._failed = False
+        self._view = memoryview(self._buffer)
+        self._singly = False
 
     def _opened(self, sock: socket.socket) -> None:
         self._ownPorts.add(sock.getsockname()[1])
         if self._batched:
             self._batch = mmsg.Batch(sock.family, DATAGRAMS_PER_WAKEUP, bool(self._control))
             self._nameSize = self._batch.nameSize
+        #: nothing but the bytes and the sender is needed
+        self._plain = not self._control and self._unwrap is None and self._reflects is not None
+        self._singly = self._plain
         #: the destination is all the kernel says, so that answers can go back as they are
         self._onlyDestination = self._wildcard and not self._wants
 
@@ -174,23 +186,74 @@ class AnsweringPort(SturdyPort):
         now = self._clock()
         end = now + SECONDS_PER_WAKEUP
         left = DATAGRAMS_PER_WAKEUP
+        if self._singly:
+            read = self._readSingly(end)
+            if read < _SINGLY:
+                self.maxBatch = max(self.maxBatch, read)
+                return
+            left -= read
+            now = self._clock()
         chunk = left if self._reflects is not None else _SHOWN
-        while left and self._socket is not None:
+        n = 0
+        while left and self._socket is not None and now < end:
             asked = min(chunk, left)
             n = batch.receive(self._socket.fileno(), asked)
             if n <= 0:
-                if n not in {-11, -4}:  # EAGAIN, EINTR
+                if n not in {-errno.EAGAIN, -errno.EINTR}:
                     self._readError(-n)
-                return
+                break
             left -= n
             self.received += n
             self._take(batch, n, now)
             if n < asked:
                 break
             now = self._clock()
-            if now >= end:
-                break
+        # they come one by one again
+        self._singly = n <= 1 and self._plain
         self.maxBatch = max(self.maxBatch, DATAGRAMS_PER_WAKEUP - left)
+
+    def _readSingly(self, end: float) -> int:
+        """
+        Read datagrams one by one with as little effort as can be: setting up a
+        batch for one is more work than all the rest.
+
+        @return: how many; L{_SINGLY} if there may be more.
+        """
+        limits = self.limits
+        reflects = self._reflects
+        assert reflects is not None
+        buffer, clock, known = self._buffer, self._clock, limits.known
+        for read in range(_SINGLY):
+            sock = self._socket
+            if sock is None:
+                return read
+            try:
+                size, addr = sock.recvfrom_into(buffer)
+            except BlockingIOError:
+                return read
+            except OSError as e:
+                self._readError(e.errno)
+                return read
+            now = clock()
+            self.received += 1
+            data = self._view[:size].tobytes()
+            source = known(addr)
+            if source is None or not reflects(data[:1]):
+                self._deliver(data, (), addr)
+            else:
+                self.receivedBytes += size
+                if limits.admit(source, 1, now):
+                    limits.look(source, data[:LOOKED_AT], size, now)
+                    try:
+                        sock.sendto(data, addr)
+                    except OSError as e:
+                        self.sendErrors[_name(e.errno)] += 1
+                    else:
+                        self.answered += 1
+                        self.answeredBytes += size
+            if now >= end:
+                return read + 1
+        return _SINGLY
 
     def _take(self, batch: mmsg.Batch, n: int, now: float) -> None:
         size = self._nameSize
@@ -203,16 +266,18 @@ class AnsweringPort(SturdyPort):
             self.truncated += len(truncated)
             self._show(batch, indexes, senders, lengths, now, admitted=False)
             return
-        # one datagram of each batch is looked at for loops; which, is up to its length
-        seen = self.received % n
         limits = self.limits
         first = senders[:size]
-        if n == 1 or senders == first * n:
-            granted = self._admit(first, n, now)
-            kept: Sequence[int] = range(granted)
+        one = n == 1 or senders == first * n
+        if one:
+            source = limits.known(first) or self._source(first)
+            kept: Sequence[int] = range(limits.admit(source, n, now))
         else:
             names = [senders[i : i + size] for i in range(0, n * size, size)]
-            grants = {name: self._admit(name, count, now) for name, count in Counter(names).items()}
+            grants = {}
+            for name, count in Counter(names).items():
+                source = limits.known(name) or self._source(name)
+                grants[name] = limits.admit(source, count, now)
             kept = []
             for i, name in enumerate(names):
                 if grants[name]:
@@ -220,39 +285,39 @@ class AnsweringPort(SturdyPort):
                     kept.append(i)
         if not kept:
             return
-        limits.look(
-            senders[seen * size : seen * size + size], batch.payload(seen, lengths[seen]), now
-        )
+        # one datagram of each batch is looked at for loops; which, is left to chance
+        i = kept[self.received % len(kept)]
+        if not one:
+            source = limits.known(names[i]) or self._source(names[i])
+        limits.look(source, batch.payload(i, min(lengths[i], LOOKED_AT)), lengths[i], now)
         reflects = self._reflects
         if (
             reflects is None
+            or (self._control and not (self._onlyDestination and batch.plainDestinations(n)))
             or not reflects(batch.firstBytes(n))
-            or not (not self._control or (self._onlyDestination and batch.plainDestinations(n)))
         ):
             self._show(batch, kept, senders, lengths, now, admitted=True)
             return
         batch.reflect(n)
         fd = self._socket.fileno()  # type: ignore[union-attr]
-        if len(kept) == n:
-            sent, errors = batch.send(fd, n)
-            self.answeredBytes += sum(lengths)
-        else:
+        if len(kept) < n:
             sent, errors = batch.sendSome(fd, kept)
-            self.answeredBytes += sum(lengths[i] for i in kept)
+            total = sum(lengths[i] for i in kept)
+        else:
+            total = sum(lengths)
+            alike = one and n > 1 and lengths.count(lengths[0]) == n
+            if alike and batch.sendJoined(fd, n, lengths[0]):
+                sent, errors = n, []
+            else:
+                sent, errors = batch.send(fd, n)
+        self.answeredBytes += total
         self._sent(sent, errors)
-
-    def _admit(self, name: bytes, count: int, now: float) -> int:
-        limits = self.limits
-        source = limits.cached(name)
-        if source is None:
-            source = self._source(name)
-        return limits.admit(source, count, now, name)
 
     def _source(self, name: bytes) -> Source:
         address, port = self._whose(name)
         info = self.info
         info.asker(address, port)
-        return self.limits.source(info.address, port, name)
+        return self.limits.source(info.address, info.port, name)
 
     def _whose(self, name: bytes) -> tuple[bytes, int]:
         """
@@ -310,9 +375,8 @@ class AnsweringPort(SturdyPort):
         info.forget()
         self.receivedBytes += len(data)
         self.maxBatch = max(self.maxBatch, 1)
-        packed = socket.inet_pton(self.family, addr[0].partition("%")[0])
-        info.sockaddr = b"%d %b" % (addr[1], packed)
-        info.asker(packed, addr[1])
+        info.sockaddr = addr
+        info.asker(socket.inet_pton(self.family, addr[0].partition("%")[0]), addr[1])
         if control:
             info.read(control)
         now = self._clock()
@@ -346,12 +410,12 @@ class AnsweringPort(SturdyPort):
                 return None
             data = unwrapped
         limits = self.limits
-        key = info.sockaddr if self._unwrap is None else b"%d %b" % (info.port, info.address)
-        source = limits.source(info.address, info.port, key)
+        name = info.sockaddr if self._unwrap is None else (info.address, info.port)
+        source = limits.source(info.address, info.port, name)
         if not admitted:
-            if not limits.admit(source, 1, now, key):
+            if not limits.admit(source, 1, now):
                 return None
-            limits.look(key, data, now)
+            limits.look(source, data[:LOOKED_AT], len(data), now)
         try:
             answer = self.responder.respond(data, info)
         except Exception:

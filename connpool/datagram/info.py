@@ -29,7 +29,7 @@ class DatagramInfo:
     @ivar address: the asker's address, packed: 4 or 16 bytes.  An IPv4-mapped
         IPv6 address is its IPv4 address.
     @ivar port: the asker's port.
-    @ivar sockaddr: whom an answer goes to, as the kernel writes it; differs
+    @ivar sockaddr: whom an answer goes to, in the form the port has it; differs
         from the asker behind a proxy.
     @ivar destination: the address that was asked, packed; L{None} where the
         port is bound to one address anyway.
@@ -60,7 +60,7 @@ class DatagramInfo:
         self._host: str | None = None
         self.address = b""
         self.port = 0
-        self.sockaddr: bytes = b""
+        self.sockaddr: object = None
         self.forget()
 
     def forget(self) -> None:

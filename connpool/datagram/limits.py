@@ -70,6 +70,7 @@ RULES = {
 
 NOBODY = Networks()
 
+LOOP_SLOTS = 4096
 LOOP_GAP = 0.25
 LOOP_COUNT = 32
 LOOP_HOLD = 1.0
@@ -157,48 +158,52 @@ class RateTable:
     """
     A fixed number of token buckets.
 
+    @ivar interval: seconds in which a token comes.
+    @ivar depth: seconds in which an empty bucket fills; a hair more, so that a
+        full one holds all of its burst.
+    @ivar full: when each will be full again.
+
     @param rate: tokens per second.
     @param burst: tokens of a full bucket.
     """
 
     def __init__(self, slots: int, rate: float, burst: int) -> None:
-        self.slots = slots
-        self._interval = 1.0 / rate
-        self._depth = burst / rate
-        self._full = array("d", bytes(8 * slots))
+        self.interval = 1.0 / rate
+        self.depth = (burst + 1e-6) / rate
+        self.full = array("d", bytes(8 * slots))
 
     def free(self, slot: int, now: float) -> int:
         """
         @return: how many tokens the bucket holds.
         """
-        full = self._full[slot]
-        full = max(now, full)
-        # a hair more, so that a full bucket holds all of its burst
-        return int((now + self._depth - full) / self._interval + 1e-6)
+        return int((now + self.depth - max(self.full[slot], now)) / self.interval)
 
     def take(self, slot: int, count: int, now: float) -> None:
         """
         Take tokens that are there.
         """
-        full = self._full[slot]
-        full = max(full, now)
-        self._full[slot] = full + count * self._interval
+        self.full[slot] = max(self.full[slot], now) + count * self.interval
 
 
-@attrs.define(slots=True)
+@attrs.define
 class Source:
     """
     What is known of an address and port.
 
+    @ivar key: the same for the same address and port, and for no other.
     @ivar refusal: the reason never to answer; empty for none.
     @ivar trusted: whether rates only count.
-    @ivar buckets: where its answers are charged.
+    @ivar net: slot of its /24 or /64 in the rate table.
+    @ivar buckets: all tables and slots that its answers are charged to.
+    @ivar excess: slot of its network in the table of longer answers.
     """
 
+    key: bytes
     refusal: str
     trusted: bool
+    net: int
     buckets: tuple[tuple[RateTable, int], ...]
-    excess: tuple[RateTable, int]
+    excess: int
 
 
 class Limits:
@@ -220,76 +225,77 @@ class Limits:
         self._all = RateTable(1, policy.maxRate, max(1, int(2 * policy.maxRate)))
         self._excess = RateTable(8_192, 1.0, 1)
         self._loops = LoopWatch()
-        self._watchLoops = "loops" not in policy.relax
+        self._watched = "loops" not in policy.relax
         self._limitRate = "rate" not in policy.relax
-        self._sources: dict[bytes, Source] = {}
+        self._sources: dict[object, Source] = {}
         self.refused: Counter[str] = Counter()
         self.overLimit = 0
 
-    def source(self, address: bytes, port: int, key: bytes) -> Source:
+    def known(self, name: object) -> Source | None:
+        """
+        @param name: as given to L{source} earlier.
+        @return: what L{source} said then, if it still holds.
+        """
+        if self._version != self._ownPorts.version:
+            return None
+        return self._sources.get(name)
+
+    def source(self, address: bytes, port: int, name: object) -> Source:
         """
         @param address: packed, 4 or 16 bytes.
-        @param key: the same for the same address and port, and for no other.
+        @param name: what the caller has at hand that stands for this address
+            and port and for no other.
         """
         if self._version != self._ownPorts.version:
             self._version = self._ownPorts.version
             self._sources.clear()
-        found = self._sources.get(key)
+        found = self._sources.get(name)
         if found is None:
             if len(self._sources) >= self.CACHE:
                 self._sources.clear()
-            found = self._sources[key] = self._judge(address, port)
+            found = self._sources[name] = self._judge(address, port)
         return found
-
-    def cached(self, key: bytes) -> Source | None:
-        """
-        @return: what L{source} said of C{key}, if it still holds.
-        """
-        if self._version != self._ownPorts.version:
-            return None
-        return self._sources.get(key)
 
     def _judge(self, address: bytes, port: int) -> Source:
         policy = self.policy
-        relax = policy.relax
         host = _text(address)
-        refusal = ""
-        if (policy.deny and host in policy.deny) or (policy.allow and host not in policy.allow):
-            refusal = "denied"
-        elif port == 0:
-            refusal = "port-zero"
-        elif "own-ports" not in relax and port in self._ownPorts:
-            refusal = "own-ports"
-        elif "low-ports" not in relax and port < 1024:
-            refusal = "low-ports"
-        elif "answering-ports" not in relax and port in ANSWERING_PORTS:
-            refusal = "answering-ports"
-        elif "sources" not in relax and not _isSource(address):
-            refusal = "sources"
-        if len(address) == 4:
-            net = self._slot(self._nets, address[:3])
-            buckets = [(self._nets, net)]
-            excess = address[:3]
-        else:
-            buckets = [
-                (self._nets, self._slot(self._nets, address[:8])),
-                (self._sites, self._slot(self._sites, address[:6])),
-            ]
-            excess = address[:8]
-        buckets.append((self._all, 0))
+        net, site = (address[:3], b"") if len(address) == 4 else (address[:8], address[:6])
+        slot = self._slot(self._nets, net)
+        buckets = [(self._nets, slot), (self._all, 0)]
+        if site:
+            buckets.append((self._sites, self._slot(self._sites, site)))
         return Source(
-            refusal,
-            (policy.trustLoopback and _isLoopback(address))
+            key=port.to_bytes(2, "big") + address,
+            refusal=self._refusal(address, host, port),
+            trusted=(policy.trustLoopback and _isLoopback(address))
             or (bool(policy.trusted) and host in policy.trusted),
-            tuple(buckets),
-            (self._excess, self._slot(self._excess, excess)),
+            net=slot,
+            buckets=tuple(buckets),
+            excess=self._slot(self._excess, net),
         )
+
+    def _refusal(self, address: bytes, host: str, port: int) -> str:
+        policy = self.policy
+        relax = policy.relax
+        if (policy.deny and host in policy.deny) or (policy.allow and host not in policy.allow):
+            return "denied"
+        if port == 0:
+            return "port-zero"
+        if "own-ports" not in relax and port in self._ownPorts:
+            return "own-ports"
+        if "low-ports" not in relax and port < 1024:
+            return "low-ports"
+        if "answering-ports" not in relax and port in ANSWERING_PORTS:
+            return "answering-ports"
+        if "sources" not in relax and not _isSource(address):
+            return "sources"
+        return ""
 
     def _slot(self, table: RateTable, prefix: bytes) -> int:
         # SipHash; the secret is in the text because PYTHONHASHSEED may fix its key
-        return hash(self._secret + prefix) % table.slots
+        return hash(self._secret + prefix) % len(table.full)
 
-    def admit(self, source: Source, count: int, now: float, key: bytes) -> int:
+    def admit(self, source: Source, count: int, now: float) -> int:
         """
         @param count: datagrams from C{source}, of which none is answered yet.
         @return: how many of them to answer; the rest is counted as refused.
@@ -297,42 +303,55 @@ class Limits:
         if source.refusal:
             self.refused[source.refusal] += count
             return 0
-        granted = count
         if self._loops.suspects and not source.trusted:
-            granted = self._loops.thin(key, count, now)
-            if granted < count:
-                self.refused["loops"] += count - granted
-        if self._limitRate:
-            least = granted
-            for table, slot in source.buckets:
-                free = table.free(slot, now)
-                least = min(least, free)
-            for table, slot in source.buckets:
-                table.take(slot, least, now)
-            if least < granted:
-                if source.trusted:
-                    self.overLimit += granted - least
-                else:
-                    self.refused["rate"] += granted - least
-                    granted = least
-        return granted
+            granted = self._loops.thin(source.key, count, now)
+            self.refused["loops"] += count - granted
+            count = granted
+        if not self._limitRate:
+            return count
+        within = True
+        for table, slot in source.buckets:
+            full = table.full[slot]
+            if full < now:  # noqa: PLR1730 - max() is a call, and this runs for each datagram
+                full = now
+            full += count * table.interval
+            table.full[slot] = full
+            if full > now + table.depth:
+                within = False
+        return count if within else self._overLimit(source, count, now)
 
-    def look(self, key: bytes, payload: bytes, now: float) -> None:
+    def _overLimit(self, source: Source, count: int, now: float) -> int:
+        """
+        Not all tokens that were taken are there.
+        """
+        for table, slot in source.buckets:
+            table.full[slot] -= count * table.interval
+        least = min(count, *(table.free(slot, now) for table, slot in source.buckets))
+        for table, slot in source.buckets:
+            table.take(slot, least, now)
+        if source.trusted:
+            self.overLimit += count - least
+            return count
+        self.refused["rate"] += count - least
+        return least
+
+    def look(self, source: Source, payload: bytes, length: int, now: float) -> None:
         """
         Have a look at one datagram of a batch: is it a loop?
+
+        @param payload: its bytes, or the first few hundred.
         """
-        if self._watchLoops:
-            self._loops.look(key, payload, now)
+        if self._watched:
+            self._loops.look(source.key, payload, length, now)
 
     def longer(self, source: Source, now: float) -> bool:
         """
         May one answer that is longer than its request go to this network now?
         One in a second may.
         """
-        table, slot = source.excess
-        if table.free(slot, now) < 1:
+        if self._excess.free(source.excess, now) < 1:
             return False
-        table.take(slot, 1, now)
+        self._excess.take(source.excess, 1, now)
         return True
 
 
@@ -344,26 +363,26 @@ class LoopWatch:
         next datagram is answered.
     """
 
-    SLOTS = 4096
     SUSPECTS = 256
 
     def __init__(self) -> None:
-        self._prints = array("q", bytes(8 * self.SLOTS))
-        self._last = array("d", bytes(8 * self.SLOTS))
-        self._counts = array("L", bytes(array("L").itemsize * self.SLOTS))
+        self._prints = array("q", bytes(8 * LOOP_SLOTS))
+        self._last = array("d", bytes(8 * LOOP_SLOTS))
+        self._counts = array("L", bytes(array("L").itemsize * LOOP_SLOTS))
         self.suspects: dict[bytes, tuple[float, int]] = {}
 
-    def look(self, key: bytes, payload: bytes, now: float) -> None:
-        print_ = hash((key, payload))
-        slot = print_ % self.SLOTS
-        if self._prints[slot] == print_ and now - self._last[slot] <= LOOP_GAP:
-            self._counts[slot] += 1
-            if self._counts[slot] >= LOOP_COUNT:
+    def look(self, key: bytes, payload: bytes, length: int, now: float) -> None:
+        print_ = hash((key, payload, length))
+        slot = print_ % LOOP_SLOTS
+        last = self._last
+        if self._prints[slot] == print_ and now - last[slot] <= LOOP_GAP:
+            count = self._counts[slot] = self._counts[slot] + 1
+            if count >= LOOP_COUNT:
                 self._suspect(key, now)
         else:
             self._prints[slot] = print_
             self._counts[slot] = 1
-        self._last[slot] = now
+        last[slot] = now
 
     def _suspect(self, key: bytes, now: float) -> None:
         if key in self.suspects:

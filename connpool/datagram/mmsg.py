@@ -13,6 +13,7 @@ endian); elsewhere L{available} is false and ports read one by one.
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import struct
 import sys
@@ -24,7 +25,7 @@ __all__ = ["Batch", "available"]
 _libc: Any = None
 if sys.platform == "linux" and sys.byteorder == "little" and ctypes.sizeof(ctypes.c_void_p) == 8:
     _libc = ctypes.CDLL(None, use_errno=True)
-    for _name in ("recvmmsg", "sendmmsg"):
+    for _name in ("recvmmsg", "sendmmsg", "sendmsg"):
         if not hasattr(_libc, _name):
             _libc = None
             break
@@ -48,12 +49,15 @@ if _libc is not None:
     ]
     _sendmmsg = _libc.sendmmsg
     _sendmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int]
+    _sendmsg = _libc.sendmsg
+    _sendmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 
 #: struct mmsghdr: name, namelen, iov, iovlen, control, controllen, flags | len
 _HEADER = struct.Struct("=QI4xQQQQI4xI4x")
 #: struct iovec: base, length
 _IOVEC = struct.Struct("=QQ")
 _CMSG = struct.Struct("=QII")
+_SEGMENT_MESSAGE = struct.Struct("=QIIH6x")
 
 #: 64 KiB for a datagram and one odd cache line: with a round distance all
 #: datagrams would begin in the same set of the processor's cache.
@@ -67,6 +71,10 @@ _FLAGS = 12
 _LENGTH = 14
 _IOV_W = _IOVEC.size // 4
 _IOV_LENGTH = 2
+
+#: Larger datagrams might have to be fragmented, which segments cannot be.
+SEGMENT = 1200
+_UDP_SEGMENT = 103
 
 _CONTROL = 128
 _CONTROL_W = _CONTROL // 4
@@ -126,6 +134,13 @@ class Batch:
         self._outgoing = memoryview(outgoing)
         self._headersAt = _address(headers)
         self._outgoingAt = _address(outgoing)
+        #: one message of all datagrams, and where its control message ends
+        self._joined = bytearray(_HEADER.size)
+        self._joinedAt = _address(self._joined)
+        self._segment = bytearray(64)
+        self._iovecsAt, self._segmentAt = iovecsAt, _address(self._segment)
+        self._namesAt = namesAt
+        self._segments = True
         self._noFlags = bytes(4 * size)
         self._zeros = memoryview(bytes(4 * size)).cast("I")
         self._dirty = 0
@@ -233,6 +248,40 @@ class Batch:
         if self.control:
             self._controls[i * _CONTROL : i * _CONTROL + len(source)] = source
             self._headerWords[i * _W + _CONTROLLEN] = len(source)
+
+    def sendJoined(self, fd: int, n: int, length: int) -> bool:
+        """
+        Send the first C{n} back in one go: all have the same sender, our own
+        address and C{length}, so the kernel can take them as one datagram that
+        it cuts up (UDP_SEGMENT), and walks through its layers once.
+
+        @return: whether it did.  If not, nothing was sent.
+        """
+        if not self._segments or not 0 < length <= SEGMENT or n * length > ROOM - 64:
+            return False
+        own = self._headerWords[_CONTROLLEN]
+        control = self._segment
+        if own:
+            # the message that names our address comes first
+            control[:own] = self._controls[:own]
+        _SEGMENT_MESSAGE.pack_into(control, own, 18, 17, _UDP_SEGMENT, length)
+        _HEADER.pack_into(
+            self._joined,
+            0,
+            self._namesAt,
+            self._headerWords[2],
+            self._iovecsAt,
+            n,
+            self._segmentAt,
+            own + _SEGMENT_MESSAGE.size,
+            0,
+            0,
+        )
+        if _sendmsg(fd, self._joinedAt, socket.MSG_DONTWAIT) >= 0:
+            return True
+        # a device or kernel that cannot; a full buffer is no reason to stop trying
+        self._segments = ctypes.get_errno() in {errno.EAGAIN, errno.ENOBUFS, errno.EPERM}
+        return False
 
     def send(self, fd: int, n: int) -> tuple[int, list[int]]:
         """

@@ -109,6 +109,7 @@ class SturdyPort:
     _log = Logger()
     _socket: socket.socket | None = None
     _connected: tuple[str, int] | None = None
+    _prefix = "SturdyPort"
 
     def __init__(
         self,
@@ -157,6 +158,9 @@ class SturdyPort:
         self.family = sock.family
         self._askForControl(sock)
         self._socket = sock
+        # the reactor asks for both at every wake-up
+        self.fileno = sock.fileno  # type: ignore[method-assign]
+        self._prefix = f"{_logPrefix(self.protocol)} (UDP)"
         self._host = sock.getsockname()
         self._opened(sock)
         self.protocol.makeConnection(self)
@@ -221,7 +225,7 @@ class SturdyPort:
         if sock is None:
             return
         self._reactor.removeReader(self)
-        sock.close()
+        sock.close()  # from now on its fileno() is -1
         self.protocol.doStop()
 
     def startReading(self) -> None:
@@ -251,7 +255,7 @@ class SturdyPort:
         return -1 if self._socket is None else self._socket.fileno()
 
     def logPrefix(self) -> str:
-        return f"{self.protocol.logPrefix()} (UDP)"
+        return self._prefix
 
     def overflowed(self) -> int:
         """
@@ -433,6 +437,15 @@ class SturdyPort:
     def getBroadcastAllowed(self) -> bool:
         assert self._socket is not None
         return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST))
+
+
+def _logPrefix(protocol: Any) -> str:
+    """
+    What the protocol calls itself in logs.
+    """
+    if ILoggingContext.providedBy(protocol):
+        return str(protocol.logPrefix())
+    return type(protocol).__name__
 
 
 def _name(number: int | None) -> str:

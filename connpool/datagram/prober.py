@@ -24,6 +24,7 @@ from connpool.addresses import joinHostPort
 from connpool.datagram.echo import EchoWire
 from connpool.datagram.figures import Report, Samples
 from connpool.datagram.port import SturdyPort
+from connpool.datagram.stamp import StampWire
 from connpool.datagram.wire import Wire
 from connpool.errors import AddressError, ProbeFailed
 
@@ -34,7 +35,7 @@ MAX_SIZE = 65_507
 #: Most datagrams sent before the reactor gets its turn.
 _SPURT = 64
 
-WIRES: dict[str, Callable[[int], Wire]] = {"echo": EchoWire}
+WIRES: dict[str, Callable[[int], Wire]] = {"echo": EchoWire, "stamp": StampWire}
 
 
 class Prober(DatagramProtocol):

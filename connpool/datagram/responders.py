@@ -4,13 +4,17 @@ Which responders there are, and C{NAME[:ARGUMENTS]} to one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import attrs
 from twisted.plugin import IPlugin, getPlugins
 from zope.interface import implementer
 
+from connpool.addresses import tokenize
 from connpool.datagram.echo import Echo
+from connpool.datagram.irtt import Auto, Irtt
+from connpool.datagram.stamp import Stamp
 from connpool.errors import AddressError
 from connpool.interfaces import IDatagramResponder, IDatagramResponderFactory
 
@@ -28,16 +32,65 @@ class ResponderFactory:
         return self._make(arguments)
 
 
-def _plain(build: Callable[[], IDatagramResponder]) -> Callable[[str], IDatagramResponder]:
-    def make(arguments: str) -> IDatagramResponder:
-        if arguments:
-            raise AddressError(f"takes no arguments, not {arguments!r}")
-        return build()
+def _options(text: str, known: Mapping[str, str]) -> dict[str, str]:
+    """
+    @param text: C{key=value} parts with colons between.
+    @param known: each key and what its value is, for the message.
+    """
+    positional, options = tokenize(text) if text else ([], {})
+    wrong = [*positional, *(set(options) - set(known))]
+    if wrong:
+        form = ":".join(f"{key}={value}" for key, value in known.items())
+        takes = f"takes {form}" if known else "takes no arguments"
+        raise AddressError(f"{takes}, not {wrong[0]!r}")
+    return options
 
-    return make
+
+def _key(options: Mapping[str, str]) -> bytes | None:
+    """
+    The secret in C{key-file=}; command lines can be read by others.
+    """
+    path = options.get("key-file")
+    if path is None:
+        return None
+    try:
+        key = Path(path).read_bytes().strip()
+    except OSError as e:
+        raise AddressError(f"key-file={path}: {e.strerror}") from None
+    if not key:
+        raise AddressError(f"key-file={path}: the file is empty")
+    return key
 
 
-BUILTIN = (ResponderFactory("echo", "RFC 862: every datagram comes back as it was", _plain(Echo)),)
+def _echo(arguments: str) -> IDatagramResponder:
+    _options(arguments, {})
+    return Echo()
+
+
+def _auto(arguments: str) -> IDatagramResponder:
+    _options(arguments, {})
+    return Auto()
+
+
+def _irtt(arguments: str) -> IDatagramResponder:
+    return Irtt(_key(_options(arguments, {"key-file": "PATH"})))
+
+
+def _stamp(arguments: str) -> IDatagramResponder:
+    options = _options(arguments, {"key-file": "PATH", "stateful": "yes"})
+    if options.get("stateful", "no") not in {"yes", "no"}:
+        raise AddressError("stateful is yes or no")
+    return Stamp(_key(options), stateful=options.get("stateful") == "yes")
+
+
+BUILTIN = (
+    ResponderFactory("auto", "irtt for irtt clients, echo for everything else", _auto),
+    ResponderFactory("echo", "RFC 862: every datagram comes back as it was", _echo),
+    ResponderFactory("irtt", "irtt only; irtt:key-file=PATH for --hmac", _irtt),
+    ResponderFactory(
+        "stamp", "RFC 8762 reflector; stamp:stateful=yes, stamp:key-file=PATH", _stamp
+    ),
+)
 
 
 def responderFactories() -> Iterator[IDatagramResponderFactory]:

@@ -57,7 +57,7 @@ class Options(StatusOptions, AccessOptions):
     )
 
     optParameters = [
-        ["protocol", "p", "echo", "What answers: NAME or NAME:ARGUMENTS; --protocols lists them."],
+        ["protocol", "p", "auto", "What answers: NAME or NAME:ARGUMENTS; --protocols lists them."],
         ["rate", None, "20000", "Answers per second to one IPv4 /24 or IPv6 /64."],
         ["burst", None, "40000", "Answers at once to one of these networks."],
         ["max-rate", None, "100000", "Answers per second to all."],
