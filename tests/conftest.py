@@ -15,9 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from twisted.logger import ILogObserver, globalLogPublisher
 from zope.interface import implementer
+
+# how long an example takes says something about the machine only
+hypothesis.settings.register_profile("connpool", deadline=None)
+hypothesis.settings.load_profile("connpool")
 
 
 @implementer(ILogObserver)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import attrs
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.interfaces import IAddress, IProtocol
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IAddress, IProtocol, ISSLTransport
+from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from zope.interface import directlyProvides, implementer, providedBy
 
@@ -99,6 +99,21 @@ class _Visit:
         return getattr(self._protocol, name)
 
 
+class _Refused(Protocol):
+    """
+    Hangs up.  L{None} in its place is a traceback under C{ssl:} endpoints:
+    Twisted's TLS wrapper cannot take it.
+    """
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        if ISSLTransport.providedBy(transport):
+            # a close that the other side would have to answer
+            transport.abortConnection()
+        else:
+            transport.loseConnection()
+
+
 @implementer(IDrainable, IStatsSource)
 class Gate(Factory):
     """
@@ -135,12 +150,12 @@ class Gate(Factory):
         peer = getattr(addr, "host", "")
         if addr is not None and not access.permits(addr):
             self._refusedAddress += 1
-            return None
+            return _Refused()
         if len(self._visits) >= access.maxConnections or (
             access.maxPerPeer is not None and peer and self._perPeer[peer] >= access.maxPerPeer
         ):
             self._refusedLimit += 1
-            return None
+            return _Refused()
         protocol = self.factory.buildProtocol(addr)
         if protocol is None:
             return None

@@ -18,8 +18,10 @@ TAKING_APART = {"find", "index", "partition", "rfind", "rindex", "rpartition", "
 #: What is split at a colon elsewhere, and is no HOST:PORT.
 OTHER_COLONS = {
     "connpool/datagram/responders.py": "NAME:ARGUMENTS of a plugin",
+    "connpool/observe/protection.py": "the Host header of HTTP, whose port may be missing",
     "connpool/observe/tcpstates.py": "the hexadecimal columns of /proc/net/tcp",
     "connpool/plugin.py": "module:function",
+    "connpool/services/listeners.py": "NAME:ARGUMENTS of a plugin",
     "connpool/services/logs.py": "a list of directories, as systemd passes it",
     "connpool/services/status.py": "KIND:ARGUMENT of a credentials checker",
 }
@@ -54,7 +56,9 @@ def test_hostPortIsSplitHere(path):
     name = path.relative_to(TOP).as_posix()
     if name.startswith("connpool/addresses/"):
         return
-    assert not splitsAtColon(path) or name in OTHER_COLONS
+    assert not splitsAtColon(path) or name in OTHER_COLONS, (
+        "use connpool.addresses for HOST:PORT; if it is something else, say so in OTHER_COLONS"
+    )
 
 
 def test_theTestSees():
@@ -78,4 +82,6 @@ def test_namesAreLookedUpHere(path):
     if name.startswith("connpool/addresses/"):
         return
     found = {called for called, _ in calls(path)} & OTHER_RULES
-    assert not found or name in OTHER_LOOKUPS
+    assert not found or name in OTHER_LOOKUPS, (
+        f"{found}: use clientEndpoint, resolveTCPAddr or resolveUDPAddr of connpool.addresses"
+    )

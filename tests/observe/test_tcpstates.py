@@ -23,6 +23,7 @@ from twisted.internet.endpoints import connectProtocol, serverFromString
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface.verify import verifyObject
 
+from connpool.commands import main
 from connpool.interfaces import IStatsSource
 from connpool.observe.tcpstates import (
     Socket,
@@ -381,20 +382,21 @@ def test_watch(stack):
 
 
 @needsProc
-def test_whatTheCommandTakes():
-    assert "LISTEN" in connpool("states").stdout or "no sockets" in connpool("states").stdout
-    assert "MEANING" in connpool("states", "--all").stdout
-    assert "no sockets" in connpool("states", "1").stdout
+def test_whatTheCommandTakes(capsys):
+    for arguments, shown in (((), "LISTEN"), (("--all",), "MEANING"), (("1",), "no sockets")):
+        with socket.create_server(("127.0.0.1", 0)):
+            assert main(["states", *arguments]) == 0
+        assert shown in capsys.readouterr().out
     for arguments, remedy in (
         (("80", "--all"), "not both"),
         (("no-such-service",), "unknown port"),
         (("65536",), "invalid port"),
         (("80", "--interval", "0"), "seconds above 0"),
     ):
-        wrong = connpool("states", *arguments)
-        assert wrong.returncode == 2
-        assert remedy in wrong.stderr
-        assert wrong.stderr.count("\n") == 1
+        assert main(["states", *arguments]) == 2
+        wrong = capsys.readouterr().err
+        assert remedy in wrong
+        assert wrong.count("\n") == 1
 
 
 # -- single sockets, and the service

@@ -17,11 +17,13 @@ from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndp
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface.verify import verifyObject
 
-from connpool.addresses import UnknownAddress, clientOf
+from connpool.addresses import Networks, UnknownAddress, clientOf, parseListen
 from connpool.errors import AddressError
 from connpool.interfaces import ISingleUseEndpoint, IStatsSource
 from connpool.proxyprotocol import ProxyHeaderEndpoint, ProxyStats, encodeV1
-from tests.helpers.waiting import bounded, until
+from connpool.services.gate import Access
+from connpool.services.listening import ListeningService
+from tests.helpers.waiting import bounded, pause, until
 
 CLIENT = IPv4Address("TCP", "192.0.2.7", 40000)
 SERVER = IPv4Address("TCP", "198.51.100.1", 443)
@@ -140,6 +142,53 @@ async def test_proxiedAndProxyHeader(listen):
     assert factory.seen[0].proxyInfo.host.port == port.getHost().port
 
 
+HOSTILE = [
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"PROXY TCP4 192.0.2.7\nFAKE 192.0.2.1 1 2\r\n",
+    b"PROXY TCP4 \x1b[31mred 192.0.2.1 1 2\r\n",
+    b"PROXY TCP4 \xff\xfe 192.0.2.1 1 2\r\n",
+    b"PROXY TCP4 192.0.2.7 192.0.2.1 x 2\r\n",
+    b"PROXY TCP4  192.0.2.7 192.0.2.1 1 2\r\n",
+    b"PROXY TCP4 ::1 ::1 1 2\r\n",
+    b"PROXY UNKNOWN " + b"x" * 60_000 + b"\r\n",
+    b"PROXY UNKNOWN " + b"x" * 60_000,
+    b"garbagePROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff" + bytes(65535),
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x13\0\0",
+    b"\r\n\r\n\0\r\nQUIT\n\x2f\x11\0\0",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x01x",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\x03\x04\0\x09",
+]
+
+
+@pytest.mark.parametrize("dribbled", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_hostilePeers(listen, dribbled):
+    """
+    Each is disconnected and counted, nothing is built, nothing is logged as
+    an error (which would fail the test), also where a good header follows.
+    """
+    endpoint, port, factory = await listen(
+        "proxied:tcp:0:interface=127.0.0.1:trusted=127.0.0.1:timeout=10"
+    )
+    for data in HOSTILE:
+        reader = await bounded(connectProtocol(plain(port), Reader()))
+        reader.transport.setTcpNoDelay(1)
+        if dribbled:
+            reader.transport.write(data[:14])
+            await pause(0.01)
+            reader.transport.write(data[14:])
+        else:
+            reader.transport.write(data)
+        reader.transport.write(encodeV1(CLIENT, SERVER))
+        await until(lambda reader=reader: reader.lost)
+        assert reader.data == b""
+    stats = endpoint.stats()
+    assert stats.missing + stats.malformed == len(HOSTILE)
+    assert factory.addresses == []
+
+
 def test_interfaces():
     endpoint = serverFromString(reactor, "proxied:tcp:0:trusted=any")
     assert verifyObject(IStreamServerEndpoint, endpoint)
@@ -252,6 +301,29 @@ async def test_aFactoryMayRefuseUnderTLS(listen, files):
     reader = await bounded(connectProtocol(plain(port), Reader()))
     await until(lambda: reader.lost)
     assert len(factory.addresses) == 1
+
+
+@pytest.mark.parametrize("kind", ["ssl:0:certKey", "secured:tcp:0:certificate"])
+@pytest_twisted.ensureDeferred
+async def test_aServiceMayRefuseUnderTLS(files, kind):
+    """
+    Quietly: a logged error fails the test.
+    """
+    listens = [
+        parseListen(f"{kind}={files}/cert.pem:privateKey={files}/key.pem:interface=127.0.0.1")
+    ]
+    access = Access(allow=Networks.parse(["192.0.2.1"]))
+    service = ListeningService(reactor, listens, Banners(), access=access, drainTimeout=5)
+    service.startService()
+    for caller in (
+        plain(service),
+        wrapClientTLS(tlsOptions(files), plain(service), reactor),
+    ):
+        reader = await bounded(connectProtocol(caller, Reader()))
+        await until(lambda reader=reader: reader.lost)
+        assert reader.data == b""
+    assert service.stats().refusedAddress == 2
+    await bounded(service.stopService())
 
 
 @pytest_twisted.ensureDeferred
