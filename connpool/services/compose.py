@@ -219,6 +219,8 @@ def _configure(
             " (twistd --help lists them)"
         )
     options = maker.options()
+    if "allow-root" in entry.options and isinstance(options, ServiceOptions):
+        raise StartFailed("allow-root is about the process; give it to twistd compose")
     before = len(mistakes)
     words = argumentsOf(entry, options, mistakes)
     if len(mistakes) > before:
@@ -241,10 +243,13 @@ def _takesReactor(make: Callable[..., Any]) -> bool:
 
 def _claims(entry: Entry, options: usage.Options) -> Iterator[tuple[str, str, Claim]]:
     """
-    What C{entry} will listen on, as far as C{listen} says it.
+    What C{entry} will listen on, as far as C{listen} and C{status} say it.
     """
-    listens: Sequence[Any] = options.get("listen") or entry.options.get("listen") or ()
-    for listen in [listens] if isinstance(listens, str) else listens:
+    listens: list[Any] = []
+    for key in ("listen", "status"):
+        given = options.get(key) or entry.options.get(key) or ()
+        listens += given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for listen in listens:
         try:
             parsed = listen if isinstance(listen, Listen) else parseListen(str(listen))
         except AddressError:

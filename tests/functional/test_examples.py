@@ -4,9 +4,11 @@ The examples run as they stand, on ports of the system's choosing.
 
 import json
 import shutil
+import signal
 import socket
+import sys
 
-from tests.helpers.processes import CHECKOUT, connpool, twistd
+from tests.helpers.processes import CHECKOUT, connpool, running, twistd
 
 
 def test_embed(tmp_path):
@@ -52,3 +54,17 @@ def test_aListenerOfOnesOwn(tmp_path):
     with twistd("filerecv", listen, "--listener=ledger", cwd=tmp_path, PYTHONPATH=path) as program:
         program.waitFor("filerecv: --listener: ledger: which file")
         assert program.process.wait(20) == 1
+
+
+def test_aProgramOfOnesOwn(tmp_path):
+    source = (CHECKOUT / "examples/inbox.py").read_text()
+    assert "tcp:8640" in source
+    (tmp_path / "inbox.py").write_text(source.replace("tcp:8640", "tcp:0"))
+    (tmp_path / "file").write_text("hello")
+    with running(sys.executable, tmp_path / "inbox.py", cwd=tmp_path) as program:
+        place = program.waitFor(r"filerecv listens on (\S+),")[1]
+        connpool("send", "--protocol=classic", "--to", place, tmp_path / "file")
+        program.waitFor("got 5 bytes in received/file")
+        assert program.stop() in {0, -signal.SIGTERM}
+        assert "Traceback" not in program.output
+    assert (tmp_path / "received/file").read_text() == "hello"

@@ -130,6 +130,14 @@ def test_aChildThatDoesNotStopCleanlyIsNamed(expectFailure):
         ("plugin = 'web'\nlisten = 'tpc:80'", "Unknown endpoint type: 'tpc'"),
         ("plugin = 'ftp'\nport = 'many'", "'many'; see twistd ftp --help"),
         ("plugin = 'ftp'\nargs = ['x']", "Wrong number of arguments"),
+        ("plugin = 'filerecv'\nallow-root = true", "give it to twistd compose"),
+        (
+            (
+                "plugin = 'udpecho'\nlisten = 'tcp:9:interface=127.0.0.1'\n"
+                "status = 'tcp:9:interface=127.0.0.1'"
+            ),
+            "which services.inbox already takes",
+        ),
         ("plugin = 'recorder'\nfail = 'make'", "RuntimeError: no; see twistd recorder --help"),
         ("plugin = 'recorder'\nfail = 'none'", "gave NoneType, no service"),
         ("plugin = 'recorder'\nexit = true", "recorder ended instead of giving a service"),
