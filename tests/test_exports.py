@@ -124,16 +124,23 @@ PUBLIC = {
     "connpool.transfer": {
         "DURABILITIES",
         "IF_EXISTS",
+        "Credentials",
+        "FileOutcome",
         "FileStat",
         "LiveTransfer",
         "LocalStore",
         "MemoryStore",
+        "NativeReceiver",
         "Offer",
         "PartialInfo",
         "Receipt",
         "RelativeName",
+        "SendReport",
+        "SessionFactory",
         "StoreCaps",
         "displayName",
+        "hello",
+        "sendFiles",
     },
 }
 

@@ -84,6 +84,27 @@ class Progress:
                 self._drawn = now
                 self._bar.refresh()
 
+    @property
+    def drawn(self) -> bool:
+        """
+        Whether there is a bar.
+        """
+        return self._bar is not None
+
+    def show(self, text: str, done: int, total: int | None) -> None:
+        """
+        How it goes with all of it.
+
+        @param text: fit to be displayed.
+        """
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task(text, total=total)
+            if total is not None:
+                done = min(done, total)
+            self._bar.update(self._task, description=text, completed=done, total=total)
+            self._bar.refresh()
+
     def line(self, text: str) -> None:
         """
         Say something that stays.

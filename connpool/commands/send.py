@@ -11,10 +11,15 @@ from typing import Any
 
 from connpool.addresses import clientEndpoint
 from connpool.commands.progress import Progress
-from connpool.errors import AddressError, TransferError, Unconfirmed
+from connpool.errors import AddressError, TransferError, Unconfirmed, Unsupported
+from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import displayName
+from connpool.transfer.records import DURABILITIES, IF_EXISTS
 
 __all__ = ["addArguments", "run"]
+
+#: Connections a user may ask for.
+MAX_JOBS = 32
 
 DEFAULT_TO = "127.0.0.1:8640"
 
@@ -30,7 +35,9 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
     """
     The arguments of C{connpool send}.
     """
-    parser.add_argument("paths", nargs="+", metavar="FILE", help="what to send")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="files, directories, or - for standard input"
+    )
     parser.add_argument(
         "--to",
         default=DEFAULT_TO,
@@ -39,9 +46,50 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--protocol",
-        choices=["classic"],
-        default="classic",
-        help="classic: the bare name, ok, bytes until the end (default %(default)s)",
+        choices=["native", "classic"],
+        default="native",
+        help="native: verified and resumed; classic: the bare name, ok, bytes until the end, "
+        "unconfirmed (default %(default)s)",
+    )
+    native = parser.add_argument_group("native only")
+    native.add_argument(
+        "--durability",
+        choices=DURABILITIES,
+        default="full",
+        help="what the receiver shall promise: none survives the death of its process, data has "
+        "the contents synced before the name, full the name as well (default %(default)s)",
+    )
+    native.add_argument(
+        "--if-exists",
+        choices=IF_EXISTS,
+        default="",
+        help="when a name is taken (default: the receiver's rule)",
+    )
+    native.add_argument(
+        "--digests",
+        type=_digests,
+        default=("blake3", "sha256"),
+        metavar="LIST",
+        help="block digests trusted: blake3, sha256, xxh3 (default blake3,sha256)",
+    )
+    native.add_argument(
+        "--jobs",
+        type=_jobs,
+        default=1,
+        metavar="N",
+        help="connections that a large file may use at once (default %(default)s)",
+    )
+    native.add_argument(
+        "--name", default="stdin", help="what standard input is called (default %(default)s)"
+    )
+    native.add_argument(
+        "--dry-run", action="store_true", help="only ask the receiver what it would take"
+    )
+    native.add_argument(
+        "--json", action="store_true", help="a JSON line on standard output for each file"
+    )
+    native.add_argument(
+        "--receipt", metavar="FILE", help="append the receipts to FILE, a JSON line each"
     )
     parser.add_argument(
         "--timeout",
@@ -50,6 +98,22 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long the receiver may stay silent (default %(default)g)",
     )
+
+
+def _digests(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    try:
+        for name in names:
+            digestNamed(name)
+    except Unsupported as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+    return names
+
+
+def _jobs(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_JOBS):
+        raise argparse.ArgumentTypeError(f"a number from 1 to {MAX_JOBS} is asked for")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,6 +129,10 @@ def run(arguments: argparse.Namespace) -> int:
     except AddressError as e:
         sys.stderr.write(f"connpool send: --to: {e}\n")
         return 2
+    if arguments.protocol == "native":
+        from connpool.commands.sendnative import sendNative
+
+        return sendNative(reactor, endpoint, arguments)
 
     codes: list[int] = []
 

@@ -15,7 +15,7 @@ from twisted.python import usage
 from zope.interface import implementer
 
 from connpool.addresses import clientOf, joinHostPort
-from connpool.errors import NameRefused, StartFailed
+from connpool.errors import NameRefused, StartFailed, Unsupported
 from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
 from connpool.services.gate import Access
 from connpool.services.listeners import makeListener
@@ -30,8 +30,12 @@ from connpool.services.options import (
 from connpool.services.starting import failStart
 from connpool.services.status import StatusOptions, observed
 from connpool.transfer.classic import ClassicReceiver, ClassicRefusal
+from connpool.transfer.digests import digestNamed
 from connpool.transfer.frontdoor import Door, FrontDoorFactory
 from connpool.transfer.names import PROFILES, RelativeName
+from connpool.transfer.native.frames import PREAMBLE
+from connpool.transfer.native.link import Link
+from connpool.transfer.native.receiver import NativeReceiver
 from connpool.transfer.reception import Policy, Reception, TransferStats
 from connpool.transfer.records import IF_EXISTS, LiveTransfer
 from connpool.transfer.stores import LocalStore
@@ -55,6 +59,7 @@ class Options(StatusOptions, AccessOptions):
         ["directory", None, None, "Existing directory to store files in [default: ./received]"],
         ["if-exists", None, "rename", "When a name is taken: rename, replace, refuse or skip"],
         ["names", None, "portable", "Names taken: portable (also to Windows) or posix"],
+        ["digests", None, "blake3,sha256", "Block digests, preferred first; also: xxh3"],
         ["classic-suffix", None, "", "Appended to the name of what came by the classic protocol"],
         ["max-file-size", None, None, "Largest file taken: bytes, or with K, M, G, T"],
         ["quota", None, None, "Bytes that one sender's unfinished transfers may take"],
@@ -103,6 +108,7 @@ class Options(StatusOptions, AccessOptions):
         self.convert("classic-from", asNetworks)
         self.choice("if-exists", IF_EXISTS)
         self.choice("names", PROFILES)
+        self.convert("digests", _digests)
         for name, parse in (
             ("idle-timeout", asSeconds),
             ("drain-timeout", asSeconds),
@@ -140,6 +146,16 @@ class Options(StatusOptions, AccessOptions):
             raise usage.UsageError(f"--classic-suffix: {e}") from None
 
 
+def _digests(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    try:
+        for name in names:
+            digestNamed(name)
+    except Unsupported as e:
+        raise ValueError(str(e)) from None
+    return names
+
+
 @implementer(IStatsSource, ILiveTransfers, IReadiness)
 class FileReceiverService(MultiService):
     """
@@ -159,10 +175,11 @@ class FileReceiverService(MultiService):
         self._options = options
         self._store: IFileStore | None = None
         self.reception: Reception | None = None
+        self._receiver: NativeReceiver | None = None
         self.listening = ListeningService(
             reactor,
             options["listen"],
-            FrontDoorFactory(reactor, [Door(b"", self._classic)]),
+            FrontDoorFactory(reactor, [Door(PREAMBLE, self._native), Door(b"", self._classic)]),
             access=Access(
                 allow=options["allow"],
                 deny=options["deny"],
@@ -247,6 +264,12 @@ class FileReceiverService(MultiService):
         if client.local or client.host in self._options["classic-from"]:
             return ClassicReceiver(self._reactor, self.reception, self._options["classic-suffix"])
         return ClassicRefusal()
+
+    def _native(self, transport: Any) -> Link:
+        if self._receiver is None:
+            assert self.reception is not None
+            self._receiver = NativeReceiver(self._reactor, self.reception, self._options["digests"])
+        return self._receiver.build(transport)
 
     def stats(self) -> TransferStats:
         return TransferStats() if self.reception is None else self.reception.stats()

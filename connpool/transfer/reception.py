@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import Busy, TooLarge, TransferError
@@ -138,7 +139,8 @@ class Incoming:
             await self.partial.abort()
             self._reception._failed(self, e)
             raise
-        self._reception._published(self, receipt)
+        self._reception._active.pop(self, None)
+        self._reception._published(receipt, self.peer)
         return receipt
 
     async def suspend(self, why: BaseException) -> None:
@@ -249,6 +251,34 @@ class Reception:
         self._tell("started", offer, peer)
         return incoming
 
+    def put(
+        self, offer: Offer, data: bytes, root: bytes | None, peer: str
+    ) -> Receipt | Deferred[Receipt]:
+        """
+        Store a whole small file, as L{IFileStore.put}.
+
+        @raise TransferError: why it is refused.
+        """
+        self._tell("offered", offer, peer)
+        self.check(offer)
+        self.receivedBytes += len(data)
+        self._started += 1
+        stored = self.store.put(offer, data, root)
+        if isinstance(stored, Receipt):
+            self._published(stored, peer)
+            return stored
+
+        def published(receipt: Receipt) -> Receipt:
+            self._published(receipt, peer)
+            return receipt
+
+        def failed(failure: Failure) -> Failure:
+            self._failedCount += 1
+            self._tell("failed", offer, peer, failure.value)
+            return failure
+
+        return stored.addCallbacks(published, failed)
+
     def refuse(self, name: str, peer: str, why: TransferError) -> None:
         """
         Count and log an offer that was turned away.
@@ -265,14 +295,13 @@ class Reception:
         )
         self._tell("refused", name, peer, why)
 
-    def _published(self, incoming: Incoming, receipt: Receipt) -> None:
-        self._active.pop(incoming, None)
+    def _published(self, receipt: Receipt, peer: str) -> None:
         self._publishedCount += 1
         self._log.info(
             "received {receipt.name} ({receipt.size} bytes, {receipt.status}, "
             "{receipt.integrity}, durability {receipt.durability}) from {peer}, id {id}",
             receipt=attrs.evolve(receipt, name=displayName(receipt.name)),
-            peer=incoming.peer,
+            peer=peer,
             id=receipt.transferId,
         )
         self._tell("published", receipt)

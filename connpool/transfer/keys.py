@@ -1,0 +1,171 @@
+"""
+What a sender remembers: a secret, and which runs have not ended.
+
+Theory of operation
+===================
+Two keys go with a file, and nobody else can compute them:
+
+  - the I{resume key} entitles to the receiver's partial: an HMAC over
+    receiver, path, device, inode and name, keyed with a secret that is made once
+    (C{$XDG_STATE_HOME/connpool/secret}).
+  - the I{idempotence key} makes a repeated file harmless when its answer was
+    lost.  It is the same for the same unchanged file within a I{run}, and a run
+    lasts until everything in it was answered: its own secret lies in a file that
+    is removed then.  So a sender that was killed goes on with the same keys, and
+    one that is told to send a file once more, does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import os
+import secrets
+import struct
+from pathlib import Path
+
+from connpool.errors import SourceError
+
+__all__ = ["Run", "SenderKeys", "stateDirectory"]
+
+_SECRET = 32
+
+
+def stateDirectory() -> Path:
+    """
+    C{$XDG_STATE_HOME/connpool}.
+    """
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(home) / "connpool"
+
+
+class Run:
+    """
+    Sending to one receiver, until everything was answered.
+
+    @ivar resumable: whether a later process will know the keys.
+    """
+
+    def __init__(
+        self, destination: str, secret: bytes, own: bytes, lock: int | None, path: str
+    ) -> None:
+        self._destination = destination.encode()
+        self._secret = secret
+        self._own = own
+        self._lock = lock
+        self._path = path
+
+    @property
+    def resumable(self) -> bool:
+        return self._lock is not None
+
+    def resumeKey(self, path: bytes, status: os.stat_result, name: bytes) -> bytes:
+        """
+        For the partial of a file.
+        """
+        where = struct.pack(">QQ", status.st_dev, status.st_ino)
+        return self._mac(self._secret, b"resume", self._destination, path, where, name)
+
+    def key(self, path: bytes, status: os.stat_result, name: bytes) -> bytes:
+        """
+        The idempotence key of a file as it is now.
+        """
+        fingerprint = struct.pack(
+            ">QQQqq",
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+        return self._mac(self._own, b"key", self._destination, path, fingerprint, name)
+
+    def end(self, answered: bool) -> None:
+        """
+        @param answered: every file is stored, or was refused for good.
+        """
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            if answered:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path)
+            os.close(lock)
+
+    @staticmethod
+    def _mac(secret: bytes, *parts: bytes) -> bytes:
+        # each part with its length: no two lists of parts read the same
+        text = b"".join(struct.pack(">I", len(part)) + part for part in parts)
+        return hmac.digest(secret, text, "sha256")
+
+
+class SenderKeys:
+    """
+    @param directory: private to the user; made when first needed.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory or stateDirectory()
+
+    def begin(self, destination: str) -> Run:
+        """
+        Begin a run, or go on with one that a process left unfinished.
+
+        @param destination: the receiver, always spelled the same.
+        @return: a run that is not L{Run.resumable} if the directory cannot be
+            written to.
+        """
+        try:
+            secret = self._secret()
+            lock, path, own = self._claim(destination)
+        except OSError:
+            return Run(destination, secrets.token_bytes(_SECRET), secrets.token_bytes(32), None, "")
+        return Run(destination, secret, own, lock, path)
+
+    def _secret(self) -> bytes:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._directory / "secret"
+        try:
+            secret = path.read_bytes()
+        except FileNotFoundError:
+            # whole or not at all, also if two begin at once
+            made = self._directory / f"secret.{secrets.token_hex(8)}"
+            fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.write(fd, secrets.token_bytes(_SECRET))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            with contextlib.suppress(FileExistsError):
+                os.link(made, path)
+            os.unlink(made)
+            secret = path.read_bytes()
+        if len(secret) != _SECRET:
+            raise SourceError(f"{path} is damaged; remove it, and partial files start anew")
+        return secret
+
+    def _claim(self, destination: str) -> tuple[int, str, bytes]:
+        """
+        An unfinished run that no living process has, or a new one.
+        """
+        runs = self._directory / "runs"
+        runs.mkdir(mode=0o700, exist_ok=True)
+        prefix = hashlib.sha256(destination.encode()).hexdigest()[:32]
+        for path in sorted(runs.glob(f"{prefix}.*")):
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    own = os.read(fd, 64)
+                    if len(own) == _SECRET and os.fstat(fd).st_nlink:
+                        return fd, str(path), own
+                except OSError:
+                    pass
+                os.close(fd)
+        path = runs / f"{prefix}.{secrets.token_hex(8)}"
+        own = secrets.token_bytes(_SECRET)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.write(fd, own)
+        return fd, str(path), own

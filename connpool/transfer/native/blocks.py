@@ -1,0 +1,241 @@
+"""
+Which blocks of a file that is being received are there, wrong or missing.
+
+Theory of operation
+===================
+Bytes of a block arrive in order over one I{lane} (a connection); each block is
+hashed as it arrives and may be checked in any order.  A block goes
+
+    absent -> arriving -> complete -> verified
+
+and back to absent when its digest is wrong or its lane ends.  What does not
+continue a block that is arriving is dropped without complaint: nothing is lost
+by it, because the sender's C{COMMIT} is answered by the list of what is missing.
+A verified block never changes, whatever arrives; only L{Board.revoke} takes it back.
+
+Pure: no store, no clock, no hashing.  Costs O(1) a piece.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from connpool.errors import ProtocolError, TooLarge
+from connpool.transfer.digests import MAX_BLOCKS, blockCount
+
+__all__ = ["Arrival", "Board", "heldRuns", "packBlocks", "readHeld", "unpackBlocks"]
+
+
+@attrs.define(eq=False)
+class Arrival:
+    """
+    A block on its way.
+
+    @ivar lane: the connection it comes by.
+    @ivar block: its number.
+    @ivar next: the offset in the file that comes next.
+    @ivar end: where the block ends, as far as is known.
+    @ivar hasher: what its bytes are fed to.
+    @ivar busy: pieces being written or hashed.
+    @ivar dropped: its bytes shall be forgotten once nothing is busy.
+    """
+
+    lane: Any
+    block: int
+    next: int
+    end: int
+    hasher: Any
+    busy: int = 0
+    dropped: bool = False
+
+
+class Board:
+    """
+    @ivar size: bytes of the file, L{None} until known.
+    @ivar verified: digests of the blocks that are right.
+    @ivar expected: digests the sender told for blocks that are not verified.
+    @ivar computed: digests of complete blocks that the sender told none for.
+    """
+
+    def __init__(self, size: int | None, blockSize: int, verified: Mapping[int, bytes]) -> None:
+        if blockSize & (blockSize - 1):
+            raise ProtocolError(f"the block size {blockSize} is not a power of two")
+        if size is not None and blockCount(size, blockSize) > MAX_BLOCKS:
+            raise ProtocolError(f"a block size of {blockSize} makes more than {MAX_BLOCKS} blocks")
+        self.size = size
+        self.blockSize = blockSize
+        self.verified: dict[int, bytes] = dict(verified)
+        self.expected: dict[int, bytes] = {}
+        self.computed: dict[int, bytes] = {}
+        self.arriving: dict[int, Arrival] = {}
+
+    def place(self, offset: int, lane: Any, newHasher: Any) -> tuple[Arrival | None, int]:
+        """
+        Where bytes at C{offset} belong.
+
+        @return: the arrival they continue or begin, or L{None} to drop them;
+            and the offset at which the block ends.
+        @raise ProtocolError: outside the file.
+        """
+        block, within = divmod(offset, self.blockSize)
+        end = self.span(block)[1]
+        if offset >= end or block >= MAX_BLOCKS:
+            if self.size is None:
+                raise TooLarge(
+                    f"{MAX_BLOCKS} blocks of {self.blockSize} bytes are all there can be"
+                )
+            raise ProtocolError(f"offset {offset} is not in a file of {self.size} bytes")
+        arrival = self.arriving.get(block)
+        if arrival is None:
+            if within or block in self.verified or block in self.computed:
+                return None, end
+            arrival = self.arriving[block] = Arrival(lane, block, offset, end, newHasher())
+        elif arrival.lane is not lane or arrival.next != offset or arrival.dropped:
+            return None, end
+        return arrival, end
+
+    def span(self, block: int) -> tuple[int, int]:
+        """
+        Where a block begins and ends in the file.
+        """
+        start = block * self.blockSize
+        end = start + self.blockSize
+        return start, end if self.size is None else min(end, self.size)
+
+    def finish(self, arrival: Arrival, digest: bytes) -> bool | None:
+        """
+        A block is complete and written.
+
+        @return: whether it is right; L{None} while the sender has not told.
+        """
+        del self.arriving[arrival.block]
+        expected = self.expected.pop(arrival.block, None)
+        if expected is None:
+            self.computed[arrival.block] = digest
+            return None
+        if expected == digest:
+            self.verified[arrival.block] = digest
+            return True
+        return False
+
+    def tell(self, first: int, digests: Iterable[bytes]) -> tuple[list[int], list[int]]:
+        """
+        The sender tells digests.
+
+        @return: the complete blocks that are right by them, and the wrong ones.
+        @raise ProtocolError: outside the file.
+        """
+        right, wrong = [], []
+        for block, digest in enumerate(digests, first):
+            if block >= MAX_BLOCKS or (self.size is not None and self.span(block)[0] >= self.size):
+                raise ProtocolError(f"there is no block {block} in this file")
+            if block in self.verified:
+                continue
+            computed = self.computed.pop(block, None)
+            if computed is None:
+                self.expected[block] = digest
+            elif computed == digest:
+                self.verified[block] = digest
+                right.append(block)
+            else:
+                wrong.append(block)
+        return right, wrong
+
+    def revoke(self, block: int) -> bool:
+        """
+        The sender's file has something else there.
+
+        @return: whether bytes of it are held and must be forgotten.
+        """
+        self.expected.pop(block, None)
+        held = self.verified.pop(block, None) or self.computed.pop(block, None)
+        return held is not None
+
+    def missing(self) -> list[int]:
+        """
+        The blocks that are not verified; the size must be known.
+        """
+        assert self.size is not None
+        count = blockCount(self.size, self.blockSize)
+        if len(self.verified) == count:
+            return []
+        return [block for block in range(count) if block not in self.verified]
+
+    @property
+    def verifiedBytes(self) -> int:
+        """
+        Bytes in verified blocks.
+        """
+        whole = len(self.verified) * self.blockSize
+        if self.size is not None and self.size % self.blockSize:
+            last = self.size // self.blockSize
+            if last in self.verified:
+                whole -= self.blockSize - self.size % self.blockSize
+        return whole
+
+
+def heldRuns(digests: Mapping[int, bytes]) -> tuple[int, bytes]:
+    """
+    The data part of C{ACCEPT}.
+
+    @return: the number of runs, and runs and digests as they go on the wire.
+    """
+    runs: list[list[int]] = []
+    for block in sorted(digests):
+        if runs and block == sum(runs[-1]):
+            runs[-1][1] += 1
+        else:
+            runs.append([block, 1])
+    wire = [struct.pack(">II", *run) for run in runs]
+    wire += [digests[block] for block in sorted(digests)]
+    return len(runs), b"".join(wire)
+
+
+def readHeld(runs: int, wire: bytes, length: int) -> dict[int, bytes]:
+    """
+    The inverse of L{heldRuns}.
+
+    @param length: bytes of a digest.
+    @raise ProtocolError: if the lengths or the order are wrong.
+    """
+    at = runs * 8
+    if at > len(wire):
+        raise ProtocolError("the list of held blocks is cut off")
+    held: dict[int, bytes] = {}
+    least = 0
+    for first, count in struct.iter_unpack(">II", wire[:at]):
+        if first < least or not 0 < count <= MAX_BLOCKS - first:
+            raise ProtocolError("the list of held blocks is out of order")
+        if at + count * length > len(wire):
+            raise ProtocolError("the digests of held blocks are cut off")
+        least = first + count
+        for block in range(first, least):
+            held[block] = wire[at : at + length]
+            at += length
+    if at != len(wire):
+        raise ProtocolError("bytes follow the digests of held blocks")
+    return held
+
+
+def packBlocks(blocks: Iterable[int]) -> bytes:
+    """
+    Block numbers as C{REPAIR} and C{REVOKE} carry them.
+    """
+    numbers = list(blocks)
+    return struct.pack(f">{len(numbers)}I", *numbers)
+
+
+def unpackBlocks(wire: bytes) -> list[int]:
+    """
+    @raise ProtocolError: if it is not a list of block numbers.
+    """
+    if len(wire) % 4 or not wire or len(wire) > 4 * MAX_BLOCKS:
+        raise ProtocolError("that is not a list of blocks")
+    blocks = [number for (number,) in struct.iter_unpack(">I", wire)]
+    if max(blocks) >= MAX_BLOCKS:
+        raise ProtocolError(f"there is no block {max(blocks)}")
+    return blocks

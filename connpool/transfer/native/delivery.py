@@ -1,0 +1,333 @@
+"""
+One stream of a receiver's session: from C{OFFER} to its only answer.
+
+Theory of operation
+===================
+A L{Delivery} ends exactly once: with C{RECEIPT}, with C{REJECT}, or silently
+when the sender cancelled or is gone.  What the end needs (waiting for writes,
+suspending the partial) goes on after it; L{Delivery.gone} says when nothing of it is
+left.
+
+I{Take-over.}  A resume key has one delivery at a time.  A newer one with the
+same key registers itself at once, then ends the older and waits until that is
+gone, and only then asks the store for the partial; so queued writes of the
+older connection are done or dropped before the newer one reads what is held.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from connpool.errors import (
+    Cancelled,
+    ConflictTakeover,
+    DigestMismatch,
+    ProtocolError,
+    TransferError,
+)
+from connpool.transfer.native.blocks import heldRuns, packBlocks, unpackBlocks
+from connpool.transfer.native.frames import Frame, Type
+from connpool.transfer.native.messages import (
+    Accept,
+    Cancel,
+    Commit,
+    Digests,
+    Progress,
+    Receipting,
+    Reject,
+    Repair,
+    encode,
+)
+from connpool.transfer.native.upload import Upload
+from connpool.transfer.reception import Incoming
+from connpool.transfer.records import Offer, Receipt
+
+__all__ = ["Delivery", "receiptFrame", "rejectFrame"]
+
+
+class Delivery:
+    """
+    @param session: whose stream it is.
+    @param number: the stream.
+    @param claim: what it must be alone with, L{None} if it cannot be resumed.
+    """
+
+    _log = Logger()
+
+    def __init__(self, session: Any, number: int, offer: Offer, claim: Any) -> None:
+        self._session = session
+        self._number = number
+        self.offer = offer
+        self._claim = claim
+        self._upload: Upload | None = None
+        self._committing = False
+        self._ending = False
+        self._why = TransferError()
+        self._isGone = False
+        self._waiters: list[Deferred[None]] = []
+        self.epoch = 0
+
+    @property
+    def receiving(self) -> bool:
+        """
+        Whether it is the sender's turn.
+        """
+        return self._upload is not None and not self._ending and not self._committing
+
+    # -- beginning
+
+    async def begin(self) -> None:
+        """
+        Open the partial and answer the offer.
+        """
+        registry = self._session.registry
+        older = None
+        if self._claim is not None:
+            older = registry.claims.get(self._claim)
+            registry.claims[self._claim] = self
+        try:
+            if older is not None:
+                self.epoch = older.epoch + 1
+                await older.evict()
+            if not self._ending:
+                found = await registry.reception.begin(self.offer, self._session.peer)
+                if await self._opened(found):
+                    return
+        except TransferError as e:
+            self._reject(e)
+        except Exception:
+            self._log.failure("opening a partial failed")
+            self._reject(TransferError("the receiver failed; see its log"))
+        self._left()
+
+    async def _opened(self, found: Incoming | Receipt) -> bool:
+        """
+        @return: whether there is something to receive.
+        """
+        if isinstance(found, Receipt):
+            self._answer(receiptFrame(self._number, found))
+            return False
+        if self._ending:
+            # cancelled or taken over meanwhile
+            await found.suspend(self._why)
+            return False
+        registry = self._session.registry
+        try:
+            self._upload = Upload(
+                found,
+                self._session.digest,
+                registry.lanes,
+                registry.clock.seconds,
+                self._repair,
+                self._storeFailed,
+            )
+        except TransferError as e:
+            await found.abort(e)
+            raise
+        runs, wire = heldRuns(self._upload.board.verified)
+        accept = Accept("resume" if runs else "new", self.epoch, runs)
+        self._session.send(encode(Type.ACCEPT, self._number, accept, len(wire)), wire)
+        self._session.receivingChanged()
+        return True
+
+    # -- frames
+
+    def write(self, lane: Any, offset: int, view: memoryview) -> Deferred[None] | None:
+        """
+        Bytes of a run.
+        """
+        if self._ending or self._committing:
+            return None
+        if self._upload is None:
+            raise ProtocolError("DATA before ACCEPT")
+        try:
+            return self._upload.write(lane, offset, view)
+        except ProtocolError:
+            raise
+        except TransferError as e:
+            self.fail(e)
+            return None
+
+    def frameReceived(self, frame: Frame, message: Any) -> None:
+        """
+        Any other frame of this stream.
+        """
+        if self._ending:
+            return
+        if frame.type is Type.CANCEL:
+            self._cancel(message)
+            return
+        if self._upload is None:
+            raise ProtocolError(f"{frame.type.name} before ACCEPT")
+        if self._committing:
+            raise ProtocolError(f"{frame.type.name} after COMMIT")
+        if frame.type is Type.DIGESTS:
+            first: Digests = message
+            self._upload.digests(first.first, frame.data)
+        elif frame.type is Type.REVOKE:
+            self._upload.revoke(unpackBlocks(frame.data))
+        elif frame.type is Type.COMMIT:
+            self._committing = True
+            self._session.receivingChanged()
+            d = Deferred.fromCoroutine(self._commit(message))
+            d.addErrback(lambda f: self._log.failure("a commit failed", failure=f))
+        else:
+            raise ProtocolError(f"{frame.type.name} is not for a receiver")
+
+    async def _commit(self, message: Commit) -> None:
+        assert self._upload is not None
+        try:
+            receipt = await self._upload.commit(message.size, message.root)
+        except (DigestMismatch, ProtocolError) as e:
+            await self._endBy(e, keep=False)
+            return
+        except TransferError as e:
+            if self._ending:
+                return
+            if self._upload.incoming.ended:
+                self._reject(e)
+                self._left()
+            else:
+                await self._endBy(e, keep=True)
+            return
+        except Exception as e:
+            self._log.failure("publishing failed")
+            self._reject(TransferError(f"the receiver failed: {type(e).__name__}; see its log"))
+            self._left()
+            return
+        self._committing = False
+        if receipt is None:
+            self._session.receivingChanged()
+            return
+        self._answer(receiptFrame(self._number, receipt))
+        self._left()
+
+    def progress(self) -> None:
+        """
+        Say how it goes.
+        """
+        if self._ending:
+            return
+        upload = self._upload
+        message = (
+            Progress("receive", 0, "disk")
+            if upload is None
+            else Progress(upload.phase, upload.durable, "disk" if upload.slow else "")  # type: ignore[arg-type]
+        )
+        self._session.send(encode(Type.PROGRESS, self._number, message))
+
+    def laneLost(self, lane: Any) -> None:
+        """
+        A joined connection is gone.
+        """
+        if self._upload is not None:
+            self._upload.laneLost(lane)
+
+    # -- ends
+
+    def fail(self, why: TransferError, keep: bool = True) -> None:
+        """
+        End it with C{REJECT}.
+        """
+        if not self._ending and not self._publishing:
+            d = Deferred.fromCoroutine(self._endBy(why, keep))
+            d.addErrback(lambda f: self._log.failure("ending a transfer failed", failure=f))
+
+    def lost(self, why: TransferError) -> None:
+        """
+        The session is gone.  What is being published goes on.
+        """
+        self.fail(why)
+
+    async def evict(self) -> None:
+        """
+        Make way for a newer delivery of the same file.
+        """
+        self.fail(ConflictTakeover("a newer connection of this sender has taken the transfer over"))
+        if not self._isGone:
+            d: Deferred[None] = Deferred()
+            self._waiters.append(d)
+            await d
+
+    @property
+    def _publishing(self) -> bool:
+        return self._upload is not None and self._upload.phase == "publish"
+
+    def _cancel(self, message: Cancel) -> None:
+        if self._publishing:
+            return  # too late: the answer will say so
+        self._ending = True
+        self._why = Cancelled(f"the sender cancelled: {message.code!a}")
+        self._session.ended(self._number)
+        if self._upload is not None:
+            d = Deferred.fromCoroutine(self._leave(self._why, message.keep))
+            d.addErrback(lambda f: self._log.failure("cancelling failed", failure=f))
+
+    async def _endBy(self, why: TransferError, keep: bool) -> None:
+        self._reject(why)
+        await self._leave(why, keep)
+
+    async def _leave(self, why: TransferError, keep: bool) -> None:
+        if self._upload is not None:
+            try:
+                await self._upload.end(why, keep)
+            finally:
+                self._left()
+
+    def _reject(self, why: TransferError) -> None:
+        self._why = why
+        self._answer(rejectFrame(self._number, why))
+
+    def _answer(self, wire: bytes) -> None:
+        if not self._ending:
+            self._ending = True
+            self._session.send(wire)
+            self._session.ended(self._number)
+
+    def _left(self) -> None:
+        if self._isGone:
+            return
+        self._isGone = True
+        claims = self._session.registry.claims
+        if self._claim is not None and claims.get(self._claim) is self:
+            del claims[self._claim]
+        waiters, self._waiters = self._waiters, []
+        for d in waiters:
+            d.callback(None)
+
+    def _repair(self, blocks: list[int]) -> None:
+        wire = packBlocks(blocks)
+        self._session.send(encode(Type.REPAIR, self._number, Repair(), len(wire)), wire)
+
+    def _storeFailed(self, why: TransferError) -> None:
+        # an I/O error: what is held is not to be trusted
+        self.fail(why, keep=why.retryable)
+
+
+def rejectFrame(number: int, why: TransferError) -> bytes:
+    """
+    C{REJECT}.
+    """
+    detail = " ".join(str(why).split())[:1024]
+    return encode(Type.REJECT, number, Reject(why.code, why.retryable, detail))
+
+
+def receiptFrame(number: int, receipt: Receipt) -> bytes:
+    """
+    C{RECEIPT}.
+    """
+    message = Receipting(
+        receipt.status,  # type: ignore[arg-type]
+        receipt.name.encode("utf-8"),
+        receipt.size,
+        receipt.durability,  # type: ignore[arg-type]
+        receipt.filesystem,
+        receipt.integrity,  # type: ignore[arg-type]
+        receipt.digest,
+        bytes.fromhex(receipt.root) if receipt.root is not None else None,
+        int(receipt.finished * 1000),
+    )
+    return encode(Type.RECEIPT, number, message)

@@ -1,0 +1,468 @@
+"""
+One connection that speaks C{cpt/1}: bytes and back-pressure, no meaning.
+
+Theory of operation
+===================
+A L{Link} cuts what arrives into frames for its session, and stops reading while
+the session is busy (L{Link.hold}), while more than L{MAX_OUTSTANDING} bytes of
+a run are being written or hashed, and while the peer does not read what we
+answer.
+
+I{Moving bytes.}  The costly thing in a transport is the buffer it allocates
+for each read.  So for the rest of a C{DATA} run the transport is paused and its
+socket is read directly into four buffers that are used again and again
+(L{BorrowedSocket}); the session gets views of them and says when it is done
+with each.  That is sound only for a plain TCP or unix socket, and never for
+TLS, whose C{fileno()} is the socket below the encryption.  An error on the
+borrowed descriptor belongs to us: the kernel tells it once, and the transport would
+afterwards see a clean end.  So it ends the link, and the socket is not given back.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IReactorFDSet,
+    IReadDescriptor,
+    ISSLTransport,
+)
+from twisted.internet.protocol import Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from connpool.errors import NetworkFailed, TransferError, TransferTimeout
+from connpool.transfer.native.frames import PREAMBLE, Frame, FrameReader, Type
+from connpool.transfer.pace import Pace
+
+__all__ = ["MAX_OUTSTANDING", "BorrowedSocket", "Link"]
+
+#: Bytes of a run that may wait for the disk or the digest.
+MAX_OUTSTANDING = 4 << 20
+#: A run with less left is read the ordinary way.
+_WORTH_BORROWING = 128 * 1024
+#: The buffers of a borrowed socket.
+_BUFFERS, _BUFFER_SIZE = 4, 1 << 20
+#: The transport's reads: large for many small files, small before a long run.
+_LARGE_READ, _SMALL_READ = 1 << 20, 8 * 1024
+
+
+@implementer(IReadDescriptor)
+class BorrowedSocket:
+    """
+    Reads a run from the socket of a paused transport.
+
+    @param link: gets the bytes.
+    """
+
+    def __init__(self, reactor: Any, handle: socket.socket, link: Link) -> None:
+        self._reactor = reactor
+        self._link = link
+        self._socket = handle.dup()
+        self._free = [memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS)]
+        self._reading = False
+
+    def fileno(self) -> int:
+        return self._socket.fileno() if self._socket.fileno() >= 0 else -1
+
+    def logPrefix(self) -> str:
+        return "connpool"
+
+    def doRead(self) -> None:
+        buffer = self._free[-1]
+        try:
+            count = self._socket.recv_into(buffer[: self._link.reader.run])
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as e:
+            self._link.failed(ConnectionLost(os.strerror(e.errno or 0)))
+            return
+        if not count:
+            # the end is for the transport to see: it is still to be read there
+            self._link.giveBack()
+            return
+        self._free.pop()
+        self._link.borrowed(buffer[:count], lambda: self._released(buffer))
+
+    def _released(self, buffer: memoryview) -> None:
+        self._free.append(buffer)
+        if self._socket.fileno() >= 0:
+            self._link.steer()
+
+    def steer(self, wanted: bool) -> None:
+        """
+        Read or do not, as the link wants and buffers allow.
+        """
+        reading = wanted and bool(self._free)
+        if reading != self._reading:
+            self._reading = reading
+            (self._reactor.addReader if reading else self._reactor.removeReader)(self)
+
+    def close(self) -> None:
+        """
+        The transport's own descriptor is the only one again.
+        """
+        self.steer(False)
+        self._socket.close()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The reactor removed us: it saw an error, or it is ending.
+        """
+        self._reading = False
+        self._link.failed(reason.value)
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class Link(Protocol):
+    """
+    @param reactor: times, and lends descriptors if it can.
+    @param session: told about frames; see L{ReceiverSession} and
+        L{SenderSession}.
+    @param idleTimeout: seconds of silence that end the connection.
+    @param minimumRate: bytes/s the peer must keep up inside a frame.
+    @ivar holds: reasons not to read.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, reactor: Any, session: Any, idleTimeout: float = 60.0, minimumRate: float = 0.0
+    ) -> None:
+        self._reactor = reactor
+        self._session = self.session = session
+        self.reader = FrameReader()
+        self.holds = 0
+        self.ended: BaseException | None = None
+        self._greeted = 0
+        self._queue: deque[bytes] = deque()
+        self._events: Iterator[Any] | None = None
+        self._working = False
+        self._paused = False
+        self._over = False
+        self._outstanding = 0
+        self._full = False
+        self._borrowed: BorrowedSocket | None = None
+        self._canBorrow: bool | None = None
+        self.idleTimeout = idleTimeout
+        self._heard = 0.0
+        self._quiet: Any = None
+        self._pace = Pace(reactor, idleTimeout, minimumRate, self.late)
+        self._pacing = False
+
+    # -- the transport's side
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.bufferSize = _LARGE_READ
+        if hasattr(transport, "setTcpNoDelay"):
+            transport.setTcpNoDelay(True)
+        self._heard = self._reactor.seconds()
+        self._quiet = self._reactor.callLater(self.idleTimeout, self._checkQuiet)
+        self._session.linkMade(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._heard = self._reactor.seconds()
+        self._pace.arrived(len(data))
+        self._queue.append(data)
+        if not self._working:
+            self._work()
+
+    def readConnectionLost(self) -> None:
+        self._over = True
+        if not self._working:
+            self._work()
+
+    def writeConnectionLost(self) -> None:
+        self.failed(ConnectionDone())
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        why: BaseException | None = reason.value if reason is not None else None
+        self._end(NetworkFailed(_lost(why or ConnectionDone())))
+
+    # -- being told not to write so much: the peer does not read
+
+    def pauseProducing(self) -> None:
+        if not self._full:
+            self._full = True
+            self.hold()
+
+    def resumeProducing(self) -> None:
+        if self._full:
+            self._full = False
+            self.release()
+
+    def stopProducing(self) -> None:
+        pass
+
+    # -- the session's side
+
+    def send(self, *parts: bytes) -> None:
+        """
+        Write, unless it is over.
+        """
+        if self.ended is None:
+            transport: Any = self.transport
+            transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def hold(self) -> None:
+        """
+        Do not read until L{release}, called as often.
+        """
+        self.holds += 1
+        self.steer()
+
+    def release(self) -> None:
+        """
+        The inverse of L{hold}.
+        """
+        self.holds -= 1
+        if not self.holds and not self._working and self.ended is None:
+            self._work()
+
+    def waitFor(self, d: Deferred[Any]) -> None:
+        """
+        Do not read until C{d}, which does not fail, has fired.
+        """
+        if d.called and not d.paused:
+            return
+        self.hold()
+        d.addCallback(lambda _: self.release())
+
+    def close(self) -> None:
+        """
+        End the connection after what was written.
+        """
+        transport: Any = self.transport
+        self._end(ConnectionDone())
+        transport.unregisterProducer()
+        transport.loseConnection()
+        # a peer that does not read keeps nothing open
+        self._quiet = self._reactor.callLater(10.0, transport.abortConnection)
+
+    def drain(self) -> None:
+        """
+        Begin nothing new.
+        """
+        self._session.drain()
+
+    def abort(self, why: BaseException) -> None:
+        """
+        End the connection at once.
+        """
+        transport: Any = self.transport
+        self._end(why)
+        transport.abortConnection()
+
+    def failed(self, why: BaseException | None) -> None:
+        """
+        The connection broke.
+        """
+        why = why or ConnectionLost()
+        self.abort(why if isinstance(why, TransferError) else NetworkFailed(_lost(why)))
+
+    def late(self, why: TransferError) -> None:
+        """
+        A deadline passed.
+        """
+        self._pacing = False
+        if self.ended is None:
+            self._session.late(why)
+
+    # -- inside
+
+    def _work(self) -> None:
+        transport: Any = self.transport
+        self._working = True
+        try:
+            while not self.holds and self.ended is None:
+                if self._events is None:
+                    if not self._queue:
+                        if self._over:
+                            self._over = False
+                            self._finish()
+                        break
+                    self._events = self._feed(self._queue.popleft())
+                event = next(self._events, None)
+                if event is None:
+                    self._events = None
+                elif isinstance(event, Frame):
+                    if event.type is Type.PUT:
+                        transport.bufferSize = _LARGE_READ
+                    self._session.frameReceived(event)
+                else:
+                    self._run(event.data)
+        except TransferError as e:
+            self._session.broken(e)
+        except Exception as e:
+            self.log.failure("a session failed")
+            self._session.broken(TransferError(f"internal error: {type(e).__name__}"))
+        finally:
+            self._working = False
+        if self.ended is None:
+            self._session.turn()
+            self._pacing = self._setPace()
+            self.steer()
+
+    def _finish(self) -> None:
+        """
+        The peer has said all it will.
+        """
+        if self.reader.inside or self._greeted < len(PREAMBLE):
+            self.failed(ConnectionDone())
+        else:
+            self._session.halfClosed()
+
+    def _feed(self, data: bytes) -> Iterator[Any]:
+        if self._greeted < len(PREAMBLE):
+            count = min(len(PREAMBLE) - self._greeted, len(data))
+            if data[:count] != PREAMBLE[self._greeted : self._greeted + count]:
+                self._session.foreign(PREAMBLE[: self._greeted] + data)
+                return iter(())
+            self._greeted += count
+            data = data[count:]
+            if self._greeted == len(PREAMBLE):
+                self._session.greeted()
+        return self.reader.feed(data)
+
+    def _run(self, view: memoryview, done: Callable[[], None] | None = None) -> None:
+        d = self._session.runReceived(view)
+        if d is None:
+            if done is not None:
+                done()
+            return
+        count = len(view)
+        self._outstanding += count
+
+        def finished(_: Any) -> None:
+            before = self._outstanding
+            self._outstanding -= count
+            if done is not None:
+                done()
+            if before > MAX_OUTSTANDING >= self._outstanding:
+                self.release()
+
+        if self._outstanding - count <= MAX_OUTSTANDING < self._outstanding:
+            self.hold()
+        d.addBoth(finished)
+
+    def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
+        """
+        The borrowed socket read C{view} of the run.
+        """
+        self._heard = self._reactor.seconds()
+        self._pace.arrived(len(view))
+        self.reader.skip(len(view))
+        self._working = True
+        try:
+            self._run(view, done)
+        except TransferError as e:
+            self._session.broken(e)
+        finally:
+            self._working = False
+        if self.ended is not None:
+            return
+        if not self.reader.run:
+            self._session.turn()
+            self.giveBack()
+        else:
+            self.steer()
+
+    def giveBack(self) -> None:
+        """
+        The transport reads again.
+        """
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            borrowed.close()
+        if not self.reader.run:
+            self._pacing = self._setPace()
+        self.steer()
+
+    def steer(self) -> None:
+        """
+        Let exactly one of transport and borrowed socket read, or none.
+        """
+        if self.ended is not None:
+            return
+        transport: Any = self.transport
+        idle = not self._queue and self._events is None
+        if (
+            self._borrowed is None
+            and self.reader.run >= _WORTH_BORROWING
+            and idle
+            and not self._working
+            and self._mayBorrow()
+        ):
+            self._pause(True)
+            self._borrowed = BorrowedSocket(self._reactor, transport.getHandle(), self)
+            # what follows the run is most likely the next header
+            transport.bufferSize = _SMALL_READ
+        if self._borrowed is not None:
+            self._borrowed.steer(not self.holds)
+        else:
+            self._pause(bool(self.holds))
+
+    def _pause(self, pause: bool) -> None:
+        if pause != self._paused:
+            self._paused = pause
+            transport: Any = self.transport
+            (transport.pauseProducing if pause else transport.resumeProducing)()
+
+    def _mayBorrow(self) -> bool:
+        if self._canBorrow is None:
+            transport: Any = self.transport
+            self._canBorrow = (
+                IReactorFDSet.providedBy(self._reactor)
+                and not ISSLTransport.providedBy(transport)
+                and isinstance(getattr(transport, "getHandle", lambda: None)(), socket.socket)
+            )
+        return self._canBorrow
+
+    def _setPace(self) -> bool:
+        inside = self.reader.inside and not self.holds
+        if inside and not self._pacing:
+            self._pace.start()
+        elif not inside and self._pacing:
+            self._pace.stop()
+        return inside
+
+    def _checkQuiet(self) -> None:
+        self._quiet = None
+        left = self._heard + self.idleTimeout - self._reactor.seconds()
+        if left <= 0 and not self.holds:
+            self.late(TransferTimeout(f"nothing came for {self.idleTimeout:g} s"))
+        if self.ended is None:
+            # held back by ourselves: look again after a whole span
+            wait = left if left > 0 else self.idleTimeout
+            self._quiet = self._reactor.callLater(wait, self._checkQuiet)
+
+    def _end(self, why: BaseException) -> None:
+        if self._quiet is not None:
+            if self._quiet.active():
+                self._quiet.cancel()
+            self._quiet = None
+        if self.ended is not None:
+            return
+        self.ended = why
+        self._pace.stop()
+        if self._borrowed is not None:
+            self._borrowed.close()
+            self._borrowed = None
+        self._queue.clear()
+        self._events = None
+        self._session.linkLost(why)
+
+
+def _lost(why: BaseException) -> str:
+    text = " ".join(str(why).split()).rstrip(".")
+    return f"the connection was lost: {text or type(why).__name__}"

@@ -1,0 +1,61 @@
+"""
+What two C{HELLO}s amount to.  Pure; both sides compute it and agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import attrs
+
+from connpool.errors import Unsupported
+from connpool.transfer.native.messages import Hello
+
+__all__ = ["CAPABILITIES", "VERSIONS", "Agreement", "agree", "transcriptOf"]
+
+VERSIONS = (1,)
+CAPABILITIES = ("join",)
+
+
+@attrs.frozen
+class Agreement:
+    """
+    @ivar version: of the protocol.
+    @ivar digest: the algorithm's name.
+    @ivar capabilities: those both sides have.
+    """
+
+    version: int
+    digest: str
+    capabilities: frozenset[str]
+
+
+def agree(sender: Hello, receiver: Hello) -> Agreement:
+    """
+    @raise Unsupported: if there is no common version or digest; names both
+        lists.
+    """
+    versions = set(sender.versions) & set(receiver.versions)
+    if not versions:
+        raise Unsupported(_nothingInCommon("version", sender.versions, receiver.versions))
+    for digest in receiver.digests:
+        if digest in sender.digests:
+            break
+    else:
+        raise Unsupported(_nothingInCommon("digest", sender.digests, receiver.digests))
+    common = frozenset(sender.capabilities) & frozenset(receiver.capabilities)
+    return Agreement(max(versions), digest, common)
+
+
+def _nothingInCommon(what: str, sender: Sequence[object], receiver: Sequence[object]) -> str:
+    mine, theirs = (", ".join(map(ascii, items)) or "none" for items in (sender, receiver))
+    return f"no common {what}: the sender has {mine}; the receiver has {theirs}"
+
+
+def transcriptOf(sender: bytes, receiver: bytes) -> bytes:
+    """
+    @param sender: the sender's C{HELLO} frame as it was on the wire.
+    @param receiver: the receiver's.
+    """
+    return hashlib.sha256(sender + receiver).digest()

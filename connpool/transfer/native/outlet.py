@@ -1,0 +1,258 @@
+"""
+The writing half of a sender's connection.
+
+Theory of operation
+===================
+Frames of control are written through the transport.  The bytes of a run bypass
+it on a plain socket: when the transport has nothing left to write, its socket is
+duplicated and the run goes out by C{send} from the buffer it was read into, no
+copy in between.  Until the run is complete, control frames wait here, so they
+never come between a run's bytes.  Elsewhere (TLS, reactors without descriptors)
+the run is written through the transport, as fast as that takes it.
+
+See L{connpool.transfer.native.link} for when a descriptor may be borrowed.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import (
+    IPullProducer,
+    IPushProducer,
+    IReactorFDSet,
+    ISSLTransport,
+    IWriteDescriptor,
+)
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from connpool.errors import NetworkFailed
+
+__all__ = ["Outlet"]
+
+
+@implementer(IWriteDescriptor)
+class _BorrowedSocket:
+    """
+    Writes the bytes of a run to a socket whose transport has nothing to write.
+    """
+
+    def __init__(self, reactor: Any, handle: socket.socket) -> None:
+        self._reactor = reactor
+        self._socket = handle.dup()
+        self._left = memoryview(b"")
+        self._done: Deferred[None] | None = None
+
+    def write(self, view: memoryview) -> Deferred[None] | None:
+        """
+        @return: L{None} if all of it is written, or a Deferred that fires when it is.
+        """
+        self._left = view
+        self._send()
+        if not self._left:
+            return None
+        self._done = Deferred()
+        self._reactor.addWriter(self)
+        return self._done
+
+    def _send(self) -> None:
+        while self._left:
+            try:
+                count = self._socket.send(self._left)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as e:
+                raise NetworkFailed(f"the connection was lost: {e.strerror}") from None
+            self._left = self._left[count:]
+
+    def doWrite(self) -> None:
+        try:
+            self._send()
+        except NetworkFailed as e:
+            self._finish(Failure(e))
+        else:
+            if not self._left:
+                self._finish(None)
+
+    def _finish(self, result: Any) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            self._reactor.removeWriter(self)
+            done.callback(result)
+
+    def close(self) -> None:
+        """
+        The transport's own descriptor is the only one again.
+        """
+        self._finish(Failure(NetworkFailed("the connection was closed")))
+        self._left = memoryview(b"")
+        self._socket.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        return "connpool"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The reactor removed us.
+        """
+        self._finish(Failure(NetworkFailed("the connection was lost")))
+
+
+@implementer(IPushProducer, IPullProducer)
+class Outlet:
+    """
+    @ivar written: bytes given to the connection so far.
+    """
+
+    def __init__(self, reactor: Any, transport: Any) -> None:
+        self._reactor = reactor
+        self._transport = transport
+        self._borrowed: _BorrowedSocket | None = None
+        self._queued: list[bytes] = []
+        self._blocked = False
+        self._waiters: list[Deferred[None]] = []
+        self._lock = DeferredLock()
+        self._inRun = False
+        self._closed: BaseException | None = None
+        self.written = 0
+        # a pull producer is asked whenever the transport has written all; TLS
+        # would ask again and again
+        self._plain = not ISSLTransport.providedBy(transport) and isinstance(
+            getattr(transport, "getHandle", lambda: None)(), socket.socket
+        )
+        self._lends = self._plain and IReactorFDSet.providedBy(reactor)
+        self._registered = False
+
+    def start(self, first: bytes) -> None:
+        """
+        Runs and many frames are coming: let the transport say when it wants
+        more.
+
+        @param first: a frame to begin with: when that is written, all before
+            it is.
+        """
+        if not self._registered and self._closed is None:
+            self._registered = True
+            self._transport.registerProducer(self, not self._plain)
+            self.send(first)
+
+    def rest(self) -> None:
+        """
+        Nothing is coming for now.  A transport with a producer cannot be closed
+        by whoever does not know of it.
+        """
+        if self._registered:
+            self._registered = False
+            self._transport.unregisterProducer()
+            self._blocked = False
+
+    def send(self, *parts: bytes) -> None:
+        """
+        Write a frame, after the run that is being written.
+        """
+        if self._closed is not None:
+            return
+        if self._inRun:
+            self._queued.extend(parts)
+        else:
+            self._send(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _send(self, wire: bytes) -> None:
+        if self._plain and self._registered:
+            self._blocked = True
+        self.written += len(wire)
+        self._transport.write(wire)
+
+    async def flushed(self) -> None:
+        """
+        Until the transport takes more (a plain one: has written all).
+
+        @raise NetworkFailed: the connection is gone.
+        """
+        if self._closed is not None:
+            raise self._closed
+        if self._blocked:
+            d: Deferred[None] = Deferred()
+            self._waiters.append(d)
+            await d
+
+    async def begin(self, header: bytes) -> None:
+        """
+        Begin a run with its frame's header and control part; L{end} must follow,
+        even when this fails.  One run at a time.
+        """
+        await self._lock.acquire()
+        self._inRun = True
+        await self.flushed()
+        if self._lends:
+            self._borrowed = _BorrowedSocket(self._reactor, self._transport.getHandle())
+            await self._write(memoryview(header))
+        else:
+            self._send(header)
+
+    async def write(self, view: memoryview) -> None:
+        """
+        Write bytes of the run; C{view} is free again afterwards.
+        """
+        if self._closed is not None:
+            raise self._closed
+        if self._borrowed is not None:
+            await self._write(view)
+        else:
+            self._send(bytes(view))
+            await self.flushed()
+
+    async def _write(self, view: memoryview) -> None:
+        assert self._borrowed is not None
+        done = self._borrowed.write(view)
+        if done is not None:
+            await done
+        self.written += len(view)
+
+    def end(self) -> None:
+        """
+        The run is complete.
+        """
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            borrowed.close()
+        queued, self._queued = self._queued, []
+        if self._inRun:
+            self._inRun = False
+            self._lock.release()
+        if queued:
+            self.send(*queued)
+
+    def close(self, why: BaseException) -> None:
+        """
+        The connection is gone or going: nothing more is written.
+        """
+        if self._closed is None:
+            self._closed = why
+            self._queued = []
+            self.rest()
+            self.end()
+            self._wake(Failure(why))
+
+    def _wake(self, result: Any) -> None:
+        waiters, self._waiters = self._waiters, []
+        for d in waiters:
+            d.callback(result)
+
+    # -- called by the transport
+
+    def resumeProducing(self) -> None:
+        self._blocked = False
+        self._wake(None)
+
+    def pauseProducing(self) -> None:
+        self._blocked = True
+
+    def stopProducing(self) -> None:
+        pass

@@ -1,0 +1,177 @@
+"""
+Reading and hashing a file ahead of the connection, in a thread.
+
+Theory of operation
+===================
+The bytes that are hashed are the bytes that are sent: both happen out of one
+buffer, so a file that is written to meanwhile cannot make its digest wrong.
+Three buffers go round: one is being written to the connection, one is ready, one
+is being filled.  Jobs run one after the other, since a block's hasher is fed in
+order; a job never crosses the end of a block.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from connpool.errors import SourceError
+from connpool.transfer.digests import Digest
+from connpool.transfer.native.hashing import InThread
+from connpool.transfer.native.outgoing import Extent
+
+__all__ = ["Chunk", "ReadAhead", "readFully"]
+
+_BUFFERS, _BUFFER_SIZE = 3, 1 << 20
+
+
+@attrs.define(eq=False)
+class Chunk:
+    """
+    @ivar offset: in the file.
+    @ivar view: the bytes; L{ReadAhead.free} gives the buffer back.
+    @ivar block: the block that ends with it, and
+    @ivar digest: its digest; else both are L{None}.
+    @ivar short: the file ended early; the rest of the bytes are zeros.
+    """
+
+    offset: int
+    view: memoryview
+    buffer: memoryview
+    block: int | None = None
+    digest: bytes | None = None
+    short: bool = False
+
+
+def readFully(fd: int, view: memoryview, offset: int) -> int:
+    """
+    Fill C{view} from C{offset} on.
+
+    @return: bytes read, fewer only at the end of the file.
+    """
+    done = 0
+    while done < len(view):
+        count = os.preadv(fd, [view[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
+class ReadAhead:
+    """
+    One connection's reader.
+
+    @param run: how to run a function in a thread.
+    """
+
+    def __init__(self, run: InThread) -> None:
+        self._run = run
+        self._buffers = [memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS)]
+        self._wanted: deque[tuple[int, int, int, int, Digest, bool]] = deque()
+        self._ready: deque[Chunk | Failure] = deque()
+        self._waiter: Deferred[None] | None = None
+        self._reading = False
+        self._hasher: Any = None
+
+    def start(self, fd: int, extent: Extent, blockSize: int, digest: Digest) -> None:
+        """
+        Read C{extent}; its chunks come after those asked for before.
+        """
+        at = extent.start
+        while at < extent.end:
+            blockEnd = min((at // blockSize + 1) * blockSize, extent.end)
+            end = min(at + _BUFFER_SIZE, blockEnd)
+            self._wanted.append((fd, at, end, blockSize, digest, end == blockEnd))
+            at = end
+        self._next()
+
+    async def chunk(self) -> Chunk:
+        """
+        The next chunk.
+
+        @raise SourceError: it cannot be read.
+        """
+        if not self._ready:
+            self._waiter = Deferred()
+            await self._waiter
+        found = self._ready.popleft()
+        if isinstance(found, Failure):
+            found.raiseException()
+        assert isinstance(found, Chunk)
+        return found
+
+    def free(self, chunk: Chunk) -> None:
+        """
+        The chunk was sent.
+        """
+        self._buffers.append(chunk.buffer)
+        self._next()
+
+    async def stop(self) -> None:
+        """
+        Forget what was asked for; returns when no thread reads any more.
+        """
+        self._wanted.clear()
+        while self._reading:
+            self._waiter = Deferred()
+            await self._waiter
+        for found in self._ready:
+            if isinstance(found, Chunk):
+                self._buffers.append(found.buffer)
+        self._ready.clear()
+
+    def _next(self) -> None:
+        if self._reading or not self._wanted or not self._buffers:
+            return
+        job = self._wanted.popleft()
+        buffer = self._buffers.pop()
+        self._reading = True
+
+        def failed(failure: Failure) -> Failure:
+            self._buffers.append(buffer)
+            return failure
+
+        self._run(lambda: self._read(buffer, *job)).addErrback(failed).addBoth(self._done)
+
+    def _done(self, result: Any) -> None:
+        self._reading = False
+        self._ready.append(result)
+        waiter, self._waiter = self._waiter, None
+        self._next()
+        if waiter is not None:
+            waiter.callback(None)
+
+    def _read(
+        self,
+        buffer: memoryview,
+        fd: int,
+        at: int,
+        end: int,
+        blockSize: int,
+        digest: Digest,
+        last: bool,
+    ) -> Chunk:
+        """
+        In the thread, one at a time.
+        """
+        view = buffer[: end - at]
+        try:
+            count = readFully(fd, view, at)
+        except OSError as e:
+            raise SourceError(f"cannot read it: {e.strerror}") from None
+        if count < len(view):
+            view[count:] = bytes(len(view) - count)
+        if at % blockSize == 0:
+            self._hasher = digest.new()
+        self._hasher.update(view)
+        chunk = Chunk(at, view, buffer, short=count < end - at)
+        if last:
+            chunk.block = at // blockSize
+            chunk.digest = self._hasher.digest()
+        return chunk

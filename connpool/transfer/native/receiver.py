@@ -1,0 +1,665 @@
+"""
+The receiving side of C{cpt/1}: sessions, and what they share.
+
+Theory of operation
+===================
+A L{ReceiverSession} is one connection: greeting, authentication, then files.
+What has to outlive or span connections is in the L{NativeReceiver} that made
+it: tickets, by which further connections join a session, and claims, by which a
+newer delivery of a file finds the older one.
+
+Nothing the peer says decides what we allocate: streams, small files in flight
+and bytes outstanding have limits of ours (L{LIMITS}); when one is reached we
+refuse or stop reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+import connpool
+from connpool.errors import (
+    AuthenticationFailed,
+    Busy,
+    Cancelled,
+    DigestMismatch,
+    Exists,
+    Expired,
+    Forbidden,
+    NameRefused,
+    NetworkFailed,
+    ProtocolError,
+    StoreError,
+    TooLarge,
+    TransferError,
+    TransferTimeout,
+)
+from connpool.transfer.digests import BLOCK_SIZE, Digest, digestNamed, rootOf
+from connpool.transfer.names import RelativeName, displayName
+from connpool.transfer.native.delivery import Delivery, receiptFrame, rejectFrame
+from connpool.transfer.native.frames import PREAMBLE, Frame, Type
+from connpool.transfer.native.frames import frame as pack
+from connpool.transfer.native.hashing import HashLane, InThread, inThread
+from connpool.transfer.native.link import Link
+from connpool.transfer.native.messages import (
+    Accept,
+    Ack,
+    Auth,
+    Data,
+    Error,
+    Goaway,
+    Hello,
+    Join,
+    Joined,
+    Limits,
+    Offering,
+    Ping,
+    Put,
+    Ready,
+    decode,
+    encode,
+)
+from connpool.transfer.native.negotiation import CAPABILITIES, VERSIONS, agree, transcriptOf
+from connpool.transfer.native.safety import credentialsAreSafe
+from connpool.transfer.pace import Pace
+from connpool.transfer.reception import Reception
+from connpool.transfer.records import Offer, Receipt
+
+__all__ = ["NativeReceiver", "ReceiverSession"]
+
+#: Seconds until a sender has said HELLO, and until it has authenticated.
+HELLO_TIMEOUT = 10.0
+AUTH_TIMEOUT = 30.0
+#: Seconds between PROGRESS frames.
+PROGRESS_INTERVAL = 2.0
+#: Bytes of a file that may come by PUT.
+SMALL_FILE = 256 * 1024
+#: PUTs being stored, at most, before we stop reading.
+PENDING_BYTES = 32 << 20
+#: Offers open at once in one session.
+STREAMS = 256
+
+#: What a sender may ask for under each rule of ours, beside that rule itself.
+_MAY_ASK = {"rename": ("refuse", "skip"), "replace": ("rename", "refuse", "skip")}
+
+Authenticate = Callable[[str, bytes], "Deferred[str]"]
+
+
+class NativeReceiver:
+    """
+    Makes sessions for connections that begin with the preamble.
+
+    @param reactor: times, threads and descriptors.
+    @param digests: algorithms in order of preference.
+    @param authenticate: given a user and a secret, says who that is or fails;
+        L{None} if everybody may send, as C{anonymous}.
+    @param run: how to hash elsewhere; the reactor's threads unless given.
+    """
+
+    signature = PREAMBLE
+
+    def __init__(
+        self,
+        reactor: Any,
+        reception: Reception,
+        digests: Sequence[str] = ("blake3", "sha256"),
+        authenticate: Authenticate | None = None,
+        run: InThread | None = None,
+    ) -> None:
+        self.clock = reactor
+        self.reception = reception
+        self.digests = tuple(digests)
+        for name in self.digests:
+            digestNamed(name)
+        self.authenticate = authenticate
+        run = run or inThread(reactor)
+        self.lanes = lambda: HashLane(run)
+        self.tickets: dict[bytes, ReceiverSession] = {}
+        self.claims: dict[Any, Delivery] = {}
+
+    def build(self, transport: Any) -> Link:
+        """
+        A protocol for one connection.
+        """
+        policy = self.reception.policy
+        session = ReceiverSession(self, displayName(_host(transport.getPeer())))
+        return Link(self.clock, session, policy.idleTimeout, policy.minimumRate)
+
+
+class ReceiverSession:
+    """
+    One connection of a sender.
+
+    @ivar peer: who it is, for logs.
+    @ivar principal: whose files these are.
+    """
+
+    _log = Logger()
+
+    def __init__(self, registry: NativeReceiver, peer: str) -> None:
+        self.registry = registry
+        self.peer = peer
+        self.principal = ""
+        self.digest: Digest
+        self._state = self._hello
+        self._transcript = b""
+        self._ticket = b""
+        self._joined: ReceiverSession | None = None
+        self._joiners: list[ReceiverSession] = []
+        self._deliveries: dict[int, Delivery] = {}
+        self._last = 0
+        self._run: tuple[Delivery | None, int] = (None, 0)
+        self._pending = 0
+        self._tooMany = False
+        self._acks: list[list[int]] = []
+        self._acked: Receipt | None = None
+        self._ackCall: Any = None
+        self._ticking: Any = None
+        self._draining = False
+        self._closing = False
+        self._over = False
+        self._why: TransferError | None = None
+
+    # -- the connection
+
+    def linkMade(self, link: Link) -> None:
+        """
+        Connected; the preamble has not been read.
+        """
+        self._link = link
+        transport: Any = link.transport
+        transport.registerProducer(link, True)
+        clock = self.registry.clock
+        self._deadline: Any = clock.callLater(HELLO_TIMEOUT, self._tooLate, "HELLO")
+        policy = self.registry.reception.policy
+        self._pace = Pace(clock, policy.idleTimeout, policy.minimumRate, self._tooSlow)
+        self._pacing = False
+
+    def greeted(self) -> None:
+        """
+        The preamble came.
+        """
+        self._link.send(PREAMBLE)
+
+    def foreign(self, data: bytes) -> None:
+        """
+        Something else came.
+        """
+        self._link.abort(ProtocolError("this is not cpt/1"))
+
+    def send(self, *parts: bytes) -> None:
+        """
+        Write to the sender.
+        """
+        self._link.send(*parts)
+
+    def frameReceived(self, frame: Frame) -> None:
+        """
+        A frame came.
+        """
+        self._state(frame, decode(frame))
+
+    def runReceived(self, view: memoryview) -> Deferred[None] | None:
+        """
+        A part of the run of the last DATA frame.
+        """
+        delivery, offset = self._run
+        self._run = delivery, offset + len(view)
+        if delivery is None:
+            return None
+        (self._joined or self)._pace.arrived(len(view))
+        return delivery.write(self, offset, view)
+
+    def turn(self) -> None:
+        """
+        All that had come was read.
+        """
+        self._flushAcks()
+
+    def late(self, why: TransferError) -> None:
+        """
+        A deadline of the connection passed.
+        """
+        if isinstance(why, TransferTimeout) and not self._link.reader.inside and self._waited:
+            return  # it waits for us
+        self.broken(why)
+
+    def _tooLate(self, what: str) -> None:
+        self.broken(TransferTimeout(f"no {what} in time"))
+
+    def _tooSlow(self, why: TransferError) -> None:
+        self._pacing = False
+        if any(link.holds for link in self._links()):
+            self.receivingChanged()  # we held it back
+        else:
+            self.broken(why)
+
+    def broken(self, why: TransferError) -> None:
+        """
+        End the session with an ERROR.
+        """
+        if self._over:
+            return
+        self._flushAcks()
+        detail = " ".join(str(why).split())[:1024]
+        self.send(encode(Type.ERROR, 0, Error(why.code, detail)))
+        self._why = why
+        self._link.close()
+
+    def halfClosed(self) -> None:
+        """
+        The sender has said all it will.
+        """
+        self._closing = True
+        for delivery in list(self._deliveries.values()):
+            if delivery.receiving:
+                delivery.fail(Cancelled("the sender closed the connection"))
+        self._maybeClose()
+
+    def linkLost(self, why: BaseException) -> None:
+        """
+        The connection is gone.
+        """
+        if self._over:
+            return
+        self._over = True
+        if self._deadline.active():
+            self._deadline.cancel()
+        self._pace.stop()
+        for call in (self._ackCall, self._ticking):
+            if call is not None and call.active():
+                call.cancel()
+        self.registry.tickets.pop(self._ticket, None)
+        if self._joined is not None:
+            self._joined.laneLost(self)
+        for joiner in list(self._joiners):
+            joiner._joined = None
+            joiner._link.close()
+        failure = self._why or (
+            why if isinstance(why, TransferError) else NetworkFailed("the sender went away")
+        )
+        for delivery in list(self._deliveries.values()):
+            delivery.lost(failure)
+
+    def laneLost(self, joiner: ReceiverSession) -> None:
+        """
+        A joined connection is gone.
+        """
+        self._joiners.remove(joiner)
+        for delivery in self._deliveries.values():
+            delivery.laneLost(joiner)
+
+    def drain(self) -> None:
+        """
+        Begin nothing new.
+        """
+        if not self._draining and not self._over:
+            self._draining = True
+            if self._ticket:
+                self.send(encode(Type.GOAWAY, 0, Goaway("the receiver is stopping")))
+            self._maybeClose()
+
+    # -- greeting
+
+    def _hello(self, frame: Frame, message: Any) -> None:
+        if not isinstance(message, Hello):
+            raise ProtocolError(f"{frame.type.name} before HELLO")
+        registry = self.registry
+        policy = registry.reception.policy
+        limits = Limits(
+            policy.maxFileSize,
+            SMALL_FILE,
+            PENDING_BYTES * 2,
+            16_384,
+            STREAMS,
+            max(1, int(policy.idleTimeout)),
+        )
+        methods: tuple[str, ...] = ("none",)
+        if registry.authenticate is not None:
+            methods = ("password",) if credentialsAreSafe(self._link.transport) else ()
+        ours = Hello(
+            VERSIONS,
+            f"connpool/{connpool.__version__}",
+            CAPABILITIES,
+            registry.digests,
+            os.urandom(32),
+            limits,
+            methods,
+        )
+        wire = encode(Type.HELLO, 0, ours)
+        self.send(wire)
+        agreement = agree(message, ours)
+        if not methods:
+            raise Forbidden("credentials are needed, and are taken only within TLS")
+        self.digest = digestNamed(agreement.digest)
+        self._transcript = transcriptOf(pack(frame.type, 0, frame.control), wire)
+        self._deadline.cancel()
+        self._deadline = registry.clock.callLater(AUTH_TIMEOUT, self._tooLate, "AUTH")
+        self._state = self._auth
+
+    def _auth(self, frame: Frame, message: Any) -> None:
+        if not isinstance(message, Auth):
+            raise ProtocolError(f"{frame.type.name} before AUTH")
+        if not hmac.compare_digest(message.transcript, self._transcript):
+            raise ProtocolError("the two sides saw different HELLOs: changed on the way")
+        check = self.registry.authenticate
+        if check is None:
+            if message.method != "none":
+                raise AuthenticationFailed("no credentials are asked for here")
+            self._ready("anonymous")
+            return
+        if message.method != "password":
+            raise AuthenticationFailed("a user and a password are asked for")
+        self._state = self._unexpected
+        self._link.waitFor(
+            check(message.user, message.secret).addCallbacks(self._ready, self._denied)
+        )
+
+    def _ready(self, principal: str) -> None:
+        if self._over:
+            return
+        self._deadline.cancel()
+        self.principal = principal
+        self._ticket = secrets.token_bytes(32)
+        self.registry.tickets[self._ticket] = self
+        ready = Ready(self._transcript, secrets.token_bytes(16), self._ticket, principal)
+        self.send(encode(Type.READY, 0, ready))
+        self._state = self._open
+        if self._draining:
+            self.send(encode(Type.GOAWAY, 0, Goaway("the receiver is stopping")))
+
+    def _denied(self, failure: Failure) -> None:
+        self._log.info("refused the credentials of {peer}", peer=self.peer)
+        self.broken(AuthenticationFailed("user or password is wrong"))
+
+    def _unexpected(self, frame: Frame, message: Any) -> None:
+        raise ProtocolError(f"{frame.type.name} is not expected now")
+
+    # -- files
+
+    def _open(self, frame: Frame, message: Any) -> None:
+        kind = frame.type
+        if kind is Type.DATA:
+            data: Data = message
+            if not frame.length:
+                raise ProtocolError("DATA carries no bytes")
+            self._run = self._find(frame), data.offset
+        elif kind is Type.PUT:
+            self._put(frame, message)
+        elif kind is Type.OFFER:
+            self._offer(frame, message)
+        elif kind in {Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL}:
+            if self._joined is not None and kind is not Type.DIGESTS:
+                raise ProtocolError(f"{kind.name} on a joined connection")
+            delivery = self._find(frame)
+            if delivery is not None:
+                delivery.frameReceived(frame, message)
+        elif kind is Type.PING:
+            ping: Ping = message
+            self.send(encode(Type.PONG, 0, Ping(ping.token)))
+        elif kind is Type.JOIN:
+            self._join(message)
+        elif kind is Type.ERROR:
+            error: Error = message
+            self._why = NetworkFailed(
+                f"the sender gave up: {displayName(error.code)}: {displayName(error.detail)}"
+            )
+            self._link.close()
+        elif kind is not Type.PONG:
+            raise ProtocolError(f"{kind.name} is not expected from a sender")
+
+    def _find(self, frame: Frame) -> Delivery | None:
+        """
+        @return: L{None} if it has ended, and the frame was on its way.
+        """
+        owner = self._joined or self
+        delivery = owner._deliveries.get(frame.stream)
+        if delivery is None and frame.stream > owner._last:
+            raise ProtocolError(f"stream {frame.stream} was never offered")
+        return delivery
+
+    def _join(self, message: Join) -> None:
+        owner = self.registry.tickets.get(message.ticket)
+        if owner is None or owner is self or owner.principal != self.principal:
+            raise Expired("there is no such session")
+        if self._last or self._joined is not None or owner._joined is not None:
+            raise ProtocolError("JOIN is for a connection that has done nothing else")
+        del self.registry.tickets[self._ticket]
+        self._joined = owner
+        owner._joiners.append(self)
+        self.send(encode(Type.JOINED, 0, Joined()))
+
+    def _stream(self, frame: Frame) -> None:
+        if self._joined is not None:
+            raise ProtocolError(f"{frame.type.name} on a joined connection")
+        if frame.stream <= self._last:
+            raise ProtocolError(f"stream {frame.stream} comes after {self._last}")
+        self._last = frame.stream
+
+    def _offer(self, frame: Frame, message: Offering) -> None:
+        self._stream(frame)
+        try:
+            if len(self._deliveries) >= STREAMS:
+                raise Busy(f"{STREAMS} files are open in this session; finish one first")
+            offer = self._offered(message, message.size, message.blockSize, message.resumeKey)
+            if message.dry:
+                self._dry(frame.stream, offer)
+                return
+        except TransferError as e:
+            self._refuse(frame.stream, message.name, e)
+            return
+        claim = None
+        if offer.resumeKey is not None:
+            claim = (self.principal, hashlib.sha256(offer.resumeKey).digest())
+        delivery = self._deliveries[frame.stream] = Delivery(self, frame.stream, offer, claim)
+        self.receivingChanged()
+        d = Deferred.fromCoroutine(delivery.begin())
+        d.addErrback(lambda f: self._log.failure("a transfer failed to begin", failure=f))
+
+    def _offered(
+        self, message: Offering | Put, size: int | None, blockSize: int, resumeKey: bytes | None
+    ) -> Offer:
+        """
+        What the message offers, if it may be offered.
+        """
+        if self._draining:
+            raise Busy("the receiver is stopping")
+        policy = self.registry.reception.policy
+        name = RelativeName.parse(message.name, profile=policy.names, dotfiles=policy.dotfiles)
+        rule = policy.ifExists
+        asked = message.ifExists or rule
+        if asked != rule and asked not in _MAY_ASK.get(rule, ()):
+            raise Forbidden(f"the receiver does not let senders {asked!r}; its rule is {rule!r}")
+        return Offer(
+            name=name,
+            transferId=message.transferId.hex(),
+            size=size,
+            principal=self.principal,
+            key=message.key,
+            resumeKey=resumeKey,
+            modified=message.modified,
+            executable=message.executable,
+            digest=self.digest.name,
+            blockSize=blockSize,
+            ifExists=asked,
+            durability=message.durability,
+            protocol="native",
+        )
+
+    def _dry(self, number: int, offer: Offer) -> None:
+        reception = self.registry.reception
+        reception.check(offer)
+
+        def found(there: Any) -> None:
+            if there is not None and offer.ifExists == "refuse":
+                self.send(rejectFrame(number, Exists(f"there is a file {offer.name} already")))
+            else:
+                self.send(encode(Type.ACCEPT, number, Accept("dry", 0)))
+
+        def failed(failure: Failure) -> None:
+            self.send(rejectFrame(number, _asTransferError(failure)))
+
+        reception.store.stat(offer.name).addCallbacks(found, failed)
+
+    def _put(self, frame: Frame, message: Put) -> None:
+        self._stream(frame)
+        number, data = frame.stream, frame.data
+        if len(data) > SMALL_FILE:
+            raise ProtocolError(f"PUT carries {len(data)} bytes; at most {SMALL_FILE}")
+        self._pace.arrived(len(data))
+        try:
+            offer = self._offered(message, len(data), BLOCK_SIZE, None)
+            blocks = [self.digest.of(data)] if data else []
+            if rootOf(self.digest, len(data), BLOCK_SIZE, blocks) != message.root:
+                raise DigestMismatch("the bytes that came are not those that were sent")
+            stored = self.registry.reception.put(offer, data, message.root, self.peer)
+        except TransferError as e:
+            self._refuse(number, message.name, e)
+            return
+        except Exception as e:
+            self._log.failure("storing a file failed")
+            self.send(rejectFrame(number, StoreError(f"the store failed: {type(e).__name__}")))
+            return
+        if isinstance(stored, Receipt):
+            self._stored(number, offer, stored)
+            return
+        size = len(data) + 512
+        self._pendingChanged(size)
+
+        def done(result: Any) -> None:
+            if isinstance(result, Failure):
+                self.send(rejectFrame(number, _asTransferError(result)))
+            else:
+                self._stored(number, offer, result)
+            self._pendingChanged(-size)
+
+        stored.addBoth(done)
+
+    def _pendingChanged(self, change: int) -> None:
+        self._pending += change
+        self._keepTelling()
+        tooMany = self._pending > PENDING_BYTES
+        if tooMany != self._tooMany and not self._over:
+            self._tooMany = tooMany
+            (self._link.hold if tooMany else self._link.release)()
+        self._maybeClose()
+
+    def _refuse(self, number: int, name: bytes, why: TransferError) -> None:
+        if isinstance(why, NameRefused | Forbidden | Busy | TooLarge):
+            self.registry.reception.refuse(displayName(name), self.peer, why)
+        self.send(rejectFrame(number, why))
+
+    def _stored(self, number: int, offer: Offer, receipt: Receipt) -> None:
+        if self._over:
+            return
+        if receipt.status != "stored" or receipt.name != offer.name.path:
+            self.send(receiptFrame(number, receipt))
+            return
+        acked = self._acked
+        if acked is not None and (acked.durability, acked.filesystem) != (
+            receipt.durability,
+            receipt.filesystem,
+        ):
+            self._flushAcks()
+        self._acked = receipt
+        if self._acks and sum(self._acks[-1]) == number:
+            self._acks[-1][1] += 1
+        else:
+            self._acks.append([number, 1])
+            if len(self._acks) >= 4096:
+                self._flushAcks()
+        if self._ackCall is None:
+            self._ackCall = self.registry.clock.callLater(0, self._flushAcks)
+
+    def _flushAcks(self) -> None:
+        if self._ackCall is not None:
+            if self._ackCall.active():
+                self._ackCall.cancel()
+            self._ackCall = None
+        if self._acks and self._acked is not None:
+            receipt = self._acked
+            ack = Ack(
+                tuple((first, count) for first, count in self._acks),
+                receipt.durability,  # type: ignore[arg-type]
+                receipt.filesystem,
+                int(receipt.finished * 1000),
+            )
+            self._acks = []
+            self.send(encode(Type.ACK, 0, ack))
+
+    # -- the deliveries' side
+
+    def ended(self, number: int) -> None:
+        """
+        A stream has had its answer.
+        """
+        self._deliveries.pop(number, None)
+        self.receivingChanged()
+        self._maybeClose()
+
+    def receivingChanged(self) -> None:
+        """
+        Watch the pace while it is the sender's turn; tell how it goes while
+        anything is open.
+        """
+        if self._over:
+            return
+        pacing = any(delivery.receiving for delivery in self._deliveries.values())
+        if pacing != self._pacing:
+            self._pacing = pacing
+            (self._pace.start if pacing else self._pace.stop)()
+        self._keepTelling()
+
+    def _keepTelling(self) -> None:
+        """
+        A sender that waits hears of us.
+        """
+        if self._ticking is None and not self._over and (self._deliveries or self._pending):
+            self._ticking = self.registry.clock.callLater(PROGRESS_INTERVAL, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        for delivery in self._deliveries.values():
+            delivery.progress()
+        if self._pending:
+            self.send(encode(Type.PING, 0, Ping(0)))
+        self._keepTelling()
+
+    @property
+    def _waited(self) -> bool:
+        """
+        Whether it is our turn.
+        """
+        return self._pending > 0 or any(not d.receiving for d in self._deliveries.values())
+
+    @property
+    def _busy(self) -> bool:
+        return self._pending > 0 or bool(self._deliveries) or self._joined is not None
+
+    def _links(self) -> list[Link]:
+        return [self._link, *(joiner._link for joiner in self._joiners)]
+
+    def _maybeClose(self) -> None:
+        if (self._closing or self._draining) and not self._over and not self._busy:
+            self._flushAcks()
+            self._link.close()
+
+
+def _asTransferError(failure: Failure) -> TransferError:
+    if isinstance(failure.value, TransferError):
+        return failure.value
+    Logger(__name__).failure("storing a file failed", failure=failure)
+    return StoreError(f"the store failed: {type(failure.value).__name__}")
+
+
+def _host(address: Any) -> str:
+    return getattr(address, "host", None) or getattr(address, "name", None) or "unix"

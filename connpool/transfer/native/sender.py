@@ -1,0 +1,486 @@
+"""
+The sending side of one C{cpt/1} connection: greeting, streams, answers.
+
+What is sent and when is decided by L{connpool.transfer.sending}; this knows how to
+say it, and whose answer an answer is.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ClientFactory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+import connpool
+from connpool import errors
+from connpool.errors import (
+    AuthenticationFailed,
+    NetworkFailed,
+    ProtocolError,
+    TransferError,
+    TransferTimeout,
+)
+from connpool.interfaces import IPoolable
+from connpool.transfer.digests import Digest, digestNamed
+from connpool.transfer.names import displayName
+from connpool.transfer.native.frames import PREAMBLE, Frame, Type
+from connpool.transfer.native.frames import frame as pack
+from connpool.transfer.native.link import Link
+from connpool.transfer.native.messages import (
+    Ack,
+    Auth,
+    Cancel,
+    Error,
+    Hello,
+    Join,
+    Limits,
+    Ping,
+    Ready,
+    Receipting,
+    Reject,
+    decode,
+    encode,
+)
+from connpool.transfer.native.negotiation import CAPABILITIES, VERSIONS, agree, transcriptOf
+from connpool.transfer.native.outlet import Outlet
+from connpool.transfer.native.safety import credentialsAreSafe
+
+__all__ = ["Credentials", "IStream", "SenderSession", "SessionFactory", "hello"]
+
+#: Seconds a greeting may take.
+GREETING_TIMEOUT = 30.0
+
+
+@attrs.frozen
+class Credentials:
+    """
+    @ivar user: who is sending.
+    @ivar secret: password or token.
+    """
+
+    user: str
+    secret: bytes = attrs.field(repr=False)
+
+
+class IStream(Protocol):
+    """
+    What is told about one stream; a plain Python protocol.
+    """
+
+    def frameReceived(self, frame: Frame, message: Any) -> None:
+        """
+        C{ACCEPT}, C{REPAIR} or C{PROGRESS}.
+        """
+
+    def stored(self, receipt: Receipting | Ack) -> None:
+        """
+        The file is stored; the stream is over.
+        """
+
+    def rejected(self, why: TransferError, retryable: bool) -> None:
+        """
+        The file is not taken; the stream is over.
+        """
+
+
+def errorFor(code: str, detail: str) -> TransferError:
+    """
+    An error the receiver reported, as the class that has its code.
+    """
+    text = f"the receiver says: {displayName(detail) or displayName(code)}"
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        if issubclass(kind, TransferError) and kind.code == code:
+            error: TransferError = kind(text)
+            return error
+    return TransferError(f"{text} ({displayName(code)})")
+
+
+class SenderSession:
+    """
+    One connection to a receiver.
+
+    @ivar limits: the receiver's.
+    @ivar ticket: for further connections to join.
+    @ivar lost: what ended the connection; L{None} while it lives.
+    @ivar stopping: the receiver wants nothing new here.
+    @ivar onLost: called once with what ended the connection.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: Any, digests: Sequence[str], credentials: Credentials | None
+    ) -> None:
+        self._reactor = reactor
+        self._digests = tuple(digests)
+        self._credentials = credentials
+        self._ready: Deferred[SenderSession] = Deferred()
+        self._answered = False
+        self._state: Callable[[Frame, Any], None] = self._hello
+        self._streams: dict[int, IStream] = {}
+        self._pings: dict[int, Deferred[None]] = {}
+        self._joining: Deferred[None] | None = None
+        self._joined = False
+        self._number = 0
+        self._token = 0
+        self.limits: Limits
+        self.digest: Digest
+        self.outlet: Outlet
+        self.ticket = b""
+        self.principal = ""
+        self.canJoin = False
+        self.lost: BaseException | None = None
+        self.stopping = False
+        self.onLost: Callable[[BaseException], Any] = lambda _: None
+        self._keepAlive: Any = None
+
+    # -- greeting
+
+    def ready(self) -> Deferred[SenderSession]:
+        """
+        @return: fires when the receiver has let us in; asked for once.
+        """
+        d: Deferred[SenderSession] = Deferred()
+        self._ready.addCallbacks(d.callback, d.errback)
+        return d
+
+    def linkMade(self, link: Link) -> None:
+        """
+        Connected.
+        """
+        self.link = link
+        self.outlet = Outlet(self._reactor, link.transport)
+        self._deadline = self._reactor.callLater(GREETING_TIMEOUT, self._tooLate)
+        ours = Hello(
+            VERSIONS,
+            f"connpool/{connpool.__version__}",
+            CAPABILITIES,
+            self._digests,
+            os.urandom(32),
+        )
+        self._ours = ours
+        self._sent = encode(Type.HELLO, 0, ours)
+        self.outlet.send(PREAMBLE, self._sent)
+
+    def greeted(self) -> None:
+        """
+        The receiver's preamble came.
+        """
+
+    def foreign(self, data: bytes) -> None:
+        """
+        Something else came.
+        """
+        if data[:2].lower() == b"ok":
+            self.link.abort(
+                ProtocolError("the receiver speaks the classic protocol; use --protocol classic")
+            )
+        else:
+            shown = displayName(data[:40])
+            self.link.abort(ProtocolError(f'the peer does not speak cpt/1; it said "{shown}"'))
+
+    def _hello(self, frame: Frame, message: Any) -> None:
+        if not isinstance(message, Hello):
+            raise ProtocolError(f"{frame.type.name} before HELLO")
+        if message.limits is None:
+            raise ProtocolError("the receiver's HELLO has no limits")
+        agreement = agree(self._ours, message)
+        self.digest = digestNamed(agreement.digest)
+        self.canJoin = "join" in agreement.capabilities
+        self.limits = message.limits
+        self._transcript = transcriptOf(self._sent, pack(frame.type, 0, frame.control))
+        self.outlet.send(encode(Type.AUTH, 0, self._auth(message.methods)))
+        self._state = self._wait
+
+    def _auth(self, methods: Sequence[str]) -> Auth:
+        credentials = self._credentials
+        if credentials is not None and "password" in methods:
+            if not credentialsAreSafe(self.link.transport):
+                raise AuthenticationFailed(
+                    "a password is only sent within TLS, on a unix socket or on loopback"
+                )
+            return Auth(self._transcript, "password", credentials.user, credentials.secret)
+        if "none" in methods:
+            return Auth(self._transcript, "none")
+        raise AuthenticationFailed("the receiver asks for a user and a password")
+
+    def _wait(self, frame: Frame, message: Any) -> None:
+        if not isinstance(message, Ready):
+            raise ProtocolError(f"{frame.type.name} before READY")
+        if not hmac.compare_digest(message.transcript, self._transcript):
+            raise ProtocolError("the two sides saw different HELLOs: changed on the way")
+        self.ticket = message.ticket
+        self.principal = message.principal
+        self._state = self._open
+        self._deadline.cancel()
+        self.link.idleTimeout = float(self.limits.idle)
+        self._keepAlive = self._reactor.callLater(self.limits.idle / 4, self._keep)
+        self._answered = True
+        self._ready.callback(self)
+
+    def _tooLate(self) -> None:
+        self.link.abort(TransferTimeout(f"no greeting within {GREETING_TIMEOUT:g} s"))
+
+    # -- saying things
+
+    def start(self) -> None:
+        """
+        Much is going to be sent.
+        """
+        self.outlet.start(encode(Type.PING, 0, Ping(0)))
+
+    def open(self, stream: IStream) -> int:
+        """
+        @return: a number for a new stream.
+        """
+        self._number += 1
+        self._streams[self._number] = stream
+        return self._number
+
+    def forget(self, number: int) -> None:
+        """
+        Nothing more about this stream is of interest.
+        """
+        self._streams.pop(number, None)
+
+    def cancel(self, number: int, code: str, keep: bool) -> None:
+        """
+        Give a file up.
+        """
+        if self._streams.pop(number, None) is not None:
+            self.outlet.send(encode(Type.CANCEL, number, Cancel(code, keep)))
+
+    def ping(self) -> Deferred[None]:
+        """
+        @return: fires when the receiver has seen all that was sent before; fails
+            with L{NetworkFailed}.
+        """
+        d: Deferred[None] = Deferred()
+        if self.lost is not None:
+            d.errback(Failure(self.lost))
+            return d
+        self._token += 1
+        self._pings[self._token] = d
+        self.outlet.send(encode(Type.PING, 0, Ping(self._token)))
+        return d
+
+    def join(self, ticket: bytes) -> Deferred[None]:
+        """
+        Carry data for another session.
+        """
+        self._joined = True
+        self._joining = Deferred()
+        if self.lost is not None:
+            self._joining.errback(Failure(self.lost))
+        else:
+            self.outlet.send(encode(Type.JOIN, 0, Join(ticket)))
+        return self._joining
+
+    @property
+    def quiescent(self) -> bool:
+        """
+        Whether it can be used for something else.
+        """
+        return not (self.lost or self.stopping or self._streams or self._joined)
+
+    def close(self) -> None:
+        """
+        End the connection.
+        """
+        if self.lost is None:
+            self.link.close()
+
+    def _keep(self) -> None:
+        self._keepAlive = self._reactor.callLater(self.limits.idle / 4, self._keep)
+        self.outlet.send(encode(Type.PING, 0, Ping(0)))
+
+    # -- answers
+
+    def frameReceived(self, frame: Frame) -> None:
+        """
+        A frame came.
+        """
+        message = decode(frame)
+        if isinstance(message, Error):
+            self.link.abort(errorFor(message.code, message.detail))
+            return
+        self._state(frame, message)
+
+    def _open(self, frame: Frame, message: Any) -> None:
+        kind = frame.type
+        if kind is Type.ACK:
+            self._acked(message)
+        elif kind is Type.PING:
+            self.outlet.send(encode(Type.PONG, 0, Ping(message.token)))
+        elif kind is Type.PONG:
+            d = self._pings.pop(message.token, None)
+            if d is not None:
+                d.callback(None)
+        elif kind is Type.GOAWAY:
+            self.stopping = True
+        elif kind is Type.JOINED:
+            joining, self._joining = self._joining, None
+            if joining is None:
+                raise ProtocolError("JOINED without JOIN")
+            joining.callback(None)
+        elif kind is Type.RECEIPT:
+            stream = self._streams.pop(frame.stream, None)
+            if stream is not None:
+                stream.stored(message)
+        elif kind is Type.REJECT:
+            reject: Reject = message
+            stream = self._streams.pop(frame.stream, None)
+            if stream is not None:
+                stream.rejected(errorFor(reject.code, reject.detail), reject.retryable)
+        elif kind in {Type.ACCEPT, Type.REPAIR, Type.PROGRESS}:
+            stream = self._streams.get(frame.stream)
+            if stream is not None:
+                stream.frameReceived(frame, message)
+            elif not 0 < frame.stream <= self._number:
+                raise ProtocolError(f"{kind.name} for stream {frame.stream}, which there never was")
+        else:
+            raise ProtocolError(f"{kind.name} is not expected from a receiver")
+
+    def _acked(self, ack: Ack) -> None:
+        for first, count in ack.streams:
+            if first + count - 1 > self._number:
+                raise ProtocolError("ACK for streams that there never were")
+            for number in range(first, first + count):
+                stream = self._streams.pop(number, None)
+                if stream is not None:
+                    stream.stored(ack)
+
+    def runReceived(self, view: memoryview) -> None:
+        """
+        A receiver sends no runs.
+        """
+        raise ProtocolError("DATA from the receiver")
+
+    def turn(self) -> None:
+        """
+        All that had come was read.
+        """
+
+    def late(self, why: TransferError) -> None:
+        """
+        The receiver has been silent.
+        """
+        self.link.abort(TransferTimeout(f"the receiver is silent: {why}"))
+
+    def broken(self, why: TransferError) -> None:
+        """
+        The receiver broke the protocol.
+        """
+        detail = " ".join(str(why).split())[:1024]
+        self.outlet.send(encode(Type.ERROR, 0, Error(why.code, detail)))
+        self._why = why
+        self.link.close()
+
+    def halfClosed(self) -> None:
+        """
+        The receiver has said all it will.
+        """
+        self.link.abort(NetworkFailed("the receiver closed the connection"))
+
+    def drain(self) -> None:
+        """
+        Only receivers drain.
+        """
+
+    def linkLost(self, why: BaseException) -> None:
+        """
+        The connection is gone.
+        """
+        if self.lost is not None:
+            return
+        why = getattr(self, "_why", why)
+        if not isinstance(why, TransferError):
+            why = NetworkFailed("the connection was closed")
+        self.lost = why
+        for call in (self._deadline, self._keepAlive):
+            if call is not None and call.active():
+                call.cancel()
+        self.outlet.close(why)
+        waiting = [*self._pings.values()]
+        if self._joining is not None:
+            waiting.append(self._joining)
+        self._pings, self._joining = {}, None
+        if not self._answered:
+            self._answered = True
+            self._ready.errback(Failure(why))
+        for d in waiting:
+            d.errback(Failure(why))
+        self.onLost(why)
+
+
+@implementer(IPoolable)
+class SenderLink(Link):
+    """
+    A sender's connection, which a pool may lease again.
+    """
+
+    session: SenderSession
+
+    def isReusable(self) -> bool:
+        return self.session.quiescent
+
+    def reset(self) -> None:
+        return None
+
+    async def _validate(self) -> bool:
+        await self.session.ping()
+        return True
+
+    def validate(self) -> Deferred[bool]:
+        return Deferred.fromCoroutine(self._validate())
+
+    def idleDataReceived(self, data: bytes) -> bool:
+        # PING and PONG; whatever else comes ends the session itself
+        self.dataReceived(data)
+        return self.session.quiescent
+
+    def goodbye(self) -> None:
+        self.session.close()
+
+
+class SessionFactory(ClientFactory):
+    """
+    Makes the sender's end of connections, for an endpoint or a pool.
+
+    @param digests: algorithms this side can compute and trusts.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        reactor: Any,
+        digests: Sequence[str] = ("blake3", "sha256"),
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._reactor = reactor
+        for name in digests:
+            digestNamed(name)
+        self._digests = tuple(digests)
+        self._credentials = credentials
+
+    def buildProtocol(self, addr: Any) -> SenderLink:
+        return SenderLink(
+            self._reactor, SenderSession(self._reactor, self._digests, self._credentials)
+        )
+
+
+def hello(link: SenderLink) -> Deferred[SenderSession]:
+    """
+    What has to be waited for after connecting: a pool's C{prepare}.
+    """
+    return link.session.ready()

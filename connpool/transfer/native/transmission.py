@@ -1,0 +1,758 @@
+"""
+One session's worth of sending.
+
+Theory of operation
+===================
+L{Transmission.run} goes round: send small files while the receiver's limits
+allow, offer large ones some ahead, send an extent, commit what is complete; when nothing of that
+is possible, wait for an answer.  It returns when every file of the work list had an
+answer, or fails with what ended the connection; then L{Transmission.unfinished}
+says which files have had none, and they go with the next session.
+
+Further connections (I{lanes}) take extents of the same files.  A file is committed only after
+each lane that carried some of it answered a PING, so its bytes have arrived.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from connpool.errors import (
+    ChangedSource,
+    DigestMismatch,
+    ProtocolError,
+    SourceError,
+    TooLarge,
+    TransferError,
+)
+from connpool.transfer.digests import BLOCK_SIZE, MAX_BLOCKS, chooseBlockSize, rootOf
+from connpool.transfer.native.blocks import packBlocks, readHeld, unpackBlocks
+from connpool.transfer.native.frames import MAX_RUN, Frame, Type
+from connpool.transfer.native.hashing import InThread
+from connpool.transfer.native.messages import (
+    Accept,
+    Ack,
+    Commit,
+    Data,
+    Digests,
+    Offering,
+    Progress,
+    Put,
+    Receipting,
+    Revoke,
+    encode,
+)
+from connpool.transfer.native.outgoing import EXTENT, Extent, Outgoing
+from connpool.transfer.native.reading import ReadAhead, readFully
+from connpool.transfer.native.sender import SenderSession
+from connpool.transfer.native.work import Job, Small, WorkList, openJob, unchanged
+from connpool.transfer.walking import STDIN
+
+__all__ = ["Asked", "Lane", "Transmission"]
+
+#: Large files offered at once: their answers come while another is sent.
+OFFERS = 16
+#: How often a file is sent again for a reason of its own.
+TRIES = 3
+#: The same when the receiver says that a later try may succeed.
+LATER_TRIES = 5
+
+
+@attrs.frozen
+class Asked:
+    """
+    What the user wants done with every file.
+
+    @ivar ifExists: one of L{IF_EXISTS}, or empty for the receiver's rule.
+    @ivar durability: one of L{DURABILITIES}.
+    @ivar dry: only ask.
+    @ivar blockSize: smallest bytes of a block.
+    @ivar extent: bytes of an extent.
+    """
+
+    ifExists: str = ""
+    durability: str = "full"
+    dry: bool = False
+    blockSize: int = BLOCK_SIZE
+    extent: int = EXTENT
+
+
+class Lane:
+    """
+    One connection that carries runs.
+    """
+
+    def __init__(self, session: SenderSession, run: InThread, primary: bool = False) -> None:
+        self.session = session
+        self.reader = ReadAhead(run)
+        self.primary = primary
+
+
+class _SmallStream:
+    """
+    The answer to one C{PUT}.
+    """
+
+    def __init__(self, transmission: Transmission, small: Small) -> None:
+        self._transmission = transmission
+        self.small = small
+
+    def frameReceived(self, frame: Frame, message: Any) -> None:
+        raise ProtocolError(f"{frame.type.name} for a PUT")
+
+    def stored(self, receipt: Receipting | Ack) -> None:
+        self._transmission.smallAnswered(self)
+        self._transmission.stored(self.small.job, receipt, self.small.root, len(self.small.data))
+
+    def rejected(self, why: TransferError, retryable: bool) -> None:
+        self._transmission.smallAnswered(self)
+        # damaged on the way: what a large file repairs block by block
+        again = retryable or isinstance(why, DigestMismatch)
+        self._transmission.refused(self.small.job, why, again)
+
+
+class _LargeStream:
+    """
+    A file that goes in runs.
+
+    @ivar outgoing: L{None} until it is accepted.
+    @ivar touched: lanes beside the first that carried some of it.
+    """
+
+    def __init__(self, transmission: Transmission, job: Job, fd: int, blockSize: int) -> None:
+        self._transmission = transmission
+        self.job = job
+        self.fd = fd
+        self.blockSize = blockSize
+        self.number = transmission.session.open(self)
+        self.outgoing: Outgoing | None = None
+        self.touched: set[Lane] = set()
+        self.accepted: Deferred[None] = Deferred()
+        self.committed = False
+        self.over = False
+        self.comparing = False
+        self.busy = 0
+
+    def frameReceived(self, frame: Frame, message: Any) -> None:
+        transmission = self._transmission
+        if isinstance(message, Progress):
+            transmission.progressed(self, message)
+        elif isinstance(message, Accept):
+            if self.outgoing is not None:
+                raise ProtocolError("ACCEPT twice")
+            if message.state == "dry":
+                transmission.session.forget(self.number)
+                self.end()
+                transmission.wouldTake(self.job)
+                return
+            digest = transmission.session.digest
+            held = readHeld(message.runs, frame.data, digest.length)
+            size = self.job.size
+            if size is None and held:
+                raise ProtocolError("the receiver holds blocks of a file that cannot be resumed")
+            self.outgoing = Outgoing(
+                size or 0, self.blockSize, digest, held, transmission.asked.extent
+            )
+            if size is not None:
+                kept = sum(min(self.blockSize, size - b * self.blockSize) for b in held)
+                transmission.resumed(self.job, kept)
+            if held:
+                self.comparing = True
+                transmission.spawn(self._compare(sorted(held)))
+        elif frame.type is Type.REPAIR:
+            if self.outgoing is None:
+                raise ProtocolError("REPAIR before ACCEPT")
+            self.committed = False
+            try:
+                if self.job.size is None:
+                    raise DigestMismatch("standard input arrived damaged and cannot be read again")
+                self.outgoing.repair(unpackBlocks(frame.data))
+            except DigestMismatch as e:
+                self.giveUp(e, keep=True)
+                transmission.refused(self.job, e, again=False)
+        transmission.wake()
+
+    def stored(self, receipt: Receipting | Ack) -> None:
+        if not isinstance(receipt, Receipting):
+            raise ProtocolError("ACK for an OFFER")
+        self.end()
+        root = self.outgoing.root() if self.job.size is not None and self.committed else None  # type: ignore[union-attr]
+        if root is not None and receipt.root != root:
+            self._transmission.refused(
+                self.job, DigestMismatch("the receipt is for another content"), again=False
+            )
+            return
+        self._transmission.stored(self.job, receipt, receipt.root, receipt.size)
+
+    def rejected(self, why: TransferError, retryable: bool) -> None:
+        self.end()
+        self._transmission.refused(self.job, why, retryable)
+
+    def giveUp(self, why: TransferError, keep: bool) -> None:
+        """
+        Cancel it on our side.
+        """
+        if not self.over:
+            self._transmission.session.cancel(self.number, why.code, keep)
+            self.end()
+
+    def end(self) -> None:
+        """
+        The stream is over.
+        """
+        if not self.over:
+            self.over = True
+            self._transmission.streamOver(self)
+            self._maybeClose()
+
+    def hold(self, change: int) -> None:
+        """
+        Somebody reads from the descriptor, or does not any more.
+        """
+        self.busy += change
+        self._maybeClose()
+
+    def _maybeClose(self) -> None:
+        # a thread may still be reading
+        if self.over and not self.busy and self.fd > 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    async def _compare(self, blocks: list[int]) -> None:
+        """
+        Read what the receiver holds and see whether it is still the same.
+        """
+        outgoing = self.outgoing
+        assert outgoing is not None
+        digest, size = self._transmission.session.digest, self.blockSize
+        step = max(1, (8 << 20) // size)
+        self.hold(1)
+        try:
+            buffer = memoryview(bytearray(min(size, 1 << 20)))
+
+            def hash_(some: list[int]) -> list[bytes]:
+                found = []
+                for block in some:
+                    hasher = digest.new()
+                    at, end = block * size, min((block + 1) * size, outgoing.size)
+                    while at < end:
+                        view = buffer[: end - at]
+                        count = readFully(self.fd, view, at)
+                        hasher.update(view[:count])
+                        if not count:
+                            break
+                        at += count
+                    found.append(hasher.digest())
+                return found
+
+            for at in range(0, len(blocks), step):
+                some = blocks[at : at + step]
+                digests = await self._transmission.inThread(partial(hash_, some))
+                if self.over:
+                    return
+                revoked = [b for b, d in zip(some, digests, strict=True) if outgoing.compared(b, d)]
+                if revoked:
+                    wire = packBlocks(revoked)
+                    self._transmission.session.outlet.send(
+                        encode(Type.REVOKE, self.number, Revoke(), len(wire)), wire
+                    )
+        finally:
+            self.comparing = False
+            self.hold(-1)
+            self._transmission.wake()
+
+
+class Transmission:
+    """
+    @param report: told what became of each file: C{stored(job, receipt, root,
+        size)}, C{failed(job, error)}, C{wouldTake(job)}, C{sent(job, bytes)},
+        C{resumed(job, bytes)}, C{phase(job, phase, slow)}.
+    @param lane: connects a further lane, or L{None}.
+    @param lanes: how many further lanes there may be.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        session: SenderSession,
+        work: WorkList,
+        asked: Asked,
+        report: Any,
+        inThread: InThread,
+        lane: Callable[[], Any] | None = None,
+        lanes: int = 0,
+    ) -> None:
+        self._reactor = reactor
+        self.session = session
+        self._work = work
+        self.asked = asked
+        self._report = report
+        self.inThread = inThread
+        self._connectLane = lane
+        self._lanesLeft = lanes if lane is not None and session.canJoin else 0
+        self._lanes = 0
+        self._large: list[_LargeStream] = []
+        self._small: dict[_SmallStream, None] = {}
+        self._smallBytes = 0
+        self._waiters: list[Deferred[None]] = []
+        self._again: list[Job] = []
+        self._over = False
+        self._running = 0
+        self.advanced = False
+        session.onLost = lambda _: self.wake()
+
+    # -- the round
+
+    async def run(self) -> None:
+        """
+        @raise TransferError: what ended the connection.
+        """
+        lane = Lane(self.session, self.inThread, primary=True)
+        self.session.start()
+        try:
+            while True:
+                if self.session.lost is not None:
+                    raise self.session.lost
+                self._work.wake(self._reactor.seconds())
+                did = await self._puts()
+                did = await self._offers() or did
+                did = await self._extent(lane) or did
+                did = self._commits() or did
+                if not did:
+                    if self._finished:
+                        return
+                    await self._event()
+        finally:
+            self._over = True
+            self.wake()
+            for stream in self._large[:]:
+                self._again.append(stream.job)
+                stream.end()
+            await lane.reader.stop()
+            self.session.outlet.rest()
+
+    @property
+    def unfinished(self) -> list[Job]:
+        """
+        The files that have had no answer.
+        """
+        left = self._again + [stream.small.job for stream in self._small]
+        self._again = []
+        self._small.clear()
+        return left
+
+    @property
+    def _finished(self) -> bool:
+        if self._large or self._small:
+            return False
+        return self.session.stopping or (self._work.empty and not self._running)
+
+    def wake(self) -> None:
+        """
+        Something happened.
+        """
+        waiters, self._waiters = self._waiters, []
+        for d in waiters:
+            d.callback(None)
+
+    async def _event(self) -> None:
+        d: Deferred[None] = Deferred()
+        self._waiters.append(d)
+        call = None
+        if self._work.later:
+            wait = min(job.due for job in self._work.later) - self._reactor.seconds()
+            call = self._reactor.callLater(max(wait, 0.01), self.wake)
+        await d
+        if call is not None and call.active():
+            call.cancel()
+
+    def spawn(self, coroutine: Any) -> None:
+        """
+        Run something beside the round.
+        """
+        self._running += 1
+
+        def done(result: Any) -> None:
+            self._running -= 1
+            if isinstance(result, Failure) and not result.check(TransferError):
+                self._log.failure("sending failed", failure=result)
+                self.session.link.abort(TransferError(f"internal error: {result.value!r}"))
+            self.wake()
+
+        Deferred.fromCoroutine(coroutine).addBoth(done)
+
+    # -- small files
+
+    async def _puts(self) -> bool:
+        work, session, limits = self._work, self.session, self.session.limits
+        if session.stopping:
+            return False
+        did = False
+        if not work.small and work.wantsMore and len(work.large) < OFFERS:
+            small = -1 if self.asked.dry else limits.small
+            await work.fill(small, session.digest)
+            did = True
+        batch: list[bytes] = []
+        size = 0
+        while work.small and size < 1 << 20:
+            data = work.small[0].data
+            if (
+                len(self._small) >= limits.inflightFiles
+                or self._smallBytes + len(data) > limits.inflightBytes
+            ):
+                break
+            small_ = work.small.popleft()
+            stream = _SmallStream(self, small_)
+            self._small[stream] = None
+            self._smallBytes += len(data)
+            batch.append(self._put(session.open(stream), small_))
+            batch.append(data)
+            size += len(data) + 256
+        if batch:
+            await session.outlet.flushed()
+            session.outlet.send(*batch)
+            return True
+        return did
+
+    def _put(self, number: int, small: Small) -> bytes:
+        job = small.job
+        assert job.status is not None
+        message = Put(
+            job.transferId,
+            job.name,
+            job.key,
+            small.root,
+            job.status.st_mtime_ns,
+            bool(job.status.st_mode & 0o111),
+            self.asked.ifExists,  # type: ignore[arg-type]
+            self.asked.durability,  # type: ignore[arg-type]
+        )
+        self._report.sent(job, len(small.data))
+        return encode(Type.PUT, number, message, len(small.data))
+
+    def smallAnswered(self, stream: _SmallStream) -> None:
+        """
+        A PUT had its answer.
+        """
+        del self._small[stream]
+        self._smallBytes -= len(stream.small.data)
+
+    # -- large files
+
+    async def _offers(self) -> bool:
+        work, session = self._work, self.session
+        did = False
+        room = min(OFFERS, session.limits.streams)
+        while work.large and len(self._large) < room and not session.stopping:
+            job = work.large.popleft()
+            did = True
+            if job.path == STDIN:
+                self._offerStdin(job)
+                continue
+            try:
+                fd = openJob(job, work.run)
+            except TransferError as e:
+                self._failed(job, e)
+                continue
+            assert job.size is not None
+            blockSize = chooseBlockSize(job.size, self.asked.blockSize)
+            stream = _LargeStream(self, job, fd, blockSize)
+            self._large.append(stream)
+            self._offer(stream)
+        if did:
+            await session.outlet.flushed()
+        return did
+
+    def _offer(self, stream: _LargeStream) -> None:
+        job, status = stream.job, stream.job.status
+        message = Offering(
+            job.transferId,
+            job.name,
+            job.key,
+            job.size,
+            stream.blockSize,
+            job.resumeKey,
+            status.st_mtime_ns if status is not None else None,
+            status is not None and bool(status.st_mode & 0o111),
+            self.asked.ifExists,  # type: ignore[arg-type]
+            self.asked.durability,  # type: ignore[arg-type]
+            self.asked.dry,
+        )
+        self.session.outlet.send(encode(Type.OFFER, stream.number, message))
+
+    async def _extent(self, lane: Lane) -> bool:
+        """
+        Send one extent over a lane.
+        """
+        for stream in self._large:
+            outgoing = stream.outgoing
+            extent = outgoing.take(lane.primary) if outgoing is not None else None
+            if outgoing is not None and extent is not None:
+                if outgoing.waiting and self._lanes < self._lanesLeft:
+                    self._lanes += 1
+                    self.spawn(self._further())
+                if not lane.primary:
+                    stream.touched.add(lane)
+                try:
+                    whole = await self._send(lane, stream, extent)
+                except BaseException:
+                    outgoing.lost(extent)
+                    raise
+                if whole:
+                    outgoing.sent(extent)
+                return True
+        return False
+
+    async def _send(self, lane: Lane, stream: _LargeStream, extent: Extent) -> bool:
+        """
+        @return: whether all of it was sent; not if the stream ended meanwhile.
+        """
+        session, outlet, reader = lane.session, lane.session.outlet, lane.reader
+        outgoing = stream.outgoing
+        assert outgoing is not None
+        stream.hold(1)
+        try:
+            reader.start(stream.fd, extent, stream.blockSize, session.digest)
+            at = extent.start
+            while at < extent.end:
+                if stream.over:
+                    return False
+                end = min(at + MAX_RUN, extent.end)
+                # a block that spans runs has its digest after the last one
+                digests: list[bytes] = []
+                first = 0
+                short = False
+                try:
+                    await outlet.begin(encode(Type.DATA, stream.number, Data(at), end - at))
+                    while at < end:
+                        chunk = await reader.chunk()
+                        await outlet.write(chunk.view)
+                        at += len(chunk.view)
+                        self._report.sent(stream.job, len(chunk.view))
+                        short = short or chunk.short
+                        if chunk.block is not None and chunk.digest is not None:
+                            outgoing.digests[chunk.block] = chunk.digest
+                            first = first if digests else chunk.block
+                            digests.append(chunk.digest)
+                        reader.free(chunk)
+                except SourceError as e:
+                    # the frame has promised these bytes
+                    while at < end:
+                        zeros = bytes(min(end - at, 1 << 20))
+                        await outlet.write(memoryview(zeros))
+                        at += len(zeros)
+                    outlet.end()
+                    stream.giveUp(e, keep=True)
+                    self._failed(stream.job, e)
+                    return False
+                finally:
+                    outlet.end()
+                if digests:
+                    wire = b"".join(digests)
+                    message = Digests(first)
+                    outlet.send(encode(Type.DIGESTS, stream.number, message, len(wire)), wire)
+                if short:
+                    self._changed(stream)
+                    return False
+            return True
+        finally:
+            await reader.stop()
+            stream.hold(-1)
+
+    def _commits(self) -> bool:
+        did = False
+        for stream in self._large[:]:
+            outgoing = stream.outgoing
+            if outgoing is None or stream.committed or stream.job.size is None:
+                continue
+            if not outgoing.complete or stream.comparing:
+                continue
+            if stream.touched:
+                lanes = [lane for lane in stream.touched if lane.session.lost is None]
+                stream.touched.clear()
+                if lanes:
+                    stream.comparing = True
+                    self.spawn(self._settle(stream, lanes))
+                    continue
+            self._commit(stream)
+            did = True
+        return did
+
+    async def _settle(self, stream: _LargeStream, lanes: list[Lane]) -> None:
+        """
+        Until what went over further lanes has arrived.
+        """
+        for lane in lanes:
+            try:
+                await lane.session.ping()
+            except TransferError:
+                continue  # what it lost will be asked for
+        stream.comparing = False
+
+    def _commit(self, stream: _LargeStream) -> None:
+        assert stream.outgoing is not None
+        assert stream.job.status is not None
+        if not unchanged(stream.fd, stream.job.status):
+            self._changed(stream)
+            return
+        stream.committed = True
+        message = Commit(stream.outgoing.size, stream.outgoing.root())
+        self.session.outlet.send(encode(Type.COMMIT, stream.number, message))
+        self._report.phase(stream.job, "publish", "")
+
+    def _changed(self, stream: _LargeStream) -> None:
+        """
+        Somebody writes to the source: begin again, some times.
+        """
+        job = stream.job
+        why = ChangedSource(f"the file changed while it was sent, {TRIES} times; send it again")
+        stream.giveUp(why, keep=True)
+        job.tries += 1
+        if job.tries < TRIES:
+            self._work.again(job)
+        else:
+            self._failed(job, why)
+
+    # -- standard input
+
+    def _offerStdin(self, job: Job) -> None:
+        job.key = os.urandom(32)
+        stream = _LargeStream(self, job, 0, chooseBlockSize(None, self.asked.blockSize))
+        self._large.append(stream)
+        self._offer(stream)
+        self.spawn(self._sendStdin(stream))
+
+    async def _sendStdin(self, stream: _LargeStream) -> None:
+        """
+        Send until the end of input; what cannot be read again is not repaired.
+        """
+        session, outlet = self.session, self.session.outlet
+        while stream.outgoing is None and not stream.over:
+            await self._event()
+        hasher = session.digest.new()
+        digests: list[bytes] = []
+        at = 0
+        while not stream.over:
+            room = min(1 << 20, stream.blockSize - at % stream.blockSize)
+            data = await self.inThread(partial(sys.stdin.buffer.read, room))
+            if stream.over:
+                return
+            if data:
+                if at // stream.blockSize >= MAX_BLOCKS:
+                    why = TooLarge(f"standard input is longer than {at} bytes")
+                    stream.giveUp(why, keep=False)
+                    self._failed(stream.job, why)
+                    return
+                hasher.update(data)
+                try:
+                    await outlet.begin(encode(Type.DATA, stream.number, Data(at), len(data)))
+                    await outlet.write(memoryview(data))
+                finally:
+                    outlet.end()
+                at += len(data)
+                self._report.sent(stream.job, len(data))
+            whole = at % stream.blockSize == 0
+            if (data and whole) or (not data and not whole):
+                digest = hasher.digest()
+                hasher = session.digest.new()
+                message = Digests(len(digests))
+                digests.append(digest)
+                outlet.send(encode(Type.DIGESTS, stream.number, message, len(digest)), digest)
+            if not data:
+                root = rootOf(session.digest, at, stream.blockSize, digests)
+                outlet.send(encode(Type.COMMIT, stream.number, Commit(at, root)))
+                return
+
+    # -- lanes
+
+    async def _further(self) -> None:
+        """
+        One more connection, for as long as there are extents.
+        """
+        assert self._connectLane is not None
+        try:
+            connection = await self._connectLane()
+        except Exception as e:
+            self._log.info("no further connection: {why}", why=str(e))
+            self._lanesLeft -= 1
+            self._lanes -= 1
+            return
+        lane = Lane(connection.session, self.inThread)
+        lane.session.onLost = lambda _: self.wake()
+        try:
+            await lane.session.join(self.session.ticket)
+            lane.session.start()
+            while not self._over and lane.session.lost is None:
+                if not await self._extent(lane):
+                    if not self._large and self._work.empty:
+                        break
+                    await self._event()
+        except TransferError as e:
+            self._log.info("a further connection was lost: {why}", why=str(e))
+        finally:
+            self._lanes -= 1
+            await lane.reader.stop()
+            connection.discard()
+
+    # -- what became of them
+
+    def streamOver(self, stream: _LargeStream) -> None:
+        """
+        It has had its answer; who says so wakes the round afterwards.
+        """
+        if stream in self._large:
+            self._large.remove(stream)
+
+    def stored(self, job: Job, receipt: Receipting | Ack, root: bytes | None, size: int) -> None:
+        """
+        The receiver has it.
+        """
+        self.advanced = True
+        self._report.stored(job, receipt, root, size, self.session)
+        self.wake()
+
+    def refused(self, job: Job, why: TransferError, again: bool) -> None:
+        """
+        The receiver does not take it, or not now.
+        """
+        job.tries += 1
+        if again and job.tries <= LATER_TRIES:
+            delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
+            self._work.delay(job, self._reactor.seconds() + delay)
+        else:
+            self._failed(job, why)
+        self.wake()
+
+    def wouldTake(self, job: Job) -> None:
+        """
+        A dry run's answer.
+        """
+        self._report.wouldTake(job)
+        self.wake()
+
+    def resumed(self, job: Job, size: int) -> None:
+        """
+        The receiver holds C{size} bytes of it.
+        """
+        self._report.resumed(job, size)
+
+    def progressed(self, stream: _LargeStream, message: Progress) -> None:
+        """
+        The receiver says how it goes.
+        """
+        self._report.phase(stream.job, message.phase, message.slow)
+
+    def _failed(self, job: Job, why: TransferError) -> None:
+        self.advanced = True
+        self._report.failed(job, why)

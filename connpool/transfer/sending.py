@@ -1,0 +1,474 @@
+"""
+Sending files: what C{connpool send} and programs call.
+
+Theory of operation
+===================
+A L{Sending} goes through its files with one L{Transmission} after the other.
+When a connection breaks, the files that had no answer go with the next one,
+under the same keys, so nothing is stored twice and what the receiver holds is
+not sent again.  It gives up after L{Retry.attempts} connections in a row that brought nothing
+forward; at once if the very first cannot be made.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet import task
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from connpool.errors import (
+    Cancelled,
+    ConnpoolError,
+    NetworkFailed,
+    SourceError,
+    TransferError,
+)
+from connpool.transfer.keys import SenderKeys
+from connpool.transfer.names import displayName
+from connpool.transfer.native.hashing import InThread, inThread
+from connpool.transfer.native.messages import Ack, Receipting
+from connpool.transfer.native.sender import Credentials, SenderSession, SessionFactory, hello
+from connpool.transfer.native.transmission import Asked, Transmission
+from connpool.transfer.native.work import Job, WorkList
+from connpool.transfer.records import DURABILITIES, Receipt
+from connpool.transfer.walking import STDIN, walk
+
+__all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "dialled", "pooled", "sendFiles"]
+
+
+@attrs.frozen
+class FileOutcome:
+    """
+    What became of one file.
+
+    @ivar path: of the source.
+    @ivar name: what the receiver was to call it, fit to be displayed.
+    @ivar receipt: if it is stored.
+    @ivar error: if it is not.  Both are L{None} in a dry run: it would be taken.
+    @ivar asked: the durability that was asked for.
+    """
+
+    path: str
+    name: str
+    receipt: Receipt | None = None
+    error: ConnpoolError | None = None
+    asked: str = "full"
+
+    @property
+    def good(self) -> bool:
+        """
+        Whether it is stored at the level that was asked for, or would be taken.
+        """
+        if self.receipt is None:
+            return self.error is None
+        return DURABILITIES.index(self.receipt.durability) >= DURABILITIES.index(self.asked)
+
+
+@attrs.define
+class SendReport:
+    """
+    How it went, kept up to date while it goes.
+
+    @ivar outcomes: in the order of the answers.
+    @ivar sentBytes: content bytes given to connections, repetitions included.
+    @ivar resumedBytes: content bytes the receiver held from earlier attempts.
+    @ivar doneBytes: bytes of files that are stored.
+    @ivar connections: how many were made.
+    @ivar phase: what the receiver says it is doing with the last file it spoke of.
+    @ivar slow: what the receiver says it waits for.
+    @ivar open: names of files begun and not answered, to bytes sent or held.
+    """
+
+    outcomes: list[FileOutcome] = attrs.Factory(list)
+    sentBytes: int = 0
+    resumedBytes: int = 0
+    doneBytes: int = 0
+    connections: int = 0
+    phase: str = ""
+    slow: str = ""
+    open: dict[str, int] = attrs.Factory(dict)
+
+    @property
+    def failed(self) -> list[FileOutcome]:
+        """
+        The files that are not stored as asked.
+        """
+        return [outcome for outcome in self.outcomes if not outcome.good]
+
+    @property
+    def exitCode(self) -> int:
+        """
+        For a command: 0 if every file reached the level asked for; the code all failures
+        share; else 3.
+        """
+        codes = {
+            outcome.error.exitCode if outcome.error is not None else 3 for outcome in self.failed
+        }
+        if not codes:
+            return 0
+        return codes.pop() if len(codes) == 1 else 3
+
+
+@attrs.frozen
+class Retry:
+    """
+    @ivar attempts: connections in a row that bring nothing forward.
+    @ivar first: seconds before the second one; doubled each time,
+    @ivar longest: up to this.
+    """
+
+    attempts: int = 8
+    first: float = 0.5
+    longest: float = 15.0
+
+
+class _Dialled:
+    """
+    Connections made one by one.
+    """
+
+    def __init__(self, endpoint: Any, factory: SessionFactory) -> None:
+        self._endpoint = endpoint
+        self._factory = factory
+
+    async def open(self) -> _Connection:
+        link = await self._endpoint.connect(self._factory)
+        session = link.session
+        try:
+            await hello(link)
+        except BaseException:
+            session.close()
+            raise
+        return _Connection(session, session.close, session.close)
+
+
+class _Pooled:
+    """
+    Connections leased from a pool whose C{prepare} is L{hello}.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    async def open(self) -> _Connection:
+        lease = await self._pool.acquire()
+        session = lease.protocol.session
+
+        def discard() -> None:
+            session.close()
+            lease.discard()
+
+        return _Connection(session, lease.release, discard)
+
+
+@attrs.frozen(eq=False)
+class _Connection:
+    session: SenderSession
+    release: Callable[[], Any]
+    discard: Callable[[], Any]
+
+
+def dialled(endpoint: Any, factory: SessionFactory) -> Any:
+    """
+    Connections for L{Sending}, made one by one.
+    """
+    return _Dialled(endpoint, factory)
+
+
+def pooled(pool: Any) -> Any:
+    """
+    Connections for L{Sending}, leased.
+
+    @param pool: any L{IConnectionPool} over a L{SessionFactory} with
+        C{prepare=hello}: a lease is one authenticated session.
+    """
+    return _Pooled(pool)
+
+
+class Sending:
+    """
+    @param connections: has C{open()}; see L{sendFiles}.
+    @param paths: what to send; C{-} is standard input.
+    @param destination: how the receiver is called, always the same.
+    @param answered: called with each L{FileOutcome}.
+    @param jobs: connections at once, if the connections allow more than one.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        connections: Any,
+        paths: Sequence[str],
+        destination: str,
+        *,
+        asked: Asked | None = None,
+        keys: SenderKeys | None = None,
+        retry: Retry | None = None,
+        answered: Callable[[FileOutcome], Any] | None = None,
+        jobs: int = 1,
+        stdinName: str = "stdin",
+        run: InThread | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._connections = connections
+        self._asked = asked or Asked()
+        self._retry = retry or Retry()
+        self._answered = answered or (lambda _: None)
+        self._jobs = jobs
+        self._inThread = run or inThread(reactor)
+        self._run = (keys or SenderKeys()).begin(destination)
+        self._work = WorkList(walk(paths, stdinName), self._run, self._inThread, self._failedEarly)
+        self._session: SenderSession | None = None
+        self._cancelled = False
+        self.report = SendReport()
+
+    @property
+    def resumable(self) -> bool:
+        """
+        Whether a later process can go on where this one was interrupted.
+        """
+        return self._run.resumable
+
+    async def send(self) -> SendReport:
+        """
+        Send, and begin again as long as it makes sense.
+        """
+        retry, failures = self._retry, 0
+        try:
+            while True:
+                why, advanced = await self._once()
+                if why is None and self._work.empty:
+                    return self.report
+                failures = 1 if advanced else failures + 1
+                if why is not None and (
+                    not why.retryable or failures >= retry.attempts or not self.report.connections
+                ):
+                    self._work.abandon(why)
+                    return self.report
+                delay = min(retry.first * 2 ** (failures - 1), retry.longest)
+                await task.deferLater(
+                    self._reactor,
+                    delay * random.uniform(0.75, 1.25),  # noqa: S311 - spreads retries
+                    lambda: None,
+                )
+        finally:
+            unanswered = any(
+                isinstance(outcome.error, TransferError) and outcome.error.retryable
+                for outcome in self.report.outcomes
+            )
+            self._run.end(self._work.empty and not unanswered and not self._cancelled)
+
+    async def _once(self) -> tuple[TransferError | None, bool]:
+        """
+        One connection.
+
+        @return: what ended it early, and whether any file was brought forward.
+        """
+        try:
+            connection = await self._connections.open()
+        except Exception as e:
+            if isinstance(e, CancelledError):
+                raise
+            return _networkError(e), False
+        if self._cancelled:
+            connection.discard()
+            raise CancelledError
+        session = self._session = connection.session
+        self.report.connections += 1
+        before = self.report.sentBytes
+        transmission = Transmission(
+            self._reactor,
+            session,
+            self._work,
+            self._asked,
+            self,
+            self._inThread,
+            self._connections.open,
+            self._jobs - 1,
+        )
+        why: TransferError | None = None
+        try:
+            await transmission.run()
+        except TransferError as e:
+            why = e
+            connection.discard()
+        except BaseException:
+            connection.discard()
+            raise
+        else:
+            connection.release()
+        finally:
+            self._session = None
+            for job in transmission.unfinished:
+                if job.path == STDIN:
+                    self.failed(job, SourceError(f"standard input cannot be sent again: {why}"))
+                else:
+                    self._work.again(job)
+        return why, transmission.advanced or self.report.sentBytes > before + (1 << 20)
+
+    def cancel(self) -> None:
+        """
+        Stop now.  The receiver keeps what it has of resumable files.
+        """
+        self._cancelled = True
+        if self._session is not None:
+            self._session.link.abort(Cancelled("interrupted"))
+
+    # -- told by the transmission
+
+    def stored(
+        self,
+        job: Job,
+        message: Receipting | Ack,
+        root: bytes | None,
+        size: int,
+        session: SenderSession,
+    ) -> None:
+        """
+        A file has its receipt.
+        """
+        wanted = job.name.decode("utf-8")
+        receipt = Receipt(
+            transferId=job.transferId.hex(),
+            name=wanted if isinstance(message, Ack) else message.name.decode("utf-8", "replace"),
+            wanted=wanted,
+            size=size,
+            status="stored" if isinstance(message, Ack) else message.status,
+            durability=message.durability,
+            filesystem=message.filesystem,
+            integrity="verified" if isinstance(message, Ack) else message.integrity,
+            digest=session.digest.name,
+            root=root.hex() if root is not None else None,
+            protocol="native",
+            principal=session.principal,
+            finished=message.finished / 1000,
+        )
+        self.report.doneBytes += size
+        self._outcome(job, receipt=receipt)
+
+    def failed(self, job: Job, why: TransferError) -> None:
+        """
+        A file is not going to be stored.
+        """
+        self._outcome(job, error=why)
+
+    _failedEarly = failed
+
+    def wouldTake(self, job: Job) -> None:
+        """
+        A dry run.
+        """
+        self._outcome(job)
+
+    def sent(self, job: Job, count: int) -> None:
+        """
+        Bytes were given to a connection.
+        """
+        self.report.sentBytes += count
+        if job.status is None or job.status.st_size > count:
+            name = displayName(job.name)
+            self.report.open[name] = self.report.open.get(name, 0) + count
+
+    def resumed(self, job: Job, count: int) -> None:
+        """
+        The receiver holds some of it already.
+        """
+        self.report.resumedBytes += count
+        self.report.open[displayName(job.name)] = count
+
+    def phase(self, job: Job, phase: str, slow: str) -> None:
+        """
+        What the receiver is doing.
+        """
+        self.report.phase, self.report.slow = phase, displayName(slow)
+
+    def _outcome(self, job: Job, **what: Any) -> None:
+        name = displayName(job.name or job.path)
+        self.report.open.pop(name, None)
+        outcome = FileOutcome(job.path, name, asked=self._asked.durability, **what)
+        self.report.outcomes.append(outcome)
+        self._answered(outcome)
+
+
+def sendFiles(
+    reactor: Any,
+    endpoint: Any,
+    paths: Sequence[str],
+    *,
+    destination: str = "",
+    ifExists: str = "",
+    durability: str = "full",
+    dry: bool = False,
+    digests: Sequence[str] = ("blake3", "sha256"),
+    credentials: Credentials | None = None,
+    keys: SenderKeys | None = None,
+    retry: Retry | None = None,
+    answered: Callable[[FileOutcome], Any] | None = None,
+    pool: Any = None,
+    jobs: int = 1,
+) -> Deferred[SendReport]:
+    """
+    Send files, directories and (C{-}) standard input to a receiver.
+
+    @param endpoint: where it is: an L{IStreamClientEndpoint}.
+    @param destination: a name for the receiver that is the same each time, so
+        that files are resumed; left out, they are resumed within this call only.
+    @param ifExists: one of L{IF_EXISTS}; empty for the receiver's rule.
+    @param durability: one of L{DURABILITIES}.
+    @param dry: only ask what the receiver would take.
+    @param digests: algorithms this side trusts.
+    @param answered: called with each L{FileOutcome}.
+    @param pool: any L{IConnectionPool} over C{SessionFactory} with C{prepare=hello}, used
+        instead of C{endpoint}, for C{jobs} above 1.
+    @param jobs: connections a large file may use at once.
+    @return: fires with the report, also when files failed.  Cancelling it stops
+        sending; the receiver keeps what can be resumed.
+    """
+    if pool is not None:
+        connections = pooled(pool)
+    else:
+        connections = dialled(endpoint, SessionFactory(reactor, digests, credentials))
+    sending = Sending(
+        reactor,
+        connections,
+        paths,
+        destination,
+        asked=Asked(ifExists, durability, dry),
+        keys=keys,
+        retry=retry,
+        answered=answered,
+        jobs=jobs,
+    )
+    running = Deferred.fromCoroutine(sending.send())
+
+    def cancel(_: Any) -> None:
+        sending.cancel()
+        running.cancel()
+
+    result: Deferred[SendReport] = Deferred(cancel)
+    running.addCallbacks(result.callback, result.errback)
+    return result
+
+
+def _networkError(why: Exception) -> TransferError:
+    """
+    Whatever kept us from connecting, as one of ours.
+    """
+    # a pool's own error says why in its cause
+    inner: BaseException | None = why
+    while inner is not None:
+        if isinstance(inner, TransferError):
+            return inner
+        inner = inner.__cause__
+    cause = getattr(why, "reasons", None)
+    text = str(cause[0].value if cause and isinstance(cause[0], Failure) else why)
+    text = " ".join(text.split()).rstrip(".") or type(why).__name__
+    return NetworkFailed(f"cannot connect: {text}")

@@ -1,0 +1,301 @@
+"""
+Both sides of C{cpt/1} in memory: no sockets, no threads, no waiting.
+
+A L{Wire} passes the bytes of one connection on and can cut it at a byte, flip
+a bit, or fall silent.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from twisted.internet import defer, task
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost
+from twisted.python.failure import Failure
+
+from connpool.transfer.keys import SenderKeys
+from connpool.transfer.native.hashing import inline
+from connpool.transfer.native.receiver import NativeReceiver
+from connpool.transfer.native.sender import SessionFactory
+from connpool.transfer.native.transmission import Asked
+from connpool.transfer.reception import Policy, Reception
+from connpool.transfer.sending import Retry, Sending, dialled
+from connpool.transfer.stores import MemoryStore
+
+#: Small enough that a reference transfer of a few KiB has everything.
+SMALL_BLOCKS = Asked(durability="none", blockSize=4096, extent=8192)
+
+
+class MemoryTransport:
+    """
+    One end of a wire.
+    """
+
+    bufferSize = 65536
+    limit = 65536
+
+    def __init__(self, wire, side):
+        self.wire = wire
+        self.side = side
+        self.protocol = None
+        self.outbox = []
+        self.unsent = 0
+        self.full = False
+        self.paused = False
+        self.disconnecting = False
+        self.closed = False
+        self.producer = None
+
+    def write(self, data):
+        assert isinstance(data, bytes)
+        if not self.closed and not self.disconnecting and data:
+            self.outbox.append(data)
+            self.unsent += len(data)
+            if self.producer is not None and self.unsent > self.limit:
+                self.full = True
+                self.producer.pauseProducing()
+
+    def take(self, count):
+        """
+        The next bytes on their way.
+        """
+        data = b"".join(self.outbox)
+        data, rest = data[:count], data[count:]
+        self.outbox[:] = [rest] if rest else []
+        self.unsent = len(rest)
+        return data
+
+    def drained(self):
+        """
+        The kernel took what there was.
+        """
+        if self.full and not self.unsent and not self.closed:
+            self.full = False
+            if self.producer is not None:
+                self.producer.resumeProducing()
+
+    def loseConnection(self):
+        self.disconnecting = True
+
+    def abortConnection(self):
+        self.wire.reset(self)
+
+    def registerProducer(self, producer, streaming):
+        assert self.producer is None
+        self.producer = producer
+
+    def unregisterProducer(self):
+        self.producer = None
+
+    def pauseProducing(self):
+        self.paused = True
+
+    def resumeProducing(self):
+        self.paused = False
+
+    def getPeer(self):
+        return IPv4Address("TCP", "192.0.2.1", 1)
+
+    def lost(self, why):
+        if not self.closed:
+            self.closed = True
+            self.protocol.connectionLost(Failure(why))
+
+
+class Wire:
+    """
+    @ivar sent: bytes that went through, by side (0: from the sender).
+    @ivar cut: (side, byte, how): after that many bytes of that side the
+        connection ends: C{"fin"}, C{"rst"}, or is C{"silent"} from then on.
+    @ivar flips: (side, byte): these bytes are changed.
+    @ivar chunk: bytes that arrive at once.
+    """
+
+    def __init__(self, cut=None, flips=(), chunk=1 << 20):
+        self.ends = (MemoryTransport(self, 0), MemoryTransport(self, 1))
+        self.sent = [0, 0]
+        self.log = ([], [])
+        self.cut = cut
+        self.flips = set(flips)
+        self.silent = False
+        self.chunk = chunk
+
+    def attach(self, client, server):
+        for end, protocol in zip(self.ends, (client, server), strict=True):
+            end.protocol = protocol
+        server.makeConnection(self.ends[1])
+        client.makeConnection(self.ends[0])
+
+    @property
+    def alive(self):
+        return not all(end.closed for end in self.ends)
+
+    def reset(self, end):
+        other = self.ends[1 - end.side]
+        end.outbox.clear()
+        end.lost(ConnectionLost())
+        if not self.silent:
+            other.lost(ConnectionLost())
+
+    def step(self):
+        """
+        Pass something on.
+
+        @return: whether anything moved.
+        """
+        moved = False
+        for end in self.ends:
+            other = self.ends[1 - end.side]
+            if self.silent:
+                moved = moved or bool(end.outbox)
+                end.take(0 if end.unsent > end.limit else end.unsent)
+                if end.disconnecting and not end.closed:
+                    end.lost(ConnectionDone())
+                continue
+            if end.outbox and not other.paused and not other.closed:
+                moved = True
+                self._pass(end, other, end.take(self.chunk))
+                end.drained()
+            elif end.disconnecting and not end.outbox and not end.closed:
+                moved = True
+                end.lost(ConnectionDone())
+                other.lost(ConnectionDone())
+        return moved
+
+    def _pass(self, end, other, data):
+        side, at = end.side, self.sent[end.side]
+        for flip_side, byte in list(self.flips):
+            if flip_side == side and at <= byte < at + len(data):
+                self.flips.discard((flip_side, byte))
+                data = bytearray(data)
+                data[byte - at] ^= 1
+                data = bytes(data)
+        ends = self.cut is not None and self.cut[0] == side and at + len(data) >= self.cut[1]
+        if ends:
+            data = data[: self.cut[1] - at]
+        self.sent[side] += len(data)
+        self.log[side].append(data)
+        if data:
+            other.protocol.dataReceived(data)
+        if ends:
+            how, self.cut = self.cut[2], None
+            if how == "silent":
+                self.silent = True
+            else:
+                why = ConnectionDone if how == "fin" else ConnectionLost
+                for e in self.ends:
+                    e.outbox.clear()
+                    e.lost(why())
+
+
+class World:
+    """
+    A receiver in memory, and senders.
+
+    @ivar wires: every connection, oldest first.
+    @ivar plan: what the next connections shall suffer: keyword arguments of
+        L{Wire}.
+    """
+
+    def __init__(self, state=None, policy=None, store=None, **receiver):
+        self.clock = task.Clock()
+        self.store = store or MemoryStore(now=self.clock.seconds)
+        self.state = state
+        self.policy = policy or Policy(minimumRate=0)
+        self.receiver_ = receiver
+        self.wires = []
+        self.plan = []
+        self.refuse = False
+        self.wire = Wire
+        self.restart()
+
+    def restart(self):
+        """
+        A new receiver over the same store.
+        """
+        self.reception = Reception(self.store, self.policy)
+        self.receiver = NativeReceiver(self.clock, self.reception, run=inline, **self.receiver_)
+
+    def connect(self, factory):
+        if self.refuse:
+            return defer.fail(ConnectError())
+        wire = self.wire(**(self.plan.pop(0) if self.plan else {}))
+        self.wires.append(wire)
+        client = factory.buildProtocol(None)
+        wire.attach(client, self.receiver.build(wire.ends[1]))
+        return defer.succeed(client)
+
+    def sending(self, *paths, asked=SMALL_BLOCKS, destination="world", retry=None, **more):
+        factory = SessionFactory(
+            self.clock, more.pop("digests", ("blake3", "sha256")), more.pop("credentials", None)
+        )
+        return Sending(
+            self.clock,
+            dialled(SimpleNamespace(connect=self.connect), factory),
+            [str(path) for path in paths],
+            destination,
+            asked=asked,
+            keys=SenderKeys(self.state),
+            retry=retry or Retry(attempts=3),
+            run=inline,
+            **more,
+        )
+
+    def start(self, sending):
+        """
+        @return: the report, in a list once it is there.
+        """
+        results = []
+        defer.Deferred.fromCoroutine(sending.send()).addBoth(results.append)
+        return results
+
+    def pump(self, rounds=100_000):
+        """
+        Let bytes flow until nothing moves any more.
+        """
+        for _ in range(rounds):
+            moved = [wire.step() for wire in self.wires if wire.alive]
+            if not any(moved):
+                pending = [
+                    c for c in self.clock.getDelayedCalls() if c.getTime() <= self.clock.seconds()
+                ]
+                if not pending:
+                    return
+                self.clock.advance(0)
+        raise AssertionError("it never comes to rest")
+
+    def finish(self, results, seconds=900.0):
+        """
+        Let time pass until there is a report.
+        """
+        end = self.clock.seconds() + seconds
+        self.pump()
+        while not results:
+            assert self.clock.seconds() < end, "no end in sight"
+            self.clock.advance(0.5)
+            self.pump()
+        if isinstance(results[0], Failure):
+            results[0].raiseException()
+        return results[0]
+
+    def send(self, *paths, **more):
+        return self.finish(self.start(self.sending(*paths, **more)))
+
+    def settle(self, seconds=200.0):
+        """
+        Let everything end that ends by itself.
+        """
+        for _ in range(int(seconds)):
+            self.clock.advance(1.0)
+            self.pump()
+
+    def close(self):
+        for wire in self.wires:
+            for end in wire.ends:
+                end.lost(ConnectionLost())
+        self.pump()
+        assert not self.clock.getDelayedCalls()
+        assert not self.reception.active
+        assert not self.receiver.claims
+        assert not self.receiver.tickets
