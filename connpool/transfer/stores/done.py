@@ -44,8 +44,14 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @attrs.define
 class _Day:
+    """
+    @ivar known: bytes that were read.
+    @ivar linked: whether its name is known to be on disk.
+    """
+
     fd: int
     known: int = 0
+    linked: bool = False
 
 
 class DoneLog:
@@ -103,6 +109,9 @@ class DoneLog:
             day.known = end
         if sync:
             self._sys.fdatasync(day.fd)
+            if not day.linked:
+                self._sys.fsync(self._directory)
+                day.linked = True
 
     def find(self, offer: Offer) -> Receipt | None:
         """

@@ -113,8 +113,11 @@ class Finisher:
         """
         if offer.key is None:
             return None
-        with self._doneLock:
-            return self._done.find(offer)
+        try:
+            with self._doneLock:
+                return self._done.find(offer)
+        except OSError as error:
+            raise asTransferError(error, f'looking for the receipt of "{offer.name}"') from None
 
     def expire(self) -> None:
         """

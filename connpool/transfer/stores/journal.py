@@ -72,11 +72,10 @@ class _Stored(msgspec.Struct):
 @attrs.frozen
 class Committing:
     """
-    @ivar inode: of the file whose publishing began.
+    @ivar size: bytes of the file whose publishing began.
     @ivar root: the digest that was verified.
     """
 
-    inode: int
     size: int
     root: bytes | None
 
@@ -114,9 +113,9 @@ class Journal:
                     for block, digest in record["blocks"]:
                         digests[int(block)] = bytes.fromhex(digest)
                 elif "committing" in record:
-                    inode, size, root = record["committing"]
+                    size, root = record["committing"]
                     committing = Committing(
-                        int(inode), int(size), None if root is None else bytes.fromhex(root)
+                        int(size), None if root is None else bytes.fromhex(root)
                     )
             except (ValueError, TypeError, NameRefused):
                 continue
@@ -170,4 +169,4 @@ def committingRecord(committing: Committing) -> bytes:
     The record before publishing.
     """
     root = None if committing.root is None else committing.root.hex()
-    return encodeLine({"committing": [committing.inode, committing.size, root]})
+    return encodeLine({"committing": [committing.size, root]})

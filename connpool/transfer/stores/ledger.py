@@ -84,14 +84,17 @@ class Space:
         self._asked = self._seconds()
         return self._free
 
-    def spend(self, size: int) -> bool:
+    def spend(self, size: int, promised: int) -> bool:
         """
+        @param promised: bytes that others were promised.
         @return: whether a small file fits; asks the kernel now and then only.
         """
-        self._spent += size
         if self._spent > self.DRIFT or self._seconds() - self._asked >= self.AGE:
             self.free()
-        return self._free - self._spent >= 0
+        if self._spent + size + promised > self._free:
+            return False
+        self._spent += size
+        return True
 
 
 class Reservation:
@@ -170,6 +173,12 @@ class Ledger:
         size = min(size, reservation.unwritten)
         reservation.unwritten -= size
         self._totals.promised -= size
+
+    def fits(self, size: int) -> bool:
+        """
+        @return: whether a small file fits beside what this process promised.
+        """
+        return self._space.spend(size, self._totals.promised)
 
     def release(self, reservation: Reservation) -> None:
         """

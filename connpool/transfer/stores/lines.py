@@ -8,11 +8,14 @@ is skipped and the next one read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 from zlib import crc32
 
 import msgspec
+
+_LINE = re.compile(rb"[^\n]+\n")
 
 __all__ = ["decodeLine", "encodeLine", "linesOf"]
 
@@ -41,8 +44,5 @@ def linesOf(data: bytes) -> Iterator[tuple[int, bytes]]:
     """
     @return: offset and content of each line that has ended.
     """
-    start = 0
-    while (end := data.find(b"\n", start)) >= 0:
-        if end > start:
-            yield start, data[start:end]
-        start = end + 1
+    for found in _LINE.finditer(data):
+        yield found.start(), found[0][:-1]

@@ -41,7 +41,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
-from connpool.errors import NoSpace, QuotaExceeded, StartFailed, StoreError, TransferError
+from connpool.errors import Busy, NoSpace, QuotaExceeded, StartFailed, StoreError, TransferError
 from connpool.interfaces import IFileStore, IPartial
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
@@ -171,8 +171,11 @@ class LocalStore:
                 for name in ("temporary", "done", "ledger")
             ]
             self._temporary, done, ledger = (directory.fd for directory in self._held)
-            self._space = Space(sys, self._root, minFree, self._reactor.seconds)
-            self.ledger = Ledger(sys, ledger, self._space, self._quota)
+            if level == "full":
+                for directory in self._held:
+                    self.privateTree.sync(directory)
+            space = Space(sys, self._root, minFree, self._reactor.seconds)
+            self.ledger = Ledger(sys, ledger, space, self._quota)
             self._done = DoneLog(sys, done, self._now)
             self._tree = Tree(sys, self._root, dirMode)
             self.shelf = Shelf(sys, self.privateTree)
@@ -213,7 +216,7 @@ class LocalStore:
                 d: Deferred[Receipt] = Deferred()
                 others.append(d)
                 return d
-        if not self._space.spend(len(data)):
+        if not self.ledger.fits(len(data)):
             raise NoSpace("the receiver's disk is full; try again when there is space")
         if self.finisher.level(offer):
             small = Small(offer, data, root, Deferred())
@@ -295,10 +298,12 @@ class LocalStore:
     def _openNow(self, offer: Offer) -> LocalPartial | Receipt | Deferred[LocalPartial | Receipt]:
         self._looked = -LOOK
         self._refuse()
-        receipt = self.finisher.finished(offer)
-        if receipt is not None:
-            return receipt
         try:
+            receipt = self.finisher.finished(offer)
+            if receipt is not None:
+                if offer.resumeKey is not None:
+                    self._clear(identityOf(offer))
+                return receipt
             if offer.resumeKey is None:
                 return self._openTemporary(offer)
             older = self._resumable.get(identityOf(offer))
@@ -438,12 +443,32 @@ class LocalStore:
                 if not self.shelf.evict(offer.principal, slot):
                     raise
 
-    @staticmethod
-    def _wasPublished(slot: Slot) -> bool:
-        committing = slot.journal.committing
-        return committing is not None and (
-            slot.status.st_nlink > 1 or slot.status.st_ino != committing.inode
-        )
+    def _wasPublished(self, slot: Slot) -> bool:
+        """
+        Whether a process that died had given this partial its name: then it
+        has a second link, or C{rename} took the bytes away (and opening made
+        an empty file) and the name leads to as many.
+        """
+        journal = slot.journal
+        if journal.committing is None or journal.offer is None:
+            return False
+        if slot.status.st_nlink > 1:
+            return True
+        if slot.status.st_size or not journal.committing.size:
+            return False
+        published = self._stat(journal.offer.name)
+        return published is not None and published.size == journal.committing.size
+
+    def _clear(self, identity: tuple[str, str]) -> None:
+        """
+        Remove what a process left that died after its done record.
+        """
+        try:
+            slot = self.shelf.find(identity)
+        except (FileNotFoundError, Busy):
+            return
+        if slot is not None:
+            self.shelf.remove(slot)
 
     def _finishOld(self, slot: Slot) -> Receipt:
         """

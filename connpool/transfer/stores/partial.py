@@ -429,7 +429,7 @@ class LocalPartial:
             self._sys.ftruncate(self._fd, source.size)
         committing: Callable[[], None] | None = None
         if slot is not None:
-            record = committingRecord(Committing(slot.status.st_ino, source.size, root))
+            record = committingRecord(Committing(source.size, root))
 
             def committing() -> None:
                 self._append(slot, record, level)

@@ -132,8 +132,9 @@ class Shelf:
         Remove the files, then unlock.
         """
         try:
-            self._sys.remove(slot.name, slot.directory.fd)
+            # the bytes last: a journal alone would not be found again
             self._sys.remove(slot.name + _JOURNAL, slot.directory.fd)
+            self._sys.remove(slot.name, slot.directory.fd)
         finally:
             self.letGo(slot)
 

@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
 
 from connpool.transfer import Offer, RelativeName
+from connpool.transfer.stores.syscalls import Syscalls
+from tests.helpers.waiting import successResultOf
 
 BLOCK = 1 << 16
 
@@ -57,3 +61,87 @@ def visible(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and not path.is_symlink() and ".connpool" not in path.parts
     }
+
+
+#: What L{Recorded} sees: every attribute of the layer that is a system call.
+CALLS = [
+    name
+    for name, value in vars(Syscalls).items()
+    if isinstance(value, staticmethod) and not name.startswith("_")
+]
+
+
+class Recorded(Syscalls):
+    """
+    The layer with a look at every call.
+
+    @ivar log: name, arguments and result of each.
+    @ivar before: called with name, arguments and keywords before each; may
+        raise.
+    """
+
+    def __init__(self, before: Callable[..., Any] | None = None) -> None:
+        self.log: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = []
+        self.before = before
+        for name in CALLS:
+            setattr(self, name, self._wrap(name, getattr(Syscalls, name)))
+
+    def _wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            if self.before is not None:
+                self.before(name, arguments, keywords)
+            result = call(*arguments, **keywords)
+            self.log.append((name, arguments, keywords, result))
+            return result
+
+        return wrapped
+
+    def names(self) -> list[str]:
+        """
+        What was called, in order.
+        """
+        return [name for name, *_ in self.log]
+
+
+class InlineReactor:
+    """
+    A reactor and thread pool that do everything at once: one thread, no
+    selector, so that a test decides between any two system calls.
+    """
+
+    def __init__(self) -> None:
+        self._later: list[Callable[[], Any]] = []
+        self.now = 0.0
+
+    def seconds(self) -> float:
+        return self.now
+
+    def callLater(self, delay: float, f: Callable[..., Any], *args: Any) -> None:
+        self._later.append(lambda: f(*args))
+
+    def callFromThread(self, f: Callable[..., Any], *args: Any) -> None:
+        f(*args)
+
+    def addSystemEventTrigger(self, *details: Any) -> None:
+        pass
+
+    def removeSystemEventTrigger(self, trigger: Any) -> None:
+        pass
+
+    def callInThreadWithCallback(
+        self, onResult: Callable[..., Any], f: Callable[..., Any], *args: Any, **kw: Any
+    ) -> None:
+        try:
+            result = f(*args, **kw)
+        except BaseException:
+            onResult(False, Failure())
+        else:
+            onResult(True, result)
+
+    def wait(self, d: Any) -> Any:
+        """
+        @return: what C{d} fires with, after everything that was put off.
+        """
+        while self._later:
+            self._later.pop(0)()
+        return successResultOf(settled(d))

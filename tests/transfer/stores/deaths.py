@@ -1,0 +1,263 @@
+"""
+A program that dies at a chosen system call of a store, and looks at what is left.
+
+C{python -m tests.transfer.stores.deaths DIRECTORY KILLS SEED}: for each
+scenario and level, processes are forked that kill themselves at chosen calls
+(C{SIGKILL}: before the call, or in the middle of a write); after each another
+process opens the same root as the restarted receiver and the sender comes
+again.  Prints one line of JSON for every death that broke a promise, and a last
+line with how many there were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from connpool.transfer import LocalStore, Offer, Receipt
+from tests.transfer.stores.kit import BLOCK, InlineReactor, Recorded, offer, visible
+
+CONTENT = random.Random(1).randbytes(5 * BLOCK + 1234)
+SMALL = CONTENT[:4096]
+ROOT = b"\7" * 32
+
+
+@attrs.frozen
+class Scenario:
+    """
+    @ivar prepare: what was there before.
+    @ivar send: what the sender does until it has its receipt, which it
+        returns; repeated after the death.
+    """
+
+    name: str
+    content: bytes
+    prepare: Callable[[LocalStore, InlineReactor, Offer], Any]
+    send: Callable[[LocalStore, InlineReactor, Offer], Receipt]
+    values: dict[str, Any] = attrs.field(factory=dict)
+
+    def offer(self, level: str) -> Offer:
+        return offer(
+            "a/b/x.bin",
+            size=len(self.content),
+            key=b"k" * 32,
+            durability=level,
+            modified=10**18,
+            **self.values,
+        )
+
+
+def nothing(store: LocalStore, reactor: InlineReactor, asked: Offer) -> None:
+    pass
+
+
+def taken(store: LocalStore, reactor: InlineReactor, asked: Offer) -> None:
+    """
+    Another file has the name.
+    """
+    other = attrs.evolve(asked, key=None, resumeKey=None, size=5)
+    reactor.wait(store.put(other, b"other", None))
+
+
+def half(store: LocalStore, reactor: InlineReactor, asked: Offer) -> None:
+    """
+    Two blocks came on an earlier connection.
+    """
+    partial = reactor.wait(store.open(asked))
+    for block in (0, 3):
+        data = CONTENT[block * BLOCK : (block + 1) * BLOCK]
+        partial.write(block * BLOCK, data)
+        partial.record(block, hashlib.sha256(data).digest())
+    reactor.wait(partial.suspend())
+
+
+def put(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
+    return reactor.wait(store.put(asked, SMALL, ROOT))
+
+
+def stream(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
+    """
+    Block by block, with a checkpoint after every second one.
+    """
+    partial = reactor.wait(store.open(asked))
+    if isinstance(partial, Receipt):
+        return partial
+    reactor.wait(partial.settled())
+    for block in range(-(-len(CONTENT) // BLOCK)):
+        if block in partial.digests:
+            continue
+        data = CONTENT[block * BLOCK : (block + 1) * BLOCK]
+        partial.write(block * BLOCK, data)
+        partial.record(block, hashlib.sha256(data).digest())
+        if block % 2:
+            reactor.wait(partial.checkpoint())
+    return reactor.wait(partial.commit(ROOT))
+
+
+RESUMABLE = {"resumeKey": b"s" * 32}
+SCENARIOS = [
+    Scenario("small", SMALL, nothing, put),
+    Scenario("small-conflict", SMALL, taken, put),
+    Scenario("small-replace", SMALL, taken, put, {"ifExists": "replace"}),
+    Scenario("large", CONTENT, nothing, stream, RESUMABLE),
+    Scenario("large-conflict", CONTENT, taken, stream, RESUMABLE),
+    Scenario("large-replace", CONTENT, taken, stream, {**RESUMABLE, "ifExists": "replace"}),
+    Scenario("resumed", CONTENT, half, stream, RESUMABLE),
+]
+
+
+def forked(body: Callable[[], Any]) -> int:
+    """
+    @return: the wait status of a process that ran C{body}.
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        try:
+            body()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+def opened(root: Path, before: Any = None) -> tuple[LocalStore, InlineReactor, Recorded]:
+    """
+    A store as a process has it that just started.
+    """
+    reactor = InlineReactor()
+    syscalls = Recorded(before)
+    return LocalStore(reactor, root, syscalls=syscalls, threads=reactor), reactor, syscalls
+
+
+def prepared(scenario: Scenario, level: str, root: Path) -> Path:
+    """
+    C{root}, new, as the scenario begins.
+    """
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    store, reactor, _ = opened(root)
+    scenario.prepare(store, reactor, scenario.offer(level))
+    reactor.wait(store.close())
+    return root
+
+
+def life(scenario: Scenario, level: str, root: Path, acknowledged: Path, before: Any) -> Recorded:
+    """
+    One process, from its start to the acknowledgement.
+    """
+    store, reactor, syscalls = opened(root, before)
+    receipt = scenario.send(store, reactor, scenario.offer(level))
+    acknowledged.write_text(receipt.name)
+    reactor.wait(store.close())
+    return syscalls
+
+
+def killer(at: int, torn: bool) -> Callable[..., None]:
+    """
+    @param at: the number of the call to die at.
+    @param torn: if that call writes, let half of it happen.
+    """
+    calls = iter(range(1 << 30))
+
+    def before(name: str, arguments: Any, keywords: Any) -> None:
+        if next(calls) == at:
+            if torn and name in {"write", "pwrite"}:
+                fd, data, *where = arguments
+                half = bytes(data)[: len(data) // 2]
+                os.pwrite(fd, half, *where) if where else os.write(fd, half)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return before
+
+
+def judge(scenario: Scenario, level: str, root: Path, acknowledged: Path) -> str | None:
+    """
+    @return: the promise that was broken, or L{None}.
+    """
+    others = {"a/b/x.bin"} if scenario.prepare is taken else set()
+    before = visible(root)
+    for name, content in before.items():
+        if content not in {scenario.content, b"other"}:
+            return f"{name} has wrong content"
+    published = [name for name, content in before.items() if content == scenario.content]
+    if len(published) > 1:
+        return f"two copies: {published}"
+    if acknowledged.exists() and acknowledged.read_text() not in published:
+        return "acknowledged and not there"
+    # the receiver comes up again, and so does the sender
+    store, reactor, _ = opened(root)
+    receipt = scenario.send(store, reactor, scenario.offer(level))
+    after = visible(root)
+    published = [name for name, content in after.items() if content == scenario.content]
+    if published != [receipt.name]:
+        return f"{receipt.name} was acknowledged, {published} are there"
+    wanted = 1 if scenario.values.get("ifExists") == "replace" else 1 + len(others)
+    if len(after) != wanted:
+        return f"left: {sorted(after)}"
+    if reactor.wait(store.partials()):
+        return "a partial was left"
+    reactor.wait(store.close())
+    return None
+
+
+def deaths(root: Path, kills: int, seed: int) -> tuple[int, list[dict[str, Any]]]:
+    """
+    Die at C{kills} calls, spread over the scenarios.
+
+    @return: how many died, and what they broke.
+    """
+    chance = random.Random(seed)
+    broken: list[dict[str, Any]] = []
+    places: list[tuple[Scenario, str, int, bool]] = []
+    acknowledged = root / "acknowledged"
+    for scenario in SCENARIOS:
+        for level in ("none", "full"):
+            where = prepared(scenario, level, root / "root")
+            calls = len(life(scenario, level, where, acknowledged, None).log)
+            acknowledged.unlink()
+            places += [(scenario, level, at, False) for at in range(calls)]
+            places += [(scenario, level, at, True) for at in range(calls)]
+    if kills < len(places):
+        places = chance.sample(places, kills)
+    else:
+        places += [chance.choice(places) for _ in range(kills - len(places))]
+    died = 0
+    for scenario, level, at, torn in places:
+        where = prepared(scenario, level, root / "root")
+        status = forked(
+            lambda: life(scenario, level, where, acknowledged, killer(at, torn))  # noqa: B023
+        )
+        died += os.WIFSIGNALED(status)
+        problem = judge(scenario, level, where, acknowledged)
+        acknowledged.unlink(missing_ok=True)
+        if problem is not None or not os.WIFSIGNALED(status):
+            broken.append(
+                {
+                    "scenario": scenario.name,
+                    "level": level,
+                    "at": at,
+                    "torn": torn,
+                    "problem": problem or f"did not die: {status}",
+                }
+            )
+    return died, broken
+
+
+if __name__ == "__main__":
+    died, broken = deaths(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    for each in broken:
+        print(json.dumps(each))
+    print(json.dumps({"died": died, "broken": len(broken)}))
