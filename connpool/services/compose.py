@@ -176,7 +176,7 @@ def compose(text: str, path: str = "compose", reactor: Any = None) -> ComposedSe
     mistakes: list[str] = []
     try:
         entries = readEntries(text, mistakes)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         failStart(f"{path}: not TOML: {_firstLine(e)}")
     mistakes = [line if line.startswith("services.") else f"{path}: {line}" for line in mistakes]
     makers = {maker.tapname: maker for maker in getPlugins(IServiceMaker)}

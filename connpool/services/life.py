@@ -27,10 +27,13 @@ from connpool.services.notify import Notifier
 from connpool.services.options import ServiceOptions
 from connpool.services.starting import failStart
 
-__all__ = ["ALLOW_ROOT", "Daemon", "asDaemon", "parts", "reload"]
+__all__ = ["ALLOW_ROOT", "HURRY", "Daemon", "asDaemon", "parts", "reload"]
 
 #: The environment variable that does what C{--allow-root} does.
 ALLOW_ROOT = "CONNPOOL_ALLOW_ROOT"
+
+#: Seconds that services get to end after a second signal.
+HURRY = 5.0
 
 
 def asDaemon(make: Callable[[Any, Any], Any], options: ServiceOptions, reactor: Any = None) -> Any:
@@ -90,6 +93,8 @@ class Daemon(MultiService):
         self._notifier = Notifier()
         self._alive: LoopingCall | None = None
         self._signals: dict[int, Any] = {}
+        self._end: Deferred[None] | None = None
+        self._late: Any = None
         service.setServiceParent(self)
 
     def startService(self) -> None:
@@ -130,7 +135,7 @@ class Daemon(MultiService):
         status = f"not reloaded: {mistakes[0]}" if mistakes else f"{self._label} serves"
         self._notifier.tell("READY=1", f"STATUS={status}")
 
-    def stopService(self) -> Deferred[Any]:
+    def stopService(self) -> Deferred[None]:
         self._notifier.tell("STOPPING=1", f"STATUS={self._label} lets what runs end")
         if self._alive is not None:
             self._alive.stop()
@@ -138,15 +143,27 @@ class Daemon(MultiService):
         # Twisted's own can stop a reactor only once (it logs a traceback)
         self._on(signal.SIGINT, self._hurry)
         self._on(signal.SIGTERM, self._hurry)
-        return maybeDeferred(super().stopService).addBoth(self._stopped)
+        self._end = Deferred()
+        maybeDeferred(super().stopService).addBoth(self._ended)
+        return self._end
 
     def _hurry(self) -> None:
+        if self._late is not None:
+            return
         self._log.warn("told to stop once more: what still runs ends now")
+        # another's service may not end at all
+        self._late = self._reactor.callLater(HURRY, self._ended, None)
         for part in parts(self):
             if isinstance(part, ListeningService):
                 part.gate.abort()
 
-    def _stopped(self, result: Any) -> Any:
+    def _ended(self, result: Any) -> None:
+        end, self._end = self._end, None
+        if end is None:
+            return
+        if self._late is not None and self._late.active():
+            self._late.cancel()
+        self._late = None
         while self._signals:
             signal.signal(*self._signals.popitem())
-        return result
+        end.callback(None)

@@ -165,6 +165,7 @@ def test_allMistakesAreSaidAtOnce():
 
 def test_mistakesOfTheFileNameTheFile():
     assert mistakes("[services.a")[0].startswith("FILE: not TOML: ")
+    assert mistakes(f"x = {'[' * 5000}")[0].startswith("FILE: not TOML: ")
     assert mistakes("x = 1")[0].startswith("FILE: unknown table or key 'x'")
 
 

@@ -1,7 +1,10 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.python import usage
 
 from connpool.addresses import parseListen
+from connpool.services import composefile
 from connpool.services.composefile import (
     Claim,
     Entry,
@@ -118,6 +121,27 @@ def test_aWrongKeyIsOneLineThatNamesTheService(toml, says):
     _, (mistake,) = argv(toml)
     assert mistake.startswith("services.a: ")
     assert says in mistake
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=10,
+)
+KEYS = st.sampled_from(["plugin", "args", "quiet", "listen", "directory"]) | st.text(max_size=9)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=5), st.text(max_size=9))
+def test_whateverIsWrittenIsArgumentsOrLines(table, name):
+    entry = composefile._readEntry(name, table, mistakes := [])
+    if entry is not None:
+        words = argumentsOf(entry, Grammar(), mistakes)
+        if not mistakes and "max-size" not in table:
+            (parsed := Grammar()).parseOptions(words)
+            assert parsed["words"] == entry.args
+    assert (entry is None) <= bool(mistakes)
+    assert all(len(line.splitlines()) == 1 for line in mistakes)
+    assert all(line.startswith("services.") for line in mistakes)
 
 
 def test_everyMistakeIsSaid():

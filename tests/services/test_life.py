@@ -5,6 +5,7 @@ import sys
 import pytest
 from twisted.application.service import IServiceMaker, MultiService, Service
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory as ProtocolFactory
 from twisted.internet.protocol import Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
@@ -17,7 +18,7 @@ from connpool.errors import StartFailed
 from connpool.interfaces import IReloadable
 from connpool.plugin import DaemonMaker
 from connpool.services import life
-from connpool.services.life import Daemon, asDaemon, reload
+from connpool.services.life import HURRY, Daemon, asDaemon, reload
 from connpool.services.listening import ListeningService
 from connpool.services.options import ServiceOptions
 from tests.helpers.notifysocket import NotifySocket
@@ -154,6 +155,25 @@ def test_aSecondSignalEndsTheDrain():
     assert not transport.connected
     successResultOf(stopped)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert reactor.getDelayedCalls() == []
+
+
+def test_aServiceThatDoesNotEndIsLeftBehindAfterASecondSignal():
+    class Endless(Service):
+        def stopService(self):
+            return Deferred()
+
+    reactor = Reactor()
+    root = daemon(reactor, Endless())
+    root.startService()
+    stopped = root.stopService()
+    reactor.advance(1000)
+    assertNoResult(stopped)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        reactor.advance(0)
+    reactor.advance(HURRY)
+    successResultOf(stopped)
     assert reactor.getDelayedCalls() == []
 
 
