@@ -11,8 +11,10 @@ from functools import lru_cache
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
+from zope.interface import implementer
 
 from connpool.errors import HeaderError
+from connpool.interfaces import IStatsSource
 from connpool.proxyprotocol.connection import Policy
 from connpool.proxyprotocol.header import V2_START, NotAHeader, parseDatagram
 from connpool.proxyprotocol.server import ProxyStats, Trusted
@@ -33,6 +35,7 @@ class Unwrapped:
     client: IPv4Address | IPv6Address | None
 
 
+@implementer(IStatsSource)
 class DatagramHeaders:
     """
     Takes headers off the datagrams of one port.
@@ -42,6 +45,7 @@ class DatagramHeaders:
     """
 
     kind = "proxy"
+    name = "proxy"
 
     def __init__(self, trusted: Trusted, policy: Policy = Policy.REQUIRE) -> None:
         self.policy = policy

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import attrs
-from twisted.internet.address import UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -22,7 +22,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from connpool.addresses import Networks
+from connpool.addresses import Networks, joinHostPort
 from connpool.interfaces import IStatsSource
 from connpool.proxyprotocol.connection import Policy, ProxiedConnection
 from connpool.proxyprotocol.header import Header
@@ -63,13 +63,22 @@ class Trusted:
         return getattr(address, "host", "") in self.networks
 
 
+def _shown(peer: IAddress) -> str:
+    """
+    For logs.
+    """
+    if isinstance(peer, IPv4Address | IPv6Address):
+        return joinHostPort(peer.host, peer.port)
+    return "a unix socket"
+
+
 @attrs.frozen
 class ProxyStats:
     """
     @ivar pending: connections that wait for their header now.
-    @ivar headers: headers that were taken, of these
-    @ivar local: that were LOCAL (health checks) and
-    @ivar unknown: that named no client address.
+    @ivar headers: headers that were taken.
+    @ivar local: of these, LOCAL ones (health checks).
+    @ivar unknown: of these, ones that named no client address.
     @ivar bare: connections of trusted peers served without a header.
     @ivar untrusted: connections refused because the peer is not trusted.
     @ivar missing: refused because something else came instead of a header.
@@ -169,7 +178,7 @@ class ProxiedFactory:
         self._log.warn(
             "refused {count} connections behind proxies, the last from {peer}: {why}",
             count=count,
-            peer=connection.proxyInfo.peer,
+            peer=_shown(connection.proxyInfo.peer),
             why=why,
         )
 

@@ -29,7 +29,7 @@ from connpool.interfaces import IDrainable, IReloadable, IStatsSource
 from connpool.services.gate import Access, Gate, ListenerStats
 from connpool.services.starting import failStart
 
-__all__ = ["ListeningService", "describeListenError"]
+__all__ = ["ListeningService", "ShownSource", "describeListenError"]
 
 
 def describeListenError(description: str, error: BaseException | None) -> str:
@@ -55,10 +55,10 @@ def describeListenError(description: str, error: BaseException | None) -> str:
 
 
 @implementer(IStatsSource)
-class _Layer(Service):
+class ShownSource(Service):
     """
-    Shows the numbers of an endpoint where others look for numbers: among the
-    services.
+    Shows the numbers of something that is no service where others look for
+    numbers: among the services.
     """
 
     def __init__(self, source: IStatsSource) -> None:
@@ -140,7 +140,7 @@ class ListeningService(MultiService):
             old.disownServiceParent()
         for layer in self._layers():
             if IStatsSource.providedBy(layer):
-                _Layer(layer).setServiceParent(self)
+                ShownSource(layer).setServiceParent(self)
 
     @property
     def listens(self) -> bool:

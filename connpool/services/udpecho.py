@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.application.service import IService, MultiService, Service
+from twisted.application.service import IService, MultiService
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError
@@ -36,9 +36,10 @@ from connpool.datagram import (
 )
 from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDatagramResponder, IStatsSource
+from connpool.proxyprotocol import DatagramHeaders
 from connpool.proxyprotocol.strings import parseDatagramHeaders
 from connpool.services.gate import Access
-from connpool.services.listening import ListeningService, describeListenError
+from connpool.services.listening import ListeningService, ShownSource, describeListenError
 from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds
 from connpool.services.starting import failStart
 from connpool.services.status import StatusOptions, observed
@@ -108,18 +109,26 @@ class Options(StatusOptions, AccessOptions):
                     "use udp: without secured:"
                 )
             try:
-                _unwrapper(listen)
+                _headersOf(listen)
             except AddressError as e:
                 raise usage.UsageError(f"--listen: {listen.description!r}: {e}") from None
 
 
-def _unwrapper(listen: Listen) -> Unwrap | None:
+def _headersOf(listen: Listen) -> DatagramHeaders | None:
     """
     What takes datagrams out of a proxy's envelope, for C{proxied:udp:}.
+
+    @raise AddressError: for a mistake in it.
     """
     if "proxied" not in listen.wrappers:
         return None
-    headers = parseDatagramHeaders(dict(listen.keywords))
+    return parseDatagramHeaders(dict(listen.keywords))
+
+
+def _unwrapper(headers: DatagramHeaders) -> Unwrap:
+    """
+    The same, as the port wants it.
+    """
 
     def unwrap(datagram: bytes, info: DatagramInfo) -> bytes | None:
         found = headers.unwrap(datagram, info.host)
@@ -134,7 +143,7 @@ def _unwrapper(listen: Listen) -> Unwrap | None:
 
 
 @implementer(IStatsSource)
-class DatagramService(Service):
+class DatagramService(MultiService):
     """
     Answers on several C{udp:} descriptions.
 
@@ -155,6 +164,7 @@ class DatagramService(Service):
         logInterval: float = 60.0,
         name: str = "datagram",
     ) -> None:
+        super().__init__()
         self.name: str = name
         self.responder = responder
         self.limits = Limits(policy or Policy())
@@ -180,6 +190,8 @@ class DatagramService(Service):
         self._looping.start(self._logInterval, now=False)
 
     def _open(self) -> None:
+        for old in list(self):
+            old.disownServiceParent()
         opened: list[AnsweringPort] = []
         for listen in self._listens:
             try:
@@ -199,7 +211,11 @@ class DatagramService(Service):
             )
 
     def _maker(self, listen: Listen) -> Callable[..., AnsweringPort]:
-        unwrap = _unwrapper(listen)
+        headers = _headersOf(listen)
+        unwrap = None
+        if headers is not None:
+            unwrap = _unwrapper(headers)
+            ShownSource(headers).setServiceParent(self)
 
         def make(**where: Any) -> AnsweringPort:
             return AnsweringPort(

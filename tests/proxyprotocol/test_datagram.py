@@ -8,12 +8,14 @@ import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.application.service import IServiceCollection
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.python.usage import UsageError
 
 from connpool.addresses import parseListen
 from connpool.errors import AddressError
+from connpool.interfaces import IStatsSource
 from connpool.proxyprotocol import DatagramHeaders, Policy, Trusted, encodeV1, encodeV2
 from connpool.proxyprotocol.datagram import Unwrapped
 from connpool.services import udpecho
@@ -32,6 +34,12 @@ def headers(policy=Policy.REQUIRE):
 
 def counted(each):
     from attrs import asdict
+
+    if IServiceCollection.providedBy(each):
+        (each,) = [
+            source for part in each for source in part if getattr(source, "kind", "") == "proxy"
+        ]
+        assert IStatsSource.providedBy(each)
 
     return {name: n for name, n in asdict(each.stats()).items() if n}
 
@@ -149,5 +157,6 @@ async def test_udpechoBehindAProxy():
             sends(encodeV2(CLIENT, SERVER, checksum=True) + b"ping")
             assert await until(answer) == b"ping"
             assert answer() is None
+            assert counted(service) == {"headers": 3, "missing": 1, "local": 1}
     finally:
         await bounded(service.stopService())
