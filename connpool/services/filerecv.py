@@ -14,12 +14,12 @@ from twisted.logger import Logger
 from twisted.python import usage
 from zope.interface import implementer
 
-from connpool.addresses import clientOf, joinHostPort
+from connpool.addresses import clientOf
 from connpool.errors import NameRefused, StartFailed, Unsupported
 from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
 from connpool.services.gate import Access
 from connpool.services.listeners import makeListener
-from connpool.services.listening import ListeningService
+from connpool.services.listening import ListeningService, placeOf
 from connpool.services.options import (
     AccessOptions,
     asMode,
@@ -209,7 +209,7 @@ class FileReceiverService(MultiService):
             name=options["name"],
         )
         super().startService()
-        places = [self._place(host) for host in self.listening.getHosts()]
+        places = [placeOf(host) for host in self.listening.getHosts()]
         to = next((place for place in places if ":" in place), "HOST:PORT")
         self._log.info(
             "{name} listens on {places}, files go to {directory}; send one with: "
@@ -219,12 +219,6 @@ class FileReceiverService(MultiService):
             directory=os.path.abspath(options["directory"]),
             to=to,
         )
-
-    @staticmethod
-    def _place(address: Any) -> str:
-        if hasattr(address, "port"):
-            return joinHostPort(address.host, address.port)
-        return os.fsdecode(getattr(address, "name", None) or "a socket of systemd")
 
     def _openStore(self) -> IFileStore:
         options = self._options

@@ -16,10 +16,10 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python import usage
 
-from connpool.addresses import Listen, joinHostPort
+from connpool.addresses import Listen
 from connpool.errors import StartFailed
 from connpool.services.gate import Access
-from connpool.services.listening import ListeningService
+from connpool.services.listening import ListeningService, placeOf
 from connpool.services.options import ServiceOptions, asNetworks
 
 __all__ = ["MOST_CONNECTIONS", "ObservedService", "StatusOptions", "observed"]
@@ -155,9 +155,7 @@ class ObservedService(MultiService):
 
     def startService(self) -> None:
         super().startService()
-        host: Any = self.status.getHost()
-        where = joinHostPort(host.host, host.port) if hasattr(host, "port") else str(host)
-        self._log.info("status page at {where}", where=where)
+        self._log.info("status page at {where}", where=placeOf(self.status.getHost()))
 
     def stopService(self) -> Deferred[None]:
         self.running = 0

@@ -2,16 +2,22 @@
 C{--status} of real programs.
 """
 
+import base64
 import json
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 
 import pytest
+import trustme
 
-from tests.helpers.processes import connpool, twistd
+from tests.helpers.processes import CHECKOUT, connpool, environment, twistd
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 
@@ -26,6 +32,20 @@ def get(port, path):
 
 def statusPort(program):
     return int(program.waitFor(r"status page at 127\.0\.0\.1:(\d+)")[1])
+
+
+def underWay(port, enough, seconds=20.0):
+    """
+    The one transfer on the page, once it is far enough.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        transfers = json.loads(get(port, "/status.json")[1])["transfers"]
+        if transfers and enough(transfers[0]):
+            (live,) = transfers
+            return live
+        assert time.monotonic() < end, transfers
+        time.sleep(0.02)
 
 
 def sample(text, name):
@@ -58,12 +78,7 @@ def test_filerecvShowsWhatItDoes(tmp_path, root):
             sender.sendall("<b>größe.bin".encode())
             assert sender.recv(100) == b"ok"
             sender.sendall(b"y" * 5000)
-            look = {}
-            for _ in range(1000):
-                look = json.loads(get(port, "/status.json")[1])
-                if look["transfers"] and look["transfers"][0]["done"] == 5000:
-                    break
-            (live,) = look["transfers"]
+            live = underWay(port, lambda each: each["done"] == 5000)
             assert live["name"] == "<b>größe.bin"
             assert (live["phase"], live["slowedBy"]) == ("moving", "peer")
             program.process.terminate()
@@ -118,9 +133,103 @@ def test_composedServicesShareOnePage(tmp_path, root):
         assert get(port, "/readyz") == (200, "ready\n")
 
 
-def test_withoutStatusThereIsNoWebServer():
-    import subprocess
+def test_oneIdFromTheClientToTheHook(tmp_path, root):
+    """
+    Live, in the client's output and receipt, in the log, for a listener.
+    """
+    shutil.copytree(CHECKOUT / "examples/listener", tmp_path / "plugins")
+    options = ["--names=posix", "--listener=ledger:files.jsonl", f"--status={LOOPBACK}"]
+    with twistd(
+        "--logger=connpool.services.logs.jsonLines",
+        "filerecv",
+        f"--directory={root}",
+        f"--listen={LOOPBACK}",
+        *options,
+        cwd=tmp_path,
+        PYTHONPATH=f"{CHECKOUT}:{tmp_path}/plugins",
+    ) as program:
+        to = program.waitFor(r"connpool send --to (127\.0\.0\.1:\d+)")[1]
+        port = statusPort(program)
+        sender = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "connpool", "send", "--to", to, "--json"),
+                *("--receipt", str(tmp_path / "receipts"), "--name", "<b>stdin", "-"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(),
+        )
+        try:
+            sender.stdin.write(b"x" * (3 << 20))
+            sender.stdin.flush()
+            live = underWay(port, lambda each: each["done"] >= 1 << 20)
+            assert (live["name"], live["protocol"]) == ("<b>stdin", "native")
+            assert live["size"] is None
+            output, _ = sender.communicate(timeout=30)
+        finally:
+            sender.kill()
+            sender.wait()
+            sender.stdin.close()
+            sender.stdout.close()
+        program.waitFor(f'"id": "{live["transferId"]}"')
+        (line,) = [line for line in program.output.splitlines() if '"receipt"' in line]
+    logged = json.loads(line)
+    (hook,) = (tmp_path / "files.jsonl").read_text().splitlines()
+    (receipt,) = (tmp_path / "receipts").read_text().splitlines()
+    ids = {
+        "page": live["transferId"],
+        "client": json.loads(output)["receipt"]["transferId"],
+        "receipt": json.loads(receipt)["transferId"],
+        "log": logged["id"],
+        "log's receipt": logged["receipt"]["transferId"],
+        "hook": json.loads(hook)["transferId"],
+    }
+    assert len(set(ids.values())) == 1, ids
+    assert logged["receipt"]["integrity"] == "verified"
 
+
+def test_aPasswordInsideTls(tmp_path, root):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "own.pem")
+    (tmp_path / "passwords").write_text("watcher:s3cret\n")
+    status = f"secured:{LOOPBACK}:certificate=own.pem"
+    with twistd(
+        "udpecho",
+        "--listen=udp:0:interface=127.0.0.1",
+        f"--status={status}",
+        "--status-auth=file:passwords",
+        cwd=tmp_path,
+    ) as program:
+        url = f"https://127.0.0.1:{statusPort(program)}/status.json"
+        context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        with pytest.raises(urllib.error.HTTPError, match="401") as caught:
+            urllib.request.urlopen(url, timeout=20, context=context)
+        caught.value.close()
+        word = base64.b64encode(b"watcher:s3cret").decode()
+        request = urllib.request.Request(url, headers={"Authorization": f"Basic {word}"})
+        with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+            assert json.load(answer)["ready"] is True
+    assert "s3cret" not in program.output
+
+
+def test_onAUnixSocket(tmp_path):
+    with twistd(
+        "udpecho",
+        "--listen=udp:0:interface=127.0.0.1",
+        "--status=unix:status.sock:mode=600",
+        cwd=tmp_path,
+    ) as program:
+        program.waitFor(r"status page at \S*status\.sock")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            client.connect(str(tmp_path / "status.sock"))
+            client.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_withoutStatusThereIsNoWebServer():
     script = (
         "import sys; from connpool.services.filerecv import Options, makeService; "
         "options = Options(); options.parseOptions([]); "
