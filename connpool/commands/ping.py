@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import sys
 import time
 from typing import Any
 
 import attrs
 
-from connpool.addresses import splitHostPort
-from connpool.errors import ConnpoolError, ProbeFailed
+from connpool.addresses import UDPAddr, resolveUDPAddr, splitHostPort
+from connpool.errors import ConnpoolError
 
 __all__ = ["addArguments", "run"]
 
@@ -24,7 +23,7 @@ examples:
   connpool ping 192.0.2.7:8641 --count 5000 --interval 0.002 --json
 
 exit code: 0 when something came back, 1 when nothing did, 2 for a mistake in
-the command line.
+the command line, 7 for a name that has no address.
 """
 
 
@@ -73,9 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     from connpool.datagram import Prober
 
     try:
-        host, port = resolve(arguments.target)
+        splitHostPort(arguments.target)  # unlike Go, neither part may be empty
         report = _measure(
-            lambda reactor, live: Prober(
+            arguments.target,
+            lambda reactor, live, host, port: Prober(
                 reactor,
                 host,
                 port,
@@ -94,22 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report.received else 1
 
 
-def resolve(target: str) -> tuple[str, int]:
-    """
-    @return: the first address of C{HOST:PORT}.
-    @raise connpool.errors.AddressError: not of that form.
-    @raise ProbeFailed: the name has no address.
-    """
-    host, port = splitHostPort(target)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else "not a host name"
-        raise ProbeFailed(f"{target}: {why}") from None
-    return found[0][4][0], port  # type: ignore[return-value]
-
-
-def _measure(build: Any, live: Live) -> Any:
+def _measure(target: str, build: Any, live: Live) -> Any:
     """
     Run the reactor until the measurement ends; Ctrl-C ends it with a report.
     """
@@ -122,23 +107,21 @@ def _measure(build: Any, live: Live) -> Any:
         if reactor.running:
             reactor.stop()
 
-    def begin() -> None:
-        try:
-            prober = build(reactor, live)
-            prober.start().addBoth(ended)
-        except ConnpoolError as e:
-            results.append(e)
-            reactor.stop()
-            return
+    def begin(address: UDPAddr) -> None:
+        host = f"{address.ip}%{address.zone}" if address.zone else address.ip
+        prober = build(reactor, live, host, address.port)
+        prober.start().addBoth(ended)
         reactor.addSystemEventTrigger("before", "shutdown", prober.stop)
         live.begin(prober)
 
-    reactor.callWhenRunning(begin)
+    reactor.callWhenRunning(
+        lambda: resolveUDPAddr(reactor, "udp", target).addCallback(begin).addErrback(ended)
+    )
     reactor.run()
     live.end()
+    if not results:
+        raise KeyboardInterrupt
     result = results[0]
-    if isinstance(result, ConnpoolError):
-        raise result
     if hasattr(result, "raiseException"):
         result.raiseException()
     return result

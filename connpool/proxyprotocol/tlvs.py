@@ -153,7 +153,7 @@ class TLVs:
         @raise HeaderError: for a block that breaks the layout.
         """
         fields = tuple((kind, value) for kind, _, value in walk(block))
-        values = dict(fields)
+        values = dict(reversed(fields))  # the first of each type, as get() has it
         uniqueId = values.get(UNIQUE_ID)
         if uniqueId is not None and len(uniqueId) > MAX_UNIQUE_ID:
             raise HeaderError(f"PROXY v2: unique id longer than {MAX_UNIQUE_ID} bytes")

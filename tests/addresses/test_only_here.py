@@ -67,12 +67,6 @@ def test_theTestSees():
     assert splitsAtColon(TOP / "connpool/observe/tcpstates.py")
 
 
-#: Where a name is looked up in another way, and why.
-OTHER_LOOKUPS = {
-    "connpool/commands/ping.py": "before there is a reactor; bounded by the system",
-}
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(TOP)))
 def test_namesAreLookedUpHere(path):
     """
@@ -82,6 +76,6 @@ def test_namesAreLookedUpHere(path):
     if name.startswith("connpool/addresses/"):
         return
     found = {called for called, _ in calls(path)} & OTHER_RULES
-    assert not found or name in OTHER_LOOKUPS, (
+    assert not found, (
         f"{found}: use clientEndpoint, resolveTCPAddr or resolveUDPAddr of connpool.addresses"
     )

@@ -56,7 +56,7 @@ def test_nothingComesBack():
     ("arguments", "code", "says"),
     [
         (["127.0.0.1"], 2, "has no port"),
-        (["no-such-host.invalid:8641"], 1, "no-such-host.invalid:8641: "),
+        (["no..such-host:8641"], 7, "lookup no..such-host: no such host"),
         (["127.0.0.1:8641", "--size", "4"], 2, "12 to 65507 bytes"),
         (["127.0.0.1:8641", "--size", "65508"], 2, "12 to 65507 bytes"),
         (["127.0.0.1:8641", "--interval", "0"], 2, "invalid number of seconds value: '0'"),
