@@ -207,7 +207,9 @@ class Irtt:
             parameters = parseParameters(data[at:])
         except ValueError:
             raise _Refused("irtt-malformed") from None
-        if parameters.get(_P_VERSION) != _VERSION:
+        if not parameters.get(_P_VERSION):
+            raise _Refused("irtt-malformed")
+        if parameters[_P_VERSION] != _VERSION:
             parameters[_P_VERSION] = _VERSION
             flags |= CLOSE
         settings = (
