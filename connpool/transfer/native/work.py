@@ -186,9 +186,13 @@ class WorkList:
         """
         again = [self._again.popleft() for _ in range(min(len(self._again), _BATCH_FILES))]
         self._filling = True
-        return self._inThread(lambda: self._prepare(again, largest, digest)).addCallback(
-            self._filled
-        )
+
+        def prepared(jobs: list[tuple[Job, Small | TransferError | None]]) -> None:
+            # those that did not fit into this batch come first in the next
+            self._again.extendleft(reversed(again))
+            self._filled(jobs)
+
+        return self._inThread(lambda: self._prepare(again, largest, digest)).addCallback(prepared)
 
     def _filled(self, prepared: list[tuple[Job, Small | TransferError | None]]) -> None:
         self._filling = False
@@ -210,7 +214,7 @@ class WorkList:
         self, again: list[Job], largest: int, digest: Digest
     ) -> list[tuple[Job, Small | TransferError | None]]:
         """
-        In a thread, one at a time.
+        In a thread, one at a time.  Leaves in C{again} what it did not come to.
         """
         prepared: list[tuple[Job, Small | TransferError | None]] = []
         total = 0

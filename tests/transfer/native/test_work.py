@@ -1,0 +1,35 @@
+"""
+The list of work forgets nothing.
+"""
+
+from twisted.internet.defer import maybeDeferred
+
+from connpool.transfer.digests import DIGESTS
+from connpool.transfer.keys import SenderKeys
+from connpool.transfer.native.work import WorkList
+from connpool.transfer.walking import walk
+from tests.helpers.waiting import successResultOf
+
+MIB = 1 << 20
+
+
+def test_whatIsBegunAgainAndDoesNotFitIntoABatchIsKept(tmp_path):
+    (tmp_path / "files").mkdir()
+    for number in range(8):
+        (tmp_path / "files" / str(number)).write_bytes(bytes(MIB // 2))
+    run = SenderKeys(tmp_path / "state").begin("destination")
+    work = WorkList(walk([str(tmp_path / "files")], "stdin"), run, maybeDeferred, None)
+
+    def jobs():
+        found = []
+        while not work.empty:
+            successResultOf(work.fill(MIB, DIGESTS["sha256"]))
+            found += [work.small.popleft().job for _ in range(len(work.small))]
+        return found
+
+    first = jobs()
+    assert len(first) == 8
+    for job in first:
+        work.again(job)
+    assert jobs() == first
+    run.end(True)
