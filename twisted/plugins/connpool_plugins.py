@@ -26,3 +26,10 @@ compose = DaemonMaker(
     "Run several services in one process, from a file.",
     "compose",
 )
+
+relay = DaemonMaker(
+    "connpool relay",
+    "connpool.services.poolrelay",
+    "Give clients upstream connections made ahead of time, and not too many.",
+    "connpool",
+)
