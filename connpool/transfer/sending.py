@@ -227,7 +227,9 @@ class Sending:
         self._run = (keys or SenderKeys()).begin(destination)
         self._work = WorkList(walk(paths, stdinName), self._run, self._inThread, self._failedEarly)
         self._session: SenderSession | None = None
+        self._transmission: Transmission | None = None
         self._cancelled = False
+        self._reached = False
         self.report = SendReport()
 
     @property
@@ -249,7 +251,7 @@ class Sending:
                     return self.report
                 failures = 1 if advanced else failures + 1
                 if why is not None and (
-                    not why.retryable or failures >= retry.attempts or not self.report.connections
+                    not why.retryable or failures >= retry.attempts or not self._reached
                 ):
                     self._work.abandon(why)
                     return self.report
@@ -272,19 +274,24 @@ class Sending:
 
         @return: what ended it early, and whether any file was brought forward.
         """
+        why: TransferError | None
         try:
             connection = await self._connections.open()
         except Exception as e:
             if isinstance(e, CancelledError):
                 raise
-            return _networkError(e), False
+            why = _networkError(e)
+            # a greeting that broke: somebody is there
+            self._reached = self._reached or why.__cause__ is None
+            return why, False
         if self._cancelled:
             connection.discard()
             raise CancelledError
         session = self._session = connection.session
         self.report.connections += 1
+        self._reached = True
         before = self.report.sentBytes
-        transmission = Transmission(
+        transmission = self._transmission = Transmission(
             self._reactor,
             session,
             self._work,
@@ -294,7 +301,7 @@ class Sending:
             self._connections.open,
             self._jobs - 1,
         )
-        why: TransferError | None = None
+        why = None
         try:
             await transmission.run()
         except TransferError as e:
@@ -306,7 +313,7 @@ class Sending:
         else:
             connection.release()
         finally:
-            self._session = None
+            self._session = self._transmission = None
             for job in transmission.unfinished:
                 if job.path == STDIN:
                     self.failed(job, SourceError(f"standard input cannot be sent again: {why}"))
@@ -321,6 +328,17 @@ class Sending:
         self._cancelled = True
         if self._session is not None:
             self._session.link.abort(Cancelled("interrupted"))
+
+    def drop(self, path: str) -> bool:
+        """
+        Give up one large file; the others go on over the same connection.
+
+        @param path: as in its L{FileOutcome}.
+        @return: whether it could still be given up.
+        """
+        if self._work.drop(path, Cancelled("given up")):
+            return True
+        return self._transmission is not None and self._transmission.drop(path)
 
     # -- told by the transmission
 
@@ -471,4 +489,6 @@ def _networkError(why: Exception) -> TransferError:
     cause = getattr(why, "reasons", None)
     text = str(cause[0].value if cause and isinstance(cause[0], Failure) else why)
     text = " ".join(text.split()).rstrip(".") or type(why).__name__
-    return NetworkFailed(f"cannot connect: {text}")
+    failed = NetworkFailed(f"cannot connect: {text}")
+    failed.__cause__ = why
+    return failed

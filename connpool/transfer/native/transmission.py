@@ -27,6 +27,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from connpool.errors import (
+    Cancelled,
     ChangedSource,
     DigestMismatch,
     ProtocolError,
@@ -704,6 +705,21 @@ class Transmission:
             self._lanes -= 1
             await lane.reader.stop()
             connection.discard()
+
+    def drop(self, path: str) -> bool:
+        """
+        Give up one file that has been begun here; the others go on.
+
+        @return: whether there was one.
+        """
+        for stream in self._large:
+            if stream.job.path == path:
+                why = Cancelled("given up")
+                stream.giveUp(why, keep=False)
+                self._failed(stream.job, why)
+                self.wake()
+                return True
+        return False
 
     # -- what became of them
 

@@ -1,0 +1,115 @@
+"""
+A sender that says exactly what it is told to, over a L{Wire}.
+"""
+
+from twisted.internet.protocol import Protocol
+
+from connpool.transfer.digests import BLOCK_SIZE, DIGESTS, rootOf
+from connpool.transfer.native.frames import PREAMBLE, Frame, FrameReader, Type
+from connpool.transfer.native.messages import (
+    Auth,
+    Commit,
+    Data,
+    Digests,
+    Hello,
+    Offering,
+    Put,
+    decode,
+    encode,
+)
+from connpool.transfer.native.negotiation import transcriptOf
+
+SHA = DIGESTS["sha256"]
+
+
+class Raw(Protocol):
+    """
+    @ivar frames: what came, as (frame, message).
+    """
+
+    def __init__(self, world):
+        self.world = world
+        self.reader = FrameReader()
+        self.frames = []
+        self.seen = b""
+        self.lost = False
+
+    def dataReceived(self, data):
+        if len(self.seen) < 8:
+            count = 8 - len(self.seen)
+            self.seen += data[:count]
+            data = data[count:]
+        for event in self.reader.feed(data):
+            assert isinstance(event, Frame)
+            self.frames.append((event, decode(event)))
+
+    def connectionLost(self, reason=None):
+        self.lost = True
+
+    def say(self, kind, stream, message, data=b""):
+        self.transport.write(encode(kind, stream, message, len(data)) + data)
+        self.world.pump()
+        return self
+
+    def last(self, kind=None):
+        """
+        The last message, of a kind if given.
+        """
+        for frame, message in reversed(self.frames):
+            if kind is None or frame.type is kind:
+                return message
+        raise AssertionError(f"no {kind} among {[frame.type for frame, _ in self.frames]}")
+
+    def kinds(self):
+        return [frame.type for frame, _ in self.frames]
+
+    def greet(self, method="none", user="", secret=b"", digests=("sha256",)):
+        self.transport.write(PREAMBLE)
+        hello = encode(Type.HELLO, 0, Hello((1,), "raw", ("join",), digests, bytes(32)))
+        self.transport.write(hello)
+        self.world.pump()
+        frame, _ = self.frames[-1]
+        theirs = encode(Type.HELLO, 0, decode(frame))
+        self.say(Type.AUTH, 0, Auth(transcriptOf(hello, theirs), method, user, secret))
+        return self
+
+    def offer(self, stream, name=b"f", size=8192, key=bytes(32), resumeKey=None, **more):
+        more.setdefault("blockSize", 4096)
+        return self.say(
+            Type.OFFER,
+            stream,
+            Offering(bytes(16), name, key, size, resumeKey=resumeKey, durability="none", **more),
+        )
+
+    def data(self, stream, offset, data):
+        return self.say(Type.DATA, stream, Data(offset), data)
+
+    def digests(self, stream, first, *blocks):
+        return self.say(Type.DIGESTS, stream, Digests(first), b"".join(map(SHA.of, blocks)))
+
+    def commit(self, stream, content, blockSize=4096, size=None):
+        blocks = [SHA.of(content[at : at + blockSize]) for at in range(0, len(content), blockSize)]
+        size = len(content) if size is None else size
+        return self.say(
+            Type.COMMIT, stream, Commit(size, rootOf(SHA, len(content), blockSize, blocks))
+        )
+
+    def put(self, stream, name, content, key=bytes(32)):
+        blocks = [SHA.of(content)] if content else []
+        root = rootOf(SHA, len(content), BLOCK_SIZE, blocks)
+        return self.say(
+            Type.PUT, stream, Put(bytes(16), name, key, root, durability="none"), content
+        )
+
+
+def connect(world):
+    """
+    A raw sender with a connection of its own.
+    """
+    from tests.transfer.native.wire import Wire
+
+    raw = Raw(world)
+    wire = Wire()
+    world.wires.append(wire)
+    wire.attach(raw, world.receiver.build(wire.ends[1]))
+    return raw
