@@ -214,6 +214,13 @@ class Link(Protocol):
             transport: Any = self.transport
             transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
 
+    @property
+    def greeted(self) -> bool:
+        """
+        Whether the peer's preamble came.
+        """
+        return self._greeted == len(PREAMBLE)
+
     def hold(self) -> None:
         """
         Do not read until L{release}, called as often.
@@ -317,20 +324,20 @@ class Link(Protocol):
         """
         The peer has said all it will.
         """
-        if self.reader.inside or self._greeted < len(PREAMBLE):
+        if self.reader.inside or not self.greeted:
             self.failed(ConnectionDone())
         else:
             self._session.halfClosed()
 
     def _feed(self, data: bytes) -> Iterator[Any]:
-        if self._greeted < len(PREAMBLE):
+        if not self.greeted:
             count = min(len(PREAMBLE) - self._greeted, len(data))
             if data[:count] != PREAMBLE[self._greeted : self._greeted + count]:
                 self._session.foreign(PREAMBLE[: self._greeted] + data)
                 return iter(())
             self._greeted += count
             data = data[count:]
-            if self._greeted == len(PREAMBLE):
+            if self.greeted:
                 self._session.greeted()
         return self.reader.feed(data)
 

@@ -249,6 +249,9 @@ class ReceiverSession:
         """
         if self._over:
             return
+        if not self._link.greeted:
+            self._link.abort(why)
+            return
         self._flushAcks()
         detail = " ".join(str(why).split())[:1024]
         self.send(encode(Type.ERROR, 0, Error(why.code, detail)))

@@ -2,6 +2,8 @@
 A sender that says exactly what it is told to, over a L{Wire}.
 """
 
+import os
+
 from twisted.internet.protocol import Protocol
 
 from connpool.transfer.digests import BLOCK_SIZE, DIGESTS, rootOf
@@ -73,12 +75,20 @@ class Raw(Protocol):
         self.say(Type.AUTH, 0, Auth(transcriptOf(hello, theirs), method, user, secret))
         return self
 
-    def offer(self, stream, name=b"f", size=8192, key=bytes(32), resumeKey=None, **more):
+    def offer(self, stream, name=b"f", size=8192, key=None, resumeKey=None, **more):
         more.setdefault("blockSize", 4096)
         return self.say(
             Type.OFFER,
             stream,
-            Offering(bytes(16), name, key, size, resumeKey=resumeKey, durability="none", **more),
+            Offering(
+                bytes(16),
+                name,
+                key or os.urandom(32),
+                size,
+                resumeKey=resumeKey,
+                durability="none",
+                **more,
+            ),
         )
 
     def data(self, stream, offset, data):
@@ -94,11 +104,14 @@ class Raw(Protocol):
             Type.COMMIT, stream, Commit(size, rootOf(SHA, len(content), blockSize, blocks))
         )
 
-    def put(self, stream, name, content, key=bytes(32)):
+    def put(self, stream, name, content, key=None):
         blocks = [SHA.of(content)] if content else []
         root = rootOf(SHA, len(content), BLOCK_SIZE, blocks)
         return self.say(
-            Type.PUT, stream, Put(bytes(16), name, key, root, durability="none"), content
+            Type.PUT,
+            stream,
+            Put(bytes(16), name, key or os.urandom(32), root, durability="none"),
+            content,
         )
 
 

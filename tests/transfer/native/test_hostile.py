@@ -1,0 +1,480 @@
+"""
+What a receiver does about senders that mean no good: one ERROR or REJECT, no
+second of waiting for them more than the deadlines say, nothing left behind.
+"""
+
+import pytest
+
+from connpool.transfer.native import receiver
+from connpool.transfer.native.frames import HEADER, MAX_RUN, PREAMBLE, Type
+from connpool.transfer.native.messages import (
+    Accept,
+    Auth,
+    Cancel,
+    Commit,
+    Data,
+    Goaway,
+    Hello,
+    Ping,
+    Repair,
+    Revoke,
+    encode,
+)
+from connpool.transfer.reception import Policy
+from tests.transfer.hostile import CORPUS
+from tests.transfer.native.raw import connect
+from tests.transfer.native.wire import World
+
+BLOCK = 4096
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = World(tmp_path / "state", Policy())
+    yield made
+    made.settle(200)
+    assert not made.store._partials
+    made.close()
+
+
+def raw(world):
+    return connect(world).greet()
+
+
+def refused(raw, code="protocol"):
+    assert raw.last(Type.ERROR).code == code
+    raw.world.settle(15)
+    assert raw.lost
+
+
+# -- greeting ------------------------------------------------------------------------
+
+
+def test_framesBeforeTheirTime(world):
+    for kind, stream, message in [
+        (Type.AUTH, 0, Auth(bytes(32), "none")),
+        (Type.PING, 0, Ping(1)),
+        (Type.COMMIT, 1, Commit(0, bytes(32))),
+    ]:
+        early = connect(world)
+        early.transport.write(PREAMBLE)
+        early.say(kind, stream, message)
+        refused(early)
+
+
+def test_helloTwice(world):
+    twice = raw(world)
+    twice.say(Type.HELLO, 0, Hello((1,), "x", (), ("sha256",), bytes(32)))
+    refused(twice)
+
+
+def test_wrongTranscript(world):
+    wrong = connect(world)
+    wrong.transport.write(PREAMBLE)
+    wrong.say(Type.HELLO, 0, Hello((1,), "x", (), ("sha256",), bytes(32)))
+    wrong.say(Type.AUTH, 0, Auth(bytes(32), "none"))
+    refused(wrong)
+
+
+def test_noCommonVersion(world):
+    future = connect(world)
+    future.transport.write(PREAMBLE)
+    future.say(Type.HELLO, 0, Hello((2, 3), "x", (), ("sha256",), bytes(32)))
+    assert "2, 3" in future.last(Type.ERROR).detail
+    refused(future, "unsupported")
+
+
+def test_passwordNobodyAskedFor(world):
+    refused(connect(world).greet("password", "root", b"toor"), "auth-failed")
+
+
+def test_framesOfTheOtherDirection(world):
+    for kind, stream, message in [
+        (Type.ACCEPT, 1, Accept("new", 0)),
+        (Type.REPAIR, 1, Repair()),
+        (Type.GOAWAY, 0, Goaway("")),
+        (Type.AUTH, 0, Auth(bytes(32), "none")),
+    ]:
+        refused(raw(world).say(kind, stream, message))
+
+
+# -- streams ----------------------------------------------------------------------------
+
+
+def test_streamsThatDoNotRise(world):
+    one = raw(world).put(5, b"a", b"x")
+    refused(one.put(5, b"b", b"x"))
+    two = raw(world).offer(7)
+    refused(two.offer(3, name=b"g"))
+
+
+def test_streamsThatWereNeverOffered(world):
+    for say in (
+        lambda r: r.data(9, 0, b"x"),
+        lambda r: r.digests(9, 0, b"x"),
+        lambda r: r.commit(9, b""),
+        lambda r: r.say(Type.CANCEL, 9, Cancel("x", False)),
+        lambda r: r.say(Type.REVOKE, 9, Revoke(), bytes(4)),
+    ):
+        client = raw(world)
+        say(client)
+        refused(client)
+
+
+def test_offersThatCannotBe(world):
+    for more in (
+        {"blockSize": 4097},
+        {"blockSize": 4096, "size": 4096 * 65_536 + 1},
+        {"blockSize": 1 << 20, "size": 2**63 - 1},
+    ):
+        client = raw(world).offer(1, **more)
+        assert client.last(Type.REJECT).code in {"protocol", "no-space", "too-large"}
+        # the session goes on
+        assert client.put(2, b"a", b"x").last(Type.ACK)
+        world.store.files.clear()
+        client.transport.loseConnection()
+        world.pump()
+
+
+def test_offerFlood(world):
+    client = raw(world)
+    for number in range(1, 300):
+        client.offer(number, name=b"%d" % number)
+    assert client.kinds().count(Type.ACCEPT) == receiver.STREAMS
+    assert client.last(Type.REJECT).code == "busy"
+    for number in range(1, 300):
+        client.say(Type.CANCEL, number, Cancel("x", False))
+    client.offer(300, name=b"again")
+    assert isinstance(client.frames[-1][1], Accept)
+
+
+def test_offerAndCancelChurn(world):
+    client = raw(world)
+    for number in range(1, 1000):
+        client.offer(number).say(Type.CANCEL, number, Cancel("x", False))
+    assert not world.reception.active
+
+
+def test_pingFlood(world):
+    client = raw(world)
+    client.transport.write(encode(Type.PING, 0, Ping(7)) * 5000)
+    world.pump()
+    assert client.kinds().count(Type.PONG) == 5000
+
+
+def test_aSenderThatDoesNotReadIsNotReadFrom(world):
+    """
+    Its answers do not pile up in our memory.
+    """
+    client = raw(world)
+    (mine, theirs) = world.wires[-1].ends
+    mine.paused = True
+    for _ in range(100):
+        client.say(Type.PING, 0, Ping(7))
+        mine.write(encode(Type.PING, 0, Ping(7)) * 1000)
+        world.pump()
+    assert theirs.paused
+    assert theirs.unsent < 400_000
+    mine.paused = False
+    world.pump()
+    assert not theirs.paused
+
+
+# -- data --------------------------------------------------------------------------------
+
+
+def test_dataOutsideTheFile(world):
+    for offset in (8192, 8191 + 2, 2**40, 2**63 - 1):
+        refused(raw(world).offer(1).data(1, offset, b"x"))
+
+
+def test_dataPastTheEndOfTheFile(world):
+    refused(raw(world).offer(1, size=5000).data(1, 4096, bytes(1000)))
+
+
+def test_dataBeforeAccept(tmp_path):
+    from twisted.internet.defer import Deferred
+
+    world = World(tmp_path / "state", Policy())
+    opening = Deferred()
+    world.store.open = lambda offer: opening
+    client = raw(world).offer(1).data(1, 0, b"x")
+    refused(client)
+    opening.errback(receiver.StoreError("late"))
+    world.settle(5)
+    world.close()
+
+
+def test_emptyRun(world):
+    refused(raw(world).offer(1).data(1, 0, b""))
+
+
+def test_whatContinuesNothingIsDroppedAndAskedFor(world):
+    """
+    Overlapping, repeated and unaligned runs: nothing wrong gets in.
+    """
+    content = bytes(BLOCK) + b"x" * BLOCK
+    client = raw(world).offer(1)
+    client.data(1, 100, b"evil" * 10)  # in the middle of nothing
+    client.data(1, 0, content[:1000]).data(1, 0, b"evil" * 1024)  # begun twice
+    client.data(1, 2000, b"evil")  # leaves a hole
+    client.data(1, 1000, content[1000:BLOCK])
+    client.data(1, 0, b"evil" * 1024)  # complete already
+    client.digests(1, 0, content[:BLOCK], content[BLOCK:])
+    client.data(1, 0, b"evil" * 1024)  # verified
+    client.commit(1, content)
+    assert client.frames[-1][0].type is Type.REPAIR
+    assert client.frames[-1][0].data == (1).to_bytes(4, "big")
+    client.data(1, BLOCK, content[BLOCK:]).digests(1, 1, content[BLOCK:]).commit(1, content)
+    assert client.last(Type.RECEIPT)
+    assert world.store.files == {"f": content}
+
+
+def test_wrongDigests(world):
+    content = bytes(2 * BLOCK)
+    client = raw(world).offer(1).data(1, 0, content).digests(1, 0, b"other", content[BLOCK:])
+    assert client.frames[-1][0].type is Type.REPAIR
+    client.commit(1, content)
+    assert client.frames[-1][0].type is Type.REPAIR
+    assert not world.store.files
+    client.data(1, 0, content[:BLOCK]).digests(1, 0, content[:BLOCK]).commit(1, content)
+    assert client.last(Type.RECEIPT)
+
+
+def test_digestsThatAreNone(world):
+    for data in (b"", bytes(31), bytes(33)):
+        client = raw(world).offer(1)
+        refused(client.say(Type.DIGESTS, 1, receiver_digests(0), data))
+    refused(raw(world).offer(1).say(Type.DIGESTS, 1, receiver_digests(2), bytes(32)))
+
+
+def receiver_digests(first):
+    from connpool.transfer.native.messages import Digests
+
+    return Digests(first)
+
+
+def test_rightBlocksAndAWrongRoot(world):
+    content = bytes(2 * BLOCK)
+    client = raw(world).offer(1).data(1, 0, content)
+    client.digests(1, 0, content[:BLOCK], content[BLOCK:])
+    client.say(Type.COMMIT, 1, Commit(len(content), bytes(32)))
+    assert client.last(Type.REJECT).code == "digest-mismatch"
+    assert not world.store.files
+
+
+def test_commitsThatAreNone(world):
+    content = bytes(2 * BLOCK)
+    early = raw(world).offer(1).commit(1, content)
+    assert early.frames[-1][0].type is Type.REPAIR
+    other = raw(world).offer(1, name=b"g").commit(1, content, size=4)
+    assert other.last(Type.REJECT).code == "protocol"
+    done = raw(world).offer(1, name=b"h").data(1, 0, content)
+    done.digests(1, 0, content[:BLOCK], content[BLOCK:]).commit(1, content)
+    assert done.last(Type.RECEIPT)
+    # what follows it was on its way
+    done.commit(1, content).data(1, 0, b"evil").say(Type.CANCEL, 1, Cancel("x", False))
+    assert world.store.files == {"h": content}
+    assert done.put(2, b"i", b"x").last(Type.ACK)
+
+
+def test_unknownSizeThatEndsTooEarly(world):
+    content = bytes(2 * BLOCK)
+    client = raw(world).offer(1, size=None).data(1, 0, content)
+    client.digests(1, 0, content[:BLOCK], content[BLOCK:]).commit(1, content[:BLOCK])
+    assert client.last(Type.REJECT).code == "protocol"
+    assert not world.store.files
+
+
+def test_unknownSizeIsBounded(tmp_path):
+    world = World(tmp_path / "state", Policy(maxFileSize=10_000))
+    client = connect(world).greet().offer(1, size=None).data(1, 0, bytes(10_001))
+    assert client.last(Type.REJECT).code == "too-large"
+    assert client.put(2, b"a", b"x").last(Type.ACK)
+    client.transport.loseConnection()
+    world.pump()
+    world.close()
+
+
+def test_revokes(world):
+    content = bytes(2 * BLOCK)
+    client = raw(world).offer(1).data(1, 0, content)
+    client.digests(1, 0, content[:BLOCK], content[BLOCK:])
+    client.say(Type.REVOKE, 1, Revoke(), (1).to_bytes(4, "big"))
+    new = content[:BLOCK] + b"n" * BLOCK
+    client.data(1, BLOCK, new[BLOCK:]).digests(1, 1, new[BLOCK:]).commit(1, new)
+    assert client.last(Type.RECEIPT)
+    assert world.store.files == {"f": new}
+    for data in (b"", b"123", (65_536).to_bytes(4, "big")):
+        refused(raw(world).offer(1, name=b"g").say(Type.REVOKE, 1, Revoke(), data))
+
+
+def test_putThatIsNotWhatItSays(world):
+    client = raw(world)
+    from connpool.transfer.native.messages import Put
+
+    client.say(Type.PUT, 1, Put(bytes(16), b"a", bytes(32), bytes(32)), b"content")
+    assert client.last(Type.REJECT).code == "digest-mismatch"
+    refused(client.put(2, b"b", bytes(receiver.SMALL_FILE + 1)))
+    assert not world.store.files
+
+
+# -- names ---------------------------------------------------------------------------------
+
+
+def test_everyHostileName(world):
+    client = raw(world)
+    stream = 0
+    taken, stored = set(), set()
+    for hostile in CORPUS:
+        stream += 2
+        if len(hostile.raw) > 49_152:
+            continue
+        # names that are fine one by one may not go together
+        world.store.files.clear()
+        world.store._directories.clear()
+        client.put(stream, hostile.raw, b"x")
+        kind = client.frames[-1][0].type
+        assert (kind is not Type.REJECT) == hostile.portable, (hostile, client.last())
+        stored |= {name.encode() for name in world.store.files}
+        client.offer(stream + 1, name=hostile.raw)
+        kind = client.frames[-1][0].type
+        assert (kind is Type.ACCEPT) == hostile.portable, hostile
+        client.say(Type.CANCEL, stream + 1, Cancel("x", False))
+        if hostile.portable:
+            taken.add(hostile.raw)
+        else:
+            assert client.last(Type.REJECT).code == "name-refused"
+    assert stored == taken
+    assert client.put(stream + 9, b"fine", b"x").last(Type.ACK)
+
+
+# -- time ------------------------------------------------------------------------------------
+
+
+def seconds(world, client, most=300):
+    """
+    How long it takes until the receiver hangs up.
+    """
+    began = world.clock.seconds()
+    while not client.lost:
+        assert world.clock.seconds() - began < most, "it waits for ever"
+        world.clock.advance(1)
+        world.pump()
+    return world.clock.seconds() - began
+
+
+def test_silenceAfterThePreamble(world):
+    client = connect(world)
+    client.transport.write(PREAMBLE)
+    world.pump()
+    assert seconds(world, client) <= 11
+
+
+def test_silenceInThePreamble(world):
+    client = connect(world)
+    client.transport.write(PREAMBLE[:3])
+    world.pump()
+    assert seconds(world, client) <= 11
+
+
+def test_silenceAfterHello(world):
+    client = connect(world)
+    client.transport.write(PREAMBLE)
+    client.say(Type.HELLO, 0, Hello((1,), "x", (), ("sha256",), bytes(32)))
+    assert seconds(world, client) <= 31
+
+
+@pytest.mark.parametrize("what", ["idle", "frame", "offer", "run", "joined"])
+def test_silenceLater(world, what):
+    client = raw(world)
+    if what == "frame":
+        client.transport.write(b"\x10")
+    elif what == "offer":
+        client.offer(1)
+    elif what == "run":
+        client.offer(1)
+        client.transport.write(encode(Type.DATA, 1, Data(0), 4096) + b"x")
+    elif what == "joined":
+        other = raw(world)
+        client.say(Type.JOIN, 0, receiver.Join(other.last(Type.READY).ticket))
+    world.pump()
+    assert 55 <= seconds(world, client) <= 62
+
+
+def test_oneByteJustInTime(world):
+    """
+    A slow-loris in the greeting, inside a frame, inside a run, and with whole
+    but tiny frames.
+    """
+    greeting = connect(world)
+    greeting.transport.write(PREAMBLE)
+    loris(world, greeting, bytes(100), 9, 11)
+
+    inside = raw(world)
+    inside.transport.write(HEADER.pack(Type.PUT, 0, 100, 1, 1000))
+    loris(world, inside, b"\x99" * 100, 9, 130)
+
+    run = raw(world).offer(1, size=1 << 20)
+    run.transport.write(encode(Type.DATA, 1, Data(0), 1 << 20))
+    loris(world, run, bytes(100), 9, 130)
+
+    tiny = raw(world).offer(1, size=1 << 20)
+    began = world.clock.seconds()
+    offset = 0
+    while not tiny.lost:
+        tiny.data(1, offset, b"x")
+        offset += 1
+        world.clock.advance(9)
+        world.pump()
+        assert world.clock.seconds() - began < 200
+
+
+def loris(world, client, data, every, most):
+    began = world.clock.seconds()
+    for byte in data:
+        if client.lost:
+            break
+        client.transport.write(bytes([byte]))
+        world.pump()
+        for _ in range(every):
+            world.clock.advance(1)
+            world.pump()
+    assert client.lost
+    assert world.clock.seconds() - began <= most + every
+
+
+def test_timeInWhichWeDoNotReadDoesNotCount(tmp_path):
+    """
+    A store that takes minutes is not the sender's fault.
+    """
+    from twisted.internet.defer import Deferred
+
+    world = World(tmp_path / "state", Policy())
+    storing = []
+
+    def put(offer, data, root):
+        storing.append(Deferred())
+        return storing[-1]
+
+    world.store.put = put
+    client = connect(world).greet().put(1, b"a", b"x")
+    for _ in range(300):
+        world.clock.advance(1)
+        world.pump()
+    assert not client.lost
+    # and the sender hears of us meanwhile
+    assert client.kinds().count(Type.PING) > 100
+    storing[0].errback(receiver.StoreError("gone"))
+    world.pump()
+    assert client.last(Type.REJECT).code == "store-error"
+    client.transport.loseConnection()
+    world.pump()
+    world.close()
+
+
+def test_runsAreBounded(world):
+    client = raw(world).offer(1, size=1 << 30, blockSize=1 << 20)
+    client.transport.write(HEADER.pack(Type.DATA, 0, 2, 1, MAX_RUN + 1) + b"\x91\x00")
+    world.pump()
+    refused(client)
