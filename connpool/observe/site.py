@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -34,6 +35,9 @@ WRONG_PASSWORD_DELAY = 2.0
 
 #: Seconds an idle connection is kept; more than Prometheus's usual interval.
 IDLE_TIMEOUT = 75.0
+
+#: Seconds from one line about refusals to the next.
+QUIET = 60.0
 
 TEXT = "text/plain; charset=utf-8"
 #: The text format that every Prometheus reads.
@@ -105,6 +109,35 @@ class _Page:
         return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
+class _Refusals:
+    """
+    Says who was turned away, at most one line in L{QUIET} seconds.
+    """
+
+    _log = Logger()
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+        self._counts: Counter[str] = Counter()
+        self._next = clock.seconds()
+
+    def count(self, why: str, request: Any) -> None:
+        """
+        One more.
+        """
+        self._counts[why] += 1
+        now = self._clock.seconds()
+        if now < self._next:
+            return
+        self._next = now + QUIET
+        counts, self._counts = self._counts, Counter()
+        self._log.warn(
+            "status page: refused {refused}; the last from {peer}",
+            refused=", ".join(f"{word} {n}" for word, n in sorted(counts.items())),
+            peer=getattr(request.getClientAddress(), "host", None) or "unix",
+        )
+
+
 class _Status(Resource):
     """
     Every path.
@@ -122,6 +155,7 @@ class _Status(Resource):
         self._registry = makeRegistry(roots)
         self._overview = Overview(roots, clock)
         self._feed = Feed(clock, self._overview.schema, self._overview.current)
+        self._refusals = _Refusals(clock)
         self._answers: dict[bytes, Callable[[], Awaitable[Answer]]] = {
             b"/": self._showPage,
             b"/status.json": self._showOverview,
@@ -155,6 +189,7 @@ class _Status(Resource):
         request.setHeader(b"Cross-Origin-Resource-Policy", b"same-origin")
         hosts = request.requestHeaders.getRawHeaders("host", [])
         if not self._protection.permitsHost(hosts):
+            self._refusals.count("unknown host name", request)
             self._send(request, (421, TEXT, b"unknown host name; see --status-host\n"))
             return
         if not await self._identify(request):
@@ -182,6 +217,7 @@ class _Status(Resource):
             return False
         if await protection.permitsUser(request.getUser(), request.getPassword()):
             return True
+        self._refusals.count("wrong password", request)
         delay: Deferred[None] = deferLater(self._clock, WRONG_PASSWORD_DELAY)
         request.notifyFinish().addErrback(lambda _: delay.cancel())
         with suppress(CancelledError):

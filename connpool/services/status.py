@@ -24,8 +24,10 @@ from connpool.services.options import ServiceOptions, asNetworks
 
 __all__ = ["MOST_CONNECTIONS", "ObservedService", "StatusOptions", "observed"]
 
-#: Connections to a status listener at once.
+#: Connections to a status listener at once, and from one address: who holds
+#: many open shuts nobody else out.
 MOST_CONNECTIONS = 64
+MOST_PER_ADDRESS = 16
 
 
 class StatusOptions(ServiceOptions):
@@ -194,7 +196,11 @@ def observed(options: StatusOptions, service: IService, reactor: Any) -> IServic
     from connpool.observe import Protection, makeSite
     from connpool.observe.tcpstates_read import TCPStates
 
-    access = Access(allow=options["status-allow"], maxConnections=MOST_CONNECTIONS)
+    access = Access(
+        allow=options["status-allow"],
+        maxConnections=MOST_CONNECTIONS,
+        maxPerPeer=MOST_PER_ADDRESS,
+    )
     protection = Protection(hosts=options["status-host"], checker=options["status-auth"])
     states = TCPStates(reactor, partial(_tcpListeners, service))
     site = makeSite(reactor, [service, states], protection)

@@ -137,7 +137,7 @@ class Incoming:
             receipt = await self.partial.commit(root)
         except BaseException as e:
             await self.partial.abort()
-            self._reception._failed(self, e)
+            self._failed(e)
             raise
         self._reception._active.pop(self, None)
         self._reception._published(receipt, self.peer)
@@ -151,7 +151,7 @@ class Incoming:
             try:
                 await self.partial.suspend()
             finally:
-                self._reception._failed(self, why)
+                self._failed(why)
 
     async def abort(self, why: BaseException) -> None:
         """
@@ -161,13 +161,17 @@ class Incoming:
             try:
                 await self.partial.abort()
             finally:
-                self._reception._failed(self, why)
+                self._failed(why)
 
     def _finish(self) -> bool:
         if self.ended:
             return False
         self.ended = True
         return True
+
+    def _failed(self, why: BaseException) -> None:
+        self._reception._active.pop(self, None)
+        self._reception._failed(self.offer, self.peer, self.received, why)
 
     def live(self) -> LiveTransfer:
         """
@@ -241,7 +245,7 @@ class Reception:
             self.check(offer)
             partial = await self.store.open(offer)
         except TransferError as e:
-            self.refuse(str(offer.name), peer, e)
+            self.refuse(str(offer.name), peer, e, offer.transferId)
             raise
         if isinstance(partial, Receipt):
             return partial
@@ -263,7 +267,11 @@ class Reception:
         self.check(offer)
         self.receivedBytes += len(data)
         self._started += 1
-        stored = self.store.put(offer, data, root)
+        try:
+            stored = self.store.put(offer, data, root)
+        except Exception as e:
+            self._failed(offer, peer, len(data), e)
+            raise
         if isinstance(stored, Receipt):
             self._published(stored, peer)
             return stored
@@ -273,22 +281,26 @@ class Reception:
             return receipt
 
         def failed(failure: Failure) -> Failure:
-            self._failedCount += 1
-            self._tell("failed", offer, peer, failure.value)
+            why: Any = failure.value
+            self._failed(offer, peer, len(data), why)
             return failure
 
         return stored.addCallbacks(published, failed)
 
-    def refuse(self, name: str, peer: str, why: TransferError) -> None:
+    def refuse(
+        self, name: str, peer: str, why: TransferError, transferId: str | None = None
+    ) -> None:
         """
         Count and log an offer that was turned away.
 
         @param name: as L{displayName} gives it.
+        @param transferId: the offer's, if it came that far.
         """
         self._refused += 1
         self._log.info(
-            "refused {name} from {peer}: {code}: {why}",
+            "refused {name} from {peer}: {code}: {why}" + (", id {id}" if transferId else ""),
             name=name,
+            id=transferId,
             peer=peer,
             code=why.code,
             why=str(why),
@@ -306,18 +318,18 @@ class Reception:
         )
         self._tell("published", receipt)
 
-    def _failed(self, incoming: Incoming, why: BaseException) -> None:
-        self._active.pop(incoming, None)
+    def _failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
         self._failedCount += 1
         self._log.info(
-            "did not receive {name} from {peer} after {count} bytes: {why}, id {id}",
-            name=str(incoming.offer.name),
-            peer=incoming.peer,
-            count=incoming.received,
+            "did not receive {name} from {peer} after {count} bytes: {code}: {why}, id {id}",
+            name=str(offer.name),
+            peer=peer,
+            count=count,
+            code=getattr(why, "code", "error"),
             why=str(why) or type(why).__name__,
-            id=incoming.offer.transferId,
+            id=offer.transferId,
         )
-        self._tell("failed", incoming.offer, incoming.peer, why)
+        self._tell("failed", offer, peer, why)
 
     def _tell(self, event: str, *details: Any) -> None:
         for listener in self.listeners:

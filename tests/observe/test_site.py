@@ -6,6 +6,7 @@ import pytest
 import pytest_twisted
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.internet import reactor
+from twisted.logger import capturedLogs, formatEvent
 
 import connpool.observe.site
 from connpool.observe import Protection
@@ -222,6 +223,19 @@ async def test_aBrokenCheckerLetsNobodyIn(protection, expectFailure):
     root, _ = busy()
     async with serving(root, Protection(checker=Broken())) as web:
         assert (await web.get("/", basic("a", "b"))).code == 401
+
+
+@pytest_twisted.ensureDeferred
+async def test_refusalsAreSummarised(protection):
+    root, _ = busy()
+    with capturedLogs() as logs:
+        async with serving(root, protection) as web:
+            for _ in range(5):
+                await web.get("/", host="attacker.example")
+                await web.get("/", basic("watcher", "guess"))
+    lines = [formatEvent(each) for each in logs if "refused" in each]
+    assert lines == ["status page: refused unknown host name 1; the last from 127.0.0.1"]
+    assert not any("guess" in formatEvent(each) for each in logs)
 
 
 # -- events ------------------------------------------------------------------

@@ -71,3 +71,17 @@ def test_passwordsNeverCrossTheNetworkInClear(tmp_path):
         parsed("--status=tcp:0", "--status-allow=10.0.0.0/8", f"--status-auth=file:{path}")
     local = parsed("--status=tcp:0:interface=127.0.0.1", f"--status-auth=file:{path}")
     assert local["status-auth"] is not None
+
+
+def test_everyServiceOfOursHasIt():
+    from twisted.application.service import IServiceMaker
+    from twisted.plugin import getPlugins
+
+    ours = [
+        maker
+        for maker in getPlugins(IServiceMaker)
+        if maker.module.startswith("connpool.services.")
+    ]
+    assert {"filerecv", "udpecho", "compose"} <= {maker.tapname for maker in ours}
+    for maker in ours:
+        assert issubclass(maker.options, StatusOptions), maker.tapname

@@ -1,0 +1,130 @@
+"""
+What a reception says about files: counts, log lines, live transfers.
+"""
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import capturedLogs, formatEvent
+from zope.interface.verify import verifyObject
+
+from connpool.errors import NoSpace, TooLarge
+from connpool.interfaces import ILiveTransfers, IStatsSource
+from connpool.transfer.names import RelativeName
+from connpool.transfer.reception import Policy, Reception
+from connpool.transfer.records import Offer
+from tests.helpers.waiting import bounded, failureResultOf
+
+ID = "0123456789abcdef" * 2
+
+
+class Partial:
+    """
+    Takes what it is given, and pauses when told to.
+    """
+
+    def __init__(self, held=()):
+        self.held = held
+        self.pause = None
+        self.committed = Deferred()
+
+    def write(self, offset, data):
+        return self.pause
+
+    def commit(self, root):
+        return self.committed
+
+    def abort(self):
+        return succeed(None)
+
+    suspend = abort
+
+
+class Store:
+    def __init__(self, partial=None, put=None):
+        self.partial = partial
+        self.put = put
+
+    def open(self, offer):
+        return succeed(self.partial)
+
+
+def offer(**given):
+    return Offer(name=RelativeName.parse("d/x"), transferId=ID, **given)
+
+
+def lines(logs):
+    return [formatEvent(each) for each in logs]
+
+
+def test_provides():
+    verifyObject(IStatsSource, Reception(Store()))
+    verifyObject(ILiveTransfers, Reception(Store()))
+
+
+@pytest_twisted.ensureDeferred
+async def test_aTransferIsLiveUntilItHasItsName():
+    partial = Partial(held=[(0, 10)])
+    reception = Reception(Store(partial))
+    incoming = await reception.begin(offer(size=100, protocol="native"), "192.0.2.7")
+    (live,) = reception.liveTransfers(5)
+    assert (live.transferId, live.name, live.done, live.size) == (ID, "d/x", 10, 100)
+    assert (live.phase, live.slowedBy) == ("moving", "peer")
+    partial.pause = Deferred()
+    incoming.write(10, b"y" * 40)
+    (live,) = reception.liveTransfers(5)
+    assert (live.done, live.slowedBy) == (50, "disk")
+    partial.pause.callback(None)
+    partial.pause = None
+    # what was damaged comes twice
+    incoming.write(0, b"z" * 90)
+    (live,) = reception.liveTransfers(5)
+    assert (live.done, live.slowedBy) == (100, "peer")
+    committing = Deferred.fromCoroutine(incoming.commit(None))
+    (live,) = reception.liveTransfers(5)
+    assert (live.phase, live.slowedBy) == ("publishing", "disk")
+    assert reception.stats().active == 1
+    partial.committed.errback(NoSpace("full"))
+    failureResultOf(committing, NoSpace)
+    assert reception.liveTransfers(5) == ()
+    assert (reception.stats().active, reception.stats().failed) == (0, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_oldestFirstAndNotMoreThanAsked():
+    reception = Reception(Store(Partial()))
+    for name in "abcde":
+        await reception.begin(Offer(name=RelativeName.parse(name), transferId=name), "peer")
+    assert [live.name for live in reception.liveTransfers(3)] == ["a", "b", "c"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_theIdIsInEveryLine():
+    reception = Reception(Store(Partial()), Policy(maxFileSize=10))
+    with capturedLogs() as logs:
+        with pytest.raises(TooLarge):
+            await reception.begin(offer(size=11), "peer")
+        incoming = await reception.begin(offer(size=1), "peer")
+        await bounded(Deferred.fromCoroutine(incoming.suspend(NoSpace("full"))))
+    assert [each["id"] for each in logs] == [ID, ID]
+    assert lines(logs) == [
+        f"refused d/x from peer: too-large: d/x has 11 bytes; at most 10 are taken, id {ID}",
+        f"did not receive d/x from peer after 0 bytes: no-space: full, id {ID}",
+    ]
+
+
+def raising(error):
+    raise error
+
+
+@pytest.mark.parametrize("how", [raising, fail])
+def test_aSmallFileThatCannotBeStoredIsCountedAndLogged(how):
+    reception = Reception(Store(put=lambda *_: how(NoSpace("full"))))
+    with capturedLogs() as logs:
+        try:
+            failureResultOf(reception.put(offer(size=1), b"x", None, "peer"), NoSpace)
+        except NoSpace:
+            assert how is raising
+    assert lines(logs) == [f"did not receive d/x from peer after 1 bytes: no-space: full, id {ID}"]
+    stats = reception.stats()
+    assert (stats.started, stats.failed, stats.published) == (1, 1, 0)
