@@ -1,12 +1,8 @@
 """
-Writes the table of metrics into docs/observe.rst; a test compares.
-
-Run it from the top of the checkout: python docs/metrics_table.py
+The tables of metrics, written by the code when the documentation is built.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from connpool.datagram import DatagramStats
 from connpool.observe import describeFields
@@ -16,8 +12,8 @@ from connpool.proxyprotocol import ProxyStats
 from connpool.services.gate import ListenerStats
 from connpool.transfer.reception import TransferStats
 
-PAGE = Path(__file__).parent / "observe.rst"
-BEGIN, END = ".. metrics begin\n", ".. metrics end\n"
+#: The line that the tables take the place of.
+MARK = ".. metrics\n"
 
 KINDS = {
     "transfer": ("Files received", TransferStats),
@@ -29,9 +25,9 @@ KINDS = {
 }
 
 
-def table() -> str:
+def tables() -> str:
     """
-    What belongs between the two marks.
+    One for each kind.
     """
     lines = []
     for kind, (title, snapshotClass) in KINDS.items():
@@ -44,13 +40,8 @@ def table() -> str:
     return "\n".join([*lines, "", ""])
 
 
-def page(text: str) -> str:
+def insert(_app: object, _name: str, source: list[str]) -> None:
     """
-    @return: C{text} with the table as it should be.
+    Sphinx's C{source-read} event.
     """
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + table() + END + rest.split(END)[1]
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    source[0] = source[0].replace(MARK, tables())
