@@ -35,9 +35,10 @@ def example(tmp_path, port):
         ("udp:8641", "udp:0"),
         ("tcp:8641", "tcp:0"),
         ("tcp:8080", "tcp:0"),
+        ("tcp:8650", "tcp:0"),
         ("port = 2121", f"port = {port}"),
     ):
-        assert text.count(fixed) == 1
+        assert text.count(fixed) == 1, fixed
         text = text.replace(fixed, free)
     (tmp_path / "services.toml").write_text(text)
     for directory in ("inbox", "public"):
@@ -51,9 +52,11 @@ def test_fiveInOneProcess(tmp_path, port, example):
         echo = int(program.waitFor(r"echo: answers on 127\.0\.0\.1:(\d+)")[1])
         web = int(program.waitFor(r"Site starting on (\d+)")[1])
         program.waitFor("FTPFactory starting")
+        front = int(program.waitFor(r"front starting on (\d+)")[1])
 
-        with urllib.request.urlopen(f"http://127.0.0.1:{web}/hello.txt", timeout=20) as answer:
-            assert answer.read() == b"hello"
+        for at in (web, front):
+            with urllib.request.urlopen(f"http://127.0.0.1:{at}/hello.txt", timeout=20) as answer:
+                assert answer.read() == b"hello"
         with ftplib.FTP(timeout=20) as ftp:
             ftp.connect("127.0.0.1", port)
             ftp.login()
@@ -72,7 +75,7 @@ def test_fiveInOneProcess(tmp_path, port, example):
         sender.sendall(b"half")
         program.process.terminate()
         program.waitFor(rf"\(TCP Port {web} Closed\)")
-        for closed in (inbox, web, port):
+        for closed in (inbox, web, front, port):
             with pytest.raises(OSError, match="refused"):
                 socket.create_connection(("127.0.0.1", closed), 20)
         assert program.process.poll() is None

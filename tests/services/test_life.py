@@ -228,7 +228,7 @@ def test_everyPluginOfOursIsADaemon():
         for maker in getPlugins(IServiceMaker)
         if getattr(maker, "module", "").startswith("connpool.")
     ]
-    assert {maker.tapname for maker in ours} >= {"compose", "filerecv", "udpecho"}
+    assert {maker.tapname for maker in ours} >= {"compose", "connpool", "filerecv", "udpecho"}
     for maker in ours:
         assert isinstance(maker, DaemonMaker), f"{maker.tapname} is no DaemonMaker"
         assert issubclass(maker.options, ServiceOptions)
