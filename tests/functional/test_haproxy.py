@@ -173,13 +173,13 @@ async def test_limitsActOnTheClient(tmp_path):
     await bounded(service.stopService())
 
 
-def send(path, source, name, content):
+def send(sock, name, content=b"content"):
     """
     The classic protocol, by hand.
 
     @return: what the receiver said to the name.
     """
-    with socket.create_connection(path, timeout=20, source_address=(source, 0)) as sock:
+    with sock:
         sock.settimeout(20)
         sock.sendall(name)
         said = sock.recv(100)
@@ -191,7 +191,8 @@ def send(path, source, name, content):
         return said
 
 
-def test_filerecvBehindHAProxy(tmp_path):
+@pytest.mark.parametrize("how", ["send-proxy", "send-proxy-v2"])
+def test_filerecvBehindHAProxy(tmp_path, how):
     """
     The receiver logs the real client and asks its lists about it; loopback's
     privilege does not reach through a proxy.
@@ -200,23 +201,36 @@ def test_filerecvBehindHAProxy(tmp_path):
     with twistd(
         *("filerecv", "--directory", tmp_path / "in"),
         *("--listen", "proxied:tcp:0:interface=127.0.0.1:trusted=127.0.0.1"),
-        *("--allow", "127.0.0.0/8", "--classic-from", CLIENT, "--deny", "127.0.0.4"),
+        *("--allow", "127.0.0.0/8", "--allow", "::1", "--deny", "127.0.0.4"),
+        *("--classic-from", CLIENT, "--classic-from", "::1"),
         cwd=tmp_path,
     ) as receiver:
         port = receiver.waitFor(r"filerecv listens on 127\.0\.0\.1:(\d+)")[1]
-        with haproxy(tmp_path, f"127.0.0.1:{port} send-proxy-v2 check inter 100ms") as front:
-            to = ("127.0.0.1", front.port)
-            assert send(to, CLIENT, b"a.txt", b"content") == b"ok"
+        with haproxy(tmp_path, f"127.0.0.1:{port} {how} check inter 100ms") as front:
+
+            def connect(source):
+                return socket.create_connection(
+                    ("127.0.0.1", front.port), timeout=20, source_address=(source, 0)
+                )
+
+            assert send(connect(CLIENT), b"a.txt") == b"ok"
             receiver.waitFor(rf"received.* from {CLIENT}")
-            # a loopback address behind a proxy is not a local client
-            assert send(to, "127.0.0.3", b"b.txt", b"content") != b"ok"
-            assert send(to, "127.0.0.4", b"c.txt", b"content") == b""
-            assert send(("127.0.0.1", int(port)), "127.0.0.1", b"d.txt", b"x") == b""
+            assert send(socket.create_connection(("::1", front.port6), 20), b"6.txt") == b"ok"
+            receiver.waitFor(r"received.* from ::1")
+            # a loopback address behind a proxy is not a local client,
+            assert send(connect("127.0.0.3"), b"b.txt").startswith(b"forbidden")
+            assert send(connect("127.0.0.4"), b"c.txt") == b""
+            # and a unix socket's client behind one is nobody
+            unix = socket.socket(socket.AF_UNIX)
+            unix.connect(str(front.path))
+            assert send(unix, b"d.txt") == b""
+            direct = socket.create_connection(("127.0.0.1", int(port)), 20)
+            assert send(direct, b"e.txt") == b""
         receiver.stop()
         assert "Traceback" not in receiver.output
         assert "from 127.0.0.1," not in receiver.output
-    assert [path.name for path in (tmp_path / "in").iterdir() if path.is_file()] == ["a.txt"]
-    assert (tmp_path / "in/a.txt").read_bytes() == b"content"
+    received = {path.name: path.read_bytes() for path in (tmp_path / "in").glob("*.txt")}
+    assert received == {"a.txt": b"content", "6.txt": b"content"}
 
 
 def test_tcpEchoBehindHAProxy(tmp_path):
@@ -224,7 +238,12 @@ def test_tcpEchoBehindHAProxy(tmp_path):
     C{twistd udpecho} echoes TCP too.
     """
     with twistd(
-        *("udpecho", "--listen", "proxied:tcp:0:interface=127.0.0.1:trusted=127.0.0.1"),
+        *(
+            "udpecho",
+            "--allow-root",
+            "--listen",
+            "proxied:tcp:0:interface=127.0.0.1:trusted=127.0.0.1",
+        ),
         *("--allow", CLIENT),
         cwd=tmp_path,
     ) as service:
