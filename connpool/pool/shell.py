@@ -100,6 +100,11 @@ class Shell:
             self._arm()
         if self._readies:
             self._fireReady()
+        if self._closers and core.phase is Phase.CLOSED:
+            # not earlier: whoever waits for the end finds no timer left
+            closers, self._closers = self._closers, []
+            for closer in closers:
+                closer.callback(None)
         if self.settled is not None:
             self.settled()
 
@@ -190,9 +195,6 @@ class Shell:
 
     def _closed(self, action: Action) -> None:
         self._watch.tell("poolClosed")
-        closers, self._closers = self._closers, []
-        for closer in closers:
-            closer.callback(None)
 
     def _fireReady(self) -> None:
         core = self._core
