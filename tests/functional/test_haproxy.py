@@ -257,3 +257,33 @@ def test_tcpEchoBehindHAProxy(tmp_path):
                     assert sock.recv(100) == echoed
         service.stop()
         assert "Traceback" not in service.output
+
+
+@pytest_twisted.ensureDeferred
+async def test_poolBehindHAProxy(tmp_path):
+    """
+    C{twistd connpool} lets the real client in, and passes on who it is.
+    """
+    factory = Banners()
+    endpoint = serverFromString(reactor, "proxied:tcp:0:interface=127.0.0.1:trusted=127.0.0.1")
+    upstream = await bounded(endpoint.listen(factory))
+    with twistd(
+        *("connpool", "--listen", "proxied:tcp:0:interface=127.0.0.1:trusted=127.0.0.1"),
+        *("--upstream", f"tcp:127.0.0.1:{upstream.getHost().port}"),
+        *("--proxy-header", "v2", "--allow", CLIENT),
+        cwd=tmp_path,
+    ) as service:
+        await until(lambda: "(PROXY) starting on" in service.output)
+        port = service.waitFor(r"\(PROXY\) starting on (\d+)")[1]
+        with haproxy(tmp_path, f"127.0.0.1:{port} send-proxy") as front:
+            reader = await speak(front.endpoint("tcp4"))
+            assert reader.data == b"hello x"
+            assert factory.peers == [CLIENT]
+            await hangUp(reader)
+            refused = await speak(front.endpoint("tcp4", "127.0.0.3"))
+            assert refused.data == b""
+        # what it dialled ahead and never used has no header to send
+        service.stop()
+        assert "Traceback" not in service.output
+    assert factory.peers == [CLIENT]
+    await bounded(upstream.stopListening())
