@@ -1,0 +1,148 @@
+"""
+Who a sender is: passwords through C{twisted.cred}, or a client certificate.
+
+Guessing is slowed down where it comes from: an IPv4 /24 or IPv6 /64 may be
+wrong L{BURST} times at once and then once every L{INTERVAL} seconds, in a table
+of fixed size.  The hash that places a network in the table is keyed, so nobody
+outside can choose whom to lock out with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import NameOID
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.credentials import IUsernamePassword, UsernamePassword
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import maybeDeferred
+from twisted.logger import Logger
+from twisted.python import usage
+
+from connpool.addresses import clientOf
+from connpool.datagram.limits import RateTable
+from connpool.errors import AuthenticationFailed
+from connpool.transfer.identities import Identities, Identity
+
+__all__ = ["BURST", "INTERVAL", "Authenticator", "refusePlainMemory"]
+
+#: Wrong passwords of one network that are answered at once.
+BURST = 10
+
+#: Seconds for each one more.
+INTERVAL = 6.0
+
+_SLOTS = 4096
+
+
+def refusePlainMemory(description: str) -> None:
+    """
+    @raise usage.UsageError: for C{--auth memory:…}, whose passwords everybody
+        on the machine reads in the list of processes.
+    """
+    if description.partition(":")[0] == "memory":
+        raise usage.UsageError(
+            "--auth memory: puts passwords where ps shows them; use --auth file:PATH"
+        )
+
+
+class Authenticator:
+    """
+    @param clock: times the guessing.
+    @param checkers: of passwords; with none, only certificates count.
+    @param identities: the operator's table; L{None}: every user whose password
+        is right is its own principal.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: Any,
+        checkers: Sequence[ICredentialsChecker] = (),
+        identities: Identities | None = None,
+    ) -> None:
+        self._clock = clock
+        self._checkers = [
+            checker for checker in checkers if IUsernamePassword in checker.credentialInterfaces
+        ]
+        self._identities = identities
+        self._wrong = RateTable(_SLOTS, 1.0 / INTERVAL, BURST)
+        self._key = os.urandom(16)
+
+    @property
+    def takesPasswords(self) -> bool:
+        """
+        Whether there is anything to check a password with.
+        """
+        return bool(self._checkers)
+
+    def certified(self, transport: Any) -> Identity | None:
+        """
+        Who the client certificate of C{transport} belongs to.  TLS has
+        verified it; here it is only looked up.
+        """
+        if self._identities is None:
+            return None
+        presented = getattr(transport, "getPeerCertificate", lambda: None)()
+        if presented is None:
+            return None
+        certificate: x509.Certificate = presented.to_cryptography()
+        names = [
+            str(attribute.value)
+            for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        ]
+        return self._identities.ofCertificate(certificate.fingerprint(hashes.SHA256()).hex(), names)
+
+    async def password(self, transport: Any, user: str, secret: bytes) -> Identity:
+        """
+        @param transport: of the sender, for the address that guesses.
+        @return: who that is.
+        @raise AuthenticationFailed: user or password is wrong, or the table
+            does not have this user; it does not say which.
+        """
+        slot = hash((self._key, _network(clientOf(transport).host))) % _SLOTS
+        now = self._clock.seconds()
+        if self._wrong.free(slot, now) < 1:
+            raise AuthenticationFailed("too many wrong passwords from this network; wait a minute")
+        # charged before the check: guesses made at once do not slip through
+        self._wrong.take(slot, 1, now)
+        identity = await self._check(user, secret)
+        if identity is None:
+            raise AuthenticationFailed("user or password is wrong")
+        self._wrong.take(slot, -1, now)
+        return identity
+
+    async def _check(self, user: str, secret: bytes) -> Identity | None:
+        try:
+            credentials = UsernamePassword(user.encode(), secret)
+        except UnicodeEncodeError:
+            return None
+        for checker in self._checkers:
+            try:
+                await maybeDeferred(checker.requestAvatarId, credentials)
+            except UnauthorizedLogin:
+                continue
+            except Exception:
+                self._log.failure("{checker} cannot check passwords", checker=checker)
+                continue
+            if self._identities is None:
+                return Identity(user)
+            return self._identities.ofUser(user)
+        return None
+
+
+def _network(host: str | None) -> str:
+    """
+    Whom a guess is charged to.
+    """
+    if host is None:
+        return ""
+    address = ip_address(host.partition("%")[0])
+    length = 24 if address.version == 4 else 64
+    return str(ip_network((address, length), strict=False))
