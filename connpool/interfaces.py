@@ -66,7 +66,9 @@ class IStatsSource(Interface):
     """
 
     name: str = Attribute("The instance's name, unique within its kind in one process.")
-    kind: str = Attribute("One of C{pool}, C{transfer}, C{datagram}, C{listener}, C{proxy}.")
+    kind: str = Attribute(
+        "One of C{pool}, C{transfer}, C{datagram}, C{listener}, C{proxy}, C{outbox}."
+    )
 
     def stats() -> Any:
         """

@@ -107,6 +107,11 @@ class Shell:
                 closer.callback(None)
         if self.settled is not None:
             self.settled()
+        if core.phase is Phase.CLOSED and self._closers:
+            # last, when no timer is left: whoever waited may look
+            closers, self._closers = self._closers, []
+            for closer in closers:
+                closer.callback(None)
 
     def _arm(self) -> None:
         """

@@ -5,6 +5,7 @@ become one line, and who may connect.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
-from connpool.addresses import Listen, Networks, parseListen
+from connpool.addresses import Listen, Networks, clientEndpoint, parseListen
 from connpool.errors import AddressError
 from connpool.services.limits import (
     MOST_CONNECTIONS,
@@ -26,6 +27,7 @@ __all__ = [
     "AccessOptions",
     "ServiceOptions",
     "asCount",
+    "asDestination",
     "asMode",
     "asNetworks",
     "asSeconds",
@@ -72,6 +74,23 @@ def asCount(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) < 1:
         raise ValueError(f"{text!r} is not a count; write a whole number of at least 1")
     return int(text)
+
+
+class _NoReactor:
+    """
+    Stands in while a description is only looked at: importing the reactor
+    would defeat C{--reactor}.
+    """
+
+
+def asDestination(text: str) -> str:
+    """
+    @return: C{text}, which L{clientEndpoint} takes.
+    @raise ValueError: if it does not.
+    """
+    with contextlib.suppress(AttributeError):  # a parser that wants a real reactor
+        clientEndpoint(_NoReactor(), text)
+    return text
 
 
 def asMode(text: str) -> int:

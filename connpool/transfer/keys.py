@@ -28,7 +28,7 @@ from pathlib import Path
 
 from connpool.errors import SourceError
 
-__all__ = ["Run", "SenderKeys", "stateDirectory"]
+__all__ = ["HeldRun", "Run", "SenderKeys", "stateDirectory"]
 
 _SECRET = 32
 
@@ -169,3 +169,24 @@ class SenderKeys:
         fcntl.flock(fd, fcntl.LOCK_EX)
         os.write(fd, own)
         return fd, str(path), own
+
+
+class HeldRun(Run):
+    """
+    A run that goes on after the sending has ended: whoever holds it has more to
+    do before the keys may be forgotten, and ends C{run} itself.
+    """
+
+    def __init__(self, run: Run) -> None:
+        vars(self).update(vars(run))
+
+    def begin(self, destination: str) -> HeldRun:
+        """
+        As L{SenderKeys.begin}.
+        """
+        return self
+
+    def end(self, answered: bool) -> None:
+        """
+        Not yet.
+        """

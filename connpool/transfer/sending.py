@@ -29,7 +29,7 @@ from connpool.errors import (
     SourceError,
     TransferError,
 )
-from connpool.transfer.keys import SenderKeys
+from connpool.transfer.keys import HeldRun, SenderKeys
 from connpool.transfer.names import displayName
 from connpool.transfer.native.hashing import InThread, inThread
 from connpool.transfer.native.messages import Ack, Receipting
@@ -37,7 +37,7 @@ from connpool.transfer.native.sender import Credentials, SenderSession, SessionF
 from connpool.transfer.native.transmission import Asked, Transmission
 from connpool.transfer.native.work import Job, WorkList
 from connpool.transfer.records import DURABILITIES, Receipt
-from connpool.transfer.walking import STDIN, walk
+from connpool.transfer.walking import STDIN, Found, walk
 
 __all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "dialled", "pooled", "sendFiles"]
 
@@ -194,7 +194,7 @@ def pooled(pool: Any) -> Any:
 class Sending:
     """
     @param connections: has C{open()}; see L{sendFiles}.
-    @param paths: what to send; C{-} is standard input.
+    @param paths: what to send; C{-} is standard input, a L{Found} has a name of its own.
     @param destination: how the receiver is called, always the same.
     @param answered: called with each L{FileOutcome}.
     @param jobs: connections at once, if the connections allow more than one.
@@ -206,11 +206,11 @@ class Sending:
         self,
         reactor: Any,
         connections: Any,
-        paths: Sequence[str],
+        paths: Sequence[str | Found],
         destination: str,
         *,
         asked: Asked | None = None,
-        keys: SenderKeys | None = None,
+        keys: SenderKeys | HeldRun | None = None,
         retry: Retry | None = None,
         answered: Callable[[FileOutcome], Any] | None = None,
         jobs: int = 1,
@@ -419,7 +419,7 @@ class Sending:
 def sendFiles(
     reactor: Any,
     endpoint: Any,
-    paths: Sequence[str],
+    paths: Sequence[str | Found],
     *,
     destination: str = "",
     ifExists: str = "",
@@ -427,7 +427,7 @@ def sendFiles(
     dry: bool = False,
     digests: Sequence[str] = ("blake3", "sha256"),
     credentials: Credentials | None = None,
-    keys: SenderKeys | None = None,
+    keys: SenderKeys | HeldRun | None = None,
     retry: Retry | None = None,
     answered: Callable[[FileOutcome], Any] | None = None,
     pool: Any = None,

@@ -30,15 +30,18 @@ class Found:
     error: TransferError | None = None
 
 
-def walk(paths: Sequence[str], stdinName: str = "stdin") -> Iterator[Found]:
+def walk(paths: Sequence[str | Found], stdinName: str = "stdin") -> Iterator[Found]:
     """
-    The files under C{paths}, in order.
+    The files under C{paths}, in order; a L{Found} is taken as it is.
 
     A directory C{d} gives names that begin with C{d/}; C{.} is named after the
     directory it is.  Symbolic links are followed where they are named, and
     passed over inside of directories: a link in a tree may lead anywhere.
     """
     for path in paths:
+        if isinstance(path, Found):
+            yield path
+            continue
         if path == STDIN:
             yield Found(path, stdinName.encode())
             continue

@@ -33,3 +33,10 @@ relay = DaemonMaker(
     "Give clients upstream connections made ahead of time, and not too many.",
     "connpool",
 )
+
+filesend = DaemonMaker(
+    "connpool file sender",
+    "connpool.services.filesend",
+    "Forward what settles in a folder.",
+    "filesend",
+)

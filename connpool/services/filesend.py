@@ -1,0 +1,312 @@
+"""
+C{twistd filesend}: forward what settles in a folder.
+
+A source is removed (or moved) only when its receipt says that the very same
+content is stored and durable, and nobody can have written to it since
+(L{OutboxFolder.remove}).  What the receiver will never take is set aside, with
+the reason beside it; what only waits for the receiver waits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+from twisted.application.service import IService, MultiService
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
+from twisted.python import usage
+from zope.interface import implementer
+
+from connpool.addresses import clientEndpoint
+from connpool.errors import ConnpoolError, StartFailed, TransferError
+from connpool.interfaces import IStatsSource
+from connpool.pool import ConnectionPool, ConnectionPoolService
+from connpool.services.options import asCount, asDestination, asSeconds
+from connpool.services.starting import failStart
+from connpool.services.status import StatusOptions, observed
+from connpool.transfer.keys import HeldRun, SenderKeys
+from connpool.transfer.names import displayName
+from connpool.transfer.native.sender import SessionFactory, hello
+from connpool.transfer.outbox import Outbox
+from connpool.transfer.outboxfolder import OutboxFolder
+from connpool.transfer.sending import FileOutcome, Retry, sendFiles
+from connpool.transfer.walking import Found
+
+__all__ = ["FileSenderService", "Options", "OutboxStats", "makeService"]
+
+#: Files of one go: what is remembered between two looks at the folder.
+BATCH = 1000
+
+#: Codes that lie in the file itself; the rest may go away while we wait.
+_OWN = frozenset({"name-refused", "exists", "too-large", "source-error", "hook-refused"})
+
+
+class Options(StatusOptions):
+    pluginName = "filesend"
+    synopsis = "--directory OUTBOX --to HOST:PORT [options]"
+    longdesc = (
+        "Watches a folder and sends the files that nobody writes to any more. A file is removed "
+        "when the receiver has stored it durably."
+    )
+
+    optParameters = [
+        ["directory", None, None, "Existing folder to watch"],
+        ["to", None, None, "The receiver: HOST:PORT or a client endpoint description"],
+        ["settle", None, "2", "Seconds without a change before a file is sent"],
+        ["interval", None, "5", "Seconds between two looks at the folder"],
+        ["jobs", None, "1", "Connections at once"],
+        ["attempts", None, "3", "Refusals of a file before it is set aside"],
+        ["move-to", None, None, "Move sent files to this directory instead of removing them"],
+        ["name", None, "filesend", "Name in logs and metrics"],
+    ]
+
+    compData = usage.Completions(
+        optActions={"directory": usage.CompleteDirs(), "move-to": usage.CompleteDirs()}
+    )
+
+    def postOptions(self) -> None:
+        super().postOptions()
+        for name in ("directory", "to"):
+            if not self[name]:
+                raise usage.UsageError(f"--{name} is missing")
+        for name, parse in (
+            ("to", asDestination),
+            ("settle", asSeconds),
+            ("interval", asSeconds),
+            ("jobs", asCount),
+            ("attempts", asCount),
+        ):
+            self.convert(name, parse)
+
+
+@attrs.frozen
+class OutboxStats:
+    """
+    @ivar waiting: files in the folder that are not being sent.
+    @ivar sending: files being sent.
+    @ivar sent: files that are stored and gone from the folder.
+    @ivar sentBytes: their content.
+    @ivar failed: tries that did not succeed.
+    @ivar setAside: files that were set aside.
+    """
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"waiting", "sending"})
+
+    waiting: int = 0
+    sending: int = 0
+    sent: int = 0
+    sentBytes: int = 0
+    failed: int = 0
+    setAside: int = 0
+
+
+@implementer(IStatsSource)
+class FileSenderService(MultiService):
+    """
+    @param endpoint: where the receiver is.
+    @ivar pool: its connections; there while the service runs.
+    """
+
+    kind = "outbox"
+    _log = Logger()
+
+    def __init__(self, reactor: Any, options: Options, endpoint: Any = None) -> None:
+        super().__init__()
+        self.name = options["name"]
+        self._reactor = reactor
+        self._options = options
+        self._endpoint = endpoint
+        self._outbox = Outbox(options["settle"], options["attempts"])
+        self._run: Deferred[None] | None = None
+        self.pool: ConnectionPool | None = None
+        self._sent = self._sentBytes = self._failed = self._setAside = 0
+        self._troubled = ""
+
+    def startService(self) -> None:
+        options = self._options
+        try:
+            self._folder = OutboxFolder(options["directory"], options["move-to"])
+        except StartFailed as e:
+            failStart(f"{self.name}: {e}")
+        endpoint = self._endpoint or clientEndpoint(self._reactor, options["to"])
+        self.pool = ConnectionPool(
+            self._reactor,
+            endpoint,
+            SessionFactory(self._reactor),
+            prepare=hello,
+            maxSize=options["jobs"],
+            minIdle=0,
+            name=options["name"],
+        )
+        self._pooling = ConnectionPoolService(self.pool, drainTimeout=5.0)
+        self._pooling.setServiceParent(self)
+        super().startService()
+        self._keys = SenderKeys(Path(self._folder.state))
+        self._outbox.restore(self._folder.remembered(), self._reactor.seconds())
+        self._log.info(
+            "{name} watches {directory} and sends to {to}",
+            name=self.name,
+            directory=os.path.abspath(options["directory"]),
+            to=options["to"],
+        )
+        self._run = Deferred.fromCoroutine(self._watch(self.pool))
+        self._run.addErrback(self._ended)
+
+    def _ended(self, failure: Any) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("{name} stopped watching", failure, name=self.name)
+
+    async def _watch(self, pool: ConnectionPool) -> None:
+        while True:
+            await self._look()
+            due = self._outbox.due(self._reactor.seconds(), BATCH)
+            if due:
+                await self._send(pool, due)
+            wait = self._outbox.next(self._reactor.seconds())
+            interval = self._options["interval"]
+            await self._sleep(interval if wait is None else min(max(wait, 0.05), interval))
+
+    def _sleep(self, seconds: float) -> Deferred[None]:
+        woken: Deferred[None] = Deferred(lambda _: call.cancel())
+        call = self._reactor.callLater(seconds, woken.callback, None)
+        return woken
+
+    async def _look(self) -> None:
+        try:
+            found = await deferToThread(self._folder.scan)
+        except OSError as e:
+            self._trouble(f"cannot read the folder: {e.strerror}")
+            return
+        self._outbox.scanned(found, self._reactor.seconds())
+
+    async def _send(self, pool: ConnectionPool, names: Sequence[str]) -> None:
+        """
+        One go at what is due.
+        """
+        before = {name: self._outbox.identityOf(name) for name in names}
+        files = [Found(os.path.join(self._folder.path, name), name.encode()) for name in names]
+        outcomes: dict[str, FileOutcome] = {}
+        prefix = len(os.path.join(self._folder.path, ""))
+        to = self._options["to"]
+        # The keys must outlive the sources: if we are killed in between, the
+        # same file goes under the same key, and is not stored twice.
+        run = self._keys.begin(to)
+        try:
+            await sendFiles(
+                self._reactor,
+                None,
+                files,
+                destination=to,
+                keys=HeldRun(run),
+                retry=Retry(attempts=2),
+                answered=lambda outcome: outcomes.setdefault(outcome.path[prefix:], outcome),
+                pool=pool,
+                jobs=self._options["jobs"],
+            )
+        finally:
+            # what was answered counts, also when a stop cut this short
+            gone = [await self._answered(name, before[name], outcomes.get(name)) for name in names]
+            run.end(all(gone))
+        await deferToThread(self._folder.remember, self._outbox.strikes)
+
+    async def _answered(
+        self, name: str, before: tuple[int, ...], outcome: FileOutcome | None
+    ) -> bool:
+        """
+        @return: whether the source is gone from the folder.
+        """
+        if outcome is None:
+            self._outbox.changed(name, self._reactor.seconds())
+            return False
+        if outcome.good and outcome.receipt is not None:
+            self._troubled = ""
+            return await self._stored(name, before, outcome.receipt.size)
+        return await self._refused(
+            name, outcome.error or TransferError("the receiver does not store durably")
+        )
+
+    async def _stored(self, name: str, before: tuple[int, ...], size: int) -> bool:
+        try:
+            gone = await deferToThread(self._folder.remove, name, before)
+        except OSError as e:
+            self._trouble(f"cannot remove {displayName(name)}: {e.strerror}")
+            gone = False
+        if gone:
+            self._sent += 1
+            self._sentBytes += size
+            self._outbox.done(name)
+            self._log.info("{name} sent {file}", name=self.name, file=displayName(name))
+        else:
+            # somebody wrote to it: it settles, and goes again
+            self._outbox.changed(name, self._reactor.seconds())
+        return gone
+
+    async def _refused(self, name: str, why: ConnpoolError) -> bool:
+        self._failed += 1
+        own = why.code in _OWN
+        if not own:
+            self._trouble(str(why))
+        if not self._outbox.failed(name, self._reactor.seconds(), own):
+            return False
+        try:
+            where = await deferToThread(self._folder.setAside, name, f"{why.code}: {why}")
+        except OSError as e:
+            self._trouble(f"cannot set {displayName(name)} aside: {e.strerror}")
+            return False
+        self._setAside += 1
+        self._outbox.done(name)
+        self._log.warn(
+            "{name} set {file} aside as {where}: {why}",
+            name=self.name,
+            file=displayName(name),
+            where=displayName(where),
+            why=str(why),
+        )
+        return True
+
+    def _trouble(self, what: str) -> None:
+        """
+        Log a reason once, not every time it comes back.
+        """
+        if what != self._troubled:
+            self._troubled = what
+            self._log.warn("{name}: {what}; trying again", name=self.name, what=what)
+
+    async def _stop(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.cancel()
+            await run
+        await super().stopService()
+        # a pool is for one life: the next start makes another
+        self.removeService(self._pooling)
+        self.pool = None
+
+    def stopService(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._stop())
+
+    def stats(self) -> OutboxStats:
+        counts = self._outbox.snapshot()
+        return OutboxStats(
+            counts["waiting"],
+            counts["sending"],
+            self._sent,
+            self._sentBytes,
+            self._failed,
+            self._setAside,
+        )
+
+
+def makeService(options: Options, reactor: Any = None) -> IService:
+    """
+    @param options: parsed.
+    @param reactor: the global one unless given.
+    """
+    if reactor is None:
+        from twisted.internet import reactor
+    return observed(options, FileSenderService(reactor, options), reactor)

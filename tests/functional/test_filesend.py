@@ -1,0 +1,238 @@
+"""
+Forwarding a folder, through real sockets and a real receiver.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.python import usage
+from zope.interface.verify import verifyObject
+
+from connpool.interfaces import IStatsSource
+from connpool.services import filerecv, filesend
+from connpool.transfer.outboxfolder import POISON, PRIVATE
+from tests.helpers.processes import TWISTD, environment
+from tests.helpers.waiting import bounded, pause, until
+
+FAST = ["--settle=0.05", "--interval=0.05"]
+
+
+def receiver(root, *argv):
+    options = filerecv.Options()
+    options.parseOptions(
+        [f"--directory={root}", "--listen=tcp:0:interface=127.0.0.1", "--allow-root", *argv]
+    )
+    return filerecv.makeService(options, reactor)
+
+
+def sender(outbox, port, *argv):
+    options = filesend.Options()
+    options.parseOptions(
+        [f"--directory={outbox}", f"--to=127.0.0.1:{port}", "--allow-root", *FAST, *argv]
+    )
+    return filesend.makeService(options, reactor)
+
+
+@pytest.fixture
+def outbox(tmp_path):
+    path = tmp_path / "outbox"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def start():
+    """
+    Start services; those that still run are stopped when the test ends.
+    """
+    running = []
+
+    def starting(service):
+        service.privilegedStartService()
+        service.startService()
+        running.append(service)
+        return service
+
+    yield starting
+    for service in reversed(running):
+        if service.running:
+            pytest_twisted.blockon(bounded(service.stopService()))
+
+
+def received(root):
+    found = {}
+    for where, _, names in os.walk(root):
+        if ".connpool" not in where:
+            for name in names:
+                path = Path(where, name)
+                found[str(path.relative_to(root))] = path.read_bytes()
+    return found
+
+
+def test_provides(outbox):
+    verifyObject(IStatsSource, sender(outbox, 1))
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatSettlesIsForwardedAndRemoved(outbox, root, start):
+    receiving = start(receiver(root))
+    files = {
+        "a.txt": b"1",
+        "d/e/报告": b"2" * 100_000,
+        "large": os.urandom(3_000_000),
+        "empty": b"",
+    }
+    for name, content in files.items():
+        (outbox / name).parent.mkdir(parents=True, exist_ok=True)
+        (outbox / name).write_bytes(content)
+    sending = start(sender(outbox, receiving.listening.getHost().port))
+    await until(lambda: sending.stats().sent == len(files))
+    assert received(root) == files
+    assert received(outbox) == {}
+    assert sending.stats().sentBytes == sum(map(len, files.values()))
+    (outbox / "later").write_bytes(b"3")
+    await until(lambda: sending.stats().sent == len(files) + 1)
+    assert received(root)["later"] == b"3"
+    assert receiving.listening.stats().accepted <= 2, "connections are reused"
+
+
+@pytest_twisted.ensureDeferred
+async def test_orMoved(tmp_path, outbox, root, start):
+    (tmp_path / "done").mkdir()
+    (outbox / "a").write_bytes(b"1")
+    receiving = start(receiver(root))
+    sending = start(
+        sender(outbox, receiving.listening.getHost().port, f"--move-to={tmp_path}/done")
+    )
+    await until(lambda: sending.stats().sent == 1)
+    assert received(tmp_path / "done") == received(root) == {"a": b"1"}
+    assert received(outbox) == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_aWriterThatAppendsAfterTheCommitLosesNothing(outbox, root, start):
+    receiving = start(receiver(root))
+    with (outbox / "log").open("wb") as writer:
+        writer.write(b"first ")
+        writer.flush()
+        sending = start(sender(outbox, receiving.listening.getHost().port))
+        await until(lambda: received(root) == {"log": b"first "})
+        await pause(0.3)
+        assert received(outbox) == {"log": b"first "}, "removed under its writer"
+        writer.write(b"second")
+    await until(lambda: sending.stats().sent == 1)
+    assert b"first second" in received(root).values()
+    assert received(outbox) == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_itWaitsForAReceiverThatIsAway(outbox, root, start):
+    receiving = start(receiver(root))
+    port = receiving.listening.getHost().port
+    await bounded(receiving.stopService())
+    for n in range(50):
+        (outbox / str(n)).write_bytes(b"%d" % n)
+    sending = start(sender(outbox, port))
+    await until(lambda: sending.stats().failed >= 100, 30)
+    assert sending.stats().setAside == 0
+    again = start(receiver(root, f"--listen=tcp:{port}:interface=127.0.0.1"))
+    await until(lambda: sending.stats().sent == 50, 60)
+    assert received(root) == {str(n): b"%d" % n for n in range(50)}
+    assert again.stats().published == 50
+
+
+@pytest_twisted.ensureDeferred
+async def test_anAbsentReceiverCostsABoundedNumberOfDials(outbox, start):
+    dials = []
+
+    class Closing(Protocol):
+        def connectionMade(self):
+            dials.append(reactor.seconds())
+            self.transport.loseConnection()
+
+    port = await bounded(
+        TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(Factory.forProtocol(Closing))
+    )
+    for n in range(200):
+        (outbox / str(n)).write_bytes(b"x")
+    sending = start(sender(outbox, port.getHost().port))
+    await until(lambda: sending.stats().failed >= 400, 60)
+    await bounded(sending.stopService())
+    assert len(dials) < 40, "dials do not grow with the files"
+    assert len(received(outbox)) == 200
+    await bounded(port.stopListening())
+
+
+@pytest_twisted.ensureDeferred
+async def test_poisonIsSetAsideAndTheRestGoes(outbox, root, start):
+    receiving = start(receiver(root, "--max-file-size=1K"))
+    (outbox / "too large").write_bytes(bytes(2000))
+    (outbox / "bad\\name").write_bytes(b"x")
+    (outbox / "good").write_bytes(b"x")
+    sending = start(sender(outbox, receiving.listening.getHost().port, "--attempts=2"))
+    await until(lambda: sending.stats().setAside == 2)
+    await until(lambda: sending.stats().sent == 1)
+    assert received(root) == {"good": b"x"}
+    aside = outbox / PRIVATE / POISON
+    assert (aside / "too large").stat().st_size == 2000
+    assert "too-large" in (aside / "too large.why").read_text()
+    assert "name-refused" in (aside / "bad\\name.why").read_text()
+
+
+@pytest_twisted.ensureDeferred
+async def test_restartsOfBothEndsLoseAndDoubleNothing(outbox, root, start):
+    files = {f"{n}": os.urandom(40_000) for n in range(60)}
+    for name, content in files.items():
+        (outbox / name).write_bytes(content)
+    receiving = start(receiver(root, "--drain-timeout=0.1"))
+    port = receiving.listening.getHost().port
+    for _ in range(3):
+        sending = start(sender(outbox, port))
+        await pause(0.15)
+        await bounded(sending.stopService())
+        await bounded(receiving.stopService())
+        receiving = start(
+            receiver(root, f"--listen=tcp:{port}:interface=127.0.0.1", "--drain-timeout=0.1")
+        )
+    start(sender(outbox, port))
+    await until(lambda: received(outbox) == {}, 60)
+    assert received(root) == files
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--directory=x"],
+        ["--to=127.0.0.1:1"],
+        ["--directory=x", "--to=nowhere"],
+        ["--directory=x", "--to=tpc:a:1"],
+        ["--directory=x", "--to=a:1", "--settle=0"],
+        ["--directory=x", "--to=a:1", "--jobs=0"],
+    ],
+)
+def test_mistakesAreOneLine(argv):
+    options = filesend.Options()
+    with pytest.raises(usage.UsageError) as caught:
+        options.parseOptions(argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_aMissingFolderIsOneLine(tmp_path):
+    ended = subprocess.run(
+        [*TWISTD, "-n", "--pidfile=", "filesend", "--allow-root", "--directory=none", "--to=a:1"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "filesend: none is not a directory; make it first\n"
