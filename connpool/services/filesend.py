@@ -23,7 +23,7 @@ from twisted.python import usage
 from zope.interface import implementer
 
 from connpool.addresses import clientEndpoint
-from connpool.errors import ConnpoolError, StartFailed, TransferError
+from connpool.errors import Cancelled, ConnpoolError, StartFailed, TransferError
 from connpool.interfaces import IStatsSource
 from connpool.pool import ConnectionPool, ConnectionPoolService
 from connpool.services.options import asCount, asDestination, asSeconds
@@ -126,6 +126,7 @@ class FileSenderService(MultiService):
         self.pool: ConnectionPool | None = None
         self._sent = self._sentBytes = self._failed = self._setAside = 0
         self._troubled = ""
+        self._stopping = False
 
     def startService(self) -> None:
         options = self._options
@@ -154,6 +155,7 @@ class FileSenderService(MultiService):
             directory=os.path.abspath(options["directory"]),
             to=options["to"],
         )
+        self._stopping = False
         self._run = Deferred.fromCoroutine(self._watch(self.pool))
         self._run.addErrback(self._ended)
 
@@ -162,11 +164,14 @@ class FileSenderService(MultiService):
             self._log.failure("{name} stopped watching", failure, name=self.name)
 
     async def _watch(self, pool: ConnectionPool) -> None:
-        while True:
+        # a sending that is cancelled reports as usual: the flag ends the loop
+        while not self._stopping:
             await self._look()
             due = self._outbox.due(self._reactor.seconds(), BATCH)
             if due:
                 await self._send(pool, due)
+            if self._stopping:
+                return
             wait = self._outbox.next(self._reactor.seconds())
             interval = self._options["interval"]
             await self._sleep(interval if wait is None else min(max(wait, 0.05), interval))
@@ -220,7 +225,7 @@ class FileSenderService(MultiService):
         """
         @return: whether the source is gone from the folder.
         """
-        if outcome is None:
+        if outcome is None or isinstance(outcome.error, Cancelled):
             self._outbox.changed(name, self._reactor.seconds())
             return False
         if outcome.good and outcome.receipt is not None:
@@ -279,6 +284,7 @@ class FileSenderService(MultiService):
 
     async def _stop(self) -> None:
         run, self._run = self._run, None
+        self._stopping = True
         if run is not None:
             run.cancel()
             await run
