@@ -4,25 +4,51 @@ The tables of metrics, written by the code when the documentation is built.
 
 from __future__ import annotations
 
-from connpool.datagram import DatagramStats
+import pkgutil
+import sys
+from importlib import import_module
+
+import attrs
+
+import connpool
 from connpool.observe import describeFields
-from connpool.observe.tcpstates import StateCounts
-from connpool.pool.stats import PoolStats
-from connpool.proxyprotocol import ProxyStats
-from connpool.services.gate import ListenerStats
-from connpool.transfer.reception import TransferStats
 
 #: The line that the tables take the place of.
 MARK = ".. metrics\n"
 
-KINDS = {
-    "transfer": ("Files received", TransferStats),
-    "listener": ("Listeners", ListenerStats),
-    "tcp": ("TCP states of a listener's connections", StateCounts),
-    "proxy": ("PROXY headers", ProxyStats),
-    "datagram": ("Datagrams", DatagramStats),
-    "pool": ("Connection pools", PoolStats),
+#: Kinds with a title of their own, in this order; others follow.
+TITLES = {
+    "transfer": "Files received",
+    "outbox": "Files sent",
+    "listener": "Listeners",
+    "tcp": "TCP states of a listener's connections",
+    "proxy": "PROXY headers",
+    "datagram": "Datagrams",
+    "pool": "Connection pools",
 }
+
+
+def snapshotClasses() -> dict[str, type]:
+    """
+    Every kind of source that there is, and what its C{stats()} returns.
+    """
+    found: dict[str, type] = {}
+    for module in pkgutil.walk_packages(connpool.__path__, "connpool."):
+        if module.name.endswith("__main__") or ".testing" in module.name:
+            continue
+        for source in vars(import_module(module.name)).values():
+            kind = getattr(source, "kind", None)
+            stats = getattr(source, "stats", None)
+            if not (isinstance(source, type) and isinstance(kind, str) and callable(stats)):
+                continue
+            name = str(stats.__annotations__.get("return"))
+            returned = getattr(sys.modules[stats.__module__], name, None)
+            if isinstance(returned, type) and attrs.has(returned):
+                found[kind] = returned
+            else:
+                found.setdefault(kind, type(None))
+    order = [*TITLES, *sorted(set(found) - set(TITLES))]
+    return {kind: found[kind] for kind in order if kind in found}
 
 
 def tables() -> str:
@@ -30,7 +56,8 @@ def tables() -> str:
     One for each kind.
     """
     lines = []
-    for kind, (title, snapshotClass) in KINDS.items():
+    for kind, snapshotClass in snapshotClasses().items():
+        title = TITLES.get(kind, kind.capitalize())
         lines += ["", title, "^" * len(title), "", ".. list-table::", "   :header-rows: 1"]
         lines += ["   :widths: 50 12 38", "", "   * - Metric", "     - Type", "     - Meaning"]
         for field in describeFields(kind, snapshotClass):
@@ -44,4 +71,5 @@ def insert(_app: object, _name: str, source: list[str]) -> None:
     """
     Sphinx's C{source-read} event.
     """
-    source[0] = source[0].replace(MARK, tables())
+    if MARK in source[0]:
+        source[0] = source[0].replace(MARK, tables())
