@@ -106,6 +106,7 @@ class ProxiedConnection:
         self._receive: Any = self._discard
         self._held = b""
         self._paused = False
+        self._ended = False
         self._handshaken = False
         self._timer: Any = None
 
@@ -244,7 +245,7 @@ class ProxiedConnection:
         Bytes that the transport has handed out already: the application may
         have paused or closed since.
         """
-        if not data or self._inner is None or getattr(self.transport, "disconnecting", False):
+        if not data or self._inner is None or self._ended:
             return
         if self._paused:
             self._held = data
@@ -313,6 +314,14 @@ class ProxiedConnection:
 
     def writeSequence(self, data: list[bytes]) -> None:
         self.transport.writeSequence(data)
+
+    def loseConnection(self) -> None:
+        self._ended = True
+        self.transport.loseConnection()
+
+    def abortConnection(self) -> None:
+        self._ended = True
+        self.transport.abortConnection()
 
     def pauseProducing(self) -> None:
         self._paused = True

@@ -482,12 +482,12 @@ def test_pausedAgainAndGone():
     assert transport.producerState == "paused"
 
 
-class Closing(Application):
-    def connectionMade(self):
-        self.transport.loseConnection()
+@pytest.mark.parametrize("close", ["loseConnection", "abortConnection"])
+def test_nothingAfterTheApplicationClosed(close):
+    class Closing(Application):
+        def connectionMade(self):
+            getattr(self.transport, close)()
 
-
-def test_nothingAfterTheApplicationClosed():
     site = Site(build=Closing)
     connection, _ = site.connect()
     connection.dataReceived(LINE + b"early")
