@@ -12,18 +12,27 @@ from connpool.observe.sources import Reading, findTransfers, findTroubles, readS
 if TYPE_CHECKING:
     from connpool.observe.metrics import StatsCollector, makeRegistry
     from connpool.observe.site import makeSite
+    from connpool.observe.tcpstates import State, StateCounts, countStates
+    from connpool.observe.tcpstates_read import TCPInfo, TCPStates, readSockets, tcpInfo
 
 __all__ = [
     "Field",
     "Protection",
     "Reading",
+    "State",
+    "StateCounts",
     "StatsCollector",
+    "TCPInfo",
+    "TCPStates",
+    "countStates",
     "describeFields",
     "findTransfers",
     "findTroubles",
     "makeRegistry",
     "makeSite",
+    "readSockets",
     "readSources",
+    "tcpInfo",
 ]
 
 #: Imported when first asked for: a command that reads TCP states should not
@@ -32,6 +41,13 @@ _LATER = {
     "StatsCollector": "connpool.observe.metrics",
     "makeRegistry": "connpool.observe.metrics",
     "makeSite": "connpool.observe.site",
+    "State": "connpool.observe.tcpstates",
+    "StateCounts": "connpool.observe.tcpstates",
+    "TCPInfo": "connpool.observe.tcpstates_read",
+    "TCPStates": "connpool.observe.tcpstates_read",
+    "countStates": "connpool.observe.tcpstates",
+    "readSockets": "connpool.observe.tcpstates_read",
+    "tcpInfo": "connpool.observe.tcpstates_read",
 }
 
 
