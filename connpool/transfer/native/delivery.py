@@ -148,7 +148,7 @@ class Delivery:
         except ProtocolError:
             raise
         except TransferError as e:
-            self.fail(e)
+            self._storeFailed(e)
             return None
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
@@ -212,6 +212,9 @@ class Delivery:
         if self._ending:
             return
         upload = self._upload
+        if upload is not None:
+            # also when nothing comes any more
+            upload.checkpoint()
         message = (
             Progress("receive", 0, "disk")
             if upload is None
@@ -303,7 +306,7 @@ class Delivery:
         self._session.send(encode(Type.REPAIR, self._number, Repair(), len(wire)), wire)
 
     def _storeFailed(self, why: TransferError) -> None:
-        # an I/O error: what is held is not to be trusted
+        # after an I/O error what is held is not to be trusted; a full disk is none
         self.fail(why, keep=why.retryable)
 
 

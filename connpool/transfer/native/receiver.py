@@ -80,7 +80,7 @@ __all__ = ["NativeReceiver", "ReceiverSession"]
 HELLO_TIMEOUT = 10.0
 AUTH_TIMEOUT = 30.0
 #: Seconds between PROGRESS frames.
-PROGRESS_INTERVAL = 2.0
+PROGRESS_INTERVAL = 1.0
 #: Bytes of a file that may come by PUT.
 SMALL_FILE = 256 * 1024
 #: PUTs being stored, at most, before we stop reading.

@@ -95,7 +95,7 @@ class Upload:
         ]
         for block in blocks:
             # the store may have dropped a part of it only
-            self.incoming.partial.discard(*board.span(block))
+            self._discard(*board.span(block))
         if blocks and self._open:
             self._repair(blocks)
         idle, self._idle = self._idle, []
@@ -174,6 +174,9 @@ class Upload:
         try:
             written = self.incoming.write(offset, piece)
         except BaseException:
+            # not written, so never complete
+            arrival.next = offset
+            arrival.dropped = True
             self._done(arrival)
             raise
         hashing = self._hashing.get(lane)
@@ -222,8 +225,7 @@ class Upload:
             idle, self._idle = self._idle, []
             for d in idle:
                 d.callback(None)
-        if self._open:
-            self._maybeCheckpoint()
+        self.checkpoint()
 
     def _decide(self, arrival: Arrival) -> None:
         right = self.board.finish(arrival, arrival.hasher.digest())
@@ -233,11 +235,21 @@ class Upload:
             self._wrong([arrival.block])
 
     def _verified(self, block: int) -> None:
-        self.incoming.partial.record(block, self.board.verified[block])
+        try:
+            self.incoming.partial.record(block, self.board.verified[block])
+        except TransferError:
+            self._storeFailed(Failure())
+
+    def _discard(self, start: int, end: int) -> None:
+        try:
+            self.incoming.partial.discard(start, end)
+        except TransferError:
+            # it failed before: nothing of it will be trusted
+            self._storeFailed(Failure())
 
     def _wrong(self, blocks: list[int]) -> None:
         for block in blocks:
-            self.incoming.partial.discard(*self.board.span(block))
+            self._discard(*self.board.span(block))
         if self._open:
             self._repair(blocks)
 
@@ -245,13 +257,15 @@ class Upload:
         del self.board.arriving[arrival.block]
         start = arrival.block * self.board.blockSize
         if arrival.next > start:
-            self.incoming.partial.discard(start, arrival.next)
+            self._discard(start, arrival.next)
 
     def _drop(self, arrivals: list[Arrival]) -> None:
         """
-        These blocks will not be finished.
+        Of these blocks, those that are not complete will not be finished.
         """
         for arrival in arrivals:
+            if arrival.next == arrival.end and arrival.busy:
+                continue  # all of it came, and is being hashed
             arrival.dropped = True
             if not arrival.busy:
                 self._forget(arrival)
@@ -283,7 +297,7 @@ class Upload:
             return
         for block in blocks:
             if self.board.revoke(block):
-                self.incoming.partial.discard(*self.board.span(block))
+                self._discard(*self.board.span(block))
 
     def laneLost(self, lane: Any) -> None:
         """
@@ -326,7 +340,7 @@ class Upload:
             for block in list(board.computed):
                 # complete, but the sender never told its digest
                 board.computed.pop(block)
-                self.incoming.partial.discard(*board.span(block))
+                self._discard(*board.span(block))
             self.phase = "receive"
             self._repair(missing)
             return None
@@ -396,7 +410,12 @@ class Upload:
 
     # -- checkpoints
 
-    def _maybeCheckpoint(self) -> None:
+    def checkpoint(self) -> None:
+        """
+        Make what came since the last checkpoint safe, if one is due.
+        """
+        if not self._open:
+            return
         grown = self.incoming.received - self._since
         if self._checking is None and (
             grown >= CHECKPOINT_BYTES

@@ -4,7 +4,9 @@ second of waiting for them more than the deadlines say, nothing left behind.
 """
 
 import pytest
+from twisted.internet.defer import fail
 
+from connpool.errors import StoreError
 from connpool.transfer.native import receiver
 from connpool.transfer.native.frames import HEADER, MAX_RUN, PREAMBLE, Type
 from connpool.transfer.native.messages import (
@@ -21,6 +23,7 @@ from connpool.transfer.native.messages import (
     encode,
 )
 from connpool.transfer.reception import Policy
+from connpool.transfer.stores import MemoryStore
 from tests.transfer.hostile import CORPUS
 from tests.transfer.native.raw import connect
 from tests.transfer.native.wire import World
@@ -478,3 +481,71 @@ def test_runsAreBounded(world):
     client.transport.write(HEADER.pack(Type.DATA, 0, 2, 1, MAX_RUN + 1) + b"\x91\x00")
     world.pump()
     refused(client)
+
+
+# -- stores in trouble -----------------------------------------------------------------------
+
+
+def test_aFullStore(tmp_path):
+    """
+    One file is refused, the session goes on, what is there is kept.
+    """
+    store = MemoryStore(capacity=10_000)
+    world = World(tmp_path / "state", Policy(), store=store)
+    client = connect(world).greet().offer(1, size=20_000, resumeKey=b"k" * 32)
+    client.data(1, 0, bytes(3 * BLOCK)).data(1, 3 * BLOCK, bytes(4))
+    assert client.last(Type.REJECT).code == "no-space"
+    assert client.last(Type.REJECT).retryable
+    assert client.put(2, b"a", b"x").last()
+    client.transport.loseConnection()
+    world.pump()
+    assert not store.files.get("f")
+    world.close()
+
+
+class Failing:
+    """
+    A partial whose disk breaks after some writes, at once or later.
+    """
+
+    def __init__(self, partial, writes, later):
+        self._partial = partial
+        self._writes = writes
+        self._later = later
+        self._broken = False
+
+    def __getattr__(self, name):
+        if self._broken and name in {"record", "discard"}:
+            raise StoreError("it broke before")
+        return getattr(self._partial, name)
+
+    def write(self, offset, data):
+        self._writes -= 1
+        if self._writes < 0:
+            self._broken = True
+            if self._later:
+                return fail(StoreError("the disk broke"))
+            raise StoreError("the disk broke")
+        return self._partial.write(offset, data)
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_aBrokenStore(tmp_path, later, writes):
+    world = World(tmp_path / "state", Policy())
+    original = world.store.open
+    world.store.open = lambda offer: original(offer).addCallback(Failing, writes, later)
+    content = bytes(2 * BLOCK)
+    client = connect(world).greet().offer(1, resumeKey=b"k" * 32)
+    client.digests(1, 0, content[:BLOCK], content[BLOCK:])
+    for at in range(0, len(content), 2048):
+        client.data(1, at, content[at : at + 2048])
+    client.commit(1, content)
+    assert client.last(Type.REJECT).code == "store-error"
+    assert client.put(2, b"a", b"x").last(Type.ACK)
+    assert list(world.store.files) == ["a"]
+    client.transport.loseConnection()
+    world.pump()
+    # an I/O error poisons the partial
+    assert not world.store._partials
+    world.close()
