@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from zope.interface import implementer
 
 from connpool.addresses import clientEndpoint
 from connpool.errors import Cancelled, ConnpoolError, StartFailed, TransferError
-from connpool.interfaces import IStatsSource
+from connpool.interfaces import ILiveTransfers, IStatsSource
 from connpool.pool import ConnectionPool, ConnectionPoolService
 from connpool.services.options import asCount, asDestination, asSeconds
 from connpool.services.starting import failStart
@@ -34,6 +35,7 @@ from connpool.transfer.names import displayName
 from connpool.transfer.native.sender import SessionFactory, hello
 from connpool.transfer.outbox import Outbox
 from connpool.transfer.outboxfolder import OutboxFolder
+from connpool.transfer.records import LiveTransfer, Receipt
 from connpool.transfer.sending import FileOutcome, Retry, sendFiles
 from connpool.transfer.walking import Found
 
@@ -105,7 +107,7 @@ class OutboxStats:
     setAside: int = 0
 
 
-@implementer(IStatsSource)
+@implementer(IStatsSource, ILiveTransfers)
 class FileSenderService(MultiService):
     """
     @param endpoint: where the receiver is.
@@ -126,6 +128,7 @@ class FileSenderService(MultiService):
         self.pool: ConnectionPool | None = None
         self._sent = self._sentBytes = self._failed = self._setAside = 0
         self._troubled = ""
+        self._sending: Any = None
         self._stopping = False
 
     def startService(self) -> None:
@@ -212,8 +215,10 @@ class FileSenderService(MultiService):
                 answered=lambda outcome: outcomes.setdefault(outcome.path[prefix:], outcome),
                 pool=pool,
                 jobs=self._options["jobs"],
+                begun=partial(setattr, self, "_sending"),
             )
         finally:
+            self._sending = None
             # what was answered counts, also when a stop cut this short
             gone = [await self._answered(name, before[name], outcomes.get(name)) for name in names]
             run.end(all(gone))
@@ -230,12 +235,12 @@ class FileSenderService(MultiService):
             return False
         if outcome.good and outcome.receipt is not None:
             self._troubled = ""
-            return await self._stored(name, before, outcome.receipt.size)
+            return await self._stored(name, before, outcome.receipt)
         return await self._refused(
             name, outcome.error or TransferError("the receiver does not store durably")
         )
 
-    async def _stored(self, name: str, before: tuple[int, ...], size: int) -> bool:
+    async def _stored(self, name: str, before: tuple[int, ...], receipt: Receipt) -> bool:
         try:
             gone = await deferToThread(self._folder.remove, name, before)
         except OSError as e:
@@ -243,9 +248,14 @@ class FileSenderService(MultiService):
             gone = False
         if gone:
             self._sent += 1
-            self._sentBytes += size
+            self._sentBytes += receipt.size
             self._outbox.done(name)
-            self._log.info("{name} sent {file}", name=self.name, file=displayName(name))
+            self._log.info(
+                "{name} sent {file}, id {id}",
+                name=self.name,
+                file=displayName(name),
+                id=receipt.transferId,
+            )
         else:
             # somebody wrote to it: it settles, and goes again
             self._outbox.changed(name, self._reactor.seconds())
@@ -295,6 +305,9 @@ class FileSenderService(MultiService):
 
     def stopService(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._stop())
+
+    def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
+        return () if self._sending is None else self._sending.liveTransfers(limit)
 
     def stats(self) -> OutboxStats:
         counts = self._outbox.snapshot()

@@ -38,8 +38,7 @@ class StatusOptions(ServiceOptions):
 
     def opt_status(self, endpoint: str) -> None:
         """
-        Serve metrics, health and a status page here, for example
-        tcp:8690:interface=127.0.0.1 or unix:/run/connpool/status.
+        Serve metrics, health and a page here: tcp:8690:interface=127.0.0.1.
         """
         self["status"] = endpoint
 
@@ -51,15 +50,13 @@ class StatusOptions(ServiceOptions):
 
     def opt_status_auth(self, checker: str) -> None:
         """
-        Ask for a name and password: file:PATH or another checker that twistd
-        web --help-auth lists.
+        Ask for a name and password: file:PATH (lines of name:password).
         """
         self["status-auth"] = checker
 
     def opt_status_host(self, name: str) -> None:
         """
-        A name under which they are asked for, beside addresses, localhost and
-        this machine's own (repeatable).
+        Another name under which this machine is asked for them (repeatable).
         """
         self.collect("status-host", name)
 

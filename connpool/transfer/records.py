@@ -115,7 +115,7 @@ class LiveTransfer:
     @ivar direction: C{in} or C{out}.
     @ivar protocol: C{classic}, C{native}, …
     @ivar size: bytes, or L{None} if not known before the end.
-    @ivar done: bytes of it that are at the receiver.
+    @ivar done: bytes received, or on the way out, sent; what was held before included.
     @ivar phase: C{moving} its bytes, or C{publishing}.
     @ivar slowedBy: what is waited for now: C{peer} or C{disk}.
     """

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -21,6 +22,7 @@ from twisted.internet import task
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from connpool.errors import (
     Cancelled,
@@ -29,6 +31,7 @@ from connpool.errors import (
     SourceError,
     TransferError,
 )
+from connpool.interfaces import ILiveTransfers
 from connpool.transfer.keys import HeldRun, SenderKeys
 from connpool.transfer.names import displayName
 from connpool.transfer.native.hashing import InThread, inThread
@@ -36,7 +39,7 @@ from connpool.transfer.native.messages import Ack, Receipting
 from connpool.transfer.native.sender import Credentials, SenderSession, SessionFactory, hello
 from connpool.transfer.native.transmission import Asked, Transmission
 from connpool.transfer.native.work import Job, WorkList
-from connpool.transfer.records import DURABILITIES, Receipt
+from connpool.transfer.records import DURABILITIES, LiveTransfer, Receipt
 from connpool.transfer.walking import STDIN, Found, walk
 
 __all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "dialled", "pooled", "sendFiles"]
@@ -191,6 +194,7 @@ def pooled(pool: Any) -> Any:
     return _Pooled(pool)
 
 
+@implementer(ILiveTransfers)
 class Sending:
     """
     @param connections: has C{open()}; see L{sendFiles}.
@@ -230,6 +234,9 @@ class Sending:
         self._transmission: Transmission | None = None
         self._cancelled = False
         self._reached = False
+        self._destination = destination
+        #: large files begun and not answered, to bytes sent or held
+        self._moving: dict[Job, int] = {}
         self.report = SendReport()
 
     @property
@@ -340,6 +347,23 @@ class Sending:
             return True
         return self._transmission is not None and self._transmission.drop(path)
 
+    def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
+        return tuple(
+            LiveTransfer(
+                transferId=job.transferId.hex(),
+                name=displayName(job.name),
+                peer=displayName(self._destination),
+                direction="out",
+                protocol="native",
+                size=job.size,
+                # what was damaged is sent again, and counted again
+                done=done if job.size is None else min(done, job.size),
+                phase="publishing" if job.size is not None and done >= job.size else "moving",
+                slowedBy=self.report.slow or "peer",
+            )
+            for job, done in islice(self._moving.items(), limit)
+        )
+
     # -- told by the transmission
 
     def stored(
@@ -394,6 +418,7 @@ class Sending:
         if job.status is None or job.status.st_size > count:
             name = displayName(job.name)
             self.report.open[name] = self.report.open.get(name, 0) + count
+            self._moving[job] = self._moving.get(job, 0) + count
 
     def resumed(self, job: Job, count: int) -> None:
         """
@@ -401,6 +426,7 @@ class Sending:
         """
         self.report.resumedBytes += count
         self.report.open[displayName(job.name)] = count
+        self._moving[job] = count
 
     def phase(self, job: Job, phase: str, slow: str) -> None:
         """
@@ -411,6 +437,7 @@ class Sending:
     def _outcome(self, job: Job, **what: Any) -> None:
         name = displayName(job.name or job.path)
         self.report.open.pop(name, None)
+        self._moving.pop(job, None)
         outcome = FileOutcome(job.path, name, asked=self._asked.durability, **what)
         self.report.outcomes.append(outcome)
         self._answered(outcome)
@@ -432,6 +459,7 @@ def sendFiles(
     answered: Callable[[FileOutcome], Any] | None = None,
     pool: Any = None,
     jobs: int = 1,
+    begun: Callable[[Sending], Any] | None = None,
 ) -> Deferred[SendReport]:
     """
     Send files, directories and (C{-}) standard input to a receiver.
@@ -447,6 +475,7 @@ def sendFiles(
     @param pool: any L{IConnectionPool} over C{SessionFactory} with C{prepare=hello}, used
         instead of C{endpoint}, for C{jobs} above 1.
     @param jobs: connections a large file may use at once.
+    @param begun: called first, with an L{ILiveTransfers} of what is under way.
     @return: fires with the report, also when files failed.  Cancelling it stops
         sending; the receiver keeps what can be resumed.
     """
@@ -465,6 +494,8 @@ def sendFiles(
         answered=answered,
         jobs=jobs,
     )
+    if begun is not None:
+        begun(sending)
     running = Deferred.fromCoroutine(sending.send())
 
     def cancel(_: Any) -> None:

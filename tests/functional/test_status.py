@@ -188,6 +188,25 @@ def test_oneIdFromTheClientToTheHook(tmp_path, root):
     assert logged["receipt"]["integrity"] == "verified"
 
 
+def test_theSenderSaysTheSameId(tmp_path, root):
+    outbox = tmp_path / "outbox"
+    outbox.mkdir()
+    listen = ["filerecv", f"--directory={root}", f"--listen={LOOPBACK}"]
+    with twistd(*listen, cwd=tmp_path) as receiver:
+        to = receiver.waitFor(r"connpool send --to (127\.0\.0\.1:\d+)")[1]
+        watch = [f"--directory={outbox}", f"--to={to}", "--settle=0.1", "--interval=0.1"]
+        with twistd("filesend", *watch, f"--status={LOOPBACK}", cwd=tmp_path) as sender:
+            port = statusPort(sender)
+            (outbox / "x").write_text("hello")
+            transferId = sender.waitFor(r"filesend sent x, id (\w{32})")[1]
+            text = get(port, "/metrics")[1]
+            assert get(port, "/readyz") == (200, "ready\n")
+        receiver.waitFor(rf"received x .*id {transferId}")
+    assert sample(text, 'connpool_outbox_sent_total{name="filesend"}') == 1
+    assert sample(text, 'connpool_outbox_sent_bytes_total{name="filesend"}') == 5
+    assert sample(text, 'connpool_pool_dials_total{name="filesend"}') == 1
+
+
 def test_aPasswordInsideTls(tmp_path, root):
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")

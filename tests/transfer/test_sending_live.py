@@ -1,0 +1,53 @@
+"""
+What a sending shows of itself.
+"""
+
+import os
+
+import pytest
+from zope.interface.verify import verifyObject
+
+from connpool.errors import SourceError
+from connpool.interfaces import ILiveTransfers
+from connpool.transfer.keys import SenderKeys
+from connpool.transfer.native.work import Job
+from connpool.transfer.sending import Sending
+
+
+@pytest.fixture
+def sending(tmp_path):
+    return Sending(None, None, [], "host:1", keys=SenderKeys(tmp_path), run=lambda *_: None)
+
+
+def job(name, size):
+    made = Job(name, name.encode())
+    if size is not None:
+        made.status = os.stat_result((0, 0, 0, 0, 0, 0, size, 0, 0, 0))
+    return made
+
+
+def test_provides(sending):
+    verifyObject(ILiveTransfers, sending)
+
+
+def test_largeFilesAreShownUntilTheyAreAnswered(sending):
+    first, small, stream = job("a\u202eb", 1000), job("small", 10), job("stdin", None)
+    sending.resumed(first, 300)
+    sending.sent(first, 200)
+    sending.sent(small, 10)
+    sending.sent(stream, 77)
+    shown = sending.liveTransfers(10)
+    assert [(each.name, each.size, each.done) for each in shown] == [
+        ("a\\u202eb", 1000, 500),
+        ("stdin", None, 77),
+    ]
+    live = shown[0]
+    assert (live.transferId, live.peer) == (first.transferId.hex(), "host:1")
+    assert (live.direction, live.phase, live.slowedBy) == ("out", "moving", "peer")
+    assert len(sending.liveTransfers(1)) == 1
+    sending.phase(first, "publish", "disk")
+    sending.sent(first, 900)
+    live = sending.liveTransfers(10)[0]
+    assert (live.done, live.phase, live.slowedBy) == (1000, "publishing", "disk")
+    sending.failed(first, SourceError("gone"))
+    assert [each.name for each in sending.liveTransfers(10)] == ["stdin"]
