@@ -6,7 +6,7 @@ The contract is here; implementations do not repeat it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "IDatagramResponderFactory",
     "IDrainable",
     "IFileStore",
+    "IFileStoreFactory",
     "ILease",
     "ILiveTransfers",
     "IPartial",
@@ -558,6 +559,27 @@ class IFileStore(Interface):
     def close() -> Deferred[None]:
         """
         Let go of every descriptor; partials in use are suspended.
+        """
+
+
+class IFileStoreFactory(Interface):
+    """
+    A plugin that makes stores: C{--store NAME[:ARGUMENTS]}.
+    """
+
+    name: str = Attribute("The word that chooses it.")
+    description: str = Attribute("One line for operators.")
+
+    def make(arguments: str) -> Callable[[Any], IFileStore]:
+        """
+        Called while options are read, perhaps as root and only to check them:
+        opens nothing.
+
+        @param arguments: what follows the first colon; empty for nothing.
+        @return: opens the store when the service starts; called with the
+            reactor.  It may raise L{connpool.errors.StartFailed}.
+        @raise ValueError: for arguments it cannot use; its text is one line and
+            names the remedy.
         """
 
 

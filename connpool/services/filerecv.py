@@ -18,7 +18,6 @@ from connpool.addresses import clientOf
 from connpool.errors import NameRefused, StartFailed, Unsupported
 from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
 from connpool.services.gate import Access
-from connpool.services.listeners import makeListener
 from connpool.services.listening import ListeningService, placeOf
 from connpool.services.options import (
     AccessOptions,
@@ -29,6 +28,7 @@ from connpool.services.options import (
 )
 from connpool.services.starting import failStart
 from connpool.services.status import StatusOptions, observed
+from connpool.services.thirdparty import makeListener, makeStore
 from connpool.transfer.classic import ClassicReceiver, ClassicRefusal
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.frontdoor import Door, FrontDoorFactory
@@ -46,6 +46,13 @@ __all__ = ["DEFAULT_DIRECTORY", "FileReceiverService", "Options", "makeService"]
 DEFAULT_DIRECTORY = "received"
 
 
+#: What only the local store understands.
+_LOCAL = (
+    *("directory", "file-mode", "dir-mode", "keep-exec"),
+    *("quota", "min-free", "keep-partials"),
+)
+
+
 class Options(StatusOptions, AccessOptions):
     pluginName = "filerecv"
     synopsis = "[options]"
@@ -57,6 +64,7 @@ class Options(StatusOptions, AccessOptions):
 
     optParameters = [
         ["directory", None, None, "Existing directory to store files in [default: ./received]"],
+        ["store", None, None, "Store files with an installed plugin: NAME or NAME:ARGUMENTS"],
         ["if-exists", None, "rename", "When a name is taken: rename, replace, refuse or skip"],
         ["names", None, "portable", "Names taken: portable (also to Windows) or posix"],
         ["digests", None, "blake3,sha256", "Block digests, preferred first; also: xxh3"],
@@ -106,6 +114,8 @@ class Options(StatusOptions, AccessOptions):
         self.convert("listener", lambda texts: [makeListener(text) for text in texts])
         self.setdefault("classic-from", [])
         self.convert("classic-from", asNetworks)
+        if self["store"] is not None:
+            self._chooseStore()
         self.choice("if-exists", IF_EXISTS)
         self.choice("names", PROFILES)
         self.convert("digests", _digests)
@@ -131,11 +141,23 @@ class Options(StatusOptions, AccessOptions):
                     "say who may send with --allow CIDR (or --allow any), or add "
                     "interface=127.0.0.1"
                 )
-        if self["quota"] is None and any(not net.prefixlen for net in self["allow"].networks):
+        if (
+            self["store"] is None
+            and self["quota"] is None
+            and any(not net.prefixlen for net in self["allow"].networks)
+        ):
             raise usage.UsageError(
                 "--allow any lets everybody fill the disk; say how much one sender's unfinished "
                 "transfers may take with --quota SIZE"
             )
+
+    def _chooseStore(self) -> None:
+        for name in _LOCAL:
+            if self[name] != self.defaults[name]:
+                raise usage.UsageError(f"--{name} is about the local store; not with --store")
+        # without the arguments, which are nobody else's business
+        self.storeName = self["store"].partition(":")[0]
+        self.convert("store", makeStore)
 
     def _checkSuffix(self) -> None:
         try:
@@ -212,23 +234,27 @@ class FileReceiverService(MultiService):
         places = [placeOf(host) for host in self.listening.getHosts()]
         to = next((place for place in places if ":" in place), "HOST:PORT")
         self._log.info(
-            "{name} listens on {places}, files go to {directory}; send one with: "
+            "{name} listens on {places}, files go to {where}; send one with: "
             "connpool send --to {to} FILE",
             name=self.name,
             places=", ".join(places),
-            directory=os.path.abspath(options["directory"]),
+            where=f"the store {options.storeName}"
+            if options["store"]
+            else os.path.abspath(options["directory"]),
             to=to,
         )
 
     def _openStore(self) -> IFileStore:
         options = self._options
         directory = options["directory"]
-        if self._options.createDirectory:
+        if options["store"] is None and options.createDirectory:
             try:
                 os.makedirs(directory, mode=0o750, exist_ok=True)
             except OSError as e:
                 failStart(f"{self.name}: cannot make the directory {directory}: {e.strerror}")
         try:
+            if options["store"] is not None:
+                return options["store"](self._reactor)  # type: ignore[no-any-return]
             return LocalStore(
                 self._reactor,
                 directory,

@@ -3,6 +3,7 @@ The examples run as they stand, on ports of the system's choosing.
 """
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -54,6 +55,48 @@ def test_aListenerOfOnesOwn(tmp_path):
     with twistd("filerecv", listen, "--listener=ledger", cwd=tmp_path, PYTHONPATH=path) as program:
         program.waitFor("filerecv: --listener: ledger: which file")
         assert program.process.wait(20) == 1
+
+
+def test_aStoreOfOnesOwn(tmp_path):
+    shutil.copytree(CHECKOUT / "examples/store", tmp_path / "plugins")
+    (tmp_path / "file").write_text("hello")
+    (tmp_path / "files").mkdir()
+    path = f"{CHECKOUT}:{tmp_path}/plugins"
+    listen = "--listen=tcp:0:interface=127.0.0.1"
+    with twistd(
+        "filerecv", listen, "--store=dated:files", cwd=tmp_path, PYTHONPATH=path
+    ) as program:
+        place = program.waitFor(r"listens on (\S+), files go to the store dated;")[1]
+        for protocol, code in (("classic", 9), ("native", 0)):
+            sent = connpool(
+                *("send", f"--protocol={protocol}", f"--to={place}", tmp_path / "file"),
+                XDG_STATE_HOME=str(tmp_path),
+            )
+            assert sent.returncode == code, sent.stderr
+        assert "1 were there already" in sent.stderr
+        program.stop()
+        assert "Traceback" not in program.output
+    (stored,) = (tmp_path / "files").glob("20*/*")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/file", str(stored.relative_to(tmp_path / "files")))
+    assert stored.read_text() == "hello"
+    with twistd("filerecv", listen, "--store=dated:none", cwd=tmp_path, PYTHONPATH=path) as program:
+        program.waitFor("filerecv: .*none")
+        assert program.process.wait(20) == 1
+        assert "Traceback" not in program.output
+
+
+def test_aResponderOfOnesOwn(tmp_path):
+    shutil.copytree(CHECKOUT / "examples/responder", tmp_path / "plugins")
+    with twistd(
+        *("udpecho", "--listen=udp:0:interface=127.0.0.1", "--protocol=reverse"),
+        cwd=tmp_path,
+        PYTHONPATH=f"{CHECKOUT}:{tmp_path}/plugins",
+    ) as program:
+        port = int(program.waitFor(r"answers on 127.0.0.1:(\d+)")[1])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(10)
+            client.sendto(b"stressed", ("127.0.0.1", port))
+            assert client.recv(100) == b"desserts"
 
 
 def test_aProgramOfOnesOwn(tmp_path):

@@ -3,9 +3,9 @@ from twisted.python import usage
 from zope.interface import implementer
 
 from connpool.interfaces import ITransferListenerFactory
-from connpool.services import listeners
+from connpool.services import thirdparty
 from connpool.services.filerecv import Options
-from connpool.services.listeners import makeListener
+from connpool.services.thirdparty import makeListener, makeStore
 
 
 @implementer(ITransferListenerFactory)
@@ -21,7 +21,7 @@ class Factory:
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch):
-    monkeypatch.setattr(listeners, "getPlugins", lambda interface: [Factory()])
+    monkeypatch.setattr(thirdparty, "getPlugins", lambda interface: [Factory()])
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,33 @@ def test_severalInOrder():
     assert options["listener"] == [("told", "1"), ("told", "2")]
 
 
+def test_aStoreByName():
+    options = Options()
+    options.parseOptions(["--store=told:x"])
+    assert options["store"] == ("told", "x") == makeStore("told:x")
+    assert options.storeName == "told"
+    options = Options()
+    options.parseOptions([])
+    assert options["store"] is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--store=tolled"], "--store: no store is called 'tolled'; there are: told"),
+        (["--store=told:no"], "--store: told: not no; write yes"),
+        (["--store=told", "--directory=x"], "--directory is about the local store"),
+        (["--store=told", "--quota=1G"], "--quota is about the local store"),
+        (["--store=told", "--keep-exec"], "--keep-exec is about the local store"),
+        (["--store=told", "--file-mode=0600"], "--file-mode is about the local store"),
+    ],
+)
+def test_mistakesAboutStores(argv, says):
+    with pytest.raises(usage.UsageError, match=says):
+        Options().parseOptions(argv)
+
+
 def test_noneInstalled(monkeypatch):
-    monkeypatch.setattr(listeners, "getPlugins", lambda interface: [])
+    monkeypatch.setattr(thirdparty, "getPlugins", lambda interface: [])
     with pytest.raises(ValueError, match="none is installed; see docs"):
         makeListener("told")
