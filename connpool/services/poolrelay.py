@@ -382,7 +382,10 @@ class RelayService(MultiService):
             )
         if self._secured is not None:
             endpoint = type(self._secured)(endpoint, self._secured._wrapperFactory)
-        return endpoint.connect(Factory.forProtocol(_Upstream))
+        factory = Factory.forProtocol(_Upstream)
+        # else two lines in the log for each dial
+        factory.noisy = False
+        return endpoint.connect(factory)
 
     def startService(self) -> None:
         super().startService()

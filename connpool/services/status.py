@@ -26,8 +26,8 @@ __all__ = ["MOST_CONNECTIONS", "ObservedService", "StatusOptions", "observed"]
 
 #: Connections to a status listener at once, and from one address: who holds
 #: many open shuts nobody else out.
-MOST_CONNECTIONS = 64
-MOST_PER_ADDRESS = 16
+MOST_CONNECTIONS = 128
+MOST_PER_ADDRESS = 64
 
 
 class StatusOptions(ServiceOptions):

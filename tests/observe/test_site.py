@@ -174,7 +174,7 @@ def basic(user, password):
 
 @pytest.fixture
 def protection(monkeypatch):
-    monkeypatch.setattr(connpool.observe.site, "WRONG_PASSWORD_DELAY", 0.05)
+    monkeypatch.setattr(connpool.observe.site, "WRONG_PASSWORD_DELAY", 0.01)
     checker = InMemoryUsernamePasswordDatabaseDontUse(watcher=b"s3cret")
     return Protection(checker=checker)
 
