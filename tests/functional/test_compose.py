@@ -6,12 +6,11 @@ import ftplib
 import io
 import re
 import socket
-import subprocess
 import urllib.request
 
 import pytest
 
-from tests.helpers.processes import CHECKOUT, TWIST, TWISTD, environment, goes, twistd
+from tests.helpers.processes import CHECKOUT, TWIST, TWISTD, finished, goes, twistd
 
 
 @pytest.fixture
@@ -89,15 +88,7 @@ def test_fiveInOneProcess(tmp_path, port, example):
 
 
 def run(command, tmp_path, *words):
-    return subprocess.run(
-        [*command, "compose", *words],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-        env=environment(),
-    )
+    return finished(*command, "compose", *words, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("command", [[*TWISTD, "-n", "--pidfile="], TWISTD, TWIST])

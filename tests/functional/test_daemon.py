@@ -20,7 +20,7 @@ import pytest
 import trustme
 
 from tests.helpers.notifysocket import NotifySocket
-from tests.helpers.processes import CHECKOUT, TWIST, TWISTD, connpool, environment, running, twistd
+from tests.helpers.processes import CHECKOUT, TWIST, TWISTD, connpool, finished, running, twistd
 
 LISTEN = "--listen=tcp:0:interface=127.0.0.1"
 LISTENS = r"listens on 127\.0\.0\.1:(\d+)"
@@ -205,15 +205,7 @@ def test_aSocketThatWasNotPassedIsOneLine(tmp_path):
 @pytest.mark.parametrize("plugin", ["filerecv", "udpecho"])
 def test_notAsRootByAccident(tmp_path, command, plugin):
     listen = LISTEN if plugin == "filerecv" else LISTEN.replace("tcp", "udp")
-    ended = subprocess.run(
-        [*command, plugin, listen],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-        env=environment(CONNPOOL_ALLOW_ROOT=""),
-    )
+    ended = finished(*command, plugin, listen, cwd=tmp_path, CONNPOOL_ALLOW_ROOT="")
     assert ended.returncode == 1
     said = [line for line in ended.stderr.splitlines() if line.startswith(f"{plugin}: ")]
     assert len(said) == 1, ended.stderr

@@ -7,12 +7,11 @@ import re
 import select
 import signal
 import socket
-import subprocess
 import time
 
 import pytest
 
-from tests.helpers.processes import TWIST, TWISTD, environment, goes, within
+from tests.helpers.processes import TWIST, TWISTD, finished, goes, within
 
 
 @pytest.fixture
@@ -60,15 +59,7 @@ def run(command, options, tmp_path, port):
         words.insert(0, f"--directory={tmp_path}/root")
     if not any(word.startswith("--listen") for word in words):
         words.insert(0, "--listen=tcp:0:interface=127.0.0.1")
-    return subprocess.run(
-        [*command, "filerecv", *words],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-        env=environment(),
-    )
+    return finished(*command, "filerecv", *words, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(("_", "options", "says"), MISTAKES, ids=[m[0] for m in MISTAKES])

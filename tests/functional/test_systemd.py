@@ -5,25 +5,18 @@ they start would start.
 
 import os
 import shlex
-import subprocess
 import sys
 
 import pytest
 
 from connpool.services.compose import compose
-from tests.helpers.processes import CHECKOUT, TWISTD, environment
+from tests.helpers.processes import CHECKOUT, TWISTD, finished
 
 UNITS = CHECKOUT / "examples" / "systemd"
 
 
 def analyze(*words):
-    return subprocess.run(
-        ["systemd-analyze", "--no-pager", *map(str, words)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return finished("systemd-analyze", "--no-pager", *words)
 
 
 @pytest.mark.peer("systemd-analyze")
@@ -55,15 +48,7 @@ def test_whatTheUnitStartsIsRight(tmp_path):
     # where ExecStartPre says that it is right, ExecStart would start it
     for command in (check, start.replace(" compose ", " compose --check ")):
         words = shlex.split(command.replace(path, str(UNITS / "services.toml")))[1:]
-        ended = subprocess.run(
-            [*TWISTD, *words],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=tmp_path,
-            env=environment(),
-        )
+        ended = finished(*TWISTD, *words, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.endswith("2 services, no mistake found\n")
     assert os.listdir(tmp_path) == []

@@ -30,21 +30,30 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
-def connpool(
-    *arguments: str | Path, timeout: float = 60.0, **extra: str
+def finished(
+    *command: str | Path, cwd: Path | None = None, timeout: float = 60.0, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """
-    Run the C{connpool} command to its end.  It blocks: the peer must be
-    another process.
+    Run a program to its end.  It blocks: a peer must be another process.
     """
     return subprocess.run(
-        [sys.executable, "-m", "connpool", *map(str, arguments)],
+        [str(word) for word in command],
         check=False,
         capture_output=True,
         text=True,
         timeout=timeout,
+        cwd=cwd,
         env=environment(**extra),
     )
+
+
+def connpool(
+    *arguments: str | Path, timeout: float = 60.0, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """
+    Run the C{connpool} command to its end.
+    """
+    return finished(sys.executable, "-m", "connpool", *arguments, timeout=timeout, **extra)
 
 
 #: twistd without its script, which may not be on the PATH.
