@@ -197,15 +197,15 @@ class StateCounts:
     How many sockets are in each state, and what waits in them.
 
     @ivar listen: sockets that wait for connections.
-    @ivar synSent: connections asked for and not answered yet.
-    @ivar synRecv: handshakes whose last step is missing.
+    @ivar synSent: connections asked for and not answered yet; many: a firewall drops them.
+    @ivar synRecv: handshakes whose last step is missing; many: a SYN flood.
     @ivar established: open connections.
-    @ivar finWait1: closed here, not yet confirmed.
-    @ivar finWait2: closed here only.
-    @ivar closeWait: closed by the other side only.
+    @ivar finWait1: closed here, not yet confirmed; many: the other side reads nothing.
+    @ivar finWait2: closed here only; many: the other side forgets to close.
+    @ivar closeWait: closed by the other side only; many: the program here forgot to close.
     @ivar closing: closed by both sides at once.
     @ivar lastAck: closed by both, the other side first.
-    @ivar timeWait: over, ports kept for a minute.
+    @ivar timeWait: over, ports kept for a minute; many: short connections closed here.
     @ivar sendQueueBytes: bytes sent and not confirmed, or not sent yet.
     @ivar receiveQueueBytes: bytes that programs here have not read.
     @ivar acceptQueue: connections that no program has accepted yet.
