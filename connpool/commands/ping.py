@@ -5,15 +5,21 @@ C{connpool ping}: measure the path to an echo.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from connpool.addresses import UDPAddr, resolveUDPAddr, splitHostPort
-from connpool.errors import ConnpoolError
+from connpool.addresses import resolveTCPAddr, resolveUDPAddr, splitHostPort
+from connpool.errors import AddressError, ConnpoolError, ProbeFailed
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
 
 __all__ = ["addArguments", "run"]
 
@@ -21,6 +27,8 @@ EPILOG = """\
 examples:
   connpool ping 192.0.2.7:8641                     ten datagrams, one a second
   connpool ping 192.0.2.7:8641 --count 5000 --interval 0.002 --json
+  connpool ping 192.0.2.7:8641 --protocol irtt --plot path.svg
+  connpool ping 192.0.2.7:8641 --sweep             the path MTU
 
 exit code: 0 when something came back, 1 when nothing did, 2 for a mistake in
 the command line, 7 for a name that has no address.
@@ -65,28 +73,27 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds after which an answer is late (2)",
     )
+    parser.add_argument(
+        "--protocol",
+        choices=("echo", "irtt", "stamp", "tcp"),
+        default="echo",
+        help="what the far side speaks; irtt and stamp tell the directions apart (echo)",
+    )
+    parser.add_argument(
+        "--sweep", action="store_true", help="find the largest datagram that gets there uncut"
+    )
+    parser.add_argument("--plot", metavar="FILE.svg", help="draw the round trips")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from connpool.datagram import Prober
-
     try:
         splitHostPort(arguments.target)  # unlike Go, neither part may be empty
-        report = _measure(
-            arguments.target,
-            lambda reactor, live, host, port: Prober(
-                reactor,
-                host,
-                port,
-                count=arguments.count or None,
-                interval=arguments.interval,
-                size=arguments.size,
-                timeout=arguments.timeout,
-                onAnswer=live.answer,
-            ),
-            Live(arguments),
-        )
+        if arguments.sweep:
+            return _sweep(arguments)
+        report = _probe(arguments)
+        if arguments.plot is not None:
+            _plot(report, arguments.plot)
     except ConnpoolError as e:
         print(f"connpool ping: {e}", file=sys.stderr)
         return e.exitCode
@@ -94,37 +101,103 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report.received else 1
 
 
-def _measure(target: str, build: Any, live: Live) -> Any:
+def _probe(arguments: argparse.Namespace) -> Any:
+    from connpool.datagram import makeProber
+
+    live = Live(arguments)
+
+    def begin(reactor: Any, host: str, port: int) -> Deferred[Any]:
+        prober = makeProber(
+            reactor,
+            host,
+            port,
+            protocol=arguments.protocol,
+            count=arguments.count or None,
+            interval=arguments.interval,
+            size=arguments.size,
+            timeout=arguments.timeout,
+            onAnswer=live.answer,
+        )
+        done = prober.start()
+        # Ctrl-C ends it with a report
+        reactor.addSystemEventTrigger("before", "shutdown", prober.stop)
+        live.begin()
+        return done
+
+    try:
+        return _react(arguments, begin)
+    finally:
+        live.end()
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from twisted.internet.defer import Deferred
+
+    from connpool.datagram import sweep
+    from connpool.datagram.prober import MAX_SIZE
+
+    if arguments.protocol == "tcp":
+        raise AddressError("--sweep: TCP has no datagrams; choose another --protocol")
+    timeout = min(arguments.timeout, 0.5)
+
+    def begin(reactor: Any, host: str, port: int) -> Deferred[Any]:
+        return Deferred.fromCoroutine(
+            sweep(reactor, host, port, protocol=arguments.protocol, timeout=timeout)
+        )
+
+    report = _react(arguments, begin)
+    if arguments.json:
+        print(json.dumps(attrs.asdict(report), indent=2))
+        return 0
+    for size, passed in report.tried:
+        print(f"{size:6} bytes  {'came back' if passed else 'lost'}")
+    what = "path MTU" if report.largest < MAX_SIZE else "path MTU at least"
+    print(f"{report.target}: {report.largest} bytes of payload get there, {what} {report.mtu}")
+    return 0
+
+
+def _plot(report: Any, path: str) -> None:
+    from connpool.datagram import plot
+
+    try:
+        Path(path).write_text(plot(report), encoding="utf-8")
+    except OSError as e:
+        raise ProbeFailed(f"--plot: cannot write {path}: {e.strerror}") from None
+
+
+def _react(arguments: argparse.Namespace, begin: Callable[[Any, str, int], Deferred[Any]]) -> Any:
     """
-    Run the reactor until the measurement ends; Ctrl-C ends it with a report.
+    Look the target up, and run the reactor until what C{begin} starts has ended.
+
+    @return: its result; a failure is raised.
     """
     from twisted.internet import reactor
+    from twisted.internet.defer import Deferred
+    from twisted.internet.error import ReactorNotRunning
+    from twisted.python.failure import Failure
 
     results: list[Any] = []
 
+    async def measure() -> Any:
+        if arguments.protocol == "tcp":
+            address = await resolveTCPAddr(reactor, "tcp", arguments.target)
+        else:
+            address = await resolveUDPAddr(reactor, "udp", arguments.target)
+        host = f"{address.ip}%{address.zone}" if address.zone else str(address.ip)
+        return await begin(reactor, host, address.port)
+
     def ended(result: Any) -> None:
         results.append(result)
-        if reactor.running:
+        with contextlib.suppress(ReactorNotRunning):
             reactor.stop()
 
-    def begin(address: UDPAddr) -> None:
-        host = f"{address.ip}%{address.zone}" if address.zone else address.ip
-        prober = build(reactor, live, host, address.port)
-        prober.start().addBoth(ended)
-        reactor.addSystemEventTrigger("before", "shutdown", prober.stop)
-        live.begin(prober)
-
-    reactor.callWhenRunning(
-        lambda: resolveUDPAddr(reactor, "udp", target).addCallback(begin).addErrback(ended)
-    )
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(measure()).addBoth(ended))
     reactor.run()
-    live.end()
     if not results:
         raise KeyboardInterrupt
-    result = results[0]
-    if hasattr(result, "raiseException"):
-        result.raiseException()
-    return result
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
 
 
 class Live:
@@ -140,7 +213,7 @@ class Live:
         self._last = 0.0
         self._answers = 0
 
-    def begin(self, prober: Any) -> None:
+    def begin(self) -> None:
         a = self._arguments
         if not a.json:
             print(f"{a.target}: {a.size} bytes every {a.interval:g} s", flush=True)

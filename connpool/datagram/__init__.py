@@ -9,10 +9,12 @@ from connpool.datagram.info import DatagramInfo
 from connpool.datagram.irtt import Auto, Irtt
 from connpool.datagram.limits import RULES, Limits, OwnPorts, Policy
 from connpool.datagram.opening import openPorts
+from connpool.datagram.plot import plot
 from connpool.datagram.port import SturdyPort
-from connpool.datagram.prober import Prober, probe
+from connpool.datagram.prober import Prober, TCPProber, makeProber, probe
 from connpool.datagram.responders import makeResponder, responderFactories
 from connpool.datagram.stamp import Stamp
+from connpool.datagram.sweep import SweepReport, sweep
 from connpool.datagram.tcpecho import TCPEcho, TCPEchoFactory
 
 __all__ = [
@@ -33,12 +35,17 @@ __all__ = [
     "Spread",
     "Stamp",
     "SturdyPort",
+    "SweepReport",
     "TCPEcho",
     "TCPEchoFactory",
+    "TCPProber",
     "Unwrap",
+    "makeProber",
     "makeResponder",
     "openPorts",
+    "plot",
     "probe",
     "responderFactories",
     "shared",
+    "sweep",
 ]

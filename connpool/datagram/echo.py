@@ -11,7 +11,7 @@ from collections import Counter
 from zope.interface import implementer
 
 from connpool.datagram.info import DatagramInfo
-from connpool.datagram.wire import Reply
+from connpool.datagram.wire import Reply, Wire
 from connpool.interfaces import IReflector
 
 __all__ = ["Echo", "EchoWire"]
@@ -32,15 +32,15 @@ class Echo:
         return data
 
 
-class EchoWire:
+class EchoWire(Wire):
     """
     The prober's side: an 8-byte token of the run, a 4-byte number, padding.
     """
 
-    protocol = "echo"
     minimum = 12
 
     def __init__(self, size: int) -> None:
+        super().__init__(size)
         self._token = os.urandom(8)
         self._padding = bytes(i & 0xFF for i in range(size - 12))
 

@@ -175,6 +175,20 @@ class Samples:
         self.late = self.duplicates = self.reordered = self.ignored = 0
 
     @property
+    def total(self) -> int:
+        """
+        Datagrams sent.
+        """
+        return len(self._sent)
+
+    @property
+    def answered(self) -> int:
+        """
+        Datagrams with an answer in time.
+        """
+        return len(self._rtts)
+
+    @property
     def outstanding(self) -> int:
         """
         Datagrams without an answer.

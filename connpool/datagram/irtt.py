@@ -29,9 +29,11 @@ import attrs
 from zope.interface import implementer
 
 from connpool.datagram.info import DatagramInfo
+from connpool.datagram.wire import Reply, Wire
+from connpool.errors import ProbeFailed
 from connpool.interfaces import IDatagramResponder, IReflector
 
-__all__ = ["MAGIC", "Auto", "Irtt"]
+__all__ = ["MAGIC", "Auto", "Irtt", "IrttWire"]
 
 MAGIC = b"\x14\xa7\x5b"
 OPEN, REPLY, CLOSE, SIGNED = 1, 2, 4, 8
@@ -318,3 +320,65 @@ class Auto:
 
     def respond(self, data: bytes, info: DatagramInfo) -> bytes | None:
         return self._irtt.respond(data, info) if data[:3] == MAGIC else data
+
+
+class IrttWire(Wire):
+    """
+    The prober's side: counts and window, both times, by the wall clock.
+    """
+
+    #: header, token, number, count, window, and two times
+    minimum = 4 + 8 + 4 + 4 + 8 + 8 + 8
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._token = b""
+        self._asked: dict[int, int] = {}
+
+    def opening(self, interval: float, duration: float) -> bytes | None:
+        asked = {
+            _P_VERSION: _VERSION,
+            _P_DURATION: int(min(max(duration, 1.0), 86_400.0) * 1e9),
+            _P_INTERVAL: max(int(interval * 1e9), 1),
+            _P_LENGTH: self.size,
+            _P_RECEIVED: 3,
+            _P_STAMP: _AT_SEND | _AT_RECEIVE,
+            _P_CLOCK: _WALL,
+        }
+        self._asked = asked
+        return MAGIC + bytes([OPEN]) + formatParameters(asked)
+
+    def opened(self, data: bytes) -> bool:
+        if data[:3] != MAGIC or len(data) < 12 or not data[3] & OPEN or not data[3] & REPLY:
+            return False
+        if data[3] & CLOSE:
+            raise ProbeFailed("the irtt server has another version of the protocol")
+        try:
+            given = parseParameters(data[12:])
+        except ValueError:
+            return False
+        for what, name in ((_P_LENGTH, "length"), (_P_INTERVAL, "interval")):
+            if given.get(what) != self._asked[what]:
+                raise ProbeFailed(
+                    f"the irtt server allows {name} {given.get(what)}, not {self._asked[what]}"
+                )
+        for what in (_P_RECEIVED, _P_STAMP, _P_CLOCK):
+            if given.get(what) != self._asked[what]:
+                raise ProbeFailed("the irtt server does not give counts and times")
+        self._token = data[4:12]
+        return True
+
+    def closing(self) -> bytes | None:
+        return MAGIC + bytes([CLOSE]) + self._token
+
+    def request(self, number: int) -> bytes:
+        head = MAGIC + b"\0" + self._token + struct.pack("<I", number)
+        return head + bytes(self.size - len(head))
+
+    def reply(self, data: bytes) -> Reply | None:
+        if len(data) != self.size or data[:4] != MAGIC + bytes([REPLY]):
+            return None
+        if data[4:12] != self._token:
+            return None
+        number, count, _, received, sent = struct.unpack_from("<IIQqq", data, 12)
+        return Reply(number, received, sent, count)

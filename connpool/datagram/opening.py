@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import TypeVar
 
+from twisted.internet import endpoints
 from twisted.internet.error import CannotListenError, InvalidAddressError
 from twisted.python.systemd import ListenFDs
 
@@ -72,7 +73,9 @@ def _inherited(listen: Listen) -> socket.socket:
     """
     The datagram socket that systemd passed under a name or index.
     """
-    inherited = ListenFDs.fromEnvironment()
+    # reading the environment clears it, and Twisted does so when its parser of
+    # systemd: endpoints is imported; there is no public way to what it found
+    inherited: ListenFDs = endpoints._SystemdParser._sddaemon
     name, index = listen.keywords.get("name"), listen.keywords.get("index")
     try:
         if name is not None:

@@ -66,6 +66,9 @@ IP_RECVTTL = 12
 IP_RECVTOS = 13
 IP_RECVERR = 11
 IPV6_RECVERR = 25
+IP_MTU_DISCOVER = 10
+IPV6_MTU_DISCOVER = 23
+PMTUDISC_PROBE = 3
 MSG_ERRQUEUE = 0x2000
 SO_MEMINFO = 55
 
@@ -429,6 +432,17 @@ class SturdyPort:
         assert self._socket is not None
         self._socket.connect((host, port))
         self._connected = (host, port)
+
+    def setDontFragment(self) -> None:
+        """
+        Send every datagram whole or not at all, and do not believe what earlier
+        ICMP messages said of the path.
+        """
+        assert self._socket is not None
+        six = self.family == socket.AF_INET6
+        level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+        option = IPV6_MTU_DISCOVER if six else IP_MTU_DISCOVER
+        self._socket.setsockopt(level, option, PMTUDISC_PROBE)
 
     def setBroadcastAllowed(self, enabled: bool) -> None:
         assert self._socket is not None

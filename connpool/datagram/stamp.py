@@ -22,7 +22,7 @@ from collections import Counter, OrderedDict
 from zope.interface import implementer
 
 from connpool.datagram.info import DatagramInfo
-from connpool.datagram.wire import Reply
+from connpool.datagram.wire import Reply, Wire
 from connpool.interfaces import IDatagramResponder
 
 __all__ = ["Stamp", "StampWire", "fromNTP", "toNTP"]
@@ -192,18 +192,17 @@ def _parse(data: bytes, start: int) -> list[tuple[int, int, int, bool]]:
     return tlvs
 
 
-class StampWire:
+class StampWire(Wire):
     """
     The prober's side: an unauthenticated Session-Sender; what is over 44 bytes is
     an Extra Padding TLV, or zeros where that does not fit.
     """
 
-    protocol = "stamp"
     minimum = PLAIN
 
     def __init__(self, size: int) -> None:
+        super().__init__(size)
         self._ssid = int.from_bytes(os.urandom(2), "big")
-        self._size = size
         more = size - PLAIN
         if more >= 4:
             self._rest = bytes(28) + struct.pack("!BBH", _UNRECOGNISED, _PADDING, more - 4)
@@ -217,7 +216,7 @@ class StampWire:
         return struct.pack("!IQHH", number, stamp, _ERROR, self._ssid) + self._rest
 
     def reply(self, data: bytes) -> Reply | None:
-        if len(data) != self._size:
+        if len(data) != self.size:
             return None
         count, sent, _, ssid, received, number, _, _, _ = _ANSWER.unpack_from(data)
         if ssid != self._ssid:

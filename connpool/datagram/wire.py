@@ -4,7 +4,7 @@ What the prober wants of a protocol: requests, and what a reply says.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar
 
 import attrs
 
@@ -27,23 +27,48 @@ class Reply:
     count: int | None = None
 
 
-class Wire(Protocol):
+class Wire:
     """
     One protocol, from the prober's side; built for one run and size.
 
     @cvar minimum: the smallest datagram it can number.
     """
 
-    protocol: str
-    minimum: int
+    minimum: ClassVar[int] = 0
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def opening(self, interval: float, duration: float) -> bytes | None:
+        """
+        @param interval: seconds between requests.
+        @param duration: seconds from the first to the last; may be infinite.
+        @return: what to send before the first request; L{None} for nothing.
+        """
+        return None
+
+    def opened(self, data: bytes) -> bool:
+        """
+        @return: whether this answers the opening, so that requests may follow.
+        @raise ProbeFailed: it does, with no.
+        """
+        return False
+
+    def closing(self) -> bytes | None:
+        """
+        @return: what to send after the last answer; L{None} for nothing.
+        """
+        return None
 
     def request(self, number: int) -> bytes:
         """
         @param number: from 0.
         @return: the datagram, of exactly the run's size.
         """
+        raise NotImplementedError
 
     def reply(self, data: bytes) -> Reply | None:
         """
         @return: L{None} for what is not an answer to this run.
         """
+        raise NotImplementedError

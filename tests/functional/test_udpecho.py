@@ -4,12 +4,27 @@ C{twistd udpecho} and C{connpool ping} as an operator runs them.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import socket
 import subprocess
+import sys
+import time
 
 import pytest
 
-from tests.helpers.processes import TWIST, TWISTD, connpool, environment, goes, running, twistd
+from tests.helpers.processes import (
+    CHECKOUT,
+    TWIST,
+    TWISTD,
+    connpool,
+    environment,
+    goes,
+    running,
+    twistd,
+)
 
 #: twist logs JSON
 ANSWERS = r"(answers on|where\": \")[ ]?[0-9.]+:(\d+)"
@@ -142,3 +157,207 @@ def test_bothFamiliesOnOnePort(tmp_path):
         port = program.waitFor(ANSWERS)[2]
         assert connpool("ping", f"127.0.0.1:{port}", "--count", "1").returncode == 0
         assert connpool("ping", f"[::1]:{port}", "--count", "1").returncode == 0
+
+
+@pytest.mark.parametrize("protocol", ["irtt", "tcp"])
+def test_pingSpeaksOtherProtocols(tmp_path, protocol):
+    listens = ["--listen", "udp:0:interface=127.0.0.1", "--listen", "tcp:0:interface=127.0.0.1"]
+    with twistd("udpecho", *listens, cwd=tmp_path) as program:
+        port = program.waitFor(ANSWERS if protocol == "irtt" else r"starting on (\d+)").groups()[-1]
+        picture = tmp_path / "path.svg"
+        result = connpool(
+            "ping", f"127.0.0.1:{port}", "--protocol", protocol, "--count", "5",
+            "--interval", "0.01", "--plot", picture,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert f"{protocol}, 64 bytes: 5 sent, 5 received" in result.stdout
+        assert picture.read_text().startswith("<svg")
+        result = connpool(
+            "ping", f"127.0.0.1:{port}", "--protocol", protocol, "--count", "1",
+            "--plot", tmp_path / "no" / "path.svg",
+        )  # fmt: skip
+        assert result.returncode == 1
+        assert "cannot write" in result.stderr
+
+
+def test_pingSweeps(echo):
+    result = connpool("ping", echo, "--sweep")
+    assert result.returncode == 0, result.stderr
+    assert "65507 bytes of payload get there, path MTU at least 65535" in result.stdout
+
+
+def test_theDefaultIsLoopback(tmp_path):
+    from connpool.services.udpecho import Options
+
+    options = Options()
+    options.parseOptions([])
+    (listen,) = options["listen"]
+    assert (listen.local, listen.arguments) == (True, ("8641",))
+
+
+def test_protocolsAreListed(tmp_path):
+    """
+    Ours, and one that somebody else's plugin brings.
+    """
+    plugins = tmp_path / "twisted" / "plugins"
+    plugins.mkdir(parents=True)
+    (tmp_path / "shouting.py").write_text(SHOUTING)
+    (plugins / "shouting_plugin.py").write_text("from shouting import factory\n")
+    path = f"{CHECKOUT}:{tmp_path}"
+    result = subprocess.run(
+        [*TWISTD, "-n", "--pidfile=", "udpecho", "--protocols"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(PYTHONPATH=path),
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    names = [line.split()[0] for line in result.stdout.splitlines()]
+    assert names == ["auto", "echo", "irtt", "stamp", "shout"]
+    listen = ["--listen", "udp:0:interface=127.0.0.1"]
+    with (
+        twistd(
+            "udpecho", *listen, "--protocol", "shout:!", cwd=tmp_path, PYTHONPATH=path
+        ) as program,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        sock.settimeout(10)
+        sock.sendto(b"hello?", ("127.0.0.1", int(program.waitFor(ANSWERS)[2])))
+        assert sock.recv(100) == b"HELLO!"
+
+
+SHOUTING = """
+from collections import Counter
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+from connpool.interfaces import IDatagramResponder, IDatagramResponderFactory
+
+@implementer(IDatagramResponder)
+class Shouting:
+    wants = frozenset()
+    excess = 0
+    def __init__(self, mark):
+        self.mark = mark.encode()
+        self.refused = Counter()
+    def respond(self, data, info):
+        return data[:-1].upper() + self.mark
+
+@implementer(IPlugin, IDatagramResponderFactory)
+class Factory:
+    name = "shout"
+    description = "louder"
+    def make(self, arguments):
+        return Shouting(arguments)
+
+factory = Factory()
+"""
+
+
+def test_stopsInAFlood(tmp_path):
+    with (
+        twistd("udpecho", "--listen", "udp:0:interface=127.0.0.1", cwd=tmp_path) as program,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        sock.setblocking(False)
+        sock.connect(("127.0.0.1", int(program.waitFor(ANSWERS)[2])))
+        program.process.terminate()
+        end = time.monotonic() + 20
+        while program.process.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                sock.send(b"")
+        # twistd ends itself with the signal it got, after a clean shutdown
+        assert program.process.poll() in {0, -15}
+        assert "Server Shut Down" in program.output
+
+
+def test_whatWasRefusedIsSummarised(tmp_path):
+    with (
+        twistd("udpecho", "--listen", "udp:0:interface=127.0.0.1", "--log-interval", "0.3",
+               "--deny", "127.0.0.1", cwd=tmp_path) as program,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):  # fmt: skip
+        sock.connect(("127.0.0.1", int(program.waitFor(ANSWERS)[2])))
+        for _ in range(20):
+            sock.send(b"x")
+        program.waitFor(r"udpecho: answered 0; not answered: denied 20")
+
+
+def test_adoptsSystemdsSocket(tmp_path):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        program = (
+            "import os, sys; os.dup2(int(sys.argv.pop(1)), 3); os.set_inheritable(3, True); "
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); "
+            "os.environ['LISTEN_FDNAMES'] = 'echo'; "
+            "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+        )
+        os.set_inheritable(sock.fileno(), True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(sock.fileno()), *TWISTD[1:], "-n", "--pidfile=",
+             "udpecho", "--listen", "udp:systemd:name=echo"],
+            cwd=tmp_path, env=environment(), close_fds=False,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    try:
+        result = connpool("ping", f"127.0.0.1:{port}", "--count", "1", "--timeout", "20")
+        assert result.returncode == 0, result.stdout
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_twoProcessesShareAPort(tmp_path):
+    first = "udp:0:interface=127.0.0.1:reusePort=yes"
+    with twistd("udpecho", "--listen", first, cwd=tmp_path) as one:
+        port = one.waitFor(ANSWERS)[2]
+        second = f"udp:{port}:interface=127.0.0.1:reusePort=yes"
+        with twistd("udpecho", "--listen", second, cwd=tmp_path) as other:
+            other.waitFor(ANSWERS)
+            result = connpool("ping", f"127.0.0.1:{port}", "--count", "3", "--interval", "0.01")
+            assert result.returncode == 0
+
+
+def test_probeKeepsMeasuring(tmp_path, echo):
+    status = tmp_path / "status"
+    with twistd(
+        "udpprobe", "--to", echo, "--to", "127.0.0.1:9", "--interval", "0.02", "--round", "0.2",
+        "--timeout", "0.2", "--status", f"unix:{status}", cwd=tmp_path,
+    ) as program:  # fmt: skip
+        program.waitFor(rf"{echo}: 10 sent, 0 lost, round trip min")
+        program.waitFor(r"127.0.0.1:9: 10 sent, 10 lost, round trip none")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(20)
+            sock.connect(str(status))
+            sock.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            text = b""
+            while data := sock.recv(65536):
+                text += data
+        metrics = text.decode()
+        name = re.escape(f'{{name="{echo}"}}')
+        assert (
+            int(float(re.search(rf"connpool_probe_received_total{name} (\S+)", metrics)[1])) >= 10
+        )
+        assert float(re.search(rf"connpool_probe_rtt_p50_seconds{name} (\S+)", metrics)[1]) > 0
+        assert 'connpool_probe_up{name="127.0.0.1:9"} 0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "give --to HOST:PORT"),
+        (["--to", "nowhere"], "has no port"),
+        (["--to", "127.0.0.1:9", "--protocol", "smtp"], "'smtp' is not one of"),
+        (["--to", "127.0.0.1:9", "--size", "1"], "echo takes 12 to 65507 bytes"),
+        (["--to", "127.0.0.1:9", "--interval", "never"], "--interval: 'never' is not a time"),
+    ],
+)
+def test_mistakesOfTheProbe(arguments, says):
+    from twisted.python.usage import UsageError
+
+    from connpool.services.udpprobe import Options
+
+    with pytest.raises(UsageError, match=re.escape(says)):
+        Options().parseOptions(arguments)

@@ -40,3 +40,10 @@ filesend = DaemonMaker(
     "Forward what settles in a folder.",
     "filesend",
 )
+
+udpprobe = DaemonMaker(
+    "connpool udpprobe",
+    "connpool.services.udpprobe",
+    "Keeps measuring paths, and exports what it finds as metrics.",
+    "udpprobe",
+)

@@ -1,0 +1,81 @@
+"""
+Path MTU: the largest datagram that gets there uncut.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from connpool.datagram.prober import MAX_SIZE, WIRES, makeProber
+from connpool.errors import ProbeFailed
+
+__all__ = ["SweepReport", "sweep"]
+
+
+@attrs.frozen
+class SweepReport:
+    """
+    @ivar largest: UDP payload bytes of the largest datagram that came back.
+    @ivar mtu: the same with the UDP and IP headers.
+    @ivar tried: each size, and whether it came back.
+    """
+
+    target: str
+    largest: int
+    mtu: int
+    tried: tuple[tuple[int, bool], ...]
+
+
+async def sweep(
+    reactor: Any,
+    host: str,
+    port: int,
+    *,
+    protocol: str = "echo",
+    timeout: float = 0.5,
+    tries: int = 3,
+) -> SweepReport:
+    """
+    Search by halves, with fragmenting forbidden on the way there.  The way back
+    may fragment: a narrower one does not show.
+
+    @param timeout: seconds to wait for each size.
+    @param tries: datagrams of each size; one that comes back is enough.
+    @raise ProbeFailed: not even the smallest comes back.
+    """
+    tried: dict[int, bool] = {}
+    target = ""
+
+    async def passes(size: int) -> bool:
+        nonlocal target
+        prober = makeProber(
+            reactor,
+            host,
+            port,
+            protocol=protocol,
+            count=tries,
+            interval=timeout / tries / 2,
+            size=size,
+            timeout=timeout,
+            dontFragment=True,
+        )
+        report = await prober.start()
+        target = report.target
+        tried[size] = report.received > 0
+        return tried[size]
+
+    low, high = WIRES[protocol].minimum, MAX_SIZE
+    if not await passes(low):
+        raise ProbeFailed(f"{target}: nothing comes back, not even {low} bytes")
+    if await passes(high):
+        low = high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if await passes(middle):
+            low = middle
+        else:
+            high = middle
+    headers = 48 if ":" in host else 28
+    return SweepReport(target, low, low + headers, tuple(sorted(tried.items())))
