@@ -15,6 +15,7 @@ from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
     from connpool.datagram.info import DatagramInfo
+    from connpool.transfer.identities import Identity
     from connpool.transfer.names import RelativeName
     from connpool.transfer.records import (
         FileStat,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "IAuthenticator",
     "IConnectionPool",
     "IDatagramResponder",
     "IDatagramResponderFactory",
@@ -497,6 +499,27 @@ class IPartial(Interface):
     def abort() -> Deferred[None]:
         """
         Remove every trace.  Idempotent; never fails.
+        """
+
+
+class IAuthenticator(Interface):
+    """
+    Says who a sender is.
+    """
+
+    takesPasswords: bool = Attribute("Whether it can check a password.")
+
+    def certified(transport: Any) -> Identity | None:
+        """
+        @return: whose verified client certificate C{transport} has; L{None} if
+            it is nobody's.
+        """
+
+    def password(transport: Any, user: str, secret: bytes) -> Deferred[Identity]:
+        """
+        @param transport: of the sender.
+        @return: whose password it is; fails with L{AuthenticationFailed},
+            which does not tell whether the user exists.
         """
 
 

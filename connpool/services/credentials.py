@@ -20,13 +20,15 @@ from cryptography.x509.oid import NameOID
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword, UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python import usage
+from zope.interface import implementer
 
 from connpool.addresses import clientOf
 from connpool.datagram.limits import RateTable
 from connpool.errors import AuthenticationFailed
+from connpool.interfaces import IAuthenticator
 from connpool.transfer.identities import Identities, Identity
 
 __all__ = ["BURST", "INTERVAL", "Authenticator", "refusePlainMemory"]
@@ -51,6 +53,7 @@ def refusePlainMemory(description: str) -> None:
         )
 
 
+@implementer(IAuthenticator)
 class Authenticator:
     """
     @param clock: times the guessing.
@@ -71,22 +74,12 @@ class Authenticator:
         self._checkers = [
             checker for checker in checkers if IUsernamePassword in checker.credentialInterfaces
         ]
+        self.takesPasswords = bool(self._checkers)
         self._identities = identities
         self._wrong = RateTable(_SLOTS, 1.0 / INTERVAL, BURST)
         self._key = os.urandom(16)
 
-    @property
-    def takesPasswords(self) -> bool:
-        """
-        Whether there is anything to check a password with.
-        """
-        return bool(self._checkers)
-
     def certified(self, transport: Any) -> Identity | None:
-        """
-        Who the client certificate of C{transport} belongs to.  TLS has
-        verified it; here it is only looked up.
-        """
         if self._identities is None:
             return None
         presented = getattr(transport, "getPeerCertificate", lambda: None)()
@@ -99,13 +92,10 @@ class Authenticator:
         ]
         return self._identities.ofCertificate(certificate.fingerprint(hashes.SHA256()).hex(), names)
 
-    async def password(self, transport: Any, user: str, secret: bytes) -> Identity:
-        """
-        @param transport: of the sender, for the address that guesses.
-        @return: who that is.
-        @raise AuthenticationFailed: user or password is wrong, or the table
-            does not have this user; it does not say which.
-        """
+    def password(self, transport: Any, user: str, secret: bytes) -> Deferred[Identity]:
+        return Deferred.fromCoroutine(self._password(transport, user, secret))
+
+    async def _password(self, transport: Any, user: str, secret: bytes) -> Identity:
         slot = hash((self._key, _network(clientOf(transport).host))) % _SLOTS
         now = self._clock.seconds()
         if self._wrong.free(slot, now) < 1:

@@ -13,6 +13,7 @@ about paths, sockets or wire formats.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, ClassVar
@@ -101,8 +102,7 @@ class Incoming:
         self.ended = False
         self._before = sum(end - start for start, end in self.partial.held)
         self._stalled = 0
-        limit = reception.policy.maxFileSize
-        self._end = offer.size if offer.size is not None else limit
+        self._end = offer.size if offer.size is not None else reception.largest(offer)
 
     def write(self, offset: int, data: bytes | memoryview) -> Deferred[None] | None:
         """
@@ -139,7 +139,7 @@ class Incoming:
             await self.partial.abort()
             self._failed(e)
             raise
-        self._reception._active.pop(self, None)
+        self._reception._left(self)
         self._reception._published(receipt, self.peer)
         return receipt
 
@@ -170,7 +170,7 @@ class Incoming:
         return True
 
     def _failed(self, why: BaseException) -> None:
-        self._reception._active.pop(self, None)
+        self._reception._left(self)
         self._reception._failed(self.offer, self.peer, self.received, why)
 
     def live(self) -> LiveTransfer:
@@ -218,6 +218,7 @@ class Reception:
         self.receivedBytes = 0
         #: in the order they began
         self._active: dict[Incoming, None] = {}
+        self._ofPrincipal: Counter[str] = Counter()
         self._started = self._publishedCount = self._failedCount = self._refused = 0
 
     def check(self, offer: Offer) -> None:
@@ -226,11 +227,30 @@ class Reception:
 
         @raise TransferError: why it is refused.
         """
-        limit = self.policy.maxFileSize
+        limit = self.largest(offer)
         if limit is not None and offer.size is not None and offer.size > limit:
             raise TooLarge(f"{offer.name} has {offer.size} bytes; at most {limit} are taken")
         if len(self._active) >= self.policy.maxTransfers:
             raise Busy(f"{self.policy.maxTransfers} transfers are under way; try later")
+        most = None if offer.identity is None else offer.identity.maxTransfers
+        if most is not None and self._ofPrincipal[offer.principal] >= most:
+            raise Busy(f"{most} transfers of {offer.principal!r} are under way; try later")
+
+    def largest(self, offer: Offer) -> int | None:
+        """
+        @return: the most bytes that C{offer} may have; L{None} for no limit.
+        """
+        limits = [self.policy.maxFileSize]
+        if offer.identity is not None:
+            limits.append(offer.identity.maxFileSize)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _left(self, incoming: Incoming) -> None:
+        if self._active.pop(incoming, self) is None:
+            principal = incoming.offer.principal
+            self._ofPrincipal[principal] -= 1
+            if not self._ofPrincipal[principal]:
+                del self._ofPrincipal[principal]
 
     async def begin(self, offer: Offer, peer: str) -> Incoming | Receipt:
         """
@@ -251,6 +271,7 @@ class Reception:
             return partial
         incoming = Incoming(self, offer, peer, partial)
         self._active[incoming] = None
+        self._ofPrincipal[offer.principal] += 1
         self._started += 1
         self._tell("started", offer, peer)
         return incoming

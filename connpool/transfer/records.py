@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
+    from connpool.transfer.identities import Identity
     from connpool.transfer.names import RelativeName
 
 __all__ = [
@@ -40,6 +41,7 @@ class Offer:
     @ivar transferId: 32 hexadecimal digits, the same in client output, log,
         receipt and hook; it grants nothing and is never part of a path.
     @ivar principal: whose file it is: a user, a certificate, or C{anonymous}.
+    @ivar identity: what the operator's table says about the principal, if anything.
     @ivar key: idempotence key (32 bytes): the same key gets the same receipt.
     @ivar resumeKey: secret (32 bytes) that entitles to resume the partial.
     @ivar modified: modification time, nanoseconds since the epoch.
@@ -56,6 +58,7 @@ class Offer:
     transferId: str
     size: int | None = None
     principal: str = "anonymous"
+    identity: Identity | None = None
     key: bytes | None = None
     resumeKey: bytes | None = attrs.field(default=None, repr=False)
     modified: int | None = None

@@ -5,8 +5,10 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python import usage
+from zope.interface.verify import verifyObject
 
 from connpool.errors import AuthenticationFailed
+from connpool.interfaces import IAuthenticator
 from connpool.services.credentials import BURST, INTERVAL, Authenticator, refusePlainMemory
 from connpool.transfer.identities import Identities
 
@@ -22,6 +24,10 @@ def peer(host="192.0.2.1"):
 def authenticator(tmp_path):
     (tmp_path / "passwords").write_text("alice:secret\nbob:geheim:two\n")
     return Authenticator(Clock(), [FilePasswordDB(str(tmp_path / "passwords"))])
+
+
+def test_provides(authenticator):
+    verifyObject(IAuthenticator, authenticator)
 
 
 @pytest_twisted.ensureDeferred

@@ -19,7 +19,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -43,7 +43,9 @@ from connpool.errors import (
     TransferError,
     TransferTimeout,
 )
+from connpool.interfaces import IAuthenticator
 from connpool.transfer.digests import BLOCK_SIZE, Digest, digestNamed, rootOf
+from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.native.delivery import Delivery, receiptFrame, rejectFrame
 from connpool.transfer.native.frames import PREAMBLE, Frame, Type
@@ -91,8 +93,6 @@ STREAMS = 256
 #: What a sender may ask for under each rule of ours, beside that rule itself.
 _MAY_ASK = {"rename": ("refuse", "skip"), "replace": ("rename", "refuse", "skip")}
 
-Authenticate = Callable[[str, bytes], "Deferred[str]"]
-
 
 class NativeReceiver:
     """
@@ -100,8 +100,7 @@ class NativeReceiver:
 
     @param reactor: times, threads and descriptors.
     @param digests: algorithms in order of preference.
-    @param authenticate: given a user and a secret, says who that is or fails;
-        L{None} if everybody may send, as C{anonymous}.
+    @param authenticator: L{None} if everybody may send, as C{anonymous}.
     @param run: how to hash elsewhere; the reactor's threads unless given.
     """
 
@@ -112,7 +111,7 @@ class NativeReceiver:
         reactor: Any,
         reception: Reception,
         digests: Sequence[str] = ("blake3", "sha256"),
-        authenticate: Authenticate | None = None,
+        authenticator: IAuthenticator | None = None,
         run: InThread | None = None,
     ) -> None:
         self.clock = reactor
@@ -120,7 +119,7 @@ class NativeReceiver:
         self.digests = tuple(digests)
         for name in self.digests:
             digestNamed(name)
-        self.authenticate = authenticate
+        self.authenticator = authenticator
         run = run or inThread(reactor)
         self.lanes = lambda: HashLane(run)
         self.tickets: dict[bytes, ReceiverSession] = {}
@@ -149,6 +148,7 @@ class ReceiverSession:
         self.registry = registry
         self.peer = peer
         self.principal = ""
+        self._identity: Identity | None = None
         self.digest: Digest
         self._state = self._hello
         self._transcript = b""
@@ -326,9 +326,7 @@ class ReceiverSession:
             STREAMS,
             max(1, int(policy.idleTimeout)),
         )
-        methods: tuple[str, ...] = ("none",)
-        if registry.authenticate is not None:
-            methods = ("password",) if credentialsAreSafe(self._link.transport) else ()
+        methods = self._methods()
         ours = Hello(
             VERSIONS,
             f"connpool/{connpool.__version__}",
@@ -349,29 +347,40 @@ class ReceiverSession:
         self._deadline = registry.clock.callLater(AUTH_TIMEOUT, self._tooLate, "AUTH")
         self._state = self._auth
 
+    def _methods(self) -> tuple[str, ...]:
+        authenticator, transport = self.registry.authenticator, self._link.transport
+        if authenticator is None:
+            return ("none",)
+        self._identity = authenticator.certified(transport)
+        if self._identity is not None:
+            return ("none",)
+        if not authenticator.takesPasswords:
+            raise Forbidden("a client certificate that the receiver knows is needed")
+        return ("password",) if credentialsAreSafe(transport) else ()
+
     def _auth(self, frame: Frame, message: Any) -> None:
         if not isinstance(message, Auth):
             raise ProtocolError(f"{frame.type.name} before AUTH")
         if not hmac.compare_digest(message.transcript, self._transcript):
             raise ProtocolError("the two sides saw different HELLOs: changed on the way")
-        check = self.registry.authenticate
-        if check is None:
+        authenticator = self.registry.authenticator
+        if authenticator is None or self._identity is not None:
             if message.method != "none":
-                raise AuthenticationFailed("no credentials are asked for here")
-            self._ready("anonymous")
+                raise AuthenticationFailed("no password is asked for here")
+            self._ready(self._identity)
             return
         if message.method != "password":
             raise AuthenticationFailed("a user and a password are asked for")
         self._state = self._unexpected
-        self._link.waitFor(
-            check(message.user, message.secret).addCallbacks(self._ready, self._denied)
-        )
+        checking = authenticator.password(self._link.transport, message.user, message.secret)
+        self._link.waitFor(checking.addCallbacks(self._ready, self._denied))
 
-    def _ready(self, principal: str) -> None:
+    def _ready(self, identity: Identity | None) -> None:
         if self._over:
             return
         self._deadline.cancel()
-        self.principal = principal
+        self._identity = identity
+        self.principal = principal = ANONYMOUS if identity is None else identity.principal
         self._ticket = secrets.token_bytes(32)
         self.registry.tickets[self._ticket] = self
         ready = Ready(self._transcript, secrets.token_bytes(16), self._ticket, principal)
@@ -382,7 +391,11 @@ class ReceiverSession:
 
     def _denied(self, failure: Failure) -> None:
         self._log.info("refused the credentials of {peer}", peer=self.peer)
-        self.broken(AuthenticationFailed("user or password is wrong"))
+        why = failure.value
+        if not isinstance(why, AuthenticationFailed):
+            self._log.failure("credentials could not be checked", failure)
+            why = AuthenticationFailed("user or password is wrong")
+        self.broken(why)
 
     def _unexpected(self, frame: Frame, message: Any) -> None:
         raise ProtocolError(f"{frame.type.name} is not expected now")
@@ -478,6 +491,8 @@ class ReceiverSession:
             raise Busy("the receiver is stopping")
         policy = self.registry.reception.policy
         name = RelativeName.parse(message.name, profile=policy.names, dotfiles=policy.dotfiles)
+        if self._identity is not None and self._identity.directory is not None:
+            name = name.under(self._identity.directory)
         rule = policy.ifExists
         asked = message.ifExists or rule
         if asked != rule and asked not in _MAY_ASK.get(rule, ()):
@@ -487,6 +502,7 @@ class ReceiverSession:
             transferId=message.transferId.hex(),
             size=size,
             principal=self.principal,
+            identity=self._identity,
             key=message.key,
             resumeKey=resumeKey,
             modified=message.modified,

@@ -14,7 +14,7 @@ from connpool.transfer.native.messages import Hello, Join
 from connpool.transfer.reception import Policy
 from connpool.transfer.sending import Retry
 from tests.transfer.native.raw import connect
-from tests.transfer.native.wire import SMALL_BLOCKS, Wire, World
+from tests.transfer.native.wire import SMALL_BLOCKS, Passwords, Wire, World
 
 
 def content(count, seed=1):
@@ -315,10 +315,8 @@ def test_aWrongResumeKeyLooksLikeANewFile(world, source):
 
 
 def test_anotherUsersPartialIsOutOfReach(tmp_path, monkeypatch):
-    from twisted.internet import defer
-
     monkeypatch.setattr(receiver, "credentialsAreSafe", lambda transport: True)
-    world = World(tmp_path / "state", authenticate=lambda user, secret: defer.succeed(user))
+    world = World(tmp_path / "state", authenticator=Passwords(b"x"))
     key = b"k" * 32
     one = connect(world).greet("password", "one", b"x").offer(1, key=key, resumeKey=key)
     one.data(1, 0, bytes(4096)).digests(1, 0, bytes(4096))

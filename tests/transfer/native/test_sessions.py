@@ -22,7 +22,7 @@ from connpool.transfer.native.frames import Type
 from connpool.transfer.native.sender import Credentials
 from connpool.transfer.native.transmission import Asked
 from connpool.transfer.reception import Policy
-from tests.transfer.native.wire import SMALL_BLOCKS, MemoryTransport, Wire, World
+from tests.transfer.native.wire import SMALL_BLOCKS, MemoryTransport, Passwords, Wire, World
 
 SMALL = 256 * 1024
 
@@ -296,19 +296,11 @@ def test_aPathThatAlwaysDamagesIsGivenUp(world, source, size):
 # -- who may -------------------------------------------------------------------
 
 
-def _authenticate(user, secret):
-    from twisted.internet import defer
-
-    if secret == b"right":
-        return defer.succeed(user)
-    return defer.fail(AuthenticationFailed("no"))
-
-
 def test_credentials(tmp_path, source, monkeypatch):
     from connpool.transfer.native import receiver, sender
 
     (source / "a").write_bytes(b"x")
-    world = World(tmp_path / "state", authenticate=_authenticate)
+    world = World(tmp_path / "state", authenticator=Passwords(b"right"))
     # a connection that is not known to be safe: neither side goes on
     report = world.send(source / "a", credentials=Credentials("me", b"right"))
     assert isinstance(report.failed[0].error, AuthenticationFailed | Forbidden)

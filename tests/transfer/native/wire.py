@@ -13,7 +13,11 @@ from twisted.internet import defer, task
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from connpool.errors import AuthenticationFailed
+from connpool.interfaces import IAuthenticator
+from connpool.transfer.identities import Identity
 from connpool.transfer.keys import SenderKeys
 from connpool.transfer.native.hashing import inline
 from connpool.transfer.native.receiver import NativeReceiver
@@ -299,3 +303,23 @@ class World:
         assert not self.reception.active
         assert not self.receiver.claims
         assert not self.receiver.tickets
+
+
+@implementer(IAuthenticator)
+class Passwords:
+    """
+    Takes whoever knows one password.
+    """
+
+    takesPasswords = True
+
+    def __init__(self, secret):
+        self._secret = secret
+
+    def certified(self, transport):
+        return None
+
+    def password(self, transport, user, secret):
+        if secret == self._secret:
+            return defer.succeed(Identity(user))
+        return defer.fail(AuthenticationFailed("user or password is wrong"))
