@@ -93,6 +93,20 @@ class Listen:
         return self.kind == "udp"
 
     @property
+    def encrypted(self) -> bool:
+        """
+        Whether whoever connects speaks TLS.
+        """
+        return "secured" in self.wrappers or self.kind in {"ssl", "tls"}
+
+    @property
+    def certified(self) -> bool:
+        """
+        Whether whoever connects must show a certificate that is trusted.
+        """
+        return "secured" in self.wrappers and "trustRoots" in self.keywords
+
+    @property
     def local(self) -> bool:
         """
         Whether only this machine can reach it: loopback and unix sockets.

@@ -17,21 +17,23 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
+from twisted.cred import strcred
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword, UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
-from twisted.python import usage
 from zope.interface import implementer
 
 from connpool.addresses import clientOf
 from connpool.datagram.limits import RateTable
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
-from connpool.transfer.identities import Identities, Identity
+from connpool.services.checkers import passwordChecker
+from connpool.services.options import ServiceOptions, asSize
+from connpool.transfer.identities import Identities, IdentitiesError, Identity
 
-__all__ = ["BURST", "INTERVAL", "Authenticator", "refusePlainMemory"]
+__all__ = ["BURST", "INTERVAL", "Authenticator", "CredentialOptions", "authenticatorOf"]
 
 #: Wrong passwords of one network that are answered at once.
 BURST = 10
@@ -42,15 +44,54 @@ INTERVAL = 6.0
 _SLOTS = 4096
 
 
-def refusePlainMemory(description: str) -> None:
+class CredentialOptions(ServiceOptions, strcred.AuthOptionMixin):
     """
-    @raise usage.UsageError: for C{--auth memory:…}, whose passwords everybody
-        on the machine reads in the list of processes.
+    The options of L{authenticatorOf}, for a plugin's C{Options} to inherit.
     """
-    if description.partition(":")[0] == "memory":
-        raise usage.UsageError(
-            "--auth memory: puts passwords where ps shows them; use --auth file:PATH"
-        )
+
+    supportedInterfaces = (IUsernamePassword,)
+
+    def opt_auth(self, checker: str) -> None:
+        """
+        Ask senders for a user and a password: file:PATH or another checker
+        that --help-auth lists (repeatable).
+        """
+        self.collect("auth", checker)
+
+    def opt_identities(self, path: str) -> None:
+        """
+        A table that says which users and certificates may send, where to and
+        how much.
+        """
+        self["identities"] = path
+
+    def postOptions(self) -> None:
+        super().postOptions()
+        self.setdefault("identities", None)
+        self["auth"] = [passwordChecker("auth", text) for text in self.get("auth", [])]
+        if self["identities"] is not None:
+            self.convert("identities", _readIdentities)
+
+
+def _readIdentities(path: str) -> Identities:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"cannot read {path!r}: {getattr(e, 'strerror', e)}") from None
+    try:
+        return Identities.parse(text, asSize)
+    except IdentitiesError as e:
+        raise ValueError(f"{path}: {e}") from None
+
+
+def authenticatorOf(options: CredentialOptions, clock: Any) -> IAuthenticator | None:
+    """
+    @return: what checks credentials; L{None} if nobody is asked for any.
+    """
+    if not options["auth"] and options["identities"] is None:
+        return None
+    return Authenticator(clock, options["auth"], options["identities"])
 
 
 @implementer(IAuthenticator)

@@ -17,6 +17,7 @@ from zope.interface import implementer
 from connpool.addresses import clientOf
 from connpool.errors import NameRefused, StartFailed, Unsupported
 from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
+from connpool.services.credentials import CredentialOptions, authenticatorOf
 from connpool.services.gate import Access
 from connpool.services.listening import ListeningService, placeOf
 from connpool.services.options import (
@@ -53,7 +54,7 @@ _LOCAL = (
 )
 
 
-class Options(StatusOptions, AccessOptions):
+class Options(StatusOptions, CredentialOptions, AccessOptions):
     pluginName = "filerecv"
     synopsis = "[options]"
     longdesc = (
@@ -134,17 +135,38 @@ class Options(StatusOptions, AccessOptions):
         self.createDirectory = self["directory"] is None
         self["directory"] = self["directory"] or DEFAULT_DIRECTORY
         self._checkSuffix()
+        self._checkExposure()
+
+    def _checkExposure(self) -> None:
+        """
+        Nobody shall find out from an attacker that the receiver was open.
+        """
+        certified = all(listen.certified for listen in self["listen"])
+        if self["identities"] is not None and not (self["auth"] or certified):
+            raise usage.UsageError(
+                "--identities is about who logs in; ask for that with --auth, or for "
+                "certificates with secured:…:trustRoots=…"
+            )
         for listen in self["listen"]:
-            if not listen.local and not self["allow"]:
+            if listen.local:
+                continue
+            if self["auth"] and not listen.certified and not listen.encrypted:
+                raise usage.UsageError(
+                    f"--listen {listen.description}: the passwords of --auth would cross the "
+                    "network in clear; write secured:… or ssl:…"
+                )
+            if not (self["allow"] or self["auth"] or listen.certified):
                 raise usage.UsageError(
                     f"--listen {listen.description} can be reached from other machines; "
-                    "say who may send with --allow CIDR (or --allow any), or add "
-                    "interface=127.0.0.1"
+                    "say who may send with --allow CIDR (or --allow any), --auth or trustRoots=, "
+                    "or add interface=127.0.0.1"
                 )
+        everybody = any(not net.prefixlen for net in self["allow"].networks)
         if (
-            self["store"] is None
+            everybody
+            and self["store"] is None
             and self["quota"] is None
-            and any(not net.prefixlen for net in self["allow"].networks)
+            and not (self["auth"] or certified)
         ):
             raise usage.UsageError(
                 "--allow any lets everybody fill the disk; say how much one sender's unfinished "
@@ -195,6 +217,7 @@ class FileReceiverService(MultiService):
         self.name = options["name"]
         self._reactor = reactor
         self._options = options
+        self._authenticator = authenticatorOf(options, reactor)
         self._store: IFileStore | None = None
         self.reception: Reception | None = None
         self._receiver: NativeReceiver | None = None
@@ -215,6 +238,7 @@ class FileReceiverService(MultiService):
     def startService(self) -> None:
         # not earlier: what the store makes belongs to the user we run as
         self._store = store = self._openStore()
+        self._receiver = None
         options = self._options
         self.reception = Reception(
             store,
@@ -281,14 +305,18 @@ class FileReceiverService(MultiService):
     def _classic(self, transport: Any) -> ClassicReceiver | ClassicRefusal:
         assert self.reception is not None
         client = clientOf(transport)
-        if client.local or client.host in self._options["classic-from"]:
+        # classic has no credentials: where they are asked for, it must be asked for too
+        trusted = client.local and self._authenticator is None
+        if trusted or client.host in self._options["classic-from"]:
             return ClassicReceiver(self._reactor, self.reception, self._options["classic-suffix"])
         return ClassicRefusal()
 
     def _native(self, transport: Any) -> Link:
         if self._receiver is None:
             assert self.reception is not None
-            self._receiver = NativeReceiver(self._reactor, self.reception, self._options["digests"])
+            self._receiver = NativeReceiver(
+                self._reactor, self.reception, self._options["digests"], self._authenticator
+            )
         return self._receiver.build(transport)
 
     def stats(self) -> TransferStats:

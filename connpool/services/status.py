@@ -4,20 +4,18 @@ C{--status ENDPOINT}: metrics, health and the status page of a service.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 from twisted.application.service import IService, MultiService
-from twisted.cred import strcred
-from twisted.cred.credentials import IUsernamePassword
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python import usage
 
 from connpool.addresses import Listen
 from connpool.errors import StartFailed
+from connpool.services.checkers import passwordChecker
 from connpool.services.gate import Access
 from connpool.services.listening import ListeningService, placeOf
 from connpool.services.options import ServiceOptions, asNetworks
@@ -77,49 +75,24 @@ class StatusOptions(ServiceOptions):
             return
         self["status"] = listen = self.asListen("status", self["status"])
         if self["status-auth"] is not None:
-            self["status-auth"] = _checker(self["status-auth"])
+            self["status-auth"] = passwordChecker("status-auth", self["status-auth"])
         self._checkProtection(listen)
 
     def _checkProtection(self, listen: Listen) -> None:
         text = listen.description
-        certified = "secured" in listen.wrappers and "trustRoots" in listen.keywords
-        encrypted = "secured" in listen.wrappers or listen.kind in {"ssl", "tls"}
         if listen.local:
             return
         if self["status-auth"] is not None:
-            if not encrypted:
+            if not listen.encrypted:
                 raise usage.UsageError(
                     f"--status {text}: the password of --status-auth would cross the network "
                     "in clear; write secured:… or ssl:…"
                 )
-        elif not self["status-allow"] and not certified:
+        elif not self["status-allow"] and not listen.certified:
             raise usage.UsageError(
                 f"--status {text} can be reached from other machines; say who may look with "
                 "--status-allow CIDR or --status-auth, or add interface=127.0.0.1"
             )
-
-
-def _checker(description: str) -> Any:
-    """
-    @return: a checker of names and passwords.
-    @raise usage.UsageError: for a description that is none, or one that puts
-        the password on the command line.
-    """
-    kind, _, argument = description.partition(":")
-    if kind == "memory":
-        raise usage.UsageError(
-            "--status-auth: memory: shows the password to everybody who lists processes; use file:"
-        )
-    if kind == "file" and not os.access(argument, os.R_OK):
-        raise usage.UsageError(f"--status-auth: cannot read the file {argument!r}")
-    try:
-        checker = strcred.makeChecker(description)
-    except (strcred.StrcredException, ValueError, TypeError) as e:
-        why = str(e) or f"there is no checker {kind!r}"
-        raise usage.UsageError(f"--status-auth: {why.splitlines()[0]}") from None
-    if IUsernamePassword not in checker.credentialInterfaces:
-        raise usage.UsageError(f"--status-auth: {kind}: does not check passwords; use file:")
-    return checker
 
 
 class ObservedService(MultiService):

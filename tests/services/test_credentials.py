@@ -4,12 +4,11 @@ from twisted.cred.checkers import AllowAnonymousAccess, FilePasswordDB
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.python import usage
 from zope.interface.verify import verifyObject
 
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
-from connpool.services.credentials import BURST, INTERVAL, Authenticator, refusePlainMemory
+from connpool.services.credentials import BURST, INTERVAL, Authenticator
 from connpool.transfer.identities import Identities
 
 
@@ -97,9 +96,3 @@ async def test_aBrokenCheckerRefuses(tmp_path, expectFailure):
 
 def test_anonymousCheckersCheckNoPasswords():
     assert not Authenticator(Clock(), [AllowAnonymousAccess()]).takesPasswords
-
-
-def test_memoryIsRefused():
-    with pytest.raises(usage.UsageError, match="file:PATH"):
-        refusePlainMemory("memory:alice:secret")
-    refusePlainMemory("file:/etc/passwords")
