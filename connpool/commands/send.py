@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from typing import Any
 
@@ -83,6 +84,12 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         "--name", default="stdin", help="what standard input is called (default %(default)s)"
     )
     native.add_argument(
+        "--credentials",
+        metavar="FILE",
+        help="USER:PASSWORD in a file that only you can read (default: the environment variable "
+        "CONNPOOL_CREDENTIALS)",
+    )
+    native.add_argument(
         "--dry-run", action="store_true", help="only ask the receiver what it would take"
     )
     native.add_argument(
@@ -131,7 +138,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     if arguments.protocol == "native":
         from connpool.commands.sendnative import sendNative
+        from connpool.transfer.credentials import readCredentials
 
+        try:
+            arguments.credentials = readCredentials(arguments.credentials, os.environ)
+        except ValueError as e:
+            sys.stderr.write(f"connpool send: --credentials: {e}\n")
+            return 2
         return sendNative(reactor, endpoint, arguments)
 
     codes: list[int] = []

@@ -79,7 +79,7 @@ class _Run:
         self._arguments = arguments
         self._progress = progress
         self._receipts = receipts
-        factory = SessionFactory(reactor, arguments.digests)
+        factory = SessionFactory(reactor, arguments.digests, arguments.credentials)
         self._pool: Any = None
         if arguments.jobs > 1:
             from connpool.pool import ConnectionPool

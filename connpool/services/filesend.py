@@ -30,6 +30,7 @@ from connpool.pool import ConnectionPool, ConnectionPoolService
 from connpool.services.options import asCount, asDestination, asSeconds
 from connpool.services.starting import failStart
 from connpool.services.status import StatusOptions, observed
+from connpool.transfer.credentials import readCredentials
 from connpool.transfer.keys import HeldRun, SenderKeys
 from connpool.transfer.names import displayName
 from connpool.transfer.native.sender import SessionFactory, hello
@@ -59,6 +60,7 @@ class Options(StatusOptions):
     optParameters = [
         ["directory", None, None, "Existing folder to watch"],
         ["to", None, None, "The receiver: HOST:PORT or a client endpoint description"],
+        ["credentials", None, None, "File with USER:PASSWORD [default: CONNPOOL_CREDENTIALS]"],
         ["settle", None, "2", "Seconds without a change before a file is sent"],
         ["interval", None, "5", "Seconds between two looks at the folder"],
         ["jobs", None, "1", "Connections at once"],
@@ -84,6 +86,7 @@ class Options(StatusOptions):
             ("attempts", asCount),
         ):
             self.convert(name, parse)
+        self.convert("credentials", lambda path: readCredentials(path, os.environ))
 
 
 @attrs.frozen
@@ -141,7 +144,7 @@ class FileSenderService(MultiService):
         self.pool = ConnectionPool(
             self._reactor,
             endpoint,
-            SessionFactory(self._reactor),
+            SessionFactory(self._reactor, credentials=options["credentials"]),
             prepare=hello,
             maxSize=options["jobs"],
             minIdle=0,

@@ -471,5 +471,15 @@ class Link(Protocol):
 
 
 def _lost(why: BaseException) -> str:
-    text = " ".join(str(why).split()).rstrip(".")
+    # here: who does not use TLS does not wait for it to be loaded
+    from OpenSSL import SSL
+    from service_identity import VerificationError
+
+    if isinstance(why, VerificationError):
+        return "the receiver's certificate is for another host"
+    if isinstance(why, SSL.Error) and why.args and isinstance(why.args[0], list):
+        # a list of (library, function, reason)
+        text = "TLS: " + ", ".join(str(error[-1]) for error in why.args[0])
+    else:
+        text = " ".join(str(why).split()).rstrip(".")
     return f"the connection was lost: {text or type(why).__name__}"
