@@ -2,6 +2,7 @@
 Forwarding a folder, through real sockets and a real receiver.
 """
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -71,7 +72,8 @@ def received(root):
         if ".connpool" not in where:
             for name in names:
                 path = Path(where, name)
-                found[str(path.relative_to(root))] = path.read_bytes()
+                with contextlib.suppress(FileNotFoundError):  # forwarded just now
+                    found[str(path.relative_to(root))] = path.read_bytes()
     return found
 
 
