@@ -11,6 +11,7 @@ made for logs, or C{connpool.log} in the working directory.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -109,7 +110,17 @@ class RotatingFile(LogFile):
     Rotates also after a change of user: renaming takes rights on the
     directory, not on the file that root opened.  Where even these are missing
     it says so in the log, every L{FILE_BYTES}.
+
+    Symbolic links are not followed: root opens the file in a directory that
+    belongs to the user we run as later.
     """
+
+    def _openFile(self) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o640)
+        self._file = os.fdopen(descriptor, "ab", 0)
+        self.size = os.fstat(descriptor).st_size
+        self.closed = False
 
     def rotate(self) -> None:
         old = self._file
@@ -134,6 +145,7 @@ def _open() -> Any:
     path = os.environ.get("CONNPOOL_LOG") or os.path.join(directory, "connpool.log")
     directory, name = os.path.split(os.path.abspath(path))
     try:
-        return RotatingFile(name, directory, FILE_BYTES, defaultMode=0o640)
+        return RotatingFile(name, directory, FILE_BYTES)
     except OSError as e:
-        sys.exit(f"cannot log to {path}: {e.strerror}; name another file in CONNPOOL_LOG")
+        why = "it is a symbolic link" if e.errno == errno.ELOOP else e.strerror
+        sys.exit(f"cannot log to {path}: {why}; name another file in CONNPOOL_LOG")

@@ -158,3 +158,12 @@ def test_aFileThatCannotBeWrittenIsOneLine(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         rotating()
     assert ended.value.code.endswith("No such file or directory; name another file in CONNPOOL_LOG")
+
+
+def test_aSymbolicLinkIsNotFollowed(tmp_path, monkeypatch):
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "log").symlink_to(tmp_path / "target")
+    monkeypatch.setenv("CONNPOOL_LOG", str(tmp_path / "log"))
+    with pytest.raises(SystemExit, match="it is a symbolic link; name another file"):
+        rotatingJSON()
+    assert (tmp_path / "target").read_text() == "precious"
