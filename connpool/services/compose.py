@@ -64,7 +64,7 @@ class Options(StatusOptions):
             raise usage.UsageError(f"cannot read {path}: {why}") from None
         if self["check"]:
             try:
-                service = compose(self["text"], path)
+                service = compose(self["text"], path, check=True)
             except StartFailed as e:
                 sys.exit(str(e))
             count = len(service.services)
@@ -163,7 +163,9 @@ def _firstLine(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or "no reason given"
 
 
-def compose(text: str, path: str = "compose", reactor: Any = None) -> ComposedService:
+def compose(
+    text: str, path: str = "compose", reactor: Any = None, *, check: bool = False
+) -> ComposedService:
     """
     Make the services that a file asks for.
 
@@ -171,6 +173,7 @@ def compose(text: str, path: str = "compose", reactor: Any = None) -> ComposedSe
     @param path: its name, for messages.
     @param reactor: for plugins whose C{makeService} takes one; L{None} for the
         global one.
+    @param check: look also for what a start would find, as L{ServiceOptions.check}.
     @raise StartFailed: its text has one line for each mistake.
     """
     mistakes: list[str] = []
@@ -188,6 +191,8 @@ def compose(text: str, path: str = "compose", reactor: Any = None) -> ComposedSe
             maker, options = _configure(entry, makers, share, mistakes)
             if options is not None:
                 claims += _claims(entry, options)
+                if check and isinstance(options, ServiceOptions):
+                    options.check()
                 make = maker.makeService
                 extra = {"reactor": reactor} if _takesReactor(make) else {}
                 service = make(options, **extra)

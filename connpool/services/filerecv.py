@@ -173,6 +173,10 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
                 "transfers may take with --quota SIZE"
             )
 
+    def check(self) -> None:
+        if self["store"] is None and not self.createDirectory:
+            self.checkDirectory("directory")
+
     def _chooseStore(self) -> None:
         for name in _LOCAL:
             if self[name] != self.defaults[name]:

@@ -73,6 +73,11 @@ class Options(StatusOptions):
         optActions={"directory": usage.CompleteDirs(), "move-to": usage.CompleteDirs()}
     )
 
+    def check(self) -> None:
+        self.checkDirectory("directory")
+        if self["move-to"] is not None:
+            self.checkDirectory("move-to")
+
     def postOptions(self) -> None:
         super().postOptions()
         for name in ("directory", "to"):

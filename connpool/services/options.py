@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -155,6 +156,21 @@ class ServiceOptions(usage.Options):
             raise usage.UsageError(f"--{name}: {e}") from None
         self[name] = value
         return value
+
+    def check(self) -> None:
+        """
+        What else would keep the service from starting, as seen from here and
+        now: C{twistd compose --check} asks.
+
+        @raise usage.UsageError: the first thing.
+        """
+
+    def checkDirectory(self, name: str) -> None:
+        """
+        @raise usage.UsageError: unless option C{name} is a directory.
+        """
+        if not os.path.isdir(self[name]):
+            raise usage.UsageError(f"--{name}: there is no directory {self[name]}; make it first")
 
     def choice(self, name: str, choices: Sequence[str]) -> None:
         """

@@ -43,15 +43,20 @@ def test_whatTheUnitStartsIsRight(tmp_path):
     commands = [line.partition("=")[2] for line in lines if line.startswith("ExecStartPre=")]
     (check,) = commands
     (start,) = [line.partition("=")[2] for line in lines if line.startswith("ExecStart=")]
+    (directories,) = [line for line in lines if line.startswith("StateDirectory=")]
+    for directory in directories.partition("=")[2].split():
+        # systemd makes /var/lib/connpool, where both begin
+        (tmp_path / directory).mkdir()
+    here = tmp_path / "connpool"
     path = "/etc/connpool/services.toml"
     assert path in check
     # where ExecStartPre says that it is right, ExecStart would start it
     for command in (check, start.replace(" compose ", " compose --check ")):
         words = shlex.split(command.replace(path, str(UNITS / "services.toml")))[1:]
-        ended = finished(*TWISTD, *words, cwd=tmp_path)
+        ended = finished(*TWISTD, *words, cwd=here)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.endswith("2 services, no mistake found\n")
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(here) == ["inbox"]
 
 
 def test_theSocketHasTheNameThatTheServiceAsksFor(monkeypatch):

@@ -229,6 +229,24 @@ def test_aFileThatIsNotText(tmp_path):
         Options().parseOptions([str(tmp_path / "f")])
 
 
+@pytest.mark.parametrize(
+    ("plugin", "options"),
+    [
+        ("filerecv", "directory = 'none'"),
+        ("filesend", "directory = 'none'\nto = '127.0.0.1:8640'"),
+        ("filesend", "directory = '.'\nto = '127.0.0.1:8640'\nmove-to = 'none'"),
+    ],
+)
+def test_checkFindsMissingDirectories(tmp_path, monkeypatch, plugin, options):
+    monkeypatch.chdir(tmp_path)
+    text = f"[services.a]\nplugin = '{plugin}'\n{options}"
+    compose(text)
+    with pytest.raises(StartFailed, match=r"^services\.a: --.* there is no directory none; make"):
+        compose(text, check=True)
+    (tmp_path / "none").mkdir()
+    compose(text, check=True)
+
+
 @pytest.mark.parametrize(("plugin", "says"), [("ftp", None), ("ftpp", "services.a: no plugin")])
 def test_check(tmp_path, capsys, plugin, says):
     (tmp_path / "f").write_text(f"[services.a]\nplugin = '{plugin}'")
