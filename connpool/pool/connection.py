@@ -282,7 +282,6 @@ class Connection(Slot):
     """
 
     __slots__ = (
-        "_wires",
         "attempt",
         "code",
         "failure",
@@ -325,7 +324,6 @@ class Connection(Slot):
         self.validating = False
         self.stack = ""
         self.why = ""
-        self._wires: tuple[Any, ...] = ()
         self.resume: Callable[[], Any] = _nothing
         self.life: _Life = _machine(self)
         self.wanted = True
@@ -352,21 +350,11 @@ class Connection(Slot):
         self.life.fail(reason)
         self.life.abort()
 
-    def dying(self) -> bool:
-        """
-        See L{Slot.dying}: the user's protocol hung up by itself, or TLS was
-        shut down and the socket is about to follow.
-        """
-        for wire in self._wires:  # noqa: SIM110 - a generator costs more than all the rest
-            if wire.disconnecting:
-                return True
-        return False
-
     def busy(self) -> bool:
         """
         Whether it cannot become idle: it is dying, or a producer writes to it.
         """
-        for wire in self._wires:
+        for wire in self.wires:
             if wire.disconnecting or getattr(wire, "producer", None) is not None:
                 return True
         return False
@@ -417,7 +405,9 @@ class Connection(Slot):
         # TLS: the peer's goodbye shows on the socket's transport only
         while (below := getattr(wires[-1], "transport", None)) is not None:
             wires.append(below)
-        self._wires = tuple(wire for wire in wires if hasattr(wire, "disconnecting"))
+        self.wires = tuple(wire for wire in wires if hasattr(wire, "disconnecting"))
+        # the calm path asks for both without looking whether they are there
+        self.plain = self.plain and all(hasattr(wire, "producer") for wire in self.wires)
         self.resume = getattr(transport, "resumeProducing", _nothing)
         secure = INegotiated.providedBy(transport) or ISSLTransport.providedBy(transport)
         if secure and not guard.handshaken:

@@ -143,18 +143,20 @@ class Core(Supply):
             slot = self._pop()
             if slot.state is not IDLE:
                 self.dead -= 1
-            elif slot.dying():
-                self._close(slot, "peer", now, popped=True)
-            elif now - slot.since >= self._stale and not self._fresh(slot, now):
                 continue
+            for wire in slot.wires:
+                if wire.disconnecting:
+                    self._close(slot, "peer", now, popped=True)
+                    break
             else:
-                slot.state = LEASED
-                slot.since = now
-                slot.uses += 1
-                self.acquires += 1
-                if self.floor and len(self.idle) - self.dead < self.floor:
-                    self.calm = False
-                return slot
+                if now - slot.since < self._stale or self._fresh(slot, now):
+                    slot.state = LEASED
+                    slot.since = now
+                    slot.uses += 1
+                    self.acquires += 1
+                    if self.floor and len(self.idle) - self.dead < self.floor:
+                        self.calm = False
+                    return slot
         return None
 
     def _fresh(self, slot: Slot, now: float) -> bool:
@@ -381,9 +383,9 @@ class Core(Supply):
 
     def _serve(self, now: float) -> Action | None:
         queue = self.queue
-        if not len(queue) or self.phase in {Phase.PAUSED, Phase.CLOSING, Phase.CLOSED}:
+        if len(self.idle) == self.dead or not len(queue):
             return None
-        if not self.idleCount:
+        if self.phase is not Phase.OPEN and self.phase is not Phase.DRAINING:
             return None
         slot = self.take(now)
         if slot is None:

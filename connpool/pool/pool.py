@@ -223,14 +223,22 @@ class ConnectionPool(Shell):
         if connection.state is not LEASED:
             return  # the connection was lost before
         core = self._core
-        if core.calm and connection.plain and not connection.busy():
-            connection.resume()
-            if connection.state is LEASED and core.give(connection, self._seconds()):
-                self.settle()
-            return
+        if core.calm and connection.plain:
+            for wire in connection.wires:
+                if wire.disconnecting or wire.producer is not None:
+                    break
+            else:
+                connection.resume()
+                if connection.state is LEASED and core.give(connection, self._seconds()):
+                    self.settle()
+                return
         self._watch.ended(connection, self._seconds(), lease)
         if connection.busy():
-            core.discard(connection, self._seconds(), "peer" if connection.dying() else "discarded")
+            core.discard(
+                connection,
+                self._seconds(),
+                "peer" if any(wire.disconnecting for wire in connection.wires) else "discarded",
+            )
         elif connection.poolable is not None:
             self._reset(connection)
         else:

@@ -19,6 +19,8 @@ class State(Enum):
     What a slot is doing.
     """
 
+    __hash__ = object.__hash__  # Enum's own is Python and hashes the name
+
     CONNECTING = "connecting"
     IDLE = "idle"
     LEASED = "leased"
@@ -31,6 +33,8 @@ class Phase(Enum):
     """
     What the pool is doing.
     """
+
+    __hash__ = object.__hash__
 
     OPEN = "open"
     PAUSED = "paused"
@@ -49,6 +53,9 @@ class Slot:
     @ivar since: when the state began (not kept exact for C{CHECKING}).
     @ivar bornAt: when it became ready; C{0.0} before.
     @ivar uses: how often it was leased.
+    @ivar wires: what may say that it is C{disconnecting} although nobody told
+        the pool: the user's protocol hung up by itself, or TLS was shut down
+        and the socket is about to follow.
     @ivar doom: why it must not become idle again, or L{None}.
     @ivar plain: whether a return needs no decision: no doom, no use limit, no
         C{IPoolable}.
@@ -73,6 +80,7 @@ class Slot:
         "since",
         "state",
         "uses",
+        "wires",
     )
 
     def __init__(self, number: int, generation: int, destination: Destination, now: float) -> None:
@@ -83,18 +91,13 @@ class Slot:
         self.since = now
         self.bornAt = 0.0
         self.uses = 0
+        self.wires: tuple[Any, ...] = ()
         self.doom: str | None = None
         self.plain = True
         self.fit = False
         self.replaces: Slot | None = None
         self.deadline = NEVER
         self.lifetime: Lifetime | None = None
-
-    def dying(self) -> bool:
-        """
-        Whether its transport is being closed although nobody told the pool.
-        """
-        return False
 
 
 class Lifetime:

@@ -169,11 +169,15 @@ def lookAway(self):
 settle = Core.settle
 
 
-def trustTheDead(self):
+def trustTheDead(self, guard):
     """
     twisted #7843: a connection that is going away is handed out.
     """
-    return False
+    adopt(self, guard)
+    self.wires = ()
+
+
+adopt = Connection._adopt
 
 
 MUTANTS = {
@@ -183,7 +187,7 @@ MUTANTS = {
     "slot leaked": (Core, "_forget", keepFailed, "slots are lost|does not end"),
     "waiter forgotten": (Core, "settle", overtake, "waits beside an idle connection|never"),
     "level not kept": (Core, "settle", lookAway, "wanted"),
-    "dead handed out": (Connection, "dying", trustTheDead, "closed or closing"),
+    "dead handed out": (Connection, "_adopt", trustTheDead, "closed or closing"),
 }
 
 
