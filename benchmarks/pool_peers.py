@@ -1,0 +1,408 @@
+"""
+Pools under one face, for C{benchmarks/pool.py}.
+
+Each peer pools stub connections that cost nothing, so that only the pool is
+measured.  What a peer does in its own cycle that ours does not (SQLAlchemy: a
+rollback and events; redis-py: metrics) is part of what its users pay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredQueue, succeed
+
+
+class Peer:
+    """
+    A pool.
+
+    @ivar dials: connections made so far.
+    @ivar delay: seconds that making one takes.
+    @ivar broken: whether making one fails.
+    """
+
+    name = ""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.dials = 0
+        self.delay = 0.0
+        self.broken = False
+
+    async def make(self) -> Any:
+        """
+        Dial, for those whose dialling is a coroutine.
+        """
+        self.dials += 1
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        if self.broken:
+            raise OSError("refused")
+        return Stub()
+
+    async def start(self) -> None:
+        """
+        Make the pool, in the running loop.
+        """
+
+    async def cycles(self, count: int) -> None:
+        """
+        Acquire and release so often.
+        """
+        for _ in range(count):
+            async with self.use():
+                pass
+
+    def use(self) -> Any:
+        """
+        An async context manager around one use.
+        """
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        """
+        Close.
+        """
+
+
+class Stub:
+    """
+    A connection.
+    """
+
+
+class Nothing:
+    """
+    What a stub returns: nothing, awaited or not.
+    """
+
+    def __await__(self) -> Any:
+        return iter(())
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class Floor(Peer):
+    """
+    What a Twisted program writes by hand and is proud of.
+    """
+
+    name = "floor: deque + await succeed()"
+
+    async def cycles(self, count: int) -> None:
+        idle = deque([Stub() for _ in range(self.size)])
+        for _ in range(count):
+            one = idle.pop()
+            await succeed(one)
+            idle.append(one)
+
+
+class TwistedQueue(Peer):
+    name = "DeferredQueue"
+
+    async def start(self) -> None:
+        self.queue: DeferredQueue[Any] = DeferredQueue()
+        for _ in range(self.size):
+            self.queue.put(Stub())
+
+    async def cycles(self, count: int) -> None:
+        for _ in range(count):
+            one = await self.queue.get()
+            self.queue.put(one)
+
+
+class AsyncioQueue(Peer):
+    name = "asyncio.Queue"
+
+    async def start(self) -> None:
+        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+        for _ in range(self.size):
+            self.queue.put_nowait(Stub())
+
+    @asynccontextmanager
+    async def use(self) -> Any:
+        one = await self.queue.get()
+        try:
+            yield one
+        finally:
+            self.queue.put_nowait(one)
+
+    async def cycles(self, count: int) -> None:
+        for _ in range(count):
+            one = await self.queue.get()
+            self.queue.put_nowait(one)
+
+
+class AsyncioConnectionPool(Peer):
+    name = "asyncio-connection-pool"
+
+    async def start(self) -> None:
+        from asyncio_connection_pool import ConnectionPool, ConnectionStrategy
+
+        peer = self
+
+        class Strategy(ConnectionStrategy):  # type: ignore[type-arg]
+            async def make_connection(self) -> Any:
+                return await peer.make()
+
+            def connection_is_closed(self, conn: Any) -> bool:
+                return False
+
+            async def close_connection(self, conn: Any) -> None:
+                pass
+
+        self.pool = ConnectionPool(strategy=Strategy(), max_size=self.size)
+        self.use = self.pool.get_connection
+
+
+class GenericConnectionPool(Peer):
+    name = "generic-connection-pool"
+
+    async def start(self) -> None:
+        from generic_connection_pool.asyncio import BaseConnectionManager, ConnectionPool
+
+        peer = self
+
+        class Making(BaseConnectionManager):  # type: ignore[type-arg]
+            async def create(self, endpoint: Any) -> Any:
+                return await peer.make()
+
+            async def dispose(self, endpoint: Any, conn: Any) -> None:
+                pass
+
+        self.pool = ConnectionPool(
+            Making(), max_size=self.size, total_max_size=self.size, idle_timeout=60.0
+        )
+
+    def use(self) -> Any:
+        return self.pool.connection("one")
+
+    async def stop(self) -> None:
+        await self.pool.close()
+
+
+class PsycopgPool(Peer):
+    name = "psycopg_pool"
+
+    async def start(self) -> None:
+        import logging
+
+        from psycopg.pq import TransactionStatus
+        from psycopg_pool import AsyncConnectionPool
+
+        logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+        peer = self
+
+        class Status:
+            transaction_status = TransactionStatus.IDLE
+
+        class Connection(Stub):
+            pgconn = Status
+            _pool = None
+
+            @classmethod
+            async def connect(cls, *_: Any, **__: Any) -> Any:
+                await peer.make()
+                return cls()
+
+            async def close(self) -> None:
+                pass
+
+            async def __aenter__(self) -> Any:
+                return self
+
+            async def __aexit__(self, *_: Any) -> None:
+                pass
+
+        self.pool = AsyncConnectionPool(
+            "", connection_class=Connection, min_size=1, max_size=self.size, open=False
+        )
+        await self.pool.open()
+        self.use = self.pool.connection
+
+    async def stop(self) -> None:
+        await self.pool.close()
+
+
+class SQLAlchemyPool(Peer):
+    name = "SQLAlchemy QueuePool (sync)"
+
+    async def start(self) -> None:
+        from sqlalchemy.pool import QueuePool
+
+        class DBAPI(Stub):
+            def rollback(self) -> None:
+                pass
+
+            def close(self) -> None:
+                pass
+
+        self.pool = QueuePool(DBAPI, pool_size=self.size, max_overflow=0)
+
+    async def cycles(self, count: int) -> None:
+        for _ in range(count):
+            self.pool.connect().close()
+
+
+class RedisPool(Peer):
+    name = "redis-py BlockingConnectionPool"
+
+    async def start(self) -> None:
+        from redis.asyncio import BlockingConnectionPool
+
+        peer = self
+
+        class Connection(Stub):
+            pid = 0
+            db = 0
+            host, port = "localhost", 0
+
+            def __init__(self, **_: Any) -> None:
+                self.kwargs: dict[str, Any] = {}
+
+            async def connect(self) -> None:
+                if not getattr(self, "made", False):
+                    await peer.make()
+                    self.made = True
+
+            def should_reconnect(self) -> bool:
+                return False
+
+            async def can_read_destructive(self) -> bool:
+                return False
+
+            async def disconnect(self, *_: Any, **__: Any) -> None:
+                pass
+
+            def __getattr__(self, name: str) -> Any:
+                if name.startswith("__"):
+                    raise AttributeError(name)
+                return lambda *_, **__: Nothing()
+
+        self.pool = BlockingConnectionPool(
+            connection_class=Connection, max_connections=self.size, timeout=None
+        )
+
+    @asynccontextmanager
+    async def use(self) -> Any:
+        one = await self.pool.get_connection()
+        try:
+            yield one
+        finally:
+            await self.pool.release(one)
+
+
+class HTTPPool(Peer):
+    name = "Twisted HTTPConnectionPool"
+
+    async def start(self) -> None:
+        from twisted.internet import reactor
+        from twisted.web.client import HTTPConnectionPool
+
+        class Quiet:
+            state = "QUIESCENT"
+            transport = None
+
+        self.pool: Any = HTTPConnectionPool(reactor, persistent=True)
+        self.pool.maxPersistentPerHost = self.size
+        self.idle = [Quiet() for _ in range(self.size)]
+        for each in self.idle:
+            self.pool._putConnection("key", each)
+
+    async def cycles(self, count: int) -> None:
+        for _ in range(count):
+            one = await self.pool.getConnection("key", None)
+            self.pool._putConnection("key", one._clientProtocol)
+
+    async def stop(self) -> None:
+        for call in self.pool._timeouts.values():
+            call.cancel()
+
+
+class Ours(Peer):
+    """
+    Ours on the same loop: coroutines of Twisted, driven by Deferreds.
+    """
+
+    name = "ours: async with"
+    limits: dict[str, Any] = {}
+
+    async def start(self) -> None:
+        from twisted.internet import reactor
+        from twisted.internet.protocol import Factory, Protocol
+
+        from connpool.pool import ConnectionPool
+        from connpool.testing import FakeEndpoint
+
+        peer = self
+
+        class Endpoint(FakeEndpoint):
+            def connect(self, factory: Any) -> Any:
+                connecting = super().connect(factory)
+                peer.dials += 1
+                if self.answer == "hold":
+                    attempt = self.attempts[-1]
+                    reactor.callLater(peer.delay, peer.outcome, attempt)
+                return connecting
+
+        self.endpoint = Endpoint(reactor, "accept")
+        limits = {"maxSize": self.size, "acquireTimeout": None} | self.limits
+        self.pool = ConnectionPool(reactor, self.endpoint, Factory.forProtocol(Protocol), **limits)
+        self.use = self.pool.lease
+        leases = [await self.pool.acquire() for _ in range(self.size)]
+        for lease in leases:
+            lease.release()
+
+    def outcome(self, attempt: Any) -> None:
+        """
+        The end of a delayed dial.
+        """
+        if attempt.pending:
+            attempt.fail(OSError("refused")) if self.broken else attempt.succeed()
+
+    async def stop(self) -> None:
+        await self.pool.close(0)
+
+
+class OursAcquire(Ours):
+    name = "ours: await acquire()"
+
+    async def cycles(self, count: int) -> None:
+        for _ in range(count):
+            (await self.pool.acquire()).release()
+
+
+class OursTry(Ours):
+    name = "ours: tryAcquire()"
+
+    async def cycles(self, count: int) -> None:
+        for _ in range(count):
+            self.pool.tryAcquire().release()
+
+
+def pause() -> Deferred[None]:
+    """
+    One turn of the loop, for coroutines of Twisted.
+    """
+    turned: Deferred[None] = Deferred()
+    asyncio.get_event_loop().call_soon(turned.callback, None)
+    return turned
+
+
+FLOORS = [Floor, TwistedQueue, AsyncioQueue]
+OURS = [OursTry, OursAcquire, Ours]
+OTHERS = [
+    AsyncioConnectionPool,
+    PsycopgPool,
+    SQLAlchemyPool,
+    RedisPool,
+    HTTPPool,
+    GenericConnectionPool,
+]
+counter = itertools.count()
