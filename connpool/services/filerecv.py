@@ -20,6 +20,7 @@ from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSo
 from connpool.services.credentials import CredentialOptions, authenticatorOf
 from connpool.services.gate import Access
 from connpool.services.listening import ListeningService, placeOf
+from connpool.services.onreceived import OnReceived, asProgram
 from connpool.services.options import (
     AccessOptions,
     asMode,
@@ -50,7 +51,7 @@ DEFAULT_DIRECTORY = "received"
 #: What only the local store understands.
 _LOCAL = (
     *("directory", "file-mode", "dir-mode", "keep-exec"),
-    *("quota", "min-free", "keep-partials"),
+    *("quota", "min-free", "keep-partials", "on-received"),
 )
 
 
@@ -76,6 +77,7 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
         ["file-mode", None, "0640", "Permissions of received files, octal"],
         ["dir-mode", None, "0750", "Permissions of directories made for them, octal"],
         ["keep-partials", None, "604800", "Seconds that an interrupted transfer can be resumed"],
+        ["on-received", None, None, "Program to run for every file, with its receipt on stdin"],
         ["idle-timeout", None, "60", "Seconds without a byte that end a transfer"],
         ["min-rate", None, "1024", "Bytes/s a sender must keep up, 0 for none"],
         ["drain-timeout", None, "60", "Seconds that a stop waits for transfers to end"],
@@ -132,6 +134,8 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
         for name in ("max-file-size", "quota", "min-free"):
             if self[name] is not None:
                 self.convert(name, asSize)
+        if self["on-received"] is not None:
+            self.convert("on-received", asProgram)
         self.createDirectory = self["directory"] is None
         self["directory"] = self["directory"] or DEFAULT_DIRECTORY
         self._checkSuffix()
@@ -222,6 +226,7 @@ class FileReceiverService(MultiService):
         self._reactor = reactor
         self._options = options
         self._authenticator = authenticatorOf(options, reactor)
+        self._hook: OnReceived | None = None
         self._store: IFileStore | None = None
         self.reception: Reception | None = None
         self._receiver: NativeReceiver | None = None
@@ -255,7 +260,7 @@ class FileReceiverService(MultiService):
                 idleTimeout=options["idle-timeout"],
                 minimumRate=options["min-rate"],
             ),
-            listeners=options["listener"],
+            listeners=[*options["listener"], *self._hooks(store)],
             name=options["name"],
         )
         super().startService()
@@ -271,6 +276,19 @@ class FileReceiverService(MultiService):
             else os.path.abspath(options["directory"]),
             to=to,
         )
+
+    def _hooks(self, store: IFileStore) -> list[OnReceived]:
+        program = self._options["on-received"]
+        if program is None:
+            return []
+        assert isinstance(store, LocalStore), "checked in the options"
+        try:
+            outbox = store.receivedOutbox()
+        except StartFailed as e:
+            failStart(f"{self.name}: {e}")
+        self._hook = OnReceived(self._reactor, program, self._options["directory"], outbox)
+        self._reactor.callWhenRunning(self._hook.look)
+        return [self._hook]
 
     def _openStore(self) -> IFileStore:
         options = self._options
@@ -299,6 +317,9 @@ class FileReceiverService(MultiService):
     async def _stop(self) -> None:
         # its listener's drain lets running transfers end in the store
         await super().stopService()
+        hook, self._hook = self._hook, None
+        if hook is not None:
+            await hook.stop()
         store, self._store = self._store, None
         if store is not None:
             await store.close()

@@ -61,6 +61,7 @@ from connpool.transfer.stores.ledger import STEP, Ledger, Reservation, Space
 from connpool.transfer.stores.pace import Pace
 from connpool.transfer.stores.partial import LocalPartial
 from connpool.transfer.stores.publish import Publisher, Source, canLink
+from connpool.transfer.stores.received import ReceivedOutbox
 from connpool.transfer.stores.shelf import Shelf, Slot, identityOf
 from connpool.transfer.stores.syscalls import (
     NEW,
@@ -264,6 +265,13 @@ class LocalStore:
         self._reaped = self._reactor.seconds()
 
         return self.inThread(self._reap, self._reaped).addBoth(self._reapEnded)
+
+    def receivedOutbox(self) -> ReceivedOutbox:
+        """
+        @return: the receipts that a program is still to be told about.
+        @raise StartFailed: another process has them; one line.
+        """
+        return ReceivedOutbox(self.syscalls, self._held[1].fd, self._now)
 
     # -- for the parts of this store ----------------------------------------
 

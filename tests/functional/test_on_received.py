@@ -1,0 +1,143 @@
+"""
+C{--on-received}: at least once for every file, whatever the program does.
+"""
+
+import json
+import os
+import stat
+import sys
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.python import usage
+from zope.interface.verify import verifyObject
+
+from connpool.errors import StartFailed
+from connpool.interfaces import ITransferListener
+from connpool.services import onreceived
+from connpool.services.filerecv import Options, makeService
+from connpool.transfer.stores.received import ReceivedOutbox
+from connpool.transfer.stores.syscalls import Syscalls
+from tests.functional.test_filerecv_classic import send
+from tests.helpers.waiting import bounded, pause, until
+
+
+@pytest.fixture
+def told(tmp_path):
+    return tmp_path / "told"
+
+
+def program(tmp_path, told, body=""):
+    """
+    A program that appends what it gets to C{told}, then does C{body}.
+    """
+    path = tmp_path / "program"
+    path.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys, time, signal\n"
+        f"with open({str(told)!r}, 'a') as file: file.write(sys.stdin.read())\n"
+        f"{body}\n"
+    )
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return f"--on-received={path}"
+
+
+def start(root, *argv):
+    options = Options()
+    options.parseOptions(
+        [f"--directory={root}", "--listen=tcp:0:interface=127.0.0.1", "--allow-root", *argv]
+    )
+    service = makeService(options, reactor)
+    service.startService()
+    return service
+
+
+def receipts(told):
+    return [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+
+
+@pytest_twisted.ensureDeferred
+async def test_theProgramGetsTheReceiptAndNothingElse(tmp_path, root, told):
+    receiver = start(root, program(tmp_path, told, "assert len(sys.argv) == 1"))
+    name = '-rf $(touch x); "quoted".txt'
+    assert await send(receiver, name.encode(), b"content") == b"ok"
+    (receipt,) = await until(lambda: receipts(told))
+    assert receipt["name"] == name
+    assert receipt["size"] == 7
+    assert receipt["integrity"] == "unverified"
+    assert receipt["directory"] == str(root)
+    assert os.listdir(root) == [".connpool", name] or os.listdir(root) == [name, ".connpool"]
+    await bounded(receiver.stopService())
+
+
+@pytest_twisted.ensureDeferred
+async def test_twoAtATimeAndEachOnce(tmp_path, root, told):
+    body = f"os.mkdir({str(tmp_path)!r} + f'/run{{os.getpid()}}'); time.sleep(0.1)\n"
+    receiver = start(root, program(tmp_path, told, body))
+    for n in range(6):
+        await send(receiver, b"%d" % n, b"x")
+    assert len(receiver._hook._running) <= onreceived.AT_ONCE
+    await until(lambda: len(receipts(told)) == 6)
+    assert {receipt["name"] for receipt in receipts(told)} == set("012345")
+    await bounded(receiver.stopService())
+
+
+@pytest_twisted.ensureDeferred
+async def test_failuresAndLongOutputChangeNothing(tmp_path, root, told):
+    receiver = start(
+        root, program(tmp_path, told, "sys.stdout.write('x' * 5_000_000); sys.exit(137)")
+    )
+    for n in range(3):
+        await send(receiver, b"%d" % n, b"x")
+    await until(lambda: len(receipts(told)) == 3)
+    await bounded(receiver.stopService())
+    assert sorted(os.listdir(root)) == [".connpool", "0", "1", "2"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_aProgramThatHangsIsKilledAndTheNextRuns(tmp_path, root, told, monkeypatch):
+    monkeypatch.setattr(onreceived, "TIME_LIMIT", 0.5)
+    receiver = start(root, program(tmp_path, told, "time.sleep(1000)"))
+    for n in range(4):
+        await send(receiver, b"%d" % n, b"x")
+    await until(lambda: len(receipts(told)) == 4)
+    await bounded(receiver.stopService())
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatWasNotToldIsToldAfterARestart(tmp_path, root, told, monkeypatch):
+    monkeypatch.setattr(onreceived, "AT_ONCE", 0)
+    receiver = start(root, program(tmp_path, told))
+    for n in range(5):
+        await send(receiver, b"%d" % n, b"x")
+    await bounded(receiver.stopService())
+    assert receipts(told) == []
+    monkeypatch.setattr(onreceived, "AT_ONCE", 2)
+    receiver = start(root, program(tmp_path, told))
+    await until(lambda: len(receipts(told)) == 5)
+    await bounded(receiver.stopService())
+    receiver = start(root, program(tmp_path, told))
+    await pause(0.3)
+    await bounded(receiver.stopService())
+    assert len(receipts(told)) == 5, "told again though it was told"
+
+
+@pytest_twisted.ensureDeferred
+async def test_onlyOneProcessTells(tmp_path, root, told):
+    receiver = start(root, program(tmp_path, told))
+    done = os.open(root / ".connpool/done", os.O_RDONLY)
+    with pytest.raises(StartFailed, match="one of them"):
+        ReceivedOutbox(Syscalls(), done, lambda: 0)
+    os.close(done)
+    await bounded(receiver.stopService())
+
+
+def test_provides(root, tmp_path, told):
+    verifyObject(ITransferListener, onreceived.OnReceived(None, "/x", "/y", None))
+
+
+@pytest.mark.parametrize("path", ["/nonexistent", "/etc/passwd", "/etc"])
+def test_aProgramThatCannotRunIsOneLine(root, path):
+    with pytest.raises(usage.UsageError, match="chmod"):
+        Options().parseOptions([f"--directory={root}", "--allow-root", f"--on-received={path}"])
