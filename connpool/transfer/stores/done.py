@@ -18,6 +18,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 from zlib import crc32
 
@@ -34,6 +35,8 @@ __all__ = ["DAYS", "ENTRIES", "DoneLog"]
 DAYS = 7
 #: Receipts whose place is kept in memory.
 ENTRIES = 262_144
+#: Seconds for which nothing is taken to have come from other processes.
+FRESH = 0.02
 #: Bytes that are read at start, newest day first.
 MAX_READ = 256 << 20
 
@@ -73,6 +76,7 @@ class DoneLog:
         self._directory = directory
         self._now = now
         self._entries = entries
+        self._looked = 0.0
         self._days: dict[int, _Day] = {}
         #: key to (day, offset, length)
         self._where: dict[bytes, tuple[int, int, int]] = {}
@@ -120,11 +124,13 @@ class DoneLog:
         if offer.key is None:
             return None
         today = int(self._now() // _DAY)
-        if today not in self._days:
-            self._day(today)
-        self._refresh(today)
-        if today - 1 in self._days:
-            self._refresh(today - 1)  # a process whose midnight is later
+        self._day(today)  # while it can still be refused for want of descriptors
+        now = monotonic()
+        if now - self._looked >= FRESH:
+            self._looked = now
+            self._refresh(today)
+            if today - 1 in self._days:
+                self._refresh(today - 1)  # a process whose midnight is later
         where = self._where.get(_index(offer))
         if where is None:
             return None

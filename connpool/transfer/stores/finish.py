@@ -22,6 +22,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
+from itertools import count
 from threading import Lock
 
 import attrs
@@ -40,7 +41,12 @@ __all__ = ["Finisher", "temporaryName"]
 #: A modification time in the future is taken up to this many seconds ahead.
 FUTURE = 86400
 
+_LEVELS = {name: level for level, name in enumerate(DURABILITIES)}
 _OLD = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+_prefix = secrets.token_hex(8)
+_numbers = count()
 
 
 def temporaryName(offer: Offer) -> str:
@@ -51,7 +57,7 @@ def temporaryName(offer: Offer) -> str:
     process that died had published.
     """
     if offer.key is None:
-        return secrets.token_hex(16)
+        return f"{_prefix}-{os.getpid()}-{next(_numbers)}"
     return blake2b(offer.key + offer.principal.encode(), digest_size=16).hexdigest()
 
 
@@ -100,12 +106,14 @@ class Finisher:
         self._keepExec = keepExec
         self._now = now
         self._choice = SyncChoice()
+        #: principal and key to what L{flush} has to do
+        self._later: dict[tuple[str, bytes], tuple[Offer, Receipt, Source]] = {}
 
     def level(self, offer: Offer) -> int:
         """
         @return: the index in C{DURABILITIES} that is asked for and reachable.
         """
-        return min(DURABILITIES.index(offer.durability), self._reach)
+        return min(_LEVELS[offer.durability], self._reach)
 
     def finished(self, offer: Offer) -> Receipt | None:
         """
@@ -113,6 +121,9 @@ class Finisher:
         """
         if offer.key is None:
             return None
+        recent = self._later.get((offer.principal, offer.key))
+        if recent is not None:
+            return recent[1]
         try:
             with self._doneLock:
                 return self._done.find(offer)
@@ -132,9 +143,12 @@ class Finisher:
         source: Source,
         root: bytes | None,
         committing: Callable[[], None] | None = None,
+        *,
+        later: bool = False,
     ) -> Receipt:
         """
         @param committing: notes that publishing begins, and syncs the note.
+        @param later: leave the done record and the private name to L{flush}.
         @raise TransferError: as L{IPartial.commit} fails; the private file is
             still there.
         """
@@ -150,7 +164,11 @@ class Finisher:
             if level == 2:
                 self._tree.sync(directory)
             receipt = self._receipt(offer, source.size, root, published, level)
-            self._note([(offer, receipt)], sync=level == 2)
+            if offer.key is not None:
+                if later:
+                    self._later[offer.principal, offer.key] = (offer, receipt, source)
+                    return receipt
+                self._note([(offer, receipt)], sync=level == 2)
             self._sys.remove(source.name, source.directory)
         except OSError as error:
             raise asTransferError(error, f'storing "{offer.name}"') from None
@@ -178,14 +196,26 @@ class Finisher:
             raise asTransferError(error, f'storing "{offer.name}"') from None
         return receipt
 
-    def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt:
+    def flush(self) -> None:
+        """
+        Write the done records that were put off, all at once, and then remove
+        the private names: until then they are the evidence.
+        """
+        later, self._later = self._later, {}
+        self._note([(offer, receipt) for offer, receipt, _ in later.values()], sync=False)
+        for _, _, source in later.values():
+            self._sys.remove(source.name, source.directory)
+
+    def put(self, offer: Offer, data: bytes, root: bytes | None, *, later: bool = False) -> Receipt:
         """
         A whole small file.
+
+        @param later: leave what nobody waits for to L{flush}.
         """
         try:
             source = self._write(offer, data)
             try:
-                return self.one(offer, source, root)
+                return self.one(offer, source, root, later=later)
             except BaseException:
                 self._sys.remove(source.name, source.directory)
                 raise

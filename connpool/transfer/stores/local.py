@@ -37,6 +37,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
@@ -109,6 +110,8 @@ class LocalStore:
     @ivar filesystem: the type of file system it lies on.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         reactor: Any,
@@ -138,6 +141,7 @@ class LocalStore:
         #: principal and key of small files under way to who waits as well
         self._pending: dict[tuple[str, bytes], list[Deferred[Receipt]]] = {}
         self._group = GroupCommit(self._runBatch, reactor.callLater)
+        self._flushing: Any = None
         self._working = 0
         self._idle: list[Deferred[None]] = []
         self._closed = False
@@ -224,8 +228,10 @@ class LocalStore:
             self._group.add(small)
             return self._share(offer, small.done)
         if not self.pace.inline:
-            return self._share(offer, self.inThread(self._timedPut, offer, data, root))
-        return self._timedPut(offer, data, root)
+            return self._share(offer, self.inThread(self._timedPut, offer, data, root, False))
+        if offer.key is not None and self._flushing is None:
+            self._flushing = self._reactor.callLater(0, self._flush)
+        return self._timedPut(offer, data, root, True)
 
     def trouble(self) -> str | None:
         now = self._reactor.seconds()
@@ -249,6 +255,9 @@ class LocalStore:
         if self._closed:
             return succeed(None)
         self._closed = True
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flush()
         d: Deferred[Any] = gatherResults(
             [partial.suspend() for partial in list(self._active)], consumeErrors=True
         )
@@ -516,11 +525,23 @@ class LocalStore:
 
     # -- small files ---------------------------------------------------------
 
-    def _timedPut(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt:
+    def _timedPut(self, offer: Offer, data: bytes, root: bytes | None, later: bool) -> Receipt:
         began = time.perf_counter()
-        receipt = self.finisher.put(offer, data, root)
+        receipt = self.finisher.put(offer, data, root, later=later)
         self.pace.took(time.perf_counter() - began)
         return receipt
+
+    def _flush(self) -> None:
+        """
+        What small files of this turn of the reactor left to do.
+        """
+        self._flushing = None
+        try:
+            self.finisher.flush()
+        except OSError:
+            # the files are where they belong; who repeats one is told so by
+            # its private name, which is still there
+            self._log.failure("cannot note what was received")
 
     def _runBatch(self, batch: Any) -> Deferred[list[Receipt | Failure]]:
         return self.inThread(self.finisher.batch, batch)

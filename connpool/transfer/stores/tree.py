@@ -8,8 +8,9 @@ time, and is never a symbolic link: whatever a local attacker puts in the way,
 the walk ends in a real directory below the root or with an error.
 
 Descriptors are kept for the next file of the same directory.  A kept one is
-used only while its name in the parent still leads to it (one C{stat} a level);
-otherwise C{mv} by the operator would redirect files that arrive later.
+used only while its name in the parent still leads to it (one C{stat} a level,
+at most every C{FRESH} seconds); otherwise C{mv} by the operator would redirect
+files that arrive later.
 
 A new file is durable when its directory was synced, and the directory is
 reachable after a power cut when its own name in its parent was.  C{named} says
@@ -24,6 +25,7 @@ import os
 import stat
 from collections import OrderedDict
 from threading import Lock
+from time import monotonic
 
 from connpool.errors import Exists
 from connpool.transfer.names import displayName
@@ -32,15 +34,20 @@ from connpool.transfer.stores.syscalls import DIRECTORY, Syscalls
 __all__ = ["Directory", "Tree"]
 
 
+#: Seconds for which a directory that was looked at is taken to be in its place.
+FRESH = 0.02
+
+
 class Directory:
     """
     A held directory.
 
     @ivar fd: its descriptor, readable.
+    @ivar looked: when its name was last seen to lead to it.
     @ivar named: whether its name in its parent is known to be on disk.
     """
 
-    __slots__ = ("components", "fd", "identity", "named", "parent", "users")
+    __slots__ = ("components", "fd", "identity", "looked", "named", "parent", "users")
 
     def __init__(
         self,
@@ -53,6 +60,7 @@ class Directory:
         self.identity = identity
         self.parent = parent
         self.components = components
+        self.looked = monotonic()
         self.named = parent is None
         self.users = 0
 
@@ -84,6 +92,10 @@ class Tree:
         if not components:
             return self._root
         with self._lock:
+            held = self._held.get(components)
+            if held is not None and monotonic() - held.looked < FRESH:
+                held.users += 1
+                return held
             directory = self._root
             for depth in range(1, len(components) + 1):
                 directory = self._step(directory, components[:depth], create)
@@ -137,6 +149,7 @@ class Tree:
         if held is not None:
             if held.parent is parent and self._stillThere(held, name):
                 self._held.move_to_end(components)
+                held.looked = monotonic()
                 return held
             del self._held[components]
             if not held.users:

@@ -103,6 +103,15 @@ class Recorded(Syscalls):
         return [name for name, *_ in self.log]
 
 
+class _Call:
+    def __init__(self, later: list[Any], f: Callable[[], Any]) -> None:
+        self._later = later
+        self.run = f
+
+    def cancel(self) -> None:
+        self._later.remove(self)
+
+
 class InlineReactor:
     """
     A reactor and thread pool that do everything at once: one thread, no
@@ -110,14 +119,16 @@ class InlineReactor:
     """
 
     def __init__(self) -> None:
-        self._later: list[Callable[[], Any]] = []
+        self._later: list[_Call] = []
         self.now = 0.0
 
     def seconds(self) -> float:
         return self.now
 
-    def callLater(self, delay: float, f: Callable[..., Any], *args: Any) -> None:
-        self._later.append(lambda: f(*args))
+    def callLater(self, delay: float, f: Callable[..., Any], *args: Any) -> _Call:
+        call = _Call(self._later, lambda: f(*args))
+        self._later.append(call)
+        return call
 
     def callFromThread(self, f: Callable[..., Any], *args: Any) -> None:
         f(*args)
@@ -143,5 +154,5 @@ class InlineReactor:
         @return: what C{d} fires with, after everything that was put off.
         """
         while self._later:
-            self._later.pop(0)()
+            self._later.pop(0).run()
         return successResultOf(settled(d))

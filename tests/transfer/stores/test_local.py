@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 from pathlib import Path
 
 import attrs
@@ -29,7 +30,8 @@ from connpool.errors import (
 from connpool.transfer import LocalStore, RelativeName
 from connpool.transfer.stores import local as local_
 from connpool.transfer.stores import shelf
-from tests.helpers.waiting import assertNoResult, bounded, failureResultOf
+from connpool.transfer.stores.tree import FRESH
+from tests.helpers.waiting import assertNoResult, bounded, failureResultOf, pause
 from tests.transfer.stores.kit import (
     BLOCK,
     InlineReactor,
@@ -401,6 +403,7 @@ async def test_receiptsAreShared(root, opened):
     asked = offer(size=1, key=b"k" * 32)
     mine, theirs = opened(), opened()
     receipt = await bounded(settled(mine.put(asked, b"x", None)))
+    await pause(2 * FRESH)
     assert await bounded(theirs.open(asked)) == receipt
     assert await bounded(opened().open(asked)) == receipt
 
@@ -606,13 +609,11 @@ def test_volatileFileSystemsPromiseNothing(tmp_path):
 
 @pytest_twisted.ensureDeferred
 async def test_slowWritesMoveToThreadsAndBack(root, opened):
-    import time
-
     slow = [True]
 
     def before(name, arguments, keywords):
         if name == "pwrite" and slow[0] and len(arguments[1]) == BLOCK:
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     store = opened(syscalls=Recorded(before))
     partial = await bounded(store.open(offer(size=64 * BLOCK)))
@@ -927,11 +928,15 @@ def test_directoriesThatMoveWhileTheyAreHeld(root, tmp_path):
     store, clock, _ = inline(root)
     clock.wait(store.put(offer("d/a", durability="none"), b"1", None))
     (root / "d").rename(tmp_path / "archive")
+    time.sleep(2 * FRESH)
     clock.wait(store.put(offer("d/b", durability="none"), b"2", None))
     (tmp_path / "archive/a").unlink()
     (tmp_path / "archive").rmdir()
+    # one that is gone is noticed at once
+    (root / "d/b").rename(tmp_path / "b")
+    (root / "d").rmdir()
     clock.wait(store.put(offer("d/c", durability="none"), b"3", None))
-    assert visible(root) == {"d/b": b"2", "d/c": b"3"}
+    assert visible(root) == {"d/c": b"3"}
     clock.wait(store.close())
 
 
