@@ -16,6 +16,10 @@ things happens to incoming bytes is the C{_receive} attribute:
 and C{_discard}: the connection was refused and is being closed.
 
 One timer bounds the first two, and a close that the peer does not answer.
+
+Known flaw: a protocol that hands its connection over by setting
+C{transport.protocol} sets it here, where nobody looks; Twisted's own wrappers
+(L{twisted.protocols.policies}) have the same.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ from twisted.internet.endpoints import (
     serverFromString,
     wrapClientTLS,
 )
-from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.interfaces import ISSLTransport, IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface.verify import verifyObject
 
 from connpool.addresses import Networks, UnknownAddress, clientOf, parseListen
+from connpool.datagram import TCPEchoFactory
 from connpool.errors import AddressError
 from connpool.interfaces import ISingleUseEndpoint, IStatsSource
 from connpool.proxyprotocol import ProxyHeaderEndpoint, ProxyStats, encodeV1
@@ -285,6 +286,53 @@ async def test_strangersOfATLSListener(listen, files):
     reader = await bounded(connectProtocol(plain(port), Reader()))
     await until(lambda: reader.lost)
     assert endpoint.stats().untrusted == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_startTLS(listen, files):
+    """
+    A protocol may turn TLS on in the middle of a connection behind a proxy.
+    """
+    pem = (files / "cert.pem").read_bytes() + (files / "key.pem").read_bytes()
+    options = ssl.PrivateCertificate.loadPEM(pem).options()
+
+    class Upgrading(Protocol):
+        def dataReceived(self, data):
+            if data == b"STARTTLS":
+                self.transport.write(b"go")
+                self.transport.startTLS(options)
+            else:
+                secure = ISSLTransport.providedBy(self.transport.transport)
+                self.transport.write(f"{self.transport.getPeer().host} {secure}".encode())
+
+    factory = Factory.forProtocol(Upgrading)
+    _, port, _ = await listen("proxied:tcp:0:interface=127.0.0.1:trusted=127.0.0.1", factory)
+    caller = ProxyHeaderEndpoint(plain(port), CLIENT, SERVER)
+    reader = await bounded(connectProtocol(caller, Reader()))
+    reader.transport.write(b"STARTTLS")
+    await until(lambda: reader.data == b"go")
+    reader.transport.startTLS(tlsOptions(files))
+    reader.transport.write(b"hello")
+    await until(lambda: reader.data == b"go192.0.2.7 True")
+    assert reader.transport.getPeerCertificate() is not None
+    await end(reader)
+
+
+@pytest_twisted.ensureDeferred
+async def test_halfClose(listen):
+    """
+    Who has no more to send still gets everything back.
+    """
+    _, port, _ = await listen(
+        "proxied:tcp:0:interface=127.0.0.1:trusted=127.0.0.1", TCPEchoFactory()
+    )
+    data = bytes(range(256)) * 2000
+    caller = ProxyHeaderEndpoint(plain(port), CLIENT, SERVER)
+    reader = await bounded(connectProtocol(caller, Reader()))
+    reader.transport.write(data)
+    reader.transport.loseWriteConnection()
+    await until(lambda: reader.lost)
+    assert reader.data == data
 
 
 class Refusing(Banners):
