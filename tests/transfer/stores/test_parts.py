@@ -1,0 +1,348 @@
+"""
+The small parts of the local store, each alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from connpool.errors import NoSpace
+from connpool.transfer import LocalStore, Receipt
+from connpool.transfer.stores import batch
+from connpool.transfer.stores.batch import GroupCommit, Small, SyncChoice
+from connpool.transfer.stores.done import DoneLog
+from connpool.transfer.stores.journal import (
+    Committing,
+    Journal,
+    blocksRecord,
+    committingRecord,
+    header,
+)
+from connpool.transfer.stores.lines import decodeLine, encodeLine, linesOf
+from connpool.transfer.stores.pace import CALM, LIMIT, Pace
+from connpool.transfer.stores.ranges import Ranges
+from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.stores.tree import Tree
+from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
+from tests.transfer.stores.kit import InlineReactor, Recorded, offer
+
+# -- ranges -------------------------------------------------------------------
+
+SPAN = st.tuples(st.integers(0, 60), st.integers(0, 60))
+
+
+@given(st.lists(st.tuples(st.booleans(), SPAN), max_size=40), SPAN)
+def test_rangesAreSets(steps, asked):
+    ranges, model = Ranges(), set()
+    for adds, (start, end) in steps:
+        if adds:
+            ranges.add(start, end)
+            model |= set(range(start, end))
+        else:
+            ranges.remove(start, end)
+            model -= set(range(start, end))
+    assert {byte for start, end in ranges for byte in range(start, end)} == model
+    pairs = list(ranges)
+    # sorted, disjoint, not even touching
+    assert all(start < end for start, end in pairs)
+    assert all(one[1] < two[0] for one, two in itertools.pairwise(pairs))
+    assert ranges.total == len(model)
+    assert ranges.end == max(model, default=-1) + 1
+    wanted = set(range(*asked))
+    assert ranges.overlaps(*asked) == bool(wanted & model)
+    assert ranges.covers(*asked) == (wanted <= model)
+    assert ranges == Ranges(pairs)
+    assert ranges[:] == pairs
+    assert [ranges[index] for index in range(len(ranges))] == pairs
+
+
+# -- pace ---------------------------------------------------------------------
+
+
+def test_slowWritesLeaveTheReactor():
+    pace = Pace()
+    for _ in range(100):
+        pace.took(LIMIT * 0.9)
+    assert pace.inline
+    pace.took(LIMIT * 4)
+    assert not pace.inline
+
+
+def test_oneLateWriteIsNothing():
+    pace = Pace()
+    for turn in range(200):
+        pace.took(LIMIT * 3 if turn % 40 == 0 else LIMIT / 100)
+        assert pace.inline
+
+
+def test_oneVerySlowWriteIsEnough():
+    pace = Pace()
+    pace.took(0.1)
+    assert not pace.inline
+    for _ in range(CALM - 1):
+        pace.took(0.0001)
+        assert not pace.inline
+    pace.took(0.1)
+    for _ in range(CALM - 1):
+        pace.took(0.0001)
+        assert not pace.inline
+    pace.took(0.0001)
+    assert pace.inline
+
+
+# -- batches ------------------------------------------------------------------
+
+
+def test_theQuickerSyncIsChosen():
+    for quicker in (True, False):
+        choice = SyncChoice()
+        ways = []
+        for _ in range(4 * choice.AGAIN):
+            way = choice.together(100)
+            ways.append(way)
+            choice.took(way, 100, 1.0 if way == quicker else 10.0)
+        assert ways.count(not quicker) == 1 + 4  # once to know, then now and then
+        assert not choice.together(choice.FEW - 1)
+
+
+def test_aSyncThatBecameSlowIsLeft():
+    choice = SyncChoice()
+    for _ in range(10):
+        choice.took(True, 100, 1.0)
+        choice.took(False, 100, 2.0)
+    assert choice.together(100)
+    for _ in range(10):
+        choice.took(True, 100, 50.0)  # somebody else writes a lot there
+    assert not choice.together(100)
+
+
+def small(size=1):
+    return Small(offer(), b"x" * size, None, Deferred())
+
+
+def test_batchesCollectWhileOneIsUnderWay():
+    clock = Clock()
+    running = []
+
+    def run(files):
+        running.append((list(files), Deferred()))
+        return running[-1][1]
+
+    group = GroupCommit(run, clock.callLater)
+    files = [small() for _ in range(5)]
+    group.add(files[0])
+    group.add(files[1])
+    assert running == []  # what comes in this turn comes along
+    clock.advance(0)
+    assert [each for each, _ in running] == [files[:2]]
+    for each in files[2:]:
+        group.add(each)
+    drained = group.drained()
+    assert len(running) == 1
+    running[0][1].callback(["one", "two"])
+    assert [successResultOf(each.done) for each in files[:2]] == ["one", "two"]
+    assert [each for each, _ in running[1:]] == [files[2:]]
+    assertNoResult(drained)
+    running[1][1].callback([Failure(NoSpace("full")), "four", "five"])
+    assert isinstance(failureResultOf(files[2].done), NoSpace)
+    assert [successResultOf(each.done) for each in files[3:]] == ["four", "five"]
+    successResultOf(drained)
+    successResultOf(group.drained())
+    assert clock.getDelayedCalls() == []
+
+
+def test_batchesAreBounded():
+    clock = Clock()
+    sizes = []
+
+    def run(files):
+        sizes.append(len(files))
+        d = Deferred()
+        clock.callLater(1, d.callback, ["done"] * len(files))
+        return d
+
+    group = GroupCommit(run, clock.callLater)
+    for _ in range(batch.FILES + 1):
+        group.add(small())
+    for _ in range(3):
+        group.add(small(batch.BYTES))
+    clock.pump([0, 1, 1, 1, 1, 1, 1])
+    assert sizes == [batch.FILES, 2, 1, 1]
+
+
+def test_aBatchThatCannotRunFailsItsFilesOnly():
+    clock = Clock()
+    group = GroupCommit(lambda files: results.pop(0), clock.callLater)
+    results = [Deferred(), Deferred()]
+    first, second = results
+    one, two = small(), small()
+    group.add(one)
+    clock.advance(0)
+    group.add(two)
+    first.errback(NoSpace("full"))
+    failureResultOf(one.done, NoSpace)
+    second.callback(["done"])
+    assert successResultOf(two.done) == "done"
+
+
+# -- records ------------------------------------------------------------------
+
+
+@given(st.lists(st.one_of(st.binary(max_size=30), st.sampled_from([b"\n", b"\n\n"])), max_size=9))
+def test_linesSurviveWhatIsAroundThem(noise):
+    record = {"x": [1, "two", None]}
+    data = b"".join(noise) + encodeLine(record) + b"".join(noise)
+    assert record in [decodeLine(line) for _, line in linesOf(data)]
+    for offset, line in linesOf(data):
+        assert data[offset : offset + len(line)] == line
+
+
+@given(st.binary(max_size=200))
+def test_anythingCanBeReadAsAJournal(data):
+    assert Journal.read(data).offer is None
+    whole = header(offer(size=1), keep=False)
+    assert Journal.read(whole + data).offer is not None
+
+
+@given(st.integers(0, 400), st.integers(0, 255))
+def test_oneWrongByteOfAJournalIsNoticed(position, value):
+    asked = offer(size=1 << 20, key=b"k" * 32)
+    data = bytearray(
+        header(asked, keep=False)
+        + blocksRecord([(0, b"\1" * 32), (3, b"\2" * 32)])
+        + committingRecord(Committing(1 << 20, b"\3" * 32))
+    )
+    journal = Journal.read(bytes(data))
+    assert journal.offer == asked
+    assert journal.digests == {0: b"\1" * 32, 3: b"\2" * 32}
+    assert journal.committing == Committing(1 << 20, b"\3" * 32)
+    data[position] = value
+    journal = Journal.read(bytes(data))
+    assert journal.offer in {None, asked}
+    assert journal.digests in ({}, {0: b"\1" * 32, 3: b"\2" * 32})
+    assert journal.committing in {None, Committing(1 << 20, b"\3" * 32)}
+
+
+def test_aNewDescriptionForgetsOrKeeps():
+    blocks = blocksRecord([(0, b"\1" * 32)])
+    first, second = offer(size=10), offer(size=20)
+    data = header(first, keep=False) + blocks + header(second, keep=True)
+    assert Journal.read(data).offer == second
+    assert Journal.read(data).digests == {0: b"\1" * 32}
+    assert Journal.read(data + header(first, keep=False)).digests == {}
+
+
+def test_theResumeKeyIsNowhereOnDisk(root):
+    clock = InlineReactor()
+    store = LocalStore(clock, root, threads=clock)
+    secret = b"\xab\xcd" * 16
+    partial = clock.wait(store.open(offer(size=70000, resumeKey=secret)))
+    partial.write(0, b"x" * 65536)
+    partial.record(0, b"\1" * 32)
+    clock.wait(partial.suspend())
+    for path in root.rglob("*"):
+        assert secret.hex() not in path.name
+        if path.is_file():
+            content = path.read_bytes()
+            assert secret not in content
+            assert secret.hex().encode() not in content
+    clock.wait(store.close())
+
+
+# -- receipts -----------------------------------------------------------------
+
+
+@pytest.fixture
+def directory(tmp_path):
+    fd = os.open(tmp_path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def receipt(asked, name="x"):
+    return Receipt(
+        transferId=asked.transferId,
+        name=name,
+        wanted=name,
+        size=1,
+        status="stored",
+        durability="full",
+        filesystem="ext4",
+        integrity="verified",
+        digest="sha256",
+        root="00",
+        protocol="native",
+        principal=asked.principal,
+        finished=1.0,
+    )
+
+
+def test_receiptsAreFoundAgain(directory):
+    log = DoneLog(Syscalls(), directory, lambda: 1e9, entries=3)
+    offers = [offer(key=bytes([number]) * 32) for number in range(5)]
+    log.append([(each, receipt(each, f"x{n}")) for n, each in enumerate(offers)], sync=True)
+    found = [log.find(each) for each in offers]
+    assert [each and each.name for each in found] == [None, None, "x2", "x3", "x4"]
+    assert log.find(attrs.evolve(offers[4], principal="mallory")) is None
+    assert log.find(offer()) is None
+    again = DoneLog(Syscalls(), directory, lambda: 1e9)
+    assert [each.name for each in map(again.find, offers)] == ["x0", "x1", "x2", "x3", "x4"]
+    for each in (log, again):
+        each.close()
+
+
+def test_aTornReceiptIsSkipped(directory):
+    log = DoneLog(Syscalls(), directory, lambda: 1e9)
+    one, two = offer(key=b"1" * 32), offer(key=b"2" * 32)
+    log.append([(one, receipt(one))], sync=False)
+    fd = os.open("done-11574", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
+    os.write(fd, b'\n0123abcd {"key":"half')
+    os.close(fd)
+    log.append([(two, receipt(two))], sync=False)
+    again = DoneLog(Syscalls(), directory, lambda: 1e9)
+    assert again.find(one) is not None
+    assert again.find(two) is not None
+    for each in (log, again):
+        each.close()
+
+
+# -- the tree -----------------------------------------------------------------
+
+
+def test_descriptorsOfDirectoriesAreBounded(root):
+    calls = Recorded()
+    fd = os.open(root, os.O_RDONLY)
+    tree = Tree(calls, fd, 0o750, keep=4)
+    before = len(os.listdir("/proc/self/fd"))
+    held = tree.acquire(("held", "below"), create=True)
+    for number in range(30):
+        tree.release(tree.acquire((f"d{number}", "e", "f"), create=True))
+        assert len(os.listdir("/proc/self/fd")) <= before + 4 + 3 + 2
+    assert os.fstat(held.fd).st_ino == (root / "held/below").stat().st_ino
+    tree.release(held)
+    tree.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(fd)
+
+
+def test_theWayToADirectoryIsSyncedOnce(root):
+    calls = Recorded()
+    fd = os.open(root, os.O_RDONLY)
+    tree = Tree(calls, fd, 0o750)
+    directory = tree.acquire(("a", "b", "c"), create=True)
+    tree.sync(directory)
+    assert calls.names().count("fsync") == 4  # c, and the names of c, b and a
+    tree.sync(directory)
+    assert calls.names().count("fsync") == 5
+    tree.release(directory)
+    tree.close()
+    os.close(fd)
