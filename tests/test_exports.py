@@ -113,6 +113,7 @@ PUBLIC = {
         "Violation",
         "World",
         "checkInterleavings",
+        "MemoryStore",
     },
     "connpool.observe": {
         "Field",

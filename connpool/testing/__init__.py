@@ -11,6 +11,7 @@ from connpool.testing.interleavings import (
     World,
     checkInterleavings,
 )
+from connpool.transfer.stores.memory import MemoryStore
 
 __all__ = [
     "EVENTS",
@@ -19,6 +20,7 @@ __all__ = [
     "Exploration",
     "FakeEndpoint",
     "FakeTransport",
+    "MemoryStore",
     "Violation",
     "World",
     "checkInterleavings",
