@@ -233,7 +233,7 @@ class IConnectionPool(Interface):
         """
         Start, and wait for connections.
 
-        @param count: how many live ones; C{minIdle} if left out.
+        @param count: how many live ones, dialled for that; C{minIdle} if left out.
         @return: fires when there are so many; fails with L{AcquireTimeout}
             after C{timeout} seconds, or L{PoolClosed}.
         """

@@ -327,10 +327,10 @@ class ConnectionPool(Shell):
         """
         See L{IConnectionPool.whenReady}.
         """
-        self.start()
         ready: Deferred[None] = Deferred(self._unready)
         self._readies[ready] = self._core.settings.minIdle if count is None else count
         self._fireReady()
+        self.start()
         if timeout is not None:
 
             def late(_: Any, seconds: float) -> Any:
@@ -341,6 +341,7 @@ class ConnectionPool(Shell):
 
     def _unready(self, ready: Deferred[None]) -> None:
         self._readies.pop(ready, None)
+        self._fireReady()
 
     def stats(self) -> PoolStats:
         """

@@ -211,6 +211,7 @@ class Shell:
                     ready.errback(PoolClosed(f"pool {self.name} is {core.phase.value}"))
                 else:
                     ready.callback(None)
+        core.warm = max(self._readies.values(), default=0)
 
     def _left(self, waiter: Acquire) -> None:
         """

@@ -28,6 +28,7 @@ class Supply(Inventory):
     @ivar retiring: connections past their lifetime that wait for a replacement.
     @ivar owed: dials in place of connections that closed at the cap, where
         there was no room for a replacement beside the old one.
+    @ivar warm: how many live connections somebody waits for.
     """
 
     queue: FifoQueue
@@ -45,15 +46,17 @@ class Supply(Inventory):
         self.started = False
         self.retiring: deque[Slot] = deque()
         self.owed = 0
+        self.warm = 0
 
     def _want(self) -> int:
         """
         How many more dials the demand asks for.
         """
         minIdle = self.settings.minIdle if self.started else 0
-        return (
+        want = (
             len(self.queue) + minIdle + self.owed - self.idleCount - len(self.dials) - self.checking
         )
+        return max(want, self.warm - self.live - self.connecting)
 
     def _dial(self, now: float) -> Action | None:
         if self.phase not in {Phase.OPEN, Phase.DRAINING}:
@@ -131,7 +134,7 @@ class Supply(Inventory):
         """
         A connection came back: end the newest dial if nobody needs it now.
         """
-        if self.dials and not len(self.queue):
+        if self.dials and not len(self.queue) and not self.warm:
             needed = max(0, self.settings.minIdle + self.owed - self.idleCount)
             if len(self.dials) > needed:
                 slot = next(reversed(self.dials))

@@ -699,9 +699,25 @@ def test_whenReadyTellsAndTimesOut():
     assert successResultOf(ready) is None
     setup.clock.advance(3.0)
     failureResultOf(late, AcquireTimeout)
+    cancelled = setup.pool.whenReady(5)
+    cancelled.cancel()
+    failureResultOf(cancelled)
+    assert setup.core.warm == 0
     never = setup.pool.whenReady(5)
     setup.end()
     failureResultOf(never, PoolClosed)
+
+
+def test_whenReadyDialsForThatAndOnDespiteFailures():
+    setup = Setup("refuse")
+    ready = setup.pool.whenReady(3)
+    setup.clock.advance(5.0)
+    assertNoResult(ready)
+    setup.endpoint.answer = "accept"
+    setup.clock.advance(10.0)
+    assert successResultOf(ready) is None
+    assert setup.pool.stats().idle == 3
+    setup.end()
 
 
 def test_theServiceWarmsAndDrains():
