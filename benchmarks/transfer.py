@@ -11,7 +11,8 @@ out and said.
 
 Everything lies in --directory; a tmpfs takes the disk out of the comparison.  For a
 disk, --durability full compares with "rsync --fsync".  Rounds are interleaved; figures are
-medians, ratios are medians of the ratios to ours within one round.  CPU is of both
+medians; time/ours is the median of the ratios to ours, BLAKE3, within one round, above 1
+where ours is faster.  CPU is of both
 sides; memory is the receiver's peak over its idle state.  Every pair is checked: the
 content that arrived is compared before the next round.
 """
@@ -344,7 +345,7 @@ def compare(title: str, there: list[Pair], source: Path, size: int, rounds: int)
             if number:  # the first round warms up
                 results[pair.name].append(result)
     print(f"\n{title}: medians of {rounds} interleaved rounds")
-    print(f"{'pair':20} {'seconds':>8} {'MB/s':>7} {'CPU s/GB':>9} {'memory':>9} {'our speed':>10}")
+    print(f"{'pair':20} {'seconds':>8} {'MB/s':>7} {'CPU s/GB':>9} {'memory':>9} {'time/ours':>10}")
     ours = results[there[0].name]
     for pair in there:
         mine = results[pair.name]

@@ -8,14 +8,15 @@ the session is busy (L{Link.hold}), while more than L{MAX_OUTSTANDING} bytes of
 a run are being written or hashed, and while the peer does not read what we
 answer.
 
-I{Moving bytes.}  The costly thing in a transport is the buffer it allocates
-for each read.  So for the rest of a C{DATA} run the transport is paused and its
-socket is read directly into four buffers that are used again and again
-(L{BorrowedSocket}); the session gets views of them and says when it is done
-with each.  That is sound only for a plain TCP or unix socket, and never for
-TLS, whose C{fileno()} is the socket below the encryption.  An error on the
-borrowed descriptor belongs to us: the kernel tells it once, and the transport would
-afterwards see a clean end.  So it ends the link, and the socket is not given back.
+I{Moving bytes.} The costly thing in a transport is the buffer it allocates for
+each read. So for the rest of a C{DATA} run the transport is paused and its
+socket is read directly into buffers that are used again and again, four at
+once (L{BorrowedSocket}); the session gets views of them and says when it is
+done with each. That is sound only for a plain TCP or unix socket, and never
+for TLS, whose C{fileno()} is the socket below the encryption. An error on the
+borrowed descriptor belongs to us: the kernel tells it once, and the transport
+would afterwards see a clean end. So it ends the link, and the socket is not
+given back.
 """
 
 from __future__ import annotations
@@ -52,8 +53,29 @@ MAX_OUTSTANDING = 4 << 20
 _WORTH_BORROWING = 128 * 1024
 #: The buffers of a borrowed socket.
 _BUFFERS, _BUFFER_SIZE = 4, 1 << 20
+#: Buffers kept for the next run, whosever it is.
+_SPARE = 8
 #: The transport's reads: large for many small files, small before a long run.
 _LARGE_READ, _SMALL_READ = 1 << 20, 8 * 1024
+
+
+class _Buffers:
+    """
+    Buffers that go from run to run: making one costs as much as filling it.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[memoryview] = []
+
+    def take(self) -> memoryview:
+        return self._spare.pop() if self._spare else memoryview(bytearray(_BUFFER_SIZE))
+
+    def give(self, buffer: memoryview) -> None:
+        if len(self._spare) < _SPARE:
+            self._spare.append(buffer)
+
+
+_buffers = _Buffers()
 
 
 @implementer(IReadDescriptor)
@@ -68,7 +90,7 @@ class BorrowedSocket:
         self._reactor = reactor
         self._link = link
         self._socket = handle.dup()
-        self._free = [memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS)]
+        self._busy = 0
         self._reading = False
 
     def fileno(self) -> int:
@@ -78,23 +100,27 @@ class BorrowedSocket:
         return "connpool"
 
     def doRead(self) -> None:
-        buffer = self._free[-1]
+        buffer = _buffers.take()
         try:
             count = self._socket.recv_into(buffer[: self._link.reader.run])
         except (BlockingIOError, InterruptedError):
+            _buffers.give(buffer)
             return
         except OSError as e:
+            _buffers.give(buffer)
             self._link.failed(ConnectionLost(os.strerror(e.errno or 0)))
             return
         if not count:
+            _buffers.give(buffer)
             # the end is for the transport to see: it is still to be read there
             self._link.giveBack()
             return
-        self._free.pop()
+        self._busy += 1
         self._link.borrowed(buffer[:count], lambda: self._released(buffer))
 
     def _released(self, buffer: memoryview) -> None:
-        self._free.append(buffer)
+        _buffers.give(buffer)
+        self._busy -= 1
         if self._socket.fileno() >= 0:
             self._link.steer()
 
@@ -102,7 +128,7 @@ class BorrowedSocket:
         """
         Read or do not, as the link wants and buffers allow.
         """
-        reading = wanted and bool(self._free)
+        reading = wanted and self._busy < _BUFFERS
         if reading != self._reading:
             self._reading = reading
             (self._reactor.addReader if reading else self._reactor.removeReader)(self)

@@ -5,9 +5,9 @@ Theory of operation
 ===================
 The bytes that are hashed are the bytes that are sent: both happen out of one
 buffer, so a file that is written to meanwhile cannot make its digest wrong.
-Three buffers go round: one is being written to the connection, one is ready, one
-is being filled.  Jobs run one after the other, since a block's hasher is fed in
-order; a job never crosses the end of a block.
+Four buffers go round: some are written to the connection while others are
+filled. Jobs run one after the other, since a block's hasher is fed in order; a
+job never crosses the end of a block.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from connpool.transfer.native.outgoing import Extent
 
 __all__ = ["Chunk", "ReadAhead", "readFully"]
 
-_BUFFERS, _BUFFER_SIZE = 3, 1 << 20
+_BUFFERS, _BUFFER_SIZE = 4, 1 << 20
 
 
 @attrs.define(eq=False)
@@ -129,23 +129,41 @@ class ReadAhead:
     def _next(self) -> None:
         if self._reading or not self._wanted or not self._buffers:
             return
-        job = self._wanted.popleft()
-        buffer = self._buffers.pop()
+        # as many as there are buffers: each trip to the thread costs
+        jobs = []
+        while self._wanted and self._buffers:
+            jobs.append((self._buffers.pop(), self._wanted.popleft()))
         self._reading = True
-
-        def failed(failure: Failure) -> Failure:
-            self._buffers.append(buffer)
-            return failure
-
-        self._run(lambda: self._read(buffer, *job)).addErrback(failed).addBoth(self._done)
+        self._run(lambda: self._readAll(jobs)).addBoth(self._done)
 
     def _done(self, result: Any) -> None:
         self._reading = False
-        self._ready.append(result)
+        if isinstance(result, Failure):
+            self._ready.append(result)
+        else:
+            self._ready.extend(result)
         waiter, self._waiter = self._waiter, None
         self._next()
         if waiter is not None:
             waiter.callback(None)
+
+    def _readAll(self, jobs: list[Any]) -> list[Chunk | Failure]:
+        """
+        In the thread, one at a time.
+        """
+        found: list[Chunk | Failure] = []
+        for buffer, job in jobs:
+            try:
+                found.append(self._read(buffer, *job))
+            except SourceError:
+                found.append(Failure())
+                # what follows it is not wanted any more
+                break
+        for buffer, _ in jobs[len(found) :]:
+            self._buffers.append(buffer)
+        if found and isinstance(found[-1], Failure):
+            self._buffers.append(jobs[len(found) - 1][0])
+        return found
 
     def _read(
         self,
@@ -157,9 +175,6 @@ class ReadAhead:
         digest: Digest,
         last: bool,
     ) -> Chunk:
-        """
-        In the thread, one at a time.
-        """
         view = buffer[: end - at]
         try:
             count = readFully(fd, view, at)
