@@ -254,6 +254,8 @@ class Sending:
         try:
             while True:
                 why, advanced = await self._once()
+                if self._cancelled:
+                    raise CancelledError
                 if why is None and self._work.empty:
                     return self.report
                 failures = 1 if advanced else failures + 1

@@ -6,6 +6,7 @@ import os
 import random
 
 import pytest
+from twisted.internet.defer import CancelledError
 
 from connpool.errors import ConflictTakeover
 from connpool.transfer.native import receiver
@@ -464,3 +465,26 @@ def test_busyReceiverDoesNotEndTheRest(tmp_path, source, monkeypatch):
     assert report.exitCode == 0
     assert len(world.store.files) == 6
     world.close()
+
+
+@pytest.mark.parametrize("when", [0, 60, 5_000, 100_000])
+def test_cancelled(world, source, when):
+    """
+    Cancelling ends at once, whatever is under way, and keeps what is there.
+    """
+    data = content(50 * 4096)
+    (source / "a").write_bytes(data)
+    world.plan = [{"chunk": 1024}]
+    sending = world.sending(source / "a")
+    results = world.start(sending)
+    while world.wires[0].sent[0] < when:
+        world.wires[0].step()
+    sending.cancel()
+    world.pump()
+    (failure,) = results
+    assert failure.check(CancelledError)
+    assert not sending.report.outcomes
+    world.settle(3)
+    report = world.send(source / "a")
+    assert report.exitCode == 0
+    assert report.resumedBytes >= when - 8192
