@@ -1,0 +1,86 @@
+"""
+The native protocol within TLS: no descriptor is borrowed, nothing is plain.
+"""
+
+import random
+
+import pytest
+import pytest_twisted
+import trustme
+from twisted.internet import reactor, ssl
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, wrapClientTLS
+
+from connpool.transfer import Credentials, MemoryStore, NativeReceiver, sendFiles
+from connpool.transfer.frontdoor import Door, FrontDoorFactory
+from connpool.transfer.keys import SenderKeys
+from connpool.transfer.native import link
+from connpool.transfer.reception import Reception
+from tests.helpers.waiting import bounded
+from tests.transfer.native.wire import Passwords
+
+
+@pytest.fixture
+def authority():
+    return trustme.CA()
+
+
+class Server:
+    def __init__(self, authority, **receiver):
+        self.store = MemoryStore()
+        certificate = authority.issue_cert("localhost")
+        pem = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+        loaded = ssl.PrivateCertificate.loadPEM(pem + certificate.private_key_pem.bytes())
+        native = NativeReceiver(reactor, Reception(self.store), **receiver)
+        self.factory = FrontDoorFactory(reactor, [Door(native.signature, native.build)])
+        endpoint = SSL4ServerEndpoint(reactor, 0, loaded.options(), interface="127.0.0.1")
+        self.listening = endpoint.listen(self.factory)
+
+    async def start(self):
+        self.port = await self.listening
+        return self.port.getHost().port
+
+    async def stop(self):
+        self.factory.abort()
+        await bounded(Deferred.fromCoroutine(self._stop()))
+
+    async def _stop(self):
+        await self.port.stopListening()
+        await self.factory.drain()
+
+
+def client(authority, port):
+    pem = authority.cert_pem.bytes()
+    options = ssl.optionsForClientTLS(
+        "localhost", trustRoot=ssl.trustRootFromCertificates([ssl.Certificate.loadPEM(pem)])
+    )
+    return wrapClientTLS(options, TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+
+
+@pytest_twisted.ensureDeferred
+async def test_withinTLS(authority, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("a TLS socket was borrowed")
+
+    monkeypatch.setattr(link, "BorrowedSocket", never)
+    server = Server(authority, authenticator=Passwords(b"right"))
+    port = await server.start()
+    data = random.Random(5).randbytes((9 << 20) + 77)
+    (tmp_path / "large").write_bytes(data)
+    (tmp_path / "small").write_bytes(data[:5000])
+    try:
+        for secret, code in ((b"right", 0), (b"wrong", 6)):
+            report = await bounded(
+                sendFiles(
+                    reactor,
+                    client(authority, port),
+                    [str(tmp_path / "large"), str(tmp_path / "small")],
+                    durability="none",
+                    credentials=Credentials("me", secret),
+                    keys=SenderKeys(tmp_path / "state"),
+                )
+            )
+            assert report.exitCode == code
+        assert server.store.files == {"large": data, "small": data[:5000]}
+    finally:
+        await server.stop()
