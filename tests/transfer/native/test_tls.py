@@ -16,7 +16,7 @@ from connpool.transfer.frontdoor import Door, FrontDoorFactory
 from connpool.transfer.keys import SenderKeys
 from connpool.transfer.native import link
 from connpool.transfer.reception import Reception
-from tests.helpers.waiting import bounded
+from tests.helpers.waiting import bounded, pause
 from tests.transfer.native.wire import Passwords
 
 
@@ -47,6 +47,7 @@ class Server:
     async def _stop(self):
         await self.port.stopListening()
         await self.factory.drain()
+        await pause(0.02)  # what TLS still has to say, on a later turn
 
 
 def client(authority, port):
