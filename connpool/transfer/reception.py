@@ -130,13 +130,17 @@ class Incoming:
 
     async def commit(self, root: bytes | None) -> Receipt:
         """
-        As L{IPartial.commit}; a failure removes the partial.
+        As L{IPartial.commit}; a failure removes the partial, unless trying
+        again may help (a full disk): then it can be resumed.
         """
         self._finish()
         try:
             receipt = await self.partial.commit(root)
         except BaseException as e:
-            await self.partial.abort()
+            if isinstance(e, TransferError) and e.retryable:
+                await self.partial.suspend()
+            else:
+                await self.partial.abort()
             self._failed(e)
             raise
         self._reception._left(self)

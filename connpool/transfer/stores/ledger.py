@@ -174,6 +174,14 @@ class Ledger:
         reservation.unwritten -= size
         self._totals.promised -= size
 
+    def trouble(self) -> str | None:
+        """
+        @return: that the disk is full, in one line; L{None} if it is not.
+        """
+        if self._space.spend(1, 0):
+            return None
+        return f"the disk has less than {self._space.floor} bytes free; remove something from it"
+
     def fits(self, size: int) -> bool:
         """
         @return: whether a small file fits beside what this process promised.

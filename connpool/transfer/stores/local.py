@@ -240,7 +240,7 @@ class LocalStore:
             self._trouble = self._look()
             if now - self._reaped >= REAP and not self._reaping and not self._closed:
                 self.reap()
-        return self._trouble
+        return self._trouble or self.ledger.trouble()
 
     def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
         return maybeDeferred(self._stat, name)
@@ -567,9 +567,10 @@ class LocalStore:
     def _refuse(self) -> None:
         if self._closed:
             raise StoreError("the receiver is stopping")
-        trouble = self.trouble()
-        if trouble is not None:
-            raise StoreError(trouble)
+        # a full disk is refused where the size is known, as NoSpace
+        self.trouble()
+        if self._trouble is not None:
+            raise StoreError(self._trouble)
 
     def _look(self) -> str | None:
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 
 from connpool.errors import (
     Busy,
@@ -28,6 +30,7 @@ from connpool.errors import (
     SyncFailed,
 )
 from connpool.transfer import LocalStore, RelativeName
+from connpool.transfer.reception import Reception
 from connpool.transfer.stores import local as local_
 from connpool.transfer.stores import shelf
 from connpool.transfer.stores.tree import FRESH
@@ -300,8 +303,6 @@ async def test_strangeJournalsLoseNothing(root, opened, change):
     partial = await bounded(opened().open(asked))
     await bounded(partial.settled())
     for block, digest in partial.digests.items():
-        import hashlib
-
         assert digest == hashlib.sha256(CONTENT[block * BLOCK : (block + 1) * BLOCK]).digest()
     assert parts(root)[0].stat().st_size == 3 * BLOCK
     if change != edited and partial.held.total:
@@ -489,6 +490,13 @@ def test_theFloorStaysFree(root):
     clock.now += 1
     with pytest.raises(NoSpace):
         store.put(offer(), bytes(9 << 20), None)
+    assert store.trouble() is None
+    values[4] //= 2
+    clock.now += 1
+    assert "less than 10485760 bytes free" in store.trouble()
+    with pytest.raises(NoSpace):
+        clock.wait(store.open(offer(size=1)))
+    values[4] *= 2
     first = clock.wait(store.open(offer(size=5 << 20)))
     with pytest.raises(NoSpace):
         clock.wait(store.open(offer(size=5 << 20)))  # would fit alone
@@ -821,6 +829,21 @@ def test_aFullDiskLosesNothing(root, where):
             clock.wait(partial.commit(None))
     clock.wait(partial.commit(None))
     assert visible(root) == {"report.txt": CONTENT[: 2 * BLOCK]}
+    clock.wait(store.close())
+
+
+@pytest.mark.parametrize(("number", "left"), [(errno.ENOSPC, 1), (errno.EACCES, 0)])
+def test_aDiskThatIsFullAtTheEndKeepsThePartial(root, number, left):
+    store, clock, syscalls = inline(root)
+    asked = offer(size=BLOCK, resumeKey=SECRET)
+    coming = Deferred.fromCoroutine(Reception(store).begin(asked, "peer"))
+    incoming = clock.wait(coming)
+    incoming.write(0, CONTENT[:BLOCK])
+    incoming.partial.record(0, hashlib.sha256(CONTENT[:BLOCK]).digest())
+    syscalls.before = failing("link", number, times=9)
+    with pytest.raises(NoSpace if left else StoreError):
+        clock.wait(Deferred.fromCoroutine(incoming.commit(b"\1" * 32)))
+    assert len(parts(root)) == left
     clock.wait(store.close())
 
 
