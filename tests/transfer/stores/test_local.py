@@ -1001,3 +1001,38 @@ def test_everyNameIsOneComponent(root):
                 assert any(key.endswith("dir_fd") for key in keywords), (name, argument)
     assert looked > 50
     clock.wait(store.close())
+
+
+def test_aWriteIsOneCall(root):
+    """
+    What a large file costs: one C{pwrite} of borrowed memory for each run.
+    """
+    store, clock, syscalls = inline(root)
+    store.pace.took = lambda seconds: None  # whatever else this machine does
+    run = memoryview(bytearray(1 << 20))
+    for asked in (offer(size=4 << 20), offer(size=4 << 20, resumeKey=SECRET)):
+        partial = clock.wait(store.open(asked))
+        del syscalls.log[:]
+        for number in range(4):
+            assert partial.write(number << 20, run) is None
+        assert syscalls.names() == ["pwrite"] * 4
+        assert all(arguments[1] is run for _, arguments, _, _ in syscalls.log)
+        clock.wait(partial.abort())
+    clock.wait(store.close())
+
+
+def test_aSmallFileCostsFewCalls(root):
+    store, clock, syscalls = inline(root)
+    store.pace.took = lambda seconds: None
+    for number in range(3):
+        del syscalls.log[:]
+        asked = offer(f"d/x{number}", durability="none", modified=0, key=bytes([number]) * 32)
+        store.put(asked, b"x", None)
+        now = syscalls.names()
+    file = ["open", "pwrite", "fchmod", "utime", "link", "close"]
+    # and now and then a look at what may have changed
+    assert [name for name in now if name not in {"stat", "fstat", "fstatvfs"}] == file
+    del syscalls.log[:]
+    clock.wait(store.put(asked, b"x", None))
+    assert [name for name in syscalls.names() if name != "fstat"] == ["write"] + 3 * ["unlink"]
+    clock.wait(store.close())
