@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import hypothesis
 import pytest
 from twisted.logger import ILogObserver, globalLogPublisher
 from zope.interface import implementer
+
+from connpool.transfer.stores.syscalls import VOLATILE, filesystemType
 
 # how long an example takes says something about the machine only
 hypothesis.settings.register_profile("connpool", deadline=None)
@@ -82,6 +85,26 @@ def root(tmp_path: Path) -> Path:
     path = tmp_path / "root"
     path.mkdir()
     return path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """
+    Keep temporary files on a disk: what lies on tmpfs cannot be made durable,
+    and a receiver says so.
+    """
+    if config.option.basetemp is None and filesystemOf(tempfile.gettempdir()) in VOLATILE:
+        config.option.basetemp = str(config.rootpath / ".pytest_cache" / "tmp")
+
+
+def filesystemOf(path: str) -> str:
+    """
+    The type of the file system that C{path} lies on.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return filesystemType(fd)
+    finally:
+        os.close(fd)
 
 
 def pytest_collection_finish() -> None:
