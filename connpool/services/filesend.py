@@ -10,14 +10,14 @@ the reason beside it; what only waits for the receiver waits.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python import usage
@@ -41,6 +41,8 @@ from connpool.transfer.sending import FileOutcome, Retry, sendFiles
 from connpool.transfer.walking import Found
 
 __all__ = ["FileSenderService", "Options", "OutboxStats", "makeService"]
+
+T = TypeVar("T")
 
 #: Files of one go: what is remembered between two looks at the folder.
 BATCH = 1000
@@ -138,6 +140,7 @@ class FileSenderService(MultiService):
         self._troubled = ""
         self._sending: Any = None
         self._stopping = False
+        self._working: set[Deferred[Any]] = set()
 
     def startService(self) -> None:
         options = self._options
@@ -187,6 +190,23 @@ class FileSenderService(MultiService):
             interval = self._options["interval"]
             await self._sleep(interval if wait is None else min(max(wait, 0.05), interval))
 
+    def _inThread(self, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
+        """
+        Run C{function} in a thread.  Cancelling ends the wait only; a stop
+        waits for the thread, so that nobody else finds its work half done.
+        """
+        waiting: Deferred[T] = Deferred()
+        working = deferToThread(function, *arguments)
+        self._working.add(working)
+
+        def ended(result: Any) -> None:
+            self._working.discard(working)
+            if not waiting.called:
+                waiting.callback(result)
+
+        working.addBoth(ended)
+        return waiting
+
     def _sleep(self, seconds: float) -> Deferred[None]:
         woken: Deferred[None] = Deferred(lambda _: call.cancel())
         call = self._reactor.callLater(seconds, woken.callback, None)
@@ -194,7 +214,7 @@ class FileSenderService(MultiService):
 
     async def _look(self) -> None:
         try:
-            found = await deferToThread(self._folder.scan)
+            found = await self._inThread(self._folder.scan)
         except OSError as e:
             self._trouble(f"cannot read the folder: {e.strerror}")
             return
@@ -230,7 +250,7 @@ class FileSenderService(MultiService):
             # what was answered counts, also when a stop cut this short
             gone = [await self._answered(name, before[name], outcomes.get(name)) for name in names]
             run.end(all(gone))
-        await deferToThread(self._folder.remember, self._outbox.strikes)
+        await self._inThread(self._folder.remember, self._outbox.strikes)
 
     async def _answered(
         self, name: str, before: tuple[int, ...], outcome: FileOutcome | None
@@ -250,7 +270,7 @@ class FileSenderService(MultiService):
 
     async def _stored(self, name: str, before: tuple[int, ...], receipt: Receipt) -> bool:
         try:
-            gone = await deferToThread(self._folder.remove, name, before)
+            gone = await self._inThread(self._folder.remove, name, before)
         except OSError as e:
             self._trouble(f"cannot remove {displayName(name)}: {e.strerror}")
             gone = False
@@ -277,7 +297,7 @@ class FileSenderService(MultiService):
         if not self._outbox.failed(name, self._reactor.seconds(), own):
             return False
         try:
-            where = await deferToThread(self._folder.setAside, name, f"{why.code}: {why}")
+            where = await self._inThread(self._folder.setAside, name, f"{why.code}: {why}")
         except OSError as e:
             self._trouble(f"cannot set {displayName(name)} aside: {e.strerror}")
             return False
@@ -306,6 +326,8 @@ class FileSenderService(MultiService):
         if run is not None:
             run.cancel()
             await run
+        await DeferredList(list(self._working))
+        self._folder.close()
         await super().stopService()
         # a pool is for one life: the next start makes another
         self.removeService(self._pooling)

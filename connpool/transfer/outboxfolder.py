@@ -76,8 +76,30 @@ class OutboxFolder:
                 raise StartFailed(f"{keep} is on another file system than {path}; choose one on it")
         except OSError as e:
             raise StartFailed(f"cannot use {e.filename}: {e.strerror}") from None
-        self._tryLease()
-        self.recover()
+        self._lock = self._claim()
+        try:
+            self._tryLease()
+            self.recover()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """
+        Let another process have the folder.
+        """
+        os.close(self._lock)
+
+    def _claim(self) -> int:
+        fd = os.open(self._private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise StartFailed(
+                f"{self.path}: another process forwards this folder already; stop it first"
+            ) from None
+        return fd
 
     def _tryLease(self) -> None:
         probe = os.path.join(self._private, f"probe-{secrets.token_hex(4)}")

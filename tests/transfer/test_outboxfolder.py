@@ -1,3 +1,4 @@
+import contextlib
 import os
 
 import pytest
@@ -10,7 +11,10 @@ from connpool.transfer.source import identity
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "out").mkdir()
-    return OutboxFolder(str(tmp_path / "out"))
+    folder = OutboxFolder(str(tmp_path / "out"))
+    yield folder
+    with contextlib.suppress(OSError):
+        folder.close()
 
 
 def put(folder, name="a", content="x"):
@@ -55,6 +59,7 @@ def test_orMoved(tmp_path):
     for content in "12":
         _, status = put(folder, "d/a", content)
         assert folder.remove("d/a", status)
+    folder.close()
     assert (tmp_path / "done/d/a").read_text() == "1"
     assert (tmp_path / "done/d/a.1").read_text() == "2"
 
@@ -107,7 +112,9 @@ def test_aRestartPutsBackWhatWasTaken(folder):
         file.write("d/a")
     with open(os.path.join(place, "file"), "w") as file:
         file.write("content")
+    folder.close()
     again = OutboxFolder(folder.path)
+    again.close()
     assert read(os.path.join(folder.path, "d/a")) == "content"
     assert taken(again) == []
 
@@ -117,7 +124,8 @@ def test_aRestartLosesNothingWithoutItsName(folder):
     os.mkdir(place)
     with open(os.path.join(place, "file"), "w") as file:
         file.write("content")
-    OutboxFolder(folder.path)
+    folder.close()
+    OutboxFolder(folder.path).close()
     assert read(os.path.join(folder.path, "recovered-0123")) == "content"
 
 
@@ -142,6 +150,11 @@ def test_aDamagedRecordIsNone(folder, damage):
     with open(os.path.join(folder.path, PRIVATE, "record.json"), "w") as file:
         file.write(damage)
     assert list(folder.remembered()) == []
+
+
+def test_oneProcessAFolder(folder):
+    with pytest.raises(StartFailed, match="another process"):
+        OutboxFolder(folder.path)
 
 
 @pytest.mark.parametrize("path", ["/nonexistent/x", "/proc/self/task"])
