@@ -21,7 +21,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import directlyProvides, implementer
+from zope.interface import alsoProvides, directlyProvides, implementer
 
 from connpool.interfaces import IPoolable
 from connpool.pool.slots import Slot, State
@@ -101,8 +101,9 @@ class Guard:
         self.handshaken = False
         # decided when it is built, as Twisted's own endpoint wrappers do
         optional = (IHalfCloseableProtocol, IFileDescriptorReceiver)
-        if provided := [each for each in optional if each.providedBy(protocol)]:
-            directlyProvides(self, *provided)
+        self._optional = [each for each in optional if each.providedBy(protocol)]
+        if self._optional:
+            directlyProvides(self, *self._optional)
 
     def logPrefix(self) -> str:
         """
@@ -122,6 +123,11 @@ class Guard:
         Connect the user's protocol.
         """
         self.transport = transport
+        wrapper = getattr(transport, "protocol", None)
+        if self._optional and getattr(wrapper, "_wrappedProtocol", None) is self:
+            # of several interfaces Twisted's wrapper mirrors the last only, and
+            # that is IHandshakeListener; TCP asks it for the others
+            alsoProvides(wrapper, *self._optional)
         if self._connection.tcpKeepAlive:
             keepAlive = getattr(transport, "setTcpKeepAlive", None)
             if keepAlive is not None:
