@@ -469,11 +469,19 @@ class Connection(Slot):
             return
         self.pending = said = maybeDeferred(self.poolable.goodbye)
         said.addErrback(self._rude)
-        said.addBoth(lambda _: self.life.parted())
+        said.addBoth(self._parted)
+
+    def _parted(self, _: Any) -> None:
+        self.life.parted()
+        self.owner.settle()
 
     def _rude(self, reason: Failure) -> None:
         if not reason.check(CancelledError):
-            _log.failure("goodbye() of {protocol!r} failed", reason, protocol=self.protocol)
+            _log.info(
+                "goodbye() of {protocol!r} failed: {error}",
+                protocol=self.protocol,
+                error=reason.getErrorMessage(),
+            )
 
 
 def _nothing() -> None:

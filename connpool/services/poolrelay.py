@@ -187,8 +187,8 @@ class _Side(Protocol):
         """
         transport: Any = self.transport
         transport.unregisterProducer()
-        transport.loseConnection()
         self._bound()
+        transport.loseConnection()  # if this end has ended, it is lost before this returns
 
     def _bound(self) -> None:
         """

@@ -36,6 +36,8 @@ class FakeTransport:
     @ivar keepAlive: whether TCP keepalive is on.
     @ivar stubborn: closing does not finish by itself, only C{abortConnection}
         or L{finish} ends it; as with a peer that does not read.
+    @ivar abrupt: it is gone before C{loseConnection} returns, as real TCP is
+        when the peer closed its side before.
     @ivar zombie: not even aborting ends it; no real transport should.
     """
 
@@ -53,6 +55,7 @@ class FakeTransport:
         self.noDelay = False
         self.stubborn = False
         self.zombie = False
+        self.abrupt = False
 
     # what the peer does
 
@@ -105,7 +108,9 @@ class FakeTransport:
         if self.connected and not self.disconnecting:
             self.disconnecting = True
             self.reading = False
-            if not self.stubborn and self._later is not None:
+            if self.abrupt:
+                self.finish()
+            elif not self.stubborn and self._later is not None:
                 self._later(0, self.finish)
 
     def abortConnection(self) -> None:
@@ -252,7 +257,8 @@ class FakeEndpoint:
     @ivar attempts: all of them.
     @ivar pending: those without an outcome, in order.
     @ivar transports: all that were opened.
-    @ivar open: how many are open now, and C{most}: were at once.
+    @ivar opened: how many are open now, and C{most}: were at once.
+    @ivar abrupt: see L{FakeTransport}.
     """
 
     def __init__(self, clock: Any = None, answer: str = "accept") -> None:
@@ -263,6 +269,7 @@ class FakeEndpoint:
         self.transports: list[FakeTransport] = []
         self.opened = 0
         self.most = 0
+        self.abrupt = False
 
     def connect(self, factory: Any) -> Deferred[Any]:
         """
@@ -284,6 +291,7 @@ class FakeEndpoint:
         self.opened += 1
         self.most = max(self.most, self.opened)
         transport = FakeTransport(self._later, self._closed)
+        transport.abrupt = self.abrupt
         self.transports.append(transport)
         return transport
 

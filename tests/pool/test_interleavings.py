@@ -46,6 +46,14 @@ class Resetting(Protocol):
         return None
 
 
+class Leaving(Resetting):
+    """
+    Says goodbye as slowly as well.
+    """
+
+    goodbye = Resetting.reset
+
+
 def answers(world):
     """
     The outcomes of resets and validations.
@@ -57,7 +65,7 @@ def answers(world):
             yield f"flunk {index}", partial(pending.errback, ValueError("flunked"))
 
 
-def pools(protocol=Protocol, **limits):
+def pools(protocol=Protocol, *, abrupt=False, **limits):
     """
     A builder of small pools whose times all differ.
     """
@@ -70,9 +78,12 @@ def pools(protocol=Protocol, **limits):
         "resetTimeout": 3.0,
         "backoff": lambda failures: 1.0 * failures,
     } | limits
-    return lambda clock, endpoint: ConnectionPool(
-        clock, endpoint, Factory.forProtocol(protocol), name="test", **limits
-    )
+
+    def build(clock, endpoint):
+        endpoint.abrupt = abrupt
+        return ConnectionPool(clock, endpoint, Factory.forProtocol(protocol), name="test", **limits)
+
+    return build
 
 
 KINDS = {
@@ -85,6 +96,7 @@ KINDS = {
     "codel": {"queue": "codel", "queueTarget": 0.5, "queueInterval": 1.0, "maxUses": 2},
     "debug": {"debug": True, "leakThreshold": 3.0},
     "reset": {"protocol": Resetting},
+    "abrupt": {"protocol": Leaving, "abrupt": True},
     "validate": {"protocol": Resetting, "validateAfterIdle": 0.0, "maxUses": 3},
 }
 
