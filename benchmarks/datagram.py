@@ -8,10 +8,17 @@ with every check running (loopback not trusted, rates raised so that nothing is
 refused; a run in which anything was is an error); ours as it is by default; and
 an echo in C, which shows what the load generator can drive.
 
-The load generator is C and batched.  It is not the bottleneck where its share of
-a processor is well under one and the C echo gets more than the server measured;
-both are printed.  Server and load generator are pinned to a processor each.
-Rounds are interleaved; figures are medians, ratios are of one round.
+Two figures for each: answers a second, and answers for each second of processor
+time the server used.  The second is what one core can do; it is also the one to
+look at on a machine that does other things, where the first says mostly how much
+of the processor the server got.
+
+Server and load generator share one processor, or have one each with --two.  The
+load generator is C and batched: how long either was busy is printed.  Where they
+share, it takes its part of every round, which makes ratios smaller than they are;
+where they do not, it is no bottleneck as long as it is busy for less of the time
+than the server, or the C echo gets more than the server measured.  Rounds are
+interleaved; figures are medians, ratios are medians of the ratios of one round.
 """
 
 from __future__ import annotations
@@ -89,7 +96,7 @@ class Server:
             stdout=subprocess.PIPE,
             text=True,
             preexec_fn=pin(0),  # noqa: PLW1509 - this program has one thread
-            env={**os.environ, "GOMAXPROCS": "1", "PYTHONPATH": str(HERE.parent)},
+            env={**os.environ, "PYTHONPATH": str(HERE.parent)},
         )
         self.port = self.process.stdout.readline().strip()
 
@@ -110,14 +117,21 @@ class Server:
         return json.loads(self.process.stdout.readline())
 
 
-def load(where: Path, server: Server, outstanding: int, seconds: float, size: int):
+def load(where: Path, server: Server, outstanding: int, arguments: argparse.Namespace):
     before = server.cpu()
     output = subprocess.run(
-        [where / "udpload-c", "127.0.0.1", server.port, str(outstanding), str(seconds), str(size)],
+        [
+            where / "udpload-c",
+            "127.0.0.1",
+            server.port,
+            str(outstanding),
+            str(arguments.seconds),
+            str(arguments.size),
+        ],
         check=True,
         capture_output=True,
         text=True,
-        preexec_fn=pin(1),
+        preexec_fn=pin(1 if arguments.two else 0),
     ).stdout
     answers, lost, wrong, took, cpu = map(float, output.split())
     if wrong:
@@ -127,6 +141,7 @@ def load(where: Path, server: Server, outstanding: int, seconds: float, size: in
         "lost": int(lost),
         "load": cpu / took,
         "server": (server.cpu() - before) / took,
+        "per": answers / max(server.cpu() - before, 0.01),
     }
 
 
@@ -136,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--protocol", default="auto", help="our responder (auto)")
+    parser.add_argument("--two", action="store_true", help="server and load have a processor each")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with ExitStack() as stack:
@@ -154,23 +170,21 @@ def main() -> None:
         results = {}
         for outstanding in OUTSTANDING:
             rounds = [
-                {
-                    server.name: load(where, server, outstanding, arguments.seconds, arguments.size)
-                    for server in servers
-                }
+                {server.name: load(where, server, outstanding, arguments) for server in servers}
                 for _ in range(arguments.rounds)
             ]
             results[outstanding] = {
                 server.name: {
                     key: statistics.median(round_[server.name][key] for round_ in rounds)
-                    for key in ("rate", "lost", "load", "server")
+                    for key in ("rate", "lost", "load", "server", "per")
                 }
                 for server in servers
             }
             for other in ("Go tutorial", "plain Twisted"):
-                results[outstanding][f"ours / {other}"] = statistics.median(
-                    round_[ours.name]["rate"] / round_[other]["rate"] for round_ in rounds
-                )
+                for key, what in (("rate", "a second"), ("per", "a processor's second")):
+                    results[outstanding][f"ours / {other}, {what}"] = statistics.median(
+                        round_[ours.name][key] / round_[other][key] for round_ in rounds
+                    )
         state = ours.ask()
         if any(state["refused"].values()) or state["errors"]:
             raise SystemExit(f"ours dropped datagrams: {state}")
@@ -181,11 +195,12 @@ def main() -> None:
         print(f"\n{outstanding} outstanding, {arguments.size} bytes")
         for name, figures in found.items():
             if isinstance(figures, float):
-                print(f"  {name:24} {figures:6.2f} x")
+                print(f"  {name:45} {figures:5.2f} x")
             else:
                 print(
-                    f"  {name:24} {figures['rate']:9,.0f}/s   processor: server "
-                    f"{figures['server']:4.0%}, load {figures['load']:4.0%}   "
+                    f"  {name:18} {figures['rate']:9,.0f}/s  {figures['per']:9,.0f} a "
+                    f"processor's second  busy: server {figures['server']:4.0%}, "
+                    f"load {figures['load']:4.0%}  "
                     f"lost {figures['lost']:g}"
                 )
 

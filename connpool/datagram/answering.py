@@ -43,9 +43,6 @@ Unwrap = Callable[[bytes, DatagramInfo], bytes | None]
 #: that the time a wake-up takes is looked at often enough.
 _SHOWN = 16
 
-#: Datagrams read one by one before a batch is worth its while.
-_SINGLY = 16
-
 #: Bytes of a datagram that are compared to tell whether it came back.
 LOOKED_AT = 256
 
@@ -112,7 +109,7 @@ class _Answers(DatagramProtocol):
 @implementer(IStatsSource)
 class AnsweringPort(SturdyPort):
     """
-    @ivar maxBatch: the most datagrams that one wake-up has read.
+    @ivar maxBatch: the most datagrams that one wake-up has read in batches.
 
     @param responder: provides L{IDatagramResponder}.
     @param limits: may be shared by several ports.
@@ -185,14 +182,10 @@ class AnsweringPort(SturdyPort):
             return
         now = self._clock()
         end = now + SECONDS_PER_WAKEUP
-        left = DATAGRAMS_PER_WAKEUP
         if self._singly:
-            read = self._readSingly(end)
-            if read < _SINGLY:
-                self.maxBatch = max(self.maxBatch, read)
-                return
-            left -= read
-            now = self._clock()
+            self._singly = self._readSingly(now, end)
+            return
+        left = DATAGRAMS_PER_WAKEUP
         chunk = left if self._reflects is not None else _SHOWN
         n = 0
         while left and self._socket is not None and now < end:
@@ -212,32 +205,33 @@ class AnsweringPort(SturdyPort):
         self._singly = n <= 1 and self._plain
         self.maxBatch = max(self.maxBatch, DATAGRAMS_PER_WAKEUP - left)
 
-    def _readSingly(self, end: float) -> int:
+    def _readSingly(self, now: float, end: float) -> bool:
         """
         Read datagrams one by one with as little effort as can be: setting up a
         batch for one is more work than all the rest.
 
-        @return: how many; L{_SINGLY} if there may be more.
+        @return: whether that was all; if not, batches are worth their while.
         """
         limits = self.limits
         reflects = self._reflects
         assert reflects is not None
-        buffer, clock, known = self._buffer, self._clock, limits.known
-        for read in range(_SINGLY):
+        buffer, sources = self._buffer, limits.sources()
+        for read in range(DATAGRAMS_PER_WAKEUP):
             sock = self._socket
             if sock is None:
-                return read
+                return True
             try:
                 size, addr = sock.recvfrom_into(buffer)
             except BlockingIOError:
-                return read
+                return True
             except OSError as e:
                 self._readError(e.errno)
-                return read
-            now = clock()
+                return True
+            if read:
+                now = self._clock()
             self.received += 1
             data = self._view[:size].tobytes()
-            source = known(addr)
+            source = sources.get(addr)
             if source is None or not reflects(data[:1]):
                 self._deliver(data, (), addr)
             else:
@@ -252,8 +246,8 @@ class AnsweringPort(SturdyPort):
                         self.answered += 1
                         self.answeredBytes += size
             if now >= end:
-                return read + 1
-        return _SINGLY
+                return False
+        return False
 
     def _take(self, batch: mmsg.Batch, n: int, now: float) -> None:
         size = self._nameSize
@@ -267,16 +261,17 @@ class AnsweringPort(SturdyPort):
             self._show(batch, indexes, senders, lengths, now, admitted=False)
             return
         limits = self.limits
+        sources = limits.sources()
         first = senders[:size]
         one = n == 1 or senders == first * n
         if one:
-            source = limits.known(first) or self._source(first)
+            source = sources.get(first) or self._source(first)
             kept: Sequence[int] = range(limits.admit(source, n, now))
         else:
             names = [senders[i : i + size] for i in range(0, n * size, size)]
             grants = {}
             for name, count in Counter(names).items():
-                source = limits.known(name) or self._source(name)
+                source = sources.get(name) or self._source(name)
                 grants[name] = limits.admit(source, count, now)
             kept = []
             for i, name in enumerate(names):
@@ -288,7 +283,7 @@ class AnsweringPort(SturdyPort):
         # one datagram of each batch is looked at for loops; which, is left to chance
         i = kept[self.received % len(kept)]
         if not one:
-            source = limits.known(names[i]) or self._source(names[i])
+            source = sources.get(names[i]) or self._source(names[i])
         limits.look(source, batch.payload(i, min(lengths[i], LOOKED_AT)), lengths[i], now)
         reflects = self._reflects
         if (

@@ -36,6 +36,7 @@ from connpool.interfaces import IDatagramResponder, IReflector
 __all__ = ["MAGIC", "Auto", "Irtt", "IrttWire"]
 
 MAGIC = b"\x14\xa7\x5b"
+_FIRST = MAGIC[:1]
 OPEN, REPLY, CLOSE, SIGNED = 1, 2, 4, 8
 _VERSION = 1
 
@@ -316,7 +317,7 @@ class Auto:
         self.refused = self._irtt.refused
 
     def reflects(self, firstBytes: bytes) -> bool:
-        return MAGIC[0] not in firstBytes
+        return _FIRST not in firstBytes
 
     def respond(self, data: bytes, info: DatagramInfo) -> bytes | None:
         return self._irtt.respond(data, info) if data[:3] == MAGIC else data

@@ -16,7 +16,7 @@ remembers.  So:
   - A datagram that keeps coming back from the same source, the same bytes each
     time and at once, is probably our own answer echoed.  Half of what such a
     source sends is refused, so k datagrams in a loop are gone after log2 k
-    rounds.  A loop lasts, so looking at one datagram of each batch finds it.
+    rounds.  A loop lasts, so looking at some datagrams finds it.
   - Trusted sources and loopback are counted against the rates and never dropped:
     the kernel takes no datagram claiming to be loopback from outside.  Rules
     about ports and addresses hold for them too.
@@ -26,8 +26,7 @@ be full again.
 
 Known flaws:
 
-  - A loop that takes longer than L{LOOP_GAP} a round is not recognised; it is
-    slower than four datagrams a second.
+  - A loop that takes longer than a quarter of a second a round is not recognised.
   - Constant datagrams sent faster than that by an untrusted source look like a
     loop.  Our prober, irtt and STAMP number theirs.
   - Two processes of one machine may loop over loopback when it is trusted.
@@ -71,8 +70,12 @@ RULES = {
 NOBODY = Networks()
 
 LOOP_SLOTS = 4096
-LOOP_GAP = 0.25
-LOOP_COUNT = 32
+#: One datagram of so many is looked at, and so often it may come back.
+LOOP_EVERY = 4
+LOOP_COUNT = 8
+#: Seconds between two that were looked at, at most.
+LOOP_GAP = 1.0
+#: Seconds that a suspicion lasts.
 LOOP_HOLD = 1.0
 
 _NOWHERE = bytes(16)
@@ -225,20 +228,22 @@ class Limits:
         self._all = RateTable(1, policy.maxRate, max(1, int(2 * policy.maxRate)))
         self._excess = RateTable(8_192, 1.0, 1)
         self._loops = LoopWatch()
-        self._watched = "loops" not in policy.relax
+        #: have one datagram of a batch looked at: is it a loop?
+        self.look = self._loops.look if "loops" not in policy.relax else _lookAway
         self._limitRate = "rate" not in policy.relax
         self._sources: dict[object, Source] = {}
         self.refused: Counter[str] = Counter()
         self.overLimit = 0
 
-    def known(self, name: object) -> Source | None:
+    def sources(self) -> dict[object, Source]:
         """
-        @param name: as given to L{source} earlier.
-        @return: what L{source} said then, if it still holds.
+        @return: what L{source} said of each name and still holds, for whoever
+            looks up many at once.
         """
         if self._version != self._ownPorts.version:
-            return None
-        return self._sources.get(name)
+            self._version = self._ownPorts.version
+            self._sources.clear()
+        return self._sources
 
     def source(self, address: bytes, port: int, name: object) -> Source:
         """
@@ -246,14 +251,12 @@ class Limits:
         @param name: what the caller has at hand that stands for this address
             and port and for no other.
         """
-        if self._version != self._ownPorts.version:
-            self._version = self._ownPorts.version
-            self._sources.clear()
-        found = self._sources.get(name)
+        sources = self.sources()
+        found = sources.get(name)
         if found is None:
-            if len(self._sources) >= self.CACHE:
-                self._sources.clear()
-            found = self._sources[name] = self._judge(address, port)
+            if len(sources) >= self.CACHE:
+                sources.clear()
+            found = sources[name] = self._judge(address, port)
         return found
 
     def _judge(self, address: bytes, port: int) -> Source:
@@ -335,15 +338,6 @@ class Limits:
         self.refused["rate"] += count - least
         return least
 
-    def look(self, source: Source, payload: bytes, length: int, now: float) -> None:
-        """
-        Have a look at one datagram of a batch: is it a loop?
-
-        @param payload: its bytes, or the first few hundred.
-        """
-        if self._watched:
-            self._loops.look(source.key, payload, length, now)
-
     def longer(self, source: Source, now: float) -> bool:
         """
         May one answer that is longer than its request go to this network now?
@@ -353,6 +347,10 @@ class Limits:
             return False
         self._excess.take(source.excess, 1, now)
         return True
+
+
+def _lookAway(source: Source, payload: bytes, length: int, now: float) -> None:
+    pass
 
 
 class LoopWatch:
@@ -370,8 +368,17 @@ class LoopWatch:
         self._last = array("d", bytes(8 * LOOP_SLOTS))
         self._counts = array("L", bytes(array("L").itemsize * LOOP_SLOTS))
         self.suspects: dict[bytes, tuple[float, int]] = {}
+        self._tick = 0
 
-    def look(self, key: bytes, payload: bytes, length: int, now: float) -> None:
+    def look(self, source: Source, payload: bytes, length: int, now: float) -> None:
+        """
+        @param payload: its bytes, or the first few hundred.
+        @param length: how many it has.
+        """
+        self._tick += 1
+        if self._tick % LOOP_EVERY:
+            return
+        key = source.key
         print_ = hash((key, payload, length))
         slot = print_ % LOOP_SLOTS
         last = self._last

@@ -12,8 +12,17 @@ import pytest
 
 from connpool.addresses import Networks
 from connpool.datagram import RULES, Limits, OwnPorts, Policy
-from connpool.datagram.limits import ANSWERING_PORTS, LOOP_COUNT, LOOP_GAP, LOOP_HOLD
+from connpool.datagram.limits import (
+    ANSWERING_PORTS,
+    LOOP_COUNT,
+    LOOP_EVERY,
+    LOOP_GAP,
+    LOOP_HOLD,
+)
 from connpool.errors import AddressError
+
+#: Rounds of one datagram after which it is recognised.
+ROUNDS = LOOP_COUNT * LOOP_EVERY
 
 
 def packed(host):
@@ -193,15 +202,15 @@ def loop(world, datagrams, gap=0.001, rounds=10_000):
 
 
 def test_aLoopEnds():
-    assert loop(World(), 1) <= LOOP_COUNT + 2
+    assert loop(World(), 1) <= ROUNDS + 2
 
 
 def test_manyDatagramsInALoopEndInAFewMoreRounds():
-    assert loop(World(), 64) <= LOOP_COUNT + 10
+    assert loop(World(), 64) <= ROUNDS + 10
 
 
 def test_aLoopOverTheInternetEnds():
-    assert loop(World(), 1, gap=0.2) <= LOOP_COUNT + 2
+    assert loop(World(), 1, gap=0.2) <= ROUNDS + 2
 
 
 def test_loopsSwitchedOff():
@@ -230,7 +239,7 @@ def test_constantDatagramsWithPausesAreNoLoop():
 
 def test_suspicionPasses():
     world = World()
-    for _ in range(LOOP_COUNT):
+    for _ in range(ROUNDS):
         world.look(b"hello")
     assert world.ask(count=100) == 50
     assert world.limits.refused == {"loops": 50}

@@ -33,7 +33,7 @@ from tests.helpers.waiting import bounded, pause, until
 
 
 async def run(port, **options):
-    options = {"count": 30, "interval": 0.002, "timeout": 0.3, **options}
+    options = {"count": 30, "interval": 0.002, "timeout": 1.0, **options}
     return await bounded(probe(reactor, *where(port), **options))
 
 
@@ -131,7 +131,7 @@ async def test_everyKindOfTrouble():
         if number == 9:
             return [datagram, waiting.pop()]
         if number == 11:
-            return [(0.45, datagram)]  # late
+            return [(0.8, datagram)]  # late
         if number == 12:
             # another run's token, cut, longer, a number never sent
             forged = datagram[:8] + (7000).to_bytes(4, "big") + datagram[12:]
@@ -139,24 +139,16 @@ async def test_everyKindOfTrouble():
         return [datagram]
 
     with sturdy(Path(fate)) as port:
-        prober = Prober(
-            reactor, *where(port), count=60, interval=0.01, timeout=0.3, clock=_monotonic
-        )
+        prober = Prober(reactor, *where(port), count=100, interval=0.01, timeout=0.6)
         report = await bounded(prober.start())
         await pause(0.05)
-    assert report.sent == 60
+    assert report.sent == 100
     assert report.lost == 3
     assert report.duplicates == 2
     assert report.reordered == 1
     assert report.late == 1
     assert report.ignored == 4
     assert [point.number for point in report.points if point.rtt is None] == [3, 11, 17]
-
-
-def _monotonic():
-    import time
-
-    return time.monotonic_ns()
 
 
 @pytest_twisted.ensureDeferred
@@ -169,7 +161,7 @@ async def test_29_answersFromAThirdPartyAreIgnored():
 
         with sturdy(Path(fate)) as port:
             host = "127.0.0.1"
-            prober = Prober(reactor, *where(port), count=10, interval=0.002, timeout=0.2)
+            prober = Prober(reactor, *where(port), count=10, interval=0.002, timeout=1.0)
             report = await bounded(prober.start())
     assert (report.received, report.lost, report.ignored) == (5, 5, 10)
 
@@ -224,10 +216,12 @@ async def test_stalledAnswersDoNotThinOutTheSamples():
         return back
 
     with sturdy(Path(fate)) as port:
-        report = await run(port, count=60, interval=0.005, timeout=2)
+        report = await run(port, count=60, interval=0.005, timeout=10)
     assert report.received == 60
-    waits = [point.rtt for point in report.points]
-    assert sum(wait > 0.02 for wait in waits) >= 30
+    # all were sent in that time, and none waited for the one before it
+    waits = [point.rtt for point in report.points[10:50]]
+    assert waits[0] > 39 * 0.005
+    assert waits[0] > waits[10] > waits[20] > waits[30]
 
 
 @pytest_twisted.ensureDeferred
@@ -319,7 +313,7 @@ async def test_sweep():
         from twisted.internet.defer import Deferred
 
         report = await bounded(
-            Deferred.fromCoroutine(sweep(reactor, *where(port), timeout=0.03, tries=2)), 30
+            Deferred.fromCoroutine(sweep(reactor, *where(port), timeout=0.1, tries=2)), 30
         )
     assert (report.largest, report.mtu) == (1472, 1500)
     assert dict(report.tried)[1473] is False
