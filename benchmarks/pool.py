@@ -394,6 +394,7 @@ async def firstByte(count: int, where: Path) -> dict[str, Any]:
     )
     assert server.stdout is not None
     plain, secure = (int(word) for word in server.stdout.readline().split())
+    pem.unlink()
     root = ssl.trustRootFromCertificates([ssl.Certificate.loadPEM(authority.cert_pem.bytes())])
 
     class Asking(Protocol):

@@ -875,3 +875,59 @@ def test_runWithAPlainFunctionADeferredAndACoroutine():
     setup.turn()
     assert setup.pool.stats().closed == {"discarded": 1}
     setup.end()
+
+
+def test_09_nothingIsLostBetweenLookingAndQueueing():
+    setup = Setup(maxSize=1)
+    (lease,) = held(setup, 1)
+    served = []
+
+    class Racing:
+        """
+        Gives its connection back at the last moment before somebody queues.
+        """
+
+        def __init__(self):
+            self.lease = lease
+
+        def __call__(self, now=None):
+            if self.lease is not None:
+                lease, self.lease = self.lease, None
+                lease.release()
+            return setup.clock.seconds()
+
+    setup.pool._seconds = Racing()
+    setup.pool.acquire().addCallback(lambda lease: (served.append(lease), lease.release()))
+    assert len(served) == 1
+    setup.check()
+    setup.end()
+
+
+def test_18_losingIdleConnectionsFromTheMiddleIsCheap():
+    setup = Setup(maxSize=2000, minIdle=2000, maxConnecting=2000, idleTimeout=None)
+    setup.pool.start()
+    setup.pool.reconfigure(minIdle=0)
+    for transport in setup.endpoint.transports[100:1900]:
+        transport.finish()
+        assert setup.core.dead <= max(17, setup.core.idleCount)
+    assert setup.pool.stats().idle == 200
+    alive = setup.endpoint.transports[:100] + setup.endpoint.transports[1900:]
+    lease = setup.pool.tryAcquire()
+    assert lease.protocol.transport in alive
+    lease.release()
+    for transport in alive:
+        transport.finish()
+    setup.end()
+
+
+def test_38_aCycleAsksTheTransportNothing():
+    setup = Setup(maxSize=1)
+    held(setup, 1)[0].release()
+    transport = setup.endpoint.transports[0]
+    asked = []
+    for name in ("write", "getPeer", "getHost", "setTcpKeepAlive", "pauseProducing"):
+        setattr(transport, name, lambda *_, name=name: asked.append(name))
+    for _ in range(100):
+        setup.pool.tryAcquire().release()
+    assert asked == []
+    setup.end()
