@@ -20,6 +20,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +134,16 @@ def forked(body: Callable[[], Any]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def opened(root: Path, before: Any = None) -> tuple[LocalStore, InlineReactor, Recorded]:
+def opened(
+    root: Path, before: Any = None, *, lazy: bool = True
+) -> tuple[LocalStore, InlineReactor, Recorded]:
     """
     A store as a process has it that just started.
+
+    @param lazy: do not sync: the page cache survives C{SIGKILL}.
     """
     reactor = InlineReactor()
-    syscalls = Recorded(before)
+    syscalls = Recorded(before, lazy=lazy)
     return LocalStore(reactor, root, syscalls=syscalls, threads=reactor), reactor, syscalls
 
 
@@ -154,11 +159,19 @@ def prepared(scenario: Scenario, level: str, root: Path) -> Path:
     return root
 
 
-def life(scenario: Scenario, level: str, root: Path, acknowledged: Path, before: Any) -> Recorded:
+def life(
+    scenario: Scenario,
+    level: str,
+    root: Path,
+    acknowledged: Path,
+    before: Any,
+    *,
+    lazy: bool = True,
+) -> Recorded:
     """
     One process, from its start to the acknowledgement.
     """
-    store, reactor, syscalls = opened(root, before)
+    store, reactor, syscalls = opened(root, before, lazy=lazy)
     receipt = scenario.send(store, reactor, scenario.offer(level))
     acknowledged.write_text(receipt.name)
     reactor.wait(store.close())
@@ -237,9 +250,7 @@ def deaths(root: Path, kills: int, seed: int) -> tuple[int, list[dict[str, Any]]
     died = 0
     for scenario, level, at, torn in places:
         where = prepared(scenario, level, root / "root")
-        status = forked(
-            lambda: life(scenario, level, where, acknowledged, killer(at, torn))  # noqa: B023
-        )
+        status = forked(partial(life, scenario, level, where, acknowledged, killer(at, torn)))
         died += os.WIFSIGNALED(status)
         problem = judge(scenario, level, where, acknowledged)
         acknowledged.unlink(missing_ok=True)

@@ -71,7 +71,7 @@ def inline(root, **values):
     A store without threads, its reactor and its calls.
     """
     clock = InlineReactor()
-    syscalls = Recorded()
+    syscalls = Recorded(lazy=True)
     return LocalStore(clock, root, syscalls=syscalls, threads=clock, **values), clock, syscalls
 
 

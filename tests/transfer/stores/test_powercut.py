@@ -15,6 +15,7 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,13 +85,14 @@ def cuts(kind: str, directory: Path, count: int, seed: int) -> list[dict]:
         places = []
         for number, scenario in enumerate(SCENARIOS):
             root = fresh(image, scenario, f"dry{number}")
-            calls = len(life(scenario, "full", root, acknowledged, None).log)
+            calls = len(life(scenario, "full", root, acknowledged, None, lazy=False).log)
             acknowledged.unlink()
             places += [(scenario, at) for at in range(calls + 1)]
         for turn, (scenario, at) in enumerate(chance.sample(places, min(count, len(places)))):
             root = fresh(image, scenario, f"root{turn}")
             subprocess.run(["sync", "-f", image.at], check=True)
-            forked(lambda: life(scenario, "full", root, acknowledged, cutter(image.at, at)))  # noqa: B023
+            cut = cutter(image.at, at)
+            forked(partial(life, scenario, "full", root, acknowledged, cut, lazy=False))
             image.unmount()
             assert image.mount().returncode == 0
             problem = judge(scenario, "full", root, acknowledged)
@@ -106,7 +108,7 @@ def cuts(kind: str, directory: Path, count: int, seed: int) -> list[dict]:
 def fresh(image: Image, scenario, name: str) -> Path:
     root = image.at / name
     root.mkdir()
-    store, reactor, _ = opened(root)
+    store, reactor, _ = opened(root, lazy=False)
     scenario.prepare(store, reactor, scenario.offer("full"))
     reactor.wait(store.close())
     return root
