@@ -498,7 +498,7 @@ class Core(Supply):
             if coldest is not None:
                 when = min(when, coldest.since + self.idleTimeout)
         dialling = self.phase is Phase.OPEN or self.phase is Phase.DRAINING
-        if dialling and self._want() > 0 and len(self.slots) < self.settings.maxSize:
+        if dialling and len(self.slots) < self.settings.maxSize and self._want() > 0:
             for destination in self.destinations:
                 if destination.down(now):
                     when = min(when, destination.retryAt)

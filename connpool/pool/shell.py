@@ -100,11 +100,6 @@ class Shell:
             self._arm()
         if self._readies:
             self._fireReady()
-        if self._closers and core.phase is Phase.CLOSED:
-            # not earlier: whoever waits for the end finds no timer left
-            closers, self._closers = self._closers, []
-            for closer in closers:
-                closer.callback(None)
         if self.settled is not None:
             self.settled()
         if core.phase is Phase.CLOSED and self._closers:

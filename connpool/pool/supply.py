@@ -61,13 +61,13 @@ class Supply(Inventory):
     def _dial(self, now: float) -> Action | None:
         if self.phase not in {Phase.OPEN, Phase.DRAINING}:
             return None
-        want = self._want() if self.phase is Phase.OPEN else len(self.queue) - len(self.dials)
-        if want <= 0 and not self.retiring:
-            return None
         if self.connecting >= self.settings.maxConnecting:
             return None
         if len(self.slots) >= self.settings.maxSize:
             self._makeRoom(now)
+            return None
+        want = self._want() if self.phase is Phase.OPEN else len(self.queue) - len(self.dials)
+        if want <= 0 and not self.retiring:
             return None
         replaces = None
         if want <= 0:

@@ -440,3 +440,26 @@ async def test_aWrongCertificateIsAFailedDial(tmp_path):
     await until(lambda: pool.stats().size == 0)
     await bounded(pool.close())
     await server.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_aDroppedLeaseComesBackFromWhateverThreadCollectsIt():
+    import gc
+
+    from twisted.internet.threads import deferToThread
+
+    from tests.pool.servers import Server, Talker
+
+    server = await Server().start()
+    pool = makePool(server.number, Talker, maxSize=1)
+    for collect in (gc.collect, lambda: deferToThread(gc.collect)):
+        dropped = [await bounded(pool.acquire())]
+        dropped.append(dropped)  # only the collector finds it
+        del dropped
+        await collect() if collect is not gc.collect else collect()
+        lease = await bounded(pool.acquire())
+        assert await bounded(lease.protocol.ask(b"again")) == b"again"
+        lease.release()
+    assert pool.stats().leasesLostToGC == 2
+    await bounded(pool.close())
+    await server.stop()
