@@ -70,7 +70,7 @@ class IStatsSource(Interface):
 
     name: str = Attribute("The instance's name, unique within its kind in one process.")
     kind: str = Attribute(
-        "One of C{pool}, C{transfer}, C{datagram}, C{listener}, C{proxy}, C{outbox}."
+        "One of C{pool}, C{transfer}, C{datagram}, C{probe}, C{listener}, C{proxy}, C{outbox}."
     )
 
     def stats() -> Any:

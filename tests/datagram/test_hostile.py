@@ -17,10 +17,10 @@ be made elsewhere, the test is named:
   11  here                          30  test_prober
   12  here                          31  test_prober
   13  here, test_limits             32  here
-  14  here                          33  functional/test_udpecho: proxied
-  15  kernel (martian source)       34  functional/test_udpecho: proxied
+  14  here                          33  tests/proxyprotocol/test_datagram
+  15  kernel (martian source)       34  tests/proxyprotocol/test_datagram
   16  here, test_limits             35  here
-  17  here, test_limits             36  functional/test_udpecho: stopping in a flood
+  17  here, test_limits             36  functional/test_udpecho: stopsInAFlood
   18  test_limits                   37  test_stamp, test_irtt: anyFieldFuzzed
   19  here                          38  here
 """

@@ -243,7 +243,8 @@ async def test_stoppingAndCancelling():
 @pytest_twisted.ensureDeferred
 async def test_irttThatIsNotThere():
     with answering(Stamp()) as port:
-        done = probe(reactor, *where(port), protocol="irtt")
+        prober = Prober(reactor, *where(port), protocol="irtt")
+        done = prober.start()
         with pytest.raises(ProbeFailed, match="does not answer irtt"):
             await bounded(done)
 

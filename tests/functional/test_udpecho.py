@@ -86,21 +86,37 @@ def test_mistakes(arguments, code, says):
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
+def test_mistakesInOptions():
+    from twisted.python.usage import UsageError
+
+    from connpool.services.udpecho import Options
+
+    for arguments, says in (
         (["--listen", "udp:8641:::1"], "one port and key=value parts only"),
         (["--listen", "udp:port"], "the port must be a number"),
         (["--listen", "udp:8641:reusePort=maybe"], "reusePort is yes or no"),
-        (["--listen", "udp:0:interface=localhost"], "'localhost' is not an address"),
-        (["--listen", "udp:0:interface=192.0.2.1"], "this machine has no such address"),
-        (["--listen", "udp:systemd:name=echo"], "systemd passed no such socket"),
+        (["--listen", "secured:udp:8641"], "there is no TLS over UDP"),
         (["--protocol", "chargen"], "'chargen' is no datagram protocol"),
         (["--protocol", "echo:loud"], "echo: takes no arguments"),
+        (["--protocol", "stamp:key=secret"], "stamp: takes key-file=PATH:stateful=yes, not 'key'"),
+        (["--protocol", "stamp:stateful=perhaps"], "stateful is yes or no"),
+        (["--protocol", "irtt:key-file=/nonexistent"], "key-file=/nonexistent: No such file"),
         (["--relax", "everything"], "'everything' is not one of"),
         (["--trust", "here"], "is not a network"),
         (["--rate", "0"], "--rate: '0' is not a count"),
-        (["--listen", "secured:udp:8641"], "there is no TLS over UDP"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(says)) as caught:
+            Options().parseOptions(arguments)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--protocol", "chargen"], "'chargen' is no datagram protocol"),
+        (["--listen", "udp:0:interface=localhost"], "'localhost' is not an address"),
+        (["--listen", "udp:0:interface=192.0.2.1"], "this machine has no such address"),
+        (["--listen", "udp:systemd:name=echo"], "systemd passed no such socket"),
     ],
 )
 def test_aMistakeIsOneLine(tmp_path, arguments, says):
@@ -344,20 +360,17 @@ def test_probeKeepsMeasuring(tmp_path, echo):
         assert 'connpool_probe_up{name="127.0.0.1:9"} 0' in metrics
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
+def test_mistakesOfTheProbe():
+    from twisted.python.usage import UsageError
+
+    from connpool.services.udpprobe import Options
+
+    for arguments, says in (
         ([], "give --to HOST:PORT"),
         (["--to", "nowhere"], "has no port"),
         (["--to", "127.0.0.1:9", "--protocol", "smtp"], "'smtp' is not one of"),
         (["--to", "127.0.0.1:9", "--size", "1"], "echo takes 12 to 65507 bytes"),
         (["--to", "127.0.0.1:9", "--interval", "never"], "--interval: 'never' is not a time"),
-    ],
-)
-def test_mistakesOfTheProbe(arguments, says):
-    from twisted.python.usage import UsageError
-
-    from connpool.services.udpprobe import Options
-
-    with pytest.raises(UsageError, match=re.escape(says)):
-        Options().parseOptions(arguments)
+    ):
+        with pytest.raises(UsageError, match=re.escape(says)):
+            Options().parseOptions(arguments)

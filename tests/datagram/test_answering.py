@@ -1,0 +1,185 @@
+"""
+Batches, and what answers carry.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+
+import pytest
+import pytest_twisted
+
+from connpool.datagram import Auto, DatagramInfo, Echo, Limits, OwnPorts, Policy, SturdyPort
+from connpool.datagram.answering import _source
+from connpool.datagram.mmsg import Batch, available
+from tests.datagram.peers import Recorder, answer, answering, client, read, where
+from tests.helpers.waiting import pause, until
+
+LINUX = pytest.mark.skipif(not available(), reason="no recvmmsg as we know it")
+LOCAL = socket.inet_pton(socket.AF_INET6, "fe80::1")
+GLOBAL = socket.inet_pton(socket.AF_INET6, "2001:db8::1")
+
+
+def asked(address, interface=7):
+    info = DatagramInfo()
+    info.destination = info.local = address
+    info.interface = interface
+    return info
+
+
+@pytest.mark.parametrize(("address", "interface"), [(LOCAL, 7), (GLOBAL, 0)])
+def test_25_linkLocalAnswersKeepTheirInterface(address, interface):
+    message = _source(asked(address))
+    size, level, kind = struct.unpack_from("=QII", message)
+    assert (size, level, kind) == (36, socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
+    assert message[16:32] == address
+    assert struct.unpack_from("=I", message, 32) == (interface,)
+    port = SturdyPort(None, Recorder())
+    port.info = asked(address)
+    assert port._sourceControl() == [
+        (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, address + struct.pack("I", interface))
+    ]
+
+
+def test_ipv4AnswersLeaveByWhateverInterface():
+    message = _source(asked(b"\x7f\0\0\x09"))
+    assert message[16:28] == b"\0\0\0\0\x7f\0\0\x09\0\0\0\0"
+    assert _source(DatagramInfo()) == b""
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("first", "plain"),
+    [(LOCAL, False), (GLOBAL, True), (b"\xff" + bytes(15), False), (bytes(16), False)],
+)
+def test_onlyPlainDestinationsGoBackUnseen(first, plain):
+    batch = Batch(socket.AF_INET6, 2, control=True)
+    for i, address in enumerate((GLOBAL, first)):
+        start = i * 128
+        batch._controls[start : start + 36] = struct.pack(
+            "=QII16sI", 36, socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, address, 7
+        )
+    assert batch.plainDestinations(2) is plain
+    kept = struct.unpack_from("=I", batch._controls, 32)[0]
+    assert kept == (0 if plain else 7)
+
+
+@pytest.fixture
+def pair():
+    """
+    A socket that a batch reads, and one that sends to it.
+    """
+    with client() as one, client(to=one.getsockname()) as other:
+        yield one, other
+
+
+@LINUX
+def test_aBatchThere(pair):
+    one, other = pair
+    for size in (0, 5, 65_507):
+        other.send(b"z" * size)
+    batch = Batch(socket.AF_INET, 4, control=False)
+    assert batch.receive(one.fileno(), 4) == 3
+    assert batch.lengths(3) == [0, 5, 65_507]
+    assert batch.payload(1, 5) == b"zzzzz"
+    assert batch.truncated(3) == []
+    port = other.getsockname()[1].to_bytes(2, "big")
+    assert batch.senders(3)[2:4] == batch.senders(3)[34:36] == port
+    assert batch.receive(one.fileno(), 4) == -errno.EAGAIN
+    other.send(b"again")
+    assert batch.receive(one.fileno(), 4) == 1
+    assert batch.lengths(1) == [5]
+
+
+@LINUX
+def test_oneAnswerThatFailsHoldsUpNoOther(pair):
+    one, other = pair
+    for i in range(4):
+        other.send(b"%d" % i)
+    batch = Batch(socket.AF_INET, 4, control=False)
+    batch.receive(one.fileno(), 4)
+    batch.reflect(4)
+    # the second has no address any more
+    batch._headerWords[16 + 2] = 1
+    assert batch.send(one.fileno(), 4) == (3, [errno.EINVAL])
+    assert [read(other) for _ in range(4)] == [b"0", b"2", b"3", None]
+
+
+@LINUX
+def test_aBatchThatIsAllAlikeLeavesAsOne(pair):
+    one, other = pair
+    for i in range(4):
+        other.send(b"%d" % i)
+    batch = Batch(socket.AF_INET, 4, control=False)
+    batch.receive(one.fileno(), 4)
+    batch.reflect(4)
+    assert batch.sendJoined(one.fileno(), 4, 1)
+    assert [read(other) for _ in range(5)] == [b"0", b"1", b"2", b"3", None]
+    # too large for segments, or empty
+    assert not batch.sendJoined(one.fileno(), 4, 1400)
+    assert not batch.sendJoined(one.fileno(), 4, 0)
+
+
+@LINUX
+def test_whereSegmentsAreNotPossibleTheyAreNotTriedAgain(pair):
+    one, other = pair
+    other.send(b"x")
+    batch = Batch(socket.AF_INET, 4, control=False)
+    batch.receive(one.fileno(), 1)
+    batch.reflect(1)
+    batch._headerWords[2] = 1  # no address: EINVAL, as from a device that cannot
+    assert not batch.sendJoined(one.fileno(), 1, 1)
+    batch._headerWords[2] = 16
+    assert not batch.sendJoined(one.fileno(), 1, 1)
+    assert batch.send(one.fileno(), 1) == (1, [])
+
+
+@pytest.mark.parametrize("interface", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("size", [1, 64, 1200, 1201, 9000])
+@pytest_twisted.ensureDeferred
+async def test_manyOfOneSizeComeBackOnceEach(interface, size):
+    with (
+        answering(Auto(), interface=interface) as port,
+        client(to=where(port, "127.0.0.1")) as sock,
+    ):
+        sent = [bytes([65 + i % 26]) * size for i in range(100)]
+        for data in sent[:50]:
+            sock.send(data)
+        port._singly = False
+        port.doRead()
+        for data in sent[50:]:
+            sock.send(data)
+        got = [await answer(sock) for _ in range(100)]
+        assert got == sent
+        await pause(0)
+        assert read(sock) is None
+        assert port.stats().answered == 100
+
+
+@pytest_twisted.ensureDeferred
+async def test_everyOneOfABatchIsJudged():
+    """
+    Some sources of a batch are refused, one is over its rate, one is answered.
+    """
+    own = OwnPorts()
+    limits = Limits(Policy(trustLoopback=False, rate=1, burst=30), own)
+    with (
+        answering(Echo(), limits=limits, ownPorts=own) as port,
+        client(to=where(port)) as good,
+        client(to=where(port)) as sibling,
+    ):
+        own.add(sibling.getsockname()[1])
+        for i in range(32):
+            good.send(b"%d" % i)
+            if i < 20:
+                sibling.send(b"loop")
+        port._singly = False
+        port.doRead()
+        await until(lambda: port.received == 52)
+        stats = port.stats()
+        assert stats.refused == {"own-ports": 20, "rate": 2}
+        assert stats.answered == 30
+        assert [read(good) for _ in range(31)] == [b"%d" % i for i in range(30)] + [None]
+        assert read(sibling) is None
