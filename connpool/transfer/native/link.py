@@ -252,6 +252,10 @@ class Link(Protocol):
         Do not read until L{release}, called as often.
         """
         self.holds += 1
+        if self._pacing:
+            # time in which we do not read is not the peer's
+            self._pacing = False
+            self._pace.stop()
         self.steer()
 
     def release(self) -> None:

@@ -9,8 +9,8 @@ it: tickets, by which further connections join a session, and claims, by which a
 newer delivery of a file finds the older one.
 
 Nothing the peer says decides what we allocate: streams, small files in flight
-and bytes outstanding have limits of ours (L{LIMITS}); when one is reached we
-refuse or stop reading.
+and bytes outstanding have limits of ours (below); when one is reached we refuse
+or stop reading.
 """
 
 from __future__ import annotations

@@ -104,21 +104,24 @@ class _SmallStream:
     """
 
     def __init__(self, transmission: Transmission, small: Small) -> None:
+        # not the content: up to 64 MiB are on their way
         self._transmission = transmission
-        self.small = small
+        self.job = small.job
+        self.size = len(small.data)
+        self._root = small.root
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         raise ProtocolError(f"{frame.type.name} for a PUT")
 
     def stored(self, receipt: Receipting | Ack) -> None:
         self._transmission.smallAnswered(self)
-        self._transmission.stored(self.small.job, receipt, self.small.root, len(self.small.data))
+        self._transmission.stored(self.job, receipt, self._root, self.size)
 
     def rejected(self, why: TransferError, retryable: bool) -> None:
         self._transmission.smallAnswered(self)
         # damaged on the way: what a large file repairs block by block
         again = retryable or isinstance(why, DigestMismatch)
-        self._transmission.refused(self.small.job, why, again)
+        self._transmission.refused(self.job, why, again)
 
 
 class _LargeStream:
@@ -348,7 +351,7 @@ class Transmission:
         """
         The files that have had no answer.
         """
-        left = self._again + [stream.small.job for stream in self._small]
+        left = self._again + [stream.job for stream in self._small]
         self._again = []
         self._small.clear()
         return left
@@ -447,7 +450,7 @@ class Transmission:
         A PUT had its answer.
         """
         del self._small[stream]
-        self._smallBytes -= len(stream.small.data)
+        self._smallBytes -= stream.size
 
     # -- large files
 

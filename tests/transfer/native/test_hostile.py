@@ -4,7 +4,7 @@ second of waiting for them more than the deadlines say, nothing left behind.
 """
 
 import pytest
-from twisted.internet.defer import fail
+from twisted.internet.defer import Deferred, fail
 
 from connpool.errors import StoreError
 from connpool.transfer.native import receiver
@@ -196,7 +196,6 @@ def test_dataPastTheEndOfTheFile(world):
 
 
 def test_dataBeforeAccept(tmp_path):
-    from twisted.internet.defer import Deferred
 
     world = World(tmp_path / "state", Policy())
     opening = Deferred()
@@ -451,7 +450,6 @@ def test_timeInWhichWeDoNotReadDoesNotCount(tmp_path):
     """
     A store that takes minutes is not the sender's fault.
     """
-    from twisted.internet.defer import Deferred
 
     world = World(tmp_path / "state", Policy())
     storing = []
@@ -548,4 +546,42 @@ def test_aBrokenStore(tmp_path, later, writes):
     world.pump()
     # an I/O error poisons the partial
     assert not world.store._partials
+    world.close()
+
+
+def test_aSlowStoreIsNotASlowSender(tmp_path):
+    """
+    While writes wait for the disk, inside a run, the pace does not count.
+    """
+    world = World(tmp_path / "state", Policy())
+    writing = []
+    original = world.store.open
+
+    class Slow:
+        def __init__(self, partial):
+            self._partial = partial
+
+        def __getattr__(self, name):
+            return getattr(self._partial, name)
+
+        def write(self, offset, data):
+            writing.append((Deferred(), offset, bytes(data)))
+            return writing[-1][0]
+
+    world.store.open = lambda offer: original(offer).addCallback(Slow)
+    client = connect(world).greet().offer(1, size=16 << 20, blockSize=1 << 20)
+    client.transport.write(encode(Type.DATA, 1, Data(0), 4 << 20) + bytes((4 << 20) - 1))
+    client.transport.write(b"\0" + encode(Type.DATA, 1, Data(4 << 20), 4 << 20) + bytes(2 << 20))
+    world.pump()
+    for _ in range(200):
+        world.clock.advance(1)
+        world.pump()
+    assert not client.lost
+    assert client.kinds().count(Type.PROGRESS) > 100
+    assert client.last(Type.PROGRESS).slow == "disk"
+    while writing:
+        d, _, _ = writing.pop(0)
+        d.callback(None)
+        world.pump()
+    assert 55 <= seconds(world, client) <= 130
     world.close()
