@@ -26,6 +26,7 @@ __all__ = [
     "Expired",
     "Forbidden",
     "ForeignLease",
+    "FrameDamaged",
     "HeaderError",
     "HookRefused",
     "LeaseError",
@@ -434,6 +435,15 @@ class ProtocolError(TransferError):
 
     code = "protocol"
     exitCode = 7
+
+
+class FrameDamaged(ProtocolError):
+    """
+    A frame is not what the peer sent.
+    """
+
+    code = "damaged"
+    retryable = True
 
 
 class Unconfirmed(TransferError):

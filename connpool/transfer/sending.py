@@ -28,6 +28,7 @@ from connpool.errors import (
     Cancelled,
     ConnpoolError,
     NetworkFailed,
+    ProtocolError,
     SourceError,
     TransferError,
 )
@@ -260,7 +261,7 @@ class Sending:
                     return self.report
                 failures = 1 if advanced else failures + 1
                 if why is not None and (
-                    not why.retryable or failures >= retry.attempts or not self._reached
+                    not self._worthRetrying(why) or failures >= retry.attempts or not self._reached
                 ):
                     self._work.abandon(why)
                     return self.report
@@ -276,6 +277,10 @@ class Sending:
                 for outcome in self.report.outcomes
             )
             self._run.end(self._work.empty and not unanswered and not self._cancelled)
+
+    def _worthRetrying(self, why: TransferError) -> bool:
+        # a peer that spoke the protocol and then does not: damage on the way
+        return why.retryable or (isinstance(why, ProtocolError) and self.report.connections > 0)
 
     async def _once(self) -> tuple[TransferError | None, bool]:
         """

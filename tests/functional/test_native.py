@@ -515,9 +515,9 @@ def test_aResetInsideARunIsNoEnd(tmp_path):
         stream, _ = sender.offer(b"f", data, MIB, resumeKey=b"k" * 32)
         sender.blocks(stream, data, MIB, [0, 1])
         # two frames, and a third that stops in the middle of a run of 4 MiB
-        head = sender.frame(peer.DATA, stream, [2 * MIB], b"")
-        head = head[:8] + struct.pack(">Q", 4 * MIB) + head[16:]
-        sender.socket.sendall(head + data[2 * MIB : 5 * MIB + 1000])
+        control = peer.pack([2 * MIB, []])
+        head = peer.head(peer.DATA, control, stream, 4 * MIB)
+        sender.socket.sendall(head + control + data[2 * MIB : 5 * MIB + 1000])
         time.sleep(0.3)
         sender.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sender.socket.close()

@@ -13,6 +13,10 @@ file) come with their frame.  A C{DATA} run is passed on piece by piece as it
 arrives; whoever wants to may read the rest of it from the socket himself and
 report with L{FrameReader.skip} (section "Moving bytes" of the shell).
 
+A damaged name or offset would do as much harm as a damaged byte of a file, and
+has no digest: header and control part carry a CRC.  It finds accidents; against
+people there is TLS.
+
 Every byte is copied at most once here, and only when it was not complete yet.
 """
 
@@ -21,10 +25,11 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
+from zlib import crc32
 
 import attrs
 
-from connpool.errors import ProtocolError
+from connpool.errors import FrameDamaged, ProtocolError
 
 __all__ = [
     "BOUNDS",
@@ -44,9 +49,11 @@ __all__ = [
 #: and SUB, which a connection that mangles text does not let through.
 PREAMBLE = b"\x00CPT1\r\n\x1a"
 
-#: type u8, flags u8 (zero), control length u16, stream u32, data length u64.
-HEADER = struct.Struct(">BBHIQ")
-HEADER_SIZE = HEADER.size
+#: type u8, flags u8 (zero), control length u16, stream u32, data length u32;
+#: then the CRC-32 of these twelve bytes and the control part.
+HEADER = struct.Struct(">BBHII")
+_CRC = struct.Struct(">I")
+HEADER_SIZE = HEADER.size + _CRC.size
 
 #: Bytes of one C{DATA} run: a cancelled file holds a connection this long.
 MAX_RUN = 4 << 20
@@ -160,7 +167,8 @@ def frame(kind: Type, stream: int, control: bytes, length: int = 0) -> bytes:
     """
     Header and control part; a run of C{length} bytes follows.
     """
-    return HEADER.pack(kind, 0, len(control), stream, length) + control
+    head = HEADER.pack(kind, 0, len(control), stream, length)
+    return head + _CRC.pack(crc32(control, crc32(head))) + control
 
 
 class FrameReader:
@@ -194,8 +202,8 @@ class FrameReader:
         """
         The frames and pieces that C{data} completes, as it goes.
 
-        @raise ProtocolError: when a header breaks a bound; nothing after it
-            is read.
+        @raise ProtocolError: when a header breaks a bound, or L{FrameDamaged};
+            nothing after it is read.
         """
         held, at = self._held, 0
         while held:
@@ -256,6 +264,10 @@ class FrameReader:
         """
         assert self._fixed is not None
         kind, control, stream, length = self._fixed
+        head = at - HEADER_SIZE
+        checked = crc32(view[at : at + control], crc32(view[head : at - _CRC.size]))
+        if _CRC.unpack_from(view, at - _CRC.size) != (checked,):
+            raise FrameDamaged(f"{kind.name} arrived damaged")
         self._fixed = None
         self._need = HEADER_SIZE
         middle = at + control

@@ -8,6 +8,7 @@ document does not say.  Both roles, blocking sockets, one file after the other.
 import hashlib
 import os
 import struct
+import zlib
 
 PREAMBLE = b"\x00CPT1\r\n\x1a"
 HELLO, AUTH, READY, JOIN, JOINED, PING, PONG, GOAWAY, ERROR = range(1, 10)
@@ -114,6 +115,11 @@ def root(content, block):
 # -- frames ------------------------------------------------------------------------------
 
 
+def head(kind, control, stream, length):
+    header = struct.pack(">BBHII", kind, 0, len(control), stream, length)
+    return header + struct.pack(">I", zlib.crc32(header + control))
+
+
 class Channel:
     """
     Frames over a socket.
@@ -133,7 +139,7 @@ class Channel:
 
     def frame(self, kind, stream, fields, data=b""):
         control = pack([*fields, []])
-        return struct.pack(">BBHIQ", kind, 0, len(control), stream, len(data)) + control + data
+        return head(kind, control, stream, len(data)) + control + data
 
     def send(self, *args):
         wire = self.frame(*args)
@@ -145,9 +151,10 @@ class Channel:
         @return: type, stream, fields, data, and the frame as it was.
         """
         header = self.read(16)
-        kind, flags, control, stream, length = struct.unpack(">BBHIQ", header)
+        kind, flags, control, stream, length, checked = struct.unpack(">BBHIII", header)
         assert flags == 0
         raw = self.read(control)
+        assert checked == zlib.crc32(header[:12] + raw)
         return kind, stream, unpack(raw), self.read(length), header + raw
 
 

@@ -414,7 +414,7 @@ def test_oneByteJustInTime(world):
     loris(world, greeting, bytes(100), 9, 11)
 
     inside = raw(world)
-    inside.transport.write(HEADER.pack(Type.PUT, 0, 100, 1, 1000))
+    inside.transport.write(HEADER.pack(Type.PUT, 0, 100, 1, 1000) + bytes(4))
     loris(world, inside, b"\x99" * 100, 9, 130)
 
     run = raw(world).offer(1, size=1 << 20)
@@ -476,7 +476,7 @@ def test_timeInWhichWeDoNotReadDoesNotCount(tmp_path):
 
 def test_runsAreBounded(world):
     client = raw(world).offer(1, size=1 << 30, blockSize=1 << 20)
-    client.transport.write(HEADER.pack(Type.DATA, 0, 2, 1, MAX_RUN + 1) + b"\x91\x00")
+    client.transport.write(HEADER.pack(Type.DATA, 0, 2, 1, MAX_RUN + 1) + bytes(6))
     world.pump()
     refused(client)
 

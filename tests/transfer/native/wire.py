@@ -152,8 +152,10 @@ class Wire:
         for end in self.ends:
             other = self.ends[1 - end.side]
             if self.silent:
-                moved = moved or bool(end.outbox)
-                end.take(0 if end.unsent > end.limit else end.unsent)
+                # the kernel takes what fits into its buffer, and no more
+                if end.outbox and end.unsent <= end.limit:
+                    moved = True
+                    end.take(end.unsent)
                 if end.disconnecting and not end.closed:
                     end.lost(ConnectionDone())
                 continue
