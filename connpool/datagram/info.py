@@ -124,7 +124,8 @@ class DatagramInfo:
                 if kind == socket.IPV6_PKTINFO:
                     self.destination = bytes(data[:16])
                     self.interface = int.from_bytes(data[16:20], sys.byteorder)
-                    self.local = None if data[0] == 0xFF else self.destination
+                    many = data[0] == 0xFF or (data[:12] == _MAPPED and data[12] >= 224)
+                    self.local = None if many else self.destination
                 elif kind == socket.IPV6_HOPLIMIT:
                     self.ttl = data[0]
                 elif kind == socket.IPV6_TCLASS:

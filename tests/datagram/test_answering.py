@@ -183,3 +183,21 @@ async def test_everyOneOfABatchIsJudged():
         assert stats.answered == 30
         assert [read(good) for _ in range(31)] == [b"%d" % i for i in range(30)] + [None]
         assert read(sibling) is None
+
+
+@pytest.mark.parametrize(
+    ("destination", "unicast"),
+    [
+        ("2001:db8::1", True),
+        ("ff02::1", False),
+        ("::ffff:192.0.2.1", True),
+        ("::ffff:224.0.0.1", False),
+        ("::ffff:255.255.255.255", False),
+    ],
+)
+def test_destinationsOfManyOverIPv6(destination, unicast):
+    info = DatagramInfo()
+    data = socket.inet_pton(socket.AF_INET6, destination) + struct.pack("I", 3)
+    info.read([(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, data)])
+    assert info.unicast is unicast
+    assert info.interface == 3

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -196,6 +197,18 @@ def test_pingSpeaksOtherProtocols(tmp_path, protocol):
         assert "cannot write" in result.stderr
 
 
+def test_ctrlCEndsItWithAReport(tmp_path, echo):
+    with running(
+        sys.executable, "-m", "connpool", "ping", echo, "--count", "0", "--interval", "0.1",
+        cwd=tmp_path,
+    ) as program:  # fmt: skip
+        program.waitFor("#2 ")
+        program.process.send_signal(signal.SIGINT)
+        program.waitFor(r"\d+ sent, \d+ received, [01] lost")
+        assert program.process.wait(20) == 0
+        assert "Traceback" not in program.output
+
+
 def test_pingSweeps(echo):
     result = connpool("ping", echo, "--sweep")
     assert result.returncode == 0, result.stderr
@@ -358,6 +371,8 @@ def test_probeKeepsMeasuring(tmp_path, echo):
         )
         assert float(re.search(rf"connpool_probe_rtt_p50_seconds{name} (\S+)", metrics)[1]) > 0
         assert 'connpool_probe_up{name="127.0.0.1:9"} 0' in metrics
+        program.stop()
+        assert "Traceback" not in program.output
 
 
 def test_mistakesOfTheProbe():
