@@ -12,7 +12,9 @@ cycle     microseconds for an acquire and a release, idle connections there
 flat      cost of a cycle with 10,000 idle, of a hand-over with 8,192 waiters,
           against 10
 contended operations a second, 8 connections, holders yield once
-storm     acquires cancelled at random moments, and how many slots are lost
+storm     acquires cancelled at random moments, and how many slots are lost; when a
+          holder is cancelled ours closes its connection and dials another, the
+          others hand it to the next as it is
 spike     HikariCP's: 50 requests at once, 5 idle, 150 ms to dial, 2 ms to use
 down      dials in 2 seconds while every dial fails and 100 callers retry
 bytes     from asking for a connection to the first byte of an echo, p50 and p99
@@ -588,6 +590,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         HTTPPool,
         Ours,
         OursTry,
+        RedisPool,
     )
 
     for kind in (*FLOORS, *OTHERS):
@@ -599,11 +602,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rivals = [Ours, AsyncioConnectionPool, GenericConnectionPool]
     results: dict[str, Any] = {"load": os.getloadavg()}
 
-    def sameName() -> dict[str, float]:
+    def sameName(*more: str) -> dict[str, Any]:
         if not arguments.same:
             return {}
         ran = subprocess.run(
-            [arguments.same, str(HERE / "pool.py"), "--same-name", str(arguments.count)],
+            [arguments.same, str(HERE / "pool_same.py"), str(arguments.count), *more],
             check=True,
             capture_output=True,
             text=True,
@@ -626,7 +629,9 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     step("storm")
     results["storm"] = await storm([Ours], arguments.cancels)
-    results["storm"] |= await storm(rivals[1:], min(arguments.cancels, 20_000))
+    few = min(arguments.cancels, 20_000)
+    results["storm"] |= await storm([*rivals[1:], RedisPool, AsyncioQueue], few)
+    results["storm"] |= sameName("--storm", str(few))
     Ours.limits = {}
     step("spike")
     results["spike"] = await spike(rivals)
@@ -638,15 +643,6 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     Ours.limits = {"maxConnecting": 10_000}
     results["idle"] = await idle([Ours, HTTPPool])
     return results
-
-
-def sameName(count: int) -> None:
-    """
-    In the environment of the package index's connpool: one round, to stdout.
-    """
-    from pool_same import run
-
-    print(json.dumps(asyncio.run(run(count))))
 
 
 def main() -> int:
@@ -661,12 +657,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--same", help=argparse.SUPPRESS)
-    parser.add_argument("--same-name", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
-    if arguments.same_name:
-        sameName(arguments.same_name)
-        return 0
     if not arguments.inside:
         arguments.out.mkdir(parents=True, exist_ok=True)
         python = environment(arguments.out / "venv-pool", str(HERE.parent), *PEERS)
