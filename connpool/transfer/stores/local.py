@@ -24,7 +24,11 @@ There is no timer: old things are looked for when files arrive, or when L{reap}
 is called.
 
 Known limits: a directory that can be entered but not read cannot be synced and
-is refused.  Only the newest 262,144 receipts of a week are remembered.
+is refused.  Only the newest 262,144 receipts of a week are remembered.  Names
+that differ only in case or composition are kept apart wherever the file system
+keeps them apart.  The quota is about unfinished files; published ones belong to
+the operator.  At the level C{none} the done record is written at the end of the
+reactor's turn, which is before an acknowledgement leaves a selectable transport.
 """
 
 from __future__ import annotations
@@ -44,7 +48,6 @@ from zope.interface import implementer
 
 from connpool.errors import Busy, NoSpace, QuotaExceeded, StartFailed, StoreError, TransferError
 from connpool.interfaces import IFileStore, IPartial
-from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
@@ -61,7 +64,8 @@ from connpool.transfer.stores.journal import continues, header
 from connpool.transfer.stores.ledger import STEP, Ledger, Reservation, Space
 from connpool.transfer.stores.pace import Pace
 from connpool.transfer.stores.partial import LocalPartial
-from connpool.transfer.stores.publish import Publisher, Source, canLink
+from connpool.transfer.stores.publish import Publisher, canLink
+from connpool.transfer.stores.reaper import Reaper
 from connpool.transfer.stores.received import ReceivedOutbox
 from connpool.transfer.stores.shelf import Shelf, Slot, identityOf
 from connpool.transfer.stores.syscalls import (
@@ -82,10 +86,6 @@ THREADS = 4
 LOOK = 1.0
 #: Seconds between looks for what is too old.
 REAP = 600.0
-#: Seconds that a partial must have been seen too old: the clock may be wrong.
-SURE = 3600.0
-#: Seconds that private files which cannot be resumed are kept.
-TEMPORARY = 86400.0
 
 _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 
@@ -149,8 +149,6 @@ class LocalStore:
         self._trouble: str | None = None
         self._reaped = reactor.seconds() - REAP + LOOK * 60
         self._reaping = False
-        #: partials seen too old, to when
-        self._overdue: dict[tuple[str, str], float] = {}
         self._open(fileMode & 0o777, dirMode & 0o777, keepExec, minFree)
 
     def _open(self, fileMode: int, dirMode: int, keepExec: bool, minFree: int | None) -> None:
@@ -195,6 +193,9 @@ class LocalStore:
                 fileMode=fileMode,
                 keepExec=keepExec,
                 now=self._now,
+            )
+            self._reaper = Reaper(
+                sys, self.shelf, self.finisher, self._temporary, self._ttl, self._now, self._stat
             )
         except (OSError, TransferError) as error:
             sys.close(self._root)
@@ -273,7 +274,7 @@ class LocalStore:
         self._reaping = True
         self._reaped = self._reactor.seconds()
 
-        return self.inThread(self._reap, self._reaped).addBoth(self._reapEnded)
+        return self.inThread(self._reaper.look, self._reaped).addBoth(self._reapEnded)
 
     def receivedOutbox(self) -> ReceivedOutbox:
         """
@@ -383,8 +384,8 @@ class LocalStore:
         try:
             status = slot.status
             journal = slot.journal
-            if self._wasPublished(slot):
-                receipt = self._finishOld(slot)
+            if self._reaper.wasPublished(slot):
+                receipt = self._reaper.finish(slot)
                 if journal.offer is not None and journal.offer.key == offer.key:
                     return receipt
                 slot = self.shelf.take(offer)
@@ -420,7 +421,7 @@ class LocalStore:
         if not status.st_size or offer.digest is None:
             return partial
         # a journal that cannot be read, or a file that changed: hash what lies there
-        d: Deferred[Any] = self.inThread(self._hash, slot.fd, offer, status)
+        d: Deferred[Any] = self.inThread(self.shelf.hash, slot, offer)
 
         def hashed(digests: dict[int, bytes]) -> LocalPartial:
             partial.resume(digests, checked=True)
@@ -460,22 +461,6 @@ class LocalStore:
                 if not self.shelf.evict(offer.principal, slot):
                     raise
 
-    def _wasPublished(self, slot: Slot) -> bool:
-        """
-        Whether a process that died had given this partial its name: then it
-        has a second link, or C{rename} took the bytes away (and opening made
-        an empty file) and the name leads to as many.
-        """
-        journal = slot.journal
-        if journal.committing is None or journal.offer is None:
-            return False
-        if slot.status.st_nlink > 1:
-            return True
-        if slot.status.st_size or not journal.committing.size:
-            return False
-        published = self._stat(journal.offer.name)
-        return published is not None and published.size == journal.committing.size
-
     def _clear(self, identity: tuple[str, str]) -> None:
         """
         Remove what a process left that died after its done record.
@@ -486,42 +471,6 @@ class LocalStore:
             return
         if slot is not None:
             self.shelf.remove(slot)
-
-    def _finishOld(self, slot: Slot) -> Receipt:
-        """
-        Take the steps that a process that died had left, after publishing.
-        """
-        offer, committing = slot.journal.offer, slot.journal.committing
-        assert offer is not None
-        assert committing is not None
-        try:
-            receipt = self.finisher.finished(offer)
-            if receipt is None and slot.status.st_nlink > 1:
-                source = Source(slot.fd, slot.directory.fd, slot.name, committing.size)
-                receipt = self.finisher.one(offer, source, committing.root)
-            elif receipt is None:
-                receipt = self.finisher.wasRenamed(offer, committing.size, committing.root)
-        finally:
-            self.shelf.remove(slot)
-        return receipt
-
-    def _hash(self, fd: int, offer: Offer, status: os.stat_result) -> dict[int, bytes]:
-        assert offer.digest is not None
-        digest = digestNamed(offer.digest)
-        # somebody may have made it sparse and huge
-        end = min(status.st_size, status.st_blocks * 512)
-        if offer.size is not None:
-            end = min(end, offer.size)
-        digests: dict[int, bytes] = {}
-        for start in range(0, end, offer.blockSize):
-            stop = min(start + offer.blockSize, end)
-            if stop - start < offer.blockSize and stop != offer.size:
-                break
-            hasher = digest.new()
-            for offset in range(start, stop, 1 << 20):
-                hasher.update(self.syscalls.pread(fd, min(1 << 20, stop - offset), offset))
-            digests[start // offer.blockSize] = hasher.digest()
-        return digests
 
     # -- small files ---------------------------------------------------------
 
@@ -612,44 +561,6 @@ class LocalStore:
         slot = self.shelf.find((found[1], found[2]))
         if slot is not None:
             self.shelf.remove(slot)
-
-    def _reap(self, uptime: float) -> None:
-        now = self._now()
-        overdue: dict[tuple[str, str], float] = {}
-        for identity, status, free in self.shelf.everything():
-            if not free:
-                continue
-            if now - status.st_mtime > self._ttl:
-                since = self._overdue.get(identity, uptime)
-                overdue[identity] = since
-                if uptime - since < SURE:
-                    continue
-            elif status.st_nlink == 1 and status.st_size:
-                continue
-            self._reapOne(identity, expired=identity in overdue)
-        self._overdue = overdue
-        for name in self.syscalls.listdir(self._temporary):
-            try:
-                status = self.syscalls.stat(name, dir_fd=self._temporary, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if now - status.st_ctime > TEMPORARY and uptime >= SURE:
-                self.syscalls.remove(name, self._temporary)
-        self.finisher.expire()
-
-    def _reapOne(self, identity: tuple[str, str], *, expired: bool) -> None:
-        try:
-            slot = self.shelf.find(identity)
-        except TransferError:
-            return
-        if slot is None:
-            return
-        if self._wasPublished(slot):
-            self._finishOld(slot)
-        elif expired:
-            self.shelf.remove(slot)
-        else:
-            self.shelf.letGo(slot)
 
     def _reapEnded(self, result: object) -> None:
         self._reaping = False

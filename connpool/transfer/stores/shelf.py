@@ -24,6 +24,7 @@ from hashlib import sha256
 import attrs
 
 from connpool.errors import Busy, QuotaExceeded, StoreError
+from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import INTERNAL
 from connpool.transfer.records import Offer, PartialInfo
 from connpool.transfer.stores.journal import MAX_JOURNAL, Journal
@@ -137,6 +138,29 @@ class Shelf:
             self._sys.remove(slot.name, slot.directory.fd)
         finally:
             self.letGo(slot)
+
+    def hash(self, slot: Slot, offer: Offer) -> dict[int, bytes]:
+        """
+        @return: the digests of the whole blocks that lie there, for a journal
+            that cannot be read or a source that changed.
+        """
+        assert offer.digest is not None
+        digest = digestNamed(offer.digest)
+        status = slot.status
+        # somebody may have made it sparse and huge
+        end = min(status.st_size, status.st_blocks * 512)
+        if offer.size is not None:
+            end = min(end, offer.size)
+        digests: dict[int, bytes] = {}
+        for start in range(0, end, offer.blockSize):
+            stop = min(start + offer.blockSize, end)
+            if stop - start < offer.blockSize and stop != offer.size:
+                break
+            hasher = digest.new()
+            for offset in range(start, stop, 1 << 20):
+                hasher.update(self._sys.pread(slot.fd, min(1 << 20, stop - offset), offset))
+            digests[start // offer.blockSize] = hasher.digest()
+        return digests
 
     def suspended(self, principal: str, besides: Slot | None) -> int:
         """
