@@ -102,6 +102,7 @@ class _Run:
             jobs=arguments.jobs,
             stdinName=arguments.name,
         )
+        self._resumable = self._sending.resumable
         self._total: tuple[int, int] | None = None
         self._shown = 0
         self._running: Deferred[Any] | None = None
@@ -201,7 +202,7 @@ class _Run:
         report = self._sending.report
         stored = sum(outcome.receipt is not None for outcome in report.outcomes)
         kept = ""
-        if report.open and self._sending.resumable and STDIN not in self._arguments.paths:
+        if report.open and self._resumable and STDIN not in self._arguments.paths:
             name, size = next(iter(report.open.items()))
             kept = f"; the receiver keeps what it has of {name} (about {_bytes(size)})"
         self._say(

@@ -454,7 +454,7 @@ def test_interruptedLeavesWhatCanBeResumed(tmp_path, source, number):
             assert proxy.reached.wait(30)
             sender.process.send_signal(number)
             assert sender.process.wait(30) == 130
-            sender.waitFor("run the same command")
+            sender.waitFor("the receiver keeps what it has of a .*; run the same command")
         proxy.go.set()
         done = connpool(*command[3:], XDG_STATE_HOME=str(tmp_path / "state"))
         assert done.returncode == 0, done.stderr

@@ -55,7 +55,7 @@ from connpool.transfer.native.messages import (
 from connpool.transfer.native.outgoing import EXTENT, Extent, Outgoing
 from connpool.transfer.native.reading import ReadAhead, readFully
 from connpool.transfer.native.sender import SenderSession
-from connpool.transfer.native.work import Job, Small, WorkList, openJob, unchanged
+from connpool.transfer.native.work import Job, Small, WorkList, openJob, resumeKey, unchanged
 from connpool.transfer.walking import STDIN
 
 __all__ = ["Asked", "Lane", "Transmission"]
@@ -486,7 +486,7 @@ class Transmission:
             job.key,
             job.size,
             stream.blockSize,
-            job.resumeKey,
+            None if status is None else resumeKey(job, self._work.run),
             status.st_mtime_ns if status is not None else None,
             status is not None and bool(status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]

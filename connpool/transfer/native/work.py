@@ -19,7 +19,7 @@ from connpool.transfer.keys import Run
 from connpool.transfer.native.hashing import InThread
 from connpool.transfer.walking import STDIN, Found
 
-__all__ = ["Job", "Small", "WorkList", "openJob", "unchanged"]
+__all__ = ["Job", "Small", "WorkList", "openJob", "resumeKey", "unchanged"]
 
 #: What is prepared in one trip to a thread.
 _BATCH_FILES, _BATCH_BYTES = 256, 1 << 20
@@ -43,7 +43,6 @@ class Job:
     transferId: bytes = attrs.field(factory=lambda: secrets.token_bytes(16))
     status: os.stat_result | None = None
     key: bytes = b""
-    resumeKey: bytes | None = None
     tries: int = 0
     due: float = 0.0
 
@@ -83,10 +82,20 @@ def openJob(job: Job, run: Run) -> int:
         os.close(fd)
         raise SourceError("it is not a regular file")
     job.status = status
-    path = os.fsencode(os.path.abspath(job.path))
-    job.key = run.key(path, status, job.name)
-    job.resumeKey = run.resumeKey(path, status, job.name) if run.resumable else None
+    job.key = run.key(_absolute(job), status, job.name)
     return fd
+
+
+def resumeKey(job: Job, run: Run) -> bytes:
+    """
+    The key of an opened file's partial.
+    """
+    assert job.status is not None
+    return run.resumeKey(_absolute(job), job.status, job.name)
+
+
+def _absolute(job: Job) -> bytes:
+    return os.fsencode(os.path.abspath(job.path))
 
 
 def unchanged(fd: int, status: os.stat_result) -> bool:

@@ -488,3 +488,17 @@ def test_cancelled(world, source, when):
     report = world.send(source / "a")
     assert report.exitCode == 0
     assert report.resumedBytes >= when - 8192
+
+
+def test_withoutAStateDirectoryTheRunningCommandResumes(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(receiver, "SMALL_FILE", 2048)
+    (tmp_path / "file").write_bytes(b"")
+    world = World(tmp_path / "file" / "state")
+    data = content(50 * 4096)
+    (source / "a").write_bytes(data)
+    world.plan = [{"cut": (0, 150_000, "rst"), "chunk": 1024}]
+    report = world.send(source / "a")
+    assert report.exitCode == 0
+    assert report.resumedBytes > 130_000
+    assert world.store.files == {"a": data}
+    world.close()
