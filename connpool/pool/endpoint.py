@@ -31,6 +31,7 @@ from connpool.errors import ConnectFailed, PoolDown
 from connpool.interfaces import IPoolable
 from connpool.pool.lease import Lease
 from connpool.pool.pool import ConnectionPool
+from connpool.pool.slots import State
 
 __all__ = ["GREETING", "PooledEndpoint"]
 
@@ -268,6 +269,19 @@ class PooledEndpoint:
 
         protocolFactory.doStart()
         return self.pool.acquire().addCallback(build).addErrback(failed)
+
+    def close(self) -> Deferred[None]:
+        """
+        Close what is parked.  Connections in use are their protocols' alone from
+        now on.
+
+        @return: fires when nothing is parked any more.
+        """
+        core = self.pool._core
+        for slot in list(core.slots):
+            if slot.state is State.LEASED:
+                core.detach(slot)
+        return self.pool.close()
 
     def __repr__(self) -> str:
         return f"<PooledEndpoint {self._endpoint!r}>"

@@ -105,10 +105,10 @@ class _Described:
 
     def _stop(self, endpoint: PooledEndpoint) -> Deferred[None]:
         """
-        Close the parked transports.
+        Close the parked transports; a stopping reactor does not wait for others.
         """
         _shared.get(self._reactor, {}).pop(self._canonical, None)
-        return endpoint.pool.close()
+        return endpoint.close()
 
     def __repr__(self) -> str:
         return f"<{self._canonical}>"

@@ -204,6 +204,21 @@ def test_aFactoryThatRefusesOrRaisesCostsNoSlot():
     parking.end()
 
 
+def test_closingLeavesConnectionsInUseToTheirProtocols():
+    parking = Parking()
+    protocol = parking.connect()
+    closed = parking.endpoint.close()
+    parking.clock.advance(0)
+    assert successResultOf(closed) is None
+    assert parking.wrapped.opened == 1
+    parking.wrapped.transports[0].receive(b"still mine")
+    assert protocol.received == b"still mine"
+    protocol.transport.loseConnection()
+    parking.clock.advance(0)
+    assert len(protocol.lost) == 1
+    assert parking.clock.getDelayedCalls() == []
+
+
 def test_connectCanBeCancelled():
     parking = Parking("hold")
     connecting = parking.endpoint.connect(parking.factory)
