@@ -145,21 +145,27 @@ async def test_hostileNames(tmp_path, root, receiving, profile):
     receiver = receiving(f"--names={profile}")
     expected = set()
     taken = 0
-    for hostile in CORPUS:
-        if not hostile.raw:
-            continue  # classic has no empty name: nothing would be sent
-        answer = await send(receiver, hostile.raw, b"content of ", hostile.raw)
-        if hostile.taken(profile) and b"/" not in hostile.raw:
-            assert answer == b"ok", hostile
-            expected.add(hostile.raw)
-            taken += 1
-            with open(os.path.join(os.fsencode(root), hostile.raw), "rb") as file:
-                assert file.read() == b"content of " + hostile.raw
-        else:
-            assert answer.startswith(b"name-refused: "), hostile
-            assert answer.endswith(b"\n"), hostile
-            assert answer.count(b"\n") == 1, hostile
-            assert answer[:-1].decode().isprintable(), hostile
+    # classic has no empty name: nothing would be sent
+    corpus = [hostile for hostile in CORPUS if hostile.raw]
+    for batch in (corpus[n : n + 16] for n in range(0, len(corpus), 16)):
+        answers = await gatherResults(
+            [
+                Deferred.fromCoroutine(send(receiver, each.raw, b"content of ", each.raw))
+                for each in batch
+            ]
+        )
+        for hostile, answer in zip(batch, answers, strict=True):
+            if hostile.taken(profile) and b"/" not in hostile.raw:
+                assert answer == b"ok", hostile
+                expected.add(hostile.raw)
+                taken += 1
+                with open(os.path.join(os.fsencode(root), hostile.raw), "rb") as file:
+                    assert file.read() == b"content of " + hostile.raw
+            else:
+                assert answer.startswith(b"name-refused: "), hostile
+                assert answer.endswith(b"\n"), hostile
+                assert answer.count(b"\n") == 1, hostile
+                assert answer[:-1].decode().isprintable(), hostile
     assert visible(root) == expected
     assert {path for path in tmp_path.rglob("*") if root not in path.parents} == outside
     assert not os.path.lexists("/tmp/x")
