@@ -16,7 +16,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from zope.interface import directlyProvides, implementer, providedBy
 
-from connpool.addresses import Networks
+from connpool.addresses import Networks, UnknownAddress
 from connpool.interfaces import IDrainable, IStatsSource
 
 __all__ = ["Access", "Gate", "ListenerStats"]
@@ -44,10 +44,12 @@ class Access:
         """
         Whether C{address} may connect.  A unix socket's client may: the
         socket's permissions said so.  A client whose address is not known
-        (a proxy said so) matches no list.
+        (a proxy said so) may only where no list says who may and who may not.
         """
         if isinstance(address, UNIXAddress):
             return True
+        if isinstance(address, UnknownAddress):
+            return not (self.allow or self.deny)
         host = getattr(address, "host", "")
         return host not in self.deny and (not self.allow or host in self.allow)
 

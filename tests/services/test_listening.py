@@ -10,7 +10,7 @@ from twisted.internet.testing import StringTransport
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from connpool.addresses import Networks, parseListen
+from connpool.addresses import Networks, UnknownAddress, parseListen
 from connpool.errors import StartFailed
 from connpool.interfaces import IDrainable, IStatsSource
 from connpool.services.gate import Access, Gate
@@ -126,8 +126,9 @@ def test_denyWinsOverAllow():
 def test_unixPeersMayConnectAndUnknownOnesMatchNoList():
     access = Access(allow=Networks.parse(["any"]))
     assert access.permits(UNIXAddress(b""))
-    assert not access.permits(object())
-    assert Access().permits(object())
+    assert not access.permits(UnknownAddress())
+    assert not Access(deny=Networks.parse(["192.0.2.1"])).permits(UnknownAddress())
+    assert Access().permits(UnknownAddress())
 
 
 def test_limitsCountWhatIsOpen():
