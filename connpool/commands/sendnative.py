@@ -22,7 +22,7 @@ from connpool.commands.progress import Progress
 from connpool.transfer.keys import SenderKeys
 from connpool.transfer.names import displayName
 from connpool.transfer.native.sender import SessionFactory, hello
-from connpool.transfer.native.transmission import Asked
+from connpool.transfer.native.streams import Asked
 from connpool.transfer.records import Receipt
 from connpool.transfer.sending import FileOutcome, Sending, dialled, pooled
 from connpool.transfer.walking import STDIN, walk

@@ -37,7 +37,7 @@ from connpool.transfer.frontdoor import Door, FrontDoorFactory
 from connpool.transfer.names import PROFILES, RelativeName
 from connpool.transfer.native.frames import PREAMBLE
 from connpool.transfer.native.link import Link
-from connpool.transfer.native.receiver import NativeReceiver
+from connpool.transfer.native.registry import NativeReceiver
 from connpool.transfer.reception import Policy, Reception, TransferStats
 from connpool.transfer.records import IF_EXISTS, LiveTransfer
 from connpool.transfer.stores import LocalStore

@@ -3,7 +3,7 @@ Receiving and sending files.
 """
 
 from connpool.transfer.names import RelativeName, displayName
-from connpool.transfer.native.receiver import NativeReceiver
+from connpool.transfer.native.registry import NativeReceiver
 from connpool.transfer.native.sender import Credentials, SessionFactory, hello
 from connpool.transfer.records import (
     DURABILITIES,

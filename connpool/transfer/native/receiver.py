@@ -1,5 +1,5 @@
 """
-The receiving side of C{cpt/1}: sessions, and what they share.
+The receiving side of C{cpt/1}: one connection.
 
 Theory of operation
 ===================
@@ -19,8 +19,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -43,18 +42,16 @@ from connpool.errors import (
     TransferError,
     TransferTimeout,
 )
-from connpool.interfaces import IAuthenticator
 from connpool.transfer.digests import BLOCK_SIZE, Digest, digestNamed, rootOf
 from connpool.transfer.identities import ANONYMOUS, Identity
-from connpool.transfer.names import RelativeName, displayName
+from connpool.transfer.names import displayName
+from connpool.transfer.native.acks import Acks
 from connpool.transfer.native.delivery import Delivery, receiptFrame, rejectFrame
 from connpool.transfer.native.frames import PREAMBLE, Frame, Type
 from connpool.transfer.native.frames import frame as pack
-from connpool.transfer.native.hashing import HashLane, InThread, inThread
 from connpool.transfer.native.link import Link
 from connpool.transfer.native.messages import (
     Accept,
-    Ack,
     Auth,
     Data,
     Error,
@@ -72,11 +69,14 @@ from connpool.transfer.native.messages import (
 )
 from connpool.transfer.native.negotiation import CAPABILITIES, VERSIONS, agree, transcriptOf
 from connpool.transfer.native.safety import credentialsAreSafe
+from connpool.transfer.native.terms import offerOf
 from connpool.transfer.pace import Pace
-from connpool.transfer.reception import Reception
 from connpool.transfer.records import Offer, Receipt
 
-__all__ = ["NativeReceiver", "ReceiverSession"]
+if TYPE_CHECKING:
+    from connpool.transfer.native.registry import NativeReceiver
+
+__all__ = ["ReceiverSession"]
 
 #: Seconds until a sender has said HELLO, and until it has authenticated.
 HELLO_TIMEOUT = 10.0
@@ -89,49 +89,6 @@ SMALL_FILE = 256 * 1024
 PENDING_BYTES = 32 << 20
 #: Offers open at once in one session.
 STREAMS = 256
-
-#: What a sender may ask for under each rule of ours, beside that rule itself.
-_MAY_ASK = {"rename": ("refuse", "skip"), "replace": ("rename", "refuse", "skip")}
-
-
-class NativeReceiver:
-    """
-    Makes sessions for connections that begin with the preamble.
-
-    @param reactor: times, threads and descriptors.
-    @param digests: algorithms in order of preference.
-    @param authenticator: L{None} if everybody may send, as C{anonymous}.
-    @param run: how to hash elsewhere; the reactor's threads unless given.
-    """
-
-    signature = PREAMBLE
-
-    def __init__(
-        self,
-        reactor: Any,
-        reception: Reception,
-        digests: Sequence[str] = ("blake3", "sha256"),
-        authenticator: IAuthenticator | None = None,
-        run: InThread | None = None,
-    ) -> None:
-        self.clock = reactor
-        self.reception = reception
-        self.digests = tuple(digests)
-        for name in self.digests:
-            digestNamed(name)
-        self.authenticator = authenticator
-        run = run or inThread(reactor)
-        self.lanes = lambda: HashLane(run)
-        self.tickets: dict[bytes, ReceiverSession] = {}
-        self.claims: dict[Any, Delivery] = {}
-
-    def build(self, transport: Any) -> Link:
-        """
-        A protocol for one connection.
-        """
-        policy = self.reception.policy
-        session = ReceiverSession(self, displayName(_host(transport.getPeer())))
-        return Link(self.clock, session, policy.idleTimeout, policy.minimumRate)
 
 
 class ReceiverSession:
@@ -160,9 +117,7 @@ class ReceiverSession:
         self._run: tuple[Delivery | None, int] = (None, 0)
         self._pending = 0
         self._tooMany = False
-        self._acks: list[list[int]] = []
-        self._acked: Receipt | None = None
-        self._ackCall: Any = None
+        self._acks = Acks(registry.clock, self.send)
         self._ticking: Any = None
         self._draining = False
         self._closing = False
@@ -223,7 +178,7 @@ class ReceiverSession:
         """
         All that had come was read.
         """
-        self._flushAcks()
+        self._acks.flush()
 
     def late(self, why: TransferError) -> None:
         """
@@ -252,7 +207,7 @@ class ReceiverSession:
         if not self._link.greeted:
             self._link.abort(why)
             return
-        self._flushAcks()
+        self._acks.flush()
         detail = " ".join(str(why).split())[:1024]
         self.send(encode(Type.ERROR, 0, Error(why.code, detail)))
         self._why = why
@@ -278,9 +233,9 @@ class ReceiverSession:
         if self._deadline.active():
             self._deadline.cancel()
         self._pace.stop()
-        for call in (self._ackCall, self._ticking):
-            if call is not None and call.active():
-                call.cancel()
+        self._acks.stop()
+        if self._ticking is not None and self._ticking.active():
+            self._ticking.cancel()
         self.registry.tickets.pop(self._ticket, None)
         if self._joined is not None:
             self._joined.laneLost(self)
@@ -484,35 +439,11 @@ class ReceiverSession:
     def _offered(
         self, message: Offering | Put, size: int | None, blockSize: int, resumeKey: bytes | None
     ) -> Offer:
-        """
-        What the message offers, if it may be offered.
-        """
         if self._draining:
             raise Busy("the receiver is stopping")
         policy = self.registry.reception.policy
-        name = RelativeName.parse(message.name, profile=policy.names, dotfiles=policy.dotfiles)
-        if self._identity is not None and self._identity.directory is not None:
-            name = name.under(self._identity.directory)
-        rule = policy.ifExists
-        asked = message.ifExists or rule
-        if asked != rule and asked not in _MAY_ASK.get(rule, ()):
-            raise Forbidden(f"the receiver does not let senders {asked!r}; its rule is {rule!r}")
-        return Offer(
-            name=name,
-            transferId=message.transferId.hex(),
-            size=size,
-            principal=self.principal,
-            identity=self._identity,
-            key=message.key,
-            resumeKey=resumeKey,
-            modified=message.modified,
-            executable=message.executable,
-            digest=self.digest.name,
-            blockSize=blockSize,
-            ifExists=asked,
-            durability=message.durability,
-            protocol="native",
-        )
+        identity, digest = self._identity, self.digest.name
+        return offerOf(message, policy, identity, digest, size, blockSize, resumeKey)
 
     def _dry(self, number: int, offer: Offer) -> None:
         reception = self.registry.reception
@@ -583,37 +514,7 @@ class ReceiverSession:
         if receipt.status != "stored" or receipt.name != offer.name.path:
             self.send(receiptFrame(number, receipt))
             return
-        acked = self._acked
-        if acked is not None and (acked.durability, acked.filesystem) != (
-            receipt.durability,
-            receipt.filesystem,
-        ):
-            self._flushAcks()
-        self._acked = receipt
-        if self._acks and sum(self._acks[-1]) == number:
-            self._acks[-1][1] += 1
-        else:
-            self._acks.append([number, 1])
-            if len(self._acks) >= 4096:
-                self._flushAcks()
-        if self._ackCall is None:
-            self._ackCall = self.registry.clock.callLater(0, self._flushAcks)
-
-    def _flushAcks(self) -> None:
-        if self._ackCall is not None:
-            if self._ackCall.active():
-                self._ackCall.cancel()
-            self._ackCall = None
-        if self._acks and self._acked is not None:
-            receipt = self._acked
-            ack = Ack(
-                tuple((first, count) for first, count in self._acks),
-                receipt.durability,  # type: ignore[arg-type]
-                receipt.filesystem,
-                int(receipt.finished * 1000),
-            )
-            self._acks = []
-            self.send(encode(Type.ACK, 0, ack))
+        self._acks.add(number, receipt)
 
     # -- the deliveries' side
 
@@ -669,7 +570,7 @@ class ReceiverSession:
 
     def _maybeClose(self) -> None:
         if (self._closing or self._draining) and not self._over and not self._busy:
-            self._flushAcks()
+            self._acks.flush()
             self._link.close()
 
 
@@ -678,7 +579,3 @@ def _asTransferError(failure: Failure) -> TransferError:
         return failure.value
     Logger(__name__).failure("storing a file failed", failure=failure)
     return StoreError(f"the store failed: {type(failure.value).__name__}")
-
-
-def _host(address: Any) -> str:
-    return getattr(address, "host", None) or getattr(address, "name", None) or "unix"

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -30,17 +29,14 @@ from connpool.errors import (
     Cancelled,
     ChangedSource,
     DigestMismatch,
-    ProtocolError,
     SourceError,
     TooLarge,
     TransferError,
 )
-from connpool.transfer.digests import BLOCK_SIZE, MAX_BLOCKS, chooseBlockSize, rootOf
-from connpool.transfer.native.blocks import packBlocks, readHeld, unpackBlocks
-from connpool.transfer.native.frames import MAX_RUN, Frame, Type
+from connpool.transfer.digests import MAX_BLOCKS, chooseBlockSize, rootOf
+from connpool.transfer.native.frames import MAX_RUN, Type
 from connpool.transfer.native.hashing import InThread
 from connpool.transfer.native.messages import (
-    Accept,
     Ack,
     Commit,
     Data,
@@ -49,12 +45,11 @@ from connpool.transfer.native.messages import (
     Progress,
     Put,
     Receipting,
-    Revoke,
     encode,
 )
-from connpool.transfer.native.outgoing import EXTENT, Extent, Outgoing
-from connpool.transfer.native.reading import ReadAhead, readFully
+from connpool.transfer.native.outgoing import Extent
 from connpool.transfer.native.sender import SenderSession
+from connpool.transfer.native.streams import Asked, Lane, LargeStream, SmallStream
 from connpool.transfer.native.work import Job, Small, WorkList, openJob, resumeKey, unchanged
 from connpool.transfer.walking import STDIN
 
@@ -66,213 +61,6 @@ OFFERS = 16
 TRIES = 3
 #: The same when the receiver says that a later try may succeed.
 LATER_TRIES = 5
-
-
-@attrs.frozen
-class Asked:
-    """
-    What the user wants done with every file.
-
-    @ivar ifExists: one of L{IF_EXISTS}, or empty for the receiver's rule.
-    @ivar durability: one of L{DURABILITIES}.
-    @ivar dry: only ask.
-    @ivar blockSize: smallest bytes of a block.
-    @ivar extent: bytes of an extent.
-    """
-
-    ifExists: str = ""
-    durability: str = "full"
-    dry: bool = False
-    blockSize: int = BLOCK_SIZE
-    extent: int = EXTENT
-
-
-class Lane:
-    """
-    One connection that carries runs.
-    """
-
-    def __init__(self, session: SenderSession, run: InThread, primary: bool = False) -> None:
-        self.session = session
-        self.reader = ReadAhead(run)
-        self.primary = primary
-
-
-class _SmallStream:
-    """
-    The answer to one C{PUT}.
-    """
-
-    def __init__(self, transmission: Transmission, small: Small) -> None:
-        # not the content: up to 64 MiB are on their way
-        self._transmission = transmission
-        self.job = small.job
-        self.size = len(small.data)
-        self._root = small.root
-
-    def frameReceived(self, frame: Frame, message: Any) -> None:
-        raise ProtocolError(f"{frame.type.name} for a PUT")
-
-    def stored(self, receipt: Receipting | Ack) -> None:
-        self._transmission.smallAnswered(self)
-        self._transmission.stored(self.job, receipt, self._root, self.size)
-
-    def rejected(self, why: TransferError, retryable: bool) -> None:
-        self._transmission.smallAnswered(self)
-        # damaged on the way: what a large file repairs block by block
-        again = retryable or isinstance(why, DigestMismatch)
-        self._transmission.refused(self.job, why, again)
-
-
-class _LargeStream:
-    """
-    A file that goes in runs.
-
-    @ivar outgoing: L{None} until it is accepted.
-    @ivar touched: lanes beside the first that carried some of it.
-    """
-
-    def __init__(self, transmission: Transmission, job: Job, fd: int, blockSize: int) -> None:
-        self._transmission = transmission
-        self.job = job
-        self.fd = fd
-        self.blockSize = blockSize
-        self.number = transmission.session.open(self)
-        self.outgoing: Outgoing | None = None
-        self.touched: set[Lane] = set()
-        self.accepted: Deferred[None] = Deferred()
-        self.committed = False
-        self.over = False
-        self.comparing = False
-        self.busy = 0
-
-    def frameReceived(self, frame: Frame, message: Any) -> None:
-        transmission = self._transmission
-        if isinstance(message, Progress):
-            transmission.progressed(self, message)
-        elif isinstance(message, Accept):
-            if self.outgoing is not None:
-                raise ProtocolError("ACCEPT twice")
-            if message.state == "dry":
-                transmission.session.forget(self.number)
-                self.end()
-                transmission.wouldTake(self.job)
-                return
-            digest = transmission.session.digest
-            held = readHeld(message.runs, frame.data, digest.length)
-            size = self.job.size
-            if size is None and held:
-                raise ProtocolError("the receiver holds blocks of a file that cannot be resumed")
-            self.outgoing = Outgoing(
-                size or 0, self.blockSize, digest, held, transmission.asked.extent
-            )
-            if size is not None:
-                kept = sum(min(self.blockSize, size - b * self.blockSize) for b in held)
-                transmission.resumed(self.job, kept)
-            if held:
-                self.comparing = True
-                transmission.spawn(self._compare(sorted(held)))
-        elif frame.type is Type.REPAIR:
-            if self.outgoing is None:
-                raise ProtocolError("REPAIR before ACCEPT")
-            self.committed = False
-            try:
-                if self.job.size is None:
-                    raise DigestMismatch("standard input arrived damaged and cannot be read again")
-                self.outgoing.repair(unpackBlocks(frame.data))
-            except DigestMismatch as e:
-                self.giveUp(e, keep=True)
-                transmission.refused(self.job, e, again=False)
-        transmission.wake()
-
-    def stored(self, receipt: Receipting | Ack) -> None:
-        if not isinstance(receipt, Receipting):
-            raise ProtocolError("ACK for an OFFER")
-        self.end()
-        root = self.outgoing.root() if self.job.size is not None and self.committed else None  # type: ignore[union-attr]
-        if root is not None and receipt.root != root:
-            self._transmission.refused(
-                self.job, DigestMismatch("the receipt is for another content"), again=False
-            )
-            return
-        self._transmission.stored(self.job, receipt, receipt.root, receipt.size)
-
-    def rejected(self, why: TransferError, retryable: bool) -> None:
-        self.end()
-        self._transmission.refused(self.job, why, retryable)
-
-    def giveUp(self, why: TransferError, keep: bool) -> None:
-        """
-        Cancel it on our side.
-        """
-        if not self.over:
-            self._transmission.session.cancel(self.number, why.code, keep)
-            self.end()
-
-    def end(self) -> None:
-        """
-        The stream is over.
-        """
-        if not self.over:
-            self.over = True
-            self._transmission.streamOver(self)
-            self._maybeClose()
-
-    def hold(self, change: int) -> None:
-        """
-        Somebody reads from the descriptor, or does not any more.
-        """
-        self.busy += change
-        self._maybeClose()
-
-    def _maybeClose(self) -> None:
-        # a thread may still be reading
-        if self.over and not self.busy and self.fd > 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    async def _compare(self, blocks: list[int]) -> None:
-        """
-        Read what the receiver holds and see whether it is still the same.
-        """
-        outgoing = self.outgoing
-        assert outgoing is not None
-        digest, size = self._transmission.session.digest, self.blockSize
-        step = max(1, (8 << 20) // size)
-        self.hold(1)
-        try:
-            buffer = memoryview(bytearray(min(size, 1 << 20)))
-
-            def hash_(some: list[int]) -> list[bytes]:
-                found = []
-                for block in some:
-                    hasher = digest.new()
-                    at, end = block * size, min((block + 1) * size, outgoing.size)
-                    while at < end:
-                        view = buffer[: end - at]
-                        count = readFully(self.fd, view, at)
-                        hasher.update(view[:count])
-                        if not count:
-                            break
-                        at += count
-                    found.append(hasher.digest())
-                return found
-
-            for at in range(0, len(blocks), step):
-                some = blocks[at : at + step]
-                digests = await self._transmission.inThread(partial(hash_, some))
-                if self.over:
-                    return
-                revoked = [b for b, d in zip(some, digests, strict=True) if outgoing.compared(b, d)]
-                if revoked:
-                    wire = packBlocks(revoked)
-                    self._transmission.session.outlet.send(
-                        encode(Type.REVOKE, self.number, Revoke(), len(wire)), wire
-                    )
-        finally:
-            self.comparing = False
-            self.hold(-1)
-            self._transmission.wake()
 
 
 class Transmission:
@@ -306,8 +94,8 @@ class Transmission:
         self._connectLane = lane
         self._lanesLeft = lanes if lane is not None and session.canJoin else 0
         self._lanes = 0
-        self._large: list[_LargeStream] = []
-        self._small: dict[_SmallStream, None] = {}
+        self._large: list[LargeStream] = []
+        self._small: dict[SmallStream, None] = {}
         self._smallBytes = 0
         self._waiters: list[Deferred[None]] = []
         self._again: list[Job] = []
@@ -417,7 +205,7 @@ class Transmission:
             ):
                 break
             small_ = work.small.popleft()
-            stream = _SmallStream(self, small_)
+            stream = SmallStream(self, small_)
             self._small[stream] = None
             self._smallBytes += len(data)
             batch.append(self._put(session.open(stream), small_))
@@ -445,7 +233,7 @@ class Transmission:
         self._report.sent(job, len(small.data))
         return encode(Type.PUT, number, message, len(small.data))
 
-    def smallAnswered(self, stream: _SmallStream) -> None:
+    def smallAnswered(self, stream: SmallStream) -> None:
         """
         A PUT had its answer.
         """
@@ -471,14 +259,14 @@ class Transmission:
                 continue
             assert job.size is not None
             blockSize = chooseBlockSize(job.size, self.asked.blockSize)
-            stream = _LargeStream(self, job, fd, blockSize)
+            stream = LargeStream(self, job, fd, blockSize)
             self._large.append(stream)
             self._offer(stream)
         if did:
             await session.outlet.flushed()
         return did
 
-    def _offer(self, stream: _LargeStream) -> None:
+    def _offer(self, stream: LargeStream) -> None:
         job, status = stream.job, stream.job.status
         message = Offering(
             job.transferId,
@@ -518,7 +306,7 @@ class Transmission:
                 return True
         return False
 
-    async def _send(self, lane: Lane, stream: _LargeStream, extent: Extent) -> bool:
+    async def _send(self, lane: Lane, stream: LargeStream, extent: Extent) -> bool:
         """
         @return: whether all of it was sent; not if the stream ended meanwhile.
         """
@@ -593,7 +381,7 @@ class Transmission:
             did = True
         return did
 
-    async def _settle(self, stream: _LargeStream, lanes: list[Lane]) -> None:
+    async def _settle(self, stream: LargeStream, lanes: list[Lane]) -> None:
         """
         Until what went over further lanes has arrived.
         """
@@ -604,7 +392,7 @@ class Transmission:
                 continue  # what it lost will be asked for
         stream.comparing = False
 
-    def _commit(self, stream: _LargeStream) -> None:
+    def _commit(self, stream: LargeStream) -> None:
         assert stream.outgoing is not None
         assert stream.job.status is not None
         if not unchanged(stream.fd, stream.job.status):
@@ -615,7 +403,7 @@ class Transmission:
         self.session.outlet.send(encode(Type.COMMIT, stream.number, message))
         self._report.phase(stream.job, "publish", "")
 
-    def _changed(self, stream: _LargeStream) -> None:
+    def _changed(self, stream: LargeStream) -> None:
         """
         Somebody writes to the source: begin again, some times.
         """
@@ -632,12 +420,12 @@ class Transmission:
 
     def _offerStdin(self, job: Job) -> None:
         job.key = os.urandom(32)
-        stream = _LargeStream(self, job, 0, chooseBlockSize(None, self.asked.blockSize))
+        stream = LargeStream(self, job, 0, chooseBlockSize(None, self.asked.blockSize))
         self._large.append(stream)
         self._offer(stream)
         self.spawn(self._sendStdin(stream))
 
-    async def _sendStdin(self, stream: _LargeStream) -> None:
+    async def _sendStdin(self, stream: LargeStream) -> None:
         """
         Send until the end of input; what cannot be read again is not repaired.
         """
@@ -726,7 +514,7 @@ class Transmission:
 
     # -- what became of them
 
-    def streamOver(self, stream: _LargeStream) -> None:
+    def streamOver(self, stream: LargeStream) -> None:
         """
         It has had its answer; who says so wakes the round afterwards.
         """
@@ -766,7 +554,7 @@ class Transmission:
         """
         self._report.resumed(job, size)
 
-    def progressed(self, stream: _LargeStream, message: Progress) -> None:
+    def progressed(self, stream: LargeStream, message: Progress) -> None:
         """
         The receiver says how it goes.
         """

@@ -10,7 +10,7 @@ import os
 import random
 
 from connpool.transfer.native import receiver
-from connpool.transfer.native.transmission import Asked
+from connpool.transfer.native.streams import Asked
 from connpool.transfer.sending import Retry
 from tests.transfer.native.wire import World
 

@@ -20,7 +20,7 @@ from connpool.errors import (
 )
 from connpool.transfer.native.frames import Type
 from connpool.transfer.native.sender import Credentials
-from connpool.transfer.native.transmission import Asked
+from connpool.transfer.native.streams import Asked
 from connpool.transfer.reception import Policy
 from tests.transfer.native.wire import SMALL_BLOCKS, MemoryTransport, Passwords, Wire, World
 

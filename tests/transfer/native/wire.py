@@ -20,9 +20,9 @@ from connpool.interfaces import IAuthenticator
 from connpool.transfer.identities import Identity
 from connpool.transfer.keys import SenderKeys
 from connpool.transfer.native.hashing import inline
-from connpool.transfer.native.receiver import NativeReceiver
+from connpool.transfer.native.registry import NativeReceiver
 from connpool.transfer.native.sender import SessionFactory
-from connpool.transfer.native.transmission import Asked
+from connpool.transfer.native.streams import Asked
 from connpool.transfer.reception import Policy, Reception
 from connpool.transfer.sending import Retry, Sending, dialled
 from connpool.transfer.stores import MemoryStore

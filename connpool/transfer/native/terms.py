@@ -1,0 +1,56 @@
+"""
+What a message offers, under a receiver's policy.  Pure.
+"""
+
+from __future__ import annotations
+
+from connpool.errors import Forbidden
+from connpool.transfer.identities import ANONYMOUS, Identity
+from connpool.transfer.names import RelativeName
+from connpool.transfer.native.messages import Offering, Put
+from connpool.transfer.reception import Policy
+from connpool.transfer.records import Offer
+
+__all__ = ["offerOf"]
+
+#: What a sender may ask for under each rule of ours, beside that rule itself.
+_MAY_ASK = {"rename": ("refuse", "skip"), "replace": ("rename", "refuse", "skip")}
+
+
+def offerOf(
+    message: Offering | Put,
+    policy: Policy,
+    identity: Identity | None,
+    digest: str,
+    size: int | None,
+    blockSize: int,
+    resumeKey: bytes | None = None,
+) -> Offer:
+    """
+    @param identity: of the sender; L{None} if everybody may send.
+    @param digest: the session's algorithm.
+    @raise TransferError: it may not be offered.
+    """
+    name = RelativeName.parse(message.name, profile=policy.names, dotfiles=policy.dotfiles)
+    if identity is not None and identity.directory is not None:
+        name = name.under(identity.directory)
+    rule = policy.ifExists
+    asked = message.ifExists or rule
+    if asked != rule and asked not in _MAY_ASK.get(rule, ()):
+        raise Forbidden(f"the receiver does not let senders {asked!r}; its rule is {rule!r}")
+    return Offer(
+        name=name,
+        transferId=message.transferId.hex(),
+        size=size,
+        principal=ANONYMOUS if identity is None else identity.principal,
+        identity=identity,
+        key=message.key,
+        resumeKey=resumeKey,
+        modified=message.modified,
+        executable=message.executable,
+        digest=digest,
+        blockSize=blockSize,
+        ifExists=asked,
+        durability=message.durability,
+        protocol="native",
+    )
