@@ -228,10 +228,13 @@ class PooledEndpoint:
     ) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
+        factory = Factory.forProtocol(_Parked)
+        # a destination that is down would be two log lines for each dial
+        factory.noisy = False
         self.pool = ConnectionPool(
             reactor,
             endpoint,
-            Factory.forProtocol(_Parked),
+            factory,
             name=name,
             observers=observers,
             **limits,
