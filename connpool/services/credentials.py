@@ -53,15 +53,13 @@ class CredentialOptions(ServiceOptions, strcred.AuthOptionMixin):
 
     def opt_auth(self, checker: str) -> None:
         """
-        Ask senders for a user and a password: file:PATH or another checker
-        that --help-auth lists (repeatable).
+        Ask senders for a password: file:PATH, or see --help-auth (repeatable).
         """
         self.collect("auth", checker)
 
     def opt_identities(self, path: str) -> None:
         """
-        A table that says which users and certificates may send, where to and
-        how much.
+        Table of who may send, where to and how much (TOML).
         """
         self["identities"] = path
 

@@ -99,15 +99,13 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
 
     def opt_classic_from(self, network: str) -> None:
         """
-        Take the classic protocol from this network too: CIDR, an address, or
-        "any" (repeatable; default: direct loopback connections only).
+        Take classic from this network, not only from loopback (repeatable).
         """
         self.collect("classic-from", network)
 
     def opt_listener(self, listener: str) -> None:
         """
-        Tell an installed plugin about every file: NAME or NAME:ARGUMENTS
-        (repeatable).
+        Tell an installed plugin about every file: NAME[:ARGUMENTS] (repeatable).
         """
         self.collect("listener", listener)
 
