@@ -74,9 +74,7 @@ class Options(StatusOptions, AccessOptions):
 
     def opt_upstream(self, endpoint: str) -> None:
         """
-        Where to connect, a client endpoint description such as
-        tcp:db.example:5432 or tls:db.example:5433 (repeatable: the first that
-        is not down is used).
+        Where to connect, as tcp:db.example:5432; more for fail-over (repeatable).
         """
         self.collect("upstream", endpoint)
 

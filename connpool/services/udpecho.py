@@ -79,8 +79,7 @@ class Options(StatusOptions, AccessOptions):
 
     def opt_relax(self, rule: str) -> None:
         """
-        Switch a good-neighbour rule off (repeatable); docs/datagram.rst says
-        what each protects from.
+        Switch a good-neighbour rule off; see docs/datagram.rst (repeatable).
         """
         self.collect("relax", rule)
 
