@@ -33,6 +33,9 @@ AT_ONCE = 2
 #: Seconds a program may take.
 TIME_LIMIT = 60.0
 
+#: Seconds after its end in which its output is still read.
+LAST_WORDS = 0.5
+
 #: Bytes of a program's output that are kept for the log.
 OUTPUT = 1000
 
@@ -81,6 +84,13 @@ class _Run(ProcessProtocol):
         self._killed = True
         transport: Any = self.transport
         transport.signalProcess("KILL")
+
+    def processExited(self, reason: Failure) -> None:
+        # what it started may keep its output open for as long as it likes
+        if self._late.active():
+            self._late.cancel()
+        transport: Any = self.transport
+        self._late = self._clock.callLater(LAST_WORDS, transport.loseConnection)
 
     def processEnded(self, reason: Failure) -> None:
         if self._late.active():

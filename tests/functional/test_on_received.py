@@ -4,6 +4,7 @@ C{--on-received}: at least once for every file, whatever the program does.
 
 import json
 import os
+import signal
 import stat
 import sys
 
@@ -103,6 +104,30 @@ async def test_aProgramThatHangsIsKilledAndTheNextRuns(tmp_path, root, told, mon
         await send(receiver, b"%d" % n, b"x")
     await until(lambda: len(receipts(told)) == 4)
     await bounded(receiver.stopService())
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("end", ["", "time.sleep(1000)"])
+async def test_whatAProgramLeavesBehindHoldsNobodyUp(tmp_path, root, told, monkeypatch, end):
+    """
+    A process of its own that keeps its output open, as C{sleep} in a script does.
+    """
+    monkeypatch.setattr(onreceived, "TIME_LIMIT", 0.5)
+    pids = tmp_path / "pids"
+    body = (
+        "import subprocess\n"
+        "left = subprocess.Popen(['sleep', '600'])\n"
+        f"with open({str(pids)!r}, 'a') as file: print(left.pid, file=file)\n{end}"
+    )
+    receiver = start(root, program(tmp_path, told, body))
+    try:
+        for n in range(3):
+            await send(receiver, b"%d" % n, b"x")
+        await until(lambda: len(receipts(told)) == 3)
+        await bounded(receiver.stopService())
+    finally:
+        for pid in pids.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
 
 
 @pytest_twisted.ensureDeferred
