@@ -49,6 +49,8 @@ __all__ = ["MAX_OUTSTANDING", "BorrowedSocket", "Link"]
 
 #: Bytes of a run that may wait for the disk or the digest.
 MAX_OUTSTANDING = 4 << 20
+#: Bytes/s at which a peer reads our answers, at least.
+_LEAST_READ = 1024
 #: A run with less left is read the ordinary way.
 _WORTH_BORROWING = 128 * 1024
 #: The buffers of a borrowed socket.
@@ -157,6 +159,7 @@ class Link(Protocol):
     @param idleTimeout: seconds of silence that end the connection.
     @param minimumRate: bytes/s the peer must keep up inside a frame.
     @ivar holds: reasons not to read.
+    @ivar full: whether the peer does not read what we answer.
     """
 
     log = Logger()
@@ -176,7 +179,10 @@ class Link(Protocol):
         self._paused = False
         self._over = False
         self._outstanding = 0
-        self._full = False
+        self.full = False
+        self._fullSince = 0.0
+        self._unread: Any = None
+        self._unsent = 0
         self._borrowed: BorrowedSocket | None = None
         self._canBorrow: bool | None = None
         self.idleTimeout = idleTimeout
@@ -218,13 +224,18 @@ class Link(Protocol):
     # -- being told not to write so much: the peer does not read
 
     def pauseProducing(self) -> None:
-        if not self._full:
-            self._full = True
+        if not self.full:
+            self.full = True
+            self._fullSince = self._reactor.seconds()
+            self._unread = self._reactor.callLater(self.idleTimeout, self._checkUnread)
             self.hold()
 
     def resumeProducing(self) -> None:
-        if self._full:
-            self._full = False
+        self._unsent = 0
+        if self.full:
+            self.full = False
+            if self._unread.active():
+                self._unread.cancel()
             self.release()
 
     def stopProducing(self) -> None:
@@ -237,8 +248,10 @@ class Link(Protocol):
         Write, unless it is over.
         """
         if self.ended is None:
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            self._unsent += len(data)
             transport: Any = self.transport
-            transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+            transport.write(data)
 
     @property
     def greeted(self) -> bool:
@@ -483,6 +496,17 @@ class Link(Protocol):
             wait = left if left > 0 else self.idleTimeout
             self._quiet = self._reactor.callLater(wait, self._checkQuiet)
 
+    def _checkUnread(self) -> None:
+        """
+        Who never reads keeps neither us nor what it has open.
+        """
+        due = self._fullSince + self.idleTimeout + self._unsent / _LEAST_READ
+        wait = due - self._reactor.seconds()
+        if wait > 0:
+            self._unread = self._reactor.callLater(wait, self._checkUnread)
+        else:
+            self.abort(TransferTimeout("the peer does not read what is answered"))
+
     def _end(self, why: BaseException) -> None:
         if self._quiet is not None:
             if self._quiet.active():
@@ -492,6 +516,8 @@ class Link(Protocol):
             return
         self.ended = why
         self._pace.stop()
+        if self._unread is not None and self._unread.active():
+            self._unread.cancel()
         if self._borrowed is not None:
             self._borrowed.close()
             self._borrowed = None

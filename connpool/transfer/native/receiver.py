@@ -548,10 +548,11 @@ class ReceiverSession:
 
     def _tick(self) -> None:
         self._ticking = None
-        for delivery in self._deliveries.values():
-            delivery.progress()
-        if self._pending:
-            self.send(encode(Type.PING, 0, Ping(0)))
+        if not self._link.full:
+            for delivery in self._deliveries.values():
+                delivery.progress()
+            if self._pending:
+                self.send(encode(Type.PING, 0, Ping(0)))
         self._keepTelling()
 
     @property

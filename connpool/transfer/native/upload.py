@@ -107,18 +107,21 @@ class Upload:
         After a restart: bytes that are in no verified block come again.
         """
         partial, board = self.incoming.partial, self.board
-        for block in [b for b in board.verified if not _within(board.span(b), partial.held)]:
-            del board.verified[block]
-        at = 0
+        whole = set()
         wrong = []
         for start, end in list(partial.held):
             at = start
             while at < end:
                 block = at // board.blockSize
                 until = min(end, (block + 1) * board.blockSize)
-                if block not in board.verified:
+                first, last = board.span(block)
+                if block in board.verified and at == first and last <= until:
+                    whole.add(block)
+                else:
                     wrong.append((at, until))
                 at = until
+        for block in [b for b in board.verified if b not in whole]:
+            del board.verified[block]
         for start, end in wrong:
             partial.discard(start, end)
 
@@ -430,7 +433,3 @@ class Upload:
         self._checking = None
         if isinstance(result, Failure):
             self._storeFailed(result)
-
-
-def _within(span: tuple[int, int], ranges: Any) -> bool:
-    return any(start <= span[0] and span[1] <= end for start, end in ranges)

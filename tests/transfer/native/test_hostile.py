@@ -183,6 +183,21 @@ def test_aSenderThatDoesNotReadIsNotReadFrom(world):
     assert not theirs.paused
 
 
+def test_aSenderThatNeverReadsIsNotKept(world):
+    """
+    It has files open, and we tell it every second how they do.
+    """
+    client = raw(world)
+    for stream in range(1, 200):
+        client.offer(stream, b"f%d" % stream)
+    (mine, theirs) = world.wires[-1].ends
+    mine.paused = True
+    world.settle(300)
+    assert theirs.closed
+    assert theirs.unsent < 200_000
+    assert not world.reception.active
+
+
 # -- data --------------------------------------------------------------------------------
 
 

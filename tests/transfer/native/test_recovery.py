@@ -14,6 +14,7 @@ from connpool.transfer.native.frames import Type
 from connpool.transfer.native.messages import Hello, Join
 from connpool.transfer.reception import Policy
 from connpool.transfer.sending import Retry
+from connpool.transfer.stores.ranges import Ranges
 from tests.transfer.native.raw import connect
 from tests.transfer.native.wire import SMALL_BLOCKS, Passwords, Wire, World
 
@@ -119,6 +120,30 @@ def interrupted(world, path, at, how="rst", **more):
     report = world.finish(world.start(sending))
     assert report.exitCode == 7
     return report
+
+
+def test_aPartialFullOfHolesIsResumedInOneGo(world):
+    client = connect(world).greet()
+    blocks, key = 400, os.urandom(32)
+    client.offer(1, size=4096 * blocks, resumeKey=key)
+    for block in range(0, blocks, 2):
+        client.data(1, 4096 * block, bytes(4096)).digests(1, block, bytes(4096))
+    client.transport.abortConnection()
+    world.pump()
+    looks = 0
+
+    class Counted(Ranges):
+        def __iter__(self):
+            nonlocal looks
+            for pair in super().__iter__():
+                looks += 1
+                yield pair
+
+    ((_, partial),) = world.store._partials.items()
+    partial.held = Counted(list(partial.held))
+    again = connect(world).greet().offer(1, size=4096 * blocks, resumeKey=key)
+    assert again.last(Type.ACCEPT).runs == blocks // 2
+    assert looks < 5 * blocks
 
 
 @pytest.mark.parametrize("restart", ["sender", "receiver"])
