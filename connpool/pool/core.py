@@ -118,6 +118,8 @@ class Core(Supply):
         self._maxUses = NEVER if settings.maxUses is None else settings.maxUses
         for slot in self.slots:
             slot.plain = slot.plain and self._maxUses == NEVER
+            if slot.state is LEASED and settings.leakThreshold is None:
+                self.agenda.cancel(slot)
         queueOf = (settings.queue, settings.queueTarget, settings.queueInterval)
         if queueOf != self._queueOf:
             self._queueOf = queueOf
@@ -258,15 +260,27 @@ class Core(Supply):
 
     # -- waiting
 
-    def join(self, waiter: Waiter, timeout: float | None) -> None:
+    def join(self, waiter: Waiter, timeout: float | None) -> bool:
         """
         Let C{waiter} wait.
+
+        @return: whether there is something to decide (L{next}).  At the cap with
+            nothing idle there is not: it is an event, or the timer that is
+            armed already, that ends this wait.
         """
         self.calm = False
         self.started = True
         self.queue.join(waiter)
         if timeout is not None:
             self.agenda.enter(waiter, waiter.since + timeout)
+        return not self._full or waiter.deadline < self.armed
+
+    @property
+    def _full(self) -> bool:
+        """
+        Whether nothing can be served, expired or dialled.
+        """
+        return len(self.idle) == self.dead and len(self.slots) >= self.settings.maxSize
 
     def leave(self, waiter: Waiter) -> None:
         """
@@ -373,6 +387,14 @@ class Core(Supply):
                 return self.todo.popleft()
             if action := self._serve(now):
                 return action
+            if (
+                self.phase is Phase.OPEN
+                and self._full
+                and not self.retiring
+                and not self.todo
+                and self.agenda.first() > now + SLACK
+            ):
+                return None
             if self._due(now) or self.todo:
                 continue
             if action := self._dial(now):

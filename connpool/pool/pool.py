@@ -210,8 +210,8 @@ class ConnectionPool(Shell):
             return fail(error)
         waiter = Acquire(self, now, code, offset)
         self._watch.waits(waiter)
-        core.join(waiter, timeout)
-        self.settle()
+        if core.join(waiter, timeout) or self.settled is not None:
+            self.settle()
         if core.settings.debug and not waiter.deferred.called:
             self._watch.nested(waiter)
         return waiter.deferred
@@ -223,7 +223,7 @@ class ConnectionPool(Shell):
         if connection.state is not LEASED:
             return  # the connection was lost before
         core = self._core
-        if core.calm and connection.plain:
+        if connection.plain and not core.watched:
             for wire in connection.wires:
                 if wire.disconnecting or wire.producer is not None:
                     break

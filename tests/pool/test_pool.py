@@ -906,6 +906,17 @@ def test_statsCount():
     assert gauges <= stats.GAUGES
 
 
+def test_aLeaseIsNoLeakAnyMoreWhenTheThresholdIsTakenAway():
+    setup = Setup(leakThreshold=5.0)
+    (lease,) = held(setup, 1)
+    setup.pool.reconfigure(leakThreshold=None)
+    lease.release()
+    setup.clock.advance(6.0)
+    assert setup.pool.stats().idle == 1
+    setup.pool.tryAcquire().release()
+    setup.end()
+
+
 # -- cost
 
 
@@ -960,6 +971,30 @@ def test_theHotPathCallsFewFunctions():
     assert calls(scope) - calls(nothing) <= 22
     assert calls(acquire) <= 34
     assert setup.clock.getDelayedCalls() == timers
+    setup.end()
+
+
+def test_waitingAndBeingServedCallFewFunctions():
+    setup = Setup(maxSize=1, acquireTimeout=30.0)
+    (lease,) = held(setup, 1)
+    waiters = [setup.pool.acquire()]  # arms the timer
+    assert calls(lambda: waiters.append(setup.pool.acquire())) <= 26
+    assert calls(lease.release) <= 66
+    successResultOf(waiters[0]).release()
+    successResultOf(waiters[1]).release()
+    setup.end()
+
+
+def test_aWaiterThatIsDueBeforeTheTimerArmsItEarlier():
+    setup = Setup(maxSize=1)
+    (lease,) = held(setup, 1)
+    late = setup.pool.acquire(timeout=30.0)
+    soon = setup.pool.acquire(timeout=2.0)
+    assert len(setup.clock.getDelayedCalls()) == 1
+    setup.clock.advance(2.0)
+    failureResultOf(soon, AcquireTimeout)
+    lease.release()
+    successResultOf(late).release()
     setup.end()
 
 
