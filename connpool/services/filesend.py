@@ -24,7 +24,13 @@ from twisted.python import usage
 from zope.interface import implementer
 
 from connpool.addresses import clientEndpoint
-from connpool.errors import Cancelled, ConnpoolError, StartFailed, TransferError
+from connpool.errors import (
+    Cancelled,
+    ConnpoolError,
+    SourceError,
+    StartFailed,
+    TransferError,
+)
 from connpool.interfaces import ILiveTransfers, IStatsSource
 from connpool.pool import ConnectionPool, ConnectionPoolService
 from connpool.services.options import asCount, asDestination, asSeconds
@@ -231,7 +237,13 @@ class FileSenderService(MultiService):
         to = self._options["to"]
         # The keys must outlive the sources: if we are killed in between, the
         # same file goes under the same key, and is not stored twice.
-        run = self._keys.begin(to)
+        try:
+            run = self._keys.begin(to)
+        except SourceError as e:
+            self._trouble(str(e))
+            for name in names:
+                self._outbox.failed(name, self._reactor.seconds(), own=False)
+            return
         try:
             await sendFiles(
                 self._reactor,
@@ -250,7 +262,10 @@ class FileSenderService(MultiService):
             # what was answered counts, also when a stop cut this short
             gone = [await self._answered(name, before[name], outcomes.get(name)) for name in names]
             run.end(all(gone))
-        await self._inThread(self._folder.remember, self._outbox.strikes)
+        try:
+            await self._inThread(self._folder.remember, self._outbox.strikes)
+        except OSError as e:
+            self._trouble(f"cannot write to the folder: {e.strerror}")
 
     async def _answered(
         self, name: str, before: tuple[int, ...], outcome: FileOutcome | None
@@ -273,7 +288,9 @@ class FileSenderService(MultiService):
             gone = await self._inThread(self._folder.remove, name, before)
         except OSError as e:
             self._trouble(f"cannot remove {displayName(name)}: {e.strerror}")
-            gone = False
+            self._failed += 1
+            self._outbox.failed(name, self._reactor.seconds(), own=False)
+            return False
         if gone:
             self._sent += 1
             self._sentBytes += receipt.size

@@ -135,11 +135,11 @@ class SenderKeys:
             try:
                 os.write(fd, secrets.token_bytes(_SECRET))
                 os.fsync(fd)
+                with contextlib.suppress(FileExistsError):
+                    os.link(made, path)
             finally:
                 os.close(fd)
-            with contextlib.suppress(FileExistsError):
-                os.link(made, path)
-            os.unlink(made)
+                os.unlink(made)
             secret = path.read_bytes()
         if len(secret) != _SECRET:
             raise SourceError(f"{path} is damaged; remove it, and partial files start anew")
@@ -166,8 +166,13 @@ class SenderKeys:
         path = runs / f"{prefix}.{secrets.token_hex(8)}"
         own = secrets.token_bytes(_SECRET)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        os.write(fd, own)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.write(fd, own)
+        except OSError:
+            os.unlink(path)
+            os.close(fd)
+            raise
         return fd, str(path), own
 
 

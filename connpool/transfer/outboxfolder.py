@@ -72,14 +72,17 @@ class OutboxFolder:
         try:
             for name in ("", TAKEN, POISON):
                 os.makedirs(os.path.join(self._private, name), _MODE, exist_ok=True)
-            if keep is not None and os.stat(keep).st_dev != os.stat(path).st_dev:
-                raise StartFailed(f"{keep} is on another file system than {path}; choose one on it")
+            if keep is not None:
+                self._checkKeep(keep)
         except OSError as e:
             raise StartFailed(f"cannot use {e.filename}: {e.strerror}") from None
         self._lock = self._claim()
         try:
             self._tryLease()
             self.recover()
+        except OSError as e:
+            self.close()
+            raise StartFailed(f"cannot use {e.filename}: {e.strerror}") from None
         except BaseException:
             self.close()
             raise
@@ -89,6 +92,17 @@ class OutboxFolder:
         Let another process have the folder.
         """
         os.close(self._lock)
+
+    def _checkKeep(self, keep: str) -> None:
+        if os.stat(keep).st_dev != os.stat(self.path).st_dev:
+            raise StartFailed(
+                f"{keep} is on another file system than {self.path}; choose one on it"
+            )
+        ours = os.path.realpath(self.path)
+        if os.path.commonpath([ours, os.path.realpath(keep)]) == ours:
+            raise StartFailed(
+                f"{keep} is in {self.path}: what was sent would be sent again; choose one outside"
+            )
 
     def _claim(self) -> int:
         fd = os.open(self._private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -122,10 +136,12 @@ class OutboxFolder:
         taken = os.path.join(self._private, TAKEN)
         for name in os.listdir(taken):
             place = os.path.join(taken, name)
+            if not os.path.isdir(place):
+                continue  # not ours
             try:
                 with open(os.path.join(place, "name"), encoding="utf-8") as file:
                     original = file.read()
-            except FileNotFoundError:
+            except (FileNotFoundError, UnicodeDecodeError):
                 original = f"recovered-{name}"
             if os.path.lexists(os.path.join(place, "file")):
                 self._putBack(os.path.join(place, "file"), original)
@@ -165,6 +181,12 @@ class OutboxFolder:
                 return False
         except FileNotFoundError:
             return True
+        if self._keep is not None:
+            # what cannot be moved is not taken
+            target = os.path.dirname(os.path.join(self._keep, name))
+            os.makedirs(target, 0o750, exist_ok=True)
+            if not os.access(target, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), target)
         place = os.path.join(self._private, TAKEN, secrets.token_hex(8))
         os.mkdir(place, _MODE)
         with open(os.path.join(place, "name"), "w", encoding="utf-8") as file:
@@ -178,12 +200,15 @@ class OutboxFolder:
         except FileNotFoundError:
             self._forget(place)
             return True
-        gone = self._withoutWriters(
-            taken, sent, lambda: self._moveAway(taken, name) if self._keep else os.unlink(taken)
-        )
-        if not gone:
-            self._putBack(taken, name)
-        self._forget(place)
+        gone = False
+        try:
+            gone = self._withoutWriters(
+                taken, sent, lambda: self._moveAway(taken, name) if self._keep else os.unlink(taken)
+            )
+        finally:
+            if not gone:
+                self._putBack(taken, name)
+            self._forget(place)
         return gone
 
     @staticmethod
@@ -210,9 +235,7 @@ class OutboxFolder:
 
     def _moveAway(self, taken: str, name: str) -> None:
         assert self._keep is not None
-        target = os.path.join(self._keep, name)
-        os.makedirs(os.path.dirname(target), 0o750, exist_ok=True)
-        self._linkFree(taken, target)
+        self._linkFree(taken, os.path.join(self._keep, name))
         os.unlink(taken)
 
     def setAside(self, name: str, why: str) -> str:
@@ -230,7 +253,11 @@ class OutboxFolder:
 
     def _putBack(self, taken: str, name: str) -> None:
         target = os.path.join(self.path, name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            # there is a file now where its directory was
+            target = os.path.join(self.path, f"recovered-{os.path.basename(name)}")
         self._linkFree(taken, target)
         os.unlink(taken)
 

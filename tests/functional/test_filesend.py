@@ -3,6 +3,7 @@ Forwarding a folder, through real sockets and a real receiver.
 """
 
 import contextlib
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -185,6 +186,37 @@ async def test_poisonIsSetAsideAndTheRestGoes(outbox, root, start):
     assert (aside / "too large").stat().st_size == 2000
     assert "too-large" in (aside / "too large.why").read_text()
     assert "name-refused" in (aside / "bad\\name.why").read_text()
+
+
+@pytest_twisted.ensureDeferred
+async def test_aFullDiskDoesNotEndTheWatching(outbox, root, start, monkeypatch):
+    write = os.write
+
+    def full(fd, data):
+        if os.readlink(f"/proc/self/fd/{fd}").startswith(str(outbox)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data)
+
+    def remember(strikes):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    receiving = start(receiver(root))
+    sending = start(sender(outbox, receiving.listening.getHost().port))
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        patched.setattr(sending._folder, "remember", remember)
+        for n in range(3):
+            (outbox / str(n)).write_bytes(b"x")
+            await until(lambda n=n: sending.stats().sent == n + 1)
+    assert not list((outbox / PRIVATE).rglob("runs/*"))
+    assert len(os.listdir("/proc/self/fd")) <= before + 3, "the connection, and no more"
+    secret = outbox / PRIVATE / "state/secret"
+    secret.write_bytes(b"damaged")
+    (outbox / "later").write_bytes(b"x")
+    await until(lambda: "damaged" in sending._troubled)
+    secret.unlink()
+    await until(lambda: sending.stats().sent == 4)
 
 
 @pytest_twisted.ensureDeferred

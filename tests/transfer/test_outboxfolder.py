@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 
 import pytest
@@ -127,6 +128,68 @@ def test_aRestartLosesNothingWithoutItsName(folder):
     folder.close()
     OutboxFolder(folder.path).close()
     assert read(os.path.join(folder.path, "recovered-0123")) == "content"
+
+
+def test_whatCannotBeMovedStays(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done/d").write_text("a file")
+    folder = OutboxFolder(str(tmp_path / "out"), keep=str(tmp_path / "done"))
+    path, status = put(folder, "d/a")
+    with pytest.raises(OSError):
+        folder.remove("d/a", status)
+    assert identity(os.stat(path)) == status, "it would be another file, and be sent at once"
+    assert taken(folder) == []
+    folder.close()
+
+
+def test_anErrorOnTheWayPutsItBack(folder, monkeypatch):
+    path, status = put(folder)
+
+    def unlink(path, *_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "_withoutWriters", lambda taken, *_: unlink(taken))
+        with pytest.raises(OSError):
+            folder.remove("a", status)
+    assert read(path) == "x"
+    assert taken(folder) == []
+
+
+@pytest.mark.parametrize("keep", ["", "sent", "link"])
+def test_whatWasSentIsNotSentAgain(tmp_path, keep):
+    (tmp_path / "out/sent").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "out/sent")
+    keep = tmp_path / ("link" if keep == "link" else f"out/{keep}")
+    with pytest.raises(StartFailed, match="outside"):
+        OutboxFolder(str(tmp_path / "out"), keep=str(keep))
+
+
+def test_aFileWhereADirectoryWas(folder):
+    place = os.path.join(folder.path, PRIVATE, TAKEN, "0123")
+    os.mkdir(place)
+    for name, text in (("name", "d/a"), ("file", "content")):
+        with open(os.path.join(place, name), "w") as file:
+            file.write(text)
+    put(folder, "d", "new")
+    put(folder, os.path.join(PRIVATE, TAKEN, "stray"), "left by somebody")
+    folder.close()
+    OutboxFolder(folder.path).close()
+    assert read(os.path.join(folder.path, "recovered-a")) == "content"
+    assert read(os.path.join(folder.path, "d")) == "new"
+
+
+def test_aFolderThatCannotBeWrittenToIsOneLine(folder, monkeypatch):
+    folder.close()
+
+    def full(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OutboxFolder, "_tryLease", lambda self: full("probe"))
+        with pytest.raises(StartFailed, match="Read-only"):
+            OutboxFolder(folder.path)
 
 
 def test_poisonIsSetAsideWithItsReason(folder):
