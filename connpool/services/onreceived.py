@@ -122,11 +122,13 @@ class OnReceived:
         self._outbox = outbox
         self._running: dict[_Run, Deferred[Any]] = {}
         self._stopped = False
+        self._next: Any = None
 
     def look(self) -> None:
         """
         Run the program for what is new, as far as there is room.
         """
+        self._forget()
         while not self._stopped and len(self._running) < AT_ONCE:
             taken = self._outbox.take()
             if taken is None:
@@ -157,15 +159,21 @@ class OnReceived:
                 id=receipt.transferId,
             )
         self._outbox.told(position)
-        if not self._stopped:
+        if not self._stopped and self._next is None:
             # not from here: a program that ends at once must not make this recurse
-            self._reactor.callLater(0, self.look)
+            self._next = self._reactor.callLater(0, self.look)
+
+    def _forget(self) -> None:
+        following, self._next = self._next, None
+        if following is not None and following.active():
+            following.cancel()
 
     async def stop(self) -> None:
         """
         Begin nothing new; what runs has L{TIME_LIMIT} seconds.
         """
         self._stopped = True
+        self._forget()
         await DeferredList(list(self._running.values()))
         self._outbox.close()
 
