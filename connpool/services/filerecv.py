@@ -80,6 +80,7 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
         ["on-received", None, None, "Program to run for every file, with its receipt on stdin"],
         ["idle-timeout", None, "60", "Seconds without a byte that end a transfer"],
         ["min-rate", None, "1024", "Bytes/s a sender must keep up, 0 for none"],
+        ["max-rate", None, None, "Bytes/s received at most, all transfers together"],
         ["drain-timeout", None, "60", "Seconds that a stop waits for transfers to end"],
         ["name", None, "filerecv", "Name in logs and metrics"],
     ]
@@ -129,7 +130,7 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
             ("dir-mode", asMode),
         ):
             self.convert(name, parse)
-        for name in ("max-file-size", "quota", "min-free"):
+        for name in ("max-file-size", "max-rate", "quota", "min-free"):
             if self[name] is not None:
                 self.convert(name, asSize)
         if self["on-received"] is not None:
@@ -257,9 +258,11 @@ class FileReceiverService(MultiService):
                 dotfiles=not options["no-dotfiles"],
                 idleTimeout=options["idle-timeout"],
                 minimumRate=options["min-rate"],
+                rate=options["max-rate"] or None,
             ),
             listeners=[*options["listener"], *self._hooks(store)],
             name=options["name"],
+            clock=self._reactor,
         )
         super().startService()
         places = [placeOf(host) for host in self.listening.getHosts()]
@@ -315,6 +318,8 @@ class FileReceiverService(MultiService):
     async def _stop(self) -> None:
         # its listener's drain lets running transfers end in the store
         await super().stopService()
+        if self.reception is not None:
+            self.reception.hurry()
         hook, self._hook = self._hook, None
         if hook is not None:
             await hook.stop()

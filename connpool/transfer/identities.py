@@ -57,12 +57,14 @@ class Identity:
     @ivar directory: where its files go; L{None} for the root.
     @ivar maxFileSize: bytes; L{None} for the receiver's own limit.
     @ivar maxTransfers: at once; L{None} for the receiver's own limit.
+    @ivar maxRate: bytes/s of all its transfers; L{None} for no limit of its own.
     """
 
     principal: str
     directory: RelativeName | None = None
     maxFileSize: int | None = None
     maxTransfers: int | None = None
+    maxRate: int | None = None
 
 
 @attrs.frozen
@@ -134,7 +136,7 @@ def _identity(
         raise IdentitiesError(f"{where} is not a table; write {where}")
     if not name or name == ANONYMOUS or name.startswith(_CERTIFICATE) or len(name.encode()) > 200:
         raise IdentitiesError(f"{where}: this name cannot be used; choose another")
-    known = {"directory", "max-file-size", "max-transfers"}
+    known = {"directory", "max-file-size", "max-rate", "max-transfers"}
     for key in entry:
         if key not in known:
             raise IdentitiesError(
@@ -143,8 +145,9 @@ def _identity(
     return Identity(
         prefix + name,
         _directory(where, entry.get("directory")),
-        _size(where, entry.get("max-file-size"), asSize),
+        _size(where, "max-file-size", entry, asSize),
         _count(where, entry.get("max-transfers")),
+        _size(where, "max-rate", entry, asSize) or None,
     )
 
 
@@ -159,16 +162,19 @@ def _directory(where: str, value: Any) -> RelativeName | None:
         raise IdentitiesError(f"{where}: directory: {e}") from None
 
 
-def _size(where: str, value: Any, asSize: Callable[[str], int]) -> int | None:
+def _size(
+    where: str, key: str, entry: Mapping[str, Any], asSize: Callable[[str], int]
+) -> int | None:
+    value = entry.get(key)
     if value is None:
         return None
     try:
         if isinstance(value, str):
             return asSize(value)
     except ValueError as e:
-        raise IdentitiesError(f"{where}: max-file-size: {e}") from None
+        raise IdentitiesError(f"{where}: {key}: {e}") from None
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise IdentitiesError(f"{where}: max-file-size is a number of bytes, or a text with a unit")
+        raise IdentitiesError(f"{where}: {key} is a number of bytes, or a text with a unit")
     return value
 
 

@@ -34,6 +34,7 @@ from connpool.interfaces import (
 )
 from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer, Offer, Receipt
+from connpool.transfer.throttle import Throttle
 
 __all__ = ["Incoming", "Policy", "Reception", "TransferStats"]
 
@@ -51,6 +52,7 @@ class Policy:
     @ivar idleTimeout: seconds without a byte that end a transfer.
     @ivar minimumRate: bytes/s a sender must keep up, averaged over
         C{idleTimeout}; 0 for none.
+    @ivar rate: bytes/s of all transfers together; L{None} for no limit.
     """
 
     maxFileSize: int | None = None
@@ -60,6 +62,7 @@ class Policy:
     dotfiles: bool = True
     idleTimeout: float = 60.0
     minimumRate: float = 1024.0
+    rate: float | None = None
 
 
 @attrs.frozen
@@ -101,7 +104,7 @@ class Incoming:
         self.received = 0
         self.ended = False
         self._before = sum(end - start for start, end in self.partial.held)
-        self._stalled = 0
+        self._stalled = self._held = 0
         self._end = offer.size if offer.size is not None else reception.largest(offer)
 
     def write(self, offset: int, data: bytes | memoryview) -> Deferred[None] | None:
@@ -122,7 +125,26 @@ class Incoming:
         if pause is not None:
             self._stalled += 1
             pause.addBoth(self._written)
-        return pause
+        held = self._reception.throttle(self.offer, count)
+        if held is None:
+            return pause
+        self._held += 1
+        held.addBoth(self._released)
+        if pause is None:
+            return held
+        return pause.addCallback(lambda _: held)
+
+    def _released(self, _: None) -> None:
+        self._held -= 1
+
+    @property
+    def slowedBy(self) -> str:
+        """
+        What it waits for now: C{rate}, C{disk} or C{peer}.
+        """
+        if self._held:
+            return "rate"
+        return "disk" if self.ended or self._stalled else "peer"
 
     def _written(self, result: Any) -> Any:
         self._stalled -= 1
@@ -192,7 +214,7 @@ class Incoming:
             size=size,
             done=done if size is None else min(done, size),
             phase="publishing" if self.ended else "moving",
-            slowedBy="disk" if self.ended or self._stalled else "peer",
+            slowedBy=self.slowedBy,
         )
 
 
@@ -203,6 +225,7 @@ class Reception:
 
     @param store: where files go.
     @param listeners: told about every file.
+    @param clock: L{twisted.internet.interfaces.IReactorTime}; needed for rates.
     """
 
     kind = "transfer"
@@ -214,7 +237,11 @@ class Reception:
         policy: Policy | None = None,
         listeners: Sequence[ITransferListener] = (),
         name: str = "filerecv",
+        clock: Any = None,
     ) -> None:
+        self._clock = clock
+        self._throttles: dict[str | None, Throttle] = {}
+        self._waits: dict[Deferred[None], Any] = {}
         self.store = store
         self.policy = policy or Policy()
         self.listeners = listeners
@@ -248,6 +275,40 @@ class Reception:
         if offer.identity is not None:
             limits.append(offer.identity.maxFileSize)
         return min((limit for limit in limits if limit is not None), default=None)
+
+    def throttle(self, offer: Offer, count: int) -> Deferred[None] | None:
+        """
+        Note that C{count} bytes came.
+
+        @return: what fires when more may come; L{None} for now.
+        """
+        rates: list[tuple[str | None, float | None]] = [(None, self.policy.rate)]
+        if offer.identity is not None:
+            rates.append((offer.principal, offer.identity.maxRate))
+        wait = 0.0
+        for whose, rate in rates:
+            if rate is not None:
+                throttle = self._throttles.get(whose) or Throttle(rate)
+                self._throttles[whose] = throttle
+                wait = max(wait, throttle.take(count, self._clock.seconds()))
+        if not wait:
+            return None
+        held: Deferred[None] = Deferred()
+        self._waits[held] = self._clock.callLater(wait, self._release, held)
+        return held
+
+    def _release(self, held: Deferred[None]) -> None:
+        del self._waits[held]
+        held.callback(None)
+
+    def hurry(self) -> None:
+        """
+        Let whoever waits for a rate go on: the reception stops.
+        """
+        while self._waits:
+            held, call = self._waits.popitem()
+            call.cancel()
+            held.callback(None)
 
     def _left(self, incoming: Incoming) -> None:
         if self._active.pop(incoming, self) is None:
@@ -297,13 +358,17 @@ class Reception:
         except Exception as e:
             self._failed(offer, peer, len(data), e)
             raise
+        held = self.throttle(offer, len(data))
         if isinstance(stored, Receipt):
             self._published(stored, peer)
-            return stored
+            if held is None:
+                return stored
+            receipt = stored
+            return held.addCallback(lambda _: receipt)
 
-        def published(receipt: Receipt) -> Receipt:
+        def published(receipt: Receipt) -> Receipt | Deferred[Receipt]:
             self._published(receipt, peer)
-            return receipt
+            return receipt if held is None else held.addCallback(lambda _: receipt)
 
         def failed(failure: Failure) -> Failure:
             why: Any = failure.value

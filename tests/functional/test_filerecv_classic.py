@@ -188,20 +188,6 @@ async def test_emptyFilesAndManyPieces(root, receiving):
     assert receiver.stats().receivedBytes == sum(map(len, pieces))
 
 
-@pytest_twisted.ensureDeferred
-async def test_aNameMayComeInPieces(root, receiving):
-    receiver = receiving()
-    sender = await connect(receiver)
-    sender.transport.setTcpNoDelay(True)
-    sender.transport.write("二".encode()[:2])
-    await pause(0.003)
-    sender.transport.write("二.txt".encode()[2:])
-    assert await bounded(sender.answer) == b"ok"
-    sender.transport.loseConnection()
-    await bounded(sender.closed)
-    await until(lambda: visible(root) == {"二.txt".encode()})
-
-
 @pytest.mark.parametrize(
     ("policy", "left", "answered"),
     [

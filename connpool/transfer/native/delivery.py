@@ -218,7 +218,7 @@ class Delivery:
         message = (
             Progress("receive", 0, "disk")
             if upload is None
-            else Progress(upload.phase, upload.durable, "disk" if upload.slow else "")  # type: ignore[arg-type]
+            else Progress(upload.phase, upload.durable, _slow(upload))  # type: ignore[arg-type]
         )
         self._session.send(encode(Type.PROGRESS, self._number, message))
 
@@ -334,3 +334,10 @@ def receiptFrame(number: int, receipt: Receipt) -> bytes:
         int(receipt.finished * 1000),
     )
     return encode(Type.RECEIPT, number, message)
+
+
+def _slow(upload: Upload) -> str:
+    """
+    What the receiver waits for, if it does.
+    """
+    return upload.incoming.slowedBy if upload.slow else ""

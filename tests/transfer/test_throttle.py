@@ -1,0 +1,92 @@
+import pytest
+import pytest_twisted
+from twisted.internet.task import Clock
+
+from connpool.transfer.identities import Identity
+from connpool.transfer.names import RelativeName
+from connpool.transfer.reception import Incoming, Policy, Reception
+from connpool.transfer.records import Offer
+from connpool.transfer.stores import MemoryStore
+from connpool.transfer.throttle import BURST, Throttle
+from tests.helpers.waiting import assertNoResult, successResultOf
+
+
+@pytest.mark.parametrize("piece", [1, 10, 99])
+def test_theAverageHoldsWhateverThePieces(piece):
+    throttle, now, taken = Throttle(100.0), 0.0, 0
+    while taken < 1000:
+        taken += piece
+        now += throttle.take(piece, now)
+    assert taken / 100.0 - BURST <= now + 1e-9 <= taken / 100.0 + 1
+
+
+def test_idleTimeIsNotSavedUp():
+    throttle = Throttle(100.0)
+    throttle.take(1, 0.0)
+    assert throttle.take(100, 1000.0) == pytest.approx(1.0 - BURST)
+
+
+def begin(reception, **offer):
+    name = RelativeName.parse(offer.pop("name", "f"))
+    from twisted.internet.defer import Deferred
+
+    return successResultOf(
+        Deferred.fromCoroutine(
+            reception.begin(Offer(name=name, transferId="0" * 32, **offer), "peer")
+        )
+    )
+
+
+def build(**policy):
+    clock = Clock()
+    return clock, Reception(MemoryStore(), Policy(**policy), clock=clock)
+
+
+def test_transfersShareTheRate():
+    clock, reception = build(rate=1000.0)
+    one, two = begin(reception), begin(reception, name="g")
+    first, second = one.write(0, bytes(1000)), two.write(0, bytes(1000))
+    assert one.slowedBy == two.slowedBy == "rate"
+    clock.advance(0.95)
+    assert successResultOf(first) is None
+    assertNoResult(second)
+    clock.advance(1.0)
+    assert successResultOf(second) is None
+    assert one.slowedBy == "peer"
+    assert clock.getDelayedCalls() == []
+
+
+def test_anIdentityHasARateOfItsOwn():
+    clock, reception = build()
+    slow = Identity("slow", maxRate=1000)
+    limited = begin(reception, principal="slow", identity=slow)
+    free = begin(reception, name="g", principal="free", identity=Identity("free"))
+    assert limited.write(0, bytes(2000)) is not None
+    assert free.write(0, bytes(10**6)) is None
+    clock.advance(2.0)
+    assert clock.getDelayedCalls() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_smallFilesCountToo():
+    clock, reception = build(rate=1000.0)
+    offer = Offer(name=RelativeName.parse("f"), transferId="0" * 32, size=1000)
+    stored = reception.put(offer, bytes(1000), None, "peer")
+    assertNoResult(stored)
+    clock.advance(1.0)
+    assert successResultOf(stored).status == "stored"
+
+
+def test_aStopDoesNotWaitForTheRate():
+    clock, reception = build(rate=1.0)
+    incoming = begin(reception)
+    assert isinstance(incoming, Incoming)
+    held = incoming.write(0, bytes(1000))
+    reception.hurry()
+    assert successResultOf(held) is None
+    assert clock.getDelayedCalls() == []
+
+
+def test_withoutARateNothingWaits():
+    _, reception = build()
+    assert begin(reception).write(0, bytes(10**7)) is None
