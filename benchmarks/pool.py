@@ -6,17 +6,23 @@ Connection pools side by side, in one process and on one event loop.
 makes virtual environments below DIR (benchmarks/results), installs the peers
 from the package index, runs, and writes pool.json, pool.txt and pool.svg there.
 The package index has another project called connpool; its import name is ours,
-so it runs in an environment and a process of its own, between our rounds.
+so it runs in an environment and a process of its own (pool_same.py).
 
 cycle     microseconds for an acquire and a release, idle connections there
 flat      cost of a cycle with 10,000 idle, of a hand-over with 8,192 waiters,
           against 10
-contended operations a second, 8 connections, holders yield once
+contended microseconds an operation, 8 connections; clients yield while they hold
+          and again before they ask, else those that hold take turns with
+          themselves; overtaken: by how many later ones the unluckiest was.
+          The floors are the queue of Twisted and that of asyncio: a coroutine of
+          Twisted costs more than a task, whatever pool it uses
 storm     acquires cancelled at random moments, and how many slots are lost; when a
           holder is cancelled ours closes its connection and dials another, the
           others hand it to the next as it is
 spike     HikariCP's: 50 requests at once, 5 idle, 150 ms to dial, 2 ms to use
 down      dials in 2 seconds while every dial fails and 100 callers retry
+stale     hand-outs of connections that the server closed while they were idle
+          (dead) or sent something to (dirty), 50 ms before, default settings
 bytes     from asking for a connection to the first byte of an echo, p50 and p99
 idle      memory and timers for 2,000 idle connections
 
@@ -43,13 +49,14 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 PEERS = [
     "asyncio-connection-pool==1.1.1",
+    "asyncpg==0.32.0",
     "generic-connection-pool==0.8.1",
     "psycopg[binary,pool]==3.3.9",
     "sqlalchemy==2.1.9",
     "redis==8.1.0",
     "trustme>=1.2",
 ]
-SAME_NAME = "connpool==1.0.14"
+SAME_NAME = ["connpool==1.0.14", "twisted"]
 
 
 def environment(where: Path, *requirements: str) -> Path:
@@ -119,37 +126,54 @@ def drive(coroutine: Any) -> asyncio.Future[Any]:
     """
     Run a coroutine that may await Deferreds or futures, but not both.
     """
-    from twisted.internet.defer import Deferred
-
     code = coroutine.cr_frame.f_locals.get("self")
     if code is not None and code.twisted:
+        from twisted.internet.defer import Deferred
+
         return Deferred.fromCoroutine(coroutine).asFuture(asyncio.get_event_loop())
     return asyncio.ensure_future(coroutine)
 
 
-async def contended(kinds: list[Any], clients: int, total: int) -> dict[str, float]:
+async def contended(
+    kinds: list[Any], clients: int, total: int, rounds: int
+) -> dict[str, dict[str, Any]]:
     """
-    @return: name to operations a second.
+    @return: name to microseconds an operation, of each round, and the most overtaken.
     """
-    from pool_peers import pause
+    from pool_peers import turn
 
-    results = {}
-    for kind in kinds:
-        peer = kind(8)
+    peers = [kind(8) for kind in kinds]
+    results: dict[str, dict[str, Any]] = {
+        peer.name: {"us": [], "overtaken": 0, "twisted": peer.twisted} for peer in peers
+    }
+    for peer in peers:
         await drive(peer.start())
+    for round_ in range(rounds):
+        for peer in peers if round_ % 2 else peers[::-1]:
+            asked = served = most = 0
 
-        class Client:
-            twisted = peer.twisted
+            class Client:
+                twisted = peer.twisted
 
-            async def run(self, peer: Any = peer) -> None:
-                for _ in range(total // clients):
-                    async with peer.use():
-                        await (pause() if self.twisted else asyncio.sleep(0))
+                async def run(self, peer: Any = peer) -> None:
+                    nonlocal asked, served, most
+                    for _ in range(total // clients):
+                        ticket = asked
+                        asked += 1
+                        async with peer.use():
+                            most = max(most, served - ticket)
+                            served += 1
+                            await turn(self.twisted)
+                        await turn(self.twisted)
 
-        async def all_(client: Any = Client) -> None:
-            await asyncio.gather(*[drive(client().run()) for _ in range(clients)])
+            async def all_(client: Any = Client) -> None:
+                await asyncio.gather(*[drive(client().run()) for _ in range(clients)])
 
-        results[peer.name] = total // clients * clients / await timed(all_)
+            seconds = await timed(all_)
+            mine = results[peer.name]
+            mine["us"].append(seconds / (total // clients * clients) * 1e6)
+            mine["overtaken"] = max(mine["overtaken"], most)
+    for peer in peers:
         await drive(peer.stop())
     return results
 
@@ -160,7 +184,7 @@ async def storm(kinds: list[Any], cancels: int) -> dict[str, Any]:
 
     @return: name to microseconds a cancelled acquire, and slots lost.
     """
-    from pool_peers import pause
+    from pool_peers import turn
 
     results = {}
     for kind in kinds:
@@ -173,7 +197,7 @@ async def storm(kinds: list[Any], cancels: int) -> dict[str, Any]:
 
             async def run(self, peer: Any = peer) -> None:
                 async with peer.use():
-                    await (pause() if self.twisted else asyncio.sleep(0))
+                    await turn(self.twisted)
 
         async def batch(client: Any = Client, dice: Any = dice) -> int:
             tasks = [drive(client().run()) for _ in range(200)]
@@ -219,7 +243,6 @@ def keeper(peer: Any, held: list[int], gate: Any) -> Any:
     """
     Somebody who takes a connection and keeps it until the gate opens.
     """
-    from twisted.internet.defer import Deferred
 
     class Holder:
         twisted = peer.twisted
@@ -227,14 +250,23 @@ def keeper(peer: Any, held: list[int], gate: Any) -> Any:
         async def run(self) -> None:
             async with peer.use():
                 held.append(1)
-                if self.twisted:
-                    opened: Deferred[None] = Deferred()
-                    gate.add_done_callback(lambda _: opened.called or opened.callback(None))
-                    await opened
-                else:
-                    await asyncio.shield(gate)
+                await wait(gate, self.twisted)
 
     return Holder()
+
+
+async def wait(gate: Any, twisted: bool) -> None:
+    """
+    Wait in a coroutine of Twisted or of asyncio until a future has a result.
+    """
+    if twisted:
+        from twisted.internet.defer import Deferred
+
+        opened: Deferred[None] = Deferred()
+        gate.add_done_callback(lambda _: opened.called or opened.callback(None))
+        await opened
+    else:
+        await asyncio.shield(gate)
 
 
 async def spike(kinds: list[Any]) -> dict[str, Any]:
@@ -284,6 +316,61 @@ async def spike(kinds: list[Any]) -> dict[str, Any]:
         }
         await asyncio.sleep(0.2)
         await drive(peer.stop())
+    return results
+
+
+async def stale(kinds: list[Any]) -> dict[str, dict[str, int]]:
+    """
+    @return: name to hand-outs, and how many were of dead and of dirty connections.
+    """
+    served: list[asyncio.StreamWriter] = []
+
+    async def serve(_: Any, writer: asyncio.StreamWriter) -> None:
+        served.append(writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    results = {}
+    for kind in kinds:
+        peer = kind(10)
+        peer.port = server.sockets[0].getsockname()[1]
+        await drive(peer.start())
+        counts = results[peer.name] = {"handed out": 0, "dead": 0, "dirty": 0}
+
+        class Client:
+            twisted = peer.twisted
+
+            async def run(self, gate: Any = None, peer: Any = peer, counts: Any = counts) -> None:
+                async with peer.use() as one:
+                    counts["handed out"] += 1
+                    counts["dead"] += one.closed
+                    counts["dirty"] += one.unread and not one.closed
+                    one.unread = False
+                    await wait(gate, self.twisted)
+                    if one.closed:
+                        one.failed = True
+                        raise ConnectionError("closed")
+
+        async def everybody(client: Any = Client) -> None:
+            gate = asyncio.get_running_loop().create_future()
+            holders = [drive(client().run(gate)) for _ in range(10)]
+            await asyncio.wait(holders, timeout=0.1)
+            gate.set_result(None)
+            await asyncio.gather(*holders, return_exceptions=True)
+
+        await everybody()
+        counts.update(dict.fromkeys(counts, 0))
+        for round_ in range(20):
+            alive = [writer for writer in served if not writer.is_closing()]
+            for index, writer in enumerate(alive):
+                if index % 2:
+                    writer.close() if round_ % 2 else writer.write(b"!")
+            await asyncio.sleep(0.05)
+            await everybody()
+        await drive(peer.stop())
+        for writer in served:
+            writer.close()
+        served.clear()
+    server.close()
     return results
 
 
@@ -359,109 +446,6 @@ async def flat(kind: Any) -> dict[str, float]:
     }
 
 
-ECHO = """
-import sys
-from twisted.internet import asyncioreactor; asyncioreactor.install()
-from twisted.internet import reactor, ssl
-from twisted.internet.protocol import Factory, Protocol
-from twisted.protocols.tls import TLSMemoryBIOFactory
-class Echo(Protocol):
-    def dataReceived(self, data): self.transport.write(data)
-plain = Factory.forProtocol(Echo)
-options = ssl.PrivateCertificate.loadPEM(open(sys.argv[1], "rb").read()).options()
-secure = TLSMemoryBIOFactory(options, False, Factory.forProtocol(Echo))
-ports = [reactor.listenTCP(0, each, interface="127.0.0.1") for each in (plain, secure)]
-print(*(port.getHost().port for port in ports), flush=True)
-reactor.run()
-"""
-
-
-async def firstByte(count: int, where: Path) -> dict[str, Any]:
-    """
-    @return: for plain and TLS: fresh, pooled, parked: p50 and p99, microseconds.
-    """
-    import trustme
-    from twisted.internet import reactor, ssl
-    from twisted.internet.defer import Deferred
-    from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
-    from twisted.internet.protocol import Factory, Protocol
-
-    from connpool.pool import ConnectionPool, PooledEndpoint
-
-    authority = trustme.CA()
-    pem = where / "echo.pem"
-    pem.write_bytes(authority.issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
-    server = subprocess.Popen(
-        [sys.executable, "-c", ECHO, str(pem)], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    plain, secure = (int(word) for word in server.stdout.readline().split())
-    pem.unlink()
-    root = ssl.trustRootFromCertificates([ssl.Certificate.loadPEM(authority.cert_pem.bytes())])
-
-    class Asking(Protocol):
-        answer: Any = None
-
-        def ask(self) -> Any:
-            self.answer = Deferred()
-            self.transport.write(b"x")  # type: ignore[union-attr]
-            return self.answer
-
-        def dataReceived(self, data: bytes) -> None:
-            if self.answer is not None:
-                answer, self.answer = self.answer, None
-                answer.callback(data)
-
-    factory = Factory.forProtocol(Asking)
-    results: dict[str, Any] = {}
-    for kind, port in (("plain", plain), ("TLS", secure)):
-        endpoint: Any = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
-        if kind == "TLS":
-            endpoint = wrapClientTLS(ssl.optionsForClientTLS("localhost", root), endpoint)
-        pool = ConnectionPool(reactor, endpoint, factory, minIdle=1)
-        parked = PooledEndpoint(reactor, endpoint, minIdle=4, maxSize=20)
-        parked.pool.start()
-
-        class Ways:
-            twisted = True
-
-            def __init__(self, way: str) -> None:
-                self.way = way
-
-            async def run(
-                self, endpoint: Any = endpoint, pool: Any = pool, parked: Any = parked
-            ) -> None:
-                if self.way == "pooled":
-                    async with pool.lease() as protocol:
-                        await protocol.ask()
-                    return
-                source = endpoint if self.way == "fresh" else parked
-                protocol = await source.connect(factory)
-                await protocol.ask()
-                protocol.transport.loseConnection()
-
-        times: dict[str, list[float]] = {way: [] for way in ("fresh", "pooled", "parked")}
-        await asyncio.sleep(0.2)
-        for _ in range(count):
-            for way, figures in times.items():
-                start = time.perf_counter()
-                await drive(Ways(way).run())
-                figures.append((time.perf_counter() - start) * 1e6)
-                await asyncio.sleep(0.004)
-        for way, figures in times.items():
-            figures.sort()
-            results[f"{kind}, {way}"] = {
-                "p50": figures[len(figures) // 2],
-                "p99": figures[int(len(figures) * 0.99)],
-            }
-        await pool.close(0).asFuture(asyncio.get_event_loop())
-        await parked.pool.close(0).asFuture(asyncio.get_event_loop())
-    server.terminate()
-    server.wait(10)
-    server.stdout.close()
-    return results
-
-
 async def idle(kinds: list[Any]) -> dict[str, Any]:
     """
     @return: name to bytes for each idle connection, stub included, and timers.
@@ -488,91 +472,6 @@ async def idle(kinds: list[Any]) -> dict[str, Any]:
     return results
 
 
-# -- telling
-
-
-def median(figures: list[float]) -> float:
-    """
-    @return: the median.
-    """
-    return statistics.median(figures)
-
-
-def report(results: dict[str, Any]) -> str:
-    """
-    @return: a table.
-    """
-    lines = [f"Python {sys.version.split()[0]}, load {results['load'][0]:.2f}", ""]
-    cycles = results["cycle"]
-    floor = cycles["floor: deque + await succeed()"]
-    lines.append(f"{'cycle':42}{'us':>9}{'x floor':>10}")
-    for name, figures in sorted(cycles.items(), key=lambda item: median(item[1])):
-        ratio = median([mine / low for mine, low in zip(figures, floor, strict=False)])
-        lines.append(f"  {name:40}{median(figures):9.2f}{ratio:10.1f}")
-    ours, rival = cycles["ours: async with"], fastest(cycles)
-    ratio = median([a / b for a, b in zip(ours, cycles[rival], strict=False)])
-    lines += [f"  async with: {ratio:.2f} x the fastest peer ({rival}); the bar is 0.8", ""]
-    lines.append("flat (many against few; the bar is 1.2)")
-    lines += [f"  {name:40}{value:9.2f}" for name, value in results["flat"].items()]
-    lines += [
-        "",
-        f"{'contended, operations a second':42}"
-        + "".join(f"{clients:>10}" for clients in results["contended"]),
-    ]
-    names = next(iter(results["contended"].values()))
-    for name in names:
-        row = "".join(f"{each[name]:10.0f}" for each in results["contended"].values())
-        lines.append(f"  {name:40}{row}")
-    lines += ["", f"{'storm':42}{'us':>9}{'cancels':>10}{'lost of 8':>11}"]
-    for name, each in results["storm"].items():
-        lines.append(f"  {name:40}{each['us']:9.1f}{each['cancels']:10}{each['lost']:11}")
-    lines += ["", f"{'spike':42}{'dials':>9}{'opened':>10}{'ms':>9}"]
-    for name, each in results["spike"].items():
-        lines.append(f"  {name:40}{each['dials']:9}{each['opened']:10}{each['ms']:9.0f}")
-    lines += ["", f"{'down: dials in 2 s':42}"]
-    lines += [f"  {name:40}{value:9}" for name, value in results["down"].items()]
-    lines += ["", f"{'first byte, us':42}{'p50':>9}{'p99':>9}"]
-    for name, each in results["bytes"].items():
-        lines.append(f"  {name:40}{each['p50']:9.0f}{each['p99']:9.0f}")
-    lines += ["", f"{'2,000 idle':42}{'bytes':>9}{'timers':>9}"]
-    for name, each in results["idle"].items():
-        lines.append(f"  {name:40}{each['bytes']:9.0f}{each['timers']:9}")
-    return "\n".join(lines) + "\n"
-
-
-def fastest(cycles: dict[str, list[float]]) -> str:
-    """
-    @return: the fastest real pool of others.
-    """
-    no = ("ours", "floor", "DeferredQueue", "asyncio.Queue")
-    return min(
-        (name for name in cycles if not name.startswith(no)), key=lambda name: median(cycles[name])
-    )
-
-
-def plot(cycles: dict[str, list[float]]) -> str:
-    """
-    @return: an SVG of the cycles, on a logarithmic scale.
-    """
-    from math import log10
-
-    rows = sorted(((median(figures), name) for name, figures in cycles.items()))
-    height = 26 * len(rows) + 50
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}">',
-        "<style>text { font: 13px sans-serif }</style>",
-        '<text x="10" y="20">microseconds for acquire and release (logarithmic)</text>',
-    ]
-    for index, (value, name) in enumerate(rows):
-        top = 36 + 26 * index
-        width = 40 + 180 * log10(max(value, 0.1) * 10)
-        color = "#3572a5" if name.startswith("ours") else "#b0b0b0"
-        out.append(f'<text x="250" y="{top + 14}" text-anchor="end">{name}</text>')
-        out.append(f'<rect x="258" y="{top}" width="{width:.0f}" height="18" fill="{color}"/>')
-        out.append(f'<text x="{264 + width:.0f}" y="{top + 14}">{value:.2f}</text>')
-    return "\n".join([*out, "</svg>"]) + "\n"
-
-
 # -- running
 
 
@@ -580,35 +479,35 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     @return: everything.
     """
+    from pool_bytes import firstByte
     from pool_peers import (
         FLOORS,
         OTHERS,
         OURS,
         AsyncioConnectionPool,
         AsyncioQueue,
+        AsyncpgPool,
         GenericConnectionPool,
         HTTPPool,
         Ours,
         OursTry,
+        PsycopgPool,
         RedisPool,
+        TwistedQueue,
     )
 
-    for kind in (*FLOORS, *OTHERS):
-        kind.twisted = kind.name in {"floor: deque + await succeed()", "DeferredQueue"}
-    HTTPPool.twisted = True
-    for kind in OURS:
-        kind.twisted = True
     Ours.limits = {"maxConnecting": 10_000}
-    rivals = [Ours, AsyncioConnectionPool, GenericConnectionPool]
+    few = [Ours, AsyncioConnectionPool, GenericConnectionPool]
+    rivals = [*few, AsyncpgPool, PsycopgPool, RedisPool]
     results: dict[str, Any] = {"load": os.getloadavg()}
 
-    def sameName(*more: str) -> dict[str, Any]:
+    def sameName(what: str, *args: int) -> dict[str, Any]:
         if not arguments.same:
             return {}
         ran = subprocess.run(
-            [arguments.same, str(HERE / "pool_same.py"), str(arguments.count), *more],
+            [arguments.same, str(HERE / "pool_same.py"), what, *map(str, args)],
             check=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         )
@@ -619,24 +518,30 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     step("cycle")
     kinds = [*FLOORS, *OURS, *OTHERS]
-    results["cycle"] = await cycle(kinds, arguments.rounds, arguments.count, sameName)
+    results["cycle"] = await cycle(
+        kinds, arguments.rounds, arguments.count, lambda: sameName("cycle", arguments.count)
+    )
     step("flat")
     results["flat"] = await flat(OursTry)
     step("contended")
-    results["contended"] = {
-        str(clients): await contended([*rivals, AsyncioQueue], clients, max(16_384, clients * 2))
-        for clients in (64, 1024, 8192)
-    }
+    results["contended"] = {}
+    for clients in (64, 1024, 8192):
+        size = clients, max(8_192, clients * 2), min(5, arguments.rounds)
+        queues = [AsyncioQueue, TwistedQueue]
+        results["contended"][clients] = await contended([*rivals, *queues], *size)
+        results["contended"][clients] |= sameName("contended", *size)
     step("storm")
     results["storm"] = await storm([Ours], arguments.cancels)
-    few = min(arguments.cancels, 20_000)
-    results["storm"] |= await storm([*rivals[1:], RedisPool, AsyncioQueue], few)
-    results["storm"] |= sameName("--storm", str(few))
+    cancels = min(arguments.cancels, 20_000)
+    results["storm"] |= await storm([*few[1:], RedisPool, AsyncioQueue], cancels)
+    results["storm"] |= sameName("storm", cancels)
     Ours.limits = {}
     step("spike")
-    results["spike"] = await spike(rivals)
+    results["spike"] = await spike(rivals) | sameName("spike")
+    step("stale")
+    results["stale"] = await stale(rivals) | sameName("stale")
     step("down")
-    results["down"] = await down(rivals)
+    results["down"] = await down(few)
     step("bytes")
     results["bytes"] = await firstByte(arguments.samples, arguments.out)
     step("idle")
@@ -662,12 +567,13 @@ def main() -> int:
     if not arguments.inside:
         arguments.out.mkdir(parents=True, exist_ok=True)
         python = environment(arguments.out / "venv-pool", str(HERE.parent), *PEERS)
-        same = environment(arguments.out / "venv-connpool", SAME_NAME)
+        same = environment(arguments.out / "venv-connpool", *SAME_NAME)
         return subprocess.run(
             [str(python), str(HERE / "pool.py"), *sys.argv[1:], "--inside", "--same", str(same)],
             check=False,
             env={**os.environ, "PYTHONPATH": str(HERE.parent)},
         ).returncode
+    from pool_report import plot, report
     from twisted.internet import asyncioreactor
 
     loop = asyncio.new_event_loop()

@@ -9,7 +9,6 @@ rollback and events; redis-py: metrics) is part of what its users pay.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,9 +23,13 @@ class Peer:
     @ivar dials: connections made so far.
     @ivar delay: seconds that making one takes.
     @ivar broken: whether making one fails.
+    @ivar port: what to connect to on the loopback interface; 0: nothing.
+    @cvar twisted: whether its coroutines await Deferreds, not futures.
     """
 
     name = ""
+    twisted = False
+    port = 0
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -43,6 +46,9 @@ class Peer:
             await asyncio.sleep(self.delay)
         if self.broken:
             raise OSError("refused")
+        if self.port:
+            loop = asyncio.get_running_loop()
+            return (await loop.create_connection(Wire, "127.0.0.1", self.port))[1]
         return Stub()
 
     async def start(self) -> None:
@@ -73,7 +79,30 @@ class Peer:
 class Stub:
     """
     A connection.
+
+    @ivar closed: whether the other end closed it.
+    @ivar unread: whether bytes came that nobody asked for.
+    @ivar failed: whether somebody tried to use it when it was closed.
     """
+
+    closed = False
+    unread = False
+    failed = False
+
+
+class Wire(Stub, asyncio.Protocol):
+    """
+    A real one.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.unread = True
+
+    def connection_lost(self, reason: Exception | None) -> None:
+        self.closed = True
 
 
 class Nothing:
@@ -94,6 +123,7 @@ class Floor(Peer):
     """
 
     name = "floor: deque + await succeed()"
+    twisted = True
 
     async def cycles(self, count: int) -> None:
         idle = deque([Stub() for _ in range(self.size)])
@@ -105,11 +135,20 @@ class Floor(Peer):
 
 class TwistedQueue(Peer):
     name = "DeferredQueue"
+    twisted = True
 
     async def start(self) -> None:
         self.queue: DeferredQueue[Any] = DeferredQueue()
         for _ in range(self.size):
             self.queue.put(Stub())
+
+    @asynccontextmanager
+    async def use(self) -> Any:
+        one = await self.queue.get()
+        try:
+            yield one
+        finally:
+            self.queue.put(one)
 
     async def cycles(self, count: int) -> None:
         for _ in range(count):
@@ -152,7 +191,7 @@ class AsyncioConnectionPool(Peer):
                 return await peer.make()
 
             def connection_is_closed(self, conn: Any) -> bool:
-                return False
+                return conn.closed  # type: ignore[no-any-return]
 
             async def close_connection(self, conn: Any) -> None:
                 pass
@@ -175,6 +214,9 @@ class GenericConnectionPool(Peer):
 
             async def dispose(self, endpoint: Any, conn: Any) -> None:
                 pass
+
+            async def check_aliveness(self, endpoint: Any, conn: Any) -> bool:
+                return not conn.closed
 
         self.pool = ConnectionPool(
             Making(), max_size=self.size, total_max_size=self.size, idle_timeout=60.0
@@ -200,16 +242,23 @@ class PsycopgPool(Peer):
         peer = self
 
         class Status:
-            transaction_status = TransactionStatus.IDLE
+            def __init__(self, wire: Any) -> None:
+                self.wire = wire
+
+            @property
+            def transaction_status(self) -> Any:
+                failed = self.wire.failed
+                return TransactionStatus.UNKNOWN if failed else TransactionStatus.IDLE
 
         class Connection(Stub):
-            pgconn = Status
             _pool = None
+            pgconn: Any
 
             @classmethod
             async def connect(cls, *_: Any, **__: Any) -> Any:
-                await peer.make()
-                return cls()
+                one = cls()
+                one.pgconn = Status(await peer.make())
+                return one
 
             async def close(self) -> None:
                 pass
@@ -224,10 +273,70 @@ class PsycopgPool(Peer):
             "", connection_class=Connection, min_size=1, max_size=self.size, open=False
         )
         await self.pool.open()
-        self.use = self.pool.connection
+
+    @asynccontextmanager
+    async def use(self) -> Any:
+        async with self.pool.connection() as one:
+            yield one.pgconn.wire
 
     async def stop(self) -> None:
         await self.pool.close()
+
+
+class AsyncpgPool(Peer):
+    name = "asyncpg"
+
+    async def start(self) -> None:
+        from asyncpg import Connection, create_pool
+
+        peer = self
+
+        class Protocol:
+            queries_count = 0
+
+            def _is_cancelling(self) -> bool:
+                return False
+
+        class Fake(Connection):  # type: ignore[misc]
+            def __init__(self, wire: Any) -> None:
+                self.wire = wire
+                self._protocol = Protocol()
+                self._proxy = self._pool_holder = None
+                self._pool_release_ctr = 0
+                self._listeners: dict[Any, Any] = {}
+                self._log_listeners: list[Any] = []
+
+            def __del__(self) -> None:
+                pass
+
+            def is_closed(self) -> bool:
+                return self.wire.closed  # type: ignore[no-any-return]
+
+            async def reset(self, **_: Any) -> None:
+                pass  # a round trip for those who have a server
+
+            def terminate(self) -> None:
+                if holder := self._pool_holder and self._pool_holder():
+                    holder._release_on_close()
+
+            async def close(self, **_: Any) -> None:
+                self.terminate()
+
+        async def connect(*_: Any, **__: Any) -> Any:
+            return Fake(await peer.make())
+
+        self.pool = create_pool(
+            min_size=0, max_size=self.size, connect=connect, connection_class=Fake
+        )
+        await self.pool
+
+    @asynccontextmanager
+    async def use(self) -> Any:
+        async with self.pool.acquire() as one:
+            yield one.wire
+
+    async def stop(self) -> None:
+        self.pool.terminate()
 
 
 class SQLAlchemyPool(Peer):
@@ -265,20 +374,22 @@ class RedisPool(Peer):
 
             def __init__(self, **_: Any) -> None:
                 self.kwargs: dict[str, Any] = {}
+                self.wire: Any = None
 
             async def connect(self) -> None:
-                if not getattr(self, "made", False):
-                    await peer.make()
-                    self.made = True
+                if self.wire is None:
+                    self.wire = await peer.make()
 
             def should_reconnect(self) -> bool:
                 return False
 
-            async def can_read_destructive(self) -> bool:
-                return False
+            async def can_read(self) -> bool:
+                if self.wire.closed:
+                    raise ConnectionError("closed")
+                return self.wire.unread  # type: ignore[no-any-return]
 
             async def disconnect(self, *_: Any, **__: Any) -> None:
-                pass
+                self.wire = None
 
             def __getattr__(self, name: str) -> Any:
                 if name.startswith("__"):
@@ -293,13 +404,14 @@ class RedisPool(Peer):
     async def use(self) -> Any:
         one = await self.pool.get_connection()
         try:
-            yield one
+            yield one.wire
         finally:
             await self.pool.release(one)
 
 
 class HTTPPool(Peer):
     name = "Twisted HTTPConnectionPool"
+    twisted = True
 
     async def start(self) -> None:
         from twisted.internet import reactor
@@ -331,14 +443,23 @@ class Ours(Peer):
     """
 
     name = "ours: async with"
+    twisted = True
     limits: dict[str, Any] = {}
 
     async def start(self) -> None:
         from twisted.internet import reactor
+        from twisted.internet.endpoints import TCP4ClientEndpoint
         from twisted.internet.protocol import Factory, Protocol
 
         from connpool.pool import ConnectionPool
         from connpool.testing import FakeEndpoint
+
+        class Real(Stub, Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                self.unread = True
+
+            def connectionLost(self, reason: Any = None) -> None:
+                self.closed = True
 
         peer = self
 
@@ -351,9 +472,11 @@ class Ours(Peer):
                     reactor.callLater(peer.delay, peer.outcome, attempt)
                 return connecting
 
-        self.endpoint = Endpoint(reactor, "accept")
+        self.endpoint: Any = Endpoint(reactor, "accept")
+        if self.port:
+            self.endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", self.port)
         limits = {"maxSize": self.size, "acquireTimeout": None} | self.limits
-        self.pool = ConnectionPool(reactor, self.endpoint, Factory.forProtocol(Protocol), **limits)
+        self.pool = ConnectionPool(reactor, self.endpoint, Factory.forProtocol(Real), **limits)
         self.use = self.pool.lease
         leases = [await self.pool.acquire() for _ in range(self.size)]
         for lease in leases:
@@ -386,12 +509,14 @@ class OursTry(Ours):
             self.pool.tryAcquire().release()
 
 
-def pause() -> Deferred[None]:
+def turn(twisted: bool) -> Any:
     """
-    One turn of the loop, for coroutines of Twisted.
+    One turn of the loop.
     """
+    if not twisted:
+        return asyncio.sleep(0)
     turned: Deferred[None] = Deferred()
-    asyncio.get_event_loop().call_soon(turned.callback, None)
+    asyncio.get_running_loop().call_soon(turned.callback, None)
     return turned
 
 
@@ -399,10 +524,10 @@ FLOORS = [Floor, TwistedQueue, AsyncioQueue]
 OURS = [OursTry, OursAcquire, Ours]
 OTHERS = [
     AsyncioConnectionPool,
+    AsyncpgPool,
     PsycopgPool,
     SQLAlchemyPool,
     RedisPool,
     HTTPPool,
     GenericConnectionPool,
 ]
-counter = itertools.count()
