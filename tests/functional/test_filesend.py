@@ -5,7 +5,9 @@ Forwarding a folder, through real sockets and a real receiver.
 import contextlib
 import errno
 import os
+import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.threads import deferToThread
 from twisted.python import usage
 from zope.interface.verify import verifyObject
 
@@ -21,6 +24,7 @@ from connpool.services import filerecv, filesend
 from connpool.transfer.outboxfolder import POISON, PRIVATE
 from tests.helpers.processes import TWISTD, environment
 from tests.helpers.waiting import bounded, pause, until
+from tests.transfer.native import peer
 
 FAST = ["--settle=0.05", "--interval=0.05"]
 
@@ -186,6 +190,51 @@ async def test_poisonIsSetAsideAndTheRestGoes(outbox, root, start):
     assert (aside / "too large").stat().st_size == 2000
     assert "too-large" in (aside / "too large.why").read_text()
     assert "name-refused" in (aside / "bad\\name.why").read_text()
+
+
+class Liar(peer.Receiver):
+    """
+    Has everything already, it says; but what it had was something else.
+    """
+
+    told = 0
+
+    def frameReceived(self, kind, stream, fields, data, raw):
+        if kind in (peer.PUT, peer.OFFER):
+            self.told += 1
+            size = len(data) if kind == peer.PUT else fields[3]
+            root = peer.root(b"something else", peer.SMALL_BLOCK)
+            said = ["duplicate", fields[1], size, "full", "ext4", "verified", "sha256"]
+            self.send(peer.RECEIPT, stream, [*said, root, 1])
+        else:
+            super().frameReceived(kind, stream, fields, data, raw)
+
+
+@pytest_twisted.ensureDeferred
+async def test_aReceiverThatLiesGetsNoSourceRemoved(outbox, start):
+    files = {"small": b"x", "large": os.urandom(2_000_000)}
+    for name, content in files.items():
+        (outbox / name).write_bytes(content)
+    liars = []
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(30)
+            liars.append(Liar(connection))
+            liars[0].serve()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        sending = start(sender(outbox, listener.getsockname()[1]))
+        await until(lambda: sending.stats().failed >= 2)
+        await bounded(sending.stopService())
+        await bounded(deferToThread(thread.join, 30))
+    assert liars[0].told >= 2
+    assert sending.stats().sent == 0
+    assert received(outbox) == files
 
 
 @pytest_twisted.ensureDeferred

@@ -45,12 +45,14 @@ from connpool.errors import NetworkFailed, TransferError, TransferTimeout
 from connpool.transfer.native.frames import PREAMBLE, Frame, FrameReader, Type
 from connpool.transfer.pace import Pace
 
-__all__ = ["MAX_OUTSTANDING", "BorrowedSocket", "Link"]
+__all__ = ["MAX_OUTSTANDING", "TURN", "BorrowedSocket", "Link"]
 
 #: Bytes of a run that may wait for the disk or the digest.
 MAX_OUTSTANDING = 4 << 20
 #: Bytes/s at which a peer reads our answers, at least.
 _LEAST_READ = 1024
+#: Seconds of work for one connection before others have their turn.
+TURN = 0.05
 #: A run with less left is read the ordinary way.
 _WORTH_BORROWING = 128 * 1024
 #: The buffers of a borrowed socket.
@@ -333,8 +335,14 @@ class Link(Protocol):
     def _work(self) -> None:
         transport: Any = self.transport
         self._working = True
+        until = self._reactor.seconds() + TURN
         try:
             while not self.holds and self.ended is None:
+                if self._reactor.seconds() > until:
+                    # what costs us much was cheap to send
+                    self.hold()
+                    self._reactor.callLater(0, self.release)
+                    break
                 if self._events is None:
                     if not self._queue:
                         if self._over:

@@ -25,7 +25,7 @@ from connpool.transfer.digests import Digest
 from connpool.transfer.native.hashing import InThread
 from connpool.transfer.native.outgoing import Extent
 
-__all__ = ["Chunk", "ReadAhead", "readFully"]
+__all__ = ["Chunk", "ReadAhead", "blockDigests", "readFully"]
 
 _BUFFERS, _BUFFER_SIZE = 4, 1 << 20
 
@@ -190,3 +190,20 @@ class ReadAhead:
             chunk.block = at // blockSize
             chunk.digest = self._hasher.digest()
         return chunk
+
+
+def blockDigests(
+    fd: int, digest: Digest, size: int, blockSize: int, blocks: range, buffer: memoryview
+) -> list[bytes]:
+    """
+    Read C{blocks} of a file that has (or had) C{size} bytes.
+    """
+    found = []
+    for block in blocks:
+        hasher = digest.new()
+        at, end = block * blockSize, min((block + 1) * blockSize, size)
+        while at < end and (count := readFully(fd, buffer[: end - at], at)):
+            hasher.update(buffer[:count])
+            at += count
+        found.append(hasher.digest())
+    return found

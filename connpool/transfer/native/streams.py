@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from connpool.errors import DigestMismatch, ProtocolError, TransferError
-from connpool.transfer.digests import BLOCK_SIZE
+from connpool.errors import DigestMismatch, ProtocolError, TransferError, Unsupported
+from connpool.transfer.digests import BLOCK_SIZE, blockCount, digestNamed, rootOf
 from connpool.transfer.native.blocks import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.native.frames import Frame, Type
 from connpool.transfer.native.hashing import InThread
 from connpool.transfer.native.messages import Accept, Ack, Progress, Receipting, Revoke, encode
 from connpool.transfer.native.outgoing import EXTENT, Outgoing
-from connpool.transfer.native.reading import ReadAhead, readFully
+from connpool.transfer.native.reading import ReadAhead, blockDigests, readFully
 from connpool.transfer.native.sender import SenderSession
 from connpool.transfer.native.work import Job, Small
 
@@ -61,6 +61,10 @@ class Lane:
         self.primary = primary
 
 
+def _anotherContent() -> DigestMismatch:
+    return DigestMismatch("the receipt is for another content")
+
+
 class SmallStream:
     """
     The answer to one C{PUT}.
@@ -78,7 +82,10 @@ class SmallStream:
 
     def stored(self, receipt: Receipting | Ack) -> None:
         self._transmission.smallAnswered(self)
-        self._transmission.stored(self.job, receipt, self._root, self.size)
+        if isinstance(receipt, Receipting) and receipt.root != self._root:
+            self._transmission.refused(self.job, _anotherContent(), again=False)
+        else:
+            self._transmission.stored(self.job, receipt, self._root, self.size)
 
     def rejected(self, why: TransferError, retryable: bool) -> None:
         self._transmission.smallAnswered(self)
@@ -150,14 +157,50 @@ class LargeStream:
     def stored(self, receipt: Receipting | Ack) -> None:
         if not isinstance(receipt, Receipting):
             raise ProtocolError("ACK for an OFFER")
+        if self.job.size is None:
+            self.end()
+            self._transmission.stored(self.job, receipt, receipt.root, receipt.size)
+        elif self.committed and self.outgoing is not None:
+            self._judge(receipt, self.outgoing.root())
+        else:
+            # it had all of it before, it says: nothing goes any more
+            self.committed, self.outgoing = True, None
+            self._transmission.spawn(self._reread(receipt))
+
+    def _judge(self, receipt: Receipting, root: bytes) -> None:
         self.end()
-        root = self.outgoing.root() if self.job.size is not None and self.committed else None  # type: ignore[union-attr]
-        if root is not None and receipt.root != root:
-            self._transmission.refused(
-                self.job, DigestMismatch("the receipt is for another content"), again=False
-            )
-            return
-        self._transmission.stored(self.job, receipt, receipt.root, receipt.size)
+        if receipt.root != root:
+            self._transmission.refused(self.job, _anotherContent(), again=False)
+        else:
+            self._transmission.stored(self.job, receipt, root, receipt.size)
+
+    async def _reread(self, receipt: Receipting) -> None:
+        """
+        Whether the receiver has what we have: our source may go by its word.
+        """
+        transmission, size, blockSize = self._transmission, self.job.size, self.blockSize
+        assert size is not None
+        self.hold(1)
+        try:
+            digest = digestNamed(receipt.digest or "")
+            buffer = memoryview(bytearray(min(blockSize, 1 << 20)))
+            count, step = blockCount(size, blockSize), max(1, (64 << 20) // blockSize)
+            digests: list[bytes] = []
+            for at in range(0, count, step):
+                blocks = range(at, min(at + step, count))
+                digests += await transmission.inThread(
+                    partial(blockDigests, self.fd, digest, size, blockSize, blocks, buffer)
+                )
+                # it shall not take us for gone
+                await transmission.session.ping()
+                if self.over:
+                    return
+            self._judge(receipt, rootOf(digest, size, blockSize, digests))
+        except (Unsupported, OSError):
+            self.end()
+            transmission.refused(self.job, _anotherContent(), again=False)
+        finally:
+            self.hold(-1)
 
     def rejected(self, why: TransferError, retryable: bool) -> None:
         self.end()

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, fail
 from connpool.errors import StoreError
 from connpool.transfer.native import receiver
 from connpool.transfer.native.frames import HEADER, MAX_RUN, PREAMBLE, Type
+from connpool.transfer.native.link import TURN
 from connpool.transfer.native.messages import (
     Accept,
     Auth,
@@ -17,6 +18,7 @@ from connpool.transfer.native.messages import (
     Data,
     Goaway,
     Hello,
+    Offering,
     Ping,
     Repair,
     Revoke,
@@ -196,6 +198,24 @@ def test_aSenderThatNeverReadsIsNotKept(world):
     assert theirs.closed
     assert theirs.unsent < 200_000
     assert not world.reception.active
+
+
+def test_cheapFramesThatCostMuchLetOthersHaveTheirTurn(world):
+    opening = world.store.open
+
+    def slow(offer):
+        world.clock.rightNow += TURN / 2
+        return opening(offer)
+
+    world.store.open = slow
+    client = raw(world)
+    offer = Offering(bytes(16), b"f", bytes(32), 8192, 4096, durability="none")
+    for stream in range(1, 11):
+        client.transport.write(encode(Type.OFFER, stream, offer))
+    world.wires[-1].step()
+    assert 0 < len(world.reception.active) < 5
+    world.pump()
+    assert len(world.reception.active) == 10
 
 
 # -- data --------------------------------------------------------------------------------
