@@ -44,6 +44,9 @@ _F_SETSIG = 10
 
 _MODE = 0o700
 
+#: Bytes of a name that are kept when it is set aside; the whole is in C{.why}.
+_LONGEST = 240
+
 
 def _syncDirectory(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -244,7 +247,9 @@ class OutboxFolder:
 
         @return: where it is now.
         """
-        target = os.path.join(self._private, POISON, os.path.basename(name))
+        # room for a number and for .why
+        kept = os.path.basename(name).encode()[:_LONGEST].decode("utf-8", "ignore")
+        target = os.path.join(self._private, POISON, kept)
         target = self._linkFree(os.path.join(self.path, name), target)
         os.unlink(os.path.join(self.path, name))
         with open(f"{target}.why", "w", encoding="utf-8") as file:

@@ -202,6 +202,15 @@ def test_poisonIsSetAsideWithItsReason(folder):
     assert folder.scan() == {}
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127])
+def test_poisonWithALongName(folder, name):
+    for _ in range(2):
+        put(folder, name)
+        where = folder.setAside(name, "because")
+    assert read(where + ".why") == f"{name}: because\n"
+    assert folder.scan() == {}
+
+
 def test_theRecordSurvives(folder):
     strikes = {"d/a": ((1, 2, 3), 2)}
     folder.remember(strikes)
