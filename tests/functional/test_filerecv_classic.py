@@ -294,6 +294,13 @@ async def test_largestFile(root, receiving):
 
 
 @pytest_twisted.ensureDeferred
+async def test_underASmallQuota(root, receiving):
+    receiver = receiving("--quota=1M")
+    assert await send(receiver, b"fits", b"x" * 1024) == b"ok"
+    await until(lambda: receiver.stats().published == 1)
+
+
+@pytest_twisted.ensureDeferred
 async def test_suffixKeepsUnverifiedFilesApart(root, receiving):
     receiver = receiving("--classic-suffix=.unverified")
     assert await send(receiver, b"a.txt", b"1") == b"ok"

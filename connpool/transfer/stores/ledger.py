@@ -135,6 +135,8 @@ class Ledger:
         self._directory = directory
         self._space = space
         self._quota = quota
+        #: Bytes reserved at once for a file whose size is not known.
+        self.step = STEP if quota is None else min(STEP, quota // 16)
         self._totals = _Totals()
         self._name = f"process-{secrets.token_hex(8)}"
         self._lock = syscalls.open("lock", _LOCK, 0o600, dir_fd=directory)

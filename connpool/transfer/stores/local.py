@@ -61,7 +61,7 @@ from connpool.transfer.stores.batch import GroupCommit, Small
 from connpool.transfer.stores.done import DoneLog
 from connpool.transfer.stores.finish import Finisher, temporaryName
 from connpool.transfer.stores.journal import continues, header
-from connpool.transfer.stores.ledger import STEP, Ledger, Reservation, Space
+from connpool.transfer.stores.ledger import Ledger, Reservation, Space
 from connpool.transfer.stores.pace import Pace
 from connpool.transfer.stores.partial import LocalPartial
 from connpool.transfer.stores.publish import Publisher, canLink
@@ -447,7 +447,7 @@ class LocalStore:
         Reserve the declared size; make room by removing the oldest suspended
         partials of the same principal.
         """
-        size = STEP if offer.size is None else offer.size
+        size = self.ledger.step if offer.size is None else offer.size
         written = 0 if slot is None else min(slot.allocated, size)
         while True:
             try:

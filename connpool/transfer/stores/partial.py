@@ -46,7 +46,7 @@ from connpool.interfaces import IPartial
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.journal import Committing, blocksRecord, committingRecord
-from connpool.transfer.stores.ledger import STEP, Reservation
+from connpool.transfer.stores.ledger import Reservation
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.stores.shelf import Slot
@@ -122,7 +122,8 @@ class LocalPartial:
             raise StoreError(f'"{self._offer.name}": bytes {offset} to {end} are held already')
         assert self._reservation is not None
         if declared is None and self.held.total + size > self._reservation.size:
-            self._store.ledger.grow(self._reservation, max(STEP, size))
+            ledger = self._store.ledger
+            ledger.grow(self._reservation, max(ledger.step, size))
         pace = self._store.pace
         if pace.inline:
             began = time.perf_counter()

@@ -508,12 +508,9 @@ def test_theFloorStaysFree(root):
 
 
 @pytest_twisted.ensureDeferred
-async def test_unknownSizesReserveInSteps(root, opened, monkeypatch):
-    from connpool.transfer.stores import local, partial
-
-    monkeypatch.setattr(partial, "STEP", BLOCK)
-    monkeypatch.setattr(local, "STEP", BLOCK)
+async def test_unknownSizesReserveInSteps(root, opened):
     store = opened(quota=3 * BLOCK)
+    store.ledger.step = BLOCK
     incoming = await bounded(store.open(offer(size=None)))
     for number in range(3):
         incoming.write(number * BLOCK, b"x" * BLOCK)
@@ -522,6 +519,18 @@ async def test_unknownSizesReserveInSteps(root, opened, monkeypatch):
     # nothing is lost: what came is still there and can be finished
     await bounded(incoming.commit(None))
     assert visible(root) == {"report.txt": b"x" * 3 * BLOCK}
+
+
+@pytest_twisted.ensureDeferred
+async def test_aSmallQuotaTakesUnknownSizesToo(root, opened):
+    store = opened(quota=4 * BLOCK)
+    first = await bounded(store.open(offer("a", size=None)))
+    second = await bounded(store.open(offer("b", size=None)))
+    await fill(first, b"x" * 2 * BLOCK)
+    with pytest.raises(QuotaExceeded):
+        await fill(second, b"x" * 3 * BLOCK)
+    await bounded(first.abort())
+    await bounded(second.abort())
 
 
 # -- order and syncs ----------------------------------------------------------
