@@ -143,7 +143,7 @@ class FileSenderService(MultiService):
         self._run: Deferred[None] | None = None
         self.pool: ConnectionPool | None = None
         self._sent = self._sentBytes = self._failed = self._setAside = 0
-        self._troubled = ""
+        self._troubled = self._unnamed = ""
         self._sending: Any = None
         self._stopping = False
         self._working: set[Deferred[Any]] = set()
@@ -225,6 +225,14 @@ class FileSenderService(MultiService):
             self._trouble(f"cannot read the folder: {e.strerror}")
             return
         self._outbox.scanned(found, self._reactor.seconds())
+        unnamed = self._folder.unnamed
+        if unnamed and unnamed != self._unnamed:
+            self._log.warn(
+                "{name} does not send {file}: its name is not UTF-8; rename it",
+                name=self.name,
+                file=displayName(os.fsencode(unnamed)),
+            )
+        self._unnamed = unnamed
 
     async def _send(self, pool: ConnectionPool, names: Sequence[str]) -> None:
         """

@@ -63,11 +63,13 @@ class OutboxFolder:
         same file system; L{None} to remove them.
     @raise StartFailed: for a folder that cannot be used so.
     @ivar state: where the sender may keep its secrets.
+    @ivar unnamed: a file the last scan left out because of its name; or empty.
     """
 
     def __init__(self, path: str, keep: str | None = None) -> None:
         self.path = path
         self._keep = keep
+        self.unnamed = ""
         self.state = os.path.join(path, PRIVATE, "state")
         self._private = os.path.join(path, PRIVATE)
         if not os.path.isdir(path):
@@ -156,6 +158,7 @@ class OutboxFolder:
             name.  Links, devices and what vanishes meanwhile are left out.
         """
         found: dict[str, tuple[int, ...]] = {}
+        unnamed = ""
         for where, directories, files in os.walk(self.path):
             if where == self.path and PRIVATE in directories:
                 directories.remove(PRIVATE)
@@ -164,10 +167,14 @@ class OutboxFolder:
                 try:
                     place.encode()
                     status = os.lstat(place)
-                except (UnicodeEncodeError, OSError):
+                except UnicodeEncodeError:
+                    unnamed = unnamed or place
+                    continue
+                except OSError:
                     continue
                 if stat.S_ISREG(status.st_mode):
                     found[os.path.relpath(place, self.path)] = identity(status)
+        self.unnamed = unnamed
         return found
 
     def remove(self, name: str, sent: tuple[int, ...]) -> bool:

@@ -16,6 +16,7 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs
 from twisted.python import usage
 from zope.interface.verify import verifyObject
 
@@ -235,6 +236,17 @@ async def test_aReceiverThatLiesGetsNoSourceRemoved(outbox, start):
     assert liars[0].told >= 2
     assert sending.stats().sent == 0
     assert received(outbox) == files
+
+
+@pytest_twisted.ensureDeferred
+async def test_aNameThatIsNotUTF8IsSaidOnce(outbox, start):
+    with open(os.path.join(os.fsencode(outbox), b"caf\xe9"), "w"):
+        pass
+    with capturedLogs() as logs:
+        start(sender(outbox, 1))
+        await pause(0.5)
+    (event,) = [event for event in logs if "UTF-8" in event["log_format"]]
+    assert event["file"].endswith("caf\\xe9")
 
 
 @pytest_twisted.ensureDeferred
