@@ -24,6 +24,7 @@ from connpool.interfaces import IStatsSource
 from connpool.services.filerecv import Options, makeService
 from connpool.transfer import frontdoor
 from connpool.transfer.classic import ClassicReceiver, ClassicRefusal
+from connpool.transfer.stores.partial import LocalPartial
 from tests.helpers.waiting import bounded, pause, until
 from tests.transfer.hostile import CORPUS
 
@@ -298,6 +299,22 @@ async def test_underASmallQuota(root, receiving):
     receiver = receiving("--quota=1M")
     assert await send(receiver, b"fits", b"x" * 1024) == b"ok"
     await until(lambda: receiver.stats().published == 1)
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("where", ["open", "commit"])
+async def test_aBrokenStoreKeepsNobodyWaiting(root, receiving, monkeypatch, where, expectFailure):
+    expectFailure(RuntimeError)
+    receiver = receiving()
+
+    def broken(*_):
+        raise RuntimeError("a plugin's mistake")
+
+    target = receiver._store if where == "open" else LocalPartial
+    monkeypatch.setattr(target, where, broken)
+    await send(receiver, b"a", b"x")
+    await until(lambda: not receiver.listening.stats().connections)
+    assert not receiver.stats().active
 
 
 @pytest_twisted.ensureDeferred

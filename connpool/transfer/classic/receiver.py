@@ -74,9 +74,14 @@ class ClassicReceiver(Protocol):
         transport.bufferSize = READ_SIZE
         self._peer = str(getattr(transport.getPeer(), "host", "") or "unix")
         self._pace.start()
-        Deferred.fromCoroutine(self._receive()).addErrback(
-            lambda f: self._log.failure("receiving from {peer} failed", f, peer=self._peer)
-        )
+        Deferred.fromCoroutine(self._receive()).addErrback(self._broke)
+
+    def _broke(self, failure: Failure) -> None:
+        self._log.failure("receiving from {peer} failed", failure, peer=self._peer)
+        # a store that is broken keeps nobody waiting
+        self._forget()
+        transport: Any = self.transport
+        transport.abortConnection()
 
     async def _receive(self) -> None:
         """
