@@ -631,6 +631,13 @@ class ITransferListener(Interface):
         A partial is open; bytes may come.
         """
 
+    def progressed(offer: Offer, peer: str, done: int) -> None:
+        """
+        Bytes came; at most once a second for each transfer.
+
+        @param done: bytes held so far, those of an earlier connection included.
+        """
+
     def published(receipt: Receipt) -> None:
         """
         A file has its final name, and the durability that was asked for.

@@ -35,6 +35,9 @@ class Announce:
     def started(self, offer, peer):
         print(f"{peer} sends {offer.name}")
 
+    def progressed(self, offer, peer, done):
+        print(f"{done} bytes of {offer.name}")
+
     def published(self, receipt):
         path = os.path.join(self.directory, receipt.name)
         print(f"got {receipt.size} bytes in {path}", flush=True)

@@ -18,11 +18,11 @@ from connpool.addresses import clientOf
 from connpool.errors import NameRefused, StartFailed, Unsupported
 from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
 from connpool.services.credentials import CredentialOptions, authenticatorOf
-from connpool.services.gate import Access
 from connpool.services.listening import ListeningService, placeOf
 from connpool.services.onreceived import OnReceived, asProgram
 from connpool.services.options import (
     AccessOptions,
+    asCount,
     asMode,
     asNetworks,
     asSeconds,
@@ -81,6 +81,10 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
         ["idle-timeout", None, "60", "Seconds without a byte that end a transfer"],
         ["min-rate", None, "1024", "Bytes/s a sender must keep up, 0 for none"],
         ["max-rate", None, None, "Bytes/s received at most, all transfers together"],
+        ["max-time", None, None, "Seconds that one transfer may take"],
+        ["max-transfers", None, None, "Transfers at once [default: as many as connections]"],
+        ["max-bytes-per-day", None, None, "Bytes received in any 24 hours"],
+        ["max-files-per-day", None, None, "Files stored in any 24 hours"],
         ["drain-timeout", None, "60", "Seconds that a stop waits for transfers to end"],
         ["name", None, "filerecv", "Name in logs and metrics"],
     ]
@@ -130,9 +134,18 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
             ("dir-mode", asMode),
         ):
             self.convert(name, parse)
-        for name in ("max-file-size", "max-rate", "quota", "min-free"):
+        for name, parse in (
+            ("max-file-size", asSize),
+            ("max-rate", asSize),
+            ("max-bytes-per-day", asSize),
+            ("quota", asSize),
+            ("min-free", asSize),
+            ("max-transfers", asCount),
+            ("max-files-per-day", asCount),
+            ("max-time", asSeconds),
+        ):
             if self[name] is not None:
-                self.convert(name, asSize)
+                self.convert(name, parse)
         if self["on-received"] is not None:
             self.convert("on-received", asProgram)
         self.createDirectory = self["directory"] is None
@@ -233,11 +246,7 @@ class FileReceiverService(MultiService):
             reactor,
             options["listen"],
             FrontDoorFactory(reactor, [Door(PREAMBLE, self._native), Door(b"", self._classic)]),
-            access=Access(
-                allow=options["allow"],
-                deny=options["deny"],
-                maxConnections=options["max-connections"],
-            ),
+            access=options.access,
             drainTimeout=options["drain-timeout"],
             name=self.name,
         )
@@ -250,19 +259,22 @@ class FileReceiverService(MultiService):
         options = self._options
         self.reception = Reception(
             store,
+            self._reactor,
             Policy(
                 maxFileSize=options["max-file-size"],
-                maxTransfers=options["max-connections"],
+                maxTransfers=options["max-transfers"] or options["max-connections"],
+                maxBytes=options["max-bytes-per-day"],
+                maxFiles=options["max-files-per-day"],
+                maxTime=options["max-time"],
+                maxRate=options["max-rate"] or None,
                 ifExists=options["if-exists"],
                 names=options["names"],
                 dotfiles=not options["no-dotfiles"],
                 idleTimeout=options["idle-timeout"],
                 minimumRate=options["min-rate"],
-                rate=options["max-rate"] or None,
             ),
             listeners=[*options["listener"], *self._hooks(store)],
             name=options["name"],
-            clock=self._reactor,
         )
         super().startService()
         places = [placeOf(host) for host in self.listening.getHosts()]

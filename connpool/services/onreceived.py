@@ -195,6 +195,11 @@ class OnReceived:
         Not our concern.
         """
 
+    def progressed(self, offer: Offer, peer: str, done: int) -> None:
+        """
+        Not a file yet.
+        """
+
     def failed(self, offer: Offer, peer: str, why: BaseException) -> None:
         """
         Not our concern.

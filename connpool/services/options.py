@@ -17,6 +17,7 @@ from twisted.python import usage
 
 from connpool.addresses import Listen, Networks, clientEndpoint, parseListen
 from connpool.errors import AddressError
+from connpool.services.gate import Access
 from connpool.services.limits import (
     MOST_CONNECTIONS,
     connectionsFor,
@@ -239,7 +240,8 @@ class AccessOptions(ServiceOptions):
             None,
             None,
             f"Connections at once [default: what open files allow, at most {MOST_CONNECTIONS}]",
-        ]
+        ],
+        ["max-per-address", None, None, "Connections at once from one address"],
     ]
 
     def opt_listen(self, endpoint: str) -> None:
@@ -269,6 +271,20 @@ class AccessOptions(ServiceOptions):
         self["listen"] = [self._listen(text) for text in self["listen"]]
 
         self._limitConnections()
+        if self["max-per-address"] is not None:
+            self.convert("max-per-address", asCount)
+
+    @property
+    def access(self) -> Access:
+        """
+        Who may connect.
+        """
+        return Access(
+            allow=self["allow"],
+            deny=self["deny"],
+            maxConnections=self["max-connections"],
+            maxPerPeer=self["max-per-address"],
+        )
 
     def _limitConnections(self) -> None:
         if self["max-connections"] is None:

@@ -32,7 +32,6 @@ from connpool.addresses import joinHostPort, tokenize
 from connpool.errors import AddressError
 from connpool.pool import ConnectionPoolService, PooledEndpoint, Settings
 from connpool.proxyprotocol import ProxyHeaderEndpoint
-from connpool.services.gate import Access
 from connpool.services.listening import ListeningService
 from connpool.services.options import AccessOptions, asCount, asSeconds
 from connpool.services.starting import failStart
@@ -349,11 +348,7 @@ class RelayService(MultiService):
             reactor,
             options["listen"],
             RelayFactory(reactor, self._connect, options["close-timeout"], self._name),
-            access=Access(
-                allow=options["allow"],
-                deny=options["deny"],
-                maxConnections=options["max-connections"],
-            ),
+            access=options.access,
             drainTimeout=options["drain-timeout"],
             name=self._name,
         )

@@ -38,7 +38,6 @@ from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDatagramResponder, IStatsSource
 from connpool.proxyprotocol import DatagramHeaders
 from connpool.proxyprotocol.strings import parseDatagramHeaders
-from connpool.services.gate import Access
 from connpool.services.listening import ListeningService, ShownSource, describeListenError
 from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds
 from connpool.services.starting import failStart
@@ -348,7 +347,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             reactor,
             tcp,
             TCPEchoFactory(),
-            access=Access(options["allow"], options["deny"], options["max-connections"]),
+            access=options.access,
             drainTimeout=5.0,
             name=f"{name}-tcp",
         )

@@ -4,6 +4,9 @@ Which directory and limits belong to whom: a table that the operator writes.
 Nothing a peer says becomes part of a path.  A user name or a certificate is
 only looked up here, and the directory is what the operator wrote beside it::
 
+    [defaults]
+    max-rate = "20M"
+
     [users.alice]
     directory = "alice"
     max-file-size = "10G"
@@ -11,12 +14,15 @@ only looked up here, and the directory is what the operator wrote beside it::
     [certificates."backup.example"]
     directory = "machines/backup"
 
+C{[defaults]} holds for whoever does not say otherwise.
+
 A certificate is found by the SHA-256 fingerprint of its DER form (64
 hexadecimal digits) or by its subject's one common name, compared exactly.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -25,6 +31,7 @@ from typing import Any
 import attrs
 
 from connpool.errors import ConnpoolError, NameRefused
+from connpool.transfer.accounts import Limits
 from connpool.transfer.names import RelativeName, displayName
 
 __all__ = ["ANONYMOUS", "Identities", "IdentitiesError", "Identity"]
@@ -35,6 +42,9 @@ ANONYMOUS = "anonymous"
 #: What stands before a certificate's key in the name of its principal, so that
 #: no user name is one.
 _CERTIFICATE = "certificate:"
+
+#: What an entry may say: the argument of L{Identity}, and what reads it.
+_Keys = Mapping[str, tuple[str, Callable[[Any], Any]]]
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -49,22 +59,19 @@ class IdentitiesError(ConnpoolError, ValueError):
 
 
 @attrs.frozen
-class Identity:
+class Identity(Limits):
     """
     What one sender may do.
 
     @ivar principal: the name in receipts, logs and of its partials.
     @ivar directory: where its files go; L{None} for the root.
-    @ivar maxFileSize: bytes; L{None} for the receiver's own limit.
-    @ivar maxTransfers: at once; L{None} for the receiver's own limit.
-    @ivar maxRate: bytes/s of all its transfers; L{None} for no limit of its own.
+    @ivar quota: bytes that its unfinished transfers may take; L{None} for the
+        receiver's own limit.
     """
 
     principal: str
     directory: RelativeName | None = None
-    maxFileSize: int | None = None
-    maxTransfers: int | None = None
-    maxRate: int | None = None
+    quota: int | None = None
 
 
 @attrs.frozen
@@ -89,13 +96,16 @@ class Identities:
         except tomllib.TOMLDecodeError as e:
             raise IdentitiesError(str(e)) from None
         for key in table:
-            if key not in {"users", "certificates"}:
+            if key not in {"defaults", "users", "certificates"}:
                 raise IdentitiesError(
-                    f"[{displayName(key)}] is not known; write [users.NAME] or [certificates.NAME]"
+                    f"[{displayName(key)}] is not known; write [defaults], [users.NAME] or "
+                    "[certificates.NAME]"
                 )
+        keys = _keysOf(asSize)
+        defaults = _entry("[defaults]", table.get("defaults", {}), keys)
         return cls(
-            _section(table, "users", "", asSize),
-            _section(table, "certificates", _CERTIFICATE, asSize),
+            _section(table, "users", "", defaults, keys),
+            _section(table, "certificates", _CERTIFICATE, defaults, keys),
         )
 
     def ofUser(self, user: str) -> Identity | None:
@@ -118,69 +128,81 @@ class Identities:
 
 
 def _section(
-    table: Mapping[str, Any], section: str, prefix: str, asSize: Callable[[str], int]
+    table: Mapping[str, Any], section: str, prefix: str, defaults: Mapping[str, Any], keys: _Keys
 ) -> dict[str, Identity]:
     entries = table.get(section, {})
     if not isinstance(entries, dict):
         raise IdentitiesError(f"{section} is not a table; write [{section}.NAME]")
+    identities = {}
+    for name, entry in entries.items():
+        where = f"[{section}.{displayName(name)}]"
+        if (
+            not name
+            or name == ANONYMOUS
+            or name.startswith(_CERTIFICATE)
+            or len(name.encode()) > 200
+        ):
+            raise IdentitiesError(f"{where}: this name cannot be used; choose another")
+        identities[name] = Identity(prefix + name, **{**defaults, **_entry(where, entry, keys)})
+    return identities
+
+
+def _entry(where: str, entry: Any, keys: _Keys) -> dict[str, Any]:
+    """
+    @return: the arguments of L{Identity} that C{entry} gives.
+    """
+    if not isinstance(entry, dict):
+        raise IdentitiesError(f"{where} is not a table; write {where}")
+    found = {}
+    for key, value in entry.items():
+        if key not in keys:
+            raise IdentitiesError(
+                f"{where}: {displayName(key)} is not known; write {', '.join(sorted(keys))}"
+            )
+        name, read = keys[key]
+        try:
+            found[name] = read(value)
+        except (ValueError, NameRefused) as e:
+            raise IdentitiesError(f"{where}: {key}: {e}") from None
+    return found
+
+
+def _keysOf(asSize: Callable[[str], int]) -> _Keys:
+    def size(value: Any) -> int:
+        if isinstance(value, str):
+            return asSize(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise IdentitiesError("write a number of bytes, or a text with a unit")
+        return value
+
     return {
-        name: _identity(section, prefix, name, entry, asSize) for name, entry in entries.items()
+        "directory": ("directory", _directory),
+        "idle-timeout": ("idleTimeout", _seconds),
+        "max-bytes-per-day": ("maxBytes", size),
+        "max-connections": ("maxConnections", _count),
+        "max-file-size": ("maxFileSize", size),
+        "max-files-per-day": ("maxFiles", _count),
+        "max-rate": ("maxRate", lambda value: size(value) or None),
+        "max-time": ("maxTime", _seconds),
+        "max-transfers": ("maxTransfers", _count),
+        "min-rate": ("minimumRate", size),
+        "quota": ("quota", size),
     }
 
 
-def _identity(
-    section: str, prefix: str, name: str, entry: Any, asSize: Callable[[str], int]
-) -> Identity:
-    where = f"[{section}.{displayName(name)}]"
-    if not isinstance(entry, dict):
-        raise IdentitiesError(f"{where} is not a table; write {where}")
-    if not name or name == ANONYMOUS or name.startswith(_CERTIFICATE) or len(name.encode()) > 200:
-        raise IdentitiesError(f"{where}: this name cannot be used; choose another")
-    known = {"directory", "max-file-size", "max-rate", "max-transfers"}
-    for key in entry:
-        if key not in known:
-            raise IdentitiesError(
-                f"{where}: {displayName(key)} is not known; write {', '.join(sorted(known))}"
-            )
-    return Identity(
-        prefix + name,
-        _directory(where, entry.get("directory")),
-        _size(where, "max-file-size", entry, asSize),
-        _count(where, entry.get("max-transfers")),
-        _size(where, "max-rate", entry, asSize) or None,
-    )
-
-
-def _directory(where: str, value: Any) -> RelativeName | None:
-    if value is None:
-        return None
+def _directory(value: Any) -> RelativeName:
     if not isinstance(value, str):
-        raise IdentitiesError(f'{where}: directory is a text, such as "alice"')
-    try:
-        return RelativeName.parse(value)
-    except NameRefused as e:
-        raise IdentitiesError(f"{where}: directory: {e}") from None
+        raise IdentitiesError('write a text, such as "alice"')
+    return RelativeName.parse(value)
 
 
-def _size(
-    where: str, key: str, entry: Mapping[str, Any], asSize: Callable[[str], int]
-) -> int | None:
-    value = entry.get(key)
-    if value is None:
-        return None
-    try:
-        if isinstance(value, str):
-            return asSize(value)
-    except ValueError as e:
-        raise IdentitiesError(f"{where}: {key}: {e}") from None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise IdentitiesError(f"{where}: {key} is a number of bytes, or a text with a unit")
-    return value
-
-
-def _count(where: str, value: Any) -> int | None:
-    if value is None:
-        return None
+def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise IdentitiesError(f"{where}: max-transfers is a whole number of at least 1")
+        raise IdentitiesError("write a whole number of at least 1")
     return value
+
+
+def _seconds(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise IdentitiesError("write seconds above 0")
+    return float(value)

@@ -41,16 +41,18 @@ class Pace:
         self._late = late
         self._call: Any = None
         self._bytes = 0
-        self._last = self._began = 0.0
+        self._last = self._began = self._stopped = clock.seconds()
 
     def start(self) -> None:
         """
         Begin, or go on after L{stop}.
         """
         if self._call is None:
-            self._last = self._began = self._clock.seconds()
-            self._bytes = 0
-            self._call = self._clock.callLater(self._idleTimeout, self._check)
+            now = self._clock.seconds()
+            # what passed before counts: else who stops us now and then is never late
+            self._last = min(self._last + now - self._stopped, now)
+            self._began += now - self._stopped
+            self._wait(now)
 
     def stop(self) -> None:
         """
@@ -59,6 +61,7 @@ class Pace:
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
+            self._stopped = self._clock.seconds()
 
     def arrived(self, count: int) -> None:
         """
@@ -84,5 +87,8 @@ class Pace:
                 )
                 return
             self._began, self._bytes = now, 0
+        self._wait(now)
+
+    def _wait(self, now: float) -> None:
         due = min(self._last, self._began) + self._idleTimeout
         self._call = self._clock.callLater(max(due - now, 0.001), self._check)

@@ -5,18 +5,16 @@ Theory of operation
 ===================
 A protocol turns bytes into an L{Offer} and gives it to L{Reception.begin}.
 Policy decides first, without I/O; then the store opens a partial.  The
-L{Incoming} that comes back is the only hand on that partial: it counts,
-bounds, and ends exactly once, by L{Incoming.commit}, L{Incoming.suspend} or
-L{Incoming.abort}; whichever comes second does nothing.  Nothing here knows
-about paths, sockets or wire formats.
+L{Incoming} that comes back is the only hand on that partial.  Whose limits hold is in
+the L{Account}s that a transfer passes.  Nothing here knows about paths, sockets
+or wire formats.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -24,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import Busy, TooLarge, TransferError
+from connpool.errors import TooLarge, TransferError, TransferTimeout
 from connpool.interfaces import (
     IFileStore,
     ILiveTransfers,
@@ -32,37 +30,34 @@ from connpool.interfaces import (
     IStatsSource,
     ITransferListener,
 )
+from connpool.transfer.accounts import Account, Limits
+from connpool.transfer.identities import Identity
+from connpool.transfer.incoming import Incoming
 from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer, Offer, Receipt
-from connpool.transfer.throttle import Throttle
 
-__all__ = ["Incoming", "Policy", "Reception", "TransferStats"]
+__all__ = ["Policy", "Reception", "TransferStats"]
+
+N = TypeVar("N", int, float)
 
 
-@attrs.frozen
-class Policy:
+@attrs.frozen(kw_only=True)
+class Policy(Limits):
     """
-    What a reception takes.
+    What a reception takes, and the L{Limits} of all senders together.
 
-    @ivar maxFileSize: bytes; L{None} for no limit but the disk's.
-    @ivar maxTransfers: at once, all senders together.
     @ivar ifExists: what to do when a name is taken, one of L{IF_EXISTS}.
     @ivar names: C{portable} or C{posix}: which names are taken.
     @ivar dotfiles: whether names may begin with a dot.
-    @ivar idleTimeout: seconds without a byte that end a transfer.
-    @ivar minimumRate: bytes/s a sender must keep up, averaged over
-        C{idleTimeout}; 0 for none.
-    @ivar rate: bytes/s of all transfers together; L{None} for no limit.
+    @ivar idleTimeout: and C{minimumRate}: of each sender that has none of its own.
     """
 
-    maxFileSize: int | None = None
-    maxTransfers: int = 10_000
     ifExists: str = "rename"
     names: str = "portable"
     dotfiles: bool = True
+    maxTransfers: int | None = 10_000
     idleTimeout: float = 60.0
     minimumRate: float = 1024.0
-    rate: float | None = None
 
 
 @attrs.frozen
@@ -74,9 +69,10 @@ class TransferStats:
     @ivar failed: files that ended without being published.
     @ivar refused: offers turned away before a byte was stored.
     @ivar receivedBytes: payload bytes given to the store.
+    @ivar waiting: transfers that wait because others are under way.
     """
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"active"})
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"active", "waiting"})
 
     active: int = 0
     started: int = 0
@@ -84,138 +80,7 @@ class TransferStats:
     failed: int = 0
     refused: int = 0
     receivedBytes: int = 0
-
-
-class Incoming:
-    """
-    One file on its way in.
-
-    @ivar offer: what was agreed on.
-    @ivar peer: who sends, for logs.
-    @ivar partial: where it goes.
-    @ivar received: payload bytes written so far.
-    """
-
-    def __init__(self, reception: Reception, offer: Offer, peer: str, partial: Any) -> None:
-        self._reception = reception
-        self.offer = offer
-        self.peer = peer
-        self.partial: IPartial = partial
-        self.received = 0
-        self.ended = False
-        self._before = sum(end - start for start, end in self.partial.held)
-        self._stalled = self._held = 0
-        self._end = offer.size if offer.size is not None else reception.largest(offer)
-
-    def write(self, offset: int, data: bytes | memoryview) -> Deferred[None] | None:
-        """
-        As L{IPartial.write}.
-
-        @raise TooLarge: past the declared size or the largest file taken.
-        """
-        count = len(data)
-        if self._end is not None and offset + count > self._end:
-            raise TooLarge(
-                f"{self.offer.name} is longer than {self._end} bytes"
-                + ("; see --max-file-size" if self.offer.size is None else " as declared")
-            )
-        self.received += count
-        self._reception.receivedBytes += count
-        pause = self.partial.write(offset, data)
-        if pause is not None:
-            self._stalled += 1
-            pause.addBoth(self._written)
-        held = self._reception.throttle(self.offer, count)
-        if held is None:
-            return pause
-        self._held += 1
-        held.addBoth(self._released)
-        if pause is None:
-            return held
-        return pause.addCallback(lambda _: held)
-
-    def _released(self, _: None) -> None:
-        self._held -= 1
-
-    @property
-    def slowedBy(self) -> str:
-        """
-        What it waits for now: C{rate}, C{disk} or C{peer}.
-        """
-        if self._held:
-            return "rate"
-        return "disk" if self.ended or self._stalled else "peer"
-
-    def _written(self, result: Any) -> Any:
-        self._stalled -= 1
-        return result
-
-    async def commit(self, root: bytes | None) -> Receipt:
-        """
-        As L{IPartial.commit}; a failure removes the partial, unless trying
-        again may help (a full disk): then it can be resumed.
-        """
-        self._finish()
-        try:
-            receipt = await self.partial.commit(root)
-        except BaseException as e:
-            if isinstance(e, TransferError) and e.retryable:
-                await self.partial.suspend()
-            else:
-                await self.partial.abort()
-            self._failed(e)
-            raise
-        self._reception._left(self)
-        self._reception._published(receipt, self.peer)
-        return receipt
-
-    async def suspend(self, why: BaseException) -> None:
-        """
-        Keep what is held, to be resumed.
-        """
-        if self._finish():
-            try:
-                await self.partial.suspend()
-            finally:
-                self._failed(why)
-
-    async def abort(self, why: BaseException) -> None:
-        """
-        Remove what is held.
-        """
-        if self._finish():
-            try:
-                await self.partial.abort()
-            finally:
-                self._failed(why)
-
-    def _finish(self) -> bool:
-        if self.ended:
-            return False
-        self.ended = True
-        return True
-
-    def _failed(self, why: BaseException) -> None:
-        self._reception._left(self)
-        self._reception._failed(self.offer, self.peer, self.received, why)
-
-    def live(self) -> LiveTransfer:
-        """
-        @return: how far it is.
-        """
-        # what was damaged comes again, and is counted again
-        done, size = self._before + self.received, self.offer.size
-        return LiveTransfer(
-            transferId=self.offer.transferId,
-            name=str(self.offer.name),
-            peer=self.peer,
-            direction="in",
-            protocol=self.offer.protocol,
-            size=size,
-            done=done if size is None else min(done, size),
-            phase="publishing" if self.ended else "moving",
-            slowedBy=self.slowedBy,
-        )
+    waiting: int = 0
 
 
 @implementer(IStatsSource, ILiveTransfers)
@@ -224,8 +89,8 @@ class Reception:
     Receives files into a store, under a policy.
 
     @param store: where files go.
+    @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @param listeners: told about every file.
-    @param clock: L{twisted.internet.interfaces.IReactorTime}; needed for rates.
     """
 
     kind = "transfer"
@@ -234,13 +99,12 @@ class Reception:
     def __init__(
         self,
         store: IFileStore,
+        clock: Any,
         policy: Policy | None = None,
         listeners: Sequence[ITransferListener] = (),
         name: str = "filerecv",
-        clock: Any = None,
     ) -> None:
         self._clock = clock
-        self._throttles: dict[str | None, Throttle] = {}
         self._waits: dict[Deferred[None], Any] = {}
         self.store = store
         self.policy = policy or Policy()
@@ -249,8 +113,44 @@ class Reception:
         self.receivedBytes = 0
         #: in the order they began
         self._active: dict[Incoming, None] = {}
-        self._ofPrincipal: Counter[str] = Counter()
+        self._everybody = Account(self.policy)
+        self._accounts: dict[str, tuple[Account, ...]] = {}
         self._started = self._publishedCount = self._failedCount = self._refused = 0
+
+    # -- limits
+
+    def accounts(self, identity: Identity | None) -> tuple[Account, ...]:
+        """
+        @return: those that a transfer of C{identity} passes.
+        """
+        if identity is None:
+            return (self._everybody,)
+        accounts = self._accounts.get(identity.principal)
+        if accounts is None:
+            whose = f" of {displayName(identity.principal)!r}"
+            accounts = (self._everybody, Account(identity, whose))
+            self._accounts[identity.principal] = accounts
+        return accounts
+
+    def pace(self, identity: Identity | None) -> tuple[float, float]:
+        """
+        @return: C{idleTimeout} and C{minimumRate} of a sender.
+        """
+        policy = self.policy
+        if identity is None:
+            return policy.idleTimeout, policy.minimumRate
+        idle, rate = identity.idleTimeout, identity.minimumRate
+        return (
+            policy.idleTimeout if idle is None else idle,
+            policy.minimumRate if rate is None else rate,
+        )
+
+    def largest(self, offer: Offer) -> int | None:
+        """
+        @return: the most bytes that C{offer} may have; L{None} for no limit.
+        """
+        identity = offer.identity
+        return _least(self.policy.maxFileSize, None if identity is None else identity.maxFileSize)
 
     def check(self, offer: Offer) -> None:
         """
@@ -258,39 +158,49 @@ class Reception:
 
         @raise TransferError: why it is refused.
         """
+        self._checkSize(offer)
+        for account in self.accounts(offer.identity):
+            account.check(1, offer.size or 0, self._now(account))
+
+    def _checkSize(self, offer: Offer) -> None:
         limit = self.largest(offer)
         if limit is not None and offer.size is not None and offer.size > limit:
             raise TooLarge(f"{offer.name} has {offer.size} bytes; at most {limit} are taken")
-        if len(self._active) >= self.policy.maxTransfers:
-            raise Busy(f"{self.policy.maxTransfers} transfers are under way; try later")
-        most = None if offer.identity is None else offer.identity.maxTransfers
-        if most is not None and self._ofPrincipal[offer.principal] >= most:
-            raise Busy(f"{most} transfers of {offer.principal!r} are under way; try later")
 
-    def largest(self, offer: Offer) -> int | None:
-        """
-        @return: the most bytes that C{offer} may have; L{None} for no limit.
-        """
-        limits = [self.policy.maxFileSize]
-        if offer.identity is not None:
-            limits.append(offer.identity.maxFileSize)
-        return min((limit for limit in limits if limit is not None), default=None)
+    def _now(self, account: Account) -> float:
+        return float(self._clock.seconds()) if account.timed else 0.0
 
-    def throttle(self, offer: Offer, count: int) -> Deferred[None] | None:
+    def came(self, incoming: Incoming, count: int) -> Deferred[None] | None:
         """
-        Note that C{count} bytes came.
+        Note that C{count} bytes are coming.
 
         @return: what fires when more may come; L{None} for now.
+        @raise QuotaExceeded: if they may not.
         """
-        rates: list[tuple[str | None, float | None]] = [(None, self.policy.rate)]
-        if offer.identity is not None:
-            rates.append((offer.principal, offer.identity.maxRate))
+        offer = incoming.offer
+        accounts = self.accounts(offer.identity)
+        due = min(count, incoming.expected)
+        if offer.size is None:
+            for account in accounts:
+                account.check(0, count, self._now(account))
+        incoming.expected -= due
+        for account in accounts:
+            account.promise(-due)
+        return self._charge(accounts, count)
+
+    def progressed(self, incoming: Incoming) -> None:
+        """
+        Tell listeners how far it is, if it is time to.
+        """
+        if self.listeners and incoming.tells(self._clock.seconds()):
+            self._tell("progressed", incoming.offer, incoming.peer, incoming.done)
+
+    def _charge(self, accounts: Sequence[Account], count: int) -> Deferred[None] | None:
+        self.receivedBytes += count
         wait = 0.0
-        for whose, rate in rates:
-            if rate is not None:
-                throttle = self._throttles.get(whose) or Throttle(rate)
-                self._throttles[whose] = throttle
-                wait = max(wait, throttle.take(count, self._clock.seconds()))
+        for account in accounts:
+            if account.timed:
+                wait = max(wait, account.came(count, self._clock.seconds()))
         if not wait:
             return None
         held: Deferred[None] = Deferred()
@@ -310,36 +220,85 @@ class Reception:
             call.cancel()
             held.callback(None)
 
-    def _left(self, incoming: Incoming) -> None:
-        if self._active.pop(incoming, self) is None:
-            principal = incoming.offer.principal
-            self._ofPrincipal[principal] -= 1
-            if not self._ofPrincipal[principal]:
-                del self._ofPrincipal[principal]
+    # -- files
 
-    async def begin(self, offer: Offer, peer: str) -> Incoming | Receipt:
+    async def begin(
+        self,
+        offer: Offer,
+        peer: str,
+        late: Callable[[TransferError], Any] | None = None,
+        waiting: Callable[[Deferred[None]], Any] | None = None,
+    ) -> Incoming | Receipt:
         """
         Open a partial for C{offer}.
 
+        @param late: called once if the transfer takes longer than it may.
+        @param waiting: given what is waited for while others are under way;
+            cancelling it gives up.  Left out: nothing is waited for.
         @return: the transfer, or the receipt of the one that this offer's key
             already finished.
         @raise TransferError: why it is refused.
         """
         self._tell("offered", offer, peer)
+        accounts = self.accounts(offer.identity)
+        places: list[Account] = []
         try:
-            self.check(offer)
+            self._checkSize(offer)
+            # its own limit first: who waits for it takes no place from others
+            for account in reversed(accounts):
+                place = account.take(waiting is not None)
+                if place is not None and waiting is not None:
+                    waiting(place)
+                    await place
+                places.append(account)
             partial = await self.store.open(offer)
-        except TransferError as e:
-            self.refuse(str(offer.name), peer, e, offer.transferId)
+            if isinstance(partial, Receipt):
+                _leave(places)
+                return partial
+            expected = await self._promise(offer, partial, accounts)
+        except BaseException as e:
+            _leave(places)
+            if isinstance(e, TransferError):
+                self.refuse(str(offer.name), peer, e, offer.transferId)
             raise
-        if isinstance(partial, Receipt):
-            return partial
-        incoming = Incoming(self, offer, peer, partial)
+        incoming = Incoming(self, offer, peer, partial, expected)
         self._active[incoming] = None
-        self._ofPrincipal[offer.principal] += 1
         self._started += 1
+        self._setDeadline(incoming, late)
         self._tell("started", offer, peer)
         return incoming
+
+    async def _promise(self, offer: Offer, partial: IPartial, accounts: Sequence[Account]) -> int:
+        """
+        Count on what C{offer} announces beyond what is held.
+
+        @return: these bytes.
+        """
+        held = sum(end - start for start, end in partial.held)
+        expected = max(0, (offer.size or 0) - held)
+        try:
+            for account in accounts:
+                account.check(0, expected, self._now(account))
+        except TransferError:
+            await (partial.suspend() if held else partial.abort())
+            raise
+        for account in accounts:
+            account.promise(expected)
+        return expected
+
+    def _setDeadline(self, incoming: Incoming, late: Callable[[TransferError], Any] | None) -> None:
+        identity = incoming.offer.identity
+        most = _least(self.policy.maxTime, None if identity is None else identity.maxTime)
+        if most is not None and late is not None:
+            why = TransferTimeout(f"it took more than {most:g} s, the most that a transfer may")
+            incoming.deadline = self._clock.callLater(most, late, why)
+
+    def _left(self, incoming: Incoming) -> None:
+        if self._active.pop(incoming, self) is None:
+            accounts = self.accounts(incoming.offer.identity)
+            for account in accounts:
+                account.promise(-incoming.expected)
+            _leave(accounts)
 
     def put(
         self, offer: Offer, data: bytes, root: bytes | None, peer: str
@@ -350,32 +309,49 @@ class Reception:
         @raise TransferError: why it is refused.
         """
         self._tell("offered", offer, peer)
-        self.check(offer)
-        self.receivedBytes += len(data)
+        size = len(data)
+        accounts = self.accounts(offer.identity)
+        self._checkSize(offer)
+        for account in accounts:
+            account.check(1, size, self._now(account))
         self._started += 1
+        held = self._charge(accounts, size)
         try:
             stored = self.store.put(offer, data, root)
         except Exception as e:
-            self._failed(offer, peer, len(data), e)
+            self._failed(offer, peer, size, e)
             raise
-        held = self.throttle(offer, len(data))
         if isinstance(stored, Receipt):
-            self._published(stored, peer)
+            self._published(stored, offer, peer)
             if held is None:
                 return stored
             receipt = stored
             return held.addCallback(lambda _: receipt)
+        _small(accounts, 1, size)
 
         def published(receipt: Receipt) -> Receipt | Deferred[Receipt]:
-            self._published(receipt, peer)
+            self._published(receipt, offer, peer)
+            _small(accounts, -1, -size)
             return receipt if held is None else held.addCallback(lambda _: receipt)
 
         def failed(failure: Failure) -> Failure:
             why: Any = failure.value
-            self._failed(offer, peer, len(data), why)
+            self._failed(offer, peer, size, why)
+            _small(accounts, -1, -size)
             return failure
 
         return stored.addCallbacks(published, failed)
+
+    def room(self, identity: Identity | None) -> Deferred[None] | None:
+        """
+        @return: L{None} if a small file of C{identity} may come now, else what
+            fires when it may.
+        """
+        for account in self.accounts(identity):
+            room = account.room()
+            if room is not None:
+                return room
+        return None
 
     def refuse(
         self, name: str, peer: str, why: TransferError, transferId: str | None = None
@@ -397,8 +373,11 @@ class Reception:
         )
         self._tell("refused", name, peer, why)
 
-    def _published(self, receipt: Receipt, peer: str) -> None:
+    def _published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
         self._publishedCount += 1
+        if receipt.status == "stored":
+            for account in self.accounts(offer.identity):
+                account.stored(self._now(account))
         shown = displayName(receipt.name)
         # formatted here: the logger's own formatting takes ten times as long,
         # which small files feel
@@ -440,6 +419,8 @@ class Reception:
             self._failedCount,
             self._refused,
             self.receivedBytes,
+            self._everybody.waiting
+            + sum(account.waiting for _, account in self._accounts.values()),
         )
 
     @property
@@ -451,3 +432,22 @@ class Reception:
 
     def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
         return tuple(incoming.live() for incoming in islice(self._active, limit))
+
+
+def _small(accounts: Sequence[Account], files: int, size: int) -> None:
+    for account in accounts:
+        account.small(files, size)
+
+
+def _leave(places: Sequence[Account]) -> None:
+    for account in places:
+        account.leave()
+
+
+def _least(one: N | None, other: N | None) -> N | None:
+    """
+    @return: the smaller of two limits.
+    """
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)

@@ -331,6 +331,41 @@ def test_theCommandKeepsSecretsOffTheCommandLine(tmp_path, root, file):
     assert SECRET.decode() not in output
 
 
+def test_theTableLimitsEachSender(tmp_path, root):
+    """
+    One transfer at a time, of files that are large: all arrive; a day's bytes
+    and one connection too many are one line each.
+    """
+    (tmp_path / "identities").write_text(
+        "[defaults]\nmax-transfers = 1\nmax-connections = 1\n"
+        '[users.alice]\nmax-bytes-per-day = "4M"\n'
+    )
+    (tmp_path / "files").mkdir()
+    for number in range(6):
+        (tmp_path / "files" / f"{number}").write_bytes(os.urandom(600_000))
+    (tmp_path / "more").write_bytes(os.urandom(700_000))
+    with twistd(
+        "filerecv",
+        "--listen=tcp:0:interface=127.0.0.1",
+        f"--directory={root}",
+        f"--identities={tmp_path / 'identities'}",
+        passwords(tmp_path),
+        cwd=tmp_path,
+    ) as receiver:
+        place = receiver.waitFor(r"listens on (127.0.0.1:\d+)")[1]
+        asked = ["send", "--durability=none", "--to", place]
+        alice = {"CONNPOOL_CREDENTIALS": "alice:" + SECRET.decode()}
+        sent = connpool(*asked, "--jobs=3", tmp_path / "files", **alice)
+        assert sent.returncode == 0, sent.stderr
+        assert len(list((root / "files").iterdir())) == 6
+        more = connpool(*asked, tmp_path / "more", **alice)
+        assert more.returncode == 4
+        assert "bytes of 'alice' are left of these 24 hours" in more.stderr + more.stdout
+        output = receiver.output
+    assert "Traceback" not in output
+    assert len(os.listdir(root)) == 2  # files/ and what is private
+
+
 @pytest.mark.parametrize("text", ["", "alice", ":secret", "alice:"])
 def test_credentialsThatAreNone(tmp_path, text):
     path = tmp_path / "credentials"

@@ -372,6 +372,17 @@ async def test_connectionLimit(root, receiving):
     await bounded(second.closed)
 
 
+@pytest_twisted.ensureDeferred
+async def test_connectionsOfOneAddress(root, receiving):
+    receiver = receiving("--max-per-address=1")
+    first = await connect(receiver)
+    await until(lambda: receiver.listening.stats().connections == 1)
+    assert await send(receiver, b"a.txt") == b""
+    assert receiver.listening.stats().refusedLimit == 1
+    first.transport.loseConnection()
+    await bounded(first.closed)
+
+
 def fromHost(receiver, host):
     transport = StringTransport(peerAddress=IPv4Address("TCP", host, 1))
     return receiver._classic(transport), transport

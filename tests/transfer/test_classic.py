@@ -8,7 +8,7 @@ from twisted.internet.testing import StringTransport
 
 from connpool.transfer.classic import ClassicReceiver
 from connpool.transfer.classic.receiver import SETTLE
-from connpool.transfer.reception import Reception
+from connpool.transfer.reception import Policy, Reception
 from connpool.transfer.stores import MemoryStore
 
 
@@ -17,9 +17,9 @@ class Transport(StringTransport):
         self.disconnecting = True
 
 
-def build():
+def build(**policy):
     clock = Clock()
-    receiver = ClassicReceiver(clock, Reception(MemoryStore()))
+    receiver = ClassicReceiver(clock, Reception(MemoryStore(), clock, Policy(**policy)))
     transport = Transport(peerAddress=IPv4Address("TCP", "127.0.0.1", 1))
     receiver.makeConnection(transport)
     return clock, receiver, transport
@@ -36,4 +36,27 @@ def test_aNameMayComeInPieces():
     clock.advance(0)
     assert transport.value() == b"ok"
     receiver.readConnectionLost()
+    assert clock.getDelayedCalls() == []
+
+
+def test_theTimeOfATransferEnds():
+    clock, receiver, transport = build(maxTime=30.0)
+    receiver.dataReceived(b"name")
+    clock.advance(SETTLE)
+    clock.advance(0)
+    for _ in range(30):
+        assert not transport.disconnecting
+        receiver.dataReceived(bytes(5000))
+        clock.advance(1.0)
+    clock.advance(0.1)
+    assert transport.disconnecting
+    assert clock.getDelayedCalls() == []
+
+
+def test_whoFindsNoPlaceIsToldSo():
+    clock, receiver, transport = build(maxTransfers=0)
+    receiver.dataReceived(b"name")
+    clock.advance(SETTLE)
+    clock.advance(0)
+    assert transport.value() == b"busy: 0 transfers are under way; try later\n"
     assert clock.getDelayedCalls() == []

@@ -73,7 +73,14 @@ def test_hostileSubjectsAreNobody(names):
         "[users.alice]\nmax-file-size = true",
         "[users.alice]\nmax-file-size = -1",
         "[users.alice]\nmax-transfers = 0",
-        "[users.alice]\nquota = 1",
+        "[users.alice]\ncolour = 1",
+        "[users.alice]\nquota = 1.5",
+        "[users.alice]\nmax-time = 0",
+        "[users.alice]\nmax-time = inf",
+        "[users.alice]\nidle-timeout = true",
+        "[users.alice]\nmax-files-per-day = 'many'",
+        "defaults = 1",
+        "[defaults]\ncolour = 1",
         '[users."\\u001b[2J"]\nx = 1',
     ],
 )
@@ -81,3 +88,30 @@ def test_mistakesAreOneLine(text):
     with pytest.raises(IdentitiesError) as caught:
         Identities.parse(text, asSize)
     assert str(caught.value).isprintable()
+
+
+def test_everyLimitAndItsDefault():
+    identities = Identities.parse(
+        """
+        [defaults]
+        max-rate = "1M"
+        max-time = 3600
+        quota = "1G"
+        [users.alice]
+        max-rate = 0
+        max-connections = 2
+        max-bytes-per-day = "10G"
+        max-files-per-day = 1000
+        min-rate = 10
+        idle-timeout = 2.5
+        quota = "2G"
+        [users.bob]
+        """,
+        asSize,
+    )
+    alice, bob = identities.ofUser("alice"), identities.ofUser("bob")
+    assert (alice.maxRate, alice.maxTime, alice.quota) == (None, 3600.0, 2 << 30)
+    assert (alice.maxConnections, alice.maxBytes, alice.maxFiles) == (2, 10 << 30, 1000)
+    assert (alice.minimumRate, alice.idleTimeout) == (10, 2.5)
+    assert (bob.maxRate, bob.maxTime, bob.quota) == (1 << 20, 3600.0, 1 << 30)
+    assert (bob.maxConnections, bob.maxBytes, bob.maxFiles, bob.minimumRate) == (None,) * 4

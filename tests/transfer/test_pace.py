@@ -57,9 +57,19 @@ def test_timeWeDidNotReadDoesNotCount():
     pace.stop()
     clock.advance(100)
     pace.start()
-    clock.advance(4)
+    clock.advance(0.9)
     assert late == []
-    clock.advance(2)
+    clock.advance(0.2)
+    assert len(late) == 1
+
+
+def test_whoStopsUsNowAndThenIsLateAllTheSame():
+    clock, pace, late = build()
+    for _ in range(20):
+        clock.advance(0.3)
+        pace.stop()
+        clock.advance(1.0)
+        pace.start()
     assert len(late) == 1
 
 

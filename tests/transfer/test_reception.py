@@ -5,14 +5,17 @@ What a reception says about files: counts, log lines, live transfers.
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from connpool.errors import NoSpace, TooLarge
-from connpool.interfaces import ILiveTransfers, IStatsSource
+from connpool.errors import NoSpace, StoreError, TooLarge, TransferError
+from connpool.interfaces import ILiveTransfers, IStatsSource, ITransferListener
 from connpool.transfer.names import RelativeName
 from connpool.transfer.reception import Policy, Reception
 from connpool.transfer.records import Offer
+from connpool.transfer.stores import MemoryStore
 from tests.helpers.waiting import bounded, failureResultOf
 
 ID = "0123456789abcdef" * 2
@@ -58,14 +61,14 @@ def lines(logs):
 
 
 def test_provides():
-    verifyObject(IStatsSource, Reception(Store()))
-    verifyObject(ILiveTransfers, Reception(Store()))
+    verifyObject(IStatsSource, Reception(Store(), Clock()))
+    verifyObject(ILiveTransfers, Reception(Store(), Clock()))
 
 
 @pytest_twisted.ensureDeferred
 async def test_aTransferIsLiveUntilItHasItsName():
     partial = Partial(held=[(0, 10)])
-    reception = Reception(Store(partial))
+    reception = Reception(Store(partial), Clock())
     incoming = await reception.begin(offer(size=100, protocol="native"), "192.0.2.7")
     (live,) = reception.liveTransfers(5)
     assert (live.transferId, live.name, live.done, live.size) == (ID, "d/x", 10, 100)
@@ -92,7 +95,7 @@ async def test_aTransferIsLiveUntilItHasItsName():
 
 @pytest_twisted.ensureDeferred
 async def test_oldestFirstAndNotMoreThanAsked():
-    reception = Reception(Store(Partial()))
+    reception = Reception(Store(Partial()), Clock())
     for name in "abcde":
         await reception.begin(Offer(name=RelativeName.parse(name), transferId=name), "peer")
     assert [live.name for live in reception.liveTransfers(3)] == ["a", "b", "c"]
@@ -100,7 +103,7 @@ async def test_oldestFirstAndNotMoreThanAsked():
 
 @pytest_twisted.ensureDeferred
 async def test_theIdIsInEveryLine():
-    reception = Reception(Store(Partial()), Policy(maxFileSize=10))
+    reception = Reception(Store(Partial()), Clock(), Policy(maxFileSize=10))
     with capturedLogs() as logs:
         with pytest.raises(TooLarge):
             await reception.begin(offer(size=11), "peer")
@@ -119,7 +122,7 @@ def raising(error):
 
 @pytest.mark.parametrize("how", [raising, fail])
 def test_aSmallFileThatCannotBeStoredIsCountedAndLogged(how):
-    reception = Reception(Store(put=lambda *_: how(NoSpace("full"))))
+    reception = Reception(Store(put=lambda *_: how(NoSpace("full"))), Clock())
     with capturedLogs() as logs:
         try:
             failureResultOf(reception.put(offer(size=1), b"x", None, "peer"), NoSpace)
@@ -128,3 +131,66 @@ def test_aSmallFileThatCannotBeStoredIsCountedAndLogged(how):
     assert lines(logs) == [f"did not receive d/x from peer after 1 bytes: no-space: full, id {ID}"]
     stats = reception.stats()
     assert (stats.started, stats.failed, stats.published) == (1, 1, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_aStoreThatCannotTidyUpKeepsNoPlace():
+    partial = Partial()
+    reception = Reception(Store(partial), Clock())
+    incoming = await reception.begin(offer(size=1), "peer")
+    committing = Deferred.fromCoroutine(incoming.commit(None))
+    partial.abort = lambda: fail(OSError("EIO"))
+    partial.committed.errback(StoreError("full"))
+    failureResultOf(committing, OSError)
+    assert (reception.stats().active, reception.stats().failed) == (0, 1)
+    # whichever comes second does nothing
+    await incoming.abort(NoSpace("full"))
+    with pytest.raises(TransferError, match="ended already"):
+        await incoming.commit(None)
+    assert reception.stats().failed == 1
+
+
+@implementer(ITransferListener)
+class Told:
+    def __init__(self):
+        self.events = []
+
+    def offered(self, offer, peer):
+        self.events.append("offered")
+
+    def refused(self, name, peer, why):
+        self.events.append(f"refused {why.code}")
+
+    def started(self, offer, peer):
+        self.events.append("started")
+
+    def progressed(self, offer, peer, done):
+        self.events.append(done)
+
+    def published(self, receipt):
+        self.events.append("published")
+
+    def failed(self, offer, peer, why):
+        self.events.append(f"failed {why.code}")
+
+
+@pytest_twisted.ensureDeferred
+async def test_aListenerHearsOfItOnceASecond():
+    clock, told = Clock(), Told()
+    verifyObject(ITransferListener, told)
+    clock.advance(1000.0)
+    reception = Reception(MemoryStore(), clock, Policy(maxFileSize=100), [told])
+    incoming = await reception.begin(offer(size=100), "peer")
+    for at in range(0, 100, 10):
+        incoming.write(at, b"0123456789")
+        clock.advance(0.25)
+    await incoming.commit(None)
+    with pytest.raises(TooLarge):
+        await reception.begin(offer(size=101), "peer")
+    incoming = await reception.begin(offer(size=100), "peer")
+    await incoming.abort(NoSpace("full"))
+    assert told.events == [
+        *("offered", "started", 10, 50, 90, "published"),
+        *("offered", "refused too-large"),
+        *("offered", "started", "failed no-space"),
+    ]

@@ -3,8 +3,9 @@ import pytest_twisted
 from twisted.internet.task import Clock
 
 from connpool.transfer.identities import Identity
+from connpool.transfer.incoming import Incoming
 from connpool.transfer.names import RelativeName
-from connpool.transfer.reception import Incoming, Policy, Reception
+from connpool.transfer.reception import Policy, Reception
 from connpool.transfer.records import Offer
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.throttle import BURST, Throttle
@@ -26,6 +27,12 @@ def test_idleTimeIsNotSavedUp():
     assert throttle.take(100, 1000.0) == pytest.approx(1.0 - BURST)
 
 
+def test_aClockThatIsSetBackMakesNoDebt():
+    throttle = Throttle(100.0)
+    assert throttle.take(110, 10_000.0) == pytest.approx(1.0)
+    assert throttle.take(1, 6_400.0) == pytest.approx(1.01)
+
+
 def begin(reception, **offer):
     name = RelativeName.parse(offer.pop("name", "f"))
     from twisted.internet.defer import Deferred
@@ -39,11 +46,11 @@ def begin(reception, **offer):
 
 def build(**policy):
     clock = Clock()
-    return clock, Reception(MemoryStore(), Policy(**policy), clock=clock)
+    return clock, Reception(MemoryStore(), clock, Policy(**policy))
 
 
 def test_transfersShareTheRate():
-    clock, reception = build(rate=1000.0)
+    clock, reception = build(maxRate=1000.0)
     one, two = begin(reception), begin(reception, name="g")
     first, second = one.write(0, bytes(1000)), two.write(0, bytes(1000))
     assert one.slowedBy == two.slowedBy == "rate"
@@ -69,7 +76,7 @@ def test_anIdentityHasARateOfItsOwn():
 
 @pytest_twisted.ensureDeferred
 async def test_smallFilesCountToo():
-    clock, reception = build(rate=1000.0)
+    clock, reception = build(maxRate=1000.0)
     offer = Offer(name=RelativeName.parse("f"), transferId="0" * 32, size=1000)
     stored = reception.put(offer, bytes(1000), None, "peer")
     assertNoResult(stored)
@@ -78,7 +85,7 @@ async def test_smallFilesCountToo():
 
 
 def test_aStopDoesNotWaitForTheRate():
-    clock, reception = build(rate=1.0)
+    clock, reception = build(maxRate=1.0)
     incoming = begin(reception)
     assert isinstance(incoming, Incoming)
     held = incoming.write(0, bytes(1000))

@@ -25,9 +25,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import NameRefused, NetworkFailed, TransferError, TransferTimeout
+from connpool.transfer.incoming import Incoming
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.pace import Pace
-from connpool.transfer.reception import Incoming, Reception
+from connpool.transfer.reception import Reception
 from connpool.transfer.records import Offer
 
 __all__ = ["ClassicReceiver", "ClassicRefusal"]
@@ -154,7 +155,7 @@ class ClassicReceiver(Protocol):
         )
 
     async def _begin(self, offer: Offer) -> Incoming:
-        incoming = await self._reception.begin(offer, self._peer)
+        incoming = await self._reception.begin(offer, self._peer, self._fail)
         assert isinstance(incoming, Incoming), "a new key finishes nothing twice"
         return incoming
 

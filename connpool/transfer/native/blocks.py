@@ -3,8 +3,9 @@ Which blocks of a file that is being received are there, wrong or missing.
 
 Theory of operation
 ===================
-Bytes of a block arrive in order over one I{lane} (a connection); each block is
-hashed as it arrives and may be checked in any order.  A block goes
+Bytes of a block arrive in order over one I{lane} (a connection), one block a
+lane at a time; each is hashed as it arrives and may be checked in any order.  A
+block goes
 
     absent -> arriving -> complete -> verified
 
@@ -27,7 +28,10 @@ import attrs
 from connpool.errors import ProtocolError, TooLarge
 from connpool.transfer.digests import MAX_BLOCKS, blockCount
 
-__all__ = ["Arrival", "Board", "heldRuns", "packBlocks", "readHeld", "unpackBlocks"]
+__all__ = ["AHEAD", "Arrival", "Board", "heldRuns", "packBlocks", "readHeld", "unpackBlocks"]
+
+#: Digests that are kept of blocks whose bytes have not begun to come.
+AHEAD = 1024
 
 
 @attrs.define(eq=False)
@@ -72,6 +76,8 @@ class Board:
         self.expected: dict[int, bytes] = {}
         self.computed: dict[int, bytes] = {}
         self.arriving: dict[int, Arrival] = {}
+        #: the block that came last by each lane
+        self.latest: dict[Any, Arrival] = {}
 
     def place(self, offset: int, lane: Any, newHasher: Any) -> tuple[Arrival | None, int]:
         """
@@ -94,6 +100,7 @@ class Board:
             if within or block in self.verified or block in self.computed:
                 return None, end
             arrival = self.arriving[block] = Arrival(lane, block, offset, end, newHasher())
+            self.latest[lane] = arrival
         elif arrival.lane is not lane or arrival.next != offset or arrival.dropped:
             return None, end
         return arrival, end
@@ -137,7 +144,8 @@ class Board:
                 continue
             computed = self.computed.pop(block, None)
             if computed is None:
-                self.expected[block] = digest
+                if block in self.arriving or len(self.expected) < AHEAD:
+                    self.expected[block] = digest
             elif computed == digest:
                 self.verified[block] = digest
                 right.append(block)
@@ -164,18 +172,6 @@ class Board:
         if len(self.verified) == count:
             return []
         return [block for block in range(count) if block not in self.verified]
-
-    @property
-    def verifiedBytes(self) -> int:
-        """
-        Bytes in verified blocks.
-        """
-        whole = len(self.verified) * self.blockSize
-        if self.size is not None and self.size % self.blockSize:
-            last = self.size // self.blockSize
-            if last in self.verified:
-                whole -= self.blockSize - self.size % self.blockSize
-        return whole
 
 
 def heldRuns(digests: Mapping[int, bytes]) -> tuple[int, bytes]:

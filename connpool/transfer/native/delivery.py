@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from connpool.errors import (
@@ -28,6 +28,8 @@ from connpool.errors import (
     ProtocolError,
     TransferError,
 )
+from connpool.transfer.identities import Identity
+from connpool.transfer.incoming import Incoming
 from connpool.transfer.native.blocks import heldRuns, packBlocks, unpackBlocks
 from connpool.transfer.native.frames import Frame, Type
 from connpool.transfer.native.messages import (
@@ -42,10 +44,12 @@ from connpool.transfer.native.messages import (
     encode,
 )
 from connpool.transfer.native.upload import Upload
-from connpool.transfer.reception import Incoming
 from connpool.transfer.records import Offer, Receipt
 
-__all__ = ["Delivery", "receiptFrame", "rejectFrame"]
+__all__ = ["COMPARE_RATE", "Delivery", "receiptFrame", "rejectFrame"]
+
+#: Bytes/s at which a sender compares what is held with its file, at least.
+COMPARE_RATE = 8 << 20
 
 
 class Delivery:
@@ -68,6 +72,8 @@ class Delivery:
         self._why = TransferError()
         self._isGone = False
         self._waiters: list[Deferred[None]] = []
+        self._place: Deferred[None] | None = None
+        self._comparing: Any = None
         self.epoch = 0
 
     @property
@@ -76,6 +82,13 @@ class Delivery:
         Whether it is the sender's turn.
         """
         return self._upload is not None and not self._ending and not self._committing
+
+    @property
+    def comparing(self) -> bool:
+        """
+        Whether the sender may be reading what is held, and send nothing.
+        """
+        return self.receiving and self._comparing is not None and self._comparing.active()
 
     # -- beginning
 
@@ -93,9 +106,13 @@ class Delivery:
                 self.epoch = older.epoch + 1
                 await older.evict()
             if not self._ending:
-                found = await registry.reception.begin(self.offer, self._session.peer)
+                found = await registry.reception.begin(
+                    self.offer, self._session.peer, self.fail, self._waitsFor
+                )
                 if await self._opened(found):
                     return
+        except CancelledError:
+            pass  # it ended before others made way
         except TransferError as e:
             self._reject(e)
         except Exception:
@@ -103,12 +120,15 @@ class Delivery:
             self._reject(TransferError("the receiver failed; see its log"))
         self._left()
 
+    def _waitsFor(self, place: Deferred[None]) -> None:
+        self._place = place
+
     async def _opened(self, found: Incoming | Receipt) -> bool:
         """
         @return: whether there is something to receive.
         """
         if isinstance(found, Receipt):
-            self._answer(receiptFrame(self._number, found))
+            self._answer(receiptFrame(self._number, found, self.offer.identity))
             return False
         if self._ending:
             # cancelled or taken over meanwhile
@@ -130,6 +150,11 @@ class Delivery:
         runs, wire = heldRuns(self._upload.board.verified)
         accept = Accept("resume" if runs else "new", self.epoch, runs)
         self._session.send(encode(Type.ACCEPT, self._number, accept, len(wire)), wire)
+        if runs:
+            held = len(self._upload.board.verified) * self.offer.blockSize
+            self._comparing = registry.clock.callLater(
+                held / COMPARE_RATE, self._session.receivingChanged
+            )
         self._session.receivingChanged()
         return True
 
@@ -143,13 +168,7 @@ class Delivery:
             return None
         if self._upload is None:
             raise ProtocolError("DATA before ACCEPT")
-        try:
-            return self._upload.write(lane, offset, view)
-        except ProtocolError:
-            raise
-        except TransferError as e:
-            self._storeFailed(e)
-            return None
+        return self._upload.write(lane, offset, view)
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         """
@@ -181,13 +200,12 @@ class Delivery:
         assert self._upload is not None
         try:
             receipt = await self._upload.commit(message.size, message.root)
-        except (DigestMismatch, ProtocolError) as e:
-            await self._endBy(e, keep=False)
-            return
         except TransferError as e:
             if self._ending:
-                return
-            if self._upload.incoming.ended:
+                return  # what ended it says whether to keep it
+            if isinstance(e, DigestMismatch | ProtocolError):
+                await self._endBy(e, keep=False)
+            elif self._upload.incoming.ended:
                 self._reject(e)
                 self._left()
             else:
@@ -202,7 +220,8 @@ class Delivery:
         if receipt is None:
             self._session.receivingChanged()
             return
-        self._answer(receiptFrame(self._number, receipt))
+        self._session.stored()
+        self._answer(receiptFrame(self._number, receipt, self.offer.identity))
         self._left()
 
     def progress(self) -> None:
@@ -216,7 +235,7 @@ class Delivery:
             # also when nothing comes any more
             upload.checkpoint()
         message = (
-            Progress("receive", 0, "disk")
+            Progress("receive", 0, "quota" if self._queued else "disk")
             if upload is None
             else Progress(upload.phase, upload.durable, _slow(upload))  # type: ignore[arg-type]
         )
@@ -233,17 +252,11 @@ class Delivery:
 
     def fail(self, why: TransferError, keep: bool = True) -> None:
         """
-        End it with C{REJECT}.
+        End it with C{REJECT}.  What is being published goes on.
         """
         if not self._ending and not self._publishing:
             d = Deferred.fromCoroutine(self._endBy(why, keep))
             d.addErrback(lambda f: self._log.failure("ending a transfer failed", failure=f))
-
-    def lost(self, why: TransferError) -> None:
-        """
-        The session is gone.  What is being published goes on.
-        """
-        self.fail(why)
 
     async def evict(self) -> None:
         """
@@ -256,14 +269,18 @@ class Delivery:
             await d
 
     @property
+    def _queued(self) -> bool:
+        return self._place is not None and not self._place.called
+
+    @property
     def _publishing(self) -> bool:
         return self._upload is not None and self._upload.phase == "publish"
 
     def _cancel(self, message: Cancel) -> None:
         if self._publishing:
             return  # too late: the answer will say so
-        self._ending = True
         self._why = Cancelled(f"the sender cancelled: {message.code!a}")
+        self._close()
         self._session.ended(self._number)
         if self._upload is not None:
             d = Deferred.fromCoroutine(self._leave(self._why, message.keep))
@@ -286,9 +303,16 @@ class Delivery:
 
     def _answer(self, wire: bytes) -> None:
         if not self._ending:
-            self._ending = True
+            self._close()
             self._session.send(wire)
             self._session.ended(self._number)
+
+    def _close(self) -> None:
+        self._ending = True
+        if self._place is not None:
+            self._place.cancel()
+        if self._comparing is not None and self._comparing.active():
+            self._comparing.cancel()
 
     def _left(self) -> None:
         if self._isGone:
@@ -318,13 +342,17 @@ def rejectFrame(number: int, why: TransferError) -> bytes:
     return encode(Type.REJECT, number, Reject(why.code, why.retryable, detail))
 
 
-def receiptFrame(number: int, receipt: Receipt) -> bytes:
+def receiptFrame(number: int, receipt: Receipt, identity: Identity | None) -> bytes:
     """
-    C{RECEIPT}.
+    C{RECEIPT}, with the name as the sender may use it: its directory is the
+    operator's business.
     """
+    name = receipt.name
+    if identity is not None and identity.directory is not None:
+        name = name.removeprefix(identity.directory.path + "/")
     message = Receipting(
         receipt.status,  # type: ignore[arg-type]
-        receipt.name.encode("utf-8"),
+        name.encode("utf-8"),
         receipt.size,
         receipt.durability,  # type: ignore[arg-type]
         receipt.filesystem,

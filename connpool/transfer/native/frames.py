@@ -17,7 +17,7 @@ A damaged name or offset would do as much harm as a damaged byte of a file, and
 has no digest: header and control part carry a CRC.  It finds accidents; against
 people there is TLS.
 
-Every byte is copied at most once here, and only when it was not complete yet.
+A byte of a C{DATA} run is not copied here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from zlib import crc32
 
 import attrs
 
 from connpool.errors import FrameDamaged, ProtocolError
+from connpool.transfer.digests import MAX_BLOCKS
 
 __all__ = [
     "BOUNDS",
@@ -61,6 +63,7 @@ MAX_RUN = 4 << 20
 MAX_SMALL = 1 << 20
 
 _MAX_LISTS = 4 << 20
+_MAX_NUMBERS = 4 * MAX_BLOCKS
 _CONTROL = (1 << 16) - 1
 
 
@@ -123,8 +126,8 @@ BOUNDS: dict[int, Bounds] = {
     Type.REJECT: Bounds(8192),
     Type.DATA: Bounds(64, MAX_RUN),
     Type.DIGESTS: Bounds(64, _MAX_LISTS),
-    Type.REPAIR: Bounds(64, _MAX_LISTS),
-    Type.REVOKE: Bounds(64, _MAX_LISTS),
+    Type.REPAIR: Bounds(64, _MAX_NUMBERS),
+    Type.REVOKE: Bounds(64, _MAX_NUMBERS),
     Type.COMMIT: Bounds(1024),
     Type.PROGRESS: Bounds(1024),
     Type.ACK: Bounds(_CONTROL, session=True),
@@ -176,9 +179,11 @@ class FrameReader:
     Cuts what arrives into frames.
 
     @ivar run: bytes of the current C{DATA} run that have not been passed on.
+    @ivar expected: types that are taken now; of others nothing is kept.
     """
 
     def __init__(self) -> None:
+        self.expected: AbstractSet[int] = BOUNDS.keys()
         self._held = bytearray()
         self._need = HEADER_SIZE
         self._fixed: tuple[Type, int, int, int] | None = None
@@ -243,6 +248,8 @@ class FrameReader:
         kind = _NAMES.get(number)
         if kind is None:
             raise ProtocolError(f"there is no frame type 0x{number:02x}")
+        if kind not in self.expected:
+            raise ProtocolError(f"{kind.name} is not expected now")
         bounds = BOUNDS[kind]
         if flags:
             raise ProtocolError(f"{kind.name} has flags 0x{flags:02x}; none are defined")

@@ -116,8 +116,7 @@ class BorrowedSocket:
             return
         if not count:
             _buffers.give(buffer)
-            # the end is for the transport to see: it is still to be read there
-            self._link.giveBack()
+            self._link.borrowedEnd()
             return
         self._busy += 1
         self._link.borrowed(buffer[:count], lambda: self._released(buffer))
@@ -330,6 +329,16 @@ class Link(Protocol):
         if self.ended is None:
             self._session.late(why)
 
+    def keepPace(self, idleTimeout: float, minimumRate: float) -> None:
+        """
+        Who the peer is has turned out: hold it to this.  Its PINGs may come as
+        rarely as it was told before.
+        """
+        self.idleTimeout = max(self.idleTimeout, idleTimeout)
+        self._pace.stop()
+        self._pacing = False
+        self._pace = Pace(self._reactor, idleTimeout, minimumRate, self.late)
+
     # -- inside
 
     def _work(self) -> None:
@@ -434,6 +443,14 @@ class Link(Protocol):
             self.giveBack()
         else:
             self.steer()
+
+    def borrowedEnd(self) -> None:
+        """
+        The borrowed socket read the end.  That is for the transport to see, and
+        is still to be read there; nothing else is.
+        """
+        self._canBorrow = False
+        self.giveBack()
 
     def giveBack(self) -> None:
         """

@@ -42,6 +42,7 @@ from connpool.errors import (
     TransferError,
     TransferTimeout,
 )
+from connpool.transfer.accounts import Account
 from connpool.transfer.digests import BLOCK_SIZE, Digest, digestNamed, rootOf
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import displayName
@@ -71,7 +72,7 @@ from connpool.transfer.native.negotiation import CAPABILITIES, VERSIONS, agree, 
 from connpool.transfer.native.safety import credentialsAreSafe
 from connpool.transfer.native.terms import offerOf
 from connpool.transfer.pace import Pace
-from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.records import FileStat, Offer, Receipt
 
 if TYPE_CHECKING:
     from connpool.transfer.native.registry import NativeReceiver
@@ -89,6 +90,13 @@ SMALL_FILE = 256 * 1024
 PENDING_BYTES = 32 << 20
 #: Offers open at once in one session.
 STREAMS = 256
+
+_FROM_SENDER = frozenset(
+    {
+        *(Type.PUT, Type.OFFER, Type.DATA, Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL),
+        *(Type.PING, Type.PONG, Type.JOIN, Type.ERROR),
+    }
+)
 
 
 class ReceiverSession:
@@ -138,6 +146,8 @@ class ReceiverSession:
         policy = self.registry.reception.policy
         self._pace = Pace(clock, policy.idleTimeout, policy.minimumRate, self._tooSlow)
         self._pacing = False
+        self._accounts: list[Account] = []
+        link.reader.expected = {Type.HELLO, Type.ERROR}
 
     def greeted(self) -> None:
         """
@@ -217,6 +227,9 @@ class ReceiverSession:
         """
         The sender has said all it will.
         """
+        if self._joined is not None:
+            self._link.close()  # nothing more comes by this one
+            return
         self._closing = True
         for delivery in list(self._deliveries.values()):
             if delivery.receiving:
@@ -232,6 +245,8 @@ class ReceiverSession:
         self._over = True
         if self._deadline.active():
             self._deadline.cancel()
+        for account in self._accounts:
+            account.disconnect()
         self._pace.stop()
         self._acks.stop()
         if self._ticking is not None and self._ticking.active():
@@ -246,7 +261,7 @@ class ReceiverSession:
             why if isinstance(why, TransferError) else NetworkFailed("the sender went away")
         )
         for delivery in list(self._deliveries.values()):
-            delivery.lost(failure)
+            delivery.fail(failure)
 
     def laneLost(self, joiner: ReceiverSession) -> None:
         """
@@ -301,6 +316,7 @@ class ReceiverSession:
         self._deadline.cancel()
         self._deadline = registry.clock.callLater(AUTH_TIMEOUT, self._tooLate, "AUTH")
         self._state = self._auth
+        self._link.reader.expected = {Type.AUTH, Type.ERROR}
 
     def _methods(self) -> tuple[str, ...]:
         authenticator, transport = self.registry.authenticator, self._link.transport
@@ -334,13 +350,25 @@ class ReceiverSession:
         if self._over:
             return
         self._deadline.cancel()
+        try:
+            for account in self.registry.reception.accounts(identity):
+                account.connect()
+                self._accounts.append(account)
+        except Busy as e:
+            self.broken(e)
+            return
         self._identity = identity
+        idleTimeout, minimumRate = self.registry.reception.pace(identity)
+        # nothing is paced yet
+        self._pace = Pace(self.registry.clock, idleTimeout, minimumRate, self._tooSlow)
+        self._link.keepPace(idleTimeout, minimumRate)
         self.principal = principal = ANONYMOUS if identity is None else identity.principal
         self._ticket = secrets.token_bytes(32)
         self.registry.tickets[self._ticket] = self
         ready = Ready(self._transcript, secrets.token_bytes(16), self._ticket, principal)
         self.send(encode(Type.READY, 0, ready))
         self._state = self._open
+        self._link.reader.expected = _FROM_SENDER
         if self._draining:
             self.send(encode(Type.GOAWAY, 0, Goaway("the receiver is stopping")))
 
@@ -385,8 +413,6 @@ class ReceiverSession:
                 f"the sender gave up: {displayName(error.code)}: {displayName(error.detail)}"
             )
             self._link.close()
-        elif kind is not Type.PONG:
-            raise ProtocolError(f"{kind.name} is not expected from a sender")
 
     def _find(self, frame: Frame) -> Delivery | None:
         """
@@ -402,7 +428,7 @@ class ReceiverSession:
         owner = self.registry.tickets.get(message.ticket)
         if owner is None or owner is self or owner.principal != self.principal:
             raise Expired("there is no such session")
-        if self._last or self._joined is not None or owner._joined is not None:
+        if self._last or self._joined is not None:
             raise ProtocolError("JOIN is for a connection that has done nothing else")
         del self.registry.tickets[self._ticket]
         self._joined = owner
@@ -449,8 +475,16 @@ class ReceiverSession:
         reception = self.registry.reception
         reception.check(offer)
 
-        def found(there: Any) -> None:
-            if there is not None and offer.ifExists == "refuse":
+        def found(there: FileStat | None) -> None:
+            trouble = reception.store.trouble()
+            if trouble is not None:
+                self.send(rejectFrame(number, StoreError(trouble)))
+            elif (
+                there is not None
+                and offer.ifExists in {"refuse", "skip"}
+                # else it may be the same content
+                and there.size != offer.size
+            ):
                 self.send(rejectFrame(number, Exists(f"there is a file {offer.name} already")))
             else:
                 self.send(encode(Type.ACCEPT, number, Accept("dry", 0)))
@@ -484,6 +518,9 @@ class ReceiverSession:
             return
         size = len(data) + 512
         self._pendingChanged(size)
+        room = self.registry.reception.room(self._identity)
+        if room is not None:
+            self._link.waitFor(room)
 
         def done(result: Any) -> None:
             if isinstance(result, Failure):
@@ -512,11 +549,17 @@ class ReceiverSession:
         if self._over:
             return
         if receipt.status != "stored" or receipt.name != offer.name.path:
-            self.send(receiptFrame(number, receipt))
+            self.send(receiptFrame(number, receipt, self._identity))
             return
         self._acks.add(number, receipt)
 
     # -- the deliveries' side
+
+    def stored(self) -> None:
+        """
+        A large file is stored: a sign of life.
+        """
+        self._pace.arrived(0)
 
     def ended(self, number: int) -> None:
         """
@@ -533,7 +576,8 @@ class ReceiverSession:
         """
         if self._over:
             return
-        pacing = any(delivery.receiving for delivery in self._deliveries.values())
+        deliveries = self._deliveries.values()
+        pacing = any(d.receiving for d in deliveries) and not any(d.comparing for d in deliveries)
         if pacing != self._pacing:
             self._pacing = pacing
             (self._pace.start if pacing else self._pace.stop)()

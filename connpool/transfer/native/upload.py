@@ -25,9 +25,9 @@ from twisted.python.failure import Failure
 
 from connpool.errors import DigestMismatch, ProtocolError, StoreError, TransferError
 from connpool.transfer.digests import Digest, rootOf
+from connpool.transfer.incoming import Incoming
 from connpool.transfer.native.blocks import Arrival, Board
 from connpool.transfer.native.hashing import HashLane
-from connpool.transfer.reception import Incoming
 from connpool.transfer.records import Receipt
 
 __all__ = ["CHECKPOINT_BYTES", "CHECKPOINT_SECONDS", "Upload"]
@@ -96,8 +96,7 @@ class Upload:
         for block in blocks:
             # the store may have dropped a part of it only
             self._discard(*board.span(block))
-        if blocks and self._open:
-            self._repair(blocks)
+        self._ask(blocks)
         idle, self._idle = self._idle, []
         for d in idle:
             d.callback(None)
@@ -141,15 +140,25 @@ class Upload:
         @param lane: whose they are; one lane's bytes come in order.
         @return: L{None} when C{view} is not needed any more, or a Deferred
             that fires (and never fails) when it is not.
-        @raise TransferError: the file cannot be received.
+        @raise ProtocolError: for bytes outside the file.
         """
         waits: list[Deferred[None]] = []
         at = 0
         while at < len(view) and self._open:
-            arrival, end = self.board.place(offset + at, lane, self._digest.new)
-            piece = view[at : at + end - (offset + at)]
-            if arrival is not None:
-                self._take(arrival, lane, offset + at, piece, waits)
+            before = self.board.latest.get(lane)
+            try:
+                arrival, end = self.board.place(offset + at, lane, self._digest.new)
+                if before is not None and before is not self.board.latest[lane]:
+                    # it stays incomplete: one hasher a lane is enough
+                    self._drop([before])
+                piece = view[at : at + end - (offset + at)]
+                if arrival is not None:
+                    self._take(arrival, lane, offset + at, piece, waits)
+            except ProtocolError:
+                raise
+            except TransferError:
+                self._storeFailed(Failure())
+                break
             at += len(piece)
         if not waits:
             return None
@@ -253,7 +262,11 @@ class Upload:
     def _wrong(self, blocks: list[int]) -> None:
         for block in blocks:
             self._discard(*self.board.span(block))
-        if self._open:
+        self._ask(blocks)
+
+    def _ask(self, blocks: list[int]) -> None:
+        # a COMMIT is answered by everything that is missing, once
+        if blocks and self._open and self.phase == "receive":
             self._repair(blocks)
 
     def _forget(self, arrival: Arrival) -> None:
@@ -267,8 +280,8 @@ class Upload:
         Of these blocks, those that are not complete will not be finished.
         """
         for arrival in arrivals:
-            if arrival.next == arrival.end and arrival.busy:
-                continue  # all of it came, and is being hashed
+            if arrival.next == arrival.end or arrival.dropped:
+                continue  # all of it came, and is being hashed or was decided about
             arrival.dropped = True
             if not arrival.busy:
                 self._forget(arrival)
@@ -307,6 +320,7 @@ class Upload:
         A connection is gone: what it had begun comes again on another.
         """
         self._hashing.pop(lane, None)
+        self.board.latest.pop(lane, None)
         self._drop([a for a in list(self.board.arriving.values()) if a.lane is lane])
 
     # -- ends

@@ -103,20 +103,21 @@ class Reservation:
 
     @ivar size: bytes reserved.
     @ivar unwritten: bytes of it that are not on disk yet.
+    @ivar quota: bytes that the principal may take.
     """
 
-    __slots__ = ("principal", "size", "unwritten")
+    __slots__ = ("principal", "quota", "size", "unwritten")
 
-    def __init__(self, principal: str, size: int, unwritten: int) -> None:
+    def __init__(self, principal: str, quota: int | None) -> None:
         self.principal = principal
-        self.size = size
-        self.unwritten = unwritten
+        self.quota = quota
+        self.size = self.unwritten = 0
 
 
 class _Totals(msgspec.Struct):
     """
     @ivar promised: bytes reserved and not written.
-    @ivar taken: principal to bytes reserved; kept only where there is a quota.
+    @ivar taken: principal to bytes reserved.
     """
 
     promised: int = 0
@@ -127,7 +128,7 @@ class Ledger:
     """
     @param directory: descriptor of the directory that all processes share.
     @param quota: bytes that live and suspended transfers of one principal may
-        take; L{None} for no limit.
+        take, unless it has a quota of its own; L{None} for no limit.
     """
 
     def __init__(self, syscalls: Syscalls, directory: int, space: Space, quota: int | None) -> None:
@@ -135,8 +136,8 @@ class Ledger:
         self._directory = directory
         self._space = space
         self._quota = quota
-        #: Bytes reserved at once for a file whose size is not known.
-        self.step = STEP if quota is None else min(STEP, quota // 16)
+        #: Bytes reserved at once for a file whose size is not known, at most.
+        self.step = STEP
         self._totals = _Totals()
         self._name = f"process-{secrets.token_hex(8)}"
         self._lock = syscalls.open("lock", _LOCK, 0o600, dir_fd=directory)
@@ -144,27 +145,41 @@ class Ledger:
         syscalls.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def reserve(
-        self, principal: str, size: int, written: int, suspended: Callable[[], int]
+        self,
+        principal: str,
+        quota: int | None,
+        size: int | None,
+        written: int,
+        suspended: Callable[[], int],
     ) -> Reservation:
         """
-        @param size: bytes the transfer may come to take, those written included.
+        @param quota: the principal's own; L{None} for the ledger's.
+        @param size: bytes the transfer may come to take, those written
+            included; L{None} if nobody knows.
         @param written: bytes that it takes already.
         @param suspended: bytes that the principal's suspended partials take,
             this one left out.
         @raise QuotaExceeded: if the principal may not take so much.
         @raise NoSpace: if the disk has not so much.
         """
-        reservation = Reservation(principal, 0, 0)
+        reservation = Reservation(principal, self._quota if quota is None else quota)
+        if size is None:
+            size = self._step(reservation)
         with _Locked(self._sys, self._lock):
             self._take(reservation, size, max(0, size - written), suspended)
         return reservation
 
+    def _step(self, reservation: Reservation) -> int:
+        quota = reservation.quota
+        return self.step if quota is None else min(self.step, quota // 16)
+
     def grow(self, reservation: Reservation, size: int) -> None:
         """
-        Reserve C{size} bytes more.
+        Reserve at least C{size} bytes more for a file whose size is not known.
 
         @raise QuotaExceeded, NoSpace: as L{reserve}.
         """
+        size = max(self._step(reservation), size)
         with _Locked(self._sys, self._lock):
             self._take(reservation, size, size, lambda: 0)
 
@@ -195,12 +210,9 @@ class Ledger:
         The transfer is over, or suspended.
         """
         self._totals.promised -= reservation.unwritten
-        if self._quota is not None:
-            left = self._totals.taken[reservation.principal] - reservation.size
-            if left:
-                self._totals.taken[reservation.principal] = left
-            else:
-                del self._totals.taken[reservation.principal]
+        left = self._totals.taken.pop(reservation.principal, 0) - reservation.size
+        if left:
+            self._totals.taken[reservation.principal] = left
         reservation.size = reservation.unwritten = 0
         with _Locked(self._sys, self._lock):
             self._publish()
@@ -221,14 +233,14 @@ class Ledger:
         suspended: Callable[[], int],
     ) -> None:
         others = self._others()
-        principal = reservation.principal
-        if self._quota is not None:
+        principal, quota = reservation.principal, reservation.quota
+        if quota is not None:
             taken = suspended() + sum(
                 totals.taken.get(principal, 0) for totals in (self._totals, *others)
             )
-            if taken + size > self._quota:
+            if taken + size > quota:
                 raise QuotaExceeded(
-                    f"{taken} of {self._quota} bytes of quota are taken and {size} more are"
+                    f"{taken} of {quota} bytes of quota are taken and {size} more are"
                     " needed; finish or remove unfinished transfers first"
                 )
         promised = self._totals.promised + sum(totals.promised for totals in others)
@@ -241,8 +253,7 @@ class Ledger:
         reservation.size += size
         reservation.unwritten += unwritten
         self._totals.promised += unwritten
-        if self._quota is not None:
-            self._totals.taken[principal] = self._totals.taken.get(principal, 0) + size
+        self._totals.taken[principal] = self._totals.taken.get(principal, 0) + size
         self._publish()
 
     def _others(self) -> list[_Totals]:

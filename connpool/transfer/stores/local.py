@@ -447,13 +447,13 @@ class LocalStore:
         Reserve the declared size; make room by removing the oldest suspended
         partials of the same principal.
         """
-        size = self.ledger.step if offer.size is None else offer.size
-        written = 0 if slot is None else min(slot.allocated, size)
+        written = 0 if slot is None else slot.allocated
         while True:
             try:
                 return self.ledger.reserve(
                     offer.principal,
-                    size,
+                    None if offer.identity is None else offer.identity.quota,
+                    offer.size,
                     written,
                     lambda: self.shelf.suspended(offer.principal, slot),
                 )

@@ -121,9 +121,9 @@ class LocalPartial:
         if self.held.overlaps(offset, end) or self._flying.overlaps(offset, end):
             raise StoreError(f'"{self._offer.name}": bytes {offset} to {end} are held already')
         assert self._reservation is not None
-        if declared is None and self.held.total + size > self._reservation.size:
-            ledger = self._store.ledger
-            ledger.grow(self._reservation, max(ledger.step, size))
+        short = self.held.total + size - self._reservation.size
+        if declared is None and short > 0:
+            self._store.ledger.grow(self._reservation, short)
         pace = self._store.pace
         if pace.inline:
             began = time.perf_counter()

@@ -22,6 +22,7 @@ from connpool.transfer.native.frames import Type
 from connpool.transfer.native.sender import Credentials
 from connpool.transfer.native.streams import Asked
 from connpool.transfer.reception import Policy
+from connpool.transfer.stores import MemoryStore
 from tests.transfer.native.wire import SMALL_BLOCKS, MemoryTransport, Passwords, Wire, World
 
 SMALL = 256 * 1024
@@ -321,18 +322,28 @@ def test_credentials(tmp_path, source, monkeypatch):
     world.close()
 
 
+class Occupied(MemoryStore):
+    """
+    Another process has every partial, for some time.
+    """
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+
+    def open(self, offer):
+        if self.times:
+            self.times -= 1
+            raise Busy("another process receives it")
+        return super().open(offer)
+
+
 def test_busyIsTriedAgain(tmp_path, source):
-    world = World(tmp_path / "state", Policy(maxTransfers=0, minimumRate=0))
     (source / "a").write_bytes(content(SMALL * 2))
-    results = world.start(world.sending(source / "a"))
-    world.pump()
-    world.clock.advance(1)
-    world.pump()
-    assert not results
-    world.reception.policy = Policy(minimumRate=0)
-    assert world.finish(results).exitCode == 0
+    world = World(tmp_path / "state", store=Occupied(2))
+    assert world.send(source / "a").exitCode == 0
     world.close()
-    world = World(tmp_path / "state", Policy(maxTransfers=0, minimumRate=0))
+    world = World(tmp_path / "state", store=Occupied(100))
     report = world.send(source / "a")
     assert isinstance(report.failed[0].error, Busy)
     world.close()

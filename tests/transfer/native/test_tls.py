@@ -31,7 +31,7 @@ class Server:
         certificate = authority.issue_cert("localhost")
         pem = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
         loaded = ssl.PrivateCertificate.loadPEM(pem + certificate.private_key_pem.bytes())
-        native = NativeReceiver(reactor, Reception(self.store), **receiver)
+        native = NativeReceiver(reactor, Reception(self.store, reactor), **receiver)
         self.factory = FrontDoorFactory(reactor, [Door(native.signature, native.build)])
         endpoint = SSL4ServerEndpoint(reactor, 0, loaded.options(), interface="127.0.0.1")
         self.listening = endpoint.listen(self.factory)

@@ -220,7 +220,7 @@ class World:
         """
         A new receiver over the same store.
         """
-        self.reception = Reception(self.store, self.policy)
+        self.reception = Reception(self.store, self.clock, self.policy)
         self.receiver = NativeReceiver(self.clock, self.reception, run=inline, **self.receiver_)
 
     def connect(self, factory):

@@ -30,6 +30,7 @@ from connpool.errors import (
     SyncFailed,
 )
 from connpool.transfer import LocalStore, RelativeName
+from connpool.transfer.identities import Identity
 from connpool.transfer.reception import Reception
 from connpool.transfer.stores import local as local_
 from connpool.transfer.stores import shelf
@@ -522,6 +523,27 @@ async def test_unknownSizesReserveInSteps(root, opened):
 
 
 @pytest_twisted.ensureDeferred
+async def test_anIdentityMayHaveAQuotaOfItsOwn(root, opened):
+    store = opened(quota=4 * BLOCK)
+
+    def of(name, size, quota=None, principal="alice"):
+        identity = Identity(principal, quota=quota)
+        return offer(name, size=size, principal=principal, identity=identity)
+
+    with pytest.raises(QuotaExceeded):
+        await bounded(store.open(of("a", 5 * BLOCK)))
+    first = await bounded(store.open(of("a", 5 * BLOCK, 6 * BLOCK)))
+    with pytest.raises(QuotaExceeded, match=f"{5 * BLOCK} of {6 * BLOCK} bytes of quota"):
+        await bounded(store.open(of("b", 2 * BLOCK, 6 * BLOCK)))
+    # what another one has does not count
+    second = await bounded(store.open(of("b", 4 * BLOCK, principal="bob")))
+    with pytest.raises(QuotaExceeded):
+        await bounded(store.open(of("c", 1, 0, principal="carol")))
+    await bounded(first.abort())
+    await bounded(second.abort())
+
+
+@pytest_twisted.ensureDeferred
 async def test_aSmallQuotaTakesUnknownSizesToo(root, opened):
     store = opened(quota=4 * BLOCK)
     first = await bounded(store.open(offer("a", size=None)))
@@ -845,7 +867,7 @@ def test_aFullDiskLosesNothing(root, where):
 def test_aDiskThatIsFullAtTheEndKeepsThePartial(root, number, left):
     store, clock, syscalls = inline(root)
     asked = offer(size=BLOCK, resumeKey=SECRET)
-    coming = Deferred.fromCoroutine(Reception(store).begin(asked, "peer"))
+    coming = Deferred.fromCoroutine(Reception(store, clock).begin(asked, "peer"))
     incoming = clock.wait(coming)
     incoming.write(0, CONTENT[:BLOCK])
     incoming.partial.record(0, hashlib.sha256(CONTENT[:BLOCK]).digest())

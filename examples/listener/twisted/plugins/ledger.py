@@ -32,6 +32,9 @@ class Ledger:
     def started(self, offer, peer):
         pass
 
+    def progressed(self, offer, peer, done):
+        pass
+
     def published(self, receipt):
         # opened late: by now the process runs as the user it shall run as
         with open(self.path, "a", encoding="utf-8") as ledger:
