@@ -4,11 +4,12 @@ C{twistd filesend}: forward what settles in a folder.
 A source is removed (or moved) only when its receipt says that the very same
 content is stored and durable, and nobody can have written to it since
 (L{OutboxFolder.remove}).  What the receiver will never take is set aside, with
-the reason beside it; what only waits for the receiver waits.
+the reason; what only waits for the receiver waits.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -50,11 +51,14 @@ __all__ = ["FileSenderService", "Options", "OutboxStats", "makeService"]
 
 T = TypeVar("T")
 
-#: Files of one go: what is remembered between two looks at the folder.
+#: Files of one go.
 BATCH = 1000
 
 #: Codes that lie in the file itself; the rest may go away while we wait.
 _OWN = frozenset({"name-refused", "exists", "too-large", "source-error", "hook-refused"})
+
+#: Why a file cannot be read, and it is not to blame.
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Options(StatusOptions):
@@ -143,7 +147,8 @@ class FileSenderService(MultiService):
         self._run: Deferred[None] | None = None
         self.pool: ConnectionPool | None = None
         self._sent = self._sentBytes = self._failed = self._setAside = 0
-        self._troubled = self._unnamed = ""
+        self._troubled = ""
+        self._leftOut: dict[str, str] = {}
         self._sending: Any = None
         self._stopping = False
         self._working: set[Deferred[Any]] = set()
@@ -187,13 +192,15 @@ class FileSenderService(MultiService):
         # a sending that is cancelled reports as usual: the flag ends the loop
         while not self._stopping:
             await self._look()
-            due = self._outbox.due(self._reactor.seconds(), BATCH)
-            if due:
-                await self._send(pool, due)
-            if self._stopping:
-                return
-            wait = self._outbox.next(self._reactor.seconds())
             interval = self._options["interval"]
+            again = self._reactor.seconds() + interval
+            while due := self._outbox.due(self._reactor.seconds(), BATCH):
+                await self._send(pool, due)
+                if self._stopping:
+                    return
+                if self._reactor.seconds() >= again:
+                    break
+            wait = self._outbox.next(self._reactor.seconds())
             await self._sleep(interval if wait is None else min(max(wait, 0.05), interval))
 
     def _inThread(self, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
@@ -225,14 +232,16 @@ class FileSenderService(MultiService):
             self._trouble(f"cannot read the folder: {e.strerror}")
             return
         self._outbox.scanned(found, self._reactor.seconds())
-        unnamed = self._folder.unnamed
-        if unnamed and unnamed != self._unnamed:
-            self._log.warn(
-                "{name} does not send {file}: its name is not UTF-8; rename it",
-                name=self.name,
-                file=displayName(os.fsencode(unnamed)),
-            )
-        self._unnamed = unnamed
+        leftOut = self._folder.leftOut
+        for why, what in leftOut.items():
+            if self._leftOut.get(why) != what:
+                self._log.warn(
+                    "{name} does not send {file}: {why}",
+                    name=self.name,
+                    file=displayName(os.fsencode(what)),
+                    why=why,
+                )
+        self._leftOut = leftOut
 
     async def _send(self, pool: ConnectionPool, names: Sequence[str]) -> None:
         """
@@ -288,7 +297,7 @@ class FileSenderService(MultiService):
             self._troubled = ""
             return await self._stored(name, before, outcome.receipt)
         return await self._refused(
-            name, outcome.error or TransferError("the receiver does not store durably")
+            name, before, outcome.error or TransferError("the receiver does not store durably")
         )
 
     async def _stored(self, name: str, before: tuple[int, ...], receipt: Receipt) -> bool:
@@ -314,17 +323,22 @@ class FileSenderService(MultiService):
             self._outbox.changed(name, self._reactor.seconds())
         return gone
 
-    async def _refused(self, name: str, why: ConnpoolError) -> bool:
+    async def _refused(self, name: str, before: tuple[int, ...], why: ConnpoolError) -> bool:
         self._failed += 1
-        own = why.code in _OWN
+        cause = getattr(why.__context__, "errno", None)
+        own = why.code in _OWN and cause not in _SHORTAGE
         if not own:
             self._trouble(str(why))
         if not self._outbox.failed(name, self._reactor.seconds(), own):
             return False
         try:
-            where = await self._inThread(self._folder.setAside, name, f"{why.code}: {why}")
+            where = await self._inThread(self._folder.setAside, name, before, f"{why.code}: {why}")
         except OSError as e:
             self._trouble(f"cannot set {displayName(name)} aside: {e.strerror}")
+            return False
+        if where is None:
+            # it is another file by now
+            self._outbox.changed(name, self._reactor.seconds())
             return False
         self._setAside += 1
         self._outbox.done(name)

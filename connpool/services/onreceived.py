@@ -5,12 +5,19 @@ The program gets the receipt as JSON on its standard input, nothing on its
 command line and no shell, so no name is ever a part of a command.  At least
 once for each file, across restarts; two at a time; a program that fails or
 takes more than a minute is said so in the log and changes nothing.
+
+A program that was never begun (it is not there, or there is no process left for
+it) has failed nobody: its receipt comes first when it is tried again, after a
+second and then after twice as long each time, up to a minute.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from bisect import insort
+from operator import itemgetter
 from typing import Any
 
 import attrs
@@ -39,6 +46,14 @@ LAST_WORDS = 0.5
 #: Bytes of a program's output that are kept for the log.
 OUTPUT = 1000
 
+#: Seconds before what could not be begun is tried again: at first, and at most.
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+
+#: What Twisted's child says if it cannot become the program.
+_NOT_BEGUN = b"Upon execvpe "
+
+_Taken = tuple[tuple[int, int], Receipt]
+
 
 def asProgram(text: str) -> str:
     """
@@ -46,9 +61,13 @@ def asProgram(text: str) -> str:
     @raise ValueError: if it cannot be run.
     """
     path = os.path.abspath(text)
-    if not (os.path.isfile(path) and os.access(path, os.X_OK)):
+    if not _canRun(path):
         raise ValueError(f"{text!r} is not a program that can be run; chmod +x it")
     return path
+
+
+def _canRun(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 class _Run(ProcessProtocol):
@@ -56,7 +75,10 @@ class _Run(ProcessProtocol):
     One run of the program.
 
     @ivar ended: fires with why it failed; L{None} if it did not.
+    @ivar begun: whether it was the program that ran.
     """
+
+    begun = True
 
     def __init__(self, clock: Any, text: bytes) -> None:
         self._text = text
@@ -72,6 +94,8 @@ class _Run(ProcessProtocol):
         transport.closeStdin()
 
     def outReceived(self, data: bytes) -> None:
+        if not self._output:
+            self.begun = not data.startswith(_NOT_BEGUN)
         # the end of what it says tells most; a gigabyte of it costs nothing
         self._output = (self._output + data)[-OUTPUT:]
 
@@ -96,11 +120,15 @@ class _Run(ProcessProtocol):
         if self._late.active():
             self._late.cancel()
         if reason.check(ProcessDone):
+            self.begun = True
             self.ended.callback(None)
             return
         said = self._output.decode("utf-8", "backslashreplace").strip()
         why = "was killed" if self._killed else str(reason.value).rstrip(".")
-        self.ended.callback(f"{why}; it said {said!r}" if said else why)
+        if not self.begun:
+            self.ended.callback(said.splitlines()[-1])
+        else:
+            self.ended.callback(f"{why}; it said {said!r}" if said else why)
 
 
 @implementer(ITransferListener)
@@ -121,6 +149,10 @@ class OnReceived:
         self._directory = os.path.abspath(directory)
         self._outbox = outbox
         self._running: dict[_Run, Deferred[Any]] = {}
+        #: taken and not begun, in their order
+        self._again: list[_Taken] = []
+        self._wait = 0.0
+        self._troubled = ""
         self._stopped = False
         self._next: Any = None
 
@@ -130,24 +162,34 @@ class OnReceived:
         """
         self._forget()
         while not self._stopped and len(self._running) < AT_ONCE:
-            taken = self._outbox.take()
+            try:
+                taken = self._again.pop(0) if self._again else self._outbox.take()
+            except OSError as e:
+                self._later(f"the list of what was received cannot be read: {e.strerror}")
+                return
             if taken is None:
                 return
-            position, receipt = taken
-            known = {**attrs.asdict(receipt), "directory": self._directory}
+            known = {**attrs.asdict(taken[1]), "directory": self._directory}
             run = _Run(self._reactor, json.dumps(known).encode() + b"\n")
-            self._running[run] = run.ended.addCallback(self._ended, run, position, receipt)
+            self._running[run] = run.ended.addCallback(self._ended, run, taken)
             try:
+                if not _canRun(self._program):
+                    raise OSError(errno.ENOENT, "it is gone or not executable; chmod +x it")
                 self._reactor.spawnProcess(
                     run, self._program, [self._program], env=None, path=self._directory
                 )
             except OSError as e:
-                run.ended.callback(f"cannot be run: {e.strerror}")
+                run.begun = False
+                run.ended.callback(e.strerror)
+                return
 
-    def _ended(
-        self, why: str | None, run: _Run, position: tuple[int, int], receipt: Receipt
-    ) -> None:
+    def _ended(self, why: str | None, run: _Run, taken: _Taken) -> None:
         del self._running[run]
+        if not run.begun:
+            insort(self._again, taken, key=itemgetter(0))
+            self._later(f"{self._program} cannot be run: {why}")
+            return
+        position, receipt = taken
         if self._stopped and why is not None:
             return  # we ended it: it comes again after the restart
         if why is not None:
@@ -158,10 +200,32 @@ class OnReceived:
                 why=why,
                 id=receipt.transferId,
             )
-        self._outbox.told(position)
+        self._wait, trouble = 0.0, ""
+        try:
+            self._outbox.told(position)
+        except OSError as e:
+            trouble = f"what the program was told cannot be noted: {e.strerror}"
+        self._say(trouble)
         if not self._stopped and self._next is None:
             # not from here: a program that ends at once must not make this recurse
             self._next = self._reactor.callLater(0, self.look)
+
+    def _later(self, why: str) -> None:
+        """
+        Look again after a while.
+        """
+        self._say(f"{why}; the files wait, trying again")
+        if not self._stopped and self._next is None:
+            self._wait = min(2 * self._wait or FIRST_WAIT, LONGEST_WAIT)
+            self._next = self._reactor.callLater(self._wait, self.look)
+
+    def _say(self, trouble: str) -> None:
+        """
+        Log a trouble once, not every time it comes back.
+        """
+        if trouble and trouble != self._troubled:
+            self._log.warn("--on-received: {what}", what=trouble)
+        self._troubled = trouble
 
     def _forget(self) -> None:
         following, self._next = self._next, None
@@ -178,7 +242,8 @@ class OnReceived:
         self._outbox.close()
 
     def published(self, receipt: Receipt) -> None:
-        self.look()
+        if self._next is None:
+            self.look()
 
     def offered(self, offer: Offer, peer: str) -> None:
         """

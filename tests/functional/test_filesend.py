@@ -188,9 +188,104 @@ async def test_poisonIsSetAsideAndTheRestGoes(outbox, root, start):
     await until(lambda: sending.stats().sent == 1)
     assert received(root) == {"good": b"x"}
     aside = outbox / PRIVATE / POISON
-    assert (aside / "too large").stat().st_size == 2000
-    assert "too-large" in (aside / "too large.why").read_text()
-    assert "name-refused" in (aside / "bad\\name.why").read_text()
+    assert (aside / "too large/file").stat().st_size == 2000
+    assert "too-large" in (aside / "too large/why").read_text()
+    assert "name-refused" in (aside / "bad\\name/why").read_text()
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatReplacesPoisonMeanwhileIsSent(outbox, root, start):
+    receiving = start(receiver(root, "--max-file-size=1K"))
+    (outbox / "a").write_bytes(bytes(2000))
+    sending = sender(outbox, receiving.listening.getHost().port, "--attempts=1")
+    start(sending)
+    setAside = sending._folder.setAside
+
+    def replaceAndSetAside(name, *details):
+        (outbox / "new").write_bytes(b"good")
+        os.replace(outbox / "new", outbox / "a")
+        return setAside(name, *details)
+
+    sending._folder.setAside = replaceAndSetAside
+    await until(lambda: sending.stats().sent == 1)
+    assert received(root) == {"a": b"good"}
+    assert sending.stats().setAside == 0
+    assert received(outbox / PRIVATE / POISON) == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_aShortageOfDescriptorsIsNoPoison(outbox, root, start, monkeypatch):
+    receiving = start(receiver(root))
+    (outbox / "a").write_bytes(b"1")
+    (outbox / "directory").mkdir()
+    opening = os.open
+    short = True
+
+    def exhausted(path, *arguments, **keywords):
+        if short and str(path) == str(outbox / "a"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opening(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", exhausted)
+    sending = start(sender(outbox, receiving.listening.getHost().port, "--attempts=1"))
+    await until(lambda: sending.stats().failed >= 2)
+    assert sending.stats().setAside == 0
+    short = False
+    await until(lambda: sending.stats().sent == 1)
+    assert received(root) == {"a": b"1"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_aFolderIsNotReadForEachGo(outbox, root, start, monkeypatch):
+    monkeypatch.setattr(filesend, "BATCH", 5)
+    looks = []
+    scan = filesend.OutboxFolder.scan
+
+    def scanning(folder):
+        looks.append(folder)
+        return scan(folder)
+
+    monkeypatch.setattr(filesend.OutboxFolder, "scan", scanning)
+    receiving = start(receiver(root))
+    for n in range(100):
+        (outbox / str(n)).write_bytes(b"x")
+    sending = start(sender(outbox, receiving.listening.getHost().port, "--interval=20"))
+    await until(lambda: sending.stats().sent == 100)
+    assert len(looks) <= 3, "twenty goes"
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatComesWhileOthersAreSentIsSeenInTime(outbox, root, start, monkeypatch):
+    """
+    C{--interval} holds while there is always something to send.
+    """
+    monkeypatch.setattr(filesend, "BATCH", 1)
+    receiving = start(receiver(root))
+    for n in range(400):
+        (outbox / str(n)).write_bytes(b"x")
+    sending = start(sender(outbox, receiving.listening.getHost().port))
+    await until(lambda: sending.stats().sent > 10)
+    (outbox / "later").write_bytes(b"x")
+    seen = sending._outbox
+    await until(lambda: "later" in seen._entries or sending.stats().sent == 401)
+    assert sending.stats().sent < 400
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatIsReceivedIntoTheFolderIsForwardedAndTheReceiverKeepsItsOwn(outbox, root, start):
+    receiving = start(receiver(root))
+    first = start(receiver(outbox))
+    second = start(
+        sender(outbox, receiving.listening.getHost().port, "--attempts=1", "--settle=0.01")
+    )
+    (root.parent / "origin").mkdir()
+    (root.parent / "origin/a").write_bytes(b"1")
+    start(sender(root.parent / "origin", first.listening.getHost().port))
+    await until(lambda: received(root) == {"a": b"1"})
+    own = set((outbox / ".connpool").rglob("*"))
+    await pause(0.5)
+    assert second.stats().setAside == 0
+    assert set((outbox / ".connpool").rglob("*")) == own
 
 
 class Liar(peer.Receiver):
@@ -245,7 +340,7 @@ async def test_aNameThatIsNotUTF8IsSaidOnce(outbox, start):
     with capturedLogs() as logs:
         start(sender(outbox, 1))
         await pause(0.5)
-    (event,) = [event for event in logs if "UTF-8" in event["log_format"]]
+    (event,) = [event for event in logs if "UTF-8" in event.get("why", "")]
     assert event["file"].endswith("caf\\xe9")
 
 

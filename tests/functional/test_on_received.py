@@ -2,6 +2,7 @@
 C{--on-received}: at least once for every file, whatever the program does.
 """
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.logger import capturedLogs
 from twisted.python import usage
 from zope.interface.verify import verifyObject
 
@@ -146,6 +148,60 @@ async def test_whatWasNotToldIsToldAfterARestart(tmp_path, root, told, monkeypat
     await pause(0.3)
     await bounded(receiver.stopService())
     assert len(receipts(told)) == 5, "told again though it was told"
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("broken", ["absent", "#!/nonexistent/interpreter\n", "no format\n"])
+async def test_aProgramThatComesBackIsToldEverything(tmp_path, root, told, monkeypatch, broken):
+    """
+    Removed, or replaced by what the kernel cannot run: one line, and no file is
+    taken for told.
+    """
+    monkeypatch.setattr(onreceived, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(onreceived, "LONGEST_WAIT", 0.05)
+    receiver = start(root, program(tmp_path, told))
+    path = tmp_path / "program"
+    good = path.read_text()
+    with capturedLogs() as logs:
+        if broken == "absent":
+            path.unlink()
+        else:
+            path.write_text(broken)
+        for n in range(5):
+            await send(receiver, b"%d" % n, b"x")
+        await pause(0.5)
+    (event,) = [event for event in logs if "what" in event]
+    assert "cannot be run" in event["what"]
+    assert receipts(told) == []
+    path.write_text(good)
+    path.chmod(0o755)
+    await until(lambda: len(receipts(told)) == 5)
+    await bounded(receiver.stopService())
+    assert {receipt["name"] for receipt in receipts(told)} == set("01234")
+
+
+@pytest_twisted.ensureDeferred
+async def test_forksThatFailAreTriedAgain(tmp_path, root, told, monkeypatch):
+    monkeypatch.setattr(onreceived, "FIRST_WAIT", 0.2)
+    receiver = start(root, program(tmp_path, told))
+    fork = os.fork
+    short = True
+
+    def exhausted():
+        if short:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", exhausted)
+    before = len(os.listdir("/proc/self/fd"))
+    for n in range(5):
+        await send(receiver, b"%d" % n, b"x")
+    await pause(0.3)
+    assert receipts(told) == []
+    assert len(os.listdir("/proc/self/fd")) <= before + 3, "its pipes are closed"
+    short = False
+    await until(lambda: len(receipts(told)) == 5)
+    await bounded(receiver.stopService())
 
 
 @pytest_twisted.ensureDeferred

@@ -7,6 +7,7 @@ import pytest
 from connpool.errors import StartFailed
 from connpool.transfer.outboxfolder import POISON, PRIVATE, TAKEN, OutboxFolder
 from connpool.transfer.source import identity
+from connpool.transfer.stores.syscalls import Syscalls
 
 
 @pytest.fixture
@@ -33,6 +34,19 @@ def read(path):
 
 def taken(folder):
     return os.listdir(os.path.join(folder.path, PRIVATE, TAKEN))
+
+
+def contents(folder):
+    """
+    Every user's file there is, set aside or not.
+    """
+    found = [
+        os.path.join(where, name)
+        for where, _, names in os.walk(folder.path)
+        for name in names
+        if PRIVATE not in where or name == "file"
+    ]
+    return sorted(read(path) for path in found)
 
 
 def test_scanSeesRegularFilesOnly(folder, tmp_path):
@@ -90,20 +104,30 @@ def test_aReaderDoesNot(folder):
         assert folder.remove("a", status)
 
 
-def test_whatIsPutBackDoesNotOverwrite(folder, monkeypatch):
-    path, _ = put(folder)
-    with open(path, "a") as writer:
-        rename = os.rename
+@pytest.mark.parametrize("name", ["a", "x" * 255, "é" * 127])
+def test_whatIsPutBackDoesNotOverwrite(folder, monkeypatch, name):
+    path, status = put(folder, name)
+    writers = []
+    rename = os.rename
 
-        def renameAndReplace(source, target):
-            rename(source, target)
-            put(folder, "a", "new")
+    def renameAndReplace(source, target):
+        writers.append(open(path, "a"))  # noqa: SIM115 - open until after the removal
+        rename(source, target)
+        put(folder, name, "new")
 
-        monkeypatch.setattr(os, "rename", renameAndReplace)
-        assert not folder.remove("a", identity(os.stat(path)))
-        writer.write("more")
+    monkeypatch.setattr(os, "rename", renameAndReplace)
+    assert not folder.remove(name, status)
+    writers[0].write("more")
+    writers[0].close()
     assert read(path) == "new"
-    assert read(path + ".1") == "xmore"
+    assert contents(folder) == ["new", "xmore"]
+
+
+def test_whatHasAWriterIsNotEvenTaken(folder):
+    path, status = put(folder)
+    with open(path, "a"):
+        assert not folder.remove("a", status)
+    assert identity(os.stat(path)) == status, "it would be another file, and be sent at once"
 
 
 def test_aRestartPutsBackWhatWasTaken(folder):
@@ -146,11 +170,15 @@ def test_whatCannotBeMovedStays(tmp_path):
 def test_anErrorOnTheWayPutsItBack(folder, monkeypatch):
     path, status = put(folder)
 
-    def unlink(path, *_):
-        raise OSError(errno.EIO, "Input/output error")
+    unlink = os.unlink
+
+    def broken(path):
+        if path.endswith("/file"):
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(folder, "_withoutWriters", lambda taken, *_: unlink(taken))
+        patched.setattr(os, "unlink", broken)
         with pytest.raises(OSError):
             folder.remove("a", status)
     assert read(path) == "x"
@@ -192,23 +220,330 @@ def test_aFolderThatCannotBeWrittenToIsOneLine(folder, monkeypatch):
             OutboxFolder(folder.path)
 
 
+def aside(folder):
+    """
+    Path to content of everything among the poison.
+    """
+    poison = os.path.join(folder.path, PRIVATE, POISON)
+    return {
+        os.path.relpath(os.path.join(where, name), poison): read(os.path.join(where, name))
+        for where, _, names in os.walk(poison)
+        for name in names
+    }
+
+
 def test_poisonIsSetAsideWithItsReason(folder):
     for content in "12":
-        put(folder, "d/a", content)
-        where = folder.setAside("d/a", "name-refused: because")
+        _, status = put(folder, "d/a", content)
+        where = folder.setAside("d/a", status, "name-refused: because")
     assert where == os.path.join(folder.path, PRIVATE, POISON, "a.1")
-    assert read(where) == "2"
-    assert read(where + ".why") == "d/a: name-refused: because\n"
+    assert read(where + "/file") == "2"
+    assert read(where + "/name") == "d/a"
+    assert read(where + "/why") == "d/a: name-refused: because\n"
     assert folder.scan() == {}
+    assert taken(folder) == []
+
+
+def test_poisonReplacesNoPoison(folder):
+    """
+    Whatever it is called.
+    """
+    names = ["a.why", "a", "why", "name", "file", "a.1", "d/a", "d/a.why"]
+    for name in names:
+        _, status = put(folder, name, f"the only {name}")
+        folder.setAside(name, status, "because")
+    assert contents(folder) == sorted(f"the only {name}" for name in names)
+    assert len(aside(folder)) == 3 * len(names)
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 127])
 def test_poisonWithALongName(folder, name):
     for _ in range(2):
-        put(folder, name)
-        where = folder.setAside(name, "because")
-    assert read(where + ".why") == f"{name}: because\n"
+        _, status = put(folder, name)
+        where = folder.setAside(name, status, "because")
+    assert read(where + "/why") == f"{name}: because\n"
     assert folder.scan() == {}
+
+
+def test_poisonThatIsClearedAway(folder):
+    os.rmdir(os.path.join(folder.path, PRIVATE, POISON))
+    _, status = put(folder)
+    assert os.path.exists(folder.setAside("a", status, "because") + "/file")
+
+
+@pytest.mark.parametrize("act", ["remove", "setAside"])
+@pytest.mark.parametrize("calls", range(1, 9))
+def test_aProducersReplacementStays(folder, monkeypatch, act, calls):
+    """
+    The producer renames a new file over the old name before any step.
+    """
+    path, status = put(folder, "a", "old")
+    count = 0
+
+    def before(call):
+        def calling(*arguments, **keywords):
+            nonlocal count
+            count += 1
+            if count == calls:
+                with open(path + ".new", "w") as file:
+                    file.write("new")
+                os.replace(path + ".new", path)
+            return call(*arguments, **keywords)
+
+        return calling
+
+    with monkeypatch.context() as patched:
+        for name in ("mkdir", "rename", "unlink", "rmdir", "lstat", "link"):
+            patched.setattr(os, name, before(getattr(os, name)))
+        if act == "remove":
+            folder.remove("a", status)
+        else:
+            folder.setAside("a", status, "because")
+    if count < calls:
+        put(folder, "a", "new")
+    assert read(path) == "new"
+    if act == "setAside":
+        assert aside(folder).get("a/file", "old") == "old"
+    assert taken(folder) == []
+
+
+@pytest.mark.parametrize("act", ["remove", "keep", "setAside", "writer"])
+def test_aDeathAtAnyStepLosesNothing(tmp_path, act):
+    """
+    Before each call that changes the folder: afterwards the file is where it
+    was or where it should be, once, and nothing is half done.
+    """
+    (tmp_path / "done").mkdir()
+    for death in range(1, 30):
+        out = tmp_path / f"out{death}"
+        out.mkdir()
+        (out / "d").mkdir()
+        (out / "d/a").write_text("content")
+        pid = os.fork()
+        if pid == 0:
+            dieIn(out, act, death)
+        survived = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        again = OutboxFolder(str(out))
+        again.close()
+        assert taken(again) == []
+        there = {*again.scan()}
+        kept = [path.read_text() for path in (tmp_path / "done").rglob("*") if path.is_file()]
+        if act == "setAside" and not there:
+            assert aside(again) == {
+                "a/file": "content",
+                "a/name": "d/a",
+                "a/why": "d/a: because\n",
+            }
+        elif act == "keep" and not there:
+            assert kept == ["content"]
+            (tmp_path / "done/d/a").unlink()
+        elif act == "remove" and not there:
+            assert death > 4, "not before it was taken"
+        else:
+            assert there == {"d/a"}
+            assert read(out / "d/a") == "content"
+            assert kept == []
+        if survived:
+            break
+    assert survived
+    assert there == ({"d/a"} if act == "writer" else set())
+
+
+def dieIn(out, act, death):
+    """
+    In a child: do it, and die before a call.
+    """
+    count = 0
+
+    def dying(call):
+        def calling(*arguments, **keywords):
+            nonlocal count
+            count += 1
+            if count == death:
+                os._exit(9)
+            return call(*arguments, **keywords)
+
+        return calling
+
+    try:
+        keep = str(out.parent / "done") if act == "keep" else None
+        folder = OutboxFolder(str(out), keep)
+        status = identity(os.stat(out / "d/a"))
+        for name in ("mkdir", "fsync", "rename", "unlink", "rmdir", "link"):
+            setattr(os, name, dying(getattr(os, name)))
+        Syscalls.renameNoReplace = staticmethod(dying(Syscalls.renameNoReplace))
+        if act == "setAside":
+            folder.setAside("d/a", status, "because")
+        elif act == "writer":
+            folder._withoutWriters = lambda path, *_: TAKEN not in path
+            folder.remove("d/a", status)
+        else:
+            folder.remove("d/a", status)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "fsync", "rename"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("act", ["remove", "setAside"])
+def test_whatFailsBeforeItIsTakenLeavesNothing(folder, monkeypatch, call, number, act):
+    path, status = put(folder)
+
+    def fail(*arguments, **keywords):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        with pytest.raises(OSError):
+            folder.remove("a", status) if act == "remove" else folder.setAside("a", status, "why")
+    assert identity(os.stat(path)) == status
+    assert taken(folder) == []
+
+
+def test_whatCannotBePutBackIsByTheNextScan(folder, monkeypatch):
+    _, status = put(folder, "d/a")
+
+    def fail(*arguments, **keywords):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", fail)
+        patched.setattr(Syscalls, "renameNoReplace", fail)
+        with pytest.raises(OSError):
+            folder.remove("d/a", status)
+        assert folder.scan() == {}
+    assert set(folder.scan()) == {"d/a"}
+    assert taken(folder) == []
+
+
+@pytest.mark.parametrize("noReplace", [True, False])
+def test_whoeversFileItIsItIsPutBack(folder, monkeypatch, noReplace):
+    """
+    C{fs.protected_hardlinks}: a file of another user cannot be linked; and a
+    file system whose rename cannot refuse to replace.
+    """
+    path, status = put(folder)
+
+    def protected(*arguments, **keywords):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def unknown(*arguments, **keywords):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    with monkeypatch.context() as patched:
+        if noReplace:
+            patched.setattr(os, "link", protected)
+        else:
+            patched.setattr(Syscalls, "renameNoReplace", unknown)
+        patched.setattr(folder, "_withoutWriters", lambda path, *_: TAKEN not in path)
+        assert not folder.remove("a", status)
+    assert read(path) == "x"
+    assert taken(folder) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make files of another user")
+def test_filesOfOtherUsers(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    os.chown(out, 65534, 65534)
+    for name, mode in (("readable", 0o644), ("secret", 0o600)):
+        (out / name).write_text(name)
+        (out / name).chmod(mode)
+    before = identity((out / "readable").stat())
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(out)
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            folder = OutboxFolder(".")
+            with pytest.raises(PermissionError):
+                folder.remove("readable", identity(os.stat("readable")))
+            assert folder.setAside("secret", identity(os.stat("secret")), "unreadable")
+            assert taken(folder) == []
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert identity((out / "readable").stat()) == before
+    assert (out / PRIVATE / POISON / "secret/file").read_text() == "secret"
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\nb", " a ", "x" * 255, "é" * 127])
+def test_aRestartKnowsTheName(folder, name):
+    for content in ("old", "new"):
+        place = os.path.join(folder.path, PRIVATE, TAKEN, content)
+        os.mkdir(place)
+        for note, text in (("name", name), ("file", content)):
+            with open(os.path.join(place, note), "w", newline="") as file:
+                file.write(text)
+    folder.close()
+    OutboxFolder(folder.path).close()
+    assert contents(folder) == ["new", "old"]
+    assert name in folder.scan()
+
+
+def test_aLongNameWhoseDirectoryIsAFileNow(folder):
+    place = os.path.join(folder.path, PRIVATE, TAKEN, "0123")
+    os.mkdir(place)
+    for note, text in (("name", "d/" + "x" * 255), ("file", "content")):
+        with open(os.path.join(place, note), "w") as file:
+            file.write(text)
+    put(folder, "d", "new")
+    folder.recover()
+    assert contents(folder) == ["content", "new"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127])
+def test_longNamesAreMovedToo(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "done").mkdir()
+    folder = OutboxFolder(str(tmp_path / "out"), keep=str(tmp_path / "done"))
+    for content in "12":
+        _, status = put(folder, name, content)
+        assert folder.remove(name, status)
+    folder.close()
+    assert sorted(path.read_text() for path in (tmp_path / "done").iterdir()) == ["1", "2"]
+
+
+def test_whatBelongsToAReceiverIsLeftOut(folder):
+    """
+    A folder that is received into and forwarded.
+    """
+    for name in (".connpool/done/hook", ".connpool-0123", "d/.Connpool-outbox/state/secret"):
+        put(folder, name)
+    put(folder, "d/a")
+    assert set(folder.scan()) == {"d/a"}
+    assert folder.leftOut == {}
+
+
+def test_whatCannotBeReadIsSaid(folder, monkeypatch):
+    put(folder, "a")
+    put(folder, "d/a")
+    put(folder, "gone/a")
+    scandir = os.scandir
+
+    def denied(path):
+        for name, kind in (("d", PermissionError), ("gone", FileNotFoundError)):
+            if path.endswith(f"/{name}"):
+                raise kind(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert set(folder.scan()) == {"a"}
+    ((why, where),) = folder.leftOut.items()
+    assert "Permission denied" in why
+    assert where == os.path.join(folder.path, "d")
+
+
+def test_aFolderThatCannotBeReadIsAnError(folder, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PermissionError):
+        folder.scan()
 
 
 def test_theRecordSurvives(folder):

@@ -1,0 +1,443 @@
+"""
+C{--on-received}: every receipt is told at least once, whatever fails.
+"""
+
+import errno
+import os
+from itertools import pairwise
+
+import pytest
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
+
+from connpool.services import onreceived
+from connpool.services.onreceived import AT_ONCE, FIRST_WAIT, LONGEST_WAIT, OnReceived
+from connpool.transfer import Receipt
+from connpool.transfer.stores.done import DoneLog
+from connpool.transfer.stores.received import ReceivedOutbox
+from tests.helpers.waiting import successResultOf
+from tests.transfer.stores.kit import Recorded, offer
+
+DAY = 86400
+NOON = 20_000 * DAY + DAY // 2
+
+
+class Place:
+    """
+    A directory of receipts, with those who write and read it.
+
+    @ivar now: what its writers' clock says.
+    """
+
+    def __init__(self, path):
+        self.fd = os.open(path, os.O_RDONLY)
+        self.path = path
+        self.now = NOON
+        self.syscalls = Recorded()
+        self.log = DoneLog(self.syscalls, self.fd, lambda: self.now)
+        self.outbox = None
+        self.restart()
+        self._made = 0
+
+    def restart(self):
+        if self.outbox is not None:
+            self.outbox.close()
+        self.outbox = ReceivedOutbox(self.syscalls, self.fd, lambda: self.now)
+
+    def receive(self, *names):
+        for name in names:
+            self._made += 1
+            offered = offer(name, key=self._made.to_bytes(32, "big"))
+            self.log.append([(offered, receiptOf(name))], sync=False)
+
+    def left(self):
+        """
+        What the outbox still has, taken without being told.
+        """
+        taken = iter(self.outbox.take, None)
+        return [receipt.name for _, receipt in taken]
+
+    def tell(self):
+        taken = self.outbox.take()
+        self.outbox.told(taken[0])
+        return taken[1].name
+
+    def close(self):
+        self.outbox.close()
+        self.log.close()
+        os.close(self.fd)
+
+
+def receiptOf(name):
+    return Receipt(
+        transferId="0" * 32,
+        name=name,
+        wanted=name,
+        size=1,
+        status="stored",
+        durability="full",
+        filesystem="ext4",
+        integrity="verified",
+        digest="sha256",
+        root="00",
+        protocol="native",
+        principal="anonymous",
+        finished=0.0,
+    )
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "done").mkdir()
+    place = Place(tmp_path / "done")
+    yield place
+    place.close()
+
+
+class Process:
+    """
+    What a run believes to be its process.
+    """
+
+    def __init__(self):
+        self.text = b""
+
+    def write(self, data):
+        self.text += data
+
+    def closeStdin(self):
+        pass
+
+    def loseConnection(self):
+        pass
+
+
+class Machine(Clock):
+    """
+    A reactor whose processes are run by the test.
+
+    @ivar broken: what the next forks fail with.
+    @ivar tries: when a fork was tried.
+    @ivar running: the runs that have not ended.
+    @ivar told: names, in the order of the forks that succeeded.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.broken = None
+        self.tries = []
+        self.running = []
+        self.told = []
+
+    def spawnProcess(self, run, executable, args, env, path):
+        self.tries.append(self.seconds())
+        if self.broken is not None:
+            raise self.broken
+        process = Process()
+        run.makeConnection(process)
+        self.running.append(run)
+        self.told.append(process.text.split(b'"name": "')[1].split(b'"')[0].decode())
+
+    def end(self, said=b"", code=0):
+        """
+        The oldest one ends.
+        """
+        run = self.running.pop(0)
+        if said:
+            run.errReceived(said)
+        why = Failure(ProcessTerminated(code) if code else ProcessDone(0))
+        run.processExited(why)
+        run.processEnded(why)
+        self.advance(0)
+
+
+@pytest.fixture
+def machine():
+    return Machine()
+
+
+@pytest.fixture
+def hook(machine, place, tmp_path):
+    (tmp_path / "program").touch(mode=0o755)
+    return OnReceived(machine, str(tmp_path / "program"), str(tmp_path), place.outbox)
+
+
+def runAll(machine):
+    while machine.running:
+        assert len(machine.running) <= AT_ONCE
+        machine.end()
+
+
+def warnings(logs):
+    return [event for event in logs if event["log_level"].name == "warn"]
+
+
+NAMES = [f"f{n}" for n in range(10)]
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EMFILE, errno.ENOMEM])
+def test_aForkThatFailsTellsNobody(machine, place, hook, number):
+    place.receive(*NAMES)
+    machine.broken = OSError(number, os.strerror(number))
+    with capturedLogs() as logs:
+        hook.look()
+        for _ in range(2000):
+            machine.advance(0.5)
+            hook.published(receiptOf("x"))
+    waits = [later - before for before, later in pairwise(machine.tries)]
+    assert waits[:7] == [FIRST_WAIT * 2**n for n in range(6)] + [LONGEST_WAIT]
+    assert set(waits[7:]) == {LONGEST_WAIT}
+    (event,) = warnings(logs)
+    assert os.strerror(number) in event["what"]
+    machine.broken = None
+    machine.advance(LONGEST_WAIT)
+    runAll(machine)
+    assert machine.told == NAMES
+    place.restart()
+    assert place.left() == []
+
+
+def test_theWaitBeginsAnewAfterARunAndIsSaidAgain(machine, place, hook):
+    place.receive("a", "b")
+    with capturedLogs() as logs:
+        for _ in range(2):
+            machine.broken = BlockingIOError(errno.EAGAIN, "full")
+            hook.look()
+            machine.advance(FIRST_WAIT)
+            machine.broken = None
+            machine.advance(2 * FIRST_WAIT)
+            runAll(machine)
+            place.receive("c")
+    assert machine.tries[1] - machine.tries[0] == FIRST_WAIT
+    assert machine.told == ["a", "b", "c"]
+    assert len(warnings(logs)) == 2
+
+
+def test_oneRunsWhileAnotherCannotBegin(machine, place, hook):
+    place.receive("a", "b", "c")
+    spawn = machine.spawnProcess
+
+    def onlyOne(*arguments, **keywords):
+        machine.broken = BlockingIOError(errno.EAGAIN, "full") if machine.running else None
+        spawn(*arguments, **keywords)
+
+    machine.spawnProcess = onlyOne
+    hook.look()
+    assert machine.told == ["a"]
+    while machine.running:
+        machine.end()
+        machine.advance(LONGEST_WAIT)
+    assert machine.told == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("broken", [OSError(errno.EMFILE, "Too many open files"), None])
+def test_whatWaitsAtAStopIsToldAfterIt(machine, place, hook, broken):
+    place.receive("a", "b", "c")
+    machine.broken = broken
+    hook.look()
+    stopping = ensureDeferred(hook.stop())
+    while machine.running:
+        machine.end(code=9)
+    successResultOf(stopping)
+    assert not machine.getDelayedCalls()
+    place.outbox = ReceivedOutbox(place.syscalls, place.fd, lambda: 0)
+    assert place.left() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("change", [os.unlink, lambda path: os.chmod(path, 0o644)])
+def test_aProgramThatIsGoneIsWaitedFor(machine, place, hook, tmp_path, change):
+    place.receive(*NAMES)
+    change(tmp_path / "program")
+    with capturedLogs() as logs:
+        hook.look()
+        machine.pump([0.5] * 2000)
+    (event,) = warnings(logs)
+    assert "chmod" in event["what"]
+    assert machine.told == []
+    (tmp_path / "program").touch()
+    (tmp_path / "program").chmod(0o755)
+    machine.advance(LONGEST_WAIT)
+    runAll(machine)
+    assert machine.told == NAMES
+
+
+def test_aChildThatCannotBecomeTheProgramTellsNobody(machine, place, hook):
+    place.receive("a", "b", "c")
+    with capturedLogs() as logs:
+        hook.look()
+        for wait in (1, 2, 4):
+            assert machine.told[-2:] == ["a", "b"]
+            for _ in range(2):
+                machine.end(b"Upon execvpe /x ...\n:Traceback\nOSError: Text file busy\n", code=1)
+            machine.advance(wait - 0.1)
+            assert machine.running == []
+            machine.advance(0.1)
+    (event,) = warnings(logs)
+    assert "cannot be run: OSError: Text file busy" in event["what"]
+    del machine.told[:-2]
+    runAll(machine)
+    assert machine.told == ["a", "b", "c"]
+
+
+def test_aProgramMaySayWhatItLikes(machine, place, hook):
+    place.receive("a", "b", "c")
+    hook.look()
+    for _ in range(3):
+        machine.end(b"Upon execvpe it all went well")
+    assert machine.told == ["a", "b", "c"]
+    assert not machine.running
+
+
+def test_aProgramThatFailsWasTold(machine, place, hook):
+    place.receive("a", "b", "c")
+    with capturedLogs() as logs:
+        hook.look()
+        for _ in range(3):
+            machine.end(b"no", code=3)
+    assert len(warnings(logs)) == 3
+    assert machine.told == ["a", "b", "c"]
+    place.restart()
+    assert place.left() == []
+
+
+@pytest.mark.parametrize("call", ["open", "pread", "listdir"])
+def test_aListThatCannotBeReadIsReadAgain(machine, place, hook, call):
+    place.receive("a", "b", "c")
+
+    def before(name, arguments, keywords):
+        if name == call:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with capturedLogs() as logs:
+        place.syscalls.before = before
+        hook.look()
+        machine.pump([0.5] * 100)
+        place.syscalls.before = None
+    assert len(warnings(logs)) == 1
+    machine.advance(LONGEST_WAIT)
+    runAll(machine)
+    assert machine.told == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("heals", [True, False])
+def test_whatCannotBeKeptEndsNothing(machine, place, hook, heals):
+    place.receive(*NAMES)
+
+    def before(name, arguments, keywords):
+        if name == "pwrite":
+            raise OSError(errno.EIO, "Input/output error")
+
+    hook.look()
+    place.syscalls.before = before
+    with capturedLogs() as logs:
+        runAll(machine)
+    assert machine.told == NAMES
+    assert len(warnings(logs)) == 1
+    if heals:
+        place.syscalls.before = None
+    successResultOf(ensureDeferred(hook.stop()))
+    place.syscalls.before = None
+    place.outbox = ReceivedOutbox(place.syscalls, place.fd, lambda: 0)
+    assert place.left() == ([] if heals else NAMES), "at least once"
+
+
+def test_manyThatEndAtOnceAreNoRecursion(machine, place, hook):
+    place.receive(*(str(n) for n in range(3000)))
+    hook.look()
+    runAll(machine)
+    assert len(machine.told) == 3000
+
+
+# -- the outbox
+
+
+def test_aClockThatWasAheadHidesNothing(place):
+    place.receive("a")
+    place.now += 3 * DAY
+    place.receive("ahead")
+    assert [place.tell(), place.tell()] == ["a", "ahead"]
+    place.now -= 3 * DAY
+    place.receive("b")
+    assert place.tell() == "b"
+    place.receive("c")
+    place.restart()
+    assert place.left() == ["c"]
+    place.now -= 2 * DAY
+    place.receive("behind")
+    place.restart()
+    assert place.left() == ["behind", "c"]
+
+
+def test_daysFollowEachOtherAndAreForgotten(place):
+    for day in range(12):
+        place.now = NOON + day * DAY
+        place.receive(f"{day} a", f"{day} b")
+        assert [place.tell(), place.tell()] == [f"{day} a", f"{day} b"]
+        place.log.expire()
+        place.receive(f"{day} c")
+        place.restart()
+        assert place.tell() == f"{day} c"
+    assert len(place.outbox._at) == 8
+    place.restart()
+    assert place.left() == []
+
+
+def test_aDayThatBeginsAnewIsReadFromItsBeginning(place):
+    """
+    The clock was so far ahead that its file was removed; or the power took
+    more of it than of what was told.
+    """
+    place.receive("a", "b", "c")
+    assert [place.tell() for _ in range(3)] == ["a", "b", "c"]
+    place.now += 9 * DAY
+    place.log.expire()
+    place.now -= 9 * DAY
+    place.receive("d")
+    assert place.left() == ["d"]
+
+
+def test_whatIsToldOutOfOrder(place):
+    place.receive("a", "b", "c")
+    place.now += DAY
+    place.receive("d", "e")
+    positions = [place.outbox.take()[0] for _ in range(4)]
+    for number in (3, 1, 2):
+        place.outbox.told(positions[number])
+    place.restart()
+    assert place.left() == ["a", "b", "c", "e"]
+
+
+def test_onlyWhatComesLaterIsNew(tmp_path):
+    (tmp_path / "done").mkdir()
+    fd = os.open(tmp_path / "done", os.O_RDONLY)
+    log = DoneLog(Recorded(), fd, lambda: NOON)
+    log.append([(offer("old", key=bytes(32)), receiptOf("old"))], sync=False)
+    log.close()
+    os.close(fd)
+    place = Place(tmp_path / "done")
+    place.receive("new")
+    assert place.left() == ["new"]
+    place.close()
+
+
+@pytest.mark.parametrize("text", [b"\0" * 42, b"x", b"\n", b"1 2\n"])
+def test_whatWasToldIsToldAgainIfNobodyKnows(place, text):
+    place.receive("a")
+    place.tell()
+    place.outbox.close()
+    (place.path / "hook").write_bytes(text)
+    place.outbox = ReceivedOutbox(place.syscalls, place.fd, lambda: NOON)
+    assert place.left() == ["a"]
+
+
+def test_itsBeginningSurvivesThePower(place):
+    synced = [arguments[0] for name, arguments, *_ in place.syscalls.log if name == "fsync"]
+    assert place.outbox._fd in synced
+    assert place.fd in synced
+
+
+def test_theModuleSaysHowLong():
+    assert (onreceived.TIME_LIMIT, FIRST_WAIT, LONGEST_WAIT) == (60.0, 1.0, 60.0)
