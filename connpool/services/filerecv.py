@@ -320,6 +320,7 @@ class FileReceiverService(MultiService):
                 fileMode=options["file-mode"],
                 dirMode=options["dir-mode"],
                 keepExec=bool(options["keep-exec"]),
+                names=options["names"],
                 quota=options["quota"],
                 minFree=options["min-free"],
                 ttl=options["keep-partials"],

@@ -11,8 +11,9 @@ A name is refused or taken byte for byte; it is never repaired, because a
 repaired name is one that nobody asked for and that a second file may own.
 
 Two profiles: C{portable} also refuses what Windows cannot store or would read
-as something else (item numbers of C{tests/transfer/hostile.py} 13 to 17);
-C{posix} takes all that a POSIX file system can keep apart.
+as something else (item numbers of C{tests/transfer/hostile.py} 13 to 17), and
+stores keep no two names in a directory that differ only in case or composition
+(item 23); C{posix} takes all that a POSIX file system can keep apart.
 
 Whatever else reaches a person or a program outside (logs, terminals, metrics,
 hooks) goes through L{displayName}.
@@ -27,7 +28,7 @@ import attrs
 
 from connpool.errors import NameRefused
 
-__all__ = ["INTERNAL", "PROFILES", "RelativeName", "displayName"]
+__all__ = ["INTERNAL", "PROFILES", "RelativeName", "caselessForm", "displayName"]
 
 #: What a name is checked against.
 PROFILES = ("portable", "posix")
@@ -206,6 +207,16 @@ class RelativeName:
 
     def __str__(self) -> str:
         return displayName(self.path)
+
+
+def caselessForm(text: str) -> str:
+    """
+    What all spellings of C{text} that differ only in case or composition have
+    in common (Unicode D145); of a path, the path of its components' forms.
+    """
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", text).casefold())
 
 
 def displayName(name: str | bytes) -> str:

@@ -2,6 +2,7 @@
 The native protocol through real sockets and processes.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -189,6 +190,25 @@ def test_durabilityOnATemporaryFileSystem(source, tmp_path):
             assert done.returncode == 3
             assert "--durability none" in done.stderr
             assert receiving.files() == {"a": b"x"}
+
+
+def test_aSenderThatEndsInsideARunIsNoticedAtOnce(receiving):
+    """
+    The run is read from a borrowed socket, and the end is not for it: neither
+    waiting for the idle timeout nor going round and round.
+    """
+    sender = peer.Sender(receiving.connect()).greet()
+    stream, _ = sender.offer(b"large", bytes(4 * MIB), MIB)
+    control = peer.pack([0, []])
+    sender.socket.sendall(peer.head(peer.DATA, control, stream, 4 * MIB) + control + bytes(MIB))
+    time.sleep(0.2)
+    with contextlib.closing(sender.socket) as s:
+        s.shutdown(socket.SHUT_WR)
+        s.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            while s.recv(65536):
+                pass
+    receiving.program.waitFor("after 1048576 bytes: network:")
 
 
 # -- a peer written from the document -------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from unicodedata import normalize
 
 import attrs
 import pytest
@@ -19,6 +20,7 @@ from connpool.transfer.names import (
     MAX_PATH,
     PROFILES,
     RelativeName,
+    caselessForm,
     displayName,
 )
 from tests.transfer.hostile import CORPUS, DOTFILES
@@ -167,6 +169,39 @@ def test_displayNameIsPrintable(name: bytes | str):
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_displayNameKeepsNamesApart(one: str, other: str):
     assert (displayName(one) == displayName(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("README", "ReadMe", "readme"),
+        ("\u00e2", "a\u0302", "\u00c2", "A\u0302"),
+        ("ß", "ss", "SS", "ẞ", "ſs"),
+        ("İ", "I\u0307", "i\u0307"),
+        ("\u212a", "K", "k"),
+        ("Å", "\u212b", "a\u030a"),
+        ("ς", "σ", "Σ"),
+        ("ﬃ", "ffi", "FFI"),
+        ("ſ\u0301", "ś", "S\u0301"),
+        # the iota below must not hide that the accents have another order
+        ("\u1fb7", "α\u0342\u0345", "α\u0345\u0342", "ᾶι"),
+    ],
+    ids=ascii,
+)
+def test_caselessForm(spellings: tuple[str, ...]):
+    assert len({caselessForm(each) for each in spellings}) == 1
+
+
+def test_caselessFormsThatDiffer():
+    names = ["i", "ı", "i\u0307", "a", "Ａ", "ａ\u0302", "²", "2", "a b", "ab", "\udcff", "\udcfe"]
+    assert len({caselessForm(each) for each in names}) == len(names)
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_caselessFormDependsOnNothingAround(one: str, other: str):
+    assert caselessForm(f"{one}/{other}") == f"{caselessForm(one)}/{caselessForm(other)}"
+    for form in ("NFC", "NFD"):
+        assert caselessForm(normalize(form, one)) == caselessForm(one)
 
 
 def test_strOfANameIsSafe():

@@ -24,10 +24,14 @@ There is no timer: old things are looked for when files arrive, or when L{reap}
 is called.
 
 Known limits: a directory that can be entered but not read cannot be synced and
-is refused.  Only the newest 262,144 receipts of a week are remembered.  Names
-that differ only in case or composition are kept apart wherever the file system
-keeps them apart.  The quota is about unfinished files; published ones belong to
-the operator.  At the level C{none} the done record is written at the end of the
+is refused.  Only the newest 262,144 receipts of a week are remembered.  Of
+names that differ only in case or composition, C{names="portable"} keeps a
+second one out for certain if this store made the first; what others put there
+(the operator, another process or store) is seen soon, not at once, and in a
+directory of more than 65,536 names, or beyond 131,072 in the directories in
+use, nothing is: there both names are kept wherever the file system keeps them
+apart.  The quota is about unfinished files; published ones belong to the
+operator.  At the level C{none} the done record is written at the end of the
 reactor's turn, which is before an acknowledgement leaves a selectable transport.
 """
 
@@ -62,6 +66,7 @@ from connpool.transfer.stores.done import DoneLog
 from connpool.transfer.stores.finish import Finisher, temporaryName
 from connpool.transfer.stores.journal import continues, header
 from connpool.transfer.stores.ledger import Ledger, Reservation, Space
+from connpool.transfer.stores.neighbours import Neighbours, keepApart
 from connpool.transfer.stores.pace import Pace
 from connpool.transfer.stores.partial import LocalPartial
 from connpool.transfer.stores.publish import Publisher, canLink
@@ -98,6 +103,9 @@ class LocalStore:
     @param fileMode: permission bits of published files, whatever the umask.
     @param dirMode: permission bits of directories made for them.
     @param keepExec: give the exec bits of the source where C{fileMode} can read.
+    @param names: one of C{PROFILES}: with C{portable} a name is taken if
+        another one in its directory differs only in case or composition, and
+        no directory is made beside such a one; C{posix} keeps them apart.
     @param quota: bytes that unfinished transfers of one principal may take;
         L{None} for no limit.
     @param minFree: bytes of the disk that are never given away; L{None} for
@@ -120,6 +128,7 @@ class LocalStore:
         fileMode: int = 0o640,
         dirMode: int = 0o750,
         keepExec: bool = False,
+        names: str = "portable",
         quota: int | None = None,
         minFree: int | None = None,
         ttl: float = 7 * 86400.0,
@@ -149,6 +158,7 @@ class LocalStore:
         self._trouble: str | None = None
         self._reaped = reactor.seconds() - REAP + LOOK * 60
         self._reaping = False
+        self._claim = Neighbours(self.syscalls).claim if names == "portable" else keepApart
         self._open(fileMode & 0o777, dirMode & 0o777, keepExec, minFree)
 
     def _open(self, fileMode: int, dirMode: int, keepExec: bool, minFree: int | None) -> None:
@@ -180,12 +190,12 @@ class LocalStore:
             space = Space(sys, self._root, minFree, self._reactor.seconds)
             self.ledger = Ledger(sys, ledger, space, self._quota)
             self._done = DoneLog(sys, done, self._now)
-            self._tree = Tree(sys, self._root, dirMode)
+            self._tree = Tree(sys, self._root, dirMode, claim=self._claim)
             self.shelf = Shelf(sys, self.privateTree)
             self.finisher = Finisher(
                 sys,
                 self._tree,
-                Publisher(sys, canLink=canLink(sys, self._temporary)),
+                Publisher(sys, canLink=canLink(sys, self._temporary), claim=self._claim),
                 self._done,
                 self._temporary,
                 filesystem=self.filesystem,

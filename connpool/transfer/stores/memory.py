@@ -21,9 +21,10 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.interfaces import IFileStore, IPartial
-from connpool.transfer.names import RelativeName, displayName
+from connpool.transfer.names import RelativeName, caselessForm, displayName
 from connpool.transfer.records import FileStat, Offer, PartialInfo, Receipt, StoreCaps
 from connpool.transfer.stores.journal import continues
+from connpool.transfer.stores.neighbours import neighbourExists
 from connpool.transfer.stores.publish import candidates
 from connpool.transfer.stores.ranges import Ranges
 
@@ -133,16 +134,26 @@ class MemoryStore:
     @ivar files: path to content of everything published.
     @param capacity: bytes it holds before it says L{NoSpace}; L{None} for no
         limit.
+    @param names: one of C{PROFILES}: with C{portable} a name is taken if
+        another one in its directory differs only in case or composition;
+        C{posix} keeps them apart.
     """
 
     caps = StoreCaps(durability="none")
 
     def __init__(
-        self, *, capacity: int | None = None, now: Callable[[], float] = time.time
+        self,
+        *,
+        capacity: int | None = None,
+        names: str = "portable",
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.files: dict[str, bytes] = {}
         self._modified: dict[str, int] = {}
         self._directories: set[str] = set()
+        self._portable = names == "portable"
+        #: caseless form to path
+        self._forms: dict[str, str] = {}
         self._capacity = capacity
         self._used = 0
         self._now = now
@@ -246,8 +257,10 @@ class MemoryStore:
             self._used -= len(self.files.get(name.path, b""))
             self._take(len(content))
             self.files[name.path] = content
-            for depth in range(1, len(name.components)):
-                self._directories.add("/".join(name.components[:depth]))
+            paths = ["/".join(name.components[:end]) for end in range(1, len(name.components))]
+            self._directories.update(paths)
+            if self._portable:
+                self._forms.update((caselessForm(path), path) for path in (*paths, name.path))
             self._modified[name.path] = int(now * 1e9) if offer.modified is None else offer.modified
         if offer.key is not None:
             self._done[offer.principal, offer.key] = receipt
@@ -255,15 +268,37 @@ class MemoryStore:
 
     def _place(self, offer: Offer, content: bytes | bytearray) -> tuple[RelativeName, str]:
         for depth in range(1, len(offer.name.components)):
-            if "/".join(offer.name.components[:depth]) in self.files:
+            directory = "/".join(offer.name.components[:depth])
+            if directory in self.files:
                 part = displayName(offer.name.components[depth - 1])
                 raise Exists(f'"{part}" is not a directory on the receiver')
+            neighbour = self._neighbour(directory)
+            if neighbour is not None:
+                raise neighbour
+        why = Exists(f'"{offer.name}" already exists on the receiver with different content')
         for candidate in candidates(offer.name, offer.ifExists):
             if candidate.path in self._directories:
                 if offer.ifExists == "replace":
                     raise Exists(f'"{candidate}" is a directory on the receiver')
+                continue
+            neighbour = self._neighbour(candidate.path)
+            if neighbour is not None:
+                if candidate is offer.name:
+                    why = neighbour
             elif candidate.path not in self.files or offer.ifExists == "replace":
                 return candidate, "stored"
             elif candidate is offer.name and self.files[candidate.path] == content:
                 return candidate, "duplicate"
-        raise Exists(f'"{offer.name}" already exists on the receiver with different content')
+        raise why
+
+    def _neighbour(self, path: str) -> Exists | None:
+        """
+        @return: why nothing can be made at C{path}, if a neighbour is there.
+        """
+        other = self._forms.get(caselessForm(path), path)
+        if other == path or self._isThere(path) or not self._isThere(other):
+            return None
+        return neighbourExists(path.rpartition("/")[2], other.rpartition("/")[2])
+
+    def _isThere(self, path: str) -> bool:
+        return path in self.files or path in self._directories

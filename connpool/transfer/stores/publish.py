@@ -27,6 +27,7 @@ import attrs
 
 from connpool.errors import Exists, StoreError
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
+from connpool.transfer.stores.neighbours import Claim, keepApart
 from connpool.transfer.stores.syscalls import NEW, READ, Syscalls, isFile
 from connpool.transfer.stores.tree import Directory
 
@@ -73,11 +74,15 @@ class Published:
 class Publisher:
     """
     @param canLink: whether the file system has hard links.
+    @param claim: decides whether a name may be given.
     """
 
-    def __init__(self, syscalls: Syscalls, *, canLink: bool = True) -> None:
+    def __init__(
+        self, syscalls: Syscalls, *, canLink: bool = True, claim: Claim = keepApart
+    ) -> None:
         self._sys = syscalls
         self._canLink = canLink
+        self._claim = claim
 
     def publish(
         self,
@@ -127,21 +132,26 @@ class Publisher:
         if not self._stillOurs(source, identity):
             raise _swapped(name)
         if ifExists == "replace":
-            self._replace(source, directory, name.components[-1])
+            last = name.components[-1]
+            self._claim(directory, last, self._replace, source, directory, last)
             return Published(name, "stored")
+        why: Exists | None = None
         for candidate in candidates(name, ifExists):
             last = candidate.components[-1]
             try:
-                linked = self._place(source, directory, last)
+                linked = self._claim(directory, last, self._place, source, directory, last)
             except FileExistsError:
                 if candidate is name and self._sameContent(source, directory, last, sync):
                     return Published(name, "duplicate")
+            except Exists as neighbour:
+                if candidate is name:
+                    why = neighbour
             else:
                 if linked and not self._stillOurs(source, identity):
                     self._sys.remove(last, directory.fd)
                     raise _swapped(name)
                 return Published(candidate, "stored")
-        raise Exists(f'"{name}" already exists on the receiver with different content')
+        raise why or Exists(f'"{name}" already exists on the receiver with different content')
 
     def _place(self, source: Source, directory: Directory, last: str) -> bool:
         """

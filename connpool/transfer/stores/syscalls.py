@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import stat
+from itertools import islice
 
 from connpool.errors import Busy, NameRefused, NoSpace, StoreError, TooLarge, TransferError
 
@@ -54,8 +55,14 @@ def _renameNoReplace(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: i
     )
 
 
-def _listdir(fd: int) -> list[str]:
-    return os.listdir(fd)
+def _listdir(fd: int, most: int | None = None) -> list[str]:
+    """
+    @param most: read no more names than that; L{None} for all.
+    """
+    if most is None:
+        return os.listdir(fd)
+    with os.scandir(fd) as entries:
+        return [entry.name for entry in islice(entries, most)]
 
 
 class Syscalls:

@@ -24,11 +24,13 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from functools import partial
 from threading import Lock
 from time import monotonic
 
 from connpool.errors import Exists
 from connpool.transfer.names import displayName
+from connpool.transfer.stores.neighbours import Claim, Index, keepApart
 from connpool.transfer.stores.syscalls import DIRECTORY, Syscalls
 
 __all__ = ["Directory", "Tree"]
@@ -43,11 +45,12 @@ class Directory:
     A held directory.
 
     @ivar fd: its descriptor, readable.
+    @ivar index: the names in it, if they are known.
     @ivar looked: when its name was last seen to lead to it.
-    @ivar named: whether its name in its parent is known to be on disk.
+    @ivar named: whether its names, from the root to it, are known to be on disk.
     """
 
-    __slots__ = ("components", "fd", "identity", "looked", "named", "parent", "users")
+    __slots__ = ("components", "fd", "identity", "index", "looked", "named", "parent", "users")
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class Directory:
         self.looked = monotonic()
         self.named = parent is None
         self.users = 0
+        self.index: Index | None = None
 
 
 class Tree:
@@ -73,10 +77,19 @@ class Tree:
     @param dirMode: permission bits of new directories, whatever the umask; a
         setgid bit that the parent hands down is kept.
     @param keep: how many descriptors are kept without a user.
+    @param claim: decides whether a directory may be made.
     """
 
-    def __init__(self, syscalls: Syscalls, root: int, dirMode: int, keep: int = 64) -> None:
+    def __init__(
+        self,
+        syscalls: Syscalls,
+        root: int,
+        dirMode: int,
+        keep: int = 64,
+        claim: Claim = keepApart,
+    ) -> None:
         self._sys = syscalls
+        self._claim = claim
         self._dirMode = dirMode
         self._keep = keep
         self._root = Directory(root, _identity(syscalls.fstat(root)), None, ())
@@ -86,7 +99,8 @@ class Tree:
     def acquire(self, components: tuple[str, ...], *, create: bool) -> Directory:
         """
         @return: the directory, in use until L{release}.
-        @raise Exists: if something else than a directory is in the way.
+        @raise Exists: if something else than a directory is in the way, or a
+            neighbour of one that would be made.
         @raise FileNotFoundError: if it is missing and C{create} is false.
         """
         if not components:
@@ -97,12 +111,15 @@ class Tree:
                 held.users += 1
                 return held
             directory = self._root
-            for depth in range(1, len(components) + 1):
-                directory = self._step(directory, components[:depth], create)
-            directory.users += 1
-            if len(self._held) > self._keep:
-                self._evict()
-            return directory
+            try:
+                for depth in range(1, len(components) + 1):
+                    directory = self._step(directory, components[:depth], create)
+                directory.users += 1
+                return directory
+            finally:
+                # also after a walk that failed: what it passed is held
+                if len(self._held) > self._keep:
+                    self._evict()
 
     def release(self, directory: Directory) -> None:
         """
@@ -130,10 +147,15 @@ class Tree:
         Put the names in C{directory} on disk, and its own way from the root.
         """
         self._sys.fsync(directory.fd)
-        while not directory.named and directory.parent is not None:
-            self._sys.fsync(directory.parent.fd)
-            directory.named = True
-            directory = directory.parent
+        self._syncName(directory)
+
+    def _syncName(self, directory: Directory) -> None:
+        if directory.named or directory.parent is None:
+            return
+        # the way there first: C{named} is about all of it, also for who looks meanwhile
+        self._syncName(directory.parent)
+        self._sys.fsync(directory.parent.fd)
+        directory.named = True
 
     def close(self) -> None:
         """
@@ -176,8 +198,9 @@ class Tree:
         return _identity(status) == held.identity
 
     def _make(self, parent: Directory, name: str) -> int:
+        make = partial(self._sys.mkdir, name, self._dirMode, dir_fd=parent.fd)
         try:
-            self._sys.mkdir(name, self._dirMode, dir_fd=parent.fd)
+            self._claim(parent, name, make)
         except FileExistsError:
             made = False  # somebody else did
         else:

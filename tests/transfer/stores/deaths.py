@@ -26,7 +26,7 @@ from typing import Any
 
 import attrs
 
-from connpool.transfer import LocalStore, Offer, Receipt
+from connpool.transfer import LocalStore, Offer, Receipt, RelativeName
 from tests.transfer.stores.kit import BLOCK, InlineReactor, Recorded, offer, visible
 
 CONTENT = random.Random(1).randbytes(5 * BLOCK + 1234)
@@ -71,6 +71,14 @@ def taken(store: LocalStore, reactor: InlineReactor, asked: Offer) -> None:
     reactor.wait(store.put(other, b"other", None))
 
 
+def neighbour(store: LocalStore, reactor: InlineReactor, asked: Offer) -> None:
+    """
+    Another file has the name in capitals.
+    """
+    other = attrs.evolve(asked, key=None, name=RelativeName.parse("a/b/X.BIN"))
+    reactor.wait(store.put(other, b"other", None))
+
+
 def half(store: LocalStore, reactor: InlineReactor, asked: Offer) -> None:
     """
     Two blocks came on an earlier connection.
@@ -110,6 +118,7 @@ RESUMABLE = {"resumeKey": b"s" * 32}
 SCENARIOS = [
     Scenario("small", SMALL, nothing, put),
     Scenario("small-conflict", SMALL, taken, put),
+    Scenario("small-neighbour", SMALL, neighbour, put),
     Scenario("small-replace", SMALL, taken, put, {"ifExists": "replace"}),
     Scenario("large", CONTENT, nothing, stream, RESUMABLE),
     Scenario("large-conflict", CONTENT, taken, stream, RESUMABLE),
@@ -200,7 +209,7 @@ def judge(scenario: Scenario, level: str, root: Path, acknowledged: Path) -> str
     """
     @return: the promise that was broken, or L{None}.
     """
-    others = {"a/b/x.bin"} if scenario.prepare is taken else set()
+    others = {"other"} if scenario.prepare in {taken, neighbour} else set()
     before = visible(root)
     for name, content in before.items():
         if content not in {scenario.content, b"other"}:

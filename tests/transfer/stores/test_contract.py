@@ -4,10 +4,13 @@ The contract of L{connpool.interfaces.IFileStore}, on every store that ships.
 
 from __future__ import annotations
 
+from itertools import product
+
 import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import DeferredList, fail, maybeDeferred
 from zope.interface.verify import verifyObject
 
 from connpool.errors import ConflictTakeover, Exists, StoreError, TooLarge
@@ -20,25 +23,35 @@ from tests.transfer.stores.kit import BLOCK, fill, offer, settled, visible
 
 
 class MemoryUnderTest:
-    def __init__(self, root):
-        self.store = MemoryStore()
+    def __init__(self, root, **values):
+        self.store = MemoryStore(**values)
 
     def files(self):
         return dict(self.store.files)
 
 
 class LocalUnderTest:
-    def __init__(self, root):
+    def __init__(self, root, **values):
         self.root = root
-        self.store = LocalStore(reactor, root)
+        self.store = LocalStore(reactor, root, **values)
 
     def files(self):
         return visible(self.root)
 
 
-@pytest.fixture(params=[MemoryUnderTest, LocalUnderTest], ids=["memory", "local"])
+onEveryStore = pytest.fixture(params=[MemoryUnderTest, LocalUnderTest], ids=["memory", "local"])
+
+
+@onEveryStore
 def tested(request, root):
     case = request.param(root)
+    yield case
+    pytest_twisted.blockon(bounded(case.store.close()))
+
+
+@onEveryStore
+def posix(request, root):
+    case = request.param(root, names="posix")
     yield case
     pytest_twisted.blockon(bounded(case.store.close()))
 
@@ -204,6 +217,163 @@ async def test_conflictRules(tested, way, durability):
     }
     assert await store(b"four", "replace") == ("d/x.txt", "stored")
     assert tested.files()["d/x.txt"] == b"four"
+
+
+#: Item 23 of the corpus, and what is beside it.
+NEIGHBOURS = [
+    ("\u00e2", "a\u0302"),
+    ("A", "a"),
+    ("ß", "ss"),
+    ("İ", "i\u0307"),
+    ("\u212a", "K"),
+    ("\u212a", "k"),
+    ("ΣΊΣΥΦΟΣ.txt", "σίσυφος.TXT"),
+]
+LEVELS = pytest.mark.parametrize("durability", ["none", "full"])
+WAYS = pytest.mark.parametrize("way", ["put", "commit"])
+
+
+@WAYS
+@LEVELS
+@pytest.mark.parametrize("rule", ["rename", "replace", "refuse", "skip"])
+@pytest_twisted.ensureDeferred
+async def test_aNeighbourHasTheName(tested, way, durability, rule):
+    asked = {"ifExists": rule, "durability": durability}
+    expected = {}
+    for number, (there, wanted) in enumerate([*NEIGHBOURS, *(pair[::-1] for pair in NEIGHBOURS)]):
+        await _store(tested.store, way, f"{number}/{there}", b"1", **asked)
+        expected[f"{number}/{there}"] = b"1"
+        # with the content of its neighbour it is no duplicate
+        storing = _store(tested.store, way, f"{number}/{wanted}", b"1", **asked)
+        if rule == "rename":
+            receipt = await storing
+            variant = RelativeName.parse(f"{number}/{wanted}").variant("1").path
+            assert (receipt.name, receipt.status) == (variant, "stored")
+            expected[variant] = b"1"
+        else:
+            with pytest.raises(Exists) as refused:
+                await storing
+            text = str(refused.value)
+            assert text.startswith(f'"{wanted}" differs only in case or composition')
+            assert f'"{there}"' in text
+            assert "--names posix" in text
+            assert "\n" not in text
+        again = await _store(tested.store, way, f"{number}/{there}", b"1", **asked)
+        assert again.status == ("stored" if rule == "replace" else "duplicate")
+    assert tested.files() == expected
+
+
+@WAYS
+@LEVELS
+@pytest_twisted.ensureDeferred
+async def test_posixKeepsNeighboursApart(posix, way, durability):
+    expected = {}
+    for number, pair in enumerate(NEIGHBOURS):
+        for rule, name in zip(("refuse", "replace"), pair, strict=True):
+            for path in (f"{number}/{name}", f"{number}d/{name}/x"):
+                asked = {"ifExists": rule, "durability": durability}
+                receipt = await _store(posix.store, way, path, name.encode(), **asked)
+                assert receipt.name == path
+                expected[path] = name.encode()
+    assert posix.files() == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_notNeighbours(tested):
+    names = ["i", "ı", "i\u0307", "Ａ", "A", "ﬁ", "f", "μ", "m", "é", "e", "1", "①", "²", "2"]
+    for name in names:
+        receipt = await _store(tested.store, "put", name, name.encode(), ifExists="refuse")
+        assert receipt.name == name
+    assert tested.files() == {name: name.encode() for name in names}
+
+
+@LEVELS
+@pytest.mark.parametrize("rule", ["rename", "refuse"])
+@pytest_twisted.ensureDeferred
+async def test_neighboursInOneBatch(tested, rule, durability):
+    waiting = []
+    for number, pair in enumerate(NEIGHBOURS):
+        for name in pair:
+            asked = offer(f"{number}/{name}", ifExists=rule, durability=durability)
+            try:
+                waiting.append(settled(tested.store.put(asked, name.encode(), None)))
+            except Exists as error:  # a level that is decided at once
+                waiting.append(fail(error))
+    for number, (first, second) in enumerate(NEIGHBOURS):
+        assert (await bounded(waiting[2 * number])).name == f"{number}/{first}"
+        if rule == "refuse":
+            with pytest.raises(Exists, match="posix"):
+                await bounded(waiting[2 * number + 1])
+        else:
+            variant = RelativeName.parse(second).variant("1").path
+            assert (await bounded(waiting[2 * number + 1])).name == f"{number}/{variant}"
+    assert len(tested.files()) == len(NEIGHBOURS) * (1 if rule == "refuse" else 2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_fiftySpellingsOfOneName(tested):
+    # batches, commits in threads and on the reactor's thread, all at once
+    spellings = ["".join(each) for each in product(*zip("reader", "READER", strict=True))][:50]
+    results = []
+    for number, spelling in enumerate(spellings):
+        asked = offer(
+            f"d/{spelling}",
+            size=4,
+            ifExists="refuse",
+            durability=("none", "full")[number % 2],
+        )
+        if number % 4 < 2:
+            partial = await bounded(tested.store.open(asked))
+            partial.write(0, b"%04d" % number)
+            results.append(partial.commit(None))
+        else:
+            results.append(maybeDeferred(tested.store.put, asked, b"%04d" % number, None))
+    ended = await bounded(DeferredList(results, consumeErrors=True))
+    won = [result for success, result in ended if success]
+    assert all(result.check(Exists) for success, result in ended if not success)
+    assert [receipt.name for receipt in won] == list(tested.files())
+    assert len(won) == 1
+
+
+@WAYS
+@pytest_twisted.ensureDeferred
+async def test_numberedVariantsHaveNeighboursToo(tested, way):
+    for number, name in enumerate(("X.txt", "X (1).TXT", "x (2).txt", "x.TXT")):
+        receipt = await _store(tested.store, way, name, b"%d" % number, ifExists="rename")
+        assert receipt.name == (name if number < 3 else "x (3).TXT")
+
+
+@WAYS
+@LEVELS
+@pytest.mark.parametrize("rule", ["rename", "replace", "refuse", "skip"])
+@pytest_twisted.ensureDeferred
+async def test_noDirectoryIsMadeBesideItsNeighbour(tested, way, durability, rule):
+    async def store(name, content=b"1"):
+        asked = {"ifExists": rule, "durability": durability}
+        return await _store(tested.store, way, name, content, **asked)
+
+    await store("a/Docs/x")
+    await store("file")
+    for name, part, there in (
+        ("a/docs/y", "docs", "Docs"),
+        ("A/Docs/y", "A", "a"),
+        ("File/y", "File", "file"),
+    ):
+        with pytest.raises(Exists) as refused:
+            await store(name)
+        assert f'"{part}"' in str(refused.value)
+        assert f'"{there}"' in str(refused.value)
+        assert "--names posix" in str(refused.value)
+    await store("a/Docs/y")
+    expected = {"a/Docs/x": b"1", "a/Docs/y": b"1", "file": b"1"}
+    if rule == "rename":
+        assert (await store("a/docs")).name == "a/docs (1)"
+        expected["a/docs (1)"] = b"1"
+    else:
+        with pytest.raises(Exists):
+            await store("a/docs")
+    assert tested.files() == expected
+    assert await bounded(tested.store.stat(RelativeName.parse("a/docs/y"))) is None
 
 
 @pytest_twisted.ensureDeferred

@@ -1,0 +1,220 @@
+"""
+Names that another system would take for one.
+
+Theory of operation
+===================
+C{Makefile} and C{makefile}, or C{é} as one character and as two, are different
+names here and the same one on a disk of Windows or macOS.  Where names are to
+be portable such a neighbour has the name: L{Neighbours.claim} gives a name to
+something only if nothing in its directory has another name of the same
+L{caselessForm}.
+
+A directory is listed when it is first claimed in; what this store adds is noted
+under the lock under which it was checked, so it never makes two neighbours,
+whichever threads publish.  About everybody else the index is a hint: a
+neighbour is looked for before it is believed, so a name that a consumer took
+away is free at once and no peer can make us list anything; one that somebody
+else added is seen at the next listing.
+
+That is due every C{LOOK} seconds while files arrive, but time for it is
+rationed: after any listing there is none, but of directories not seen before,
+for C{REST} times as long as it took.  Listings that take longer than C{QUICK}
+are spared while C{ctime} says that nobody but us changed the directory.  (It
+proves less than a listing: where the kernel's clock for files has coarse ticks,
+it does not show what happened within one.)
+
+C{NAMES} names of one directory are indexed, C{ALL_NAMES} together; what was
+looked at longest ago is dropped first.  Without an index names are kept apart.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
+
+from connpool.errors import Exists
+from connpool.transfer.names import caselessForm, displayName
+from connpool.transfer.stores.syscalls import Syscalls
+
+if TYPE_CHECKING:
+    from connpool.transfer.stores.tree import Directory
+
+__all__ = ["Claim", "Index", "Neighbours", "keepApart", "neighbourExists"]
+
+#: Names of one directory, and of all: 100 to 400 bytes each.
+NAMES = 65_536
+ALL_NAMES = 2 * NAMES
+#: Directories that are remembered, with their names or without.
+DIRECTORIES = 1024
+#: Seconds between looks at a directory, and at one that has too many names.
+LOOK = 0.25
+LOOK_AT_LARGE = 60.0
+#: Seconds without a listing for each second of one.
+REST = 50
+#: Seconds of a listing that there is no point in sparing.
+QUICK = 0.001
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+
+class Claim(Protocol):
+    def __call__(
+        self, directory: Directory, name: str, place: Callable[[*_Ts], _T], /, *arguments: *_Ts
+    ) -> _T:
+        """
+        Call C{place}, which puts C{name} into C{directory} or raises.
+
+        @return: what it returned.
+        @raise Exists: if a neighbour has the name; C{place} was not called.
+        """
+
+
+def keepApart(
+    _directory: Directory, _name: str, place: Callable[[*_Ts], _T], *arguments: *_Ts
+) -> _T:
+    """
+    The L{Claim} of C{names="posix"}: every name stands for itself.
+    """
+    return place(*arguments)
+
+
+class Index:
+    """
+    What is known of the names in one directory.
+
+    @ivar names: hash of the caseless form to the name, since a form may be
+        long and no peer can know Python's hashes; L{None} if not indexed.
+    @ivar counted: how many of them L{Neighbours} has counted.
+    @ivar due: when to look again.
+    @ivar took: seconds of the last listing.
+    @ivar changed: C{ctime} of the directory when C{names} was all there was;
+        L{None} before the first listing.
+    """
+
+    __slots__ = ("changed", "counted", "due", "lock", "names", "took")
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.names: dict[int, str] | None = None
+        self.counted = 0
+        self.due = float("-inf")
+        self.took = 0.0
+        self.changed: int | None = None
+
+
+class Neighbours:
+    """
+    What is known of the directories of one store.
+    """
+
+    def __init__(self, syscalls: Syscalls) -> None:
+        self._sys = syscalls
+        self._lock = Lock()
+        #: by device and inode, looked at longest ago first
+        self._indexes: OrderedDict[tuple[int, int], Index] = OrderedDict()
+        self._counted = 0
+        self._rested = float("-inf")
+
+    def claim(
+        self, directory: Directory, name: str, place: Callable[[*_Ts], _T], *arguments: *_Ts
+    ) -> _T:
+        """
+        The L{Claim} of C{names="portable"}.
+        """
+        index = directory.index or self._indexOf(directory)
+        with index.lock:
+            now = monotonic()
+            current = now >= index.due and self._look(index, directory, now)
+            names = index.names  # another thread may drop it, not change it
+            if names is None:
+                return place(*arguments)
+            form = hash(caselessForm(name))
+            other = names.get(form)
+            if other is not None and other != name and self._areNeighbours(directory, other, name):
+                raise neighbourExists(name, other)
+            placed = place(*arguments)
+            names[form] = name
+            if len(names) > NAMES:
+                index.names = None
+            elif current and index.took > QUICK:
+                index.changed = self._sys.fstat(directory.fd).st_ctime_ns
+            return placed
+
+    def _indexOf(self, directory: Directory) -> Index:
+        with self._lock:
+            directory.index = self._indexes.setdefault(directory.identity, Index())
+            return directory.index
+
+    def _look(self, index: Index, directory: Directory, now: float) -> bool:
+        """
+        List the directory if that is called for.
+
+        @return: whether C{index} holds what is there now.
+        """
+        changed = self._sys.fstat(directory.fd).st_ctime_ns
+        spared = index.names is not None and index.took > QUICK and index.changed == changed
+        if spared or (index.changed is not None and now < self._rested):
+            index.due = now + LOOK
+            return spared
+        found = self._sys.listdir(directory.fd, NAMES + 1)
+        if len(found) <= NAMES:
+            index.names = {hash(caselessForm(name)): name for name in found}
+            index.due = now + LOOK
+        else:
+            index.names = None
+            index.due = now + LOOK_AT_LARGE
+        index.changed = changed
+        index.took = monotonic() - now
+        self._rested = now + (1 + REST) * index.took
+        self._keep(index, directory.identity)
+        return True
+
+    def _keep(self, index: Index, identity: tuple[int, int]) -> None:
+        """
+        Remember what was listed, and forget what is too much.
+        """
+        with self._lock:
+            self._indexes[identity] = index
+            self._indexes.move_to_end(identity)
+            self._counted += len(index.names or ()) - index.counted
+            index.counted = len(index.names or ())
+            if len(self._indexes) > DIRECTORIES:
+                self._drop(self._indexes.popitem(last=False)[1])
+            for each in self._indexes.values():
+                if self._counted <= ALL_NAMES:
+                    return
+                self._drop(each)
+
+    def _drop(self, index: Index) -> None:
+        self._counted -= index.counted
+        index.names, index.counted = None, 0
+
+    def _areNeighbours(self, directory: Directory, other: str, name: str) -> bool:
+        """
+        C{other} is there, and C{name} is not beside it already.  On a file
+        system that folds case both lead to the same inode.
+        """
+        theirs = self._inode(directory, other)
+        return theirs is not None and self._inode(directory, name) in {None, theirs}
+
+    def _inode(self, directory: Directory, name: str) -> tuple[int, int] | None:
+        try:
+            status = self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
+
+
+def neighbourExists(name: str, other: str) -> Exists:
+    """
+    @param name: the component that was wanted.
+    @param other: the one that is there.
+    """
+    return Exists(
+        f'"{displayName(name)}" differs only in case or composition from'
+        f' "{displayName(other)}", which the receiver has; it keeps both with --names posix'
+    )
