@@ -235,7 +235,7 @@ class Delivery:
             # also when nothing comes any more
             upload.checkpoint()
         message = (
-            Progress("receive", 0, "quota" if self._queued else "disk")
+            Progress("receive", 0, "quota" if self.queued else "disk")
             if upload is None
             else Progress(upload.phase, upload.durable, _slow(upload))  # type: ignore[arg-type]
         )
@@ -269,7 +269,10 @@ class Delivery:
             await d
 
     @property
-    def _queued(self) -> bool:
+    def queued(self) -> bool:
+        """
+        Whether it waits for others to make way.
+        """
         return self._place is not None and not self._place.called
 
     @property

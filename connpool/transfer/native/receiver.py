@@ -279,6 +279,9 @@ class ReceiverSession:
             self._draining = True
             if self._ticket:
                 self.send(encode(Type.GOAWAY, 0, Goaway("the receiver is stopping")))
+            for delivery in list(self._deliveries.values()):
+                if delivery.queued:
+                    delivery.fail(Busy("the receiver is stopping"))
             self._maybeClose()
 
     # -- greeting

@@ -127,6 +127,21 @@ def test_whoWaitsIsToldSo(worlds):
     assert world.reception.stats().waiting == 0
 
 
+def test_aStopDoesNotWaitForWhoWaits(worlds):
+    world = worlds(maxTransfers=1)
+    one = offering(world, [b"a", b"b"])
+    two = offering(world, [b"c"])
+    for wire in world.wires:
+        wire.ends[1].protocol.drain()
+    world.pump()
+    assert two.last(Type.REJECT).retryable
+    assert two.lost
+    assert [f.stream for f, _ in one.frames if f.type is Type.REJECT] == [2]
+    one.data(1, 0, bytes(8192)).digests(1, 0, bytes(BLOCK), bytes(BLOCK)).commit(1, bytes(8192))
+    assert one.last(Type.RECEIPT).status == "stored"
+    assert one.lost
+
+
 @pytest.mark.parametrize("how", ["cancel", "lost", "takeover"])
 def test_waitingEndsWithItsStream(worlds, how):
     """
