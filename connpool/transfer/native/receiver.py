@@ -16,18 +16,15 @@ or stop reading.
 from __future__ import annotations
 
 import hashlib
-import hmac
-import os
 import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-import connpool
 from connpool.errors import (
-    AuthenticationFailed,
     Busy,
     Cancelled,
     DigestMismatch,
@@ -37,30 +34,29 @@ from connpool.errors import (
     NameRefused,
     NetworkFailed,
     ProtocolError,
+    QuotaExceeded,
     StoreError,
     TooLarge,
     TransferError,
     TransferTimeout,
 )
 from connpool.transfer.accounts import Account
-from connpool.transfer.digests import BLOCK_SIZE, Digest, digestNamed, rootOf
+from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import displayName
+from connpool.transfer.native import greeting
 from connpool.transfer.native.acks import Acks
 from connpool.transfer.native.delivery import Delivery, receiptFrame, rejectFrame
 from connpool.transfer.native.frames import PREAMBLE, Frame, Type
-from connpool.transfer.native.frames import frame as pack
+from connpool.transfer.native.greeting import PENDING_BYTES, STREAMS, Greeting
 from connpool.transfer.native.link import Link
 from connpool.transfer.native.messages import (
     Accept,
-    Auth,
     Data,
     Error,
     Goaway,
-    Hello,
     Join,
     Joined,
-    Limits,
     Offering,
     Ping,
     Put,
@@ -68,8 +64,6 @@ from connpool.transfer.native.messages import (
     decode,
     encode,
 )
-from connpool.transfer.native.negotiation import CAPABILITIES, VERSIONS, agree, transcriptOf
-from connpool.transfer.native.safety import credentialsAreSafe
 from connpool.transfer.native.terms import offerOf
 from connpool.transfer.pace import Pace
 from connpool.transfer.records import FileStat, Offer, Receipt
@@ -79,17 +73,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ReceiverSession"]
 
-#: Seconds until a sender has said HELLO, and until it has authenticated.
-HELLO_TIMEOUT = 10.0
-AUTH_TIMEOUT = 30.0
 #: Seconds between PROGRESS frames.
 PROGRESS_INTERVAL = 1.0
-#: Bytes of a file that may come by PUT.
-SMALL_FILE = 256 * 1024
-#: PUTs being stored, at most, before we stop reading.
-PENDING_BYTES = 32 << 20
-#: Offers open at once in one session.
-STREAMS = 256
 
 _FROM_SENDER = frozenset(
     {
@@ -115,8 +100,6 @@ class ReceiverSession:
         self.principal = ""
         self._identity: Identity | None = None
         self.digest: Digest
-        self._state = self._hello
-        self._transcript = b""
         self._ticket = b""
         self._joined: ReceiverSession | None = None
         self._joiners: list[ReceiverSession] = []
@@ -126,6 +109,9 @@ class ReceiverSession:
         self._pending = 0
         self._tooMany = False
         self._acks = Acks(registry.clock, self.send)
+        self._accounts: list[Account] = []
+        self._pace = self._paced(None)
+        self._pacing = False
         self._ticking: Any = None
         self._draining = False
         self._closing = False
@@ -141,13 +127,8 @@ class ReceiverSession:
         self._link = link
         transport: Any = link.transport
         transport.registerProducer(link, True)
-        clock = self.registry.clock
-        self._deadline: Any = clock.callLater(HELLO_TIMEOUT, self._tooLate, "HELLO")
-        policy = self.registry.reception.policy
-        self._pace = Pace(clock, policy.idleTimeout, policy.minimumRate, self._tooSlow)
-        self._pacing = False
-        self._accounts: list[Account] = []
-        link.reader.expected = {Type.HELLO, Type.ERROR}
+        self._greeting = Greeting(self, link)
+        self._state: Callable[[Frame, Any], None] = self._greeting.frameReceived
 
     def greeted(self) -> None:
         """
@@ -198,8 +179,9 @@ class ReceiverSession:
             return  # it waits for us
         self.broken(why)
 
-    def _tooLate(self, what: str) -> None:
-        self.broken(TransferTimeout(f"no {what} in time"))
+    def _paced(self, identity: Identity | None) -> Pace:
+        pace = self.registry.reception.pace(identity)
+        return Pace(self.registry.clock, *pace, self._tooSlow)
 
     def _tooSlow(self, why: TransferError) -> None:
         self._pacing = False
@@ -243,8 +225,7 @@ class ReceiverSession:
         if self._over:
             return
         self._over = True
-        if self._deadline.active():
-            self._deadline.cancel()
+        self._greeting.stop()
         for account in self._accounts:
             account.disconnect()
         self._pace.stop()
@@ -284,107 +265,31 @@ class ReceiverSession:
                     delivery.fail(Busy("the receiver is stopping"))
             self._maybeClose()
 
-    # -- greeting
+    def letIn(self, identity: Identity | None, digest: Digest, transcript: bytes) -> None:
+        """
+        The greeting is over.
 
-    def _hello(self, frame: Frame, message: Any) -> None:
-        if not isinstance(message, Hello):
-            raise ProtocolError(f"{frame.type.name} before HELLO")
-        registry = self.registry
-        policy = registry.reception.policy
-        limits = Limits(
-            policy.maxFileSize,
-            SMALL_FILE,
-            PENDING_BYTES * 2,
-            16_384,
-            STREAMS,
-            max(1, int(policy.idleTimeout)),
-        )
-        methods = self._methods()
-        ours = Hello(
-            VERSIONS,
-            f"connpool/{connpool.__version__}",
-            CAPABILITIES,
-            registry.digests,
-            os.urandom(32),
-            limits,
-            methods,
-        )
-        wire = encode(Type.HELLO, 0, ours)
-        self.send(wire)
-        agreement = agree(message, ours)
-        if not methods:
-            raise Forbidden("credentials are needed, and are taken only within TLS")
-        self.digest = digestNamed(agreement.digest)
-        self._transcript = transcriptOf(pack(frame.type, 0, frame.control), wire)
-        self._deadline.cancel()
-        self._deadline = registry.clock.callLater(AUTH_TIMEOUT, self._tooLate, "AUTH")
-        self._state = self._auth
-        self._link.reader.expected = {Type.AUTH, Type.ERROR}
-
-    def _methods(self) -> tuple[str, ...]:
-        authenticator, transport = self.registry.authenticator, self._link.transport
-        if authenticator is None:
-            return ("none",)
-        self._identity = authenticator.certified(transport)
-        if self._identity is not None:
-            return ("none",)
-        if not authenticator.takesPasswords:
-            raise Forbidden("a client certificate that the receiver knows is needed")
-        return ("password",) if credentialsAreSafe(transport) else ()
-
-    def _auth(self, frame: Frame, message: Any) -> None:
-        if not isinstance(message, Auth):
-            raise ProtocolError(f"{frame.type.name} before AUTH")
-        if not hmac.compare_digest(message.transcript, self._transcript):
-            raise ProtocolError("the two sides saw different HELLOs: changed on the way")
-        authenticator = self.registry.authenticator
-        if authenticator is None or self._identity is not None:
-            if message.method != "none":
-                raise AuthenticationFailed("no password is asked for here")
-            self._ready(self._identity)
-            return
-        if message.method != "password":
-            raise AuthenticationFailed("a user and a password are asked for")
-        self._state = self._unexpected
-        checking = authenticator.password(self._link.transport, message.user, message.secret)
-        self._link.waitFor(checking.addCallbacks(self._ready, self._denied))
-
-    def _ready(self, identity: Identity | None) -> None:
-        if self._over:
-            return
-        self._deadline.cancel()
-        try:
-            for account in self.registry.reception.accounts(identity):
-                account.connect()
-                self._accounts.append(account)
-        except Busy as e:
-            self.broken(e)
-            return
+        @param transcript: what READY confirms.
+        @raise Busy: if the sender has too many sessions already.
+        """
+        reception = self.registry.reception
+        for account in reception.accounts(identity):
+            account.connect()
+            self._accounts.append(account)
         self._identity = identity
-        idleTimeout, minimumRate = self.registry.reception.pace(identity)
-        # nothing is paced yet
-        self._pace = Pace(self.registry.clock, idleTimeout, minimumRate, self._tooSlow)
-        self._link.keepPace(idleTimeout, minimumRate)
+        self.digest = digest
         self.principal = principal = ANONYMOUS if identity is None else identity.principal
+        # nothing is paced yet
+        self._pace = self._paced(identity)
+        self._link.keepPace(*reception.pace(identity))
         self._ticket = secrets.token_bytes(32)
         self.registry.tickets[self._ticket] = self
-        ready = Ready(self._transcript, secrets.token_bytes(16), self._ticket, principal)
+        ready = Ready(transcript, secrets.token_bytes(16), self._ticket, principal)
         self.send(encode(Type.READY, 0, ready))
         self._state = self._open
         self._link.reader.expected = _FROM_SENDER
         if self._draining:
             self.send(encode(Type.GOAWAY, 0, Goaway("the receiver is stopping")))
-
-    def _denied(self, failure: Failure) -> None:
-        self._log.info("refused the credentials of {peer}", peer=self.peer)
-        why = failure.value
-        if not isinstance(why, AuthenticationFailed):
-            self._log.failure("credentials could not be checked", failure)
-            why = AuthenticationFailed("user or password is wrong")
-        self.broken(why)
-
-    def _unexpected(self, frame: Frame, message: Any) -> None:
-        raise ProtocolError(f"{frame.type.name} is not expected now")
 
     # -- files
 
@@ -500,8 +405,8 @@ class ReceiverSession:
     def _put(self, frame: Frame, message: Put) -> None:
         self._stream(frame)
         number, data = frame.stream, frame.data
-        if len(data) > SMALL_FILE:
-            raise ProtocolError(f"PUT carries {len(data)} bytes; at most {SMALL_FILE}")
+        if len(data) > greeting.SMALL_FILE:
+            raise ProtocolError(f"PUT carries {len(data)} bytes; at most {greeting.SMALL_FILE}")
         self._pace.arrived(len(data))
         try:
             offer = self._offered(message, len(data), BLOCK_SIZE, None)
@@ -544,7 +449,7 @@ class ReceiverSession:
         self._maybeClose()
 
     def _refuse(self, number: int, name: bytes, why: TransferError) -> None:
-        if isinstance(why, NameRefused | Forbidden | Busy | TooLarge):
+        if isinstance(why, NameRefused | Forbidden | Busy | TooLarge | QuotaExceeded):
             self.registry.reception.refuse(displayName(name), self.peer, why)
         self.send(rejectFrame(number, why))
 

@@ -9,7 +9,7 @@ message.
 import os
 import random
 
-from connpool.transfer.native import receiver
+from connpool.transfer.native import greeting
 from connpool.transfer.native.streams import Asked
 from connpool.transfer.sending import Retry
 from tests.transfer.native.wire import World
@@ -76,7 +76,7 @@ def oneRun(seed, tmp_path):
 
 
 def test_chaos(tmp_path, monkeypatch):
-    monkeypatch.setattr(receiver, "SMALL_FILE", 2048)
+    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
     first = int(os.environ.get("SEED", "0"))
     for seed in range(first, first + ROUNDS):
         oneRun(seed, tmp_path)

@@ -7,7 +7,7 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 
 from connpool.errors import StoreError
-from connpool.transfer.native import receiver
+from connpool.transfer.native import greeting, receiver
 from connpool.transfer.native.frames import HEADER, MAX_RUN, PREAMBLE, Type
 from connpool.transfer.native.link import TURN
 from connpool.transfer.native.messages import (
@@ -352,7 +352,7 @@ def test_putThatIsNotWhatItSays(world):
 
     client.say(Type.PUT, 1, Put(bytes(16), b"a", bytes(32), bytes(32)), b"content")
     assert client.last(Type.REJECT).code == "digest-mismatch"
-    refused(client.put(2, b"b", bytes(receiver.SMALL_FILE + 1)))
+    refused(client.put(2, b"b", bytes(greeting.SMALL_FILE + 1)))
     assert not world.store.files
 
 

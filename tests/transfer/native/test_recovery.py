@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import CancelledError
 
 from connpool.errors import ConflictTakeover
-from connpool.transfer.native import receiver
+from connpool.transfer.native import greeting
 from connpool.transfer.native.frames import Type
 from connpool.transfer.native.messages import Hello, Join
 from connpool.transfer.reception import Policy
@@ -25,7 +25,7 @@ def content(count, seed=1):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(receiver, "SMALL_FILE", 2048)
+    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
     made = World(tmp_path / "state")
     yield made
     made.close()
@@ -96,7 +96,7 @@ def cutEverywhere(tmp_path, source, monkeypatch, step, shard=(0, 1)):
 
 
 def test_aCutAtEveryByteOfTheControlParts(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(receiver, "SMALL_FILE", 2048)
+    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
     # a different tenth each day of the month would hide failures: a fixed one
     assert cutEverywhere(tmp_path, source, monkeypatch, step=509, shard=(3, 17)) > 3000
 
@@ -104,7 +104,7 @@ def test_aCutAtEveryByteOfTheControlParts(tmp_path, source, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_aCutAtEveryByte(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(receiver, "SMALL_FILE", 2048)
+    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
     assert cutEverywhere(tmp_path, source, monkeypatch, step=1) > 40_000
 
 
@@ -341,7 +341,7 @@ def test_aWrongResumeKeyLooksLikeANewFile(world, source):
 
 
 def test_anotherUsersPartialIsOutOfReach(tmp_path, monkeypatch):
-    monkeypatch.setattr(receiver, "credentialsAreSafe", lambda transport: True)
+    monkeypatch.setattr(greeting, "credentialsAreSafe", lambda transport: True)
     world = World(tmp_path / "state", authenticator=Passwords(b"x"))
     key = b"k" * 32
     one = connect(world).greet("password", "one", b"x").offer(1, key=key, resumeKey=key)
@@ -482,7 +482,7 @@ def test_stopAndGoOnElsewhere(world, source):
 
 
 def test_busyReceiverDoesNotEndTheRest(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(receiver, "SMALL_FILE", 2048)
+    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
     world = World(tmp_path / "state", Policy(maxTransfers=2, minimumRate=0))
     for number in range(6):
         (source / f"{number}").write_bytes(content(5 * 4096, number))
@@ -516,7 +516,7 @@ def test_cancelled(world, source, when):
 
 
 def test_withoutAStateDirectoryTheRunningCommandResumes(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(receiver, "SMALL_FILE", 2048)
+    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
     (tmp_path / "file").write_bytes(b"")
     world = World(tmp_path / "file" / "state")
     data = content(50 * 4096)

@@ -298,7 +298,7 @@ def test_aPathThatAlwaysDamagesIsGivenUp(world, source, size):
 
 
 def test_credentials(tmp_path, source, monkeypatch):
-    from connpool.transfer.native import receiver, sender
+    from connpool.transfer.native import greeting, sender
 
     (source / "a").write_bytes(b"x")
     world = World(tmp_path / "state", authenticator=Passwords(b"right"))
@@ -306,7 +306,7 @@ def test_credentials(tmp_path, source, monkeypatch):
     report = world.send(source / "a", credentials=Credentials("me", b"right"))
     assert isinstance(report.failed[0].error, AuthenticationFailed | Forbidden)
     assert b"right" not in b"".join(world.wires[-1].log[0])
-    monkeypatch.setattr(receiver, "credentialsAreSafe", lambda transport: True)
+    monkeypatch.setattr(greeting, "credentialsAreSafe", lambda transport: True)
     report = world.send(source / "a", credentials=Credentials("me", b"right"))
     assert isinstance(report.failed[0].error, AuthenticationFailed)
     assert b"right" not in b"".join(world.wires[-1].log[0])
