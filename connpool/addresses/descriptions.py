@@ -21,6 +21,9 @@ WRAPPERS = frozenset({"proxied", "secured"})
 
 _LOOPBACK = Networks.parse(["127.0.0.0/8", "::1"])
 
+#: Kinds that open a port themselves, where C{interface=} says.
+_OWN_PORT = frozenset({"tcp", "tcp6", "ssl", "tls", "udp"})
+
 
 def tokenize(description: str) -> tuple[list[str], dict[str, str]]:
     r"""
@@ -115,9 +118,9 @@ class Listen:
         """
         if "proxied" in self.wrappers:
             return False
-        if self.kind in {"unix", "stdio"}:
+        if self.kind == "unix":
             return True
-        return self.keywords.get("interface", "") in _LOOPBACK
+        return self.kind in _OWN_PORT and self.keywords.get("interface", "") in _LOOPBACK
 
 
 def parseListen(description: str) -> Listen:
@@ -156,7 +159,8 @@ def _checkDatagram(listen: Listen) -> None:
     """
     text = listen.description
     example = r"write for example udp:8641:interface=127.0.0.1 or udp:8641:interface=\:\:1"
-    known = {"interface", "reusePort", "name", "index"}
+    systemd = listen.arguments == ("systemd",)
+    known = {"name", "index"} if systemd else {"interface", "reusePort"}
     if "proxied" in listen.wrappers:
         known |= {"trusted", "policy"}
     unknown = set(listen.keywords) - known
@@ -165,9 +169,9 @@ def _checkDatagram(listen: Listen) -> None:
     if len(listen.arguments) != 1:
         # udp:8641:\:\:1 without the escapes would silently listen everywhere
         raise AddressError(f"{text!r}: one port and key=value parts only; {example}")
-    (port,) = listen.arguments
-    if port == "systemd":
+    if systemd:
         return
+    (port,) = listen.arguments
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
         raise AddressError(f"{text!r}: the port must be a number from 0 to 65535; {example}")
     if listen.keywords.get("reusePort", "no") not in {"yes", "no"}:

@@ -145,10 +145,15 @@ class NameResolver:
             lookup = self._waiting.popleft()
             if lookup.over:
                 continue
-            self._busy += 1
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._run, args=(lookup,), name=f"lookup {lookup.host}", daemon=True
-            ).start()
+            )
+            try:
+                thread.start()
+            except RuntimeError as e:  # the system has no thread left
+                lookup.end(Failure(explain(lookup.host, e)))
+            else:
+                self._busy += 1
 
     def _run(self, lookup: _Lookup) -> None:
         """

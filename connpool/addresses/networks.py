@@ -21,7 +21,7 @@ import attrs
 
 from connpool.errors import AddressError
 
-__all__ = ["Networks"]
+__all__ = ["Networks", "networkOf"]
 
 _EVERYTHING = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
@@ -34,6 +34,35 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
+
+
+def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """
+    As L{_address}: a log shows C{::ffff:192.0.2.7}, and whoever copies that
+    into a rule means it.
+    """
+    first = network.network_address
+    if isinstance(first, IPv6Address) and first.ipv4_mapped and network.prefixlen >= 96:
+        return IPv4Network((first.ipv4_mapped, network.prefixlen - 96))
+    return network
+
+
+def networkOf(host: str, ipv4: int = 32, ipv6: int = 64) -> str:
+    """
+    Who stands for C{host} where something is counted or limited: one customer
+    has an IPv6 /64 at least, and can call from each of its addresses.
+
+    @param ipv4: the length of the prefix for IPv4, mapped addresses included;
+        a multiple of 8.
+    @param ipv6: the one for IPv6, except for link-local addresses, which are
+        all in one network and count for themselves.
+    @return: the prefix in hex; C{host} itself if it is no IP address.
+    """
+    address = _address(host)
+    if address is None:
+        return host
+    length = ipv4 if address.version == 4 else 128 if address.is_link_local else ipv6
+    return f"{address.packed[: length // 8].hex()}/{length}"
 
 
 @attrs.frozen
@@ -61,7 +90,7 @@ class Networks:
                 networks.extend(_EVERYTHING)
                 continue
             try:
-                networks.append(ip_network(text))
+                networks.append(_unmapped(ip_network(text)))
             except ValueError as e:
                 raise AddressError(
                     f"{text!r} is not a network: {e}; write for example 10.0.0.0/8, fd00::/8 or any"

@@ -22,6 +22,9 @@ __all__ = ["addArguments", "run"]
 #: From this many sockets on, a state is a surplus worth a word.
 SURPLUS = 10
 
+#: The longest C{--interval}, in seconds.
+LONGEST = 86400.0
+
 
 def addArguments(parser: argparse.ArgumentParser) -> None:
     """
@@ -99,8 +102,8 @@ def _ports(arguments: argparse.Namespace) -> Collection[int] | None:
     @return: the ports asked for; empty for those listened on, L{None} for all.
     @raise AddressError: for a mistake.
     """
-    if not arguments.interval > 0:
-        raise AddressError("--interval: write seconds above 0")
+    if not 0 < arguments.interval <= LONGEST:
+        raise AddressError(f"--interval: write seconds above 0, up to {LONGEST:g}")
     if arguments.all:
         if arguments.port is not None:
             raise AddressError("a PORT or --all, not both")

@@ -64,7 +64,7 @@ class Protection:
     hosts: frozenset[str] = attrs.field(default=frozenset(), converter=_withOwn)
     checker: Any = None
 
-    def permitsHost(self, headers: Iterable[str]) -> bool:
+    def permitsHost(self, headers: Iterable[bytes]) -> bool:
         """
         @param headers: the request's C{Host} headers.  None at all is what
             HTTP/1.0 health checks send, and never a browser.
@@ -72,7 +72,7 @@ class Protection:
         given = list(headers)
         if not given:
             return True
-        host = hostOf(given[0])
+        host = hostOf(given[0].decode("latin-1"))
         return len(given) == 1 and (host in self.hosts or _isAddress(host))
 
     async def permitsUser(self, user: bytes, password: bytes) -> bool:

@@ -36,6 +36,9 @@ WRONG_PASSWORD_DELAY = 2.0
 #: Seconds an idle connection is kept; more than Prometheus's usual interval.
 IDLE_TIMEOUT = 75.0
 
+#: Seconds that the end of a connection may take; twisted.web adds 15.
+LINGER = 5.0
+
 #: Seconds from one line about refusals to the next.
 QUIET = 60.0
 
@@ -72,6 +75,14 @@ class _Request(Request):
     def process(self) -> None:
         if not self._refused:
             super().process()
+
+    def finish(self) -> None:
+        channel: Any = self.channel
+        super().finish()
+        if not channel.persistent:
+            # twisted.web stopped its clock: who then takes no part in the close
+            # of a TLS connection would keep it
+            channel.setTimeout(LINGER)
 
 
 class _QuietSite(Site):
@@ -127,7 +138,8 @@ class _Refusals:
         """
         self._counts[why] += 1
         now = self._clock.seconds()
-        if now < self._next:
+        # not less either: the clock may be set back
+        if self._next - QUIET <= now < self._next:
             return
         self._next = now + QUIET
         counts, self._counts = self._counts, Counter()
@@ -187,7 +199,7 @@ class _Status(Resource):
         request.setHeader(b"X-Content-Type-Options", b"nosniff")
         request.setHeader(b"Referrer-Policy", b"no-referrer")
         request.setHeader(b"Cross-Origin-Resource-Policy", b"same-origin")
-        hosts = request.requestHeaders.getRawHeaders("host", [])
+        hosts = request.requestHeaders.getRawHeaders(b"host", [])
         if not self._protection.permitsHost(hosts):
             self._refusals.count("unknown host name", request)
             self._send(request, (421, TEXT, b"unknown host name; see --status-host\n"))
@@ -213,7 +225,7 @@ class _Status(Resource):
         protection = self._protection
         if protection.checker is None:
             return True
-        if not request.getHeader("authorization"):
+        if not request.getHeader(b"authorization"):
             return False
         if await protection.permitsUser(request.getUser(), request.getPassword()):
             return True

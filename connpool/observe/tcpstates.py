@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
+from itertools import islice
 from typing import Any, ClassVar
 
 import attrs
@@ -138,15 +139,20 @@ def _ip(text: str) -> str:
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
-def parseProcTable(text: str) -> Iterator[Socket]:
+def parseProcTable(lines: Iterable[str], ports: Collection[int] | None = None) -> Iterator[Socket]:
     """
-    @param text: what C{/proc/net/tcp} or C{tcp6} holds.  Lines that are not
-        of its form are skipped: the table changes while it is read.
+    @param lines: of C{/proc/net/tcp} or C{tcp6}, from the first one on.  Those
+        that are not of its form are skipped: the table changes while it is read.
+    @param ports: local ports; other sockets are passed over, which is quick.
+        L{None} for all.
     """
-    for line in text.splitlines()[1:]:
-        words = line.split()
+    wanted = None if ports is None else {f"{port:04X}" for port in ports}
+    for line in islice(lines, 1, None):
+        words = line.split(maxsplit=5)
         try:
             localIp, localPort = words[1].split(":")
+            if wanted is not None and localPort not in wanted:
+                continue
             remoteIp, remotePort = words[2].split(":")
             state = _BY_NUMBER[int(words[3], 16)]
             sendQueue, receiveQueue = words[4].split(":")

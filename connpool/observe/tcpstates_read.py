@@ -35,18 +35,22 @@ __all__ = ["TCPInfo", "TCPStates", "readSockets", "tcpInfo"]
 PROC = Path("/proc/self/net")
 
 
-def readSockets(proc: Path = PROC) -> list[Socket]:
+def readSockets(ports: Collection[int] | None = None, proc: Path = PROC) -> list[Socket]:
     """
     Every TCP socket of this network namespace.  Blocks: tens of milliseconds
     where there are thousands.
 
+    @param ports: sockets with other local ports may be left out.
     @param proc: the directory with C{tcp} and C{tcp6}.  Without it psutil is
         asked, which does not know queues, and may see only this process.
     """
-    tables = [proc / "tcp", proc / "tcp6"]
-    texts = [table.read_text("ascii", "replace") for table in tables if table.exists()]
-    if texts:
-        return [each for text in texts for each in parseProcTable(text)]
+    sockets: list[Socket] = []
+    tables = [table for table in (proc / "tcp", proc / "tcp6") if table.exists()]
+    for table in tables:
+        with table.open(encoding="ascii", errors="replace") as lines:
+            sockets += parseProcTable(lines, ports)
+    if tables:
+        return sockets
     import psutil
 
     try:
@@ -148,7 +152,8 @@ class TCPStates(MultiService):
 
     @param listeners: name to ports of what listens now; asked at each look.
     @param interval: seconds between looks.
-    @param read: see L{readSockets}; runs in the reactor's thread pool.
+    @param read: the sockets that have one of these local ports, and others if
+        that is easier; runs in the reactor's thread pool.
     """
 
     _log = Logger()
@@ -158,7 +163,7 @@ class TCPStates(MultiService):
         reactor: Any,
         listeners: Callable[[], dict[str, Collection[int]]],
         interval: float = 5.0,
-        read: Callable[[], list[Socket]] = readSockets,
+        read: Callable[[Collection[int]], list[Socket]] = readSockets,
     ) -> None:
         super().__init__()
         self._reactor = reactor
@@ -184,17 +189,27 @@ class TCPStates(MultiService):
         @return: fires when the children have the new counts; never fails.
         """
         pool = self._reactor.getThreadPool()
-        looking = deferToThreadPool(self._reactor, pool, self._read)
+        looking = deferToThreadPool(self._reactor, pool, self._count, self._listeners())
         return looking.addCallbacks(self._seen, self._failed)
 
-    def _seen(self, sockets: list[Socket]) -> None:
-        listeners = self._listeners()
-        for name, ports in listeners.items():
+    def _count(self, listeners: dict[str, Collection[int]]) -> dict[str, StateCounts]:
+        """
+        In the thread: where there are a hundred thousand sockets, only to look
+        at each takes as long as a reactor may stand still.
+        """
+        every = frozenset[int]().union(*listeners.values())
+        sockets = self._read(every) if every else []
+        return {
+            name: countStates(socketsOf(sockets, ports)[0]) for name, ports in listeners.items()
+        }
+
+    def _seen(self, found: dict[str, StateCounts]) -> None:
+        for name, counts in found.items():
             if name not in self.namedServices:
                 _Listener(name).setServiceParent(self)
             child: Any = self.getServiceNamed(name)
-            child.counts = countStates(socketsOf(sockets, ports)[0])
-        for name in set(self.namedServices) - set(listeners):
+            child.counts = counts
+        for name in set(self.namedServices) - set(found):
             self.getServiceNamed(name).disownServiceParent()
 
     def _failed(self, failure: Any) -> None:

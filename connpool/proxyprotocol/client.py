@@ -4,6 +4,7 @@ Saying who is calling: a client endpoint that sends a PROXY header first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -27,6 +28,9 @@ __all__ = ["ProxyHeaderEndpoint"]
 
 Address = IPv4Address | IPv6Address | UNIXAddress
 
+#: A connected transport to the header that goes first on it.
+HeaderFor = Callable[[Any], bytes]
+
 
 @implementer(IProtocol)
 class _Announced:
@@ -34,8 +38,8 @@ class _Announced:
     Writes the header before the application's protocol sees the transport.
     """
 
-    def __init__(self, header: bytes, inner: Any) -> None:
-        self._header = header
+    def __init__(self, headerFor: HeaderFor, inner: Any) -> None:
+        self._headerFor = headerFor
         self.inner = inner
         directlyProvides(
             self,
@@ -48,7 +52,7 @@ class _Announced:
         )
 
     def makeConnection(self, transport: Any) -> None:
-        transport.write(self._header)
+        transport.write(self._headerFor(transport))
         self.inner.makeConnection(transport)
 
     def dataReceived(self, data: bytes) -> None:
@@ -63,8 +67,8 @@ class _Announced:
 
 @implementer(IProtocolFactory)
 class _AnnouncingFactory:
-    def __init__(self, header: bytes, wrapped: IProtocolFactory) -> None:
-        self._header = header
+    def __init__(self, headerFor: HeaderFor, wrapped: IProtocolFactory) -> None:
+        self._headerFor = headerFor
         self._wrapped = wrapped
 
     def doStart(self) -> None:
@@ -75,7 +79,7 @@ class _AnnouncingFactory:
 
     def buildProtocol(self, addr: IAddress) -> Any:
         inner = self._wrapped.buildProtocol(addr)
-        return None if inner is None else _Announced(self._header, inner)
+        return None if inner is None else _Announced(self._headerFor, inner)
 
 
 @implementer(IStreamClientEndpoint, ISingleUseEndpoint)
@@ -91,6 +95,8 @@ class ProxyHeaderEndpoint:
     @param destination: where that client connected to; both L{None} for a
         connection on our own behalf: LOCAL in v2, UNKNOWN in v1.
     @param version: of the protocol, 1 or 2.
+    @param own: say the connection's own two addresses instead: the lists of a
+        server know nobody who comes with LOCAL.
     """
 
     def __init__(
@@ -99,15 +105,21 @@ class ProxyHeaderEndpoint:
         source: Address | None = None,
         destination: Address | None = None,
         version: int = 2,
+        *,
+        own: bool = False,
     ) -> None:
         self._endpoint = endpoint
         encode = encodeV1 if version == 1 else encodeV2
-        self._header = encode(source, destination)
+        if own:
+            self._headerFor: HeaderFor = lambda link: encode(link.getHost(), link.getPeer())
+        else:
+            header = encode(source, destination)
+            self._headerFor = lambda _: header
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         def unwrap(announced: Any) -> IProtocol:
             inner: IProtocol = announced.inner
             return inner
 
-        factory = _AnnouncingFactory(self._header, protocolFactory)
+        factory = _AnnouncingFactory(self._headerFor, protocolFactory)
         return self._endpoint.connect(factory).addCallback(unwrap)

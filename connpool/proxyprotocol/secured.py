@@ -21,15 +21,20 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
     IStreamServerEndpoint,
 )
+from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import Certificate as TwistedCertificate
 from twisted.internet.ssl import CertificateOptions, trustRootFromCertificates
-from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import AddressError
 from connpool.interfaces import IReloadable
 
-__all__ = ["SecuredEndpoint", "ServerCertificate"]
+__all__ = ["LAST_WORD", "SecuredEndpoint", "ServerCertificate"]
+
+#: Seconds of silence that a close waits for the other side to close its TLS too.
+LAST_WORD = 10.0
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -93,10 +98,11 @@ class ServerCertificate:
         )
         try:
             options.getContext()
-        except SSL.Error:
+        except (SSL.Error, TypeError) as e:  # TypeError: a kind of key that TLS has no use for
+            why = e.args[0][-1][-1] if isinstance(e, SSL.Error) and e.args[0] else str(e)
             raise AddressError(
                 f"privateKey {str(self._privateKey)!r} does not fit the certificate "
-                f"{str(self._certificate)!r}"
+                f"{str(self._certificate)!r}: {why}"
             ) from None
         self._options = options
 
@@ -119,10 +125,45 @@ class ServerCertificate:
         return self._options.serverConnectionForTLS(tlsProtocol)
 
 
+class _SecuredTransport(BufferingTLSTransport):
+    """
+    Twisted's waits for ever for the other side's part in a close: who does not
+    answer would keep the connection, and its place among those allowed.
+    """
+
+    _late: Any = None
+
+    def loseConnection(self) -> None:
+        super().loseConnection()
+        transport = self.transport
+        if self._late is None and self.connected and transport is not None:
+            # what is still to be written is, and then the connection is closed
+            factory: Any = self.factory
+            self._late = factory.clock.callLater(LAST_WORD, transport.loseConnection)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._late is not None and self._late.active():
+            self._late.reset(LAST_WORD)
+        super().dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._late is not None and self._late.active():
+            self._late.cancel()
+        super().connectionLost(reason)
+
+
 class _SecuredFactory(TLSMemoryBIOFactory):
     """
     Lets the wrapped factory refuse a connection, which Twisted's crashes on.
     """
+
+    protocol = _SecuredTransport
+
+    def __init__(
+        self, clock: Any, certificate: ServerCertificate, wrapped: IProtocolFactory
+    ) -> None:
+        super().__init__(certificate, False, wrapped, clock)
+        self.clock = clock
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         inner = self.wrappedFactory.buildProtocol(addr)
@@ -147,5 +188,5 @@ class SecuredEndpoint:
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         return self.endpoint.listen(
-            _SecuredFactory(self.certificate, False, protocolFactory, self._reactor)
+            _SecuredFactory(self._reactor, self.certificate, protocolFactory)
         )

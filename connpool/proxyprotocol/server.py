@@ -142,7 +142,9 @@ class ProxiedFactory:
         self.wrapped.doStop()
 
     def logPrefix(self) -> str:
-        return f"{type(self.wrapped).__name__} (PROXY)"
+        wrapped: Any = self.wrapped
+        named = ILoggingContext.providedBy(wrapped)
+        return f"{wrapped.logPrefix() if named else type(wrapped).__name__} (PROXY)"
 
     def buildProtocol(self, addr: IAddress | None) -> IProtocol:
         # never None, which Twisted's TLS wrapper cannot take
@@ -171,7 +173,8 @@ class ProxiedFactory:
         self.counts[counter] += 1
         self._unlogged += 1
         now = self.clock.seconds()
-        if now < self._nextLine:
+        # not less either: the clock may be set back
+        if self._nextLine - LOG_INTERVAL <= now < self._nextLine:
             return
         self._nextLine = now + LOG_INTERVAL
         count, self._unlogged = self._unlogged, 0

@@ -92,17 +92,23 @@ def parseSecured(reactor: Any, *args: str, **kwargs: str) -> SecuredEndpoint:
     privateKey = kwargs.pop("privateKey", certificate)
     if not certificate:
         raise AddressError("secured: needs certificate=FILE and privateKey=FILE")
-    shown = ServerCertificate(certificate, privateKey, kwargs.pop("trustRoots", None))
+    trustRoots = kwargs.pop("trustRoots", None)
+    if trustRoots == "":
+        # the path of the working directory
+        raise AddressError(
+            "secured: trustRoots= names no file; leave it out to ask for no certificate"
+        )
+    shown = ServerCertificate(certificate, privateKey, trustRoots)
     endpoint = serverFromString(reactor, _inner("secured:", args, kwargs))
     return SecuredEndpoint(reactor, endpoint, shown)
 
 
 def parseProxyHeader(reactor: Any, *args: str, **kwargs: str) -> ProxyHeaderEndpoint:
     """
-    C{proxyheader:ENDPOINT}: connect on our own behalf, with a LOCAL header.
+    C{proxyheader:ENDPOINT}: connect on our own behalf, and say who we are.
     """
     endpoint = clientFromString(reactor, _inner("proxyheader:", args, kwargs))
-    return ProxyHeaderEndpoint(endpoint)
+    return ProxyHeaderEndpoint(endpoint, own=True)
 
 
 def _inner(prefix: str, args: tuple[str, ...], kwargs: dict[str, str]) -> str:

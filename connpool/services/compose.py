@@ -57,7 +57,7 @@ class Options(StatusOptions):
         super().postOptions()
         path = self["file"]
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 self["text"] = file.read()
         except (OSError, UnicodeDecodeError) as e:
             why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
@@ -89,7 +89,7 @@ class Child(MultiService):
     def _start(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             # what did begin; some services of Twisted's cannot be stopped before a start
             (service,) = self
             maybeDeferred(service.stopService).addErrback(lambda _: None)

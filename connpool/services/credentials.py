@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from ipaddress import ip_address, ip_network
 from typing import Any
 
 from cryptography import x509
@@ -26,6 +25,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from connpool.addresses import clientOf
+from connpool.addresses.networks import networkOf
 from connpool.datagram.limits import RateTable
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
@@ -61,7 +61,7 @@ class CredentialOptions(ServiceOptions, strcred.AuthOptionMixin):
         """
         Table of who may send, where to and how much (TOML).
         """
-        self["identities"] = path
+        self.once("identities", path)
 
     def postOptions(self) -> None:
         super().postOptions()
@@ -110,6 +110,8 @@ class Authenticator:
         identities: Identities | None = None,
     ) -> None:
         self._clock = clock
+        self._latest: float = clock.seconds()
+        self._lag = 0.0
         self._checkers = [
             checker for checker in checkers if IUsernamePassword in checker.credentialInterfaces
         ]
@@ -135,8 +137,9 @@ class Authenticator:
         return Deferred.fromCoroutine(self._password(transport, user, secret))
 
     async def _password(self, transport: Any, user: str, secret: bytes) -> Identity:
-        slot = hash((self._key, _network(clientOf(transport).host))) % _SLOTS
-        now = self._clock.seconds()
+        network = networkOf(clientOf(transport).host or "", ipv4=24)
+        slot = hash((self._key, network)) % _SLOTS
+        now = self._now()
         if self._wrong.free(slot, now) < 1:
             raise AuthenticationFailed("too many wrong passwords from this network; wait a minute")
         # charged before the check: guesses made at once do not slip through
@@ -146,6 +149,16 @@ class Authenticator:
             raise AuthenticationFailed("user or password is wrong")
         self._wrong.take(slot, -1, now)
         return identity
+
+    def _now(self) -> float:
+        """
+        The clock, but never back: Twisted's is the wall clock, and one that is
+        set back would shut out whoever came in the time it takes again.
+        """
+        now = self._clock.seconds() + self._lag
+        self._lag += max(self._latest - now, 0.0)
+        self._latest = max(self._latest, now)
+        return self._latest
 
     async def _check(self, user: str, secret: bytes) -> Identity | None:
         try:
@@ -164,14 +177,3 @@ class Authenticator:
                 return Identity(user)
             return self._identities.ofUser(user)
         return None
-
-
-def _network(host: str | None) -> str:
-    """
-    Whom a guess is charged to.
-    """
-    if host is None:
-        return ""
-    address = ip_address(host.partition("%")[0])
-    length = 24 if address.version == 4 else 64
-    return str(ip_network((address, length), strict=False))

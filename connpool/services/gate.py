@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from zope.interface import directlyProvides, implementer, providedBy
 
 from connpool.addresses import Networks, UnknownAddress
+from connpool.addresses.networks import networkOf
 from connpool.interfaces import IDrainable, IStatsSource
 
 __all__ = ["Access", "Gate", "ListenerStats"]
@@ -32,7 +33,8 @@ class Access:
     @ivar allow: networks that may; empty means everybody.
     @ivar deny: networks that may not; wins.
     @ivar maxConnections: connections at once, all peers together.
-    @ivar maxPerPeer: connections at once from one address; L{None} for no limit.
+    @ivar maxPerPeer: connections at once from one IPv4 address or IPv6 /64;
+        L{None} for no limit.
     """
 
     allow: Networks = NOBODY
@@ -149,7 +151,7 @@ class Gate(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         access = self.access
-        peer = getattr(addr, "host", "")
+        peer = networkOf(getattr(addr, "host", ""))
         if addr is not None and not access.permits(addr):
             self._refusedAddress += 1
             return _Refused()

@@ -90,7 +90,10 @@ def _plain(value: Any) -> Any:
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, str | int):
+    if isinstance(value, int):
+        # beyond: no reader keeps it, and json refuses some thousand digits
+        return value if value.bit_length() <= 64 else None
+    if isinstance(value, str):
         return value
     if attrs.has(type(value)):
         fields = {
@@ -122,20 +125,36 @@ class RotatingFile(LogFile):
         self.size = os.fstat(descriptor).st_size
         self.closed = False
 
+    def write(self, data: str | bytes) -> None:
+        # a name that is not UTF-8 must not cost the line
+        line = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+        if self.shouldRotate():
+            self.rotate()
+        descriptor = self._file.fileno()
+        written = self._file.write(line)
+        if written < len(line):
+            # the disk is full; half a line would spoil the one that fits again
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.size += written
+
     def rotate(self) -> None:
         old = self._file
         try:
             for number in range(FILES - 2, 0, -1):
                 with suppress(FileNotFoundError):
                     os.replace(f"{self.path}.{number}", f"{self.path}.{number + 1}")
-            os.replace(self.path, f"{self.path}.1")
+            # not there if this went wrong between the two the last time
+            with suppress(FileNotFoundError):
+                os.replace(self.path, f"{self.path}.1")
             self._openFile()
         except OSError as e:
             self.size = 0
-            old.write(
-                f"cannot rotate {self.path}: {e.strerror}; "
-                f"let user {os.geteuid()} write to its directory\n".encode()
-            )
+            with suppress(OSError):
+                old.write(
+                    f"cannot rotate {self.path}: {e.strerror}; "
+                    f"let user {os.geteuid()} write to its directory\n".encode()
+                )
         else:
             old.close()
 

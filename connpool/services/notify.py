@@ -45,7 +45,8 @@ class Notifier:
 
     def tell(self, *lines: str) -> None:
         """
-        Send C{lines}; a failure is logged and changes nothing.
+        Send C{lines}, of each its first line; a failure is logged and changes
+        nothing.
         """
         if not self.address:
             return
@@ -53,6 +54,7 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
                 out.settimeout(1.0)
-                out.sendto("\n".join(lines).encode(), where)
+                text = "\n".join(line.partition("\n")[0] for line in lines)
+                out.sendto(text.encode("utf-8", "backslashreplace"), where)
         except OSError as e:
             _log.warn("cannot notify {address}: {why}", address=self.address, why=str(e))

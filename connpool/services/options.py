@@ -38,6 +38,12 @@ __all__ = [
 
 T = TypeVar("T")
 
+#: Twisted's endpoints that are not for a service, and why.
+_UNFIT = {
+    "haproxy": "believes whoever sends a header; write proxied:ENDPOINT:trusted=ADDRESSES",
+    "stdio": "has one client and no port to close; write unix:PATH",
+}
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -98,10 +104,14 @@ def asDestination(text: str) -> str:
 def asMode(text: str) -> int:
     """
     @return: permission bits, from octal digits.
-    @raise ValueError: for anything else, and for bits beyond C{0777}.
+    @raise ValueError: for anything else, and for bits beyond C{0777}.  The
+        leading zero must be there: C{0o640} in a TOML file comes as C{416}.
     """
-    if not text or any(digit not in "01234567" for digit in text) or len(text) > 4:
-        raise ValueError(f"{text!r} is not a mode; write octal digits such as 0640")
+    if any(digit not in "01234567" for digit in text) or not 2 <= len(text) <= 5 or text[0] != "0":
+        raise ValueError(
+            f"{text!r} is not a mode; write octal digits with a leading zero such as 0640, "
+            'in a file "0640"'
+        )
     mode = int(text, 8)
     if mode > 0o777:
         raise ValueError(f"{text!r} has bits beyond 0777; setuid, setgid and sticky are not given")
@@ -180,6 +190,14 @@ class ServiceOptions(usage.Options):
         if self[name] not in choices:
             raise usage.UsageError(f"--{name}: {self[name]!r} is not one of {', '.join(choices)}")
 
+    def once(self, name: str, text: str) -> None:
+        """
+        Set option C{name}, of which the last one would win silently.
+        """
+        if name in self:
+            raise usage.UsageError(f"--{name}: give it once")
+        self[name] = text
+
     def collect(self, name: str, text: str) -> None:
         """
         Add C{text} to the repeatable option C{name}.
@@ -197,6 +215,8 @@ class ServiceOptions(usage.Options):
             listen = parseListen(text)
         except AddressError as e:
             raise usage.UsageError(f"--{name}: {e}") from None
+        if listen.kind in _UNFIT:
+            raise usage.UsageError(f"--{name}: {text!r}: {listen.kind}: {_UNFIT[listen.kind]}")
         if not listen.datagram:
             self._tryEndpoint(name, listen)
         elif not datagrams:
@@ -241,7 +261,7 @@ class AccessOptions(ServiceOptions):
             None,
             f"Connections at once [default: what open files allow, at most {MOST_CONNECTIONS}]",
         ],
-        ["max-per-address", None, None, "Connections at once from one address"],
+        ["max-per-address", None, None, "Connections at once from one address (IPv6: one /64)"],
     ]
 
     def opt_listen(self, endpoint: str) -> None:

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import attrs
 
 from connpool.errors import StartFailed
 
@@ -28,19 +31,28 @@ def _say(line: str) -> None:
     (sys.stderr if detached else sys.__stderr__ or sys.stderr).write(line)
 
 
-def failStart(message: str) -> NoReturn:
+@attrs.frozen
+class _Hook:
     """
-    @raise StartFailed: always; uncaught, it prints as one line.
+    @ivar previous: what prints everything else.
     """
-    previous = sys.excepthook
 
-    def hook(
-        kind: type[BaseException], value: BaseException, traceback: TracebackType | None
+    previous: Callable[..., Any]
+
+    def __call__(
+        self, kind: type[BaseException], value: BaseException, traceback: TracebackType | None
     ) -> None:
         if issubclass(kind, StartFailed):
             _say(f"{value}\n")
         else:
-            previous(kind, value, traceback)
+            self.previous(kind, value, traceback)
 
-    sys.excepthook = hook
+
+def failStart(message: str) -> NoReturn:
+    """
+    @raise StartFailed: always; uncaught, it prints as one line.
+    """
+    # once: who catches this may try again for as long as he likes
+    if not isinstance(sys.excepthook, _Hook):
+        sys.excepthook = _Hook(sys.excepthook)
     raise StartFailed(message)

@@ -38,7 +38,7 @@ class StatusOptions(ServiceOptions):
         """
         Serve metrics, health and a page here: tcp:8690:interface=127.0.0.1.
         """
-        self["status"] = endpoint
+        self.once("status", endpoint)
 
     def opt_status_allow(self, network: str) -> None:
         """
@@ -50,7 +50,7 @@ class StatusOptions(ServiceOptions):
         """
         Ask for a name and password: file:PATH (lines of name:password).
         """
-        self["status-auth"] = checker
+        self.once("status-auth", checker)
 
     def opt_status_host(self, name: str) -> None:
         """

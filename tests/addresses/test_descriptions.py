@@ -21,6 +21,8 @@ def test_tokenizeUnescapes():
         ("tcp:8640:interface=0.0.0.0", False, False),
         ("unix:/run/x.sock", True, False),
         ("systemd:domain=INET:name=web", False, False),
+        # who is behind it does not show
+        ("haproxy:tcp:8640:interface=127.0.0.1", False, False),
         ("secured:tcp:443:interface=127.0.0.1:certificate=c:privateKey=k", True, False),
         ("proxied:tcp:443:interface=127.0.0.1:trusted=unix", False, False),
         ("proxied:secured:tcp:443:trusted=10.0.0.0/8", False, False),
@@ -48,6 +50,9 @@ def test_whoCanReachIt(description, local, datagram):
         "udp:x",
         "udp:65536",
         "udp:1:interfce=127.0.0.1",
+        # what systemd passed is open where systemd opened it
+        "udp:systemd:name=echo:interface=127.0.0.1",
+        "udp:8641:name=echo",
         "udp:1:reusePort=maybe",
         "tcp:80:interface=a:interface=b",
         "tcp:80\\",

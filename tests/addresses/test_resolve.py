@@ -280,6 +280,21 @@ def test_noAnswerIsAFailure():
     assert "no such host" in str(failureResultOf(d, LookupFailed))
 
 
+def test_aSystemWithoutThreadsDoesNotStopItForEver(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    clock = Threads()
+    resolver = NameResolver(clock, threads=1, ask=lambda _: [V4])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        d = resolver.lookUp("example.com")
+        assert "can't start new thread" in str(failureResultOf(d, LookupFailed))
+    d = resolver.lookUp("example.com")
+    clock.turn()
+    assert successResultOf(d) == [V4]
+
+
 def test_aResolverThatNeverAnswers():
     """
     Everything ends: what has a thread, what waits for one, what is cancelled.

@@ -41,7 +41,9 @@ MISTAKES = [
     ("bad size", "--max-file-size=12X", "K, M, G or T"),
     ("everybody without quota", "--listen=tcp:0 --allow=any", "--quota"),
     ("bad mode", "--file-mode=0649", "octal"),
-    ("setuid mode", "--dir-mode=4755", "0777"),
+    # 0o640 of a TOML file
+    ("decimal mode", "--file-mode=416", "leading zero"),
+    ("setuid mode", "--dir-mode=04755", "0777"),
     ("bad policy", "--if-exists=ask", "rename, replace"),
     ("bad suffix", "--classic-suffix=/../x", "--classic-suffix"),
     ("zero connections", "--max-connections=0", "at least 1"),

@@ -1,18 +1,25 @@
 import json
+import socket
+import ssl
 from base64 import b64encode
 
 import attrs
 import pytest
 import pytest_twisted
+import trustme
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs, formatEvent
+from twisted.web.http import HTTPChannel
 
 import connpool.observe.site
-from connpool.observe import Protection
+from connpool.addresses import parseListen
+from connpool.observe import Protection, makeSite
 from connpool.observe.feed import MOST_VIEWERS
 from connpool.observe.overview import MOST_TRANSFERS
 from connpool.observe.protection import hostOf
+from connpool.services.listening import ListeningService
 from tests.helpers.waiting import bounded, until
 from tests.observe.sample import HOSTILE, busy, transfer
 from tests.observe.web import serving
@@ -121,6 +128,47 @@ async def test_metricsWhateverIsAsked(accept):
         assert answer.code == 200
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_whoDoesNotCloseItsTLSHoldsNoConnection(tmp_path, monkeypatch, request_):
+    """
+    Also on Twisted's own TLS endpoints.
+    """
+    monkeypatch.setattr(connpool.observe.site, "LINGER", 0.1)
+    monkeypatch.setattr(HTTPChannel, "abortTimeout", 0.1)
+    issued = trustme.CA().issue_cert("localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    key = f"privateKey={tmp_path}/both.pem:certKey={tmp_path}/both.pem"
+    root, _ = busy()
+    root.startService()
+    listening = ListeningService(
+        reactor, [parseListen(f"ssl:0:interface=127.0.0.1:{key}")], makeSite(reactor, [root])
+    )
+    listening.startService()
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+
+    def ask():
+        plain = socket.create_connection(("127.0.0.1", listening.getHost().port), 20)
+        client = context.wrap_socket(plain)
+        client.sendall(request_)
+        return client, client.recv(100)
+
+    client, answer = await bounded(deferToThread(ask))
+    assert answer.startswith(b"HTTP/1.")
+    await until(lambda: not listening.stats().connections)
+    client.close()
+    await bounded(listening.stopService())
+    await bounded(root.stopService())
+
+
 # -- the Host header ---------------------------------------------------------
 
 
@@ -163,6 +211,18 @@ async def test_unknownHostsAreRefused():
         assert twice.code == 421
         # a health check of HTTP/1.0
         assert b" 200 " in await web.raw(b"GET /healthz HTTP/1.0\r\n\r\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_headersThatAreNoText(protection):
+    """
+    Refused like any other, without a traceback in the log for each.
+    """
+    root, _ = busy()
+    async with serving(root, protection) as web:
+        request = b"GET / HTTP/1.1\r\nConnection: close\r\nHost: %s\r\nAuthorization: \xff\r\n\r\n"
+        assert b" 421 " in await web.raw(request % b"\xff")
+        assert b" 401 " in await web.raw(request % b"localhost")
 
 
 # -- passwords ---------------------------------------------------------------

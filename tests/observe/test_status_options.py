@@ -53,6 +53,7 @@ def test_taken(argv):
         (["--status=unix:x", "--status-auth=file"], "cannot read"),
         (["--status=unix:x", "--status-auth=nonsense:1"], "nonsense"),
         (["--status=unix:x", "--status-auth=anonymous"], "does not check passwords"),
+        (["--status=unix:x", "--status=unix:y"], "--status: give it once"),
     ],
 )
 def test_mistakesAreOneLine(argv, says):

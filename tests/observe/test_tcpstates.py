@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -67,27 +68,29 @@ sl local_address remote_address st tx_queue rx_queue
 
 @pytest.mark.skipif(sys.byteorder == "big", reason="the rows are little-endian")
 def test_parse():
-    assert list(parseProcTable(TABLE)) == [
+    assert list(parseProcTable(TABLE.splitlines())) == [
         Socket(State.LISTEN, "127.0.0.1", 8640, "0.0.0.0", 0, 0, 3),
         Socket(State.ESTABLISHED, "127.0.0.1", 8640, "127.0.0.2", 44104, 10, 20),
         # the FIN in its queue is not a byte to read
         Socket(State.CLOSE_WAIT, "127.0.0.2", 44104, "127.0.0.1", 8640, 0, 1),
         Socket(State.SYN_RECV, "127.0.0.1", 22, "127.0.0.2", 1, 0, 0),
     ]
-    listening, over = parseProcTable(TABLE6)
+    others = parseProcTable(TABLE.splitlines(), {22, 44104})
+    assert [each.localPort for each in others] == [44104, 22]
+    listening, over = parseProcTable(TABLE6.splitlines())
     assert (listening.local, listening.state) == ("[::1]:8640", State.LISTEN)
     assert (over.local, over.remote) == ("127.0.0.1:8640", "[2001:db8::7]:1")
 
 
 @given(st.text(max_size=200), st.text("0123456789ABCDEF: \n", max_size=200))
 def test_anyTable(text, almost):
-    for each in parseProcTable(f"head\n{text}\n 1: {almost}"):
+    for each in parseProcTable(f"head\n{text}\n 1: {almost}".splitlines()):
         assert isinstance(each, Socket)
 
 
 @pytest.mark.skipif(sys.byteorder == "big", reason="the rows are little-endian")
 def test_counts():
-    sockets = list(parseProcTable(TABLE))
+    sockets = list(parseProcTable(TABLE.splitlines()))
     here, there = socketsOf(sockets, {8640})
     assert countStates(here) == StateCounts(
         listen=1, established=1, sendQueueBytes=10, receiveQueueBytes=20, acceptQueue=3
@@ -142,7 +145,7 @@ def test_withoutProc(tmp_path, monkeypatch, denied):
         monkeypatch.setattr(psutil, "net_connections", refuse)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        here, _ = socketsOf(readSockets(tmp_path), {port})
+        here, _ = socketsOf(readSockets(proc=tmp_path), {port})
     assert [each.state for each in here] == [State.LISTEN]
 
 
@@ -392,6 +395,7 @@ def test_whatTheCommandTakes(capsys):
         (("no-such-service",), "unknown port"),
         (("65536",), "invalid port"),
         (("80", "--interval", "0"), "seconds above 0"),
+        (("80", "--interval", "inf"), "up to 86400"),
     ):
         assert main(["states", *arguments]) == 2
         wrong = capsys.readouterr().err
@@ -454,7 +458,7 @@ async def test_listenersAsStats():
         Socket(ESTABLISHED, "127.0.0.1", 81, "127.0.0.1", 9, 0, 0),
     ]
     ports = {"web": {80}, "other": {81}}
-    states = TCPStates(reactor, lambda: ports, read=lambda: sockets)
+    states = TCPStates(reactor, lambda: ports, read=lambda ports: sockets)
     states.startService()
     try:
         await until(lambda: "web" in states.namedServices)
@@ -474,11 +478,40 @@ async def test_listenersAsStats():
 async def test_aTableThatCannotBeRead(expectFailure):
     expectFailure(OSError)
 
-    def read():
+    def read(ports):
         raise OSError(24, "Too many open files")
 
-    states = TCPStates(reactor, dict, read=read)
+    states = TCPStates(reactor, lambda: {"web": {80}}, read=read)
     await bounded(states.look())
+    assert not states.namedServices
+
+
+@pytest_twisted.ensureDeferred
+async def test_countingIsNotTheReactorsWork():
+    """
+    A hundred thousand sockets are looked at elsewhere, and not at all where
+    nothing listens.
+    """
+    threads = []
+
+    def read(ports):
+        threads.append(threading.current_thread())
+
+        def sockets():
+            threads.append(threading.current_thread())
+            yield Socket(State.LISTEN, "0.0.0.0", 80, "0.0.0.0", 0, 0, 1)
+
+        return sockets()
+
+    listeners = {"web": {80}}
+    states = TCPStates(reactor, lambda: listeners, read=read)
+    await bounded(states.look())
+    assert states.getServiceNamed("web").stats().listen == 1
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+    listeners.clear()
+    await bounded(states.look())
+    assert len(threads) == 2
     assert not states.namedServices
 
 

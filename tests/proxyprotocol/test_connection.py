@@ -25,6 +25,7 @@ from connpool.proxyprotocol import (
     encodeV2,
 )
 from connpool.proxyprotocol.server import LOG_INTERVAL, MAX_PENDING
+from connpool.services.gate import Access, Gate
 
 PROXY = IPv4Address("TCP", "10.0.0.5", 5000)
 STRANGER = IPv4Address("TCP", "203.0.113.9", 5000)
@@ -538,6 +539,15 @@ def test_aFloodOfRefusalsIsOneLineAMinute(caplogs):
     lose(site.connect(STRANGER)[0])
     assert [event["count"] for event in caplogs] == [1, 100]
     assert "203.0.113.9" in caplogs.text()
+    # a clock that is set back silences nothing
+    site.clock.rightNow -= 3600
+    lose(site.connect(STRANGER)[0])
+    assert len(caplogs) == 3
+
+
+def test_theLogNamesTheService():
+    gate = Gate(Factory(), Access(), "inbox")
+    assert ProxiedFactory(Clock(), gate, TRUSTED).logPrefix() == "inbox (PROXY)"
 
 
 @pytest.fixture

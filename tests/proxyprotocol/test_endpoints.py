@@ -2,6 +2,9 @@
 The endpoint strings, over real sockets on loopback.
 """
 
+import socket
+import ssl as pyssl
+
 import pytest
 import pytest_twisted
 import trustme
@@ -15,13 +18,14 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import ISSLTransport, IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.threads import deferToThread
 from zope.interface.verify import verifyObject
 
 from connpool.addresses import Networks, UnknownAddress, clientOf, parseListen
 from connpool.datagram import TCPEchoFactory
 from connpool.errors import AddressError
 from connpool.interfaces import ISingleUseEndpoint, IStatsSource
-from connpool.proxyprotocol import ProxyHeaderEndpoint, ProxyStats, encodeV1
+from connpool.proxyprotocol import ProxyHeaderEndpoint, ProxyStats, encodeV1, secured
 from connpool.services.gate import Access
 from connpool.services.listening import ListeningService
 from tests.helpers.waiting import bounded, pause, until
@@ -134,13 +138,41 @@ async def test_proxiedAndProxyHeader(listen):
         reader.transport.write(b"x")
         await until(lambda reader=reader: reader.data == b"hello 192.0.2.7 False\nx")
         await end(reader)
-    caller = clientFromString(reactor, f"proxyheader:tcp:127.0.0.1:{port.getHost().port}")
-    reader = await bounded(connectProtocol(caller, Reader()))
+    reader = await bounded(connectProtocol(ProxyHeaderEndpoint(plain(port)), Reader()))
     await until(lambda: reader.data == b"hello None False\n")
     await end(reader)
     assert factory.addresses == [CLIENT, CLIENT, UnknownAddress()]
     assert endpoint.stats() == ProxyStats(headers=3, local=1)
     assert factory.seen[0].proxyInfo.host.port == port.getHost().port
+
+
+@pytest_twisted.ensureDeferred
+async def test_theStringSaysWhoWeAre():
+    """
+    So that the lists of a server know us; a privilege of local clients it is not.
+    """
+    factory = Banners()
+    service = ListeningService(
+        reactor,
+        [parseListen("proxied:tcp:0:interface=127.0.0.1:trusted=127.0.0.1")],
+        factory,
+        access=Access(allow=Networks.parse(["127.0.0.1"])),
+    )
+    service.startService()
+    port = service.getHost().port
+    caller = clientFromString(reactor, f"proxyheader:tcp:127.0.0.1:{port}")
+    reader = await bounded(connectProtocol(caller, Reader()))
+    await until(lambda: reader.data)
+    assert reader.data == b"hello 127.0.0.1 False\n"
+    assert factory.addresses == [reader.transport.getHost()]
+    assert factory.seen[0].getHost().port == port
+    await end(reader)
+    # LOCAL is nobody, whom no list knows
+    local = ProxyHeaderEndpoint(clientFromString(reactor, f"tcp:127.0.0.1:{port}"))
+    reader = await bounded(connectProtocol(local, Reader()))
+    await until(lambda: reader.lost)
+    assert reader.data == b""
+    await bounded(service.stopService())
 
 
 HOSTILE = [
@@ -237,6 +269,54 @@ async def test_headerBeforeTLS(listen, files):
     assert factory.addresses == [CLIENT]
     assert factory.seen[0].proxyInfo.peer.host == "127.0.0.1"
     await end(reader)
+
+
+class Farewell(Protocol):
+    """
+    Says much, and closes.
+    """
+
+    def connectionMade(self):
+        self.factory.transport = self.transport
+        self.transport.write(bytes(20_000_000) + b"end")
+        self.transport.loseConnection()
+
+
+@pytest.mark.parametrize("header", ["", "proxied:"])
+@pytest_twisted.ensureDeferred
+async def test_whoDoesNotCloseItsTLSHoldsNoConnection(files, monkeypatch, header):
+    """
+    And what was to be written to it is, however slowly it reads.
+    """
+    monkeypatch.setattr(secured, "LAST_WORD", 0.2)
+    trusted = ":trusted=127.0.0.1:policy=use" if header else ""
+    service = ListeningService(
+        reactor,
+        [parseListen(f"secured:{header}tcp:0:interface=127.0.0.1:{keys(files)}{trusted}")],
+        Factory.forProtocol(Farewell),
+    )
+    service.startService()
+    context = pyssl.create_default_context(cafile=files / "ca.pem")
+
+    def connect():
+        plain = socket.create_connection(("127.0.0.1", service.getHost().port), 20)
+        return context.wrap_socket(plain, server_hostname="localhost")
+
+    with await bounded(deferToThread(connect)) as client:
+        await until(lambda: service.stats().connections)
+        await pause(0.5)
+        assert service.stats().connections == 1
+
+        def read():
+            data = b""
+            while not data.endswith(b"end"):
+                data += client.recv(1 << 20)
+            return len(data)
+
+        assert await bounded(deferToThread(read)) == 20_000_003
+        # it knows that the server closed, and says nothing
+        await until(lambda: not service.stats().connections)
+    await bounded(service.stopService())
 
 
 @pytest_twisted.ensureDeferred
@@ -453,12 +533,15 @@ async def test_aRenewedCertificate(listen, files, tmp_path):
         ("secured:tcp:443:certificate={top}/cert.pem:privateKey={top}/none.pem", "No such file"),
         ("secured:tcp:443:certificate={top}/cert.pem:privateKey={top}/other.pem", "does not fit"),
         ("secured:tcp:443:certificate={top}/cert.pem:privateKey={top}/locked.pem", "passphrase"),
+        ("secured:tcp:443:certificate={top}/cert.pem:privateKey={top}/agree.pem", "key type"),
         ("secured:tcp:443:{keys}:trustRoots={top}/none.pem", "No such file"),
+        ("secured:tcp:443:{keys}:trustRoots=", "leave it out"),
         ("secured:tcp:443:{keys}:trustRoots={top}/empty", "no *.pem"),
     ],
 )
 def test_mistakesAreOneLine(text, remedy, files, tmp_path):
     from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     for name in ("cert.pem", "key.pem"):
         (tmp_path / name).write_bytes((files / name).read_bytes())
@@ -469,6 +552,10 @@ def test_mistakesAreOneLine(text, remedy, files, tmp_path):
     )
     other = trustme.CA().issue_cert("localhost").private_key_pem
     other.write_to_path(tmp_path / "other.pem")
+    agree = X25519PrivateKey.generate()
+    (tmp_path / "agree.pem").write_bytes(
+        agree.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+    )
     key = s.load_pem_private_key(other.bytes(), None)
     (tmp_path / "locked.pem").write_bytes(
         key.private_bytes(

@@ -81,6 +81,33 @@ async def test_guessingAtSpeed(authenticator):
 
 
 @pytest_twisted.ensureDeferred
+async def test_oneGuesserOnADualStackSocketShutsNobodyElseOut(authenticator):
+    for _ in range(BURST + 1):
+        with pytest.raises(AuthenticationFailed):
+            await authenticator.password(peer("::ffff:192.0.2.1"), "alice", b"guess")
+    assert await authenticator.password(peer("::ffff:198.51.100.1"), "alice", b"secret")
+    with pytest.raises(AuthenticationFailed, match="too many"):
+        await authenticator.password(peer("192.0.2.2"), "alice", b"secret")
+
+
+@pytest_twisted.ensureDeferred
+async def test_aClockThatIsSetBackShutsNobodyOut(authenticator):
+    clock = authenticator._clock
+    clock.rightNow = 1e9
+    assert await authenticator.password(peer(), "alice", b"secret")
+    clock.rightNow -= 3600
+    assert await authenticator.password(peer(), "alice", b"secret")
+    for _ in range(BURST):
+        with pytest.raises(AuthenticationFailed):
+            await authenticator.password(peer(), "alice", b"guess")
+    clock.rightNow -= 3600
+    with pytest.raises(AuthenticationFailed, match="too many"):
+        await authenticator.password(peer(), "alice", b"secret")
+    clock.advance(INTERVAL)
+    assert await authenticator.password(peer(), "alice", b"secret")
+
+
+@pytest_twisted.ensureDeferred
 async def test_rightPasswordsAreNotCharged(authenticator):
     for _ in range(BURST * 3):
         await authenticator.password(peer(), "alice", b"secret")

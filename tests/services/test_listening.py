@@ -1,7 +1,7 @@
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
@@ -139,6 +139,14 @@ def test_limitsCountWhatIsOpen():
     assert gate.stats().refusedLimit == 2
     built[0].connectionLost(None)
     assert letIn(gate.buildProtocol(IPv4Address("TCP", "10.0.0.1", 1)))
+
+
+def test_aHostWithAWholeIPv6NetworkIsOnePeer():
+    gate = Gate(Factory.forProtocol(Echo), Access(maxPerPeer=1), "gate")
+    hosts = ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "::ffff:10.0.0.1", "::ffff:10.0.0.2"]
+    built = [gate.buildProtocol(IPv6Address("TCP", host, 1)) for host in hosts]
+    assert [letIn(protocol) for protocol in built] == [True, False, True, True, True]
+    assert not letIn(gate.buildProtocol(IPv4Address("TCP", "10.0.0.1", 1)))
 
 
 def test_theProtocolHasTheRealTransport():

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import shutil
 import subprocess
 
@@ -131,6 +132,57 @@ def test_saysThatItCannotRotate(small, monkeypatch):
     assert [path.name for path in small.iterdir()] == ["log"]
     assert "line 29" in text
     assert 1 < text.count("cannot rotate") < 10
+
+
+def test_aRotationThatFailedHalfwayIsMadeGood(small, monkeypatch):
+    """
+    The file was renamed, and then there was no descriptor for the new one.
+    """
+
+    def refuse(*_):
+        raise OSError(24, "Too many open files")
+
+    file = logs.RotatingFile("log", str(small), 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        for _ in range(2):
+            file.write("x" * 1000)
+    assert not (small / "log").exists()
+    for _ in range(30):
+        file.write("y" * 1000)
+    file.close()
+    assert len(list(small.iterdir())) == FILES
+    assert all(each.stat().st_size <= 1000 for each in small.iterdir())
+
+
+def test_aFullDiskLeavesNoHalfLine(small):
+    file = logs.RotatingFile("log", str(small), 1000)
+    file.write("first\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                file.write("does not fit\n")
+        file.write("fit\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    file.write("last\n")
+    file.close()
+    assert (small / "log").read_text() == "first\nfit\nlast\n"
+
+
+@pytest.mark.parametrize("factory", [rotating, rotatingJSON])
+def test_hostileValuesLoseNoLine(small, factory):
+    observer = factory()
+    log = Logger("connpool.test", observer=LogPublisher(observer))
+    log.info("got {name}", name="caf\udce9")
+    log.info("got something", n=10**5000)
+    log.info("got more")
+    observer._outFile.close()
+    text = (small / "log").read_text()
+    assert text.count("got") == 3
+    assert "observer" not in text
 
 
 @pytest.mark.parametrize(

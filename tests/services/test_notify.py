@@ -39,3 +39,10 @@ def test_theEnvironmentIsTakenOnce(environ, interval):
 
 def test_noWatchdogWithoutASocket():
     assert Notifier.take({"WATCHDOG_USEC": "30000000"}) == Notifier()
+
+
+def test_whatIsSaidStaysInItsLine(tmp_path):
+    systemd = NotifySocket(tmp_path / "notify")
+    Notifier(systemd.address).tell("READY=1", "STATUS=caf\udce9\nWATCHDOG=trigger")
+    assert systemd.receive() == ["READY=1", "STATUS=caf\\udce9"]
+    systemd.close()

@@ -55,6 +55,8 @@ def test_listenDefaultsAndRepeats():
         ["--listen", "tcp:http!"],
         ["--listen", "tcp"],
         ["--listen", "udp:80"],
+        ["--listen", "haproxy:tcp:443"],
+        ["--listen", "stdio:"],
         ["--listen", "ssl:443:privateKey=/nonexistent.pem"],
         ["--allow", "10.0.0.1/8"],
         ["--deny", "example.com"],
