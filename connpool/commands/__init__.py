@@ -28,7 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     @return: the exit code; C{console_scripts} exits with it.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _main(argv: Sequence[str]) -> int:
     chosen = next((word for word in argv if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(prog="connpool", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"connpool {__version__}")
@@ -45,10 +54,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             import_module(f"connpool.commands.{name}").addArguments(subparser)
     arguments = parser.parse_args(argv)
     command = import_module(f"connpool.commands.{arguments.command}")
-    try:
-        return int(command.run(arguments))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    return int(command.run(arguments))

@@ -5,51 +5,69 @@ A progress bar on a terminal, plain lines elsewhere.
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-__all__ = ["Progress"]
+from connpool.commands.output import attempt
+
+__all__ = ["Progress", "sized"]
+
+#: Seconds between two pictures of the bar,
+_PICTURES = 0.05
+#: and between two lines where there is none.
+_LINES = 10.0
+
+
+def sized(count: float) -> str:
+    """
+    @return: C{count} bytes for people.
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
 
 
 class Progress:
     """
-    Shows one file at a time.  A context manager: the bar is gone afterwards.
+    How C{connpool send} goes, and lines that stay, on standard error.  What cannot
+    be written is lost.  A context manager: the bar is gone afterwards.
 
-    @param stream: where to; a bar is drawn if it is a terminal.
+    @param bar: draw one, if standard error is a terminal.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, bar: bool = True) -> None:
+        # none at all if it is closed
+        self._stream: TextIO | None = sys.stderr
+        self._wanted = bar
         self._bar: Any = None
         self._task: Any = None
+        self._shown = 0.0
 
     def __enter__(self) -> Self:
-        if self._stream.isatty():
+        self._shown = time.monotonic()
+        if self._wanted and self._stream is not None and self._stream.isatty():
             # imported here: a pipe does not pay for it
+            from rich import progress as rich
             from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                TextColumn,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )
-            from rich.progress import (
-                Progress as Bar,
-            )
 
-            self._bar = Bar(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                DownloadColumn(binary_units=True),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=Console(file=self._stream),
+            self._bar = rich.Progress(
+                rich.TextColumn("{task.description}", markup=False),
+                rich.BarColumn(),
+                rich.DownloadColumn(binary_units=True),
+                rich.TransferSpeedColumn(),
+                rich.TimeRemainingColumn(),
+                console=Console(file=self._stream, markup=False, emoji=False, highlight=False),
                 # no thread of its own: it redraws when bytes move
                 auto_refresh=False,
                 transient=True,
+                # standard output is not ours to take
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
-            self._bar.start()
+            attempt(self._stream, self._bar.start)
         return self
 
     def __exit__(
@@ -58,59 +76,51 @@ class Progress:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self.close()
 
-    def begin(self, name: str, size: int) -> None:
+    def close(self) -> None:
         """
-        A file of C{size} bytes is on its way.
-
-        @param name: fit to be displayed.
+        No bar any more; lines can still be said.
         """
-        if self._bar is not None:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(name, total=size)
-            self._drawn = 0.0
-
-    def advance(self, count: int) -> None:
-        """
-        C{count} more bytes are sent.
-        """
-        if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task, count)
-            now = self._bar.get_time()
-            if now - self._drawn > 0.1:
-                self._drawn = now
-                self._bar.refresh()
-
-    @property
-    def drawn(self) -> bool:
-        """
-        Whether there is a bar.
-        """
-        return self._bar is not None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            attempt(bar.console.file, bar.stop)
 
     def show(self, text: str, done: int, total: int | None) -> None:
         """
-        How it goes with all of it.
+        How it goes with all of it; often called, seldom shown.
 
         @param text: fit to be displayed.
+        @param total: bytes; L{None} if not known.
         """
-        if self._bar is not None:
-            if self._task is None:
-                self._task = self._bar.add_task(text, total=total)
-            if total is not None:
-                done = min(done, total)
-            self._bar.update(self._task, description=text, completed=done, total=total)
-            self._bar.refresh()
+        now = time.monotonic()
+        if now - self._shown < (_LINES if self._bar is None else _PICTURES):
+            return
+        self._shown = now
+        if total is not None:
+            # what is sent again counts again, and files grow
+            done = min(done, total)
+        if self._bar is None:
+            of = f" of {sized(total)}" if total is not None else ""
+            self.line(f"{text}: {sized(done)}{of}")
+            return
+        if self._task is None:
+            self._task = self._bar.add_task(text, total=total)
+        self._bar.update(self._task, description=text, completed=done, total=total)
+        attempt(self._bar.console.file, self._bar.refresh)
+
+    def say(self, text: str) -> None:
+        """
+        Say what is wrong.
+        """
+        self.line(f"connpool send: {text}")
 
     def line(self, text: str) -> None:
         """
         Say something that stays.
         """
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            self._stream.write(f"{text}\n")
-            self._stream.flush()
+        stream, bar = self._stream, self._bar
+        if bar is not None:
+            attempt(bar.console.file, lambda: bar.console.print(text, soft_wrap=True))
+        elif stream is not None:
+            attempt(stream, lambda: stream.write(f"{text}\n"), stream.flush)

@@ -8,6 +8,7 @@ import argparse
 import math
 import os
 import sys
+from functools import partial
 from typing import Any
 
 from connpool.addresses import clientEndpoint
@@ -22,13 +23,19 @@ __all__ = ["addArguments", "run"]
 #: Connections a user may ask for.
 MAX_JOBS = 32
 
+#: What would be misleading to ask of the classic protocol.
+_NOT_CLASSIC = ("dry_run", "json", "receipt", "credentials", "if_exists")
+
 DEFAULT_TO = "127.0.0.1:8640"
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError("seconds above 0 are asked for")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 86_400:
+        raise argparse.ArgumentTypeError("seconds above 0 are asked for, a day at most")
     return value
 
 
@@ -81,7 +88,10 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         help="connections that a large file may use at once (default %(default)s)",
     )
     native.add_argument(
-        "--name", default="stdin", help="what standard input is called (default %(default)s)"
+        "--name",
+        type=_name,
+        default="stdin",
+        help="what standard input is called (default %(default)s)",
     )
     native.add_argument(
         "--credentials",
@@ -103,7 +113,8 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=60.0,
         metavar="SECONDS",
-        help="how long the receiver may stay silent (default %(default)g)",
+        help="give up connecting, and a connection on which the receiver says nothing (classic: "
+        "takes nothing), after so many seconds; native then connects again (default %(default)g)",
     )
 
 
@@ -115,6 +126,14 @@ def _digests(text: str) -> tuple[str, ...]:
     except Unsupported as e:
         raise argparse.ArgumentTypeError(str(e)) from None
     return names
+
+
+def _name(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("it is not UTF-8") from None
+    return text
 
 
 def _jobs(text: str) -> int:
@@ -129,12 +148,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     @return: the exit code.
     """
-    from twisted.internet import reactor, task
+    # a bar would be in the way of lines on the same terminal
+    with Progress(bar=not (arguments.json and sys.stdout and sys.stdout.isatty())) as progress:
+        return _send(arguments, progress)
+
+
+def _send(arguments: argparse.Namespace, progress: Progress) -> int:
+    from twisted.internet import reactor
 
     try:
         endpoint = clientEndpoint(reactor, arguments.to, arguments.timeout)
     except AddressError as e:
-        sys.stderr.write(f"connpool send: --to: {e}\n")
+        progress.say(f"--to: {e}")
         return 2
     if arguments.protocol == "native":
         from connpool.commands.sendnative import sendNative
@@ -143,63 +168,59 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             arguments.credentials = readCredentials(arguments.credentials, os.environ)
         except ValueError as e:
-            sys.stderr.write(f"connpool send: --credentials: {e}\n")
+            progress.say(f"--credentials: {e}")
             return 2
-        return sendNative(reactor, endpoint, arguments)
+        if arguments.json and sys.stdout is None:
+            progress.say("--json: standard output is closed")
+            return 2
+        return sendNative(reactor, endpoint, arguments, progress)
 
-    codes: list[int] = []
+    for name in _NOT_CLASSIC:
+        if getattr(arguments, name):
+            option = name.replace("_", "-")
+            progress.say(f"--{option}: the classic protocol cannot do that")
+            return 2
+    from connpool.commands.running import runUntilEnded
 
-    async def main(reactor: Any) -> None:
-        with Progress() as progress:
-            for path in arguments.paths:
-                code = await _sendOne(reactor, endpoint, path, arguments, progress)
-                codes.append(code)
-
-    try:
-        task.react(lambda r: _deferred(main(r)), [], reactor)
-    except SystemExit as e:
-        if e.code:
-            return 130 if len(codes) < len(arguments.paths) else 1
-    return _exitCode(codes)
-
-
-def _deferred(coroutine: Any) -> Any:
-    from twisted.internet.defer import Deferred
-
-    return Deferred.fromCoroutine(coroutine)
+    return runUntilEnded(
+        reactor, lambda: _sendAll(reactor, endpoint, arguments, progress), progress
+    )
 
 
-def _exitCode(codes: list[int]) -> int:
-    """
-    One code for all files: theirs if they agree; else "some failed".
-    """
-    failures = {code for code in codes if code != Unconfirmed.exitCode}
-    if not failures:
-        return Unconfirmed.exitCode
-    return failures.pop() if len(set(codes)) == 1 else 3
-
-
-async def _sendOne(
-    reactor: Any,
-    endpoint: Any,
-    path: str,
-    arguments: argparse.Namespace,
-    progress: Progress,
+async def _sendAll(
+    reactor: Any, endpoint: Any, arguments: argparse.Namespace, progress: Progress
 ) -> int:
+    """
+    Send by the classic protocol, one file after the other.
+
+    @return: the exit code.
+    """
+    from twisted.internet.defer import CancelledError
+
     from connpool.transfer.classic import sendClassic
 
-    shown = displayName(path)
-    try:
-        sent = await sendClassic(
-            reactor,
-            endpoint,
-            path,
-            started=lambda size: progress.begin(shown, size),
-            progress=progress.advance,
-            timeout=arguments.timeout,
-        )
-    except TransferError as e:
-        progress.line(f"connpool send: {shown}: {e}")
-        return e.exitCode
-    progress.line(f"{shown}: sent {sent} bytes, unconfirmed (classic has no confirmation)")
-    return Unconfirmed.exitCode
+    failures = set()
+    for path in arguments.paths:
+        shown = displayName(path)
+        try:
+            sent = await sendClassic(
+                reactor,
+                endpoint,
+                path,
+                progress=partial(progress.show, shown),
+                timeout=arguments.timeout,
+            )
+        except CancelledError:
+            progress.say(
+                f"{shown}: interrupted; nothing can be resumed with the classic protocol; "
+                "run it again"
+            )
+            raise
+        except TransferError as e:
+            progress.say(f"{shown}: {e}")
+            failures.add(e.exitCode)
+        else:
+            progress.line(f"{shown}: sent {sent} bytes, unconfirmed (classic has no confirmation)")
+    if not failures:
+        return Unconfirmed.exitCode
+    return failures.pop() if len(failures) == 1 else 3

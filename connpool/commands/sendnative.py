@@ -5,20 +5,24 @@ C{connpool send} by the native protocol.
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
-import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from typing import Any, TextIO
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import Any
 
 import attrs
 from twisted.internet import task
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
+from twisted.internet.defer import CancelledError
 
-from connpool.commands.progress import Progress
+from connpool.commands.output import JSONLines
+from connpool.commands.progress import Progress, sized
+from connpool.commands.running import INTERRUPTED, runUntilEnded
+from connpool.errors import TransferError
 from connpool.transfer.keys import SenderKeys
 from connpool.transfer.names import displayName
 from connpool.transfer.native.sender import SessionFactory, hello
@@ -31,35 +35,36 @@ __all__ = ["sendNative"]
 
 #: Seconds between two looks at how it goes.
 _TICK = 0.1
-#: Seconds between two lines about it where there is no terminal.
-_LINES = 10.0
+#: Files that are named for one and the same reason.
+_EXAMPLES = 3
 
 
-def sendNative(reactor: Any, endpoint: Any, arguments: argparse.Namespace) -> int:
+def sendNative(
+    reactor: Any, endpoint: Any, arguments: argparse.Namespace, progress: Progress
+) -> int:
     """
     Send, and say what became of it.
 
     @return: the exit code.
     """
+    outputs = {}
+    if arguments.receipt is not None:
+        try:
+            outputs["receipt"] = JSONLines.append(arguments.receipt, "--receipt", progress.say)
+        except OSError as e:
+            progress.say(f"--receipt: {displayName(arguments.receipt)}: {e.strerror}")
+            return 2
+    if arguments.json:
+        outputs["json"] = JSONLines(sys.stdout, "--json", progress.say)
     try:
-        receipts = open(arguments.receipt, "a") if arguments.receipt else None  # noqa: SIM115
-    except OSError as e:
-        sys.stderr.write(f"connpool send: --receipt: {arguments.receipt}: {e.strerror}\n")
-        return 2
-    codes: list[int] = []
-    with Progress() as progress:
-        run = _Run(reactor, endpoint, arguments, progress, receipts)
-
-        def start() -> None:
-            d = Deferred.fromCoroutine(run.send())
-            d.addCallbacks(codes.append, run.unexpected)
-            d.addBoth(lambda _: reactor.stop())
-
-        reactor.callWhenRunning(start)
-        reactor.run(installSignalHandlers=True)
-    if receipts is not None:
-        receipts.close()
-    return codes[0] if codes else 1
+        run = _Run(reactor, endpoint, arguments, progress, outputs)
+    except TransferError as e:
+        progress.say(str(e))
+        return e.exitCode
+    code = runUntilEnded(reactor, run.send, progress, run.stop)
+    if arguments.receipt is not None:
+        outputs["receipt"].close()
+    return code or int(not all(output.whole for output in outputs.values()))
 
 
 class _Run:
@@ -73,13 +78,15 @@ class _Run:
         endpoint: Any,
         arguments: argparse.Namespace,
         progress: Progress,
-        receipts: TextIO | None,
+        outputs: Mapping[str, JSONLines],
     ) -> None:
         self._reactor = reactor
         self._arguments = arguments
         self._progress = progress
-        self._receipts = receipts
-        factory = SessionFactory(reactor, arguments.digests, arguments.credentials)
+        self._outputs = outputs
+        factory = SessionFactory(
+            reactor, arguments.digests, arguments.credentials, idleTimeout=arguments.timeout
+        )
         self._pool: Any = None
         if arguments.jobs > 1:
             from connpool.pool import ConnectionPool
@@ -95,7 +102,7 @@ class _Run:
             connections,
             arguments.paths,
             # the spelling the user uses: what he repeats is what he resumes
-            arguments.to,
+            os.fsencode(arguments.to).decode(errors="backslashreplace"),
             asked=Asked(arguments.if_exists, arguments.durability, arguments.dry_run),
             keys=SenderKeys(),
             answered=self._answered,
@@ -103,9 +110,8 @@ class _Run:
             stdinName=arguments.name,
         )
         self._resumable = self._sending.resumable
-        self._total: tuple[int, int] | None = None
-        self._shown = 0
-        self._running: Deferred[Any] | None = None
+        self._total: int | None = None
+        self._reasons: Counter[str] = Counter()
 
     async def send(self) -> int:
         """
@@ -113,58 +119,61 @@ class _Run:
         """
         reactor, sending = self._reactor, self._sending
         began = time.monotonic()
-        previous = signal.signal(signal.SIGINT, self._interrupt)
-        signal.signal(signal.SIGTERM, self._interrupt)
-        self._said = began
         look = task.LoopingCall(self._look)
         look.clock = reactor
         look.start(_TICK, now=False)
-        reactor.callInThread(self._measure)
-        self._running = Deferred.fromCoroutine(sending.send())
+        # a daemon: a large tree is not counted to its end if all is over
+        threading.Thread(target=self._measure, daemon=True).start()
         try:
-            await self._running
+            await sending.send()
         except CancelledError:
             self._interrupted()
-            return 130
+            return INTERRUPTED
         finally:
-            signal.signal(signal.SIGINT, previous)
             look.stop()
             if self._pool is not None:
                 await self._pool.close(timeout=5.0)
+        self._others()
         self._summary(time.monotonic() - began)
         return sending.report.exitCode
 
-    def unexpected(self, failure: Failure) -> None:
+    def stop(self) -> None:
         """
-        A bug of ours: said, not shown as a traceback.
+        Interrupted.
         """
-        from twisted.logger import Logger
-
-        Logger().failure("sending failed", failure=failure)
-        self._say(f"connpool send: internal error: {failure.value!r}")
+        self._sending.cancel()
 
     # -- what the user sees
 
     def _answered(self, outcome: FileOutcome) -> None:
         receipt = outcome.receipt
-        if self._receipts is not None and receipt is not None:
-            self._receipts.write(json.dumps(attrs.asdict(receipt)) + "\n")
-        if self._arguments.json:
-            sys.stdout.write(json.dumps(_asJSON(outcome)) + "\n")
-        if receipt is None:
-            if outcome.error is not None:
-                self._say(f"connpool send: {outcome.name}: {outcome.error}")
-            elif not self._arguments.json:
-                self._say(f"{outcome.name}: would be taken")
+        if receipt is not None and "receipt" in self._outputs:
+            self._outputs["receipt"].write(attrs.asdict(receipt))
+        if "json" in self._outputs:
+            self._outputs["json"].write(_asJSON(outcome))
+        if outcome.error is not None:
+            # refusals quote the name
+            reason = str(outcome.error).replace(f'"{outcome.name}"', '"…"')
+            self._reasons[reason] += 1
+            if self._reasons[reason] <= _EXAMPLES:
+                self._progress.say(f"{outcome.name}: {outcome.error}")
+        elif receipt is None:
+            if not self._arguments.json:
+                self._progress.line(f"{outcome.name}: would be taken")
         elif receipt.name != receipt.wanted:
-            self._say(f"{outcome.name}: stored as {displayName(receipt.name)}")
+            self._progress.line(f"{outcome.name}: stored as {displayName(receipt.name)}")
+
+    def _others(self) -> None:
+        """
+        What failed for a reason that was said often enough.
+        """
+        for reason, count in self._reasons.items():
+            if count > _EXAMPLES:
+                more = count - _EXAMPLES
+                self._progress.say(f"{more} more file{'s' * (more > 1)}: {reason}")
 
     def _summary(self, seconds: float) -> None:
         report = self._sending.report
-        if self._arguments.json:
-            sys.stdout.flush()
-        if self._receipts is not None:
-            self._receipts.flush()
         receipts = [o.receipt for o in report.outcomes if o.receipt is not None]
         if not receipts:
             return
@@ -173,101 +182,76 @@ class _Run:
             # one line, not one a file: it is the receiver's disk, not the files
             reached = short[0].receipt
             assert reached is not None
-            self._say(
-                f"connpool send: {len(short)} of {len(receipts)} stored, but at durability "
+            self._progress.say(
+                f"{len(short)} of {len(receipts)} stored, but at durability "
                 f"{reached.durability} on {displayName(reached.filesystem)}, not "
                 f"{short[0].asked}; --durability {reached.durability} accepts that"
             )
-        count = f"{len(receipts)} file{'s' if len(receipts) != 1 else ''}"
+        files, total = len(receipts), len(report.outcomes)
+        count = f"{files}{f' of {total}' * (files < total)} file{'s' * (total > 1)}"
         levels = sorted({receipt.durability for receipt in receipts})
-        resumed = f", {_bytes(report.resumedBytes)} of it held before" * bool(report.resumedBytes)
+        resumed = f", {sized(report.resumedBytes)} of it held before" * bool(report.resumedBytes)
         repeated = sum(receipt.status == "duplicate" for receipt in receipts)
         duplicates = f", {repeated} were there already" * bool(repeated)
-        self._say(
-            f"{count}, {_bytes(report.doneBytes)}{resumed} in {seconds:.2f} s "
-            f"({_bytes(report.doneBytes / max(seconds, 1e-6))}/s){duplicates}; "
+        self._progress.line(
+            f"{count}, {sized(report.doneBytes)}{resumed} in {seconds:.2f} s "
+            f"({sized(report.doneBytes / max(seconds, 1e-6))}/s){duplicates}; "
             f"{receipts[0].integrity} by {receipts[0].digest}, durability {'/'.join(levels)}"
         )
 
-    def _interrupt(self, *ignored: Any) -> None:
-        # in the signal handler: the reactor does the rest
-        self._reactor.callFromThread(self._stop)
-
-    def _stop(self) -> None:
-        if self._running is not None:
-            self._sending.cancel()
-            self._running.cancel()
-
     def _interrupted(self) -> None:
+        self._others()
         report = self._sending.report
         stored = sum(outcome.receipt is not None for outcome in report.outcomes)
         kept = ""
-        if report.open and self._resumable and STDIN not in self._arguments.paths:
-            name, size = next(iter(report.open.items()))
-            kept = f"; the receiver keeps what it has of {name} (about {_bytes(size)})"
-        self._say(
-            f"connpool send: interrupted: {stored} stored{kept}; "
-            "run the same command to go on from there"
+        name, size = max(report.open.items(), key=itemgetter(1), default=("", 0))
+        if size and self._resumable and STDIN not in self._arguments.paths:
+            kept = f"; the receiver keeps what it has of {name} (about {sized(size)})"
+        self._progress.say(
+            f"interrupted: {stored} stored{kept}; run the same command to go on from there"
         )
 
     def _look(self) -> None:
         report = self._sending.report
-        done = report.sentBytes + report.resumedBytes
-        total = self._total[1] if self._total is not None else None
         state = report.phase if report.phase in {"verify", "publish"} else ""
         slow = f"waiting for {report.slow}" * bool(report.slow)
         name = next(iter(report.open), "")
         text = " ".join(part for part in (name, state, slow) if part) or "sending"
-        self._progress.show(text, done, total)
-        now = time.monotonic()
-        if not self._progress.drawn and now - self._said >= _LINES:
-            self._said = now
-            of = f" of {_bytes(total)}" if total is not None else ""
-            self._say(f"{text}: {_bytes(done)}{of}")
+        self._progress.show(text, report.progress, self._total)
 
     def _measure(self) -> None:
         """
         In a thread: how much there is.
         """
-        total = _measured(self._arguments.paths)
-        self._reactor.callFromThread(setattr, self, "_total", total)
-
-    def _say(self, text: str) -> None:
-        self._progress.line(text)
+        self._total = _measured(self._arguments.paths)
 
 
-def _measured(paths: Sequence[str]) -> tuple[int, int] | None:
+def _measured(paths: Sequence[str]) -> int | None:
     """
-    @return: files and bytes; L{None} if that is not known.
+    @return: bytes; L{None} if that is not known.
     """
     if STDIN in paths:
         return None
-    files = size = 0
+    size = 0
     for found in walk(paths):
         if found.error is None:
-            try:
+            with contextlib.suppress(OSError):
                 size += os.stat(found.path).st_size
-                files += 1
-            except OSError:
-                continue
-    return files, size
+    return size
 
 
 def _asJSON(outcome: FileOutcome) -> dict[str, Any]:
     receipt: Receipt | None = outcome.receipt
     error = outcome.error
+    if receipt is not None:
+        status = receipt.status
+    else:
+        status = "would-be-taken" if error is None else "failed"
     return {
         "path": displayName(outcome.path),
         "name": outcome.name,
+        "status": status,
         "good": outcome.good,
         "receipt": None if receipt is None else attrs.asdict(receipt),
         "error": None if error is None else {"code": error.code, "text": str(error)},
     }
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -34,12 +34,19 @@ def readCredentials(path: str | None, environment: Mapping[str, str]) -> Credent
     user, colon, password = text.partition(":")
     if not (user and colon and password):
         raise ValueError(f"{where}: write USER:PASSWORD")
+    try:
+        user.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: the user's name is not UTF-8") from None
     return Credentials(user, os.fsencode(password))
 
 
 def _firstLine(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        # a FIFO without a writer must not keep us waiting
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(fd, True)
+        with open(fd, encoding="utf-8", errors="surrogateescape") as file:
             if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
                 raise ValueError(f"{path}: others can read it; chmod 600 it")
             return file.readline(4096).rstrip("\r\n")

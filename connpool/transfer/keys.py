@@ -18,6 +18,7 @@ Two keys go with a file, and nobody else can compute them:
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -36,8 +37,12 @@ _SECRET = 32
 def stateDirectory() -> Path:
     """
     C{$XDG_STATE_HOME/connpool}.
+
+    @raise FileNotFoundError: there is none: no such variable, and no home.
     """
-    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if home.startswith("~"):
+        raise FileNotFoundError(errno.ENOENT, "there is no home directory")
     return Path(home) / "connpool"
 
 
@@ -51,11 +56,18 @@ class Run:
     def __init__(
         self, destination: str, secret: bytes, own: bytes, lock: int | None, path: str
     ) -> None:
-        self._destination = destination.encode()
+        self._destination = os.fsencode(destination)
         self._secret = secret
         self._own = own
         self._lock = lock
         self._path = path
+
+    @classmethod
+    def ephemeral(cls, destination: str = "") -> Run:
+        """
+        A run that only this process knows of.
+        """
+        return cls(destination, secrets.token_bytes(_SECRET), secrets.token_bytes(32), None, "")
 
     @property
     def resumable(self) -> bool:
@@ -103,24 +115,31 @@ class Run:
 class SenderKeys:
     """
     @param directory: private to the user; made when first needed.
+        L{stateDirectory} if left out.
     """
 
+    _directory: Path
+
     def __init__(self, directory: Path | None = None) -> None:
-        self._directory = directory or stateDirectory()
+        self._given = directory
 
     def begin(self, destination: str) -> Run:
         """
         Begin a run, or go on with one that a process left unfinished.
 
         @param destination: the receiver, always spelled the same.
-        @return: a run that is not L{Run.resumable} if the directory cannot be
-            written to.
+        @return: a run that is not L{Run.resumable} if there is no destination
+            or the directory cannot be written to.
         """
+        if not destination:
+            # two receivers must not see the same keys
+            return Run.ephemeral()
         try:
+            self._directory = self._given or stateDirectory()
             secret = self._secret()
             lock, path, own = self._claim(destination)
         except OSError:
-            return Run(destination, secrets.token_bytes(_SECRET), secrets.token_bytes(32), None, "")
+            return Run.ephemeral(destination)
         return Run(destination, secret, own, lock, path)
 
     def _secret(self) -> bytes:

@@ -7,7 +7,7 @@ A L{Sending} goes through its files with one L{Transmission} after the other.
 When a connection breaks, the files that had no answer go with the next one,
 under the same keys, so nothing is stored twice and what the receiver holds is
 not sent again.  It gives up after L{Retry.attempts} connections in a row that brought nothing
-forward; at once if the very first cannot be made.
+forward (L{Transmission.advanced}); at once if the very first cannot be made.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.interfaces import ILiveTransfers
-from connpool.transfer.keys import HeldRun, SenderKeys
+from connpool.transfer.keys import HeldRun, Run, SenderKeys
 from connpool.transfer.names import displayName
 from connpool.transfer.native.hashing import InThread, inThread
 from connpool.transfer.native.messages import Ack, Receipting
@@ -42,7 +42,7 @@ from connpool.transfer.native.streams import Asked
 from connpool.transfer.native.transmission import Transmission
 from connpool.transfer.native.work import Job, WorkList
 from connpool.transfer.records import DURABILITIES, LiveTransfer, Receipt
-from connpool.transfer.walking import STDIN, Found, walk
+from connpool.transfer.walking import Found, walk
 
 __all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "dialled", "pooled", "sendFiles"]
 
@@ -75,6 +75,27 @@ class FileOutcome:
         return DURABILITIES.index(self.receipt.durability) >= DURABILITIES.index(self.asked)
 
 
+@attrs.define(eq=False)
+class _UnderWay:
+    """
+    How far a large file is that was begun and not answered.
+
+    @ivar sent: bytes sent or held.
+    @ivar phase: what the receiver says it is doing.
+    @ivar slow: what the receiver says it waits for.
+    """
+
+    job: Job
+    sent: int = 0
+    phase: str = ""
+    slow: str = ""
+
+    @property
+    def done(self) -> int:
+        # what was damaged is sent again, and counted again
+        return self.sent if self.job.size is None else min(self.sent, self.job.size)
+
+
 @attrs.define
 class SendReport:
     """
@@ -82,12 +103,9 @@ class SendReport:
 
     @ivar outcomes: in the order of the answers.
     @ivar sentBytes: content bytes given to connections, repetitions included.
-    @ivar resumedBytes: content bytes the receiver held from earlier attempts.
+    @ivar resumedBytes: content bytes the receiver held when this call began with their files.
     @ivar doneBytes: bytes of files that are stored.
     @ivar connections: how many were made.
-    @ivar phase: what the receiver says it is doing with the last file it spoke of.
-    @ivar slow: what the receiver says it waits for.
-    @ivar open: names of files begun and not answered, to bytes sent or held.
     """
 
     outcomes: list[FileOutcome] = attrs.Factory(list)
@@ -95,9 +113,39 @@ class SendReport:
     resumedBytes: int = 0
     doneBytes: int = 0
     connections: int = 0
-    phase: str = ""
-    slow: str = ""
-    open: dict[str, int] = attrs.Factory(dict)
+    _underWay: dict[Job, _UnderWay] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def progress(self) -> int:
+        """
+        Bytes of files that are stored, and bytes sent or held of those begun.
+        """
+        return self.doneBytes + sum(each.done for each in self._underWay.values())
+
+    @property
+    def open(self) -> dict[str, int]:
+        """
+        Names of large files begun and not answered, fit to be displayed, to bytes sent or held;
+        those that wait for the receiver last.
+        """
+        return {displayName(each.job.name): each.done for each in self._shown()}
+
+    @property
+    def phase(self) -> str:
+        """
+        What the receiver says it is doing with the first of L{open}.
+        """
+        return next((each.phase for each in self._shown()), "")
+
+    @property
+    def slow(self) -> str:
+        """
+        What the receiver says the first of L{open} waits for.
+        """
+        return next((each.slow for each in self._shown()), "")
+
+    def _shown(self) -> list[_UnderWay]:
+        return sorted(self._underWay.values(), key=lambda each: not each.sent)
 
     @property
     def failed(self) -> list[FileOutcome]:
@@ -230,16 +278,18 @@ class Sending:
         self._answered = answered or (lambda _: None)
         self._jobs = jobs
         self._inThread = run or inThread(reactor)
-        self._run = (keys or SenderKeys()).begin(destination)
+        # who only asks must not end a run that was interrupted
+        self._run = (
+            Run.ephemeral() if self._asked.dry else (keys or SenderKeys()).begin(destination)
+        )
         self._work = WorkList(walk(paths, stdinName), self._run, self._inThread, self._failedEarly)
         self._session: SenderSession | None = None
         self._transmission: Transmission | None = None
         self._cancelled = False
-        self._reached = False
+        self._somebodyAnswered = False
         self._destination = destination
-        #: large files begun and not answered, to bytes sent or held
-        self._moving: dict[Job, int] = {}
         self.report = SendReport()
+        self._underWay = self.report._underWay
 
     @property
     def resumable(self) -> bool:
@@ -258,13 +308,16 @@ class Sending:
                 why, advanced = await self._once()
                 if self._cancelled:
                     raise CancelledError
-                if why is None and self._work.empty:
+                if self._work.empty:
                     return self.report
+                why = why or NetworkFailed("the receiver is stopping")
                 failures = 1 if advanced else failures + 1
-                if why is not None and (
-                    not self._worthRetrying(why) or failures >= retry.attempts or not self._reached
+                if (
+                    not self._worthRetrying(why)
+                    or failures >= retry.attempts
+                    or not self._somebodyAnswered
                 ):
-                    self._work.abandon(why)
+                    await self._work.abandon(why)
                     return self.report
                 delay = min(retry.first * 2 ** (failures - 1), retry.longest)
                 await task.deferLater(
@@ -295,17 +348,15 @@ class Sending:
         except Exception as e:
             if isinstance(e, CancelledError):
                 raise
-            why = _networkError(e)
-            # a greeting that broke: somebody is there
-            self._reached = self._reached or why.__cause__ is None
-            return why, False
+            why = _greetingError(e)
+            self._somebodyAnswered = self._somebodyAnswered or why is not None
+            return why or _cannotConnect(e), False
         if self._cancelled:
             connection.discard()
             raise CancelledError
         session = self._session = connection.session
         self.report.connections += 1
-        self._reached = True
-        before = self.report.sentBytes
+        self._somebodyAnswered = True
         transmission = self._transmission = Transmission(
             self._reactor,
             session,
@@ -330,11 +381,11 @@ class Sending:
         finally:
             self._session = self._transmission = None
             for job in transmission.unfinished:
-                if job.path == STDIN:
+                if job.spent and not self._cancelled:
                     self.failed(job, SourceError(f"standard input cannot be sent again: {why}"))
                 else:
                     self._work.again(job)
-        return why, transmission.advanced or self.report.sentBytes > before + (1 << 20)
+        return why, transmission.advanced
 
     def cancel(self) -> None:
         """
@@ -364,12 +415,11 @@ class Sending:
                 direction="out",
                 protocol="native",
                 size=job.size,
-                # what was damaged is sent again, and counted again
-                done=done if job.size is None else min(done, job.size),
-                phase="publishing" if job.size is not None and done >= job.size else "moving",
-                slowedBy=self.report.slow or "peer",
+                done=each.done,
+                phase="publishing" if each.done == job.size else "moving",
+                slowedBy=each.slow or "peer",
             )
-            for job, done in islice(self._moving.items(), limit)
+            for job, each in islice(self._underWay.items(), limit)
         )
 
     # -- told by the transmission
@@ -423,29 +473,32 @@ class Sending:
         Bytes were given to a connection.
         """
         self.report.sentBytes += count
-        if job.status is None or job.status.st_size > count:
-            name = displayName(job.name)
-            self.report.open[name] = self.report.open.get(name, 0) + count
-            self._moving[job] = self._moving.get(job, 0) + count
+        if job.size is None or job in self._underWay:
+            self._of(job).sent += count
 
     def resumed(self, job: Job, count: int) -> None:
         """
-        The receiver holds some of it already.
+        The receiver takes it, and holds some of it already.
         """
-        self.report.resumedBytes += count
-        self.report.open[displayName(job.name)] = count
-        self._moving[job] = count
+        self._underWay[job] = _UnderWay(job, count)
+        if not job.accepted:
+            # the next time it holds what we sent
+            job.accepted = True
+            self.report.resumedBytes += count
 
     def phase(self, job: Job, phase: str, slow: str) -> None:
         """
         What the receiver is doing.
         """
-        self.report.phase, self.report.slow = phase, displayName(slow)
+        each = self._of(job)
+        each.phase, each.slow = phase, displayName(slow)
+
+    def _of(self, job: Job) -> _UnderWay:
+        return self._underWay.setdefault(job, _UnderWay(job))
 
     def _outcome(self, job: Job, **what: Any) -> None:
         name = displayName(job.name or job.path)
-        self.report.open.pop(name, None)
-        self._moving.pop(job, None)
+        self._underWay.pop(job, None)
         outcome = FileOutcome(job.path, name, asked=self._asked.durability, **what)
         self.report.outcomes.append(outcome)
         self._answered(outcome)
@@ -468,6 +521,7 @@ def sendFiles(
     pool: Any = None,
     jobs: int = 1,
     begun: Callable[[Sending], Any] | None = None,
+    idleTimeout: float = 60.0,
 ) -> Deferred[SendReport]:
     """
     Send files, directories and (C{-}) standard input to a receiver.
@@ -484,13 +538,16 @@ def sendFiles(
         instead of C{endpoint}, for C{jobs} above 1.
     @param jobs: connections a large file may use at once.
     @param begun: called first, with an L{ILiveTransfers} of what is under way.
+    @param idleTimeout: seconds of silence from the receiver that end a connection; a C{pool}'s
+        are told to its C{SessionFactory}.
     @return: fires with the report, also when files failed.  Cancelling it stops
         sending; the receiver keeps what can be resumed.
     """
     if pool is not None:
         connections = pooled(pool)
     else:
-        connections = dialled(endpoint, SessionFactory(reactor, digests, credentials))
+        factory = SessionFactory(reactor, digests, credentials, idleTimeout)
+        connections = dialled(endpoint, factory)
     sending = Sending(
         reactor,
         connections,
@@ -515,16 +572,17 @@ def sendFiles(
     return result
 
 
-def _networkError(why: Exception) -> TransferError:
+def _greetingError(why: BaseException | None) -> TransferError | None:
     """
-    Whatever kept us from connecting, as one of ours.
+    What went wrong between us and somebody who answered.
     """
     # a pool's own error says why in its cause
-    inner: BaseException | None = why
-    while inner is not None:
-        if isinstance(inner, TransferError):
-            return inner
-        inner = inner.__cause__
+    while why is not None and not isinstance(why, TransferError):
+        why = why.__cause__
+    return why
+
+
+def _cannotConnect(why: Exception) -> NetworkFailed:
     cause = getattr(why, "reasons", None)
     text = str(cause[0].value if cause and isinstance(cause[0], Failure) else why)
     text = " ".join(text.split()).rstrip(".") or type(why).__name__

@@ -12,7 +12,7 @@ import attrs
 
 from connpool.errors import ChangedSource, SourceError
 
-__all__ = ["Source", "identity", "openSource"]
+__all__ = ["Source", "identity", "openRegular", "openSource", "unchanged"]
 
 
 def identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
@@ -21,6 +21,32 @@ def identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
     inode, size, and the times of the last change of contents and of anything.
     """
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def unchanged(fd: int, status: os.stat_result) -> bool:
+    """
+    Whether nobody wrote to the file since C{status}.
+    """
+    return identity(os.fstat(fd)) == identity(status)
+
+
+def openRegular(path: str) -> tuple[int, os.stat_result]:
+    """
+    Open a file to send.  A FIFO or device is refused, not waited for.
+
+    @return: a descriptor, and what the file was then.
+    @raise SourceError: why it cannot be sent.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as e:
+        raise SourceError(f"cannot read it: {e.strerror}") from None
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise SourceError(f"it is {kind}")
+    return fd, status
 
 
 @attrs.frozen
@@ -48,13 +74,13 @@ class Source:
         """
         @raise ChangedSource: if anybody wrote to it since the opening.
         """
-        if identity(os.fstat(self.file.fileno())) != identity(self.status):
+        if not unchanged(self.file.fileno(), self.status):
             raise ChangedSource("the file changed while it was sent; send it again")
 
 
 def openSource(path: str) -> Source:
     """
-    Open a file to send.  A FIFO or device is refused, not waited for.
+    Open a file to send under its own name.
 
     @raise SourceError: why it cannot be sent.
     """
@@ -63,13 +89,5 @@ def openSource(path: str) -> Source:
         name.decode("utf-8")
     except UnicodeDecodeError:
         raise SourceError("its name is not UTF-8; rename it") from None
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as e:
-        raise SourceError(f"cannot read it: {e.strerror}") from None
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise SourceError(f"it is {kind}")
+    fd, status = openRegular(path)
     return Source(os.fdopen(fd, "rb", buffering=0), name, status)

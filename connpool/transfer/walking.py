@@ -32,21 +32,28 @@ class Found:
 
 def walk(paths: Sequence[str | Found], stdinName: str = "stdin") -> Iterator[Found]:
     """
-    The files under C{paths}, in order; a L{Found} is taken as it is.
+    The files under C{paths}, in order; a L{Found} is taken as it is.  What is named
+    twice is found once.
 
     A directory C{d} gives names that begin with C{d/}; C{.} is named after the
     directory it is.  Symbolic links are followed where they are named, and
     passed over inside of directories: a link in a tree may lead anywhere.
     """
+    seen = set()
     for path in paths:
+        # names below a directory begin with its own: only what is named here comes twice
+        where = path.path if isinstance(path, Found) else path
+        absolute = STDIN if where == STDIN else os.path.abspath(where)
+        top = os.path.basename(absolute)
+        what = (absolute, path.name if isinstance(path, Found) else os.fsencode(top))
+        if what in seen:
+            continue
+        seen.add(what)
         if isinstance(path, Found):
             yield path
-            continue
-        if path == STDIN:
+        elif path == STDIN:
             yield Found(path, stdinName.encode())
-            continue
-        top = os.path.basename(os.path.abspath(path))
-        if os.path.isdir(path):
+        elif os.path.isdir(path):
             yield from _tree(path, top)
         else:
             yield _found(path, top)

@@ -3,14 +3,21 @@ C{connpool send --protocol classic} against receivers of every temper: one
 line, and an honest exit code.
 """
 
+import contextlib
 import os
+import re
+import signal
 import socket
 import struct
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
+import trustme
 
-from tests.helpers.processes import connpool, twistd
+from tests.helpers.processes import connpool, running, twistd, within
 
 
 class Receiver:
@@ -18,8 +25,10 @@ class Receiver:
     A receiver that follows a script, in a thread, for one connection.
     """
 
-    def __init__(self, script):
+    def __init__(self, script, buffer=None):
         self.listener = socket.create_server(("127.0.0.1", 0))
+        if buffer is not None:
+            self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         self.listener.settimeout(30)
         self.place = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.script = script
@@ -53,6 +62,12 @@ class Receiver:
 
 def send(place, *paths):
     return connpool("send", "--protocol", "classic", "--to", place, *paths)
+
+
+def sparse(path, size):
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
 
 
 @pytest.fixture
@@ -135,11 +150,150 @@ def test_aReceiverThatNeverAnswers(file):
         self.readAll(connection)
 
     with Receiver(script) as receiver:
-        sent = connpool(
-            "send", "--protocol", "classic", "--timeout", "0.5", "--to", receiver.place, file
-        )
+        sent = send(receiver.place, "--timeout", "0.5", file)
     assert sent.returncode == 7
-    assert "nothing came for 0.5 s" in sent.stderr
+    assert sent.stderr.endswith("no answer for 0.5 s\n")
+
+
+def test_newlinesAreNoAnswer(file):
+    def script(self, connection):
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"\n")
+                time.sleep(0.1)
+
+    with Receiver(script) as receiver:
+        sent = send(receiver.place, "--timeout", "0.5", file)
+    assert sent.returncode == 7
+    assert sent.stderr.endswith("no answer for 0.5 s\n")
+
+
+def test_newlinesAfterOkAreNoProgress(tmp_path):
+    path = sparse(tmp_path / "large", 50_000_000)
+
+    def script(self, connection):
+        connection.recv(100)
+        connection.sendall(b"ok")
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"\n")
+                time.sleep(0.1)
+
+    with Receiver(script) as receiver:
+        sent = send(receiver.place, "--timeout", "0.5", path)
+    assert sent.returncode == 7
+    assert sent.stderr.endswith("the receiver took nothing for 0.5 s\n")
+
+
+def test_aSlowReaderThatNeverPauses(tmp_path):
+    """
+    All of it is in our kernel long before the receiver has it.
+    """
+    path = sparse(tmp_path / "file", 3_000_000)
+
+    def script(self, connection):
+        connection.recv(100)
+        connection.sendall(b"ok")
+        while data := connection.recv(65_000):
+            self.received += data
+            time.sleep(0.05)
+
+    with Receiver(script, buffer=200_000) as receiver:
+        sent = send(receiver.place, "--timeout", "1", path)
+    assert sent.returncode == 9, sent.stderr
+    assert len(receiver.received) == 3_000_000
+
+
+def test_aReceiverThatDoesNotClose(file):
+    ended = threading.Event()
+
+    def script(self, connection):
+        connection.recv(100)
+        connection.sendall(b"ok")
+        self.readAll(connection)
+        assert ended.wait(30)
+
+    with Receiver(script) as receiver:
+        sent = send(receiver.place, "--timeout", "0.5", file)
+        ended.set()
+    assert sent.returncode == 7
+    assert sent.stderr.endswith("the receiver did not close for 0.5 s\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("answer", [b"", b"ok"])
+def test_interrupted(tmp_path, number, answer):
+    path = sparse(tmp_path / "large", 50_000_000)
+    begun = threading.Event()
+
+    def script(self, connection):
+        connection.recv(100)
+        connection.sendall(answer)
+        begun.set()
+        if answer:
+            connection.recv(1000)
+        with pytest.raises(ConnectionResetError):
+            while connection.recv(65536):
+                time.sleep(0.01)
+
+    command = [sys.executable, "-m", "connpool", "send", "--protocol", "classic", "--to"]
+    with Receiver(script) as receiver, running(*command, receiver.place, path, path) as sender:
+        assert begun.wait(30)
+        time.sleep(0.2)
+        sender.process.send_signal(number)
+        assert sender.process.wait(10) == 130
+        sender._thread.join(5)
+    assert sender.output == (
+        f"connpool send: {path}: interrupted; nothing can be resumed with the classic protocol; "
+        "run it again\n"
+    )
+
+
+def test_interruptedWhileConnecting(file):
+    # a full queue of connections: the next one is not answered
+    with socket.socket() as listener, contextlib.ExitStack() as fill:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        for _ in range(4):
+            each = fill.enter_context(socket.socket())
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+
+        def connecting():
+            states = Path("/proc/net/tcp").read_text()
+            return len(re.findall(rf":{port:04X} 02 ", states))
+
+        before = connecting()
+        command = [sys.executable, "-m", "connpool", "send", "--protocol", "classic", "--to"]
+        with running(*command, f"127.0.0.1:{port}", file) as sender:
+            assert within(lambda: connecting() > before, 30)
+            sender.process.send_signal(signal.SIGINT)
+            assert sender.process.wait(10) == 130
+    assert sender.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--dry-run"],
+        ["--json"],
+        ["--receipt", "receipts"],
+        ["--credentials", "secret"],
+        ["--if-exists", "refuse"],
+    ],
+)
+def test_whatClassicCannotDo(file, option):
+    """
+    A dry run that sends would be the worst of them.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sent = send(f"127.0.0.1:{listener.getsockname()[1]}", *option, file)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert sent.returncode == 2
+    assert sent.stderr == f"connpool send: {option[0]}: the classic protocol cannot do that\n"
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -203,5 +357,28 @@ def test_someOfMany(tmp_path, root, file):
         place = receiver.waitFor(r"listens on (127.0.0.1:\d+)")[1]
         assert send(place, file, tmp_path / "gone", tmp_path / "bad\nname").returncode == 3
         assert send(place, tmp_path / "bad\nname").returncode == 4
+        assert send(place, file, tmp_path / "bad\nname").returncode == 4
         receiver.waitFor("received file")
     assert (root / "file").read_bytes() == b"content"
+
+
+def test_overTLS(tmp_path, root):
+    """
+    It ends with TLS's own goodbye; without, the receiver could not tell it from a cut.
+    """
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    (tmp_path / "roots").mkdir()
+    authority.cert_pem.write_to_path(tmp_path / "roots" / "ca.pem")
+    pem = tmp_path / "both.pem"
+    pem.write_bytes(issued.private_key_and_cert_chain_pem.bytes())
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(5_000_000))
+    listen = f"--listen=ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
+    with twistd("filerecv", listen, f"--directory={root}", cwd=tmp_path) as receiver:
+        port = receiver.waitFor(r"listens on 127.0.0.1:(\d+)")[1]
+        sent = send(f"tls:localhost:{port}:trustRoots={tmp_path / 'roots'}", path)
+        assert sent.returncode == 9, sent.stderr
+        assert sent.stderr.count("\n") == 1
+        receiver.waitFor("received large")
+    assert (root / "large").read_bytes() == path.read_bytes()

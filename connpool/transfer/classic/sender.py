@@ -3,18 +3,26 @@ Sending by the classic protocol.
 
 A receiver is never probed: the tutorial's accepts one connection in its life.
 Nothing comes back after C{ok}, so the best end there is is L{Unconfirmed}.
+
+Whether the receiver still reads is seen from what its kernel has confirmed:
+megabytes may wait in ours, longer than any deadline where the path is slow.
 """
 
 from __future__ import annotations
 
+import fcntl
+import socket
+import struct
+import termios
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionDone
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError, ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IPullProducer,
+    ISSLTransport,
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol
@@ -30,13 +38,14 @@ from connpool.errors import (
     TransferTimeout,
 )
 from connpool.transfer.names import displayName
-from connpool.transfer.pace import Pace
 from connpool.transfer.source import openSource
 
 __all__ = ["sendClassic"]
 
 #: Bytes read from the file and handed to the transport at once.
 CHUNK = 1 << 20
+#: The same where there is no socket to ask: only another chunk shows that it goes on.
+SMALL_CHUNK = 1 << 16
 
 #: Longest refusal that is read.
 LONGEST_ANSWER = 1024
@@ -57,21 +66,60 @@ class _ClassicSender(Protocol):
         progress: Callable[[int], Any],
         timeout: float,
     ) -> None:
+        self._clock = clock
         self._name = name
         self._file = file
         self._progress = progress
+        self._timeout = timeout
         self._answer = b""
         self._sending = self._sent = False
-        self._pace = Pace(clock, timeout, 0, self._fail)
-        self.ended: Deferred[None] = Deferred(lambda _: self._abort())
+        self._socket: socket.socket | None = None
+        self._given = 0
+        self._seen = (0, 0)
+        self._look: Any = None
+        self.ended: Deferred[None] = Deferred(lambda _: self._fail(CancelledError()))
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        self._pace.start()
+        self._socket = _socketOf(transport)
+        self._since = self._clock.seconds()
+        self._watch()
         transport.write(self._name)
 
+    def _watch(self) -> None:
+        """
+        Now and then: has the receiver taken anything?
+        """
+        now = self._clock.seconds()
+        waiting = self._unconfirmed()
+        given, before = self._seen
+        if self._sending and (self._given > given or waiting < before):
+            self._since = now
+        self._seen = self._given, waiting
+        if now - self._since < self._timeout:
+            self._look = self._clock.callLater(self._timeout / 16, self._watch)
+        elif not self._sending:
+            self._fail(TransferTimeout(f"no answer for {self._timeout:g} s"))
+        elif self._sent and not waiting:
+            self._fail(TransferTimeout(f"the receiver did not close for {self._timeout:g} s"))
+        else:
+            self._fail(TransferTimeout(f"the receiver took nothing for {self._timeout:g} s"))
+
+    def _unconfirmed(self) -> int:
+        """
+        Bytes that the receiver's kernel has not confirmed; 0 if that is not known.
+        """
+        if self._socket is None:
+            return 0
+        try:
+            # SIOCOUTQ has the same number
+            answer: bytes = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return 0
+        count: int = struct.unpack("i", answer)[0]
+        return count
+
     def dataReceived(self, data: bytes) -> None:
-        self._pace.arrived(len(data))
         if self._sending:
             if data.strip():
                 # tutorial receivers end their "ok" with a newline at most
@@ -81,10 +129,11 @@ class _ClassicSender(Protocol):
         answer = self._answer.strip().lower()
         if answer == b"ok":
             self._sending = True
+            self._since = self._clock.seconds()
             transport: Any = self.transport
             transport.registerProducer(self, streaming=False)
-        elif not b"ok".startswith(answer) and (
-            b"\n" in self._answer or len(self._answer) >= LONGEST_ANSWER
+        elif len(self._answer) >= LONGEST_ANSWER or (
+            not b"ok".startswith(answer) and b"\n" in self._answer
         ):
             self._refused()
 
@@ -97,18 +146,22 @@ class _ClassicSender(Protocol):
     def resumeProducing(self) -> None:
         transport: Any = self.transport
         try:
-            data = self._file.read(CHUNK)
+            data = self._file.read(SMALL_CHUNK if self._socket is None else CHUNK)
         except OSError as e:
             self._fail(SourceError(f"cannot read it: {e.strerror}"))
             return
         if data:
-            self._pace.arrived(len(data))
-            self._progress(len(data))
+            self._given += len(data)
+            self._progress(self._given)
             transport.write(data)
         else:
             transport.unregisterProducer()
             self._sent = True
-            transport.loseWriteConnection()
+            if ISSLTransport.providedBy(transport):
+                # TLS has no half-close; below it, one would look like an attack
+                transport.loseConnection()
+            else:
+                transport.loseWriteConnection()
 
     def stopProducing(self) -> None:
         """
@@ -120,14 +173,14 @@ class _ClassicSender(Protocol):
         if transport is not None:
             transport.abortConnection()
 
-    def _fail(self, why: TransferError) -> None:
+    def _fail(self, why: TransferError | CancelledError) -> None:
         if not self.ended.called:
             self.ended.errback(why)
         self._abort()
 
     def readConnectionLost(self) -> None:
         transport: Any = self.transport
-        if self._sent:
+        if self._sent and not self._unconfirmed():
             transport.loseConnection()
         elif self._answer and not self._sending:
             self._refused()
@@ -145,7 +198,8 @@ class _ClassicSender(Protocol):
         return NetworkFailed("the receiver closed the connection without an answer")
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        self._pace.stop()
+        if self._look is not None and self._look.active():
+            self._look.cancel()
         if self.ended.called:
             return
         if self._sent and reason is not None and reason.check(ConnectionDone):
@@ -156,13 +210,29 @@ class _ClassicSender(Protocol):
             self.ended.errback(self._early())
 
 
+def _late(_: Any, timeout: float) -> None:
+    raise TransferTimeout(f"no connection within {timeout:g} s")
+
+
+def _socketOf(transport: Any) -> socket.socket | None:
+    """
+    The socket below C{transport}, if there is one.
+    """
+    while transport is not None:
+        handle = getattr(transport, "getHandle", lambda: None)()
+        if isinstance(handle, socket.socket):
+            return handle
+        # TLS
+        transport = getattr(transport, "transport", None)
+    return None
+
+
 async def sendClassic(
     reactor: Any,
     endpoint: IStreamClientEndpoint,
     path: str,
     *,
-    started: Callable[[int], Any] = lambda _size: None,
-    progress: Callable[[int], Any] = lambda _count: None,
+    progress: Callable[[int, int], Any] = lambda _done, _size: None,
     timeout: float = 60.0,
 ) -> int:
     """
@@ -171,25 +241,30 @@ async def sendClassic(
     @param reactor: times the deadlines.
     @param endpoint: where the receiver listens.
     @param path: a regular file.
-    @param started: called with its size in bytes before the first byte.
-    @param progress: called with the bytes of each chunk that was handed over.
-    @param timeout: seconds the receiver may take to answer or to read on.
+    @param progress: called with the bytes handed over so far, and the file's.
+    @param timeout: seconds that connecting, the answer, and any pause in what the
+        receiver takes may last.
     @return: bytes sent.  That they arrived is not known: the protocol has no
         confirmation.
     @raise TransferError: why it was not sent.
     """
     source = openSource(path)
     with source.file:
-        protocol = _ClassicSender(reactor, source.name, source.file, progress, timeout)
+
+        def given(count: int) -> None:
+            progress(count, source.size)
+
+        protocol = _ClassicSender(reactor, source.name, source.file, given, timeout)
         try:
             await endpoint.connect(Factory.forProtocol(lambda: protocol)).addTimeout(
-                timeout, reactor
+                timeout, reactor, _late
             )
-        except TimeoutError:
-            raise TransferTimeout(f"no connection within {timeout:g} s") from None
+        except TransferTimeout:
+            raise
+        except (CancelledError, ConnectingCancelledError):
+            raise CancelledError from None
         except Exception as e:
             raise NetworkFailed(f"cannot connect: {e}") from None
-        started(source.size)
         await protocol.ended
         source.verifyUnchanged()
         return source.file.tell()

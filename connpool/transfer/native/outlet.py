@@ -15,7 +15,9 @@ See L{connpool.transfer.native.link} for when a descriptor may be borrowed.
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
@@ -38,11 +40,17 @@ __all__ = ["Outlet"]
 class _BorrowedSocket:
     """
     Writes the bytes of a run to a socket whose transport has nothing to write.
+
+    @param failed: told why nothing more can be written; what is being written
+        waits for L{close} then.
     """
 
-    def __init__(self, reactor: Any, handle: socket.socket) -> None:
+    def __init__(
+        self, reactor: Any, handle: socket.socket, failed: Callable[[NetworkFailed], Any]
+    ) -> None:
         self._reactor = reactor
         self._socket = handle.dup()
+        self._failed = failed
         self._left = memoryview(b"")
         self._done: Deferred[None] | None = None
 
@@ -51,31 +59,24 @@ class _BorrowedSocket:
         @return: L{None} if all of it is written, or a Deferred that fires when it is.
         """
         self._left = view
-        self._send()
+        self.doWrite()
         if not self._left:
             return None
         self._done = Deferred()
         self._reactor.addWriter(self)
         return self._done
 
-    def _send(self) -> None:
-        while self._left:
-            try:
-                count = self._socket.send(self._left)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as e:
-                raise NetworkFailed(f"the connection was lost: {e.strerror}") from None
-            self._left = self._left[count:]
-
     def doWrite(self) -> None:
         try:
-            self._send()
-        except NetworkFailed as e:
-            self._finish(Failure(e))
-        else:
-            if not self._left:
-                self._finish(None)
+            while self._left:
+                self._left = self._left[self._socket.send(self._left) :]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as e:
+            self._reactor.removeWriter(self)
+            self._failed(NetworkFailed(f"the connection was lost: {e.strerror}"))
+            return
+        self._finish(None)
 
     def _finish(self, result: Any) -> None:
         done, self._done = self._done, None
@@ -83,12 +84,14 @@ class _BorrowedSocket:
             self._reactor.removeWriter(self)
             done.callback(result)
 
-    def close(self) -> None:
+    def close(self, why: BaseException | None = None) -> None:
         """
         The transport's own descriptor is the only one again.
+
+        @param why: what is being written will not be.
         """
-        self._finish(Failure(NetworkFailed("the connection was closed")))
         self._left = memoryview(b"")
+        self._finish(Failure(why) if why is not None else None)
         self._socket.close()
 
     def fileno(self) -> int:
@@ -101,18 +104,23 @@ class _BorrowedSocket:
         """
         The reactor removed us.
         """
-        self._finish(Failure(NetworkFailed("the connection was lost")))
+        self._failed(NetworkFailed("the connection was lost"))
 
 
 @implementer(IPushProducer, IPullProducer)
 class Outlet:
     """
+    @param failed: called when the connection takes nothing any more, with a
+        L{NetworkFailed}: the reading side may know better why.  L{Outlet.close} must follow.
     @ivar written: bytes given to the connection so far.
     """
 
-    def __init__(self, reactor: Any, transport: Any) -> None:
+    def __init__(
+        self, reactor: Any, transport: Any, failed: Callable[[NetworkFailed], Any]
+    ) -> None:
         self._reactor = reactor
         self._transport = transport
+        self._failed = failed
         self._borrowed: _BorrowedSocket | None = None
         self._queued: list[bytes] = []
         self._blocked = False
@@ -173,7 +181,7 @@ class Outlet:
         """
         Until the transport takes more (a plain one: has written all).
 
-        @raise NetworkFailed: the connection is gone.
+        @raise TransferError: what ended the connection.
         """
         if self._closed is not None:
             raise self._closed
@@ -182,23 +190,39 @@ class Outlet:
             self._waiters.append(d)
             await d
 
-    async def begin(self, header: bytes) -> None:
+    @contextlib.asynccontextmanager
+    async def run(self, header: bytes) -> AsyncIterator[None]:
         """
-        Begin a run with its frame's header and control part; L{end} must follow,
-        even when this fails.  One run at a time.
+        While a run is written: its frame's header and control part now, its bytes by
+        L{write}.  One run at a time.
+
+        @raise TransferError: what ended the connection.
         """
-        await self._lock.acquire()
-        self._inRun = True
-        await self.flushed()
-        if self._lends:
-            self._borrowed = _BorrowedSocket(self._reactor, self._transport.getHandle())
-            await self._write(memoryview(header))
-        else:
-            self._send(header)
+        async with self._lock:
+            self._inRun = True
+            try:
+                await self.flushed()
+                if self._lends:
+                    handle = self._transport.getHandle()
+                    self._borrowed = _BorrowedSocket(self._reactor, handle, self._failed)
+                    await self._write(memoryview(header))
+                else:
+                    self._send(header)
+                yield
+            finally:
+                self._inRun = False
+                borrowed, self._borrowed = self._borrowed, None
+                if borrowed is not None:
+                    borrowed.close()
+                queued, self._queued = self._queued, []
+                if queued:
+                    self.send(*queued)
 
     async def write(self, view: memoryview) -> None:
         """
         Write bytes of the run; C{view} is free again afterwards.
+
+        @raise TransferError: what ended the connection.
         """
         if self._closed is not None:
             raise self._closed
@@ -215,20 +239,6 @@ class Outlet:
             await done
         self.written += len(view)
 
-    def end(self) -> None:
-        """
-        The run is complete.
-        """
-        borrowed, self._borrowed = self._borrowed, None
-        if borrowed is not None:
-            borrowed.close()
-        queued, self._queued = self._queued, []
-        if self._inRun:
-            self._inRun = False
-            self._lock.release()
-        if queued:
-            self.send(*queued)
-
     def close(self, why: BaseException) -> None:
         """
         The connection is gone or going: nothing more is written.
@@ -237,7 +247,8 @@ class Outlet:
             self._closed = why
             self._queued = []
             self.rest()
-            self.end()
+            if self._borrowed is not None:
+                self._borrowed.close(why)
             self._wake(Failure(why))
 
     def _wake(self, result: Any) -> None:

@@ -12,8 +12,13 @@ job never crosses the end of a block.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import select
+import sys
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -25,9 +30,11 @@ from connpool.transfer.digests import Digest
 from connpool.transfer.native.hashing import InThread
 from connpool.transfer.native.outgoing import Extent
 
-__all__ = ["Chunk", "ReadAhead", "blockDigests", "readFully"]
+__all__ = ["Chunk", "ReadAhead", "blockDigests", "readFully", "readSome", "stdinDescriptor"]
 
 _BUFFERS, _BUFFER_SIZE = 4, 1 << 20
+#: Milliseconds between two looks whether what is waited for is still wanted.
+_LOOK = 100
 
 
 @attrs.define(eq=False)
@@ -38,6 +45,7 @@ class Chunk:
     @ivar block: the block that ends with it, and
     @ivar digest: its digest; else both are L{None}.
     @ivar short: the file ended early; the rest of the bytes are zeros.
+    @ivar error: why it cannot be read; the bytes are zeros.
     """
 
     offset: int
@@ -46,6 +54,7 @@ class Chunk:
     block: int | None = None
     digest: bytes | None = None
     short: bool = False
+    error: SourceError | None = None
 
 
 def readFully(fd: int, view: memoryview, offset: int) -> int:
@@ -53,10 +62,14 @@ def readFully(fd: int, view: memoryview, offset: int) -> int:
     Fill C{view} from C{offset} on.
 
     @return: bytes read, fewer only at the end of the file.
+    @raise SourceError: it cannot be read.
     """
     done = 0
     while done < len(view):
-        count = os.preadv(fd, [view[done:]], offset + done)
+        try:
+            count = os.preadv(fd, [view[done:]], offset + done)
+        except OSError as e:
+            raise SourceError(f"cannot read it: {e.strerror}") from None
         if not count:
             break
         done += count
@@ -94,8 +107,6 @@ class ReadAhead:
     async def chunk(self) -> Chunk:
         """
         The next chunk.
-
-        @raise SourceError: it cannot be read.
         """
         if not self._ready:
             self._waiter = Deferred()
@@ -134,7 +145,7 @@ class ReadAhead:
         while self._wanted and self._buffers:
             jobs.append((self._buffers.pop(), self._wanted.popleft()))
         self._reading = True
-        self._run(lambda: self._readAll(jobs)).addBoth(self._done)
+        self._run(lambda: [self._read(buffer, *job) for buffer, job in jobs]).addBoth(self._done)
 
     def _done(self, result: Any) -> None:
         self._reading = False
@@ -147,24 +158,6 @@ class ReadAhead:
         if waiter is not None:
             waiter.callback(None)
 
-    def _readAll(self, jobs: list[Any]) -> list[Chunk | Failure]:
-        """
-        In the thread, one at a time.
-        """
-        found: list[Chunk | Failure] = []
-        for buffer, job in jobs:
-            try:
-                found.append(self._read(buffer, *job))
-            except SourceError:
-                found.append(Failure())
-                # what follows it is not wanted any more
-                break
-        for buffer, _ in jobs[len(found) :]:
-            self._buffers.append(buffer)
-        if found and isinstance(found[-1], Failure):
-            self._buffers.append(jobs[len(found) - 1][0])
-        return found
-
     def _read(
         self,
         buffer: memoryview,
@@ -175,17 +168,22 @@ class ReadAhead:
         digest: Digest,
         last: bool,
     ) -> Chunk:
+        """
+        In the thread, one at a time.
+        """
         view = buffer[: end - at]
+        chunk = Chunk(at, view, buffer)
+        count = 0
         try:
             count = readFully(fd, view, at)
-        except OSError as e:
-            raise SourceError(f"cannot read it: {e.strerror}") from None
+            chunk.short = count < len(view)
+        except SourceError as e:
+            chunk.error = e
         if count < len(view):
             view[count:] = bytes(len(view) - count)
         if at % blockSize == 0:
             self._hasher = digest.new()
         self._hasher.update(view)
-        chunk = Chunk(at, view, buffer, short=count < end - at)
         if last:
             chunk.block = at // blockSize
             chunk.digest = self._hasher.digest()
@@ -193,12 +191,15 @@ class ReadAhead:
 
 
 def blockDigests(
-    fd: int, digest: Digest, size: int, blockSize: int, blocks: range, buffer: memoryview
+    fd: int, digest: Digest, size: int, blockSize: int, blocks: Iterable[int]
 ) -> list[bytes]:
     """
     Read C{blocks} of a file that has (or had) C{size} bytes.
+
+    @raise SourceError: it cannot be read.
     """
     found = []
+    buffer = memoryview(bytearray(min(blockSize, _BUFFER_SIZE)))
     for block in blocks:
         hasher = digest.new()
         at, end = block * blockSize, min((block + 1) * blockSize, size)
@@ -207,3 +208,35 @@ def blockDigests(
             at += count
         found.append(hasher.digest())
     return found
+
+
+def stdinDescriptor() -> int:
+    """
+    @raise SourceError: there is no standard input.
+    """
+    try:
+        fd = sys.stdin.fileno()
+    except (AttributeError, ValueError, OSError):
+        raise SourceError("there is no standard input") from None
+    with contextlib.suppress(OSError):
+        # of a pipe: fewer trips to a thread
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _BUFFER_SIZE)
+    return fd
+
+
+def readSome(fd: int, most: int, wanted: Callable[[], bool]) -> bytes:
+    """
+    Wait for something to read, in a thread, as long as it is C{wanted}.
+
+    @return: what there is; nothing at the end, and when it is not wanted.
+    @raise SourceError: it cannot be read.
+    """
+    ready = select.poll()
+    ready.register(fd, select.POLLIN)
+    try:
+        while wanted():
+            if ready.poll(_LOOK):
+                return os.read(fd, most)
+    except OSError as e:
+        raise SourceError(f"cannot read it: {e.strerror}") from None
+    return b""

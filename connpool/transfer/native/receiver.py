@@ -75,6 +75,8 @@ __all__ = ["ReceiverSession"]
 
 #: Seconds between PROGRESS frames.
 PROGRESS_INTERVAL = 1.0
+#: Idle timeouts that input of unknown size may be silent for.
+PATIENCE = 10
 
 _FROM_SENDER = frozenset(
     {
@@ -110,8 +112,7 @@ class ReceiverSession:
         self._tooMany = False
         self._acks = Acks(registry.clock, self.send)
         self._accounts: list[Account] = []
-        self._pace = self._paced(None)
-        self._pacing = False
+        self._pace, self._patience = self._paced(None)
         self._ticking: Any = None
         self._draining = False
         self._closing = False
@@ -162,7 +163,7 @@ class ReceiverSession:
         self._run = delivery, offset + len(view)
         if delivery is None:
             return None
-        (self._joined or self)._pace.arrived(len(view))
+        (self._joined or self)._arrived(len(view))
         return delivery.write(self, offset, view)
 
     def turn(self) -> None:
@@ -179,12 +180,20 @@ class ReceiverSession:
             return  # it waits for us
         self.broken(why)
 
-    def _paced(self, identity: Identity | None) -> Pace:
-        pace = self.registry.reception.pace(identity)
-        return Pace(self.registry.clock, *pace, self._tooSlow)
+    def _paced(self, identity: Identity | None) -> tuple[Pace, Pace]:
+        """
+        @return: for files, and for input that its sender has to wait for itself.
+        """
+        clock, (idle, rate) = self.registry.clock, self.registry.reception.pace(identity)
+        return Pace(clock, idle, rate, self._tooSlow), Pace(
+            clock, idle * PATIENCE, 0, self._tooSlow
+        )
+
+    def _arrived(self, count: int) -> None:
+        self._pace.arrived(count)
+        self._patience.arrived(count)
 
     def _tooSlow(self, why: TransferError) -> None:
-        self._pacing = False
         if any(link.holds for link in self._links()):
             self.receivingChanged()  # we held it back
         else:
@@ -229,6 +238,7 @@ class ReceiverSession:
         for account in self._accounts:
             account.disconnect()
         self._pace.stop()
+        self._patience.stop()
         self._acks.stop()
         if self._ticking is not None and self._ticking.active():
             self._ticking.cancel()
@@ -280,7 +290,7 @@ class ReceiverSession:
         self.digest = digest
         self.principal = principal = ANONYMOUS if identity is None else identity.principal
         # nothing is paced yet
-        self._pace = self._paced(identity)
+        self._pace, self._patience = self._paced(identity)
         self._link.keepPace(*reception.pace(identity))
         self._ticket = secrets.token_bytes(32)
         self.registry.tickets[self._ticket] = self
@@ -407,7 +417,7 @@ class ReceiverSession:
         number, data = frame.stream, frame.data
         if len(data) > greeting.SMALL_FILE:
             raise ProtocolError(f"PUT carries {len(data)} bytes; at most {greeting.SMALL_FILE}")
-        self._pace.arrived(len(data))
+        self._arrived(len(data))
         try:
             offer = self._offered(message, len(data), BLOCK_SIZE, None)
             blocks = [self.digest.of(data)] if data else []
@@ -467,7 +477,7 @@ class ReceiverSession:
         """
         A large file is stored: a sign of life.
         """
-        self._pace.arrived(0)
+        self._arrived(0)
 
     def ended(self, number: int) -> None:
         """
@@ -484,11 +494,12 @@ class ReceiverSession:
         """
         if self._over:
             return
-        deliveries = self._deliveries.values()
-        pacing = any(d.receiving for d in deliveries) and not any(d.comparing for d in deliveries)
-        if pacing != self._pacing:
-            self._pacing = pacing
-            (self._pace.start if pacing else self._pace.stop)()
+        receiving = [delivery for delivery in self._deliveries.values() if delivery.receiving]
+        comparing = any(delivery.comparing for delivery in receiving)
+        file = not comparing and any(delivery.offer.size is not None for delivery in receiving)
+        unknown = not comparing and not file and bool(receiving)
+        (self._pace.start if file else self._pace.stop)()
+        (self._patience.start if unknown else self._patience.stop)()
         self._keepTelling()
 
     def _keepTelling(self) -> None:

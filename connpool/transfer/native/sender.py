@@ -57,6 +57,13 @@ __all__ = ["Credentials", "IStream", "SenderSession", "SessionFactory", "hello"]
 
 #: Seconds a greeting may take.
 GREETING_TIMEOUT = 30.0
+#: Seconds in which to read what the receiver said before nothing more could be written.
+LAST_WORDS = 1.0
+#: Seconds of silence that no receiver is blamed for, unless the user asks: a busy one
+#: speaks every 5.
+_LEAST_IDLE = 10.0
+#: PONGs that the receiver may leave unread.
+_PONGS = 1000
 
 
 @attrs.frozen
@@ -108,6 +115,7 @@ class SenderSession:
     """
     One connection to a receiver.
 
+    @param idleTimeout: seconds of silence from the receiver that end it.
     @ivar limits: the receiver's.
     @ivar ticket: for further connections to join.
     @ivar lost: what ended the connection; L{None} while it lives.
@@ -118,11 +126,16 @@ class SenderSession:
     _log = Logger()
 
     def __init__(
-        self, reactor: Any, digests: Sequence[str], credentials: Credentials | None
+        self,
+        reactor: Any,
+        digests: Sequence[str],
+        credentials: Credentials | None,
+        idleTimeout: float,
     ) -> None:
         self._reactor = reactor
         self._digests = tuple(digests)
         self._credentials = credentials
+        self._idle = idleTimeout
         self._ready: Deferred[SenderSession] = Deferred()
         self._answered = False
         self._state: Callable[[Frame, Any], None] = self._hello
@@ -132,6 +145,8 @@ class SenderSession:
         self._joined = False
         self._number = 0
         self._token = 0
+        self._unread = 0
+        self._owed: int | None = None
         self.limits: Limits
         self.digest: Digest
         self.outlet: Outlet
@@ -153,12 +168,12 @@ class SenderSession:
         self._ready.addCallbacks(d.callback, d.errback)
         return d
 
-    def linkMade(self, link: Link) -> None:
+    def linkMade(self, link: SenderLink) -> None:
         """
         Connected.
         """
         self.link = link
-        self.outlet = Outlet(self._reactor, link.transport)
+        self.outlet = Outlet(self._reactor, link.transport, self._unwritable)
         self._deadline = self._reactor.callLater(GREETING_TIMEOUT, self._tooLate)
         ours = Hello(
             VERSIONS,
@@ -222,10 +237,9 @@ class SenderSession:
         self.principal = message.principal
         self._state = self._open
         self._deadline.cancel()
-        self.link.idleTimeout = float(self.limits.idle)
-        self._keepAlive = self._reactor.callLater(self.limits.idle / 4, self._keep)
-        self._answered = True
-        self._ready.callback(self)
+        self.link.expectWithin(min(self._idle, max(self.limits.idle, _LEAST_IDLE)))
+        self._idle = min(self._idle, self.limits.idle)
+        self._keepAlive = self._reactor.callLater(self._idle / 4, self._keep)
 
     def _tooLate(self) -> None:
         self.link.abort(TransferTimeout(f"no greeting within {GREETING_TIMEOUT:g} s"))
@@ -300,8 +314,13 @@ class SenderSession:
             self.link.close()
 
     def _keep(self) -> None:
-        self._keepAlive = self._reactor.callLater(self.limits.idle / 4, self._keep)
+        self._keepAlive = self._reactor.callLater(self._idle / 4, self._keep)
         self.outlet.send(encode(Type.PING, 0, Ping(0)))
+
+    def _unwritable(self, why: NetworkFailed) -> None:
+        # the receiver may have said why before it closed
+        if not self._deadline.active():
+            self._deadline = self._reactor.callLater(LAST_WORDS, self.link.failed, why)
 
     # -- answers
 
@@ -320,11 +339,9 @@ class SenderSession:
         if kind is Type.ACK:
             self._acked(message)
         elif kind is Type.PING:
-            self.outlet.send(encode(Type.PONG, 0, Ping(message.token)))
+            self._pinged(message.token)
         elif kind is Type.PONG:
-            d = self._pings.pop(message.token, None)
-            if d is not None:
-                d.callback(None)
+            self._ponged(message.token)
         elif kind is Type.GOAWAY:
             self.stopping = True
         elif kind is Type.JOINED:
@@ -350,14 +367,33 @@ class SenderSession:
         else:
             raise ProtocolError(f"{kind.name} is not expected from a receiver")
 
+    def _pinged(self, token: int) -> None:
+        # who asks and does not read shall not fill our memory: the latest will do
+        self._unread += 1
+        if self._unread > _PONGS:
+            self._owed = token
+            return
+        self.outlet.send(encode(Type.PONG, 0, Ping(token)))
+        if self._unread == _PONGS:
+            self.outlet.send(encode(Type.PING, 0, Ping(0)))
+
+    def _ponged(self, token: int) -> None:
+        d = self._pings.pop(token, None)
+        if d is not None:
+            d.callback(None)
+        self._unread = 0
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            self._pinged(owed)
+
     def _acked(self, ack: Ack) -> None:
         for first, count in ack.streams:
-            if first + count - 1 > self._number:
-                raise ProtocolError("ACK for streams that there never were")
+            # the first that waits for nothing ends it: no more work than there are PUTs
             for number in range(first, first + count):
                 stream = self._streams.pop(number, None)
-                if stream is not None:
-                    stream.stored(ack)
+                if stream is None:
+                    raise ProtocolError(f"ACK for stream {number}, which waits for none")
+                stream.stored(ack)
 
     def runReceived(self, view: memoryview) -> None:
         """
@@ -367,8 +403,11 @@ class SenderSession:
 
     def turn(self) -> None:
         """
-        All that had come was read.
+        All that had come was read: a GOAWAY right after READY is known.
         """
+        if not self._answered and self._state == self._open:
+            self._answered = True
+            self._ready.callback(self)
 
     def late(self, why: TransferError) -> None:
         """
@@ -430,6 +469,13 @@ class SenderLink(Link):
 
     session: SenderSession
 
+    def expectWithin(self, seconds: float) -> None:
+        """
+        Notice a silence of so many seconds from now on.
+        """
+        self.idleTimeout = seconds
+        self._quiet.reset(seconds)
+
     def isReusable(self) -> bool:
         return self.session.quiescent
 
@@ -457,6 +503,8 @@ class SessionFactory(ClientFactory):
     Makes the sender's end of connections, for an endpoint or a pool.
 
     @param digests: algorithms this side can compute and trusts.
+    @param idleTimeout: seconds of silence from the receiver that end a connection; fewer if
+        the receiver's are fewer.
     """
 
     noisy = False
@@ -466,17 +514,18 @@ class SessionFactory(ClientFactory):
         reactor: Any,
         digests: Sequence[str] = ("blake3", "sha256"),
         credentials: Credentials | None = None,
+        idleTimeout: float = 60.0,
     ) -> None:
         self._reactor = reactor
         for name in digests:
             digestNamed(name)
         self._digests = tuple(digests)
         self._credentials = credentials
+        self._idleTimeout = idleTimeout
 
     def buildProtocol(self, addr: Any) -> SenderLink:
-        return SenderLink(
-            self._reactor, SenderSession(self._reactor, self._digests, self._credentials)
-        )
+        session = SenderSession(self._reactor, self._digests, self._credentials, self._idleTimeout)
+        return SenderLink(self._reactor, session, self._idleTimeout)
 
 
 def hello(link: SenderLink) -> Deferred[SenderSession]:

@@ -9,19 +9,34 @@ anything else runs.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from connpool.errors import DigestMismatch, ProtocolError, TransferError, Unsupported
-from connpool.transfer.digests import BLOCK_SIZE, blockCount, digestNamed, rootOf
+from connpool.errors import (
+    DigestMismatch,
+    ProtocolError,
+    SourceError,
+    TransferError,
+    Unsupported,
+)
+from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.native.blocks import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.native.frames import Frame, Type
 from connpool.transfer.native.hashing import InThread
-from connpool.transfer.native.messages import Accept, Ack, Progress, Receipting, Revoke, encode
+from connpool.transfer.native.messages import (
+    Accept,
+    Ack,
+    Commit,
+    Progress,
+    Receipting,
+    Revoke,
+    encode,
+)
 from connpool.transfer.native.outgoing import EXTENT, Outgoing
-from connpool.transfer.native.reading import ReadAhead, blockDigests, readFully
+from connpool.transfer.native.reading import ReadAhead, blockDigests
 from connpool.transfer.native.sender import SenderSession
 from connpool.transfer.native.work import Job, Small
 
@@ -98,21 +113,31 @@ class LargeStream:
     """
     A file that goes in runs.
 
-    @ivar outgoing: L{None} until it is accepted.
+    @param fd: of a file that can be read anywhere; closed in the end.  L{None} for standard
+        input.
+    @ivar size: bytes; L{None} until known.
+    @ivar accepted: whether the receiver takes it.
+    @ivar outgoing: what is to be sent, once it is accepted; L{None} of standard input.
     @ivar touched: lanes beside the first that carried some of it.
+    @ivar settling: whether these are being waited for.
+    @ivar root: what was committed; L{None} if nothing is.
     """
 
-    def __init__(self, transmission: Transmission, job: Job, fd: int, blockSize: int) -> None:
+    def __init__(
+        self, transmission: Transmission, job: Job, fd: int | None, blockSize: int
+    ) -> None:
         self._transmission = transmission
         self.job = job
         self.fd = fd
+        self.size = job.size
         self.blockSize = blockSize
         self.number = transmission.session.open(self)
+        self.accepted = False
         self.outgoing: Outgoing | None = None
         self.touched: set[Lane] = set()
-        self.committed = False
+        self.settling = False
+        self.root: bytes | None = None
         self.over = False
-        self.comparing = False
         self.busy = 0
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
@@ -120,99 +145,118 @@ class LargeStream:
         if isinstance(message, Progress):
             transmission.progressed(self, message)
         elif isinstance(message, Accept):
-            if self.outgoing is not None:
+            if self.accepted:
                 raise ProtocolError("ACCEPT twice")
+            self.accepted = True
             if message.state == "dry":
                 transmission.session.forget(self.number)
                 self.end()
                 transmission.wouldTake(self.job)
                 return
-            digest = transmission.session.digest
-            held = readHeld(message.runs, frame.data, digest.length)
-            size = self.job.size
-            if size is None and held:
-                raise ProtocolError("the receiver holds blocks of a file that cannot be resumed")
-            self.outgoing = Outgoing(
-                size or 0, self.blockSize, digest, held, transmission.asked.extent
-            )
-            if size is not None:
-                kept = sum(min(self.blockSize, size - b * self.blockSize) for b in held)
-                transmission.resumed(self.job, kept)
-            if held:
-                self.comparing = True
-                transmission.spawn(self._compare(sorted(held)))
+            self._accept(readHeld(message.runs, frame.data, transmission.session.digest.length))
         elif frame.type is Type.REPAIR:
-            if self.outgoing is None:
+            if not self.accepted:
                 raise ProtocolError("REPAIR before ACCEPT")
-            self.committed = False
+            self.root = None
             try:
-                if self.job.size is None:
+                if self.job.spent:
                     raise DigestMismatch("standard input arrived damaged and cannot be read again")
-                self.outgoing.repair(unpackBlocks(frame.data))
+                if self.outgoing is not None:
+                    self.outgoing.repair(unpackBlocks(frame.data))
             except DigestMismatch as e:
                 self.giveUp(e, keep=True)
-                transmission.refused(self.job, e, again=False)
         transmission.wake()
+
+    def _accept(self, held: dict[int, bytes]) -> None:
+        transmission, size, blockSize = self._transmission, self.size, self.blockSize
+        kept = 0
+        if size is not None:
+            digest, extent = transmission.session.digest, transmission.asked.extent
+            self.outgoing = Outgoing(size, blockSize, digest, held, extent)
+            kept = sum(min(blockSize, size - block * blockSize) for block in held)
+        elif held:
+            raise ProtocolError("the receiver holds blocks of a file that cannot be resumed")
+        transmission.resumed(self, kept)
+        if held:
+            transmission.spawn(self._compare(sorted(held)))
+
+    def commit(self, size: int, root: bytes) -> None:
+        """
+        All of it was sent.
+        """
+        self.size, self.root = size, root
+        self._transmission.session.outlet.send(encode(Type.COMMIT, self.number, Commit(size, root)))
 
     def stored(self, receipt: Receipting | Ack) -> None:
         if not isinstance(receipt, Receipting):
             raise ProtocolError("ACK for an OFFER")
-        if self.job.size is None:
-            self.end()
-            self._transmission.stored(self.job, receipt, receipt.root, receipt.size)
-        elif self.committed and self.outgoing is not None:
-            self._judge(receipt, self.outgoing.root())
-        else:
+        if self.root is None and self.size is not None:
             # it had all of it before, it says: nothing goes any more
-            self.committed, self.outgoing = True, None
-            self._transmission.spawn(self._reread(receipt))
+            self.outgoing = None
+            self._transmission.spawn(self._reread(receipt, self.size))
+        else:
+            self._judge(receipt, self.root)
 
-    def _judge(self, receipt: Receipting, root: bytes) -> None:
+    def _judge(self, receipt: Receipting, root: bytes | None) -> None:
         self.end()
-        if receipt.root != root:
+        if root is None or self.size is None or receipt.root != root:
             self._transmission.refused(self.job, _anotherContent(), again=False)
         else:
-            self._transmission.stored(self.job, receipt, root, receipt.size)
+            self._transmission.stored(self.job, receipt, root, self.size)
 
-    async def _reread(self, receipt: Receipting) -> None:
+    async def _reread(self, receipt: Receipting, size: int) -> None:
         """
         Whether the receiver has what we have: our source may go by its word.
         """
-        transmission, size, blockSize = self._transmission, self.job.size, self.blockSize
-        assert size is not None
-        self.hold(1)
+        transmission, blockSize = self._transmission, self.blockSize
+        count, step = blockCount(size, blockSize), max(1, (64 << 20) // blockSize)
+        digests: list[bytes] = []
         try:
             digest = digestNamed(receipt.digest or "")
-            buffer = memoryview(bytearray(min(blockSize, 1 << 20)))
-            count, step = blockCount(size, blockSize), max(1, (64 << 20) // blockSize)
-            digests: list[bytes] = []
             for at in range(0, count, step):
                 blocks = range(at, min(at + step, count))
-                digests += await transmission.inThread(
-                    partial(blockDigests, self.fd, digest, size, blockSize, blocks, buffer)
-                )
+                digests += await self._digests(digest, size, blocks)
                 # it shall not take us for gone
                 await transmission.session.ping()
                 if self.over:
                     return
-            self._judge(receipt, rootOf(digest, size, blockSize, digests))
-        except (Unsupported, OSError):
+        except (Unsupported, SourceError) as e:
             self.end()
-            transmission.refused(self.job, _anotherContent(), again=False)
+            why = e if isinstance(e, SourceError) else _anotherContent()
+            transmission.refused(self.job, why, again=False)
+        else:
+            self._judge(receipt, rootOf(digest, size, blockSize, digests))
+
+    async def _digests(self, digest: Digest, size: int, blocks: Iterable[int]) -> list[bytes]:
+        assert self.fd is not None
+        self.hold(1)
+        try:
+            digests: list[bytes] = await self._transmission.inThread(
+                partial(blockDigests, self.fd, digest, size, self.blockSize, blocks)
+            )
         finally:
             self.hold(-1)
+        return digests
 
     def rejected(self, why: TransferError, retryable: bool) -> None:
         self.end()
-        self._transmission.refused(self.job, why, retryable)
+        # what cannot be read again is not begun again
+        self._transmission.refused(self.job, why, retryable and not self.job.spent)
 
     def giveUp(self, why: TransferError, keep: bool) -> None:
         """
-        Cancel it on our side.
+        Cancel it on our side, for good.
         """
         if not self.over:
-            self._transmission.session.cancel(self.number, why.code, keep)
-            self.end()
+            self.cancel(why, keep)
+            self._transmission.refused(self.job, why, again=False)
+
+    def cancel(self, why: TransferError, keep: bool) -> None:
+        """
+        Cancel it on our side.
+        """
+        self._transmission.session.cancel(self.number, why.code, keep)
+        self.end()
 
     def end(self) -> None:
         """
@@ -232,49 +276,27 @@ class LargeStream:
 
     def _maybeClose(self) -> None:
         # a thread may still be reading
-        if self.over and not self.busy and self.fd > 0:
+        if self.over and not self.busy and self.fd is not None:
             os.close(self.fd)
-            self.fd = -1
+            self.fd = None
 
     async def _compare(self, blocks: list[int]) -> None:
         """
         Read what the receiver holds and see whether it is still the same.
         """
-        outgoing = self.outgoing
+        outgoing, session = self.outgoing, self._transmission.session
         assert outgoing is not None
-        digest, size = self._transmission.session.digest, self.blockSize
-        step = max(1, (8 << 20) // size)
-        self.hold(1)
-        try:
-            buffer = memoryview(bytearray(min(size, 1 << 20)))
-
-            def hash_(some: list[int]) -> list[bytes]:
-                found = []
-                for block in some:
-                    hasher = digest.new()
-                    at, end = block * size, min((block + 1) * size, outgoing.size)
-                    while at < end:
-                        view = buffer[: end - at]
-                        count = readFully(self.fd, view, at)
-                        hasher.update(view[:count])
-                        if not count:
-                            break
-                        at += count
-                    found.append(hasher.digest())
-                return found
-
-            for at in range(0, len(blocks), step):
-                some = blocks[at : at + step]
-                digests = await self._transmission.inThread(partial(hash_, some))
-                if self.over:
-                    return
-                revoked = [b for b, d in zip(some, digests, strict=True) if outgoing.compared(b, d)]
-                if revoked:
-                    wire = packBlocks(revoked)
-                    self._transmission.session.outlet.send(
-                        encode(Type.REVOKE, self.number, Revoke(), len(wire)), wire
-                    )
-        finally:
-            self.comparing = False
-            self.hold(-1)
-            self._transmission.wake()
+        step = max(1, (8 << 20) // self.blockSize)
+        for at in range(0, len(blocks), step):
+            some = blocks[at : at + step]
+            try:
+                digests = await self._digests(session.digest, outgoing.size, some)
+            except SourceError as e:
+                self.giveUp(e, keep=True)
+                return
+            if self.over:
+                return
+            revoked = [b for b, d in zip(some, digests, strict=True) if outgoing.compared(b, d)]
+            if revoked:
+                wire = packBlocks(revoked)
+                session.outlet.send(encode(Type.REVOKE, self.number, Revoke(), len(wire)), wire)

@@ -16,7 +16,6 @@ each lane that carried some of it answered a PING, so its bytes have arrived.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -38,7 +37,6 @@ from connpool.transfer.native.frames import MAX_RUN, Type
 from connpool.transfer.native.hashing import InThread
 from connpool.transfer.native.messages import (
     Ack,
-    Commit,
     Data,
     Digests,
     Offering,
@@ -47,10 +45,12 @@ from connpool.transfer.native.messages import (
     Receipting,
     encode,
 )
-from connpool.transfer.native.outgoing import Extent
+from connpool.transfer.native.outgoing import Extent, Outgoing
+from connpool.transfer.native.reading import readSome, stdinDescriptor
 from connpool.transfer.native.sender import SenderSession
 from connpool.transfer.native.streams import Asked, Lane, LargeStream, SmallStream
-from connpool.transfer.native.work import Job, Small, WorkList, openJob, resumeKey, unchanged
+from connpool.transfer.native.work import Job, Small, WorkList, openJob, resumeKey
+from connpool.transfer.source import unchanged
 from connpool.transfer.walking import STDIN
 
 __all__ = ["Asked", "Lane", "Transmission"]
@@ -67,9 +67,11 @@ class Transmission:
     """
     @param report: told what became of each file: C{stored(job, receipt, root,
         size)}, C{failed(job, error)}, C{wouldTake(job)}, C{sent(job, bytes)},
-        C{resumed(job, bytes)}, C{phase(job, phase, slow)}.
+        C{resumed(job, bytes)} when it is accepted, C{phase(job, phase, slow)}.
     @param lane: connects a further lane, or L{None}.
     @param lanes: how many further lanes there may be.
+    @ivar advanced: whether any file was answered, or more of it is safe at the receiver than
+        ever before.
     """
 
     _log = Logger()
@@ -92,7 +94,7 @@ class Transmission:
         self._report = report
         self.inThread = inThread
         self._connectLane = lane
-        self._lanesLeft = lanes if lane is not None and session.canJoin else 0
+        self._mostLanes = lanes if lane is not None and session.canJoin else 0
         self._lanes = 0
         self._large: list[LargeStream] = []
         self._small: dict[SmallStream, None] = {}
@@ -165,9 +167,11 @@ class Transmission:
         if self._work.later:
             wait = min(job.due for job in self._work.later) - self._reactor.seconds()
             call = self._reactor.callLater(max(wait, 0.01), self.wake)
-        await d
-        if call is not None and call.active():
-            call.cancel()
+        try:
+            await d
+        finally:
+            if call is not None and call.active():
+                call.cancel()
 
     def spawn(self, coroutine: Any) -> None:
         """
@@ -188,16 +192,18 @@ class Transmission:
 
     async def _puts(self) -> bool:
         work, session, limits = self._work, self.session, self.session.limits
-        if session.stopping:
-            return False
         did = False
-        if not work.small and work.wantsMore and len(work.large) < OFFERS:
+        more = work.wantsMore and len(work.large) < OFFERS and not session.stopping
+        if more and not work.small:
             small = -1 if self.asked.dry else limits.small
             await work.fill(small, session.digest)
             did = True
+        if work.small:
+            await session.outlet.flushed()
         batch: list[bytes] = []
         size = 0
-        while work.small and size < 1 << 20:
+        # it may have said GOAWAY while we waited
+        while work.small and size < 1 << 20 and not session.stopping:
             data = work.small[0].data
             if (
                 len(self._small) >= limits.inflightFiles
@@ -212,9 +218,8 @@ class Transmission:
             batch.append(data)
             size += len(data) + 256
         if batch:
-            await session.outlet.flushed()
             session.outlet.send(*batch)
-            return True
+            did = True
         return did
 
     def _put(self, number: int, small: Small) -> bytes:
@@ -291,7 +296,7 @@ class Transmission:
             outgoing = stream.outgoing
             extent = outgoing.take(lane.primary) if outgoing is not None else None
             if outgoing is not None and extent is not None:
-                if outgoing.waiting and self._lanes < self._lanesLeft:
+                if outgoing.waiting and self._lanes < self._mostLanes:
                     self._lanes += 1
                     self.spawn(self._further())
                 if not lane.primary:
@@ -311,11 +316,12 @@ class Transmission:
         @return: whether all of it was sent; not if the stream ended meanwhile.
         """
         session, outlet, reader = lane.session, lane.session.outlet, lane.reader
-        outgoing = stream.outgoing
+        outgoing, fd = stream.outgoing, stream.fd
         assert outgoing is not None
+        assert fd is not None
         stream.hold(1)
         try:
-            reader.start(stream.fd, extent, stream.blockSize, session.digest)
+            reader.start(fd, extent, stream.blockSize, session.digest)
             at = extent.start
             while at < extent.end:
                 if stream.over:
@@ -325,31 +331,24 @@ class Transmission:
                 digests: list[bytes] = []
                 first = 0
                 short = False
-                try:
-                    await outlet.begin(encode(Type.DATA, stream.number, Data(at), end - at))
+                failed: SourceError | None = None
+                # once begun, a run has all its bytes, whatever they are
+                async with outlet.run(encode(Type.DATA, stream.number, Data(at), end - at)):
                     while at < end:
                         chunk = await reader.chunk()
                         await outlet.write(chunk.view)
                         at += len(chunk.view)
                         self._report.sent(stream.job, len(chunk.view))
                         short = short or chunk.short
+                        failed = failed or chunk.error
                         if chunk.block is not None and chunk.digest is not None:
                             outgoing.digests[chunk.block] = chunk.digest
                             first = first if digests else chunk.block
                             digests.append(chunk.digest)
                         reader.free(chunk)
-                except SourceError as e:
-                    # the frame has promised these bytes
-                    while at < end:
-                        zeros = bytes(min(end - at, 1 << 20))
-                        await outlet.write(memoryview(zeros))
-                        at += len(zeros)
-                    outlet.end()
-                    stream.giveUp(e, keep=True)
-                    self._failed(stream.job, e)
+                if failed is not None:
+                    stream.giveUp(failed, keep=True)
                     return False
-                finally:
-                    outlet.end()
                 if digests:
                     wire = b"".join(digests)
                     message = Digests(first)
@@ -366,18 +365,18 @@ class Transmission:
         did = False
         for stream in self._large[:]:
             outgoing = stream.outgoing
-            if outgoing is None or stream.committed or stream.job.size is None:
+            if outgoing is None or stream.root is not None or stream.settling:
                 continue
-            if not outgoing.complete or stream.comparing:
+            if not outgoing.complete:
                 continue
             if stream.touched:
                 lanes = [lane for lane in stream.touched if lane.session.lost is None]
                 stream.touched.clear()
                 if lanes:
-                    stream.comparing = True
+                    stream.settling = True
                     self.spawn(self._settle(stream, lanes))
                     continue
-            self._commit(stream)
+            self._commit(stream, outgoing)
             did = True
         return did
 
@@ -390,26 +389,26 @@ class Transmission:
                 await lane.session.ping()
             except TransferError:
                 continue  # what it lost will be asked for
-        stream.comparing = False
+        stream.settling = False
 
-    def _commit(self, stream: LargeStream) -> None:
-        assert stream.outgoing is not None
+    def _commit(self, stream: LargeStream, outgoing: Outgoing) -> None:
         assert stream.job.status is not None
+        assert stream.fd is not None
         if not unchanged(stream.fd, stream.job.status):
             self._changed(stream)
             return
-        stream.committed = True
-        message = Commit(stream.outgoing.size, stream.outgoing.root())
-        self.session.outlet.send(encode(Type.COMMIT, stream.number, message))
+        stream.commit(outgoing.size, outgoing.root())
         self._report.phase(stream.job, "publish", "")
 
     def _changed(self, stream: LargeStream) -> None:
         """
         Somebody writes to the source: begin again, some times.
         """
+        if stream.over:
+            return
         job = stream.job
         why = ChangedSource(f"the file changed while it was sent, {TRIES} times; send it again")
-        stream.giveUp(why, keep=True)
+        stream.cancel(why, keep=True)
         job.tries += 1
         if job.tries < TRIES:
             self._work.again(job)
@@ -420,38 +419,47 @@ class Transmission:
 
     def _offerStdin(self, job: Job) -> None:
         job.key = os.urandom(32)
-        stream = LargeStream(self, job, 0, chooseBlockSize(None, self.asked.blockSize))
+        try:
+            fd = stdinDescriptor()
+        except SourceError as e:
+            self._failed(job, e)
+            return
+        stream = LargeStream(self, job, None, chooseBlockSize(None, self.asked.blockSize))
         self._large.append(stream)
         self._offer(stream)
-        self.spawn(self._sendStdin(stream))
+        self.spawn(self._sendStdin(stream, fd))
 
-    async def _sendStdin(self, stream: LargeStream) -> None:
+    async def _sendStdin(self, stream: LargeStream, fd: int) -> None:
         """
-        Send until the end of input; what cannot be read again is not repaired.
+        Send what comes, when it comes, until the end of input; what cannot be
+        read again is not repaired.
         """
         session, outlet = self.session, self.session.outlet
-        while stream.outgoing is None and not stream.over:
+        while not stream.accepted and not stream.over:
             await self._event()
         hasher = session.digest.new()
         digests: list[bytes] = []
         at = 0
         while not stream.over:
+            stream.job.spent = True
             room = min(1 << 20, stream.blockSize - at % stream.blockSize)
-            data = await self.inThread(partial(sys.stdin.buffer.read, room))
+            try:
+                data = await self.inThread(partial(readSome, fd, room, lambda: not stream.over))
+            except SourceError as e:
+                stream.giveUp(e, keep=False)
+                return
             if stream.over:
                 return
             if data:
                 if at // stream.blockSize >= MAX_BLOCKS:
                     why = TooLarge(f"standard input is longer than {at} bytes")
                     stream.giveUp(why, keep=False)
-                    self._failed(stream.job, why)
                     return
                 hasher.update(data)
-                try:
-                    await outlet.begin(encode(Type.DATA, stream.number, Data(at), len(data)))
+                async with outlet.run(encode(Type.DATA, stream.number, Data(at), len(data))):
                     await outlet.write(memoryview(data))
-                finally:
-                    outlet.end()
+                if stream.over:
+                    return
                 at += len(data)
                 self._report.sent(stream.job, len(data))
             whole = at % stream.blockSize == 0
@@ -462,8 +470,8 @@ class Transmission:
                 digests.append(digest)
                 outlet.send(encode(Type.DIGESTS, stream.number, message, len(digest)), digest)
             if not data:
-                root = rootOf(session.digest, at, stream.blockSize, digests)
-                outlet.send(encode(Type.COMMIT, stream.number, Commit(at, root)))
+                stream.commit(at, rootOf(session.digest, at, stream.blockSize, digests))
+                self._report.phase(stream.job, "publish", "")
                 return
 
     # -- lanes
@@ -477,7 +485,7 @@ class Transmission:
             connection = await self._connectLane()
         except Exception as e:
             self._log.info("no further connection: {why}", why=str(e))
-            self._lanesLeft -= 1
+            self._mostLanes -= 1
             self._lanes -= 1
             return
         lane = Lane(connection.session, self.inThread)
@@ -505,10 +513,7 @@ class Transmission:
         """
         for stream in self._large:
             if stream.job.path == path:
-                why = Cancelled("given up")
-                stream.giveUp(why, keep=False)
-                self._failed(stream.job, why)
-                self.wake()
+                stream.giveUp(Cancelled("given up"), keep=False)
                 return True
         return False
 
@@ -548,17 +553,25 @@ class Transmission:
         self._report.wouldTake(job)
         self.wake()
 
-    def resumed(self, job: Job, size: int) -> None:
+    def resumed(self, stream: LargeStream, size: int) -> None:
         """
-        The receiver holds C{size} bytes of it.
+        The receiver takes it, and holds C{size} bytes of it.
         """
-        self._report.resumed(job, size)
+        self._kept(stream, size)
+        self._report.resumed(stream.job, size)
 
     def progressed(self, stream: LargeStream, message: Progress) -> None:
         """
         The receiver says how it goes.
         """
+        self._kept(stream, message.durable)
         self._report.phase(stream.job, message.phase, message.slow)
+
+    def _kept(self, stream: LargeStream, size: int) -> None:
+        # what was written says little: the kernel, or a proxy, takes megabytes
+        blocks = min(size, stream.size or 0) // stream.blockSize
+        if blocks > stream.job.kept:
+            stream.job.kept, self.advanced = blocks, True
 
     def _failed(self, job: Job, why: TransferError) -> None:
         self.advanced = True

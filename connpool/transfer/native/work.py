@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -17,15 +17,13 @@ from connpool.errors import ChangedSource, SourceError, TransferError
 from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
 from connpool.transfer.keys import Run
 from connpool.transfer.native.hashing import InThread
+from connpool.transfer.source import openRegular, unchanged
 from connpool.transfer.walking import STDIN, Found
 
-__all__ = ["Job", "Small", "WorkList", "openJob", "resumeKey", "unchanged"]
+__all__ = ["Job", "Small", "WorkList", "openJob", "resumeKey"]
 
 #: What is prepared in one trip to a thread.
 _BATCH_FILES, _BATCH_BYTES = 256, 1 << 20
-
-#: What must be the same before the first and after the last read.
-_IDENTITY = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 @attrs.define(eq=False)
@@ -36,6 +34,9 @@ class Job:
     @ivar status: as it was when it was opened last.
     @ivar tries: how often it was begun again, for a reason of its own.
     @ivar due: when it may be begun again.
+    @ivar kept: blocks that the receiver had safe, at the most.
+    @ivar accepted: whether the receiver took it before, in this run.
+    @ivar spent: whether some of it was read that cannot be read again.
     """
 
     path: str
@@ -45,6 +46,9 @@ class Job:
     key: bytes = b""
     tries: int = 0
     due: float = 0.0
+    kept: int = 0
+    accepted: bool = False
+    spent: bool = False
 
     @property
     def size(self) -> int | None:
@@ -72,17 +76,8 @@ def openJob(job: Job, run: Run) -> int:
     @return: a descriptor.
     @raise SourceError: it cannot be sent.
     """
-    try:
-        # a FIFO must not keep us waiting
-        fd = os.open(job.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as e:
-        raise SourceError(f"cannot read it: {e.strerror}") from None
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise SourceError("it is not a regular file")
-    job.status = status
-    job.key = run.key(_absolute(job), status, job.name)
+    fd, job.status = openRegular(job.path)
+    job.key = run.key(_absolute(job), job.status, job.name)
     return fd
 
 
@@ -96,14 +91,6 @@ def resumeKey(job: Job, run: Run) -> bytes:
 
 def _absolute(job: Job) -> bytes:
     return os.fsencode(os.path.abspath(job.path))
-
-
-def unchanged(fd: int, status: os.stat_result) -> bool:
-    """
-    Whether nobody wrote to the file since C{status}.
-    """
-    now = os.fstat(fd)
-    return all(getattr(now, field) == getattr(status, field) for field in _IDENTITY)
 
 
 class WorkList:
@@ -185,9 +172,9 @@ class WorkList:
                     return True
         return False
 
-    def abandon(self, why: TransferError) -> None:
+    async def abandon(self, why: TransferError) -> None:
         """
-        Fail what is left, as far as it is known.
+        Fail what is left.
         """
         left = [*self._again, *(small.job for small in self.small), *self.large, *self.later]
         self._again.clear()
@@ -196,9 +183,11 @@ class WorkList:
         self.later.clear()
         for job in left:
             self._failed(job, why)
-        if not self._exhausted:
-            self._exhausted = True
-            for found in self._found:
+        while not self._exhausted:
+            # in a thread: a whole disk may be left
+            batch = await self._inThread(lambda: list(islice(self._found, _BATCH_FILES)))
+            self._exhausted = not batch
+            for found in batch:
                 self._failed(Job(found.path, found.name), found.error or why)
 
     def fill(self, largest: int, digest: Digest) -> Deferred[None]:

@@ -198,6 +198,29 @@ def test_whoComparesIsNotSilent(worlds, monkeypatch):
     assert client.last(Type.ERROR).code == "timeout"
 
 
+def test_inputThatIsWaitedForMayBeSilentForLong(worlds):
+    world = worlds(idleTimeout=5.0)
+    client = connect(world).greet().offer(1, size=None)
+    began = world.clock.seconds()
+    while not client.lost:
+        world.clock.advance(1.0)
+        if Type.ERROR not in client.kinds():
+            client.say(Type.PING, 0, Ping(0))
+        world.pump()
+        assert world.clock.seconds() - began < 200
+    assert 49 <= world.clock.seconds() - began <= 65
+    # beside a file whose size is known it is that file's turn
+    client = connect(world).greet().offer(1, size=None).offer(2, size=BLOCK)
+    began = world.clock.seconds()
+    while not client.lost:
+        world.clock.advance(1.0)
+        if Type.ERROR not in client.kinds():
+            client.say(Type.PING, 0, Ping(0))
+        world.pump()
+        assert world.clock.seconds() - began < 200
+    assert 4 <= world.clock.seconds() - began <= 20
+
+
 def test_comparingIsDoneWellWithinItsTime():
     assert COMPARE_RATE <= 50 << 20
 

@@ -173,7 +173,7 @@ def test_theFirstNewByteDoesNotWaitForTheOldOnes(world, source):
     def run(function):
         from twisted.internet import defer
 
-        if "hash_" in repr(function):
+        if "blockDigests" in repr(function):
             d = defer.Deferred()
             held.append((d, function))
             return d
@@ -524,6 +524,6 @@ def test_withoutAStateDirectoryTheRunningCommandResumes(tmp_path, source, monkey
     world.plan = [{"cut": (0, 150_000, "rst"), "chunk": 1024}]
     report = world.send(source / "a")
     assert report.exitCode == 0
-    assert report.resumedBytes > 130_000
+    assert report.sentBytes < len(data) + 60_000
     assert world.store.files == {"a": data}
     world.close()

@@ -234,7 +234,10 @@ class World:
 
     def sending(self, *paths, asked=SMALL_BLOCKS, destination="world", retry=None, **more):
         factory = SessionFactory(
-            self.clock, more.pop("digests", ("blake3", "sha256")), more.pop("credentials", None)
+            self.clock,
+            more.pop("digests", ("blake3", "sha256")),
+            more.pop("credentials", None),
+            more.pop("idleTimeout", 60.0),
         )
         return Sending(
             self.clock,
@@ -244,7 +247,7 @@ class World:
             asked=asked,
             keys=SenderKeys(self.state),
             retry=retry or Retry(attempts=3),
-            run=inline,
+            run=more.pop("run", inline),
             **more,
         )
 

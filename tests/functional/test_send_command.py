@@ -1,0 +1,412 @@
+"""
+C{connpool send} as a user has it: terminals, files that cannot be written,
+mistakes, and Ctrl-C.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from connpool.commands.progress import Progress
+from connpool.transfer.credentials import readCredentials
+from tests.functional.test_native import Receiving, content
+from tests.helpers.processes import connpool, environment, running, within
+from tests.transfer.native import peer
+
+COMMAND = [sys.executable, "-m", "connpool", "send"]
+
+
+@pytest.fixture
+def receiving(tmp_path):
+    made = Receiving(tmp_path)
+    with made:
+        yield made
+    assert "Traceback" not in made.program.output
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "source"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def many(source):
+    for number in range(300):
+        (source / f"{number}").write_bytes(content(number, number))
+    return source
+
+
+def sent(receiving, *arguments, **streams):
+    """
+    Run to its end with other streams than pipes.
+    """
+    streams.setdefault("stderr", subprocess.PIPE)
+    return subprocess.run(
+        [*COMMAND, "--to", receiving.place, "--durability", "none", *arguments],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=60,
+        env=environment(XDG_STATE_HOME=str(receiving.tmp_path / "state")),
+        **streams,
+    )
+
+
+def onTerminal(receiving, *arguments, stdout=None):
+    """
+    Run with a terminal as standard error, and as standard output if that is
+    left out.
+
+    @return: the exit code, and what the terminal was given.
+    """
+    ours, theirs = pty.openpty()
+    shown = []
+
+    def read():
+        try:
+            while data := os.read(ours, 65536):
+                shown.append(data)
+        except OSError:
+            pass  # nobody has it open any more
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        stdout = theirs if stdout is None else stdout
+        code = sent(receiving, *arguments, stdout=stdout, stderr=theirs).returncode
+    finally:
+        os.close(theirs)
+        thread.join(10)
+        os.close(ours)
+    return code, b"".join(shown).decode()
+
+
+# -- a terminal -----------------------------------------------------------------------
+
+
+def test_linesToAFileWithABar(receiving, source, tmp_path):
+    """
+    The bar does not take what goes to standard output.
+    """
+    (source / "a").write_bytes(b"x")
+    with (tmp_path / "lines").open("w") as lines:
+        code, shown = onTerminal(receiving, "--json", source / "a", source / "no", stdout=lines)
+    assert code == 3
+    written = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
+    assert {line["name"]: line["status"] for line in written} == {"a": "stored", "no": "failed"}
+    # a bar, and above it lines of their own
+    assert "\x1b[?25l" in shown
+    assert "\x1b[2Kconnpool send: no: cannot read it: No such file or directory\r\n" in shown
+    assert '"status"' not in shown
+
+
+def test_linesToTheTerminal(receiving, source):
+    """
+    Without a bar that would come in between.
+    """
+    (source / "a").write_bytes(b"x")
+    code, shown = onTerminal(receiving, "--json", source / "a")
+    assert code == 0
+    assert "\x1b" not in shown
+    assert json.loads(shown.splitlines()[0])["name"] == "a"
+
+
+def test_namesOnATerminal(receiving, source):
+    name = "a:bomb:[red]b.txt"
+    code, shown = onTerminal(receiving, source / name)
+    assert code == 3
+    assert f"connpool send: {name}: cannot read it" in shown
+
+
+def test_neverMoreThanAll(monkeypatch):
+    monkeypatch.setattr("connpool.commands.progress._LINES", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+    with Progress() as progress:
+        progress.show("f", 15, 3)
+        progress.show("f", 15, None)
+    assert stream.getvalue() == "f: 3 B of 3 B\nf: 15 B\n"
+
+
+# -- output that cannot be written ------------------------------------------------------
+
+
+def test_receiptsToAFullDisk(receiving, many):
+    done = sent(receiving, "--receipt", "/dev/full", many)
+    assert done.returncode == 1
+    first, summary = done.stderr.splitlines()
+    assert first == "connpool send: --receipt: cannot write: No space left on device"
+    assert summary.startswith("300 files")
+    assert len(receiving.files()) == 300
+    # what went wrong with the files counts more
+    assert sent(receiving, "--receipt", "/dev/full", many, many / "no").returncode == 3
+
+
+def test_linesToAClosedPipe(receiving, many):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = sent(receiving, "--json", many, stdout=writing)
+    finally:
+        os.close(writing)
+    assert done.returncode == 1
+    first, summary = done.stderr.splitlines()
+    assert first == "connpool send: --json: cannot write: Broken pipe"
+    assert summary.startswith("300 files")
+    assert len(receiving.files()) == 300
+
+
+def test_nobodyReadsTheMessages(receiving, many):
+    with open("/dev/full", "w") as full:
+        done = sent(receiving, many, many / "no", stderr=full)
+    assert done.returncode == 3
+    assert len(receiving.files()) == 300
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closedStreams(receiving, source, closed):
+    (source / "a").write_bytes(b"x")
+    command = [*COMMAND, "--to", receiving.place, "--durability", "none", "--json", source / "a"]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(XDG_STATE_HOME=str(receiving.tmp_path / "state")),
+    )
+    if closed == ">&-":
+        assert done.returncode == 2
+        assert done.stderr == "connpool send: --json: standard output is closed\n"
+    else:
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["status"] == "stored"
+
+
+def test_receiptsOfWhatWasStored(receiving, source, tmp_path):
+    """
+    They are there whatever happens to the rest.
+    """
+    (source / "a").write_bytes(b"x")
+    receipts = tmp_path / "receipts"
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [
+            *(*COMMAND, "--to", receiving.place, "--durability", "none"),
+            *("--receipt", receipts, source / "a", "-"),
+        ],
+        stdin=reading,
+        stderr=subprocess.DEVNULL,
+        env=environment(XDG_STATE_HOME=str(tmp_path / "state")),
+    ) as sender:
+        os.close(reading)
+        try:
+            assert within(lambda: receipts.exists() and receipts.read_text().endswith("\n"), 20)
+        finally:
+            sender.kill()
+            sender.wait(10)
+            os.close(writing)
+    assert json.loads(receipts.read_text())["name"] == "a"
+
+
+# -- mistakes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("no/such", "No such file or directory"),
+        (".", "Is a directory"),
+        ("fifo", "No such device or address"),
+        ("", "No such file or directory"),
+    ],
+)
+def test_receiptsThatCannotBeOpened(tmp_path, what, why):
+    os.mkfifo(tmp_path / "fifo")
+    path = what and tmp_path / what
+    done = connpool("send", "--to", "127.0.0.1:1", "--receipt", path, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"connpool send: --receipt: {path}: {why}\n"
+
+
+def test_receiptsToAFifo(receiving, source, tmp_path):
+    (source / "a").write_bytes(b"x")
+    os.mkfifo(tmp_path / "fifo")
+    reading = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert sent(receiving, "--receipt", tmp_path / "fifo", source / "a").returncode == 0
+        assert json.loads(os.read(reading, 65536))["name"] == "a"
+    finally:
+        os.close(reading)
+
+
+@pytest.mark.parametrize(
+    "mistake", [("--name", os.fsdecode(b"\xff")), ("--timeout", "1e18"), ("--timeout", "nan")]
+)
+def test_mistakes(mistake):
+    done = connpool("send", *mistake, "-")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"error: argument {mistake[0]}: " in done.stderr.splitlines()[-1]
+
+
+def test_aPlaceThatIsNotUTF8(tmp_path):
+    (tmp_path / "a").write_bytes(b"x")
+    to = "unix:/no/such/" + os.fsdecode(b"\xff")
+    done = connpool("send", "--to", to, tmp_path / "a", XDG_STATE_HOME=str(tmp_path / "state"))
+    assert done.returncode == 7
+    assert done.stderr.startswith("connpool send: a: cannot connect: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_aDamagedSecret(tmp_path):
+    (tmp_path / "connpool").mkdir()
+    (tmp_path / "connpool" / "secret").write_bytes(b"abc")
+    done = connpool("send", "--to", "127.0.0.1:1", tmp_path, XDG_STATE_HOME=str(tmp_path))
+    assert done.returncode == 3
+    assert "secret is damaged; remove it" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_credentialsThatCannotBeUsed(tmp_path):
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    with pytest.raises(ValueError, match="write USER:PASSWORD"):
+        readCredentials(str(tmp_path / "fifo"), {})
+    (tmp_path / "strange").write_bytes(b"\xff:secret")
+    (tmp_path / "strange").chmod(0o600)
+    with pytest.raises(ValueError, match="the user's name is not UTF-8"):
+        readCredentials(str(tmp_path / "strange"), {})
+
+
+# -- what became of it ------------------------------------------------------------------
+
+
+def test_dryLines(receiving, source):
+    (source / "a").write_bytes(b"x")
+    (source / "b:c").write_bytes(b"x")
+    dry = receiving.send("--dry-run", "--json", source)
+    lines = [json.loads(line) for line in dry.stdout.splitlines()]
+    found = {
+        line["name"]: (line["status"], line["error"] and line["error"]["code"]) for line in lines
+    }
+    assert found == {
+        "source/a": ("would-be-taken", None),
+        "source/b:c": ("failed", "name-refused"),
+    }
+    assert dry.returncode == 4
+    assert receiving.files() == {}
+
+
+def test_severalReasons(receiving, source):
+    (source / "a").write_bytes(b"x")
+    for number in range(5):
+        (source / f"{number}:").write_bytes(b"x")
+    # those that failed did for one reason
+    refused = receiving.send(source)
+    assert refused.returncode == 4
+    lines = refused.stderr.splitlines()
+    assert len([line for line in lines if 'file name "source/' in line]) == 3
+    assert lines[3].startswith(
+        'connpool send: 2 more files: the receiver says: file name "…" refused: '
+    )
+    assert lines[4].startswith("1 of 6 files, 1 B")
+    both = receiving.send(source, source / "no")
+    assert both.returncode == 3
+    assert len(both.stderr.splitlines()) == 6
+
+
+# -- time, and Ctrl-C --------------------------------------------------------------------
+
+
+def test_silenceAfterTheGreeting(source):
+    """
+    C{--timeout} is about the receiver's silence, then too.
+    """
+    (source / "a").write_bytes(b"x")
+    held = []
+
+    class Silent(peer.Receiver):
+        def frameReceived(self, *_):
+            """
+            As if nothing had come.
+            """
+
+    def serve(connection):
+        with contextlib.suppress(ConnectionResetError):
+            Silent(connection).serve()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+        with running(*COMMAND, "--to", place, "--timeout", "1", source / "a"):
+            connection, _ = listener.accept()
+            connection.settimeout(20)
+            thread = threading.Thread(target=serve, args=[connection])
+            thread.start()
+            began = time.monotonic()
+            held.append(listener.accept()[0])
+            assert 1 <= time.monotonic() - began < 5
+        thread.join(20)
+        for each in (connection, *held):
+            each.close()
+
+
+#: The command with a tree that takes long to count.
+COUNTING = """
+import sys, time
+import connpool.commands.sendnative
+def walk(paths):
+    print("counting", flush=True)
+    time.sleep(50)
+    yield from ()
+connpool.commands.sendnative.walk = walk
+from connpool.commands import main
+sys.exit(main())
+"""
+
+
+def test_endsBeforeAllIsCounted(receiving, source):
+    (source / "a").write_bytes(b"x")
+    command = [sys.executable, "-c", COUNTING, *COMMAND[3:], "--durability", "none"]
+    with running(*command, "--to", receiving.place, source) as sender:
+        assert sender.process.wait(20) == 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+        with running(*command, "--to", place, source) as sender:
+            sender.waitFor("counting")
+            sender.process.send_signal(signal.SIGINT)
+            assert sender.process.wait(10) == 130
+            sender.waitFor("interrupted: 0 stored")
+
+
+def test_withoutAHome(tmp_path):
+    """
+    As in a container: a user without an entry, and no C{HOME}.
+    """
+    (tmp_path / "a").write_bytes(b"x")
+    program = (
+        "import os, pwd; pwd.getpwuid = lambda uid: {}[uid]; os.environ.pop('HOME', None);"
+        "os.environ.pop('XDG_STATE_HOME', None);"
+        "from connpool.commands import main; raise SystemExit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "send", "--to", "127.0.0.1:1", str(tmp_path / "a")],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+        env=environment(),
+    )
+    assert done.returncode == 7, done.stderr
+    assert "Traceback" not in done.stderr
