@@ -92,12 +92,18 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.sweep:
             return _sweep(arguments)
         report = _probe(arguments)
+        text = json.dumps(asJSON(report), indent=2) if arguments.json else asText(report)
+        print(text, flush=True)
         if arguments.plot is not None:
             _plot(report, arguments.plot)
     except ConnpoolError as e:
         print(f"connpool ping: {e}", file=sys.stderr)
         return e.exitCode
-    print(json.dumps(asJSON(report), indent=2) if arguments.json else asText(report))
+    except BrokenPipeError:
+        raise  # the reader has had enough
+    except OSError as e:
+        print(f"connpool ping: cannot write the report: {e.strerror}", file=sys.stderr)
+        return 1
     return 0 if report.received else 1
 
 
@@ -105,8 +111,16 @@ def _probe(arguments: argparse.Namespace) -> Any:
     from connpool.datagram import makeProber
 
     live = Live(arguments)
+    broken: list[OSError] = []
 
     def begin(reactor: Any, host: str, port: int) -> Deferred[Any]:
+        def onAnswer(number: int, rtt: float) -> None:
+            try:
+                live.answer(number, rtt)
+            except OSError as e:  # nothing can be shown any more
+                broken.append(e)
+                prober.stop()
+
         prober = makeProber(
             reactor,
             host,
@@ -116,7 +130,7 @@ def _probe(arguments: argparse.Namespace) -> Any:
             interval=arguments.interval,
             size=arguments.size,
             timeout=arguments.timeout,
-            onAnswer=live.answer,
+            onAnswer=onAnswer,
         )
         done = prober.start()
         # Ctrl-C ends it with a report
@@ -125,9 +139,12 @@ def _probe(arguments: argparse.Namespace) -> Any:
         return done
 
     try:
-        return _react(arguments, begin)
+        report = _react(arguments, begin)
     finally:
         live.end()
+    if broken:
+        raise broken[0]
+    return report
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -138,11 +155,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     if arguments.protocol == "tcp":
         raise AddressError("--sweep: TCP has no datagrams; choose another --protocol")
-    timeout = min(arguments.timeout, 0.5)
 
     def begin(reactor: Any, host: str, port: int) -> Deferred[Any]:
         return Deferred.fromCoroutine(
-            sweep(reactor, host, port, protocol=arguments.protocol, timeout=timeout)
+            sweep(reactor, host, port, protocol=arguments.protocol, timeout=arguments.timeout)
         )
 
     report = _react(arguments, begin)

@@ -43,9 +43,6 @@ Unwrap = Callable[[bytes, DatagramInfo], bytes | None]
 #: that the time a wake-up takes is looked at often enough.
 _SHOWN = 16
 
-#: Bytes of a datagram that are compared to tell whether it came back.
-LOOKED_AT = 256
-
 
 @attrs.frozen
 class DatagramStats:
@@ -182,9 +179,16 @@ class AnsweringPort(SturdyPort):
             return
         now = self._clock()
         end = now + SECONDS_PER_WAKEUP
-        if self._singly:
-            self._singly = self._readSingly(now, end)
-            return
+        try:
+            if self._singly:
+                self._singly = self._readSingly(now, end)
+            else:
+                self._readBatches(batch, now, end)
+        except Exception:
+            # the reactor would close the port
+            self._responderFailed()
+
+    def _readBatches(self, batch: mmsg.Batch, now: float, end: float) -> None:
         left = DATAGRAMS_PER_WAKEUP
         chunk = left if self._reflects is not None else _SHOWN
         n = 0
@@ -193,7 +197,7 @@ class AnsweringPort(SturdyPort):
             n = batch.receive(self._socket.fileno(), asked)
             if n <= 0:
                 if n not in {-errno.EAGAIN, -errno.EINTR}:
-                    self._readError(-n)
+                    self._pendingError(-n)
                 break
             left -= n
             self.received += n
@@ -225,7 +229,7 @@ class AnsweringPort(SturdyPort):
             except BlockingIOError:
                 return True
             except OSError as e:
-                self._readError(e.errno)
+                self._pendingError(e.errno)
                 return True
             if read:
                 now = self._clock()
@@ -237,7 +241,7 @@ class AnsweringPort(SturdyPort):
             else:
                 self.receivedBytes += size
                 if limits.admit(source, 1, now):
-                    limits.look(source, data[:LOOKED_AT], size, now)
+                    limits.look(source, data, now)
                     try:
                         sock.sendto(data, addr)
                     except OSError as e:
@@ -284,7 +288,7 @@ class AnsweringPort(SturdyPort):
         i = kept[self.received % len(kept)]
         if not one:
             source = sources.get(names[i]) or self._source(names[i])
-        limits.look(source, batch.payload(i, min(lengths[i], LOOKED_AT)), lengths[i], now)
+        limits.look(source, batch.payload(i, lengths[i]), now)
         reflects = self._reflects
         if (
             reflects is None
@@ -296,17 +300,13 @@ class AnsweringPort(SturdyPort):
         batch.reflect(n)
         fd = self._socket.fileno()  # type: ignore[union-attr]
         if len(kept) < n:
-            sent, errors = batch.sendSome(fd, kept)
-            total = sum(lengths[i] for i in kept)
+            self._sent([lengths[i] for i in kept], batch.sendSome(fd, kept))
+            return
+        alike = one and n > 1 and lengths.count(lengths[0]) == n
+        if alike and batch.sendJoined(fd, n, lengths[0]):
+            self._sent(lengths, [])
         else:
-            total = sum(lengths)
-            alike = one and n > 1 and lengths.count(lengths[0]) == n
-            if alike and batch.sendJoined(fd, n, lengths[0]):
-                sent, errors = n, []
-            else:
-                sent, errors = batch.send(fd, n)
-        self.answeredBytes += total
-        self._sent(sent, errors)
+            self._sent(lengths, batch.send(fd, n))
 
     def _source(self, name: bytes) -> Source:
         address, port = self._whose(name)
@@ -337,7 +337,7 @@ class AnsweringPort(SturdyPort):
         size = self._nameSize
         info = self.info
         answered: list[int] = []
-        total = 0
+        sizes: list[int] = []
         for i in indexes:
             name = senders[i * size : i * size + size]
             info.forget()
@@ -345,19 +345,19 @@ class AnsweringPort(SturdyPort):
             info.asker(*self._whose(name))
             if self._control:
                 info.read(batch.messages(i))
-            answer = self._answer(batch.payload(i, lengths[i]), now, admitted=admitted)
+            answer = self._answer(batch.payload(i, lengths[i]).tobytes(), now, admitted=admitted)
             if answer is not None:
                 batch.answer(i, answer, _source(info))
                 answered.append(i)
-                total += len(answer)
+                sizes.append(len(answer))
         if answered and self._socket is not None:
-            sent, errors = batch.sendSome(self._socket.fileno(), answered)
-            self.answeredBytes += total
-            self._sent(sent, errors)
+            self._sent(sizes, batch.sendSome(self._socket.fileno(), answered))
 
-    def _sent(self, sent: int, errors: list[int]) -> None:
-        self.answered += sent
-        for number in errors:
+    def _sent(self, sizes: Sequence[int], failures: mmsg.Failures) -> None:
+        self.answered += len(sizes) - len(failures)
+        self.answeredBytes += sum(sizes)
+        for place, number in failures:
+            self.answeredBytes -= sizes[place]
             self.sendErrors[_name(number)] += 1
 
     # -- one by one --------------------------------------------------------------
@@ -410,17 +410,16 @@ class AnsweringPort(SturdyPort):
         if not admitted:
             if not limits.admit(source, 1, now):
                 return None
-            limits.look(source, data[:LOOKED_AT], len(data), now)
+            limits.look(source, data, now)
         try:
             answer = self.responder.respond(data, info)
         except Exception:
-            self.refused["responder-failed"] += 1
-            if not self._failed:
-                # once: what it fails on can come a hundred thousand times a second
-                self._failed = True
-                self._log.failure("{name}: the responder failed; said only once", name=self.name)
+            self._responderFailed()
             return None
         if answer is None:
+            return None
+        if len(answer) > mmsg.ROOM:
+            self.sendErrors["EMSGSIZE"] += 1
             return None
         longer = len(answer) - len(original)
         if longer > 0 and not (
@@ -429,6 +428,13 @@ class AnsweringPort(SturdyPort):
             self.refused["length"] += 1
             return None
         return answer
+
+    def _responderFailed(self) -> None:
+        self.refused["responder-failed"] += 1
+        if not self._failed:
+            # once: what it fails on can come a hundred thousand times a second
+            self._failed = True
+            self._log.failure("{name}: the responder failed; said only once", name=self.name)
 
     def own(self) -> DatagramStats:
         """

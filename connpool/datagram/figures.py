@@ -170,6 +170,7 @@ class Samples:
         self._remote: list[float] = []
         self._lastAt = 0.0
         self.lastSent = 0.0
+        #: of all answers that gave a count: the highest number and count
         self._counted: tuple[int, int] | None = None
         self.stepped = False
         self.late = self.duplicates = self.reordered = self.ignored = 0
@@ -233,6 +234,9 @@ class Samples:
             self.duplicates += 1
             return None
         self._arrived[number] = at
+        if remoteCount is not None:
+            last, count = self._counted or (number, remoteCount)
+            self._counted = (max(last, number), max(count, remoteCount))
         rtt = at - sent[0]
         if rtt > self.timeout:
             self.late += 1
@@ -251,8 +255,6 @@ class Samples:
             self._up.append((remoteReceived - sent[1]) / 1e9)
             self._down.append((wall - remoteSent) / 1e9)
             self._remote.append((remoteSent - remoteReceived) / 1e9)
-        if remoteCount is not None and (self._counted is None or number > self._counted[0]):
-            self._counted = (number, remoteCount)
         return rtt
 
     def report(
@@ -276,12 +278,13 @@ class Samples:
         lostUp = lostDown = None
         if self._counted is not None:
             # of those numbered up to the last answered one the far side told
-            # its count; what was sent after it is in neither direction's count
+            # its count; what was sent after it is in neither direction's count.
+            # One that another overtook is in the other's answer not counted yet
             last, count = self._counted
             upTo = sum(1 for number in numbers if number <= last)
-            answered = sum(1 for number in rtts if number <= last)
-            lostUp = max(upTo - count, 0)
-            lostDown = max(upTo - answered - lostUp, 0)
+            missing = upTo - sum(1 for number in rtts if number <= last)
+            lostUp = min(max(upTo - count, 0), missing)
+            lostDown = missing - lostUp
         ipdv = [
             abs(rtts[number] - rtts[number - 1])
             for number in numbers

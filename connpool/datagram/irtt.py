@@ -49,6 +49,10 @@ _KNOWN = range(1, 8)
 _AT_SEND, _AT_RECEIVE, _AT_MIDPOINT = 1, 2, 4
 _WALL, _MONOTONIC = 1, 2
 
+#: Bytes of an opening, at least: the answer is 8 longer, half as much again at
+#: worst.  Clients that want nothing told send 17 to 21, others 23 and more.
+_SHORTEST = 16
+
 #: Hours that a token is good for.
 _TOKEN_HOURS = 48
 
@@ -206,6 +210,8 @@ class Irtt:
     # -- opening -----------------------------------------------------------------
 
     def _open(self, data: bytes, at: int, flags: int, info: DatagramInfo) -> bytes:
+        if len(data) < _SHORTEST:
+            raise _Refused("irtt-malformed")
         try:
             parameters = parseParameters(data[at:])
         except ValueError:

@@ -13,10 +13,11 @@ remembers.  So:
     once and remembered in a small cache: L{Limits.source}.  What depends on time
     is a token bucket per network and one for all: L{Limits.admit}, which takes a
     whole batch of one source at once.
-  - A datagram that keeps coming back from the same source, the same bytes each
-    time and at once, is probably our own answer echoed.  Half of what such a
-    source sends is refused, so k datagrams in a loop are gone after log2 k
-    rounds.  A loop lasts, so looking at some datagrams finds it.
+  - A source whose datagrams have all been here before, byte for byte, probably
+    echoes our own answers.  What counts is how often it repeats one, whichever
+    that is: so many datagrams in a loop are found however long their way round
+    is.  Half of what such a source sends is refused, so k datagrams in a loop
+    are gone after log2 k rounds.  A loop lasts, so looking at some finds it.
   - Trusted sources and loopback are counted against the rates and never dropped:
     the kernel takes no datagram claiming to be loopback from outside.  Rules
     about ports and addresses hold for them too.
@@ -26,9 +27,13 @@ be full again.
 
 Known flaws:
 
-  - A loop that takes longer than a quarter of a second a round is not recognised.
+  - A loop in which fewer than four datagrams a second come is not recognised.
   - Constant datagrams sent faster than that by an untrusted source look like a
-    loop.  Our prober, irtt and STAMP number theirs.
+    loop, as do those that differ only in the middle of more than 512 bytes.  Our
+    prober, irtt and STAMP number theirs in front.
+  - A loop between an echo and a program that changes the datagram each time, as
+    a STAMP reflector of somebody else's does, is bounded by the rate only.
+    L{connpool.datagram.Stamp} itself knows answers when it sees them.
   - Two processes of one machine may loop over loopback when it is trusted.
 """
 
@@ -69,11 +74,13 @@ RULES = {
 
 NOBODY = Networks()
 
-LOOP_SLOTS = 4096
-#: One datagram of so many is looked at, and so often it may come back.
+LOOP_SLOTS = 8192
+#: Bytes at either end of a datagram by which it is recognised.
+LOOKED_AT = 256
+#: One datagram of so many is looked at, and of these so many may be repetitions.
 LOOP_EVERY = 4
-LOOP_COUNT = 8
-#: Seconds between two that were looked at, at most.
+LOOP_COUNT = 7
+#: Seconds between two repetitions that were looked at, at most.
 LOOP_GAP = 1.0
 #: Seconds that a suspicion lasts.
 LOOP_HOLD = 1.0
@@ -349,13 +356,13 @@ class Limits:
         return True
 
 
-def _lookAway(source: Source, payload: bytes, length: int, now: float) -> None:
+def _lookAway(source: Source, payload: bytes | memoryview, now: float) -> None:
     pass
 
 
 class LoopWatch:
     """
-    Finds datagrams that keep coming back.
+    Finds sources that only repeat what they have sent before.
 
     @ivar suspects: sources under suspicion, to when it ends and whether the
         next datagram is answered.
@@ -364,32 +371,40 @@ class LoopWatch:
     SUSPECTS = 256
 
     def __init__(self) -> None:
+        #: hashes of datagrams with their sources
         self._prints = array("q", bytes(8 * LOOP_SLOTS))
+        #: of sources: hash, repetitions, and when the last of these was
+        self._sources = array("q", bytes(8 * LOOP_SLOTS))
+        self._counts = array("B", bytes(LOOP_SLOTS))
         self._last = array("d", bytes(8 * LOOP_SLOTS))
-        self._counts = array("L", bytes(array("L").itemsize * LOOP_SLOTS))
         self.suspects: dict[bytes, tuple[float, int]] = {}
         self._tick = 0
 
-    def look(self, source: Source, payload: bytes, length: int, now: float) -> None:
+    def look(self, source: Source, payload: bytes | memoryview, now: float) -> None:
         """
-        @param payload: its bytes, or the first few hundred.
-        @param length: how many it has.
+        @param payload: all of it; most are not looked at, so nobody need copy it.
         """
         self._tick += 1
         if self._tick % LOOP_EVERY:
             return
         key = source.key
-        print_ = hash((key, payload, length))
+        # what numbers it comes first or last
+        ends = bytes(payload[:LOOKED_AT]), bytes(payload[-LOOKED_AT:])
+        print_ = hash((key, len(payload), ends))
         slot = print_ % LOOP_SLOTS
-        last = self._last
-        if self._prints[slot] == print_ and now - last[slot] <= LOOP_GAP:
-            count = self._counts[slot] = self._counts[slot] + 1
-            if count >= LOOP_COUNT:
-                self._suspect(key, now)
-        else:
+        if self._prints[slot] != print_:
             self._prints[slot] = print_
-            self._counts[slot] = 1
-        last[slot] = now
+            return
+        who = hash(key)
+        slot = who % LOOP_SLOTS
+        count = 1
+        if self._sources[slot] == who and now - self._last[slot] <= LOOP_GAP:
+            count += self._counts[slot]
+        self._sources[slot] = who
+        self._last[slot] = now
+        self._counts[slot] = min(count, LOOP_COUNT)
+        if count >= LOOP_COUNT:
+            self._suspect(key, now)
 
     def _suspect(self, key: bytes, now: float) -> None:
         if key in self.suspects:

@@ -72,12 +72,23 @@ _LENGTH = 14
 _IOV_W = _IOVEC.size // 4
 _IOV_LENGTH = 2
 
+#: What the destination takes as only control message.
+_PKTINFO, _PKTINFO6 = 32, 40
+
 #: Larger datagrams might have to be fragmented, which segments cannot be.
 SEGMENT = 1200
 _UDP_SEGMENT = 103
+#: More than this path takes in one segment, or a device or kernel that cannot at
+#: all.  Others say something of the receiver, or of the moment.
+_TOO_LARGE = {errno.EINVAL, errno.EMSGSIZE, errno.EIO, errno.EOPNOTSUPP}
 
-_CONTROL = 128
+#: Every message that L{connpool.datagram.port} asks for, of both families.
+_CONTROL = 256
 _CONTROL_W = _CONTROL // 4
+
+
+#: The place and errno of each datagram that was not sent.
+Failures = list[tuple[int, int]]
 
 
 def _address(buffer: bytearray) -> int:
@@ -137,11 +148,14 @@ class Batch:
         #: one message of all datagrams, and where its control message ends
         self._joined = bytearray(_HEADER.size)
         self._joinedAt = _address(self._joined)
-        self._segment = bytearray(64)
+        self._segment = bytearray(_CONTROL + _SEGMENT_MESSAGE.size)
         self._iovecsAt, self._segmentAt = iovecsAt, _address(self._segment)
         self._namesAt = namesAt
-        self._segments = True
+        #: the largest segments that were not found impossible
+        self._largest = SEGMENT
         self._noFlags = bytes(4 * size)
+        alone = _PKTINFO6 if self.six else _PKTINFO
+        self._onlyDestinations = alone.to_bytes(4, "little") * size
         self._zeros = memoryview(bytes(4 * size)).cast("I")
         self._dirty = 0
 
@@ -188,8 +202,11 @@ class Batch:
         """
         return self._firstBytes[:n].tobytes()
 
-    def payload(self, i: int, length: int) -> bytes:
-        return self._payload[i * STRIDE : i * STRIDE + length].tobytes()
+    def payload(self, i: int, length: int) -> memoryview:
+        """
+        @return: the datagram, until its answer is set or the next L{receive}.
+        """
+        return self._payload[i * STRIDE : i * STRIDE + length]
 
     def messages(self, i: int) -> Iterator[tuple[int, int, bytes]]:
         """
@@ -206,10 +223,14 @@ class Batch:
 
     def plainDestinations(self, n: int) -> bool:
         """
-        With the destination as only control message: whether all were sent to
-        one plain address of ours; if so the answers are set to leave from it,
-        by whatever interface.
+        Whether the destination is all that the kernel says of each, and is a
+        plain address of ours; if so the answers are set to leave from it, by
+        whatever interface.
         """
+        own = self._headerWords[_CONTROLLEN : n * _W : _W].tobytes()
+        if own != self._onlyDestinations[: 4 * n]:
+            # an adopted socket may have been told to say more
+            return False
         words = self._controlWords
         end = n * _CONTROL_W
         if self.six:
@@ -251,13 +272,18 @@ class Batch:
 
     def sendJoined(self, fd: int, n: int, length: int) -> bool:
         """
-        Send the first C{n} back in one go: all have the same sender, our own
-        address and C{length}, so the kernel can take them as one datagram that
-        it cuts up (UDP_SEGMENT), and walks through its layers once.
+        Send the first C{n} back in one go, which all have the same sender and
+        C{length}: if they also have our own address in common, the kernel can
+        take them as one datagram that it cuts up (UDP_SEGMENT), and walks
+        through its layers once.
 
         @return: whether it did.  If not, nothing was sent.
         """
-        if not self._segments or not 0 < length <= SEGMENT or n * length > ROOM - 64:
+        if (
+            not 0 < length <= self._largest
+            or n * length > ROOM - 64
+            or (self.control and not self._oneDestination(n))
+        ):
             return False
         own = self._headerWords[_CONTROLLEN]
         control = self._segment
@@ -279,21 +305,33 @@ class Batch:
         )
         if _sendmsg(fd, self._joinedAt, socket.MSG_DONTWAIT) >= 0:
             return True
-        # a device or kernel that cannot; a full buffer is no reason to stop trying
-        self._segments = ctypes.get_errno() in {errno.EAGAIN, errno.ENOBUFS, errno.EPERM}
+        if ctypes.get_errno() in _TOO_LARGE:
+            self._largest = length - 1
         return False
 
-    def send(self, fd: int, n: int) -> tuple[int, list[int]]:
+    def _oneDestination(self, n: int) -> bool:
+        """
+        After L{plainDestinations}: whether it was the same for all.
+        """
+        for word in range(4, 8) if self.six else (6,):
+            column = self._controlWords[word : n * _CONTROL_W : _CONTROL_W].tobytes()
+            if column != column[:4] * n:
+                return False
+        return True
+
+    def send(self, fd: int, n: int) -> Failures:
         """
         Send the first C{n} back.
 
-        @return: how many went out, and the errno of each that did not.
+        @return: those that did not go out.
         """
         return self._send(fd, self._headersAt, n)
 
-    def sendSome(self, fd: int, indexes: Sequence[int]) -> tuple[int, list[int]]:
+    def sendSome(self, fd: int, indexes: Sequence[int]) -> Failures:
         """
         Send these back.
+
+        @return: those that did not go out, by their place in C{indexes}.
         """
         headers, outgoing = self._headers, self._outgoing
         for k, i in enumerate(indexes):
@@ -301,16 +339,15 @@ class Batch:
         return self._send(fd, self._outgoingAt, len(indexes))
 
     @staticmethod
-    def _send(fd: int, at: int, n: int) -> tuple[int, list[int]]:
-        errors: list[int] = []
-        done = good = 0
+    def _send(fd: int, at: int, n: int) -> Failures:
+        failures: Failures = []
+        done = 0
         while done < n:
             sent: int = _sendmmsg(fd, at + done * 64, n - done, socket.MSG_DONTWAIT)
             if sent > 0:
-                good += sent
                 done += sent
             else:
                 # only the first of a call fails; those after it get their turn
-                errors.append(ctypes.get_errno())
+                failures.append((done, ctypes.get_errno()))
                 done += 1
-        return good, errors
+        return failures

@@ -66,9 +66,8 @@ def plot(report: Report) -> str:
 
     body = [*_head(report), *_axes(top, span, x, y), *_marks(report, y)]
     body += _dots(answered, x, y) if len(answered) <= _DOTS else _columns(answered, x, y)
-    for point in report.points:
-        if point.rtt is None:
-            body.append(_line(x(point.at), BOTTOM - 9, x(point.at), BOTTOM, _LOST))
+    ticks = dict.fromkeys(round(x(point.at), 1) for point in report.points if point.rtt is None)
+    body += [_line(at, BOTTOM - 9, at, BOTTOM, _LOST) for at in ticks]
     body += _histogram(answered, top)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '

@@ -20,8 +20,6 @@ C{tests/datagram/test_findings.py}:
 
 Known flaws:
 
-  - IPv4 broadcast to an adopted socket that is both IPv6 and IPv4 is recognised
-    only as 255.255.255.255: the kernel does not say more there.
   - No multicast membership; use C{getHandle()}.
 """
 
@@ -62,8 +60,6 @@ SECONDS_PER_WAKEUP = 0.002
 #: More than the largest UDP payload (65,527 bytes over IPv6).
 ROOM = 65_535
 
-IP_RECVTTL = 12
-IP_RECVTOS = 13
 IP_RECVERR = 11
 IPV6_RECVERR = 25
 IP_MTU_DISCOVER = 10
@@ -79,6 +75,17 @@ _EARLIER = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EPROTO})
 
 #: What an application may ask the kernel to say about each datagram.
 WANTS = frozenset({"time", "tos", "ttl"})
+
+#: How to ask; IP_RECVTTL and IP_RECVTOS have no name in Python 3.11.
+_ASK = {
+    socket.IPPROTO_IP: {"destination": IP_PKTINFO, "ttl": 12, "tos": 13, "errors": IP_RECVERR},
+    socket.IPPROTO_IPV6: {
+        "destination": socket.IPV6_RECVPKTINFO,
+        "ttl": socket.IPV6_RECVHOPLIMIT,
+        "tos": socket.IPV6_RECVTCLASS,
+        "errors": IPV6_RECVERR,
+    },
+}
 
 
 @implementer(
@@ -175,8 +182,9 @@ class SturdyPort:
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
         if interface:
             _checkLiteral(interface)
-        sock = socket.socket(family, socket.SOCK_DGRAM)
+        sock = None
         try:
+            sock = socket.socket(family, socket.SOCK_DGRAM)
             if family == socket.AF_INET6:
                 # dual stack is two sockets: lists and answers stay simple
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -185,31 +193,27 @@ class SturdyPort:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receiveBuffer)
             sock.bind((interface, port))
         except OSError as e:
-            sock.close()
+            if sock is not None:
+                sock.close()
             raise CannotListenError(interface, port, e) from e
         return sock
 
     def _askForControl(self, sock: socket.socket) -> None:
         host = sock.getsockname()[0]
         wildcard = not any(socket.inet_pton(sock.family, host.partition("%")[0]))
-        six = sock.family == socket.AF_INET6
-        level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
-        options: list[tuple[int, int]] = []
+        wants = set(self._wants - {"time"})
         if wildcard:
-            options.append((level, socket.IPV6_RECVPKTINFO if six else IP_PKTINFO))
-        if "ttl" in self._wants:
-            options.append((level, socket.IPV6_RECVHOPLIMIT if six else IP_RECVTTL))
-        if "tos" in self._wants:
-            options.append((level, socket.IPV6_RECVTCLASS if six else IP_RECVTOS))
+            wants.add("destination")
+        if self._errors:
+            wants.add("errors")
+        options = [(level, _ASK[level][want]) for level in _levels(sock) for want in wants]
         if "time" in self._wants:
             options.append((socket.SOL_SOCKET, SO_TIMESTAMPNS))
-        if self._errors:
-            sock.setsockopt(level, IPV6_RECVERR if six else IP_RECVERR, 1)
         for where, option in options:
             with contextlib.suppress(OSError):  # not every system has each
                 sock.setsockopt(where, option, 1)
         self._wildcard = wildcard
-        self._control = _CONTROL_ROOM if options else 0
+        self._control = _CONTROL_ROOM if wildcard or self._wants else 0
 
     def _opened(self, sock: socket.socket) -> None:
         """
@@ -289,7 +293,7 @@ class SturdyPort:
             except InterruptedError:
                 continue
             except OSError as e:
-                self._readError(e.errno)
+                self._pendingError(e.errno)
                 continue
             self.received += 1
             if flags & socket.MSG_TRUNC:
@@ -304,7 +308,7 @@ class SturdyPort:
         info.forget()
         if control:
             info.read(control)
-        peer = (addr[0], addr[1])
+        peer = (_withZone(addr), addr[1])
         self._current = peer
         self._currentAddr = addr
         try:
@@ -332,26 +336,36 @@ class SturdyPort:
             return
         number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         self.startReading()
-        if self._errors:
-            self._drainErrors(self._socket)
-        elif number:
+        self._pendingError(number)
+
+    def _pendingError(self, number: int | None) -> None:
+        """
+        What the socket reports once, C{number}, is the first of its error
+        queue if it has one, with the rest behind it.
+        """
+        if not self._drainErrors() and number:
             self._readError(number)
 
-    def _drainErrors(self, sock: socket.socket) -> None:
+    def _drainErrors(self) -> bool:
         """
         Empty the error queue: while something is in it, the reactor is woken.
+
+        @return: whether something was.
         """
-        for _ in range(DATAGRAMS_PER_WAKEUP):
+        for read in range(DATAGRAMS_PER_WAKEUP):
+            if self._socket is None:
+                break
             try:
-                _, control, _, _ = sock.recvmsg(0, _CONTROL_ROOM, MSG_ERRQUEUE)
+                _, control, _, _ = self._socket.recvmsg(0, _CONTROL_ROOM, MSG_ERRQUEUE)
             except OSError:
-                return
+                return read > 0
             for level, kind, data in control:
                 if (level, kind) in {
                     (socket.IPPROTO_IP, IP_RECVERR),
                     (socket.IPPROTO_IPV6, IPV6_RECVERR),
                 }:
                     self._readError(int.from_bytes(data[:4], sys.byteorder))
+        return True
 
     def writeConnectionLost(self, reason: Failure) -> None:
         """
@@ -390,7 +404,7 @@ class SturdyPort:
         except OSError as e:
             if not again and e.errno in _EARLIER:
                 # an ICMP message about an earlier datagram; this one was not sent
-                if not self._errors:
+                if not self._drainErrors() and self._connected is not None:
                     self._readError(e.errno)
                 self.write(packet, addr, again=True)
             else:
@@ -451,6 +465,38 @@ class SturdyPort:
     def getBroadcastAllowed(self) -> bool:
         assert self._socket is not None
         return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST))
+
+
+def _levels(sock: socket.socket) -> list[int]:
+    """
+    The protocols that datagrams of C{sock} come by.
+    """
+    if sock.family == socket.AF_INET:
+        return [socket.IPPROTO_IP]
+    if sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        return [socket.IPPROTO_IPV6]
+    return [socket.IPPROTO_IPV6, socket.IPPROTO_IP]
+
+
+def _withZone(addr: Any) -> str:
+    """
+    The host of a socket's address, with the zone of a link-local one.
+    """
+    host: str = addr[0]
+    if len(addr) == 4 and addr[3]:
+        return f"{host}%{zoneName(str(addr[3]))}"
+    return host
+
+
+def zoneName(zone: str) -> str:
+    """
+    @param zone: name or number of an interface.
+    @return: its name, if it has one.
+    """
+    try:
+        return socket.if_indextoname(int(zone))
+    except (OSError, ValueError, OverflowError):
+        return zone
 
 
 def _logPrefix(protocol: Any) -> str:

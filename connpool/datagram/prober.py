@@ -5,6 +5,12 @@ The schedule is fixed at the start: datagram n is due at C{start + n * interval}
 A sender that was held up sends what is due at once, and says how late it was; it
 never waits for an answer.  So a stall shows up in the figures instead of thinning
 out the samples that would have shown it (coordinated omission).
+
+Known flaws:
+
+  - Twisted's timers run by the wall clock: when that is set back by an hour, the
+    next send is an hour late, and says so.
+  - Every sample is kept, some 400 bytes for a datagram.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from connpool.addresses import joinHostPort
 from connpool.datagram.echo import EchoWire
 from connpool.datagram.figures import Report, Samples
 from connpool.datagram.irtt import IrttWire
-from connpool.datagram.port import SturdyPort
+from connpool.datagram.port import SturdyPort, zoneName
 from connpool.datagram.stamp import StampWire
 from connpool.datagram.wire import Wire
 from connpool.errors import AddressError, ProbeFailed
@@ -105,7 +111,7 @@ class Prober(DatagramProtocol):
         self._wallClock = wallClock
         self._next = 0
         self._start = 0.0
-        self._offset: int | None = None
+        self._offset = wallClock() - clock()
         self._call: IDelayedCall | None = None
         self._ended = False
         self._opening = False
@@ -216,11 +222,11 @@ class Prober(DatagramProtocol):
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
         info = self._port.info
         wall, at = self._wallClock(), self._clock()
-        self._watchWallClock(wall - at)
+        steady = self._watchWallClock(wall - at)
         received = at
-        if info.kernelTime is not None:
+        if info.kernelTime is not None and steady:
             waited = wall - info.kernelTime
-            # a wall clock that was set since then says nonsense
+            # others that were under way when the wall clock was set
             if 0 <= waited < 1_000_000_000:
                 received, wall = at - waited, info.kernelTime
         if addr != self._peer:
@@ -260,13 +266,17 @@ class Prober(DatagramProtocol):
         if self._next >= self._count and not self.samples.outstanding and not self._ended:
             self._end()
 
-    def _watchWallClock(self, offset: int) -> None:
+    def _watchWallClock(self, offset: int) -> bool:
         """
         Notice a wall clock that is set during the run.
+
+        @return: whether it was not, since the last time.
         """
-        if self._offset is not None and abs(offset - self._offset) > 10_000_000:
+        steady = abs(offset - self._offset) <= 10_000_000
+        if not steady:
             self.samples.stepped = True
         self._offset = offset
+        return steady
 
     # -- the end -----------------------------------------------------------------
 
@@ -397,14 +407,18 @@ def makeProber(reactor: Any, host: str, port: int, **options: Any) -> Prober:
 
 def _canonical(host: str) -> str:
     """
-    The address as the system will write it.
+    The address as the system will write it: zones by name, and of link-local
+    addresses only.
 
     @raise AddressError: for what is not an address.
     """
     bare, percent, zone = host.partition("%")
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     try:
-        return socket.inet_ntop(family, socket.inet_pton(family, bare)) + percent + zone
+        packed = socket.inet_pton(family, bare)
+        known = socket.inet_ntop(family, packed)
+        linkLocal = packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+        return f"{known}%{zoneName(zone)}" if percent and linkLocal else known
     except (OSError, ValueError):
         raise AddressError(f"{host!r} is not an address; resolve names first") from None
 

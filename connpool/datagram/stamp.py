@@ -6,6 +6,10 @@ A Session-Sender's packet has 44 bytes, or 112 when it is authenticated, and may
 go on with TLVs.  The Session-Reflector's answer has the same length: what was
 asked with its own times in front and everything of the sender's copied behind.
 
+An answer that comes back, from a reflector or an echo, is not answered: it would
+go round for ever, with new times in it each time so that no one could see it.
+It is known by the time it quotes, which is one that we wrote a moment ago.
+
 Deviation: RFC 8762 4.6 has a reflector fill shorter packets of TWAMP Light
 senders up with zeros.  That would make an answer of 44 bytes out of one byte, so
 shorter packets are dropped.
@@ -41,6 +45,12 @@ _ERROR = 0x2001
 _PADDING, _TIMESTAMPS, _CLASS, _HMAC = 1, 3, 4, 8
 _LENGTHS = {_TIMESTAMPS: 4, _CLASS: 4, _HMAC: 16}
 _UNRECOGNISED, _MALFORMED, _INTEGRITY = 0x80, 0x40, 0x20
+
+#: In the answer to an answer of ours: the time we wrote, and our error estimate.
+_QUOTED = struct.Struct("!28xQH")
+_QUOTED_SIGNED = struct.Struct("!64xQH")
+#: Nanoseconds within which an answer comes back, if it does.
+_RECENT = 60_000_000_000
 
 #: sequence, time, error, SSID | received | sender's sequence, time, error | TTL
 _ANSWER = struct.Struct("!IQHHQIQH2xB3x")
@@ -102,6 +112,10 @@ class Stamp:
             if not hmac.compare_digest(_digest(key, data[:_SIGNED]), data[_SIGNED:AUTHENTICATED]):
                 self.refused["stamp-hmac"] += 1
                 return None
+        quoted, quotedError = (_QUOTED if key is None else _QUOTED_SIGNED).unpack_from(data)
+        if quotedError == _ERROR and 0 <= time.time_ns() - fromNTP(quoted) < _RECENT:
+            self.refused["stamp-answer"] += 1
+            return None
         count = self._count(info, ssid) if self._stateful else number
         values = (ssid, toNTP(info.receivedAt), number, stamp, error, info.ttl or 0)
         extensions = self._extensions(data, least, struct.pack("!I", count), info)
@@ -158,9 +172,9 @@ class Stamp:
     def _integrity(self, data: bytes, start: int, tlvs: list[tuple[int, int, int, bool]]) -> bool:
         """
         Whether the TLVs are what the sender wrote: RFC 8972 4.8.  The HMAC TLV
-        signs those before it; only padding may follow.
+        signs those before it; only padding may follow.  Padding alone needs none.
         """
-        if self._key is None:
+        if self._key is None or [kind for _, kind, _, _ in tlvs] == [_PADDING]:
             return True
         for i, (at, kind, length, whole) in enumerate(tlvs):
             if kind == _HMAC:

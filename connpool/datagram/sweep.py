@@ -13,6 +13,9 @@ from connpool.errors import ProbeFailed
 
 __all__ = ["SweepReport", "sweep"]
 
+#: Seconds that an answer may take longer than four times the slowest before it.
+_SLACK = 0.2
+
 
 @attrs.frozen
 class SweepReport:
@@ -34,35 +37,40 @@ async def sweep(
     port: int,
     *,
     protocol: str = "echo",
-    timeout: float = 0.5,
+    timeout: float = 2.0,
     tries: int = 3,
 ) -> SweepReport:
     """
     Search by halves, with fragmenting forbidden on the way there.  The way back
     may fragment: a narrower one does not show.
 
-    @param timeout: seconds to wait for each size.
+    @param timeout: seconds to wait for the smallest size; then, as long as the
+        answers that came suggest, and no longer than this.
     @param tries: datagrams of each size; one that comes back is enough.
     @raise ProbeFailed: not even the smallest comes back.
     """
     tried: dict[int, bool] = {}
     target = ""
+    slowest: float | None = None
 
     async def passes(size: int) -> bool:
-        nonlocal target
+        nonlocal target, slowest
+        wait = timeout if slowest is None else min(timeout, 4 * slowest + _SLACK)
         prober = makeProber(
             reactor,
             host,
             port,
             protocol=protocol,
             count=tries,
-            interval=timeout / tries / 2,
+            interval=wait / tries / 2,
             size=size,
-            timeout=timeout,
+            timeout=wait,
             dontFragment=True,
         )
         report = await prober.start()
         target = report.target
+        if report.rtt is not None:
+            slowest = max(slowest or 0.0, report.rtt.max)
         tried[size] = report.received > 0
         return tried[size]
 

@@ -4,6 +4,8 @@ C{twistd udpprobe}: keeps measuring paths and exports what it finds.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import attrs
@@ -23,6 +25,9 @@ from connpool.services.options import asCount, asSeconds
 from connpool.services.status import StatusOptions, observed
 
 __all__ = ["Options", "ProbeService", "ProbeStats", "makeService"]
+
+#: Seconds after which what could not be measured is tried again, at most.
+_RETRY = 10.0
 
 
 class Options(StatusOptions):
@@ -56,6 +61,8 @@ class Options(StatusOptions):
                 splitHostPort(target)
             except AddressError as e:
                 raise usage.UsageError(f"--to: {e}") from None
+            if self["to"].count(target) > 1:
+                raise usage.UsageError(f"--to: {target} is named twice")
         for name in ("interval", "timeout", "round"):
             self.convert(name, asSeconds)
         self.choice("protocol", list(WIRES))
@@ -136,19 +143,29 @@ class ProbeService(Service):
     Measures one path, round after round.
 
     @param target: C{HOST:PORT}; a name is looked up for each round.
-    @param round_: seconds of a round.
+    @param round_: seconds of a round, in which at least one datagram is sent.
+    @param clock: monotonic seconds.
     @param options: as L{Prober} takes them.
     """
 
     kind = "probe"
     _log = Logger()
 
-    def __init__(self, reactor: Any, target: str, *, round_: float = 60.0, **options: Any) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        target: str,
+        *,
+        round_: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
         self.name: str = target
         self._reactor = reactor
-        self._round = round_
+        self._clock = clock
         self._options = options
-        self._count = max(1, round(round_ / options.get("interval", 1.0)))
+        self._interval: float = options.get("interval", 1.0)
+        self._count = max(1, round(round_ / self._interval))
         self._stats = ProbeStats()
         self._prober: Prober | None = None
         self._running: Deferred[None] | None = None
@@ -160,32 +177,31 @@ class ProbeService(Service):
 
     def _begin(self) -> None:
         self._pause = None
-        self._running = Deferred.fromCoroutine(self._rounds())
-        self._running.addErrback(lambda failure: failure.trap(CancelledError))
-        self._running.addErrback(self._bug)
+        self._running = Deferred.fromCoroutine(self._oneRound())
 
-    def _bug(self, failure: Any) -> None:
-        self._log.failure("{name}: probing failed", failure, name=self.name)
-        self._again()
-
-    async def _rounds(self) -> None:
-        while self.running:
-            try:
-                report = await self._measure()
-            except ConnpoolError as e:
-                self._stats = attrs.evolve(self._stats, up=False, failures=self._stats.failures + 1)
+    async def _oneRound(self) -> None:
+        """
+        Measure, and begin the next round when this one was to end, however soon
+        it did: the last answer may be there at once, or nothing be measured.
+        """
+        ends = self._clock() + self._count * self._interval
+        try:
+            report = await self._measure()
+        except CancelledError:
+            return  # stopped
+        except Exception as e:
+            ends = min(ends, self._clock() + _RETRY)
+            self._stats = attrs.evolve(self._stats, up=False, failures=self._stats.failures + 1)
+            if isinstance(e, ConnpoolError):
                 self._log.warn("{name}: {why}", name=self.name, why=str(e))
-                self._again()
-                return
+            else:
+                self._log.failure("{name}: probing failed", name=self.name)
+        else:
             self._stats = self._stats.after(report)
             self._tell(report)
-
-    def _again(self) -> None:
-        """
-        After something went wrong at once: not a round a millisecond.
-        """
         if self.running:
-            self._pause = self._reactor.callLater(min(self._round, 10.0), self._begin)
+            left = max(ends - self._clock(), 0.0)
+            self._pause = self._reactor.callLater(left, self._begin)
 
     async def _measure(self) -> Report:
         resolve = resolveTCPAddr if self._options.get("protocol") == "tcp" else resolveUDPAddr

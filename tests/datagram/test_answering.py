@@ -11,14 +11,25 @@ import struct
 import pytest
 import pytest_twisted
 
-from connpool.datagram import Auto, DatagramInfo, Echo, Limits, OwnPorts, Policy, SturdyPort
+from connpool.datagram import (
+    Auto,
+    DatagramInfo,
+    Echo,
+    Irtt,
+    Limits,
+    OwnPorts,
+    Policy,
+    Stamp,
+    SturdyPort,
+)
 from connpool.datagram.answering import _source
-from connpool.datagram.mmsg import Batch, available
+from connpool.datagram.mmsg import _CONTROL, Batch, available
 from tests.datagram.peers import Recorder, answer, answering, client, read, where
 from tests.helpers.waiting import pause, until
 
 LINUX = pytest.mark.skipif(not available(), reason="no recvmmsg as we know it")
 LOCAL = socket.inet_pton(socket.AF_INET6, "fe80::1")
+SO_TIMESTAMP = 29
 GLOBAL = socket.inet_pton(socket.AF_INET6, "2001:db8::1")
 
 
@@ -57,13 +68,17 @@ def test_ipv4AnswersLeaveByWhateverInterface():
 def test_onlyPlainDestinationsGoBackUnseen(first, plain):
     batch = Batch(socket.AF_INET6, 2, control=True)
     for i, address in enumerate((GLOBAL, first)):
-        start = i * 128
+        start = i * _CONTROL
         batch._controls[start : start + 36] = struct.pack(
             "=QII16sI", 36, socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, address, 7
         )
+        batch._headerWords[i * 16 + 10] = 40
     assert batch.plainDestinations(2) is plain
     kept = struct.unpack_from("=I", batch._controls, 32)[0]
     assert kept == (0 if plain else 7)
+    # one that says more, as an adopted socket may
+    batch._headerWords[10] = 72
+    assert not batch.plainDestinations(2)
 
 
 @pytest.fixture
@@ -103,7 +118,7 @@ def test_oneAnswerThatFailsHoldsUpNoOther(pair):
     batch.reflect(4)
     # the second has no address any more
     batch._headerWords[16 + 2] = 1
-    assert batch.send(one.fileno(), 4) == (3, [errno.EINVAL])
+    assert batch.send(one.fileno(), 4) == [(1, errno.EINVAL)]
     assert [read(other) for _ in range(4)] == [b"0", b"2", b"3", None]
 
 
@@ -133,7 +148,155 @@ def test_whereSegmentsAreNotPossibleTheyAreNotTriedAgain(pair):
     assert not batch.sendJoined(one.fileno(), 1, 1)
     batch._headerWords[2] = 16
     assert not batch.sendJoined(one.fileno(), 1, 1)
-    assert batch.send(one.fileno(), 1) == (1, [])
+    assert batch.send(one.fileno(), 1) == []
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("host", "size"), [("255.255.255.255", 1000), ("127.0.0.1", 1000), ("127.0.0.1", 65)]
+)
+def test_oneReceiverDoesNotSpoilSegmentsForOthers(pair, host, size, monkeypatch):
+    """
+    Neither one that must not be sent to, nor one behind a narrow path.
+    """
+    one, other = pair
+    for _ in range(4):
+        other.send(bytes(size))
+    batch = Batch(socket.AF_INET, 4, control=False)
+    batch.receive(one.fileno(), 4)
+    batch.reflect(4)
+    if host == "127.0.0.1":
+        monkeypatch.setattr("connpool.datagram.mmsg._sendmsg", lambda *_: -1)
+        monkeypatch.setattr("ctypes.get_errno", lambda: errno.EINVAL)
+    else:
+        batch._names[4:8] = socket.inet_aton(host)
+    assert not batch.sendJoined(one.fileno(), 4, size)
+    monkeypatch.undo()
+    for _ in range(4):
+        other.send(bytes(64))
+    batch.receive(one.fileno(), 4)
+    batch.reflect(4)
+    assert batch.sendJoined(one.fileno(), 4, 64)
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "plain"])
+@pytest.mark.parametrize(
+    ("interface", "hosts"), [("0.0.0.0", ["127.0.0.8", "127.0.0.9"]), ("::", ["::1"])]
+)
+@pytest_twisted.ensureDeferred
+async def test_eachAnswerLeavesFromTheAddressThatItsRequestAsked(batched, interface, hosts):
+    """
+    Also those that one socket sends to several of our addresses at once.
+    """
+    with (
+        answering(Auto(), interface=interface, batched=batched) as port,
+        client(interface) as sock,
+    ):
+        asked = {b"%02d" % i: hosts[i % len(hosts)] for i in range(20)}
+        for data, host in asked.items():
+            sock.sendto(data, (host, where(port)[1]))
+        port.doRead()
+        answers = [sock.recvfrom(100) for _ in asked]
+        assert {data: addr[0] for data, addr in answers} == asked
+
+
+def adopted(any_, *options):
+    """
+    A socket as systemd passes it.
+    """
+    six = ":" in any_
+    sock = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM)
+    if six:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    for option in options:
+        sock.setsockopt(*option, 1)
+    sock.bind((any_, 0))
+    return sock
+
+
+@pytest.mark.parametrize(
+    ("any_", "host"), [("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("::", "::1")]
+)
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "plain"])
+@pytest_twisted.ensureDeferred
+async def test_anAdoptedSocketMaySayMoreThanWasAsked(any_, host, batched):
+    """
+    C{Timestamping=us} of a socket unit, with which one batch closed the port.
+    """
+    sock = adopted(any_, (socket.SOL_SOCKET, SO_TIMESTAMP))
+    with (
+        answering(Auto(), adopt=sock, batched=batched) as port,
+        client(host, to=(host, where(port)[1])) as peer,
+    ):
+        asked = [b"%02d" % i for i in range(20)]
+        for data in asked:
+            peer.send(data)
+        port.doRead()
+        assert [await answer(peer) for _ in asked] == asked
+        assert port.stats().sendErrors == {}
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "plain"])
+@pytest_twisted.ensureDeferred
+async def test_anAdoptedSocketOfBothFamiliesSaysAllOfIPv4Too(batched):
+    from tests.datagram.test_stamp import sender
+
+    with (
+        answering(Stamp(), adopt=adopted("::"), batched=batched) as port,
+        client() as sock,
+    ):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.sendto(sender(), ("127.255.255.255", where(port)[1]))
+        await until(lambda: port.received)
+        assert port.stats().refused == {"broadcast": 1}
+        sock.sendto(sender(), ("127.0.0.9", where(port)[1]))
+        data, addr = await until(lambda: receivedFrom(sock))
+        assert addr[0] == "127.0.0.9"
+        assert data[40] == 64  # the TTL
+
+
+def receivedFrom(sock):
+    try:
+        return sock.recvfrom(1000)
+    except BlockingIOError:
+        return None
+
+
+@LINUX
+@pytest.mark.parametrize("responder", [Echo, Irtt], ids=["reflected", "shown"])
+@pytest_twisted.ensureDeferred
+async def test_onlyAnswersThatWentOutAreCounted(responder, monkeypatch):
+    monkeypatch.setattr(Batch, "_send", staticmethod(lambda *_: [(1, errno.EPERM)]))
+    monkeypatch.setattr(Irtt, "respond", lambda self, data, info: data)
+    with answering(responder()) as port, client(to=where(port)) as sock:
+        for size in (1, 20, 300):
+            sock.send(bytes(size))
+        port._singly = False
+        port.doRead()
+        stats = port.stats()
+        assert (stats.answered, stats.answeredBytes) == (2, 301)
+        assert stats.sendErrors == {"EPERM": 1}
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "plain"])
+@pytest_twisted.ensureDeferred
+async def test_anAnswerOfMoreThanADatagramIsOneThatCannotBeSent(batched):
+    class Endless(Echo):
+        def reflects(self, firstBytes):
+            return False
+
+        def respond(self, data, info):
+            return bytes(70_000) if data == b"more" else data
+
+    policy = Policy(relax=frozenset({"length"}))
+    with answering(Endless(), policy, batched=batched) as port, client(to=where(port)) as sock:
+        for i in range(64):
+            sock.send(b"more" if i % 2 else b"%02d" % i)
+        for _ in range(4):
+            port._singly = False
+            port.doRead()
+        assert [await answer(sock) for _ in range(32)] == [b"%02d" % i for i in range(0, 64, 2)]
+        assert port.stats().sendErrors == {"EMSGSIZE": 32}
 
 
 @pytest.mark.parametrize("interface", ["127.0.0.1", "0.0.0.0"])

@@ -158,6 +158,32 @@ def test_lossGetsADirectionWhereTheFarSideCounts():
     assert (report.lost, report.lostUp, report.lostDown) == (4, 2, 1)
 
 
+def test_overtakenIsNotLost():
+    samples = Samples(1.0)
+    for number in range(10):
+        samples.sent(number, number, number, 0)
+    for number in range(8):
+        samples.received(number, number + 0.1, 0, remoteCount=number + 1)
+    # 9 overtakes 8 on the way there
+    samples.received(9, 9.1, 0, remoteCount=9)
+    report = figures(samples)
+    assert (report.lost, report.lostUp, report.lostDown) == (1, 1, 0)
+    samples.received(8, 8.9, 0, remoteCount=10)
+    report = figures(samples)
+    assert (report.lost, report.lostUp, report.lostDown) == (0, 0, 0)
+
+
+def test_lateWasLostOnItsWayBackIfAnywhere():
+    samples = Samples(1.0)
+    for number in range(3):
+        samples.sent(number, number, number, 0)
+    samples.received(0, 0.1, 0, remoteCount=1)
+    samples.received(2, 2.1, 0, remoteCount=2)
+    samples.received(1, 2.2, 0, remoteCount=3)
+    report = figures(samples)
+    assert (report.lost, report.late, report.lostUp, report.lostDown) == (1, 1, 0, 1)
+
+
 def test_oneWayDelays():
     samples = Samples(1.0)
     # the far clock is 50 ms ahead; there 10 ms, back 30 ms, 1 ms to answer

@@ -6,6 +6,7 @@ L{connpool.datagram.port} may go.
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import contextmanager
 
@@ -16,7 +17,9 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from connpool.datagram import SturdyPort, TCPEchoFactory
+from connpool.addresses import parseListen
+from connpool.datagram import SturdyPort, TCPEchoFactory, openPorts
+from connpool.datagram.port import IP_RECVERR
 from tests.datagram.peers import EchoProtocol, Recorder, answer, client, read, where
 from tests.helpers.waiting import bounded, pause, until
 
@@ -357,5 +360,68 @@ async def test_ICMPToAnUnconnectedPortIsFetchedWhereAsked():
         with client(to=where(port)) as peer:
             peer.send(b"x")
             await until(lambda: protocol.got)
+            # together with data it is still one message
+            for _ in range(3):
+                peer.send(b"x")
+                port.write(b"x", dead)
+                await pause(0.01)
+            assert port.receiveErrors == {"ECONNREFUSED": 6}
+            assert port.sendErrors == {}
     finally:
         port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_anErrorQueueThatNobodyAskedForIsEmptied():
+    """
+    While something is in it, epoll wakes the reactor again and again.
+    """
+    woken = []
+
+    class Woken(SturdyPort):
+        def readConnectionLost(self, reason):
+            woken.append(reason)
+            super().readConnectionLost(reason)
+
+    with client() as gone:
+        dead = gone.getsockname()
+    port = Woken(reactor, Recorder(), 0, "127.0.0.1")
+    port.startListening()
+    try:
+        port.getHandle().setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        port.write(b"x", dead)
+        await until(lambda: port.receiveErrors["ECONNREFUSED"])
+        await pause(0.05)
+        assert len(woken) <= 2
+    finally:
+        port.stopListening()
+
+
+def test_linkLocalPeersKeepTheirZone():
+    protocol = Recorder()
+    port = SturdyPort(None, protocol)
+    port._deliver(b"x", (), ("fe80::7", 9, 0, 1))
+    port._deliver(b"x", (), ("fe80::7", 9, 0, 999_999))
+    port._deliver(b"x", (), ("2001:db8::7", 9, 0, 0))
+    hosts = [host for _, (host, _) in protocol.got]
+    assert hosts == [f"fe80::7%{socket.if_indextoname(1)}", "fe80::7%999999", "2001:db8::7"]
+
+
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+@pytest_twisted.ensureDeferred
+async def test_everyAddressOfAMachineWithoutIPv6(number, monkeypatch):
+    class WithoutIPv6(socket.socket):
+        def __init__(self, family=-1, *arguments, **keywords):
+            if family == socket.AF_INET6:
+                raise OSError(number, "no IPv6")
+            super().__init__(family, *arguments, **keywords)
+
+    monkeypatch.setattr(socket, "socket", WithoutIPv6)
+    ports = openPorts(
+        parseListen("udp:0"), lambda **where: SturdyPort(reactor, Recorder(), **where)
+    )
+    try:
+        assert [port.family for port in ports] == [socket.AF_INET]
+    finally:
+        for port in ports:
+            port.stopListening()

@@ -457,7 +457,7 @@ def shapes(rng, kind):
 
 @pytest.mark.parametrize(
     ("name", "kind", "worst"),
-    [("echo", 0, 1.0), ("stamp", 0, 1.0), ("irtt", 1, 1.35), ("auto", 1, 1.35)],
+    [("echo", 0, 1.0), ("stamp", 0, 1.0), ("irtt", 1, 1.5), ("auto", 1, 1.5)],
 )
 def test_amplification(name, kind, worst):
     """
@@ -488,6 +488,33 @@ def test_amplification(name, kind, worst):
     assert longer <= 2 + int(os.environ.get("CONNPOOL_DATAGRAMS", "8000")) / 10_000
     if worst > 1:
         assert longer >= 1
+
+
+@BATCHED
+@pytest_twisted.ensureDeferred
+async def test_aReflectorThatFailsClosesNoPort(batched, expectFailure):
+    class Failing(Echo):
+        fails = True
+
+        def reflects(self, firstBytes):
+            if self.fails:
+                raise ValueError
+            return True
+
+        def respond(self, data, info):
+            return data if self.reflects(data) else None
+
+    expectFailure(ValueError)
+    responder = Failing()
+    with answering(responder, batched=batched) as port, client(to=where(port)) as sock:
+        for singly in (False, True, True):
+            port._singly = batched and singly
+            sock.send(b"x")
+            port.doRead()
+        assert port.stats().refused == {"responder-failed": 3}
+        responder.fails = False
+        sock.send(b"y")
+        assert await answer(sock) == b"y"
 
 
 class Generous(Echo):

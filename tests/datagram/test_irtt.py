@@ -99,7 +99,7 @@ def test_timesThatWereAskedFor():
     irtt = Irtt()
     for stamp, stamps in enumerate((0, 1, 1, 2, 1)):
         for clock in range(4):
-            token = opened(irtt, {1: 1, 6: stamp, 7: clock})[1][4:12]
+            token = opened(irtt, {**ALL, 5: 0, 6: stamp, 7: clock})[1][4:12]
             request = echo(token)
             reply = irtt.respond(request, info())
             fields = 16 + 8 * clock.bit_count() * stamps
@@ -139,9 +139,9 @@ def test_closing():
 
 
 def test_anotherVersionIsToldOursAndClosed():
-    reply = opened(Irtt(), {1: 9, 4: 100})[1]
+    reply = opened(Irtt(), {**ALL, 1: 9})[1]
     assert reply[3] == 1 | 2 | 4
-    assert parseParameters(reply[12:]) == {1: 1, 4: 100}
+    assert parseParameters(reply[12:]) == {**ALL, 1: 1}
 
 
 def test_hmac():
@@ -199,8 +199,21 @@ def test_malformedIsDroppedAndCounted():
 
 def test_withoutAVersionIsMalformed():
     irtt = Irtt()
-    assert opened(irtt, {4: 100})[1] is None
+    assert opened(irtt, {**ALL, 1: 0})[1] is None
     assert irtt.refused == {"irtt-malformed": 1}
+
+
+def test_anOpeningIsAsLongAsARealOne():
+    """
+    The answer is 8 bytes longer: to 6 bytes that would be more than twice.
+    """
+    irtt = Irtt()
+    for parameters in ({1: 1}, {1: 1, 2: 100, 3: 10}):
+        assert opened(irtt, parameters)[1] is None
+    assert irtt.refused == {"irtt-malformed": 2}
+    # irtt client --stats=none --tstamp=none -i 1ms -d 5ms
+    real = bytes.fromhex("14a75b0101020280ade2040380897a0706")
+    assert len(irtt.respond(real, info())) == len(real) + 8
 
 
 def test_anAnswerIsNeverAnswered():

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import time
 from xml.etree import ElementTree as ET
 
 import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.protocol import DatagramProtocol
 
 from connpool.datagram import (
@@ -26,7 +28,7 @@ from connpool.datagram import (
     probe,
     sweep,
 )
-from connpool.datagram.figures import Point
+from connpool.datagram.figures import Point, spread
 from connpool.errors import AddressError, ProbeFailed
 from tests.datagram.peers import answering, client, sturdy, where
 from tests.helpers.waiting import bounded, pause, until
@@ -166,27 +168,30 @@ async def test_29_answersFromAThirdPartyAreIgnored():
     assert (report.received, report.lost, report.ignored) == (5, 5, 10)
 
 
+@pytest.mark.parametrize("seconds", [3600, 0.5, -0.5, -3600])
 @pytest_twisted.ensureDeferred
-async def test_31_aSteppedWallClock():
-    import time
+async def test_31_aSteppedWallClock(seconds):
+    """
+    Set after the kernel wrote the time of an answer, before we read it.
+    """
+    step = 0
 
-    step = [0]
+    class Stepped(Prober):
+        def datagramReceived(self, datagram, addr):
+            nonlocal step
+            self._port.info.kernelTime += step
+            if int.from_bytes(datagram[8:12], "big") == 10:
+                step = int(seconds * 10**9)
+            super().datagramReceived(datagram, addr)
 
-    def wall():
-        return time.time_ns() + step[0]
-
-    def fate(number, datagram):
-        if number == 10:
-            step[0] = 3600 * 10**9
-        if number == 20:
-            step[0] = -3600 * 10**9
-        return [datagram]
-
-    with sturdy(Path(fate)) as port:
-        prober = Prober(reactor, *where(port), count=30, interval=0.002, wallClock=wall)
+    with sturdy(Path(lambda number, datagram: [datagram])) as port:
+        prober = Stepped(
+            reactor, *where(port), count=30, interval=0.002,
+            wallClock=lambda: time.time_ns() + step,
+        )  # fmt: skip
         report = await bounded(prober.start())
     assert report.received == 30
-    assert 0 < report.rtt.max < 1
+    assert 0 < report.rtt.min <= report.rtt.max < 0.4
     assert prober.samples.stepped
 
 
@@ -311,8 +316,6 @@ async def test_sweep():
         return [datagram] if len(datagram) <= 1472 else []
 
     with sturdy(Path(fate)) as port:
-        from twisted.internet.defer import Deferred
-
         report = await bounded(
             Deferred.fromCoroutine(sweep(reactor, *where(port), timeout=0.1, tries=2)), 30
         )
@@ -322,12 +325,50 @@ async def test_sweep():
 
 @pytest_twisted.ensureDeferred
 async def test_sweepOverNothing():
-    from twisted.internet.defer import Deferred
-
     with client() as gone:
         address = gone.getsockname()
     with pytest.raises(ProbeFailed, match="not even 12 bytes"):
         await bounded(Deferred.fromCoroutine(sweep(reactor, *address, timeout=0.05)))
+
+
+@pytest_twisted.ensureDeferred
+async def test_sweepWaitsAsLongAsTheWayTakes(monkeypatch):
+    """
+    For the first as long as was said, then as the slowest answer suggests.
+    """
+    waits = []
+
+    class Answered:
+        def __init__(self, reactor, host, port, *, size, timeout, **options):
+            waits.append(timeout)
+            self.rtt = spread([0.3 + size / 10_000]) if size <= 1000 else None
+
+        def start(self):
+            received = 0 if self.rtt is None else 1
+            return succeed(attrs.evolve(_empty(), received=received, rtt=self.rtt))
+
+    monkeypatch.setitem(sweep.__globals__, "makeProber", Answered)
+    report = await Deferred.fromCoroutine(sweep(reactor, "192.0.2.7", 9, timeout=1.7))
+    assert report.largest == 1000
+    assert waits[0] == 1.7
+    assert waits[1] == pytest.approx(4 * (0.3 + 12 / 10_000) + 0.2)
+    assert waits[2:] == sorted(waits[2:])
+    assert waits[-1] == 1.7
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("fe80::1%1", "fe80::1%{}"),
+        ("FE80:0::1%nowhere", "fe80::1%nowhere"),
+        ("2001:db8::1%1", "2001:db8::1"),
+        ("::1%1", "::1"),
+        ("127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_zones(host, known):
+    prober = Prober(reactor, host, 9)
+    assert prober._peer == (known.format(socket.if_indextoname(1)), 9)
 
 
 def circles(svg):
@@ -355,6 +396,8 @@ def test_plotOfManyAndOfNone():
     assert 0 < len(circles(svg)) < 800
     assert len(text) < 200_000
     assert "<evil>" not in text
+    lost = tuple(Point(i, i * 0.001, None) for i in range(100_000))
+    assert len(plot(attrs.evolve(base, points=lost))) < 1_000_000
 
 
 def _empty():

@@ -14,7 +14,7 @@ import pytest
 import pytest_twisted
 from zope.interface.verify import verifyObject
 
-from connpool.datagram import DatagramInfo, Stamp, probe
+from connpool.datagram import DatagramInfo, Echo, Stamp, probe
 from connpool.datagram.stamp import StampWire, fromNTP, toNTP
 from connpool.interfaces import IDatagramResponder
 from tests.datagram.peers import answer, answering, client, where
@@ -199,7 +199,8 @@ def test_signedExtensions():
 @pytest.mark.parametrize(
     "rest",
     [
-        tlv(1, b"abcd"),  # no signature
+        tlv(3, bytes(4)),  # no signature
+        tlv(1, b"abcd") + tlv(1, b"abcd"),
         tlv(1, b"abcd") + tlv(8, bytes(16)),  # a wrong one
         tlv(1, b"abcd") + tlv(8, bytes(15)),
         tlv(8, hmac.digest(KEY, bytes([0, 0, 0, 7]), "sha256")[:16]) + tlv(3, bytes(4)),
@@ -210,6 +211,46 @@ def test_unsignedExtensionsAreMarkedAndNotActedOn(rest):
     assert len(reply) == 112 + len(rest)
     assert all(flags & 0x20 for flags, _, _ in tlvs(reply[112:]))
     assert reply[113:116] == rest[1:4]
+
+
+def test_paddingAloneNeedsNoSignature():
+    """
+    RFC 8972 4.8: the one exception.
+    """
+    reply = Stamp(KEY).respond(signedSender(rest=tlv(1, b"abcd")), info())
+    assert tlvs(reply[112:]) == [(0, 1, b"abcd")]
+
+
+def goRound(request, *responders):
+    """
+    @return: how often C{request} was answered as it went from one to the next.
+    """
+    answers = 0
+    while answers < 100:
+        request = responders[answers % len(responders)].respond(request, info())
+        if request is None:
+            break
+        answers += 1
+    return answers
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_anAnswerIsNotAnswered(key, stateful):
+    """
+    The times in it are new in each round, so the loop rule would see no loop.
+    """
+    one, other = Stamp(key, stateful=stateful), Stamp(key)
+    request = sender() if key is None else signedSender()
+    assert goRound(request, one, other) == 2
+    assert one.refused == {"stamp-answer": 1}
+    assert goRound(request, one, Echo()) <= 4
+    # whoever sends that time a minute later has something else in mind
+    old = toNTP(time.time_ns() - 61 * 10**9)
+    late = struct.pack("!IQHH12xQH6x", 1, old, 0x2001, 1, old, 0x2001)
+    assert key or one.respond(late, info()) is not None
+    fresh = late[:28] + struct.pack("!QH", toNTP(time.time_ns()), 0x8101) + late[38:]
+    assert key or one.respond(fresh, info()) is not None
 
 
 @pytest.mark.parametrize("key", [None, KEY])

@@ -195,6 +195,7 @@ def test_pingSpeaksOtherProtocols(tmp_path, protocol):
         )  # fmt: skip
         assert result.returncode == 1
         assert "cannot write" in result.stderr
+        assert "1 sent, 1 received" in result.stdout
 
 
 def test_ctrlCEndsItWithAReport(tmp_path, echo):
@@ -207,6 +208,33 @@ def test_ctrlCEndsItWithAReport(tmp_path, echo):
         program.waitFor(r"\d+ sent, \d+ received, [01] lost")
         assert program.process.wait(20) == 0
         assert "Traceback" not in program.output
+
+
+def test_nobodyReadsOn(echo):
+    with subprocess.Popen(
+        [sys.executable, "-m", "connpool", "ping", echo, "--count", "0", "--interval", "0.1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True,
+    ) as process:  # fmt: skip
+        try:
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.wait(20) == 1
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("json_", [[], ["--json"]])
+def test_theReportCannotBeWritten(echo, json_):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "connpool", "ping", echo, "--count", "1", *json_],
+            stdout=full, stderr=subprocess.PIPE, env=environment(), text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr == "connpool ping: cannot write the report: No space left on device\n"
 
 
 def test_pingSweeps(echo):
@@ -289,8 +317,11 @@ def test_stopsInAFlood(tmp_path):
         twistd("udpecho", "--listen", "udp:0:interface=127.0.0.1", cwd=tmp_path) as program,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
     ):
-        sock.setblocking(False)
         sock.connect(("127.0.0.1", int(program.waitFor(ANSWERS)[2])))
+        sock.settimeout(20)
+        sock.send(b"has the reactor begun?")
+        sock.recv(100)
+        sock.setblocking(False)
         program.process.terminate()
         end = time.monotonic() + 20
         while program.process.poll() is None and time.monotonic() < end:
@@ -298,7 +329,7 @@ def test_stopsInAFlood(tmp_path):
                 sock.send(b"")
         # twistd ends itself with the signal it got, after a clean shutdown
         assert program.process.poll() in {0, -15}
-        assert "Server Shut Down" in program.output
+        program.waitFor("Server Shut Down")
 
 
 def test_whatWasRefusedIsSummarised(tmp_path):
@@ -383,6 +414,7 @@ def test_mistakesOfTheProbe():
     for arguments, says in (
         ([], "give --to HOST:PORT"),
         (["--to", "nowhere"], "has no port"),
+        (["--to", "127.0.0.1:9", "--to", "127.0.0.1:9"], "127.0.0.1:9 is named twice"),
         (["--to", "127.0.0.1:9", "--protocol", "smtp"], "'smtp' is not one of"),
         (["--to", "127.0.0.1:9", "--size", "1"], "echo takes 12 to 65507 bytes"),
         (["--to", "127.0.0.1:9", "--interval", "never"], "--interval: 'never' is not a time"),
