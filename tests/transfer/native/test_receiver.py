@@ -173,6 +173,20 @@ def held(world, count):
     world.pump()
 
 
+def whilePinging(world, client):
+    """
+    How long a sender is kept that only says PING.
+    """
+    began = world.clock.seconds()
+    while not client.lost:
+        world.clock.advance(1.0)
+        if Type.ERROR not in client.kinds():
+            client.say(Type.PING, 0, Ping(0))
+        world.pump()
+        assert world.clock.seconds() - began < 200
+    return world.clock.seconds() - began
+
+
 def test_whoComparesIsNotSilent(worlds, monkeypatch):
     """
     A sender that reads what is held again sends nothing but PINGs; it has the
@@ -186,39 +200,18 @@ def test_whoComparesIsNotSilent(worlds, monkeypatch):
     assert client.last().state == "resume"
     # another file that is offered meanwhile makes no difference
     client.offer(2, b"other")
-    began = world.clock.seconds()
-    while not client.lost:
-        world.clock.advance(1.0)
-        if Type.ERROR not in client.kinds():
-            client.say(Type.PING, 0, Ping(0))
-        world.pump()
-        assert world.clock.seconds() - began < 200
     # 6 blocks in 30 seconds, and then the usual patience
-    assert 34 <= world.clock.seconds() - began <= 50
+    assert 34 <= whilePinging(world, client) <= 50
     assert client.last(Type.ERROR).code == "timeout"
 
 
 def test_inputThatIsWaitedForMayBeSilentForLong(worlds):
     world = worlds(idleTimeout=5.0)
     client = connect(world).greet().offer(1, size=None)
-    began = world.clock.seconds()
-    while not client.lost:
-        world.clock.advance(1.0)
-        if Type.ERROR not in client.kinds():
-            client.say(Type.PING, 0, Ping(0))
-        world.pump()
-        assert world.clock.seconds() - began < 200
-    assert 49 <= world.clock.seconds() - began <= 65
+    assert 49 <= whilePinging(world, client) <= 65
     # beside a file whose size is known it is that file's turn
     client = connect(world).greet().offer(1, size=None).offer(2, size=BLOCK)
-    began = world.clock.seconds()
-    while not client.lost:
-        world.clock.advance(1.0)
-        if Type.ERROR not in client.kinds():
-            client.say(Type.PING, 0, Ping(0))
-        world.pump()
-        assert world.clock.seconds() - began < 200
-    assert 4 <= world.clock.seconds() - began <= 20
+    assert 4 <= whilePinging(world, client) <= 20
 
 
 def test_comparingIsDoneWellWithinItsTime():
