@@ -65,13 +65,6 @@ def worlds(tmp_path, monkeypatch):
         world.close()
 
 
-@pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "source"
-    path.mkdir()
-    return path
-
-
 def fill(source, count, size=5 * BLOCK):
     for number in range(count):
         (source / f"{number:02}").write_bytes(random.Random(number).randbytes(size))

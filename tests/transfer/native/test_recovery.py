@@ -23,19 +23,7 @@ def content(count, seed=1):
     return random.Random(seed).randbytes(count)
 
 
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
-    made = World(tmp_path / "state")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "source"
-    path.mkdir()
-    return path
+pytestmark = pytest.mark.usefixtures("smallFiles")
 
 
 # -- a cut at every byte ----------------------------------------------------------

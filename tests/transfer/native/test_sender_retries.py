@@ -10,25 +10,19 @@ import pytest
 
 from connpool.errors import Forbidden, NetworkFailed, SourceError
 from connpool.transfer.keys import SenderKeys
-from connpool.transfer.native import greeting, reading
+from connpool.transfer.native import reading
 from connpool.transfer.native.frames import Type
 from connpool.transfer.native.messages import Progress, Reject
 from connpool.transfer.native.streams import Asked
 from connpool.transfer.sending import Retry
 from connpool.transfer.walking import Found, walk
 from tests.transfer.native.scripted import scripted
-from tests.transfer.native.wire import World
 
 ONCE = Retry(attempts=1)
 BLOCK = 4096
 
 
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
-    made = World(tmp_path / "state")
-    yield made
-    made.close()
+pytestmark = pytest.mark.usefixtures("smallFiles")
 
 
 @pytest.fixture

@@ -18,16 +18,8 @@ from connpool.transfer.native.messages import Accept, Ack, Error, Goaway, Ping, 
 from connpool.transfer.sending import Retry
 from tests.helpers.waiting import bounded, pause
 from tests.transfer.native.scripted import Scripted, scripted
-from tests.transfer.native.wire import World
 
 ONCE = Retry(attempts=1)
-
-
-@pytest.fixture
-def world(tmp_path):
-    made = World(tmp_path / "state")
-    yield made
-    made.close()
 
 
 @pytest.fixture

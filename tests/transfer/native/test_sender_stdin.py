@@ -33,13 +33,6 @@ DATA = random.Random(1).randbytes(150_000)
 
 
 @pytest.fixture
-def world(tmp_path):
-    made = World(tmp_path / "state")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def stdin(tmp_path, monkeypatch):
     """
     Standard input is a file.

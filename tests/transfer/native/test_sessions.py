@@ -28,20 +28,6 @@ from tests.transfer.native.wire import SMALL_BLOCKS, MemoryTransport, Passwords,
 SMALL = 256 * 1024
 
 
-@pytest.fixture
-def world(tmp_path):
-    made = World(tmp_path / "state")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "source"
-    path.mkdir()
-    return path
-
-
 def content(count, seed=1):
     return random.Random(seed).randbytes(count)
 

@@ -1,0 +1,30 @@
+"""
+What most tests of the protocol begin with.
+"""
+
+import pytest
+
+from connpool.transfer.native import greeting
+from tests.transfer.native.wire import World
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = World(tmp_path / "state")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def smallFiles(monkeypatch):
+    """
+    A file of more than 2 KiB does not go in one piece.
+    """
+    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "source"
+    path.mkdir()
+    return path
