@@ -4,12 +4,24 @@ What was finished, so that nothing is finished twice.
 Theory of operation
 ===================
 A sender that did not see its receipt sends the file again with the same key
-and gets the same receipt.  Receipts are appended to one file a day, by every
-process that uses the store, and read by all of them: a lookup first takes in
-what others appended since.  Files older than a week are removed whole.
+and gets the same receipt.  Receipts are appended to the last of a row of
+numbered files by every process that uses the store, and read by all of them: a
+lookup first takes in what others appended since.  A file that has C{SIZE} bytes
+is followed by the next one, so nothing is ever written before what was there
+already, whatever a clock says.  A file that was last written to more than a
+week ago is removed whole; the last one never, since somebody may be about to
+write to it.
 
-Memory holds where each receipt lies, not the receipt.  The oldest are
-forgotten when there are more than C{ENTRIES}.
+Memory holds where each receipt lies (L{connpool.transfer.stores.places}).  Most
+of that is kept on disk too, in C{index-N}, so that a start has little to read.
+It is a hint: never synced, and who finds none reads the file.
+
+The lock is held for moments, since the reactor's thread takes it; the disk is
+waited for without it.  Who needs a receipt on disk syncs after it was appended,
+unless a sync that began later has ended already.  A sync that failed is not
+tried again (the kernel may have dropped the pages): the file gets no more
+receipts, and those in it that were not known to be on disk are not found where
+that is asked for.
 """
 
 from __future__ import annotations
@@ -17,9 +29,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from hashlib import blake2b
+from threading import Lock
 from time import monotonic
-from typing import Any
 from zlib import crc32
 
 import attrs
@@ -27,42 +43,91 @@ import msgspec
 
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.lines import decodeLine, linesOf
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.stores.places import Places
+from connpool.transfer.stores.syscalls import READ, Syscalls
 
-__all__ = ["DAYS", "ENTRIES", "DoneLog"]
+__all__ = ["FILES", "KEPT", "SIZE", "SURE", "DoneLog", "identityOf"]
 
-#: Days that a receipt is kept.
-DAYS = 7
-#: Receipts whose place is kept in memory.
-ENTRIES = 262_144
+#: Seconds that a receipt is kept at least.
+KEPT = 7 * 86400.0
+#: Seconds that a file must have been seen too old: clocks jump.
+SURE = 3600.0
+#: Bytes of a file that is followed by the next.
+SIZE = 64 << 20
+#: Files whose receipts are remembered: about two million.
+FILES = 16
+#: Receipts that are worth an index when the log is closed.
+SOME = 1 << 12
 #: Seconds for which nothing is taken to have come from other processes.
 FRESH = 0.02
-#: Bytes that are read at start, newest day first.
-MAX_READ = 256 << 20
+#: Bytes that are read at once, and bytes that a receipt has at most.
+_MUCH, _LINE = 1 << 20, 1 << 16
 
-_DAY = 86400
 _NAME = re.compile(r"done-([0-9]+)\Z")
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@attrs.define
-class _Day:
+def identityOf(offer: Offer) -> bytes:
     """
-    @ivar known: bytes that were read.
-    @ivar linked: whether its name is known to be on disk.
+    @return: 16 bytes for the principal and the key, which the offer must have.
+    """
+    assert offer.key is not None
+    return _identity(offer.key, offer.principal)
+
+
+def _identityOf(key: bytes, principal: str) -> bytes:
+    return blake2b(key + principal.encode(), digest_size=16).digest()
+
+
+#: A small file needs it at its beginning and at its end.
+_identity = lru_cache(maxsize=4096)(_identityOf)
+
+
+class _Finished(msgspec.Struct):
+    key: str
+    receipt: Receipt
+
+
+class _Owner(msgspec.Struct):
+    principal: str
+
+
+class _Whose(msgspec.Struct):
+    key: str
+    receipt: _Owner
+
+
+@attrs.define(eq=False)
+class _File:
+    """
+    @ivar end: bytes that it has, as far as we know.
+    @ivar places: where its receipts lie, as far as it was read.
+    @ivar syncing: held by who waits for the disk.
+    @ivar synced: bytes that are known to be on disk.
+    @ivar named: whether its name is known to be.
+    @ivar failed: it could not be synced.
     """
 
+    number: int
     fd: int
-    known: int = 0
-    linked: bool = False
+    end: int = 0
+    places: Places = attrs.Factory(Places)
+    syncing: Lock = attrs.Factory(Lock)
+    synced: int = 0
+    named: bool = False
+    failed: bool = False
 
 
 class DoneLog:
     """
+    For any thread.
+
     @param directory: descriptor of the directory the files lie in.
     @param now: wall-clock seconds.
-
-    One thread at a time.
+    @param seconds: monotonic seconds.
+    @param size: bytes of a file that is followed by the next.
+    @param files: how many files are remembered.
     """
 
     def __init__(
@@ -70,21 +135,30 @@ class DoneLog:
         syscalls: Syscalls,
         directory: int,
         now: Callable[[], float],
-        entries: int = ENTRIES,
+        seconds: Callable[[], float] = time.monotonic,
+        size: int = SIZE,
+        files: int = FILES,
     ) -> None:
         self._sys = syscalls
         self._directory = directory
         self._now = now
-        self._entries = entries
+        self._seconds = seconds
+        self._size = size
+        self._most = files
+        self._lock = Lock()
         self._looked = 0.0
-        self._days: dict[int, _Day] = {}
-        #: key to (day, offset, length)
-        self._where: dict[bytes, tuple[int, int, int]] = {}
-        self._load()
+        #: number of a file to when it was first seen too old
+        self._overdue: dict[int, float] = {}
+        #: the last one last
+        self._files: list[_File] = []
+        for number in self._numbers()[-files:] or [1]:
+            self._begin(number)
 
     def append(self, finished: Sequence[tuple[Offer, Receipt]], *, sync: bool) -> None:
         """
         Note what was finished; offers without a key leave no trace.
+
+        @param sync: whether it must be on disk when this returns.
         """
         lines = []
         for offer, receipt in finished:
@@ -93,131 +167,213 @@ class DoneLog:
                     offer.key.hex().encode(),
                     msgspec.json.encode(receipt),
                 )
-                lines.append((_index(offer), b"\n%08x %b\n" % (crc32(body), body)))
-        if not lines:
-            return
-        today = int(self._now() // _DAY)
-        day = self._day(today)
-        data = b"".join(line for _, line in lines) if len(lines) > 1 else lines[0][1]
-        written = self._sys.write(day.fd, data)
-        if written < len(data):  # a disk that is nearly full: the half line is skipped
-            written = self._sys.write(day.fd, data)
-            if written < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        end = os.lseek(day.fd, 0, os.SEEK_CUR)
-        if end - written == day.known:
-            offset = day.known
-            for index, line in lines:
-                self._note(index, today, offset + 1, len(line) - 2)
-                offset += len(line)
-            day.known = end
-        if sync:
-            self._sys.fdatasync(day.fd)
-            if not day.linked:
-                self._sys.fsync(self._directory)
-                day.linked = True
+                lines.append((identityOf(offer), b"\n%08x %b\n" % (crc32(body), body)))
+        if lines:
+            with self._lock:
+                file = self._last()
+                self._write(file, lines)
+                end = file.end
+            if sync:
+                self._sync(file, end)
 
-    def find(self, offer: Offer) -> Receipt | None:
+    def find(self, offer: Offer, *, sync: bool = False) -> Receipt | None:
         """
+        @param sync: whether it must be on disk when this returns.
         @return: the receipt that this principal got for this key.
         """
         if offer.key is None:
             return None
-        today = int(self._now() // _DAY)
-        self._day(today)  # while it can still be refused for want of descriptors
-        now = monotonic()
-        if now - self._looked >= FRESH:
-            self._looked = now
-            self._refresh(today)
-            if today - 1 in self._days:
-                self._refresh(today - 1)  # a process whose midnight is later
-        where = self._where.get(_index(offer))
-        if where is None:
+        with self._lock:
+            now = monotonic()
+            if now - self._looked >= FRESH:
+                self._looked = now
+                self._last()
+            found = self._found(offer, sync)
+        if not found:
             return None
-        number, offset, length = where
-        record = decodeLine(self._sys.pread(self._days[number].fd, length, offset))
-        try:
-            receipt = msgspec.convert(record["receipt"], Receipt)
-        except (msgspec.ValidationError, TypeError, KeyError):
-            return None
-        return receipt if receipt.principal == offer.principal else None
+        file, offset, receipt = found
+        if sync:
+            self._sync(file, offset + 1)
+        return receipt
 
     def expire(self) -> None:
         """
-        Forget the days that are over.
+        Remove the files that are too old.
         """
-        oldest = int(self._now() // _DAY) - DAYS
-        for name in self._sys.listdir(self._directory):
-            found = _NAME.match(name)
-            if found and int(found[1]) < oldest:
-                self._sys.remove(name, self._directory)
-        for number in [number for number in self._days if number < oldest]:
-            self._sys.close(self._days.pop(number).fd)
-            self._where = {key: at for key, at in self._where.items() if at[0] != number}
+        now, uptime = self._now(), self._seconds()
+        overdue = {}
+        for number in self._numbers()[:-1]:
+            with suppress(FileNotFoundError):
+                status = self._sys.stat(
+                    f"done-{number}", dir_fd=self._directory, follow_symlinks=False
+                )
+                if now - status.st_mtime > KEPT:
+                    overdue[number] = self._overdue.get(number, uptime)
+        self._overdue = overdue
+        for number, since in overdue.items():
+            if uptime - since >= SURE:
+                self._remove(number)
 
     def close(self) -> None:
         """
         Let go of the descriptors.
         """
-        while self._days:
-            self._sys.close(self._days.popitem()[1].fd)
+        if self._files and self._files[-1].places.recent >= SOME:
+            self._sort(self._files[-1])
+        while self._files:
+            self._letGo(self._files[0])
 
-    def _load(self) -> None:
-        today = int(self._now() // _DAY)
-        numbers = sorted(
-            int(found[1])
-            for found in map(_NAME.match, self._sys.listdir(self._directory))
-            if found and int(found[1]) >= today - DAYS
-        )
-        for number in numbers[-DAYS - 2 :]:
-            self._day(number)
-        left = MAX_READ
-        for number in reversed(numbers):
-            day = self._days.get(number)
-            if day is not None:
-                size = self._sys.fstat(day.fd).st_size
-                day.known = max(0, size - left)
-                left -= size - day.known
-        for number in self._days:
-            self._refresh(number)
+    # -- the row of files ----------------------------------------------------
 
-    def _day(self, number: int) -> _Day:
-        day = self._days.get(number)
-        if day is None:
-            fd = self._sys.open(f"done-{number}", _FLAGS, 0o600, dir_fd=self._directory)
-            day = self._days[number] = _Day(fd)
-        return day
+    def _numbers(self) -> list[int]:
+        found = map(_NAME.match, self._sys.listdir(self._directory))
+        return sorted(int(each[1]) for each in found if each)
 
-    def _refresh(self, number: int) -> None:
-        day = self._days[number]
-        size = self._sys.fstat(day.fd).st_size
-        while day.known < size:
-            data = self._sys.pread(day.fd, min(size - day.known, 1 << 20), day.known)
+    def _last(self) -> _File:
+        """
+        @return: the file to append to, after everything that others appended
+            was read.
+        """
+        for file in self._files[-2:]:  # the end of one may come after the next was begun
+            self._refresh(file)
+        while (file := self._files[-1]).end >= self._size or file.failed:
+            later = [number for number in self._numbers() if number > file.number]
+            self._begin(min(later, default=file.number + 1))
+        return file
+
+    def _begin(self, number: int) -> None:
+        fd = self._sys.open(f"done-{number}", _APPEND, 0o600, dir_fd=self._directory)
+        file = _File(number, fd)
+        try:
+            with suppress(OSError):
+                self._restore(file)
+            self._refresh(file)
+        except BaseException:
+            self._sys.close(fd)
+            raise
+        last = self._files[-1] if self._files else None
+        if last is not None and last.places.recent and not last.failed:
+            self._sort(last)
+        self._files.append(file)
+        if len(self._files) > self._most:
+            self._letGo(self._files[0])
+
+    def _remove(self, number: int) -> None:
+        with self._lock:
+            for file in self._files:
+                if file.number == number:
+                    self._letGo(file)
+                    break
+        # the index first: without one a file is read
+        self._sys.remove(f"index-{number}", self._directory)
+        self._sys.remove(f"done-{number}", self._directory)
+
+    def _letGo(self, file: _File) -> None:
+        with file.syncing:
+            self._files.remove(file)
+            self._sys.close(file.fd)
+
+    # -- bytes ---------------------------------------------------------------
+
+    def _write(self, file: _File, lines: list[tuple[bytes, bytes]]) -> None:
+        data = b"".join(line for _, line in lines) if len(lines) > 1 else lines[0][1]
+        written = self._sys.write(file.fd, data)
+        if written < len(data):  # a disk that is nearly full: the half line is skipped
+            written = self._sys.write(file.fd, data)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        file.end = self._sys.fstat(file.fd).st_size
+        offset = file.places.known
+        if file.end - written != offset:
+            self._looked = 0.0  # somebody else wrote too: read both
+            return
+        for identity, line in lines:
+            file.places.note(identity, offset + 1)
+            offset += len(line)
+        self._known(file, offset)
+
+    def _refresh(self, file: _File) -> None:
+        status = self._sys.fstat(file.fd)
+        file.end = status.st_size
+        if not status.st_nlink:
+            file.failed = True  # it was removed while we did nothing for a week
+        while (known := file.places.known) < file.end:
+            data = self._sys.pread(file.fd, min(file.end - known, _MUCH), known)
             end = data.rfind(b"\n") + 1
             if not end:
-                if len(data) == 1 << 20:
-                    day.known += len(data)  # no line of ours is that long
-                    continue
-                return  # another process is writing it
+                if len(data) < _MUCH:
+                    return  # another process is writing it
+                end = len(data)  # no line of ours is that long
             for offset, line in linesOf(data[:end]):
-                record = decodeLine(line)
-                if isinstance(record, dict):
-                    self._noteRecord(record, number, day.known + offset, len(line))
-            day.known += end
+                whose = decodeLine(line, _Whose)
+                if whose is not None:
+                    try:
+                        key = bytes.fromhex(whose.key)
+                    except ValueError:
+                        continue
+                    file.places.note(_identityOf(key, whose.receipt.principal), known + offset)
+            self._known(file, known + end)
 
-    def _noteRecord(self, record: dict[str, Any], number: int, offset: int, length: int) -> None:
-        try:
-            index = bytes.fromhex(record["key"]) + record["receipt"]["principal"].encode()
-        except (KeyError, TypeError, ValueError, AttributeError):
+    def _known(self, file: _File, known: int) -> None:
+        file.places.known = known
+        if file.places.many:
+            self._sort(file)
+
+    def _found(self, offer: Offer, sync: bool) -> tuple[_File, int, Receipt] | None:
+        identity = _identity(offer.key, offer.principal)
+        for file in reversed(self._files):
+            for offset in file.places.of(identity):
+                lost = sync and file.failed and offset >= file.synced
+                receipt = None if lost else self._read(file, offset, offer)
+                if receipt is not None:
+                    return file, offset, receipt
+        return None
+
+    def _read(self, file: _File, offset: int, offer: Offer) -> Receipt | None:
+        line = self._sys.pread(file.fd, _LINE, offset).partition(b"\n")[0]
+        found = decodeLine(line, _Finished)
+        if found is None or offer.key is None or found.key != offer.key.hex():
+            return None
+        receipt: Receipt = found.receipt
+        return receipt if receipt.principal == offer.principal else None
+
+    def _sync(self, file: _File, end: int) -> None:
+        with file.syncing:
+            if end <= file.synced:
+                return
+            if file.failed:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            end = file.end  # what others append from now on may come too late
+            try:
+                self._sys.fdatasync(file.fd)
+                if not file.named:
+                    self._sys.fsync(self._directory)
+                    file.named = True
+            except OSError:
+                file.failed = True
+                raise
+            file.synced = end
+
+    # -- indexes -------------------------------------------------------------
+
+    def _sort(self, file: _File) -> None:
+        kept = file.places.sort()
+        with suppress(OSError):
+            fd = self._sys.open(f"index-{file.number}", _ANEW, 0o600, dir_fd=self._directory)
+            try:
+                self._sys.writeAll(fd, kept, 0)
+            finally:
+                self._sys.close(fd)
+
+    def _restore(self, file: _File) -> None:
+        name = f"index-{file.number}"
+        fd = self._sys.openIfThere(name, READ, self._directory)
+        if fd is None:
             return
-        self._note(index, number, offset, length)
-
-    def _note(self, index: bytes, day: int, offset: int, length: int) -> None:
-        self._where[index] = (day, offset, length)
-        if len(self._where) > self._entries:
-            del self._where[next(iter(self._where))]
-
-
-def _index(offer: Offer) -> bytes:
-    assert offer.key is not None
-    return offer.key + offer.principal.encode()
+        try:
+            kept = self._sys.pread(fd, self._sys.fstat(fd).st_size, 0)
+        finally:
+            self._sys.close(fd)
+        if not file.places.restore(kept, self._sys.fstat(file.fd).st_size):
+            # the file may grow until it seems to fit
+            self._sys.remove(name, self._directory)

@@ -8,9 +8,11 @@ the descriptor that wrote; note that publishing begins; publish; sync the
 directories; done record; unlink the private name; acknowledge.  A name never
 precedes its synced data, an acknowledgement never precedes anything it
 promises, and the private name goes last because it is the evidence: a private
-file with two links was published, whoever died in between.
+file with two links was published, whoever died or failed in between.  Once the
+done record is written nothing can fail any more.
 
-C{none} leaves out the syncs, C{data} those of directories.
+C{none} leaves out the syncs, C{data} those of directories.  What was reached
+depends on where the name is, too: a file system in memory may be mounted there.
 
 Everything here may block on the disk and may run in any thread.
 """
@@ -20,10 +22,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from hashlib import blake2b
+from collections.abc import Callable
 from itertools import count
-from threading import Lock
 
 import attrs
 from twisted.python.failure import Failure
@@ -31,17 +31,18 @@ from twisted.python.failure import Failure
 from connpool.errors import SyncFailed, TransferError
 from connpool.transfer.records import DURABILITIES, Offer, Receipt
 from connpool.transfer.stores.batch import Batch, Small, SyncChoice
-from connpool.transfer.stores.done import DoneLog
+from connpool.transfer.stores.done import DoneLog, identityOf
 from connpool.transfer.stores.publish import Published, Publisher, Source
-from connpool.transfer.stores.syscalls import NEW, Syscalls, asTransferError
+from connpool.transfer.stores.syscalls import NEW, VOLATILE, Syscalls, asTransferError
 from connpool.transfer.stores.tree import Directory, Tree
 
 __all__ = ["Finisher", "temporaryName"]
 
 #: A modification time in the future is taken up to this many seconds ahead.
 FUTURE = 86400
+#: Done records that are put off while they cannot be written.
+LATER = 4096
 
-_LEVELS = {name: level for level, name in enumerate(DURABILITIES)}
 _OLD = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -58,7 +59,7 @@ def temporaryName(offer: Offer) -> str:
     """
     if offer.key is None:
         return f"{_prefix}-{os.getpid()}-{next(_numbers)}"
-    return blake2b(offer.key + offer.principal.encode(), digest_size=16).hexdigest()
+    return identityOf(offer).hex()
 
 
 @attrs.define
@@ -66,15 +67,15 @@ class _Item:
     small: Small
     source: Source
     directory: Directory | None = None
-    result: Receipt | Failure | None = None
+    receipt: Receipt = attrs.field(init=False)
 
 
 class Finisher:
     """
     @param tree: the published directories.
     @param temporary: descriptor of the directory of private files.
-    @param filesystem: its type, for receipts.
-    @param reach: index in C{DURABILITIES} of the strongest level there is.
+    @param reach: index in C{DURABILITIES} of the strongest level there is on
+        the file system of the private files.
     @param fileMode: permission bits of published files, whatever the umask.
     @param keepExec: give the source's exec bit where C{fileMode} can read.
     @param now: wall-clock seconds.
@@ -88,7 +89,6 @@ class Finisher:
         done: DoneLog,
         temporary: int,
         *,
-        filesystem: str,
         reach: int,
         fileMode: int,
         keepExec: bool,
@@ -98,10 +98,8 @@ class Finisher:
         self._tree = tree
         self._publisher = publisher
         self._done = done
-        self._doneLock = Lock()
         self._temporary = temporary
-        self._filesystem = filesystem
-        self._reach = reach
+        self._levels = {name: min(level, reach) for level, name in enumerate(DURABILITIES)}
         self._fileMode = fileMode
         self._keepExec = keepExec
         self._now = now
@@ -113,7 +111,7 @@ class Finisher:
         """
         @return: the index in C{DURABILITIES} that is asked for and reachable.
         """
-        return min(_LEVELS[offer.durability], self._reach)
+        return self._levels[offer.durability]
 
     def finished(self, offer: Offer) -> Receipt | None:
         """
@@ -125,8 +123,7 @@ class Finisher:
         if recent is not None:
             return recent[1]
         try:
-            with self._doneLock:
-                return self._done.find(offer)
+            return self._done.find(offer, sync=offer.durability == "full")
         except OSError as error:
             raise asTransferError(error, f'looking for the receipt of "{offer.name}"') from None
 
@@ -134,8 +131,13 @@ class Finisher:
         """
         Forget receipts that are too old.
         """
-        with self._doneLock:
-            self._done.expire()
+        self._done.expire()
+
+    def remove(self, name: str) -> None:
+        """
+        Remove a private file that nobody asked for again.
+        """
+        self._publisher.copies.remove(name)
 
     def one(
         self,
@@ -149,8 +151,8 @@ class Finisher:
         """
         @param committing: notes that publishing begins, and syncs the note.
         @param later: leave the done record and the private name to L{flush}.
-        @raise TransferError: as L{IPartial.commit} fails; the private file is
-            still there.
+        @raise TransferError: as L{IPartial.commit} fails; C{source} says what
+            became of the private file.
         """
         level = self.level(offer)
         directory = None
@@ -163,18 +165,18 @@ class Finisher:
             published, directory = self._publish(offer, source, level)
             if level == 2:
                 self._tree.sync(directory)
-            receipt = self._receipt(offer, source.size, root, published, level)
+            receipt = self._receipt(offer, source.size, root, published, directory, level)
             if offer.key is not None:
-                if later:
+                if later and source.fresh and len(self._later) < LATER:
                     self._later[offer.principal, offer.key] = (offer, receipt, source)
                     return receipt
-                self._note([(offer, receipt)], sync=level == 2)
-            self._sys.remove(source.name, source.directory)
+                self._done.append([(offer, receipt)], sync=level == 2)
         except OSError as error:
             raise asTransferError(error, f'storing "{offer.name}"') from None
         finally:
             if directory is not None:
                 self._tree.release(directory)
+        self._publisher.discard(source)
         return receipt
 
     def wasRenamed(self, offer: Offer, size: int, root: bytes | None) -> Receipt:
@@ -183,15 +185,16 @@ class Finisher:
         the steps that were left.
         """
         level = self.level(offer)
+        published = Published(offer.name, "stored")
         try:
-            if level == 2:
-                directory = self._tree.acquire(offer.name.components[:-1], create=True)
-                try:
+            directory = self._tree.acquire(offer.name.components[:-1], create=True)
+            try:
+                if level == 2:
                     self._tree.sync(directory)
-                finally:
-                    self._tree.release(directory)
-            receipt = self._receipt(offer, size, root, Published(offer.name, "stored"), level)
-            self._note([(offer, receipt)], sync=level == 2)
+                receipt = self._receipt(offer, size, root, published, directory, level)
+            finally:
+                self._tree.release(directory)
+            self._done.append([(offer, receipt)], sync=level == 2)
         except OSError as error:
             raise asTransferError(error, f'storing "{offer.name}"') from None
         return receipt
@@ -200,11 +203,14 @@ class Finisher:
         """
         Write the done records that were put off, all at once, and then remove
         the private names: until then they are the evidence.
+
+        @raise OSError: they are put off still.
         """
-        later, self._later = self._later, {}
-        self._note([(offer, receipt) for offer, receipt, _ in later.values()], sync=False)
-        for _, _, source in later.values():
-            self._sys.remove(source.name, source.directory)
+        later = self._later.values()
+        self._done.append([(offer, receipt) for offer, receipt, _ in later], sync=False)
+        for _, _, source in later:
+            self._publisher.discard(source)
+        self._later = {}
 
     def put(self, offer: Offer, data: bytes, root: bytes | None, *, later: bool = False) -> Receipt:
         """
@@ -214,15 +220,15 @@ class Finisher:
         """
         try:
             source = self._write(offer, data)
-            try:
-                return self.one(offer, source, root, later=later)
-            except BaseException:
-                self._sys.remove(source.name, source.directory)
-                raise
-            finally:
-                self._sys.close(source.fd)
         except OSError as error:
             raise asTransferError(error, f'storing "{offer.name}"') from None
+        try:
+            receipt = self.one(offer, source, root, later=later)
+        except BaseException:
+            self._drop(source)
+            raise
+        self._close(source)
+        return receipt
 
     def batch(self, batch: Batch) -> list[Receipt | Failure]:
         """
@@ -248,10 +254,13 @@ class Finisher:
             self._settle([item for item in items if item.directory is not None], results)
         finally:
             for item in items:
-                self._sys.close(item.source.fd)
-                self._sys.remove(item.source.name, item.source.directory)
                 if item.directory is not None:
                     self._tree.release(item.directory)
+                if isinstance(results.get(id(item.small)), Receipt):
+                    self._publisher.discard(item.source)
+                    self._close(item.source)
+                else:
+                    self._drop(item.source)
         return [results[id(small)] for small in batch]
 
     def _syncAll(self, items: list[_Item], results: dict[int, Receipt | Failure]) -> None:
@@ -281,32 +290,33 @@ class Finisher:
         except OSError as error:
             results[id(item.small)] = Failure(asTransferError(error, f'storing "{offer.name}"'))
         else:
-            item.result = self._receipt(offer, item.source.size, item.small.root, published, level)
+            item.receipt = self._receipt(
+                offer, item.source.size, item.small.root, published, item.directory, level
+            )
 
     def _settle(self, items: list[_Item], results: dict[int, Receipt | Failure]) -> None:
         """
         The directories and the done records: each once.
         """
         full = [item for item in items if self.level(item.small.offer) == 2]
-        try:
-            for directory in {item.directory for item in full}:
-                assert directory is not None
+        for directory in {item.directory for item in full}:
+            assert directory is not None
+            try:
                 self._tree.sync(directory)
-            self._note(
-                [
-                    (item.small.offer, item.result)
-                    for item in items
-                    if isinstance(item.result, Receipt)
-                ],
-                sync=bool(full),
+            except OSError as error:
+                failure = Failure(asTransferError(error, "making a directory durable"))
+                here = [item for item in full if item.directory is directory]
+                results.update({id(item.small): failure for item in here})
+        rest = {id(item.small): item for item in items if id(item.small) not in results}
+        try:
+            self._done.append(
+                [(item.small.offer, item.receipt) for item in rest.values()], sync=bool(full)
             )
         except OSError as error:
-            failure = Failure(asTransferError(error, "making a batch of files durable"))
-            results.update({id(item.small): failure for item in items})
+            failure = Failure(asTransferError(error, "noting what was received"))
+            results.update(dict.fromkeys(rest, failure))
         else:
-            for item in items:
-                assert item.result is not None
-                results[id(item.small)] = item.result
+            results.update({number: item.receipt for number, item in rest.items()})
 
     def _write(self, offer: Offer, data: bytes) -> Source:
         name = temporaryName(offer)
@@ -325,6 +335,20 @@ class Finisher:
             self._sys.remove(name, self._temporary)
             raise
         return Source(fd, self._temporary, name, len(data), fresh=True)
+
+    def _drop(self, source: Source) -> None:
+        """
+        It was not noted; if it was published, its private name is the evidence.
+        """
+        if not source.linked:
+            self._publisher.discard(source)
+        self._close(source)
+
+    def _close(self, source: Source) -> None:
+        try:  # noqa: SIM105 - once a file: suppress() costs as much as the call
+            self._sys.close(source.fd)
+        except OSError:
+            pass  # the descriptor is gone all the same, and what had to be synced was
 
     def _earlier(self, name: str, size: int) -> Source | None:
         """
@@ -377,23 +401,24 @@ class Finisher:
                 raise
         raise AssertionError("unreachable")
 
-    def _note(self, finished: Iterable[tuple[Offer, Receipt]], *, sync: bool) -> None:
-        keyed = [each for each in finished if each[0].key is not None]
-        if keyed:
-            with self._doneLock:
-                self._done.append(keyed, sync=sync)
-
     def _receipt(
-        self, offer: Offer, size: int, root: bytes | None, published: Published, level: int
+        self,
+        offer: Offer,
+        size: int,
+        root: bytes | None,
+        published: Published,
+        directory: Directory,
+        level: int,
     ) -> Receipt:
+        filesystem = directory.filesystem
         return Receipt(
             transferId=offer.transferId,
             name=published.name.path,
             wanted=offer.name.path,
             size=size,
             status=published.status,
-            durability=DURABILITIES[level],
-            filesystem=self._filesystem,
+            durability=DURABILITIES[0 if filesystem in VOLATILE else level],
+            filesystem=filesystem,
             integrity="unverified" if root is None else "verified",
             digest=offer.digest,
             root=None if root is None else root.hex(),

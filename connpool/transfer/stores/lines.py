@@ -28,15 +28,16 @@ def encodeLine(record: Any) -> bytes:
     return b"\n%08x %b\n" % (crc32(body), body)
 
 
-def decodeLine(line: bytes) -> Any:
+def decodeLine(line: bytes, shape: Any = Any) -> Any:
     """
-    @return: the record, or L{None} if the line is damaged.
+    @param shape: type of the record, as C{msgspec} takes it.
+    @return: the record, or L{None} if the line is damaged or has another shape.
     """
     try:
         if int(line[:8], 16) != crc32(line[9:]):
             return None
-        return msgspec.json.decode(line[9:])
-    except (ValueError, RecursionError):
+        return msgspec.json.decode(line[9:], type=shape)
+    except (ValueError, RecursionError, msgspec.DecodeError):
         return None
 
 

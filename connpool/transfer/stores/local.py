@@ -7,7 +7,8 @@ The root is opened once.  Below it C{.connpool} (which no L{RelativeName} can
 name) holds what is private:
 
 C{temporary/}
-    files that cannot be resumed, named after their idempotence key;
+    files that cannot be resumed, named after their idempotence key, and notes
+    about copies on other mounts (L{connpool.transfer.stores.copies});
 C{partials/PRINCIPAL/}
     partials and their journals (L{connpool.transfer.stores.shelf});
 C{done/}
@@ -24,15 +25,16 @@ There is no timer: old things are looked for when files arrive, or when L{reap}
 is called.
 
 Known limits: a directory that can be entered but not read cannot be synced and
-is refused.  Only the newest 262,144 receipts of a week are remembered.  Of
-names that differ only in case or composition, C{names="portable"} keeps a
-second one out for certain if this store made the first; what others put there
-(the operator, another process or store) is seen soon, not at once, and in a
-directory of more than 65,536 names, or beyond 131,072 in the directories in
-use, nothing is: there both names are kept wherever the file system keeps them
-apart.  The quota is about unfinished files; published ones belong to the
-operator.  At the level C{none} the done record is written at the end of the
-reactor's turn, which is before an acknowledgement leaves a selectable transport.
+is refused.  Only the newest gigabyte of receipts, about two million, is
+remembered.  Of names that differ only in case or composition,
+C{names="portable"} keeps a second one out for certain if this store made the
+first; what others put there (the operator, another process or store) is seen
+soon, not at once, and in a directory of more than 65,536 names, or beyond
+131,072 in the directories in use, nothing is: there both names are kept
+wherever the file system keeps them apart.  The quota is about unfinished files;
+published ones belong to the operator.  At the level C{none} the done record is
+written at the end of the reactor's turn, which is before an acknowledgement
+leaves a selectable transport.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ from connpool.transfer.records import (
     StoreCaps,
 )
 from connpool.transfer.stores.batch import GroupCommit, Small
+from connpool.transfer.stores.copies import Copies
 from connpool.transfer.stores.done import DoneLog
 from connpool.transfer.stores.finish import Finisher, temporaryName
 from connpool.transfer.stores.journal import continues, header
@@ -195,10 +198,14 @@ class LocalStore:
             self.finisher = Finisher(
                 sys,
                 self._tree,
-                Publisher(sys, canLink=canLink(sys, self._temporary), claim=self._claim),
+                Publisher(
+                    sys,
+                    Copies(sys, self._temporary, self._tree),
+                    canLink=canLink(sys, self._temporary),
+                    claim=self._claim,
+                ),
                 self._done,
                 self._temporary,
-                filesystem=self.filesystem,
                 reach=DURABILITIES.index(level),
                 fileMode=fileMode,
                 keepExec=keepExec,
@@ -224,14 +231,14 @@ class LocalStore:
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
         self._refuse()
         if offer.key is not None:
-            receipt = self.finisher.finished(offer)
-            if receipt is not None:
-                return receipt
             others = self._pending.get((offer.principal, offer.key))
             if others is not None:
                 d: Deferred[Receipt] = Deferred()
                 others.append(d)
                 return d
+            receipt = self.finisher.finished(offer)
+            if receipt is not None:
+                return receipt
         if not self.ledger.fits(len(data)):
             raise NoSpace("the receiver's disk is full; try again when there is space")
         if self.finisher.level(offer):
@@ -249,6 +256,8 @@ class LocalStore:
         if now - self._looked >= LOOK:
             self._looked = now
             self._trouble = self._look()
+            if self._flushing is None:
+                self._flush()  # what could not be noted before
             if now - self._reaped >= REAP and not self._reaping and not self._closed:
                 self.reap()
         return self._trouble or self.ledger.trouble()
@@ -268,7 +277,7 @@ class LocalStore:
         self._closed = True
         if self._flushing is not None:
             self._flushing.cancel()
-            self._flush()
+        self._flush()
         d: Deferred[Any] = gatherResults(
             [partial.suspend() for partial in list(self._active)], consumeErrors=True
         )
@@ -327,6 +336,9 @@ class LocalStore:
         self._looked = -LOOK
         self._refuse()
         try:
+            older = None if offer.resumeKey is None else self._resumable.get(identityOf(offer))
+            if older is not None and older.ending is not None:
+                return self._takeOver(older, offer)  # its receipt may not be on disk yet
             receipt = self.finisher.finished(offer)
             if receipt is not None:
                 if offer.resumeKey is not None:
@@ -334,7 +346,6 @@ class LocalStore:
                 return receipt
             if offer.resumeKey is None:
                 return self._openTemporary(offer)
-            older = self._resumable.get(identityOf(offer))
             if older is not None:
                 return self._takeOver(older, offer)
             return self._openSlot(offer)
@@ -498,8 +509,7 @@ class LocalStore:
         try:
             self.finisher.flush()
         except OSError:
-            # the files are where they belong; who repeats one is told so by
-            # its private name, which is still there
+            # the files are where they belong, and it is tried again
             self._log.failure("cannot note what was received")
 
     def _runBatch(self, batch: Any) -> Deferred[list[Receipt | Failure]]:

@@ -10,7 +10,8 @@ before it, so any number of senders may race.
 C{link} refuses to clobber on every POSIX file system that has links, and if it
 fails with C{EEXIST} on our own inode an earlier run had succeeded.  Where there
 are no links C{renameat2(RENAME_NOREPLACE)} serves.  A directory on another
-mount (C{EXDEV}, which a bind mount also gives) gets a hidden copy first.
+mount (C{EXDEV}, which a bind mount also gives) gets a hidden copy first
+(L{connpool.transfer.stores.copies}).
 
 The source is taken without following links, and its private name is compared
 with the inode that was written: before a rename, and after a link (a consumer
@@ -20,16 +21,21 @@ may take the published name away at once, so that one proves nothing).
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import attrs
 
 from connpool.errors import Exists, StoreError
-from connpool.transfer.names import INTERNAL, RelativeName, displayName
+from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.stores.neighbours import Claim, keepApart
 from connpool.transfer.stores.syscalls import NEW, READ, Syscalls, isFile
 from connpool.transfer.stores.tree import Directory
+
+if TYPE_CHECKING:
+    from connpool.transfer.stores.copies import Copies
 
 __all__ = ["NUMBERED", "Published", "Publisher", "Source", "canLink", "candidates"]
 
@@ -51,6 +57,8 @@ class Source:
     @ivar name: its name there.
     @ivar fresh: made a moment ago by this process, so that no earlier run can
         have published it.
+    @ivar linked: it has its public name too: the private one is evidence now.
+    @ivar moved: the public name took the place of the private one.
     """
 
     fd: int
@@ -58,6 +66,8 @@ class Source:
     name: str
     size: int
     fresh: bool = False
+    linked: bool = False
+    moved: bool = False
 
 
 @attrs.frozen
@@ -73,14 +83,21 @@ class Published:
 
 class Publisher:
     """
+    @param copies: makes those for other mounts.
     @param canLink: whether the file system has hard links.
     @param claim: decides whether a name may be given.
     """
 
     def __init__(
-        self, syscalls: Syscalls, *, canLink: bool = True, claim: Claim = keepApart
+        self,
+        syscalls: Syscalls,
+        copies: Copies,
+        *,
+        canLink: bool = True,
+        claim: Claim = keepApart,
     ) -> None:
         self._sys = syscalls
+        self.copies = copies
         self._canLink = canLink
         self._claim = claim
 
@@ -93,43 +110,48 @@ class Publisher:
         sync: bool,
     ) -> Published:
         """
-        The caller has synced what must be synced before, and syncs
-        C{directory} and unlinks the source afterwards.
+        The caller has synced what must be synced before, and afterwards syncs
+        C{directory} and lets go of the private name (L{discard}).
 
         @param sync: whether the content must be on disk when this returns: a
             copy for another mount, or the file that was there already.
         @raise Exists: if the rule says so.
         """
-        identity: tuple[int, int] | None = None
-        if not source.fresh:
+        if not source.fresh and ifExists != "replace":
             status = self._sys.fstat(source.fd)
-            identity = (status.st_dev, status.st_ino)
-            if status.st_nlink > 1 and ifExists != "replace":
+            if status.st_nlink > 1:
                 # a second link is ours; a consumer may have moved it away since
-                earlier = self._publishedBefore(identity, directory, name, ifExists)
+                source.linked = True
+                earlier = self._publishedBefore(status, directory, name, ifExists)
                 return Published(earlier or name, "stored")
         try:
-            return self._choose(source, identity, directory, name, ifExists, sync)
+            return self._choose(source, directory, name, ifExists, sync)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-        copy = self._copy(source, directory, sync)
+        with self.copies.made(source, directory, name, sync) as copy:
+            return self._choose(copy, directory, name, ifExists, sync)
+
+    def discard(self, source: Source) -> None:
+        """
+        Remove the private name, if it still leads to that file, which is open
+        unless it is fresh.  What cannot be removed now will be too old one day.
+        """
         try:
-            return self._choose(copy, None, directory, name, ifExists, sync)
-        finally:
-            self._sys.close(copy.fd)
-            self._sys.remove(copy.name, directory.fd)
+            if not source.moved and self._stillOurs(source):
+                self._sys.unlink(source.name, dir_fd=source.directory)
+        except OSError:
+            pass
 
     def _choose(
         self,
         source: Source,
-        identity: tuple[int, int] | None,
         directory: Directory,
         name: RelativeName,
         ifExists: str,
         sync: bool,
     ) -> Published:
-        if not self._stillOurs(source, identity):
+        if not self._stillOurs(source):
             raise _swapped(name)
         if ifExists == "replace":
             last = name.components[-1]
@@ -139,7 +161,7 @@ class Publisher:
         for candidate in candidates(name, ifExists):
             last = candidate.components[-1]
             try:
-                linked = self._claim(directory, last, self._place, source, directory, last)
+                self._claim(directory, last, self._place, source, directory, last)
             except FileExistsError:
                 if candidate is name and self._sameContent(source, directory, last, sync):
                     return Published(name, "duplicate")
@@ -147,15 +169,15 @@ class Publisher:
                 if candidate is name:
                     why = neighbour
             else:
-                if linked and not self._stillOurs(source, identity):
+                if source.linked and not self._stillOurs(source):
                     self._sys.remove(last, directory.fd)
+                    source.linked = False
                     raise _swapped(name)
                 return Published(candidate, "stored")
         raise why or Exists(f'"{name}" already exists on the receiver with different content')
 
-    def _place(self, source: Source, directory: Directory, last: str) -> bool:
+    def _place(self, source: Source, directory: Directory, last: str) -> None:
         """
-        @return: whether it was linked, and has both names now.
         @raise FileExistsError: if the name is taken.
         """
         if self._canLink:
@@ -171,7 +193,8 @@ class Publisher:
                 if error.errno not in _NO_LINKS:
                     raise
             else:
-                return True
+                source.linked = True
+                return
         try:
             self._sys.renameNoReplace(
                 source.name, last, src_dir_fd=source.directory, dst_dir_fd=directory.fd
@@ -183,7 +206,7 @@ class Publisher:
                     " its operator may use --if-exists replace"
                 ) from None
             raise
-        return False
+        source.moved = True
 
     def _replace(self, source: Source, directory: Directory, last: str) -> None:
         try:
@@ -194,22 +217,23 @@ class Publisher:
             if error.errno in {errno.EISDIR, errno.ENOTEMPTY, errno.ENOTDIR, errno.EEXIST}:
                 raise Exists(f'"{displayName(last)}" is a directory on the receiver') from None
             raise
+        source.moved = True
 
-    def _stillOurs(self, source: Source, identity: tuple[int, int] | None) -> bool:
+    def _stillOurs(self, source: Source) -> bool:
         """
         The private name leads to the inode that was written, and to nothing
         that was put in its place while it lay there.
         """
-        if identity is None:
+        if source.fresh:
             return True
         try:
             status = self._sys.stat(source.name, dir_fd=source.directory, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return (status.st_dev, status.st_ino) == identity
+        return _inode(status) == _inode(self._sys.fstat(source.fd))
 
     def _publishedBefore(
-        self, identity: tuple[int, int], directory: Directory, name: RelativeName, ifExists: str
+        self, ours: os.stat_result, directory: Directory, name: RelativeName, ifExists: str
     ) -> RelativeName | None:
         for candidate in candidates(name, ifExists):
             try:
@@ -218,7 +242,7 @@ class Publisher:
                 )
             except FileNotFoundError:
                 continue
-            if (status.st_dev, status.st_ino) == identity:
+            if _inode(status) == _inode(ours):
                 return candidate
         return None
 
@@ -243,24 +267,9 @@ class Publisher:
         finally:
             self._sys.close(fd)
 
-    def _copy(self, source: Source, directory: Directory, sync: bool) -> Source:
-        name = f"{INTERNAL}-{secrets.token_hex(8)}"
-        fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
-        try:
-            offset = 0
-            while data := self._sys.pread(source.fd, _CHUNK, offset):
-                self._sys.writeAll(fd, data, offset)
-                offset += len(data)
-            status = self._sys.fstat(source.fd)
-            self._sys.fchmod(fd, status.st_mode & 0o777)
-            self._sys.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-            if sync:
-                self._sys.fsync(fd)
-        except BaseException:
-            self._sys.close(fd)
-            self._sys.remove(name, directory.fd)
-            raise
-        return Source(fd, directory.fd, name, source.size, fresh=True)
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _swapped(name: RelativeName) -> StoreError:

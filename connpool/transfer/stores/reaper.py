@@ -84,7 +84,7 @@ class Reaper:
             except FileNotFoundError:
                 continue
             if now - status.st_ctime > TEMPORARY and uptime >= SURE:
-                self._sys.remove(name, self._temporary)
+                self._finisher.remove(name)
         self._finisher.expire()
 
     def wasPublished(self, slot: Slot) -> bool:

@@ -4,13 +4,12 @@ Which receipts a program has not been told about yet.
 Theory of operation
 ===================
 The done log (L{connpool.transfer.stores.done}) is written before a sender gets
-its receipt, so it is the outbox: this reads behind its writers, in each day's
-file for itself, because a clock that was ahead is set right some time and its
-writer goes back to an earlier day.  A position is a day and an offset in that
-day's file; the file C{hook} keeps one for each day, and everything before it was
-told.  Receipts may be told out of order, so a day's position moves to the first
-one that is still open; after a restart whatever lies behind it is told again: at
-least once.
+its receipt, so it is the outbox: this reads behind its writers, in each of its
+files for itself, because the end of one may come after the next was begun.  A
+position is the number of a file and an offset in it; the file C{hook} keeps one
+for each, and everything before it was told.  Receipts may be told out of order,
+so a file's position moves to the first one that is still open; after a restart
+whatever lies behind it is told again: at least once.
 
 A lock on C{hook} keeps two processes from telling the same twice.
 """
@@ -59,11 +58,11 @@ class ReceivedOutbox:
                 "another receiver of this directory has --on-received; give it to one of them"
             ) from None
         kept = syscalls.pread(self._fd, syscalls.fstat(self._fd).st_size, 0)
-        #: day to the offset at which reading goes on
-        self._at = {int(day): int(offset) for day, offset in _KEPT.findall(kept)}
+        #: number of a file to the offset at which reading goes on
+        self._at = {int(number): int(offset) for number, offset in _KEPT.findall(kept)}
         if not kept:  # a new one: what is there already is no news
-            self._at = {day: self._size(day) for day in self._days()}
-        #: of one day, in its order
+            self._at = {number: self._size(number) for number in self._numbers()}
+        #: of one file, in its order
         self._ready: list[tuple[Position, Receipt]] = []
         #: taken and not told
         self._open: set[Position] = set()
@@ -105,44 +104,44 @@ class ReceivedOutbox:
 
     def _keep(self) -> None:
         first = dict(self._at)
-        for day, offset in [*self._open, *(position for position, _ in self._ready[:1])]:
-            first[day] = min(offset, first.get(day, offset))
+        for number, offset in [*self._open, *(position for position, _ in self._ready[:1])]:
+            first[number] = min(offset, first.get(number, offset))
         table = b"".join(b"%020d %020d\n" % position for position in sorted(first.items()))
         # one call: whole or not at all
         self._length = max(self._length, len(table))
         self._sys.writeAll(self._fd, table.ljust(self._length, b"\n"), 0)
 
-    def _days(self) -> list[int]:
+    def _numbers(self) -> list[int]:
         names = map(_NAME.match, self._sys.listdir(self._directory))
         return sorted(int(found[1]) for found in names if found)
 
-    def _size(self, day: int) -> int:
+    def _size(self, number: int) -> int:
         try:
             return self._sys.stat(
-                f"done-{day}", dir_fd=self._directory, follow_symlinks=False
+                f"done-{number}", dir_fd=self._directory, follow_symlinks=False
             ).st_size
         except FileNotFoundError:
             return 0  # its week is over
 
     def _read(self) -> None:
         """
-        Read on in the first day that has more.
+        Read on in the first file that has more.
         """
-        days = self._days()
-        self._at = {day: self._at.get(day, 0) for day in days}
-        for day in days:
-            size = self._size(day)
-            if size < self._at[day]:
-                self._at[day] = 0  # removed while the clock was ahead, and begun anew
-            if size > self._at[day]:
-                self._readDay(day, self._at[day])
+        numbers = self._numbers()
+        self._at = {number: self._at.get(number, 0) for number in numbers}
+        for number in numbers:
+            size = self._size(number)
+            if size < self._at[number]:
+                self._at[number] = 0  # the power took more of it than of what was told
+            if size > self._at[number]:
+                self._readFile(number, self._at[number])
             if self._ready:
                 return
 
-    def _readDay(self, day: int, offset: int) -> None:
+    def _readFile(self, number: int, offset: int) -> None:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = self._sys.open(f"done-{day}", flags, dir_fd=self._directory)
+            fd = self._sys.open(f"done-{number}", flags, dir_fd=self._directory)
         except FileNotFoundError:
             return
         try:
@@ -155,9 +154,9 @@ class ReceivedOutbox:
                 for start, line in linesOf(data[:end]):
                     receipt = _receiptOf(line)
                     if receipt is not None:
-                        self._ready.append(((day, offset + start), receipt))
+                        self._ready.append(((number, offset + start), receipt))
                 offset += end
-                self._at[day] = offset
+                self._at[number] = offset
         finally:
             self._sys.close(fd)
 

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 from itertools import islice
 
 from connpool.errors import Busy, NameRefused, NoSpace, StoreError, TooLarge, TransferError
@@ -26,8 +27,18 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Open a directory to hold it.
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-#: File systems that forget everything at power-off.
-VOLATILE = frozenset({"tmpfs", "ramfs"})
+#: File systems that forget everything at power-off, and the one nobody knows.
+VOLATILE = frozenset({"tmpfs", "ramfs", "unknown"})
+#: What Linux says of a file system where it has no C{/proc} to name it.
+_MAGIC = {
+    0xEF53: "ext4",
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0xF2F52010: "f2fs",
+    0x2FC12FC1: "zfs",
+    0x01021994: "tmpfs",
+    0x858458F6: "ramfs",
+}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE = 1
@@ -136,7 +147,8 @@ def isFile(status: os.stat_result) -> bool:
 def filesystemType(fd: int) -> str:
     """
     @return: C{ext4}, C{tmpfs}, …, as the kernel's list of mounts names what
-        C{fd} lies on; C{unknown} where there is no such list.
+        C{fd} lies on, or C{fstatfs} where there is no such list; C{unknown} if
+        nothing tells.
     """
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
@@ -147,7 +159,10 @@ def filesystemType(fd: int) -> str:
                     return line.partition(" - ")[2].split()[0]
     except (OSError, StopIteration, IndexError):
         pass
-    return "unknown"
+    status = (ctypes.c_long * 64)()
+    if sys.platform != "linux" or _libc.fstatfs(fd, status):
+        return "unknown"
+    return _MAGIC.get(status[0] & 0xFFFFFFFF, "unknown")
 
 
 def asTransferError(error: OSError, doing: str) -> TransferError:

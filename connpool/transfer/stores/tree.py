@@ -31,7 +31,7 @@ from time import monotonic
 from connpool.errors import Exists
 from connpool.transfer.names import displayName
 from connpool.transfer.stores.neighbours import Claim, Index, keepApart
-from connpool.transfer.stores.syscalls import DIRECTORY, Syscalls
+from connpool.transfer.stores.syscalls import DIRECTORY, Syscalls, filesystemType
 
 __all__ = ["Directory", "Tree"]
 
@@ -45,12 +45,24 @@ class Directory:
     A held directory.
 
     @ivar fd: its descriptor, readable.
+    @ivar filesystem: the type that it lies on: its parent's, unless something
+        is mounted here.
     @ivar index: the names in it, if they are known.
     @ivar looked: when its name was last seen to lead to it.
     @ivar named: whether its names, from the root to it, are known to be on disk.
     """
 
-    __slots__ = ("components", "fd", "identity", "index", "looked", "named", "parent", "users")
+    __slots__ = (
+        "components",
+        "fd",
+        "filesystem",
+        "identity",
+        "index",
+        "looked",
+        "named",
+        "parent",
+        "users",
+    )
 
     def __init__(
         self,
@@ -60,7 +72,12 @@ class Directory:
         components: tuple[str, ...],
     ) -> None:
         self.fd = fd
-        self.identity = identity
+        self.identity: tuple[int, int] = identity
+        self.filesystem: str = (
+            parent.filesystem
+            if parent is not None and parent.identity[0] == identity[0]
+            else filesystemType(fd)
+        )
         self.parent = parent
         self.components = components
         self.looked = monotonic()

@@ -11,6 +11,7 @@ line with how many there were.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -40,6 +42,7 @@ class Scenario:
     @ivar prepare: what was there before.
     @ivar send: what the sender does until it has its receipt, which it
         returns; repeated after the death.
+    @ivar apart: every directory is a mount of its own.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Scenario:
     prepare: Callable[[LocalStore, InlineReactor, Offer], Any]
     send: Callable[[LocalStore, InlineReactor, Offer], Receipt]
     values: dict[str, Any] = attrs.field(factory=dict)
+    apart: bool = False
 
     def offer(self, level: str) -> Offer:
         return offer(
@@ -124,7 +128,25 @@ SCENARIOS = [
     Scenario("large-conflict", CONTENT, taken, stream, RESUMABLE),
     Scenario("large-replace", CONTENT, taken, stream, {**RESUMABLE, "ifExists": "replace"}),
     Scenario("resumed", CONTENT, half, stream, RESUMABLE),
+    Scenario("small-elsewhere", SMALL, nothing, put, apart=True),
+    Scenario("large-elsewhere", CONTENT, nothing, stream, RESUMABLE, apart=True),
 ]
+
+
+def published(root: Path) -> dict[str, bytes]:
+    """
+    Every file that a consumer would look at.
+    """
+    return {
+        name: content for name, content in visible(root).items() if "/.connpool-" not in f"/{name}"
+    }
+
+
+def hidden(root: Path) -> list[str]:
+    """
+    What a receiver made for a moment beside them.
+    """
+    return sorted({*visible(root)} - {*published(root)})
 
 
 def forked(body: Callable[[], Any]) -> int:
@@ -144,16 +166,27 @@ def forked(body: Callable[[], Any]) -> int:
 
 
 def opened(
-    root: Path, before: Any = None, *, lazy: bool = True
+    root: Path, before: Any = None, *, lazy: bool = True, apart: bool = False
 ) -> tuple[LocalStore, InlineReactor, Recorded]:
     """
     A store as a process has it that just started.
 
     @param lazy: do not sync: the page cache survives C{SIGKILL}.
+    @param apart: every directory is a mount of its own.
     """
+
+    def both(name: str, arguments: Any, keywords: Any) -> None:
+        if before is not None:
+            before(name, arguments, keywords)
+        if "src_dir_fd" in keywords and keywords["src_dir_fd"] != keywords["dst_dir_fd"]:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
     reactor = InlineReactor()
-    syscalls = Recorded(before, lazy=lazy)
-    return LocalStore(reactor, root, syscalls=syscalls, threads=reactor), reactor, syscalls
+    syscalls = Recorded(both if apart else before, lazy=lazy)
+    store = LocalStore(
+        reactor, root, syscalls=syscalls, threads=reactor, now=lambda: time.time() + reactor.now
+    )
+    return store, reactor, syscalls
 
 
 def prepared(scenario: Scenario, level: str, root: Path) -> Path:
@@ -180,7 +213,7 @@ def life(
     """
     One process, from its start to the acknowledgement.
     """
-    store, reactor, syscalls = opened(root, before, lazy=lazy)
+    store, reactor, syscalls = opened(root, before, lazy=lazy, apart=scenario.apart)
     receipt = scenario.send(store, reactor, scenario.offer(level))
     acknowledged.write_text(receipt.name)
     reactor.wait(store.close())
@@ -210,29 +243,41 @@ def judge(scenario: Scenario, level: str, root: Path, acknowledged: Path) -> str
     @return: the promise that was broken, or L{None}.
     """
     others = {"other"} if scenario.prepare in {taken, neighbour} else set()
-    before = visible(root)
+    before = published(root)
     for name, content in before.items():
         if content not in {scenario.content, b"other"}:
             return f"{name} has wrong content"
-    published = [name for name, content in before.items() if content == scenario.content]
-    if len(published) > 1:
-        return f"two copies: {published}"
-    if acknowledged.exists() and acknowledged.read_text() not in published:
+    there = [name for name, content in before.items() if content == scenario.content]
+    if len(there) > 1:
+        return f"two copies: {there}"
+    if acknowledged.exists() and acknowledged.read_text() not in there:
         return "acknowledged and not there"
     # the receiver comes up again, and so does the sender
-    store, reactor, _ = opened(root)
+    store, reactor, _ = opened(root, apart=scenario.apart)
     receipt = scenario.send(store, reactor, scenario.offer(level))
-    after = visible(root)
-    published = [name for name, content in after.items() if content == scenario.content]
-    if published != [receipt.name]:
-        return f"{receipt.name} was acknowledged, {published} are there"
+    after = published(root)
+    there = [name for name, content in after.items() if content == scenario.content]
+    if there != [receipt.name]:
+        return f"{receipt.name} was acknowledged, {there} are there"
     wanted = 1 if scenario.values.get("ifExists") == "replace" else 1 + len(others)
     if len(after) != wanted:
         return f"left: {sorted(after)}"
     if reactor.wait(store.partials()):
         return "a partial was left"
+    lookLater(store, reactor)
+    if hidden(root):
+        return f"left for ever: {hidden(root)}"
     reactor.wait(store.close())
     return None
+
+
+def lookLater(store: LocalStore, reactor: InlineReactor) -> None:
+    """
+    Let the receiver run for two days.
+    """
+    for _ in range(2):
+        reactor.now += 86400
+        reactor.wait(store.reap())
 
 
 def deaths(root: Path, kills: int, seed: int) -> tuple[int, list[dict[str, Any]]]:

@@ -134,6 +134,8 @@ class Disk:
             self._nodes.append(node)
             self._fds[dir_fd].names[name] = node
             self._born[node] = (self._fds[dir_fd], name)
+        if flags & os.O_TRUNC:
+            node.data.clear()
         self._fds[result] = node
 
     def _mkdir(self, name: str, mode: int, *, dir_fd: int, result: None) -> None:

@@ -738,22 +738,6 @@ def test_oldPartialsAreRemovedWhenThatIsSure(root):
     clock.wait(store.close())
 
 
-def test_receiptsAreForgottenAfterAWeek(root):
-    now = [1e9]
-    store, clock, _ = inline(root, now=lambda: now[0])
-    asked = offer(size=1, key=b"k" * 32)
-    first = clock.wait(store.put(asked, b"x", None))
-    now[0] += 6.5 * 86400
-    clock.wait(store.reap())
-    assert clock.wait(store.open(asked)) == first
-    now[0] += 2 * 86400
-    clock.wait(store.reap())
-    assert len(list((root / ".connpool/done").iterdir())) == 1
-    partial = clock.wait(store.open(asked))
-    clock.wait(partial.abort())
-    clock.wait(store.close())
-
-
 def test_reapingHappensByItself(root):
     store, clock, syscalls = inline(root)
     clock.now += local_.REAP

@@ -7,8 +7,6 @@ from __future__ import annotations
 import itertools
 import os
 
-import attrs
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
@@ -16,10 +14,9 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from connpool.errors import NoSpace
-from connpool.transfer import LocalStore, Receipt
+from connpool.transfer import LocalStore
 from connpool.transfer.stores import batch
 from connpool.transfer.stores.batch import GroupCommit, Small, SyncChoice
-from connpool.transfer.stores.done import DoneLog
 from connpool.transfer.stores.journal import (
     Committing,
     Journal,
@@ -30,7 +27,6 @@ from connpool.transfer.stores.journal import (
 from connpool.transfer.stores.lines import decodeLine, encodeLine, linesOf
 from connpool.transfer.stores.pace import CALM, LIMIT, Pace
 from connpool.transfer.stores.ranges import Ranges
-from connpool.transfer.stores.syscalls import Syscalls
 from connpool.transfer.stores.tree import Tree
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
 from tests.transfer.stores.kit import InlineReactor, Recorded, offer
@@ -256,63 +252,6 @@ def test_theResumeKeyIsNowhereOnDisk(root):
             assert secret not in content
             assert secret.hex().encode() not in content
     clock.wait(store.close())
-
-
-# -- receipts -----------------------------------------------------------------
-
-
-@pytest.fixture
-def directory(tmp_path):
-    fd = os.open(tmp_path, os.O_RDONLY)
-    yield fd
-    os.close(fd)
-
-
-def receipt(asked, name="x"):
-    return Receipt(
-        transferId=asked.transferId,
-        name=name,
-        wanted=name,
-        size=1,
-        status="stored",
-        durability="full",
-        filesystem="ext4",
-        integrity="verified",
-        digest="sha256",
-        root="00",
-        protocol="native",
-        principal=asked.principal,
-        finished=1.0,
-    )
-
-
-def test_receiptsAreFoundAgain(directory):
-    log = DoneLog(Syscalls(), directory, lambda: 1e9, entries=3)
-    offers = [offer(key=bytes([number]) * 32) for number in range(5)]
-    log.append([(each, receipt(each, f"x{n}")) for n, each in enumerate(offers)], sync=True)
-    found = [log.find(each) for each in offers]
-    assert [each and each.name for each in found] == [None, None, "x2", "x3", "x4"]
-    assert log.find(attrs.evolve(offers[4], principal="mallory")) is None
-    assert log.find(offer()) is None
-    again = DoneLog(Syscalls(), directory, lambda: 1e9)
-    assert [each.name for each in map(again.find, offers)] == ["x0", "x1", "x2", "x3", "x4"]
-    for each in (log, again):
-        each.close()
-
-
-def test_aTornReceiptIsSkipped(directory):
-    log = DoneLog(Syscalls(), directory, lambda: 1e9)
-    one, two = offer(key=b"1" * 32), offer(key=b"2" * 32)
-    log.append([(one, receipt(one))], sync=False)
-    fd = os.open("done-11574", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
-    os.write(fd, b'\n0123abcd {"key":"half')
-    os.close(fd)
-    log.append([(two, receipt(two))], sync=False)
-    again = DoneLog(Syscalls(), directory, lambda: 1e9)
-    assert again.find(one) is not None
-    assert again.find(two) is not None
-    for each in (log, again):
-        each.close()
 
 
 # -- the tree -----------------------------------------------------------------

@@ -108,7 +108,7 @@ def cuts(kind: str, directory: Path, count: int, seed: int) -> list[dict]:
 def fresh(image: Image, scenario, name: str) -> Path:
     root = image.at / name
     root.mkdir()
-    store, reactor, _ = opened(root, lazy=False)
+    store, reactor, _ = opened(root, lazy=False, apart=scenario.apart)
     scenario.prepare(store, reactor, scenario.offer("full"))
     reactor.wait(store.close())
     return root

@@ -10,7 +10,15 @@ import shutil
 
 import pytest
 
-from tests.transfer.stores.deaths import SCENARIOS, life, opened, prepared
+from tests.transfer.stores.deaths import (
+    SCENARIOS,
+    hidden,
+    life,
+    lookLater,
+    opened,
+    prepared,
+    published,
+)
 from tests.transfer.stores.kit import Recorded, visible
 from tests.transfer.stores.powerloss import Disk, materialise
 
@@ -43,12 +51,12 @@ def worst(scenario, level, tmp_path, points, strict):
             where = tmp_path / "after"
             shutil.rmtree(where, ignore_errors=True)
             materialise(tree, where)
-            published = visible(where)
+            there = published(where)
             at = (scenario.name, level, number, call[0])
             if level != "none":
-                assert set(published.values()) <= known, at
+                assert set(there.values()) <= known, at
             if number >= last and level == "full":
-                assert published.get(name) == scenario.content, at
+                assert there.get(name) == scenario.content, at
             if level == "full":
                 # a name that was never synced may come back without the
                 # private one that proves whose it is, until there is a receipt
@@ -74,9 +82,11 @@ def comeBack(scenario, level, where, at, most):
     The receiver starts on what is left and the sender comes again: one copy,
     and the right one.
     """
-    store, reactor, _ = opened(where)
+    store, reactor, _ = opened(where, apart=scenario.apart)
     receipt = scenario.send(store, reactor, scenario.offer(level))
+    lookLater(store, reactor)
     reactor.wait(store.close())
+    assert hidden(where) == [], at
     after = visible(where)
     assert after[receipt.name] == scenario.content, at
     copies = [name for name, content in after.items() if content == scenario.content]

@@ -1,0 +1,118 @@
+"""
+Copies of finished files for directories on other mounts.
+
+Theory of operation
+===================
+No name can be given across mounts, so the content is copied to a hidden file
+beside the name that it will get.  A process may die at any time, and nobody
+searches the directories of users for what it left: before a copy is begun, a
+note among the private files says where it will lie.  The note is removed last,
+and one that became too old, like any private file, takes the copy along
+(L{Copies.remove}).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from connpool.errors import TransferError
+from connpool.transfer.names import INTERNAL, RelativeName
+from connpool.transfer.stores.lines import decodeLine, encodeLine, linesOf
+from connpool.transfer.stores.publish import Source
+from connpool.transfer.stores.syscalls import NEW, READ, Syscalls
+from connpool.transfer.stores.tree import Directory, Tree
+
+__all__ = ["Copies"]
+
+_NOTE = re.compile(r"copy-([0-9a-f]{16})\Z")
+#: Bytes that are read of a note: a path of 4,096, escaped.
+_MUCH = 1 << 16
+_CHUNK = 1 << 20
+
+
+class Copies:
+    """
+    @param temporary: descriptor of the directory of private files.
+    @param tree: the published directories.
+    """
+
+    def __init__(self, syscalls: Syscalls, temporary: int, tree: Tree) -> None:
+        self._sys = syscalls
+        self._temporary = temporary
+        self._tree = tree
+
+    @contextmanager
+    def made(
+        self, source: Source, directory: Directory, name: RelativeName, sync: bool
+    ) -> Iterator[Source]:
+        """
+        Have a hidden copy of C{source} in C{directory}, for as long as it takes
+        to publish it.
+
+        @param name: the one that it is to get.
+        @param sync: whether it must be on disk.
+        """
+        token = secrets.token_hex(8)
+        note, hidden = f"copy-{token}", f"{INTERNAL}-{token}"
+        fd = None
+        try:
+            self._note(note, name, sync)
+            fd = self._sys.open(hidden, NEW, 0o600, dir_fd=directory.fd)
+            self._copy(source.fd, fd)
+            if sync:
+                self._sys.fsync(fd)
+            yield Source(fd, directory.fd, hidden, source.size, fresh=True)
+        finally:
+            with suppress(OSError):  # then the note is still there
+                if fd is not None:
+                    self._sys.close(fd)
+                self._sys.remove(hidden, directory.fd)
+                self._sys.remove(note, self._temporary)
+
+    def remove(self, name: str) -> None:
+        """
+        Remove a private file that is too old, and the copy that it is a note of.
+        """
+        found = _NOTE.match(name)
+        fd = self._sys.openIfThere(name, READ, self._temporary) if found else None
+        if found and fd is not None:
+            try:
+                noted = self._sys.pread(fd, _MUCH, 0)
+            finally:
+                self._sys.close(fd)
+            self._removeCopy(noted, f"{INTERNAL}-{found[1]}")
+        self._sys.remove(name, self._temporary)
+
+    def _note(self, note: str, name: RelativeName, sync: bool) -> None:
+        fd = self._sys.open(note, NEW, 0o600, dir_fd=self._temporary)
+        try:
+            self._sys.writeAll(fd, encodeLine(name.path), 0)
+            if sync:
+                self._sys.fsync(fd)
+                self._sys.fsync(self._temporary)
+        finally:
+            self._sys.close(fd)
+
+    def _copy(self, source: int, target: int) -> None:
+        offset = 0
+        while data := self._sys.pread(source, _CHUNK, offset):
+            self._sys.writeAll(target, data, offset)
+            offset += len(data)
+        status = self._sys.fstat(source)
+        self._sys.fchmod(target, status.st_mode & 0o777)
+        self._sys.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def _removeCopy(self, noted: bytes, hidden: str) -> None:
+        try:
+            (line,) = (line for _, line in linesOf(noted))
+            name = RelativeName.parse(decodeLine(line), profile="posix")
+            directory = self._tree.acquire(name.components[:-1], create=False)
+        except (ValueError, TypeError, FileNotFoundError, TransferError):
+            return  # it was not begun, or its directory is gone
+        try:
+            self._sys.remove(hidden, directory.fd)
+        finally:
+            self._tree.release(directory)
