@@ -287,7 +287,7 @@ class MemoryStore:
                     why = neighbour
             elif candidate.path not in self.files or offer.ifExists == "replace":
                 return candidate, "stored"
-            elif candidate is offer.name and self.files[candidate.path] == content:
+            elif self.files[candidate.path] == content:
                 return candidate, "duplicate"
         raise why
 

@@ -163,8 +163,9 @@ class Publisher:
             try:
                 self._claim(directory, last, self._place, source, directory, last)
             except FileExistsError:
-                if candidate is name and self._sameContent(source, directory, last, sync):
-                    return Published(name, "duplicate")
+                # also under a number: who sends it every night stores it once
+                if self._sameContent(source, directory, last, sync):
+                    return Published(candidate, "duplicate")
             except Exists as neighbour:
                 if candidate is name:
                     why = neighbour

@@ -210,6 +210,9 @@ async def test_conflictRules(tested, way, durability):
             await store(b"two", rule)
     assert await store(b"two", "rename") == ("d/x (1).txt", "stored")
     assert await store(b"three", "rename") == ("d/x (2).txt", "stored")
+    # nor under a number: who sends it every night
+    assert await store(b"two", "rename") == ("d/x (1).txt", "duplicate")
+    assert await store(b"three", "rename") == ("d/x (2).txt", "duplicate")
     assert tested.files() == {
         "d/x.txt": b"one",
         "d/x (1).txt": b"two",
@@ -250,6 +253,8 @@ async def test_aNeighbourHasTheName(tested, way, durability, rule):
             variant = RelativeName.parse(f"{number}/{wanted}").variant("1").path
             assert (receipt.name, receipt.status) == (variant, "stored")
             expected[variant] = b"1"
+            receipt = await _store(tested.store, way, f"{number}/{wanted}", b"1", **asked)
+            assert (receipt.name, receipt.status) == (variant, "duplicate")
         else:
             with pytest.raises(Exists) as refused:
                 await storing
