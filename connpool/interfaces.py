@@ -236,6 +236,7 @@ class IConnectionPool(Interface):
         @param count: how many live ones, dialled for that; C{minIdle} if left out.
         @return: fires when there are so many; fails with L{AcquireTimeout}
             after C{timeout} seconds, or L{PoolClosed}.
+        @raise ValueError: C{count} is more than C{maxSize}.
         """
 
     def explain() -> str:

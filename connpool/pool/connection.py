@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IFileDescriptorReceiver,
     IHalfCloseableProtocol,
@@ -165,6 +166,7 @@ class Guard:
         if self._connection.state is IDLE:
             self._connection.owner.idleEnd(self._connection)
         else:
+            self._connection.ebb()
             self.protocol.readConnectionLost()
 
     def writeConnectionLost(self) -> None:
@@ -356,6 +358,17 @@ class Connection(Slot):
         self.life.fail(reason)
         self.life.abort()
 
+    def ebb(self) -> None:
+        """
+        The peer sends no more.  Who has the connection may go on with it; nobody
+        can have it after that.
+        """
+        self.doom = self.doom or "peer"
+        self.plain = False
+        if self.state is State.CONNECTING:
+            self.life.fail(Failure(ConnectionDone("the peer sends no more")))
+            self.owner.settle()
+
     def busy(self) -> bool:
         """
         Whether it cannot become idle: it is dying, or a producer writes to it.
@@ -426,11 +439,18 @@ class Connection(Slot):
         Run the user's C{prepare}.
         """
         if self.prepare is None:
-            self.life.prepared()
+            self._prepared()
             return
         self.pending = pending = maybeDeferred(self.prepare, self.protocol)
-        pending.addCallbacks(lambda _: self.life.prepared(), self._unprepared)
+        pending.addCallbacks(self._prepared, self._unprepared)
         pending.addBoth(lambda _: self.owner.settle())
+
+    def _prepared(self, _: Any = None) -> None:
+        if any(wire.disconnecting for wire in self.wires):
+            # else it would be dialled again at once, as long as somebody waits
+            self._unprepared(Failure(ConnectionDone("its own protocol closed it")))
+        else:
+            self.life.prepared()
 
     def _unprepared(self, reason: Failure) -> None:
         self.life.fail(reason)

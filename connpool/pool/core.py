@@ -34,8 +34,9 @@ acts.
 Known flaws
 ===========
 
-- Time is the reactor's C{seconds}, which Twisted takes from the wall clock: a
-  step of the wall clock moves the pool's deadlines as it moves all of Twisted's.
+- Deadlines are monotonic (see L{connpool.pool.clock}), but Twisted's timers run
+  by the wall clock: when that is set back, what the pool does unasked, such as
+  timing out, is late until anything else happens to it.
 - The pool is not fork-safe: a child process must not use its parent's pool.
 """
 
@@ -87,7 +88,6 @@ class Core(Supply):
         self.floor = 0  # with fewer idle than this, there is something to dial
         self.armed = NEVER  # when the shell calls "next" in any case; it keeps this
         self.end = End()
-        self.acquires = 0
         self.waited = 0
         self.releases = 0
         self.waitBuckets = [0] * 64
@@ -248,6 +248,8 @@ class Core(Supply):
         if slot.state is LEASED:
             self.counts["discards"] += 1
             self._ended(slot, now)
+        elif slot.state is IDLE:
+            self._died(slot, now)
         self._close(slot, reason, now)
 
     def detach(self, slot: Slot) -> None:
@@ -264,7 +266,7 @@ class Core(Supply):
         """
         Let C{waiter} wait.
 
-        @return: whether there is something to decide (L{next}).  At the cap with
+        @return: whether there is something to do (L{next}).  At the cap with
             nothing idle there is not: it is an event, or the timer that is
             armed already, that ends this wait.
         """
@@ -273,7 +275,9 @@ class Core(Supply):
         self.queue.join(waiter)
         if timeout is not None:
             self.agenda.enter(waiter, waiter.since + timeout)
-        return not self._full or waiter.deadline < self.armed
+        armed = self.armed
+        late = waiter.deadline < armed or armed <= waiter.since
+        return late or bool(self.todo) or not self._full
 
     @property
     def _full(self) -> bool:
@@ -309,12 +313,15 @@ class Core(Supply):
         """
         A dial succeeded: connected, handshaken, prepared.
         """
+        if slot.state is not CONNECTING:
+            return  # given up meanwhile: it is about to be closed
         self.calm = False
         took = now - slot.since
         self.dialBuckets[int(took * 1e6).bit_length()] += 1
         self.dialTotal += took
         slot.destination.succeeded(self.settings.maxConnecting)
         slot.bornAt = now
+        slot.fit = True
         slot.plain = slot.plain and slot.doom is None and self._maxUses == NEVER
         life = self.settings.maxLifetime
         if life is not None:
@@ -344,7 +351,7 @@ class Core(Supply):
         self.calm = False
         self.counts["dialFailures"] += 1
         self.lastError = (now, error.__cause__ or error)
-        slot.destination.failed(slot.since, now, self.settings.backoff)
+        slot.destination.failed(slot.since, now, self.settings.pause)
         replaced = slot.replaces
         self.owed = 0
         if gone:
@@ -353,7 +360,7 @@ class Core(Supply):
             self._close(slot, "failed", now, abort=True)
         if replaced is not None:
             self._retire(replaced, now)
-        if self.settings.onDown != "fail":
+        if self.settings.onDown != "fail" or self.promising:
             return
         if any(not destination.down(now) for destination in self.destinations):
             return  # there is another one to try
@@ -372,6 +379,8 @@ class Core(Supply):
         self.calm = False
         if slot.state is LEASED:
             self._ended(slot, now)
+        elif slot.state is IDLE:
+            self._died(slot, now)
         self._forget(slot, "peer" if slot.state is not CLOSING else None)
 
     # -- what comes next
@@ -507,6 +516,7 @@ class Core(Supply):
             and not self.connecting
             and not self.retiring
             and not self.watched
+            and not (self.budget is not None and self.budget.starving)
             and len(self.slots) - self.closing <= self.settings.maxSize
         )
 
@@ -519,21 +529,9 @@ class Core(Supply):
             coldest = self.coldest()
             if coldest is not None:
                 when = min(when, coldest.since + self.idleTimeout)
-        dialling = self.phase is Phase.OPEN or self.phase is Phase.DRAINING
-        if dialling and len(self.slots) < self.settings.maxSize and self._want() > 0:
-            for destination in self.destinations:
-                if destination.down(now):
-                    when = min(when, destination.retryAt)
-        return when
+        return min(when, self._dialAt(now))
 
     # -- the pool as a whole
-
-    def start(self) -> None:
-        """
-        Keep C{minIdle} connections from now on.
-        """
-        self.calm = False
-        self.started = True
 
     def purge(self, now: float, reason: str = "stale") -> None:
         """
@@ -574,8 +572,8 @@ class Core(Supply):
         self.calm = False
         if self.phase in {Phase.OPEN, Phase.PAUSED}:
             self.phase = Phase.DRAINING
-            if timeout is not None:
-                self.agenda.enter(self.end, now + timeout)
+        if self.phase is Phase.DRAINING:
+            self._hurry(now, timeout)
 
     def close(self, now: float, timeout: float | None) -> None:
         """
@@ -585,14 +583,17 @@ class Core(Supply):
         if self.phase is Phase.CLOSED:
             return
         self.phase = Phase.CLOSING
-        if timeout is not None and now + timeout < self.end.deadline:
-            self.agenda.enter(self.end, now + timeout)
+        self._hurry(now, timeout)
         self._rejectAll(lambda: closed(self))
         for slot in list(self.slots):
             if slot.state is IDLE or slot.state is CONNECTING:
                 self._close(slot, "pool", now)
             else:
                 slot.plain = False
+
+    def _hurry(self, now: float, timeout: float | None) -> None:
+        if timeout is not None and now + timeout < self.end.deadline:
+            self.agenda.enter(self.end, now + timeout)
 
     def _endOfPatience(self, now: float) -> None:
         """

@@ -49,16 +49,18 @@ class Destination:
         """
         return self.failures > 0 and now < self.retryAt
 
-    def failed(self, startedAt: float, now: float, backoff: Callable[[int], float]) -> None:
+    def failed(self, startedAt: float, now: float, pause: Callable[[int], float]) -> None:
         """
         A dial failed.  Dials that ran side by side make one step.
+
+        @param pause: the number of failed steps to the seconds before the next.
         """
         self.window = 1
         if self.failures and startedAt < self._stepAt:
             return
         self.failures += 1
         self._stepAt = now
-        self.retryAt = now + backoff(self.failures)
+        self.retryAt = now + pause(self.failures)
 
     def succeeded(self, limit: int) -> None:
         """

@@ -63,8 +63,12 @@ class _Parked(Protocol):
         self._lease = lease
         self._factory = factory
         self._protocol = protocol
-        protocol.makeConnection(self.transport)
-        if self._received or self._secure:
+        try:
+            protocol.makeConnection(self.transport)
+        except BaseException:
+            self._protocol = None
+            raise
+        if self._protocol is not None and (self._received or self._secure):
             self._beginning = reactor.callLater(0, self._begin)
 
     def _begin(self) -> None:
@@ -254,13 +258,12 @@ class PooledEndpoint:
             parked = lease.protocol
             try:
                 protocol = protocolFactory.buildProtocol(parked.transport.getPeer())
+                if protocol is None:
+                    raise NoProtocol
+                parked.become(self._reactor, lease, protocolFactory, protocol)
             except BaseException:
                 lease.discard()
                 raise
-            if protocol is None:
-                lease.discard()
-                raise NoProtocol
-            parked.become(self._reactor, lease, protocolFactory, protocol)
             return protocol
 
         def failed(reason: Failure) -> Failure:

@@ -35,6 +35,11 @@ def explain(core: Core, now: float) -> str:
             f"The longest lease is held for {now - longest.since:.3g} s "
             f"since {site(longest.code, longest.offset)}."
         )
+    if now < core.refillAt:
+        parts.append(
+            "Connections ended before anybody used them, so the next that nobody waits for "
+            f"is made in {core.refillAt - now:.3g} s; does the server accept this client?"
+        )
     parts.extend(
         f"{each.endpoint!r} failed {each.failures} times in a row ({trouble(core, now)}) "
         f"and is dialled again in {max(0.0, each.retryAt - now):.3g} s."

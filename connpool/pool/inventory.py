@@ -21,7 +21,13 @@ CONNECTING, IDLE, LEASED, CHECKING, CLOSING, GONE = State
 class Budget(Protocol):
     """
     A limit that several pools share (see L{KeyedConnectionPool}).
+
+    @ivar starving: whether a pool waits for room: then every return counts, and
+        no pool is calm.
     """
+
+    @property
+    def starving(self) -> bool: ...
 
     def claim(self) -> bool:
         """
@@ -62,6 +68,7 @@ class Inventory:
         self.closing = 0
         self.dials: dict[Slot, None] = {}
         # counters and histograms, see PoolStats
+        self.acquires = 0
         self.counts: Counter[str] = Counter()
         self.closed: Counter[str] = Counter()
         self.useBuckets = [0] * 64

@@ -15,6 +15,8 @@ from zope.interface import implementer
 
 from connpool.errors import PoolClosed
 from connpool.interfaces import IStatsSource
+from connpool.pool.clock import steady
+from connpool.pool.core import Core
 from connpool.pool.lease import Lease, Scope
 from connpool.pool.pool import UNSET, ConnectionPool
 
@@ -50,9 +52,14 @@ class KeyedConnectionPool:
     One L{ConnectionPool} for each key, and C{maxTotal} for all together.
 
     When the total is reached and a key needs a connection, the connection that
-    has been idle for longest in the key that was used least recently is closed
-    to make room; if none is idle, keys are served in the order in which they
-    began to need one.  A key without connections and waiters takes no memory.
+    has been idle for longest in a key that was not used lately is closed to
+    make room; if none is idle, keys are served in the order in which they began
+    to need one.  A key without connections and waiters takes no memory: its
+    pool is closed, the next acquire makes another.
+
+    While no key starves, the keys' pools are as calm as any other pool, and what
+    they do is not looked at.  When one begins to, all become uneasy, so that
+    no return of a connection is missed.
 
     @param reactor: see L{ConnectionPool}, as everything not listed here.
     @param endpointFor: a key to its endpoint, or endpoints.
@@ -80,17 +87,21 @@ class KeyedConnectionPool:
             )
         self.name = name
         self._reactor = reactor
+        self._seconds = steady(reactor)
         self._endpointFor = endpointFor
         self._factory = factory
         self._maxTotal = maxTotal
         self._limits = limits
         self._pools: dict[Hashable, ConnectionPool] = {}
         self._size = 0
-        # keys with something idle, the least recently used first
-        self._idlers: OrderedDict[Hashable, None] = OrderedDict()
+        # keys that may have something idle, and how often each had been acquired from
+        # when it was put at the end: one used since then gets a second chance
+        self._idlers: OrderedDict[Hashable, int] = OrderedDict()
+        self._calm: set[Core] = set()
         self._starving: OrderedDict[Hashable, None] = OrderedDict()
         # keys kept for their failure state only
         self._lingering: OrderedDict[Hashable, float] = OrderedDict()
+        self._turn: Core | None = None  # whom the room is for that just became free
         self._evicting = 0
         self._evictions = 0
         self._feeding = False
@@ -112,7 +123,12 @@ class KeyedConnectionPool:
         L{IConnectionPool.tryAcquire} of C{key}'s pool.
         """
         pool = self._pools.get(key)
-        return None if pool is None else pool.tryAcquire()
+        lease = None if pool is None else pool.tryAcquire()
+        if lease is not None and (connection := lease._connection) is not None:
+            frame = _getframe(1)
+            connection.code = frame.f_code
+            connection.offset = frame.f_lasti
+        return lease
 
     def lease(self, key: Hashable, timeout: float | None = UNSET) -> Scope:
         """
@@ -123,15 +139,24 @@ class KeyedConnectionPool:
         if self._closed:
             raise self._refusal()
         frame = _getframe(1)
-        return Scope(self._pool(key), timeout, frame.f_code, frame.f_lasti)
+        return _KeyedScope(self, key, timeout, frame)
 
-    def run(self, key: Hashable, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+    def run(
+        self,
+        key: Hashable,
+        f: Callable[..., Any],
+        *args: Any,
+        timeout: float | None = UNSET,
+        **kwargs: Any,
+    ) -> Deferred[Any]:
         """
         L{IConnectionPool.run} of C{key}'s pool.
         """
         if self._closed:
             return fail(self._refusal())
-        return self._pool(key).run(f, *args, **kwargs)
+        return self._pool(key)._run(
+            _getframe(1), timeout, lambda protocol: f(protocol, *args, **kwargs)
+        )
 
     def pools(self) -> dict[Hashable, ConnectionPool]:
         """
@@ -187,9 +212,7 @@ class KeyedConnectionPool:
                 name=f"{self.name}[{key!r}]",
                 **self._limits,
             )
-            pool._core.budget = _Share(self, key)
-            # every return is looked at: another key may starve
-            pool._core.watched = True
+            pool._core.budget = _Share(self, key, pool._core)
             pool.settled = lambda: self._settled(key, pool)
             self._pools[key] = pool
         return pool
@@ -198,17 +221,21 @@ class KeyedConnectionPool:
         """
         C{pool} has done what there was to do.
         """
+        if self._pools.get(key) is not pool:
+            return
         core = pool._core
-        core.watched = True
-        core.calm = False
-        if core.idleCount:
-            self._idlers[key] = None
+        if not len(core.queue):
+            self._starving.pop(key, None)
+        if core.size:
+            self._idlers[key] = core.acquires
             self._idlers.move_to_end(key)
         else:
             self._idlers.pop(key, None)
+        if core.calm:
+            self._calm.add(core)
         if core.size or len(core.queue):
             self._lingering.pop(key, None)
-        elif self._pools.get(key) is pool:
+        else:
             self._vanish(key, pool)
         self._feed()
 
@@ -217,26 +244,41 @@ class KeyedConnectionPool:
         C{key} has nothing left; but while its destination is down, that is
         remembered: else every acquire would dial.
         """
-        now = self._reactor.seconds()
         until = max(each.retryAt for each in pool._core.destinations)
-        self._starving.pop(key, None)
-        if until > now:
+        if until > self._seconds():
             self._lingering[key] = until
         else:
             self._lingering.pop(key, None)
-            del self._pools[key]
+            self._drop(key)
+
+    def _drop(self, key: Hashable) -> None:
+        """
+        Whoever still has the pool from L{pools} must not dial past the total.
+        """
+        pool = self._pools.pop(key)
+        self._calm.discard(pool._core)
+        pool.close()
 
     def _sweep(self) -> None:
         """
         Forget the failures of keys whose back-off is over.
         """
-        now = self._reactor.seconds()
+        now = self._seconds()
         for _ in range(min(2, len(self._lingering))):
             key, until = self._lingering.popitem(last=False)
             if until > now:
                 self._lingering[key] = until
             else:
-                del self._pools[key]
+                self._drop(key)
+
+    def _starve(self, key: Hashable) -> None:
+        """
+        C{key} needs room that is not there.
+        """
+        for core in self._calm:
+            core.calm = False
+        self._calm.clear()
+        self._starving.setdefault(key, None)
 
     def _feed(self) -> None:
         """
@@ -246,15 +288,15 @@ class KeyedConnectionPool:
             return
         self._feeding = True
         try:
-            for _ in range(len(self._starving)):
-                if self._size >= self._maxTotal:
-                    break
-                key, _none = self._starving.popitem(last=False)
-                pool = self._pools.get(key)
-                if pool is not None:
+            while self._starving:
+                if self._size < self._maxTotal:
+                    key, _none = self._starving.popitem(last=False)
+                    pool = self._pools[key]
+                    self._turn = pool._core
                     pool.settle()
-            while self._evicting < len(self._starving) and self._evict():
-                pass
+                    self._turn = None
+                elif self._evicting >= len(self._starving) or not self._evict():
+                    break
         finally:
             self._feeding = False
 
@@ -263,18 +305,40 @@ class KeyedConnectionPool:
         Close one idle connection.
         """
         while self._idlers:
-            key = next(iter(self._idlers))
+            key, acquires = next(iter(self._idlers.items()))
             pool = self._pools[key]
-            if not pool._core.evict(self._reactor.seconds()):
-                del self._idlers[key]
-                continue
-            self._evictions += 1
-            self._evicting += 1
-            if not pool._core.idleCount:
-                del self._idlers[key]
-            pool.settle()
-            return True
+            core = pool._core
+            if core.acquires != acquires:
+                self._idlers[key] = core.acquires
+                self._idlers.move_to_end(key)
+            elif core.evict(self._seconds()):
+                self._evictions += 1
+                self._evicting += 1
+                pool.settle()
+                return True
+            else:
+                del self._idlers[key]  # until something comes back to it
         return False
+
+
+class _KeyedScope(Scope):
+    """
+    A scope whose pool is looked up when it is entered: between, it may vanish.
+    """
+
+    __slots__ = ("_key", "_keyed")
+
+    def __init__(self, keyed: KeyedConnectionPool, key: Hashable, timeout: Any, frame: Any) -> None:
+        super().__init__(None, timeout, frame.f_code, frame.f_lasti)  # type: ignore[arg-type]
+        self._keyed = keyed
+        self._key = key
+
+    async def __aenter__(self) -> Any:
+        if self._connection is None:
+            if self._keyed._closed:
+                raise self._keyed._refusal()
+            self._pool = self._keyed._pool(self._key)
+        return await super().__aenter__()
 
 
 class _Share:
@@ -282,22 +346,30 @@ class _Share:
     One key's access to the total.  See L{connpool.pool.inventory.Budget}.
     """
 
-    def __init__(self, keyed: KeyedConnectionPool, key: Hashable) -> None:
+    def __init__(self, keyed: KeyedConnectionPool, key: Hashable, core: Core) -> None:
         self._keyed = keyed
         self._key = key
+        self._core = core
+
+    @property
+    def starving(self) -> bool:
+        """
+        See L{Budget}.
+        """
+        return bool(self._keyed._starving)
 
     def claim(self) -> bool:
         """
         See L{Budget.claim}.
         """
         keyed = self._keyed
-        if keyed._size < keyed._maxTotal:
+        if keyed._size < keyed._maxTotal and (not keyed._starving or keyed._turn is self._core):
+            keyed._turn = None  # one at a time, and nobody before who waits for longer
             keyed._size += 1
-            keyed._starving.pop(self._key, None)
             return True
-        if len(keyed._pools[self._key]._core.queue):
+        if len(self._core.queue):
             # only who waits: for minIdle alone two keys would evict each other for ever
-            keyed._starving.setdefault(self._key, None)
+            keyed._starve(self._key)
         return False
 
     def free(self) -> None:
@@ -313,4 +385,4 @@ def _all(ends: list[Deferred[None]]) -> Deferred[None]:
     """
     @return: fires when all have.
     """
-    return gatherResults(ends).addCallback(lambda _: None)
+    return gatherResults(ends, consumeErrors=True).addCallback(lambda _: None)

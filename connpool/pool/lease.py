@@ -43,7 +43,7 @@ class Lease:
     def __del__(self) -> None:
         connection = self._connection
         if connection is not None and connection.state is LEASED:
-            self._pool._lostToGC(connection)
+            self._pool._later(self._pool._reclaim, connection)
 
     @property
     def protocol(self) -> Any:
@@ -116,7 +116,10 @@ class Lease:
         connection = self._connection
         if connection is not None:
             self._connection = None
-            self._pool._leave(connection, self, failed=kind is not None)
+            if kind is GeneratorExit:
+                self._pool._later(self._pool._throwAway, connection, None)
+            else:
+                self._pool._leave(connection, self, failed=kind is not None)
 
     def _owned(self) -> Connection:
         if self._connection is None:
@@ -183,5 +186,8 @@ class Scope:
         self._connection = None
         if kind is None:
             self._pool._giveBack(connection, None)
+        elif kind is GeneratorExit:
+            # the coroutine is closed, maybe by the garbage collector
+            self._pool._later(self._pool._throwAway, connection, None)
         else:
             self._pool._leave(connection, None, failed=True)

@@ -152,6 +152,12 @@ class ConnectionPool(Shell):
         See L{IConnectionPool.run}.
         """
         frame = _getframe(1)
+        return self._run(frame, timeout, lambda protocol: f(protocol, *args, **kwargs))
+
+    def _run(self, frame: Any, timeout: float | None, f: Callable[[Any], Any]) -> Deferred[Any]:
+        """
+        @param frame: the caller's.
+        """
 
         def use(lease: Lease) -> Deferred[Any]:
             def used(result: Any) -> Any:
@@ -160,7 +166,7 @@ class ConnectionPool(Shell):
                     self._leave(connection, lease, failed=isinstance(result, Failure))
                 return result
 
-            return maybeDeferred(f, lease.protocol, *args, **kwargs).addBoth(used)
+            return maybeDeferred(f, lease.protocol).addBoth(used)
 
         return self._acquire(timeout, frame.f_code, frame.f_lasti).addCallback(use)
 
@@ -191,7 +197,7 @@ class ConnectionPool(Shell):
 
     def _acquire(self, timeout: float | None, code: Any, offset: int) -> Deferred[Lease]:
         """
-        Acquire through the queue, even if that is for no time.
+        Acquire what the calm path has not.
         """
         core = self._core
         if timeout is UNSET:
@@ -203,6 +209,17 @@ class ConnectionPool(Shell):
             )
         now = self._seconds()
         self._watch.tell("acquireStarted")
+        if len(core.idle) > core.dead and core.phase is Phase.OPEN and not len(core.queue):
+            # not calm, but there is no queue to stand in either
+            connection: Any = core.take(now)
+            if connection is not None:
+                connection.code = code
+                connection.offset = offset
+                lease = Lease(self, connection)
+                if not core.calm:
+                    self._watch.began(connection, now)
+                    self.settle()
+                return succeed(lease)
         error = refusal(core, now)
         if error is not None:
             core.counts["rejected"] += 1
@@ -273,21 +290,21 @@ class ConnectionPool(Shell):
         """
         if connection.state is not LEASED:
             raise LeaseError(f"this connection of pool {self.name} is closed; acquire another one")
-        self._watch.ended(connection, self._seconds(), lease)
         self._core.detach(connection)
+        self._watch.ended(connection, self._seconds(), lease)
         self.settle()
         return connection.protocol
 
-    def _lostToGC(self, connection: Connection) -> None:
+    def _later(self, f: Callable[..., Any], *args: Any) -> None:
         """
-        A lease was garbage-collected.  That can be anywhere, in any thread,
-        between any two byte codes.
+        Call C{f} in the reactor's thread.  The garbage collector runs anywhere,
+        in any thread, between any two byte codes.
         """
         later = getattr(self._reactor, "callFromThread", None)
         if later is not None:
-            later(self._reclaim, connection)
+            later(f, *args)
         else:
-            self._reactor.callLater(0, self._reclaim, connection)
+            self._reactor.callLater(0, f, *args)
 
     def _reclaim(self, connection: Connection) -> None:
         if connection.state is LEASED:
@@ -328,7 +345,12 @@ class ConnectionPool(Shell):
         See L{IConnectionPool.whenReady}.
         """
         ready: Deferred[None] = Deferred(self._unready)
-        self._readies[ready] = self._core.settings.minIdle if count is None else count
+        settings = self._core.settings
+        if count is not None and count > settings.maxSize:
+            raise ValueError(
+                f"count={count!r} is out of range: it must be at most maxSize={settings.maxSize}"
+            )
+        self._readies[ready] = settings.minIdle if count is None else count
         self._fireReady()
         self.start()
         if timeout is not None:

@@ -83,9 +83,10 @@ def closed(core: Core) -> PoolClosed:
 
 def outage(core: Core, now: float) -> PoolDown | None:
     """
-    @return: the error for acquires while nothing is live and no dial is due.
+    @return: the error for acquires while there is nothing to wait for: no
+        connection that may serve them, and no dial due.
     """
-    if core.settings.onDown != "fail" or core.live or core.connecting:
+    if core.settings.onDown != "fail" or core.promising or core.connecting:
         return None
     wait = NEVER
     for destination in core.destinations:

@@ -14,8 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+from twisted.logger import Logger
 
 __all__ = ["Settings", "exponentialBackoff"]
+
+_log = Logger()
 
 
 def exponentialBackoff(
@@ -38,6 +41,9 @@ def exponentialBackoff(
         return full * (0.5 + jitter() / 2)
 
     return delay
+
+
+_default = exponentialBackoff()
 
 
 def _refuse(name: str, value: Any, allowed: str) -> ValueError:
@@ -153,6 +159,20 @@ class Settings:
     tcpKeepAlive: bool = attrs.field(default=True, validator=_oneOf(True, False))
     leakThreshold: float | None = attrs.field(default=None, validator=_seconds(optional=True))
     debug: bool = attrs.field(default=False, validator=_oneOf(True, False))
+
+    def pause(self, failures: int) -> float:
+        """
+        @return: C{backoff(failures)}, or the default's where that fails: a pool
+            must outlive a mistake in it.
+        """
+        try:
+            seconds = self.backoff(failures)
+            if not (seconds >= 0 and math.isfinite(seconds)):
+                raise ValueError(f"{seconds!r} are no seconds to wait")
+        except Exception:
+            _log.failure("backoff({failures}) failed; the default is used", failures=failures)
+            return _default(failures)
+        return seconds
 
     def __attrs_post_init__(self) -> None:
         if self.minIdle > self.maxSize:

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from connpool.errors import ConnectFailed, PoolClosed
 from connpool.pool.agenda import NEVER
+from connpool.pool.clock import steady
 from connpool.pool.connection import Connection, site
 from connpool.pool.core import Core
 from connpool.pool.holders import Holder
@@ -63,7 +64,7 @@ class Shell:
         self.name = core.name
         self._log = Logger()
         self._reactor = reactor
-        self._seconds = reactor.seconds
+        self._seconds = steady(reactor)
         self._core = core
         self._factory = factory
         self._prepare = prepare
@@ -115,7 +116,7 @@ class Shell:
         core = self._core
         now = self._seconds()
         when = core.wakeAt(now)
-        if when >= core.armed and when != NEVER:
+        if when >= core.armed > now and when != NEVER:
             return  # it wakes up for nothing once, and is set again then
         if self._timer is not None:
             self._timer.cancel()
@@ -140,6 +141,8 @@ class Shell:
 
     def _reject(self, action: Action) -> None:
         waiter = action.waiter
+        if waiter.deferred.called:
+            return  # cancelled by the errback of one before it
         self._watch.waited(waiter)
         self._watch.tell("acquireFailed", action.error, self._seconds() - waiter.since)
         waiter.deferred.errback(Failure(action.error))

@@ -59,7 +59,7 @@ class Slot:
     @ivar doom: why it must not become idle again, or L{None}.
     @ivar plain: whether a return needs no decision: no doom, no use limit, no
         C{IPoolable}.
-    @ivar fit: whether it passed a check and was not leased since.
+    @ivar fit: whether it is new or passed a check, and was not leased since.
     @ivar destination: where it was dialled.
     @ivar replaces: the slot that retires when this one is ready.
     @ivar deadline: of the state it is in.

@@ -160,7 +160,7 @@ def snapshot(core: Core, now: float) -> PoolStats:
     counts = core.counts
     return PoolStats(
         state=core.phase.value,
-        down=all(each.down(now) for each in core.destinations) and not core.live,
+        down=all(each.down(now) for each in core.destinations) and not core.promising,
         maxSize=core.settings.maxSize,
         size=core.size,
         leased=core.leased,

@@ -9,6 +9,9 @@ not see more than so many connections.
 
 from __future__ import annotations
 
+import fcntl
+import struct
+import termios
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -124,6 +127,20 @@ class Options(StatusOptions, AccessOptions):
             raise usage.UsageError(f"--upstream: {e}") from None
 
 
+def _unsent(transport: Any) -> int:
+    """
+    @return: bytes that the other side's kernel has not confirmed; 0 if that is
+        not known.
+    """
+    try:
+        # SIOCOUTQ has the same number; transport.socket is there below TLS too
+        answer: bytes = fcntl.ioctl(transport.socket, termios.TIOCOUTQ, bytes(4))
+    except (AttributeError, OSError, ValueError):
+        return 0
+    count: int = struct.unpack("i", answer)[0]
+    return count
+
+
 class _Side(Protocol):
     """
     One end of a relayed connection.
@@ -137,6 +154,7 @@ class _Side(Protocol):
     relay: RelayFactory
     ended = False
     _limit: Any = None
+    _unsent: list[int]
 
     def pipeTo(self, peer: _Side) -> None:
         """
@@ -193,10 +211,20 @@ class _Side(Protocol):
         end that is gone for good looks like one that only sends no more.
         """
         if self._limit is None:
-            self._limit = self.relay.reactor.callLater(self.relay.closeTimeout, self._abort)
+            self._unsent = self._queues()
+            self._limit = self.relay.reactor.callLater(self.relay.closeTimeout, self._silent)
 
-    def _abort(self) -> None:
+    def _queues(self) -> list[int]:
+        return [_unsent(side.transport) for side in (self, self.peer) if side is not None]
+
+    def _silent(self) -> None:
+        """
+        Nothing came; but who reads slowly what was sent is not silent.
+        """
         self._limit = None
+        if self._queues() != self._unsent:
+            self._bound()
+            return
         transport: Any = self.transport
         transport.abortConnection()
 

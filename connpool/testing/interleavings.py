@@ -239,7 +239,8 @@ class World:
             and not any(each.failures or each.window for each in core.destinations)
         ):
             coming = stats.idle + stats.connecting + stats.checking
-            wanted = core.settings.minIdle + stats.waiting
+            refilled = self.clock.seconds() >= core.refillAt
+            wanted = stats.waiting + (core.settings.minIdle if refilled else 0)
             assert coming >= wanted, f"{coming} connections are there or coming, {wanted} wanted"
         if stats.state == "closed":
             assert not self.clock.getDelayedCalls(), "a closed pool has a timer"
@@ -428,6 +429,7 @@ def fingerprint(world: World) -> Any:
                 slot.doom,
                 slot.plain,
                 slot.fit,
+                core.wasted and ahead(slot.bornAt),
                 ahead(slot.deadline),
                 slot.lifetime and ahead(slot.lifetime.deadline),
                 number.get(slot.replaces),
@@ -463,6 +465,9 @@ def fingerprint(world: World) -> Any:
             for destination in core.destinations
         ),
         core.owed,
+        core.wasted,
+        core.wasted and core._acquiresThen != core.acquires,
+        max(0.0, ahead(core.refillAt)),
         tuple(number.get(slot) for slot in core.retiring),
         ahead(core.end.deadline),
         tuple(sorted(ahead(call.getTime()) for call in world.clock.getDelayedCalls())),

@@ -204,6 +204,31 @@ def test_aFactoryThatRefusesOrRaisesCostsNoSlot():
     parking.end()
 
 
+def test_aProtocolThatRaisesWhenItIsConnectedCostsNoSlot():
+    class Broken(Echoing):
+        def connectionMade(self):
+            raise ZeroDivisionError
+
+    parking = Parking(maxSize=1, minIdle=0)
+    parking.factory.protocol = Broken
+    failureResultOf(parking.endpoint.connect(parking.factory), ZeroDivisionError)
+    parking.clock.advance(0)
+    assert parking.endpoint.pool.stats().size == 0
+    assert (parking.factory.starts, parking.factory.stops) == (1, 1)
+    parking.factory.protocol = Echoing
+    parking.connect()
+    parking.end()
+
+
+def test_aDestinationThatIsDownIsToldAlthoughSomebodyIsConnected():
+    parking = Parking(minIdle=0)
+    parking.connect()
+    parking.wrapped.answer = "refuse"
+    for _ in range(2):
+        failureResultOf(parking.endpoint.connect(parking.factory), ConnectError)
+    parking.end()
+
+
 def test_closingLeavesConnectionsInUseToTheirProtocols():
     parking = Parking()
     protocol = parking.connect()

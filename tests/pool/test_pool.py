@@ -4,12 +4,17 @@ What a pool promises, one behaviour a test.
 
 import math
 import sys
+import threading
 
 import pytest
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred, ensureDeferred, fail, succeed
 from twisted.internet.error import ConnectError
-from twisted.internet.interfaces import IHandshakeListener, INegotiated
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    INegotiated,
+)
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from zope.interface import directlyProvides, implementer
@@ -31,6 +36,7 @@ from connpool.pool import (
     LeaseError,
     Overloaded,
     PoolClosed,
+    PoolDown,
     PoolPaused,
     TooManyWaiters,
     exponentialBackoff,
@@ -122,6 +128,94 @@ def test_anAcquireWithTimeoutZeroTakesOnlyWhatIsThere():
     assert setup.endpoint.attempts == []
     held(setup, 1)[0].release()
     successResultOf(setup.pool.acquire(timeout=0)).release()
+    setup.end()
+
+
+def test_whoIsServedAtOnceHasNotWaited():
+    setup = Setup(maxSize=3, leakThreshold=60.0)  # watched: never calm
+    releaseAll(held(setup, 1))
+    before = setup.pool.stats().acquiresWaited
+    for _ in range(5):
+        successResultOf(setup.pool.acquire()).release()
+    assert setup.pool.stats().acquires == 6
+    assert setup.pool.stats().acquiresWaited == before
+    setup.end()
+
+
+def test_anAcquireThatFindsOneToValidateDoesNotWaitForTheTimer():
+    setup = Setup(maxSize=1, protocol=Poolable, validateAfterIdle=5.0)
+    releaseAll(held(setup, 1))
+    setup.clock.advance(50.0)  # the timer is armed for 10 s from now
+    successResultOf(setup.pool.acquire()).release()
+    setup.end()
+
+
+def test_waitersMayCancelEachOther():
+    setup = Setup("hold", maxSize=1, debug=True)
+    waiting = [setup.pool.acquire() for _ in range(5)]
+
+    def giveUp(reason):
+        for each in waiting:
+            each.cancel()
+
+    for each in waiting:
+        each.addErrback(giveUp)
+    setup.end()  # nothing is logged, see the autouse fixture
+
+
+def test_aCoroutineThatIsClosedGivesBackInTheReactorsThread():
+    setup = Setup(maxSize=2)
+    from_ = []
+    setup.clock.callFromThread = lambda f, *args: from_.append((f, args))
+    lease = held(setup, 1)[0]
+
+    async def scoped():
+        async with setup.pool.lease():
+            await Deferred()
+
+    async def leased():
+        async with lease:
+            await Deferred()
+
+    for coroutine in (scoped(), leased()):
+        coroutine.send(None)
+        collector = threading.Thread(target=coroutine.close)
+        collector.start()
+        collector.join(5)
+    assert setup.pool.stats().leased == 2  # nothing happened in that thread
+    for f, args in from_:
+        f(*args)
+    assert setup.pool.stats().leased == 0
+    assert setup.pool.stats().closed == {"discarded": 2}
+    setup.end()
+
+
+def test_aConnectionWhosePeerEndedIsForNobodyElse():
+    @implementer(IHalfCloseableProtocol)
+    class Half(Echoing):
+        def readConnectionLost(self):
+            pass
+
+        def writeConnectionLost(self):
+            pass
+
+    setup = Setup(maxSize=1, protocol=Half)
+    (lease,) = held(setup, 1)
+    waiting = setup.pool.acquire()
+    first = setup.endpoint.transports[0]
+    first.endReading()
+    assert not first.disconnecting  # who has it may go on
+    lease.release()
+    assertNoResult(waiting)
+    setup.turn()
+    successResultOf(waiting).release()
+    assert setup.pool.stats().closed == {"peer": 1}
+    # while it is prepared, it is a failed dial
+    setup.pool.purge()
+    setup.pool._prepare = lambda protocol: protocol.transport.endReading() or Deferred()
+    setup.turn()
+    failureResultOf(setup.pool.acquire(), ConnectFailed)
+    setup.turn()
     setup.end()
 
 
@@ -275,6 +369,36 @@ def test_aFailingPrepareIsAFailedDial():
     setup.end()
 
 
+@pytest.mark.parametrize("closes", ["connectionMade", "prepare"])
+def test_aConnectionThatItsProtocolClosedIsAFailedDial(closes):
+    def hangUp(protocol):
+        protocol.transport.loseConnection()
+
+    class Shy(Echoing):
+        connectionMade = hangUp
+
+    setup = Setup(protocol=Shy if closes == "connectionMade" else Echoing)
+    setup.pool._prepare = hangUp if closes == "prepare" else None
+    failureResultOf(setup.pool.acquire(), ConnectFailed)
+    setup.turn()
+    failureResultOf(setup.pool.acquire(), PoolDown)
+    assert len(setup.endpoint.attempts) == 1
+    setup.end()
+
+
+def test_anObserverMayCloseWhatIsDetached():
+    class Closing(Recorder):
+        def released(self, *_):
+            setup.endpoint.transports[0].finish()
+
+    setup = Setup(maxSize=1, observers=[Closing()])
+    (lease,) = held(setup, 1)
+    protocol = lease.detach()
+    assert len(protocol.lost) == 1
+    assert setup.pool.stats().closed == {"detached": 1}
+    setup.end()
+
+
 @pytest.mark.parametrize("stage", ["connect", "handshake", "prepare"])
 def test_connectTimeoutCoversConnectHandshakeAndPrepare(stage):
     class Secure(FakeTransport):
@@ -419,12 +543,15 @@ def test_aFailedGrowthDialIsNoOutage():
     setup = Setup(maxSize=3)
     (lease,) = held(setup, 1)
     setup.endpoint.answer = "refuse"
-    failureResultOf(setup.pool.acquire(), ConnectFailed)
-    waiting = setup.pool.acquire()  # there is a live connection: this one waits for it
-    assertNoResult(waiting)
+    waiting = [setup.pool.acquire(), setup.pool.acquire(timeout=0.5)]
+    for each in waiting:  # there is a live connection: they wait for it
+        assertNoResult(each)
     assert not setup.pool.stats().down
+    setup.clock.advance(0.5)
+    error = failureResultOf(waiting[1], AcquireTimeout)
+    assert isinstance(error.__cause__, ConnectError)
     lease.release()
-    successResultOf(waiting).release()
+    successResultOf(waiting[0]).release()
     setup.end()
 
 
@@ -665,6 +792,17 @@ def test_drainServesWhoWaitsAndThenCloses():
     assert setup.clock.getDelayedCalls() == []
 
 
+def test_theShorterDrainHolds():
+    setup = Setup(maxSize=1)
+    (lease,) = held(setup, 1)
+    ends = [setup.pool.drain(), setup.pool.drain(1.0), setup.pool.drain(50.0)]
+    setup.clock.pump([1.0, 0.0])
+    for each in ends:
+        successResultOf(each)
+    lease.release()
+    assert setup.clock.getDelayedCalls() == []
+
+
 def test_drainAbortsLeasesAfterItsTimeout():
     setup = Setup(maxSize=2)
     first, second = held(setup, 2)
@@ -689,6 +827,11 @@ def test_closeGivesLeasesTheirTime():
     setup.turn()
     assert successResultOf(closed) is None
     assert setup.clock.getDelayedCalls() == []
+
+
+def test_moreThanThereCanBeIsNeverReady():
+    with pytest.raises(ValueError, match="at most maxSize=2"):
+        Setup(maxSize=2).pool.whenReady(3)
 
 
 def test_whenReadyTellsAndTimesOut():

@@ -2,6 +2,8 @@
 C{twistd connpool}: relaying, with real sockets.
 """
 
+import socket
+
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
@@ -306,6 +308,43 @@ async def test_theRestMustGoOutInTime():
     await until(lambda: relay.pool.stats().leased == 1)
     client.transport.loseConnection()
     await until(lambda: relay.pool.stats().leased == 0)
+    await relay.stop()
+    await server.stop()
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_whoReadsSlowlyGetsEverything(half):
+    size = 3_000_000
+
+    class Sending(Served):
+        """
+        Sends all when it was asked, and closes.
+        """
+
+        def dataReceived(self, data):
+            self.transport.write(b"x" * size)
+            self.transport.loseConnection()
+
+    class Slow(Collecting):
+        def connectionMade(self):
+            self.transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+            self.transport.write(b"all")
+            if half:
+                self.transport.loseWriteConnection()
+
+        def dataReceived(self, data):
+            super().dataReceived(data)
+            if len(self.received) < size:
+                self.transport.pauseProducing()
+                reactor.callLater(0.03, self.transport.resumeProducing)
+
+    server = await Server(protocol=Sending).start()
+    relay = Relay(*upstream(server), "--min-idle", "0", "--close-timeout", "0.4")
+    client = await relay.connect(Slow)
+    await until(lambda: len(client.received) == size, 30)
+    client.transport.loseConnection()
+    await bounded(client.gone)
     await relay.stop()
     await server.stop()
 
