@@ -359,7 +359,7 @@ class Finisher:
             return None
         status = self._sys.fstat(fd)
         if status.st_nlink > 1 and status.st_size == size:
-            return Source(fd, self._temporary, name, size)
+            return Source(fd, self._temporary, name, size, linked=True)
         self._sys.close(fd)
         return None
 

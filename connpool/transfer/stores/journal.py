@@ -3,19 +3,22 @@ What is known about a partial after a restart.
 
 Theory of operation
 ===================
-The journal is append-only.  Its first record describes the offer; a
+The journal is append-only.  A description of the offer comes first, and again
+when it changes; one that does not continue what was there begins anew.  A
 checkpoint appends the digests of the blocks that were verified since, after
-the data was synced and before anybody is told; C{committing} says that
-publishing began.  Nothing is believed about a block but its digest: it is read
-again and hashed, because sizes and times prove nothing.
+the data was synced and before anybody is told.  C{committing} says that
+publishing began, as long as it is the last record: whatever follows says that
+it came to nothing.  Nothing is believed about a block but its digest: it is
+read again and hashed, because sizes and times prove nothing.
 
-A journal of another version, or one that somebody edited, is not an error: the
-partial's blocks are hashed as they lie there, and the sender, who compares
-digests with its source, sends again what differs.
+A journal of another version, one that somebody edited, or one too long to be
+read is not an error: the partial's blocks are hashed as they lie there, and the
+sender, who compares digests with its source, sends again what differs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import attrs
@@ -25,9 +28,11 @@ from connpool.errors import NameRefused
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import Offer
 from connpool.transfer.stores.lines import decodeLine, encodeLine, linesOf
+from connpool.transfer.stores.ranges import Ranges, blockRange
 
 __all__ = [
     "MAX_JOURNAL",
+    "UNREADABLE",
     "Committing",
     "Journal",
     "blocksRecord",
@@ -37,8 +42,10 @@ __all__ = [
 ]
 
 VERSION = 1
-#: Bytes that are read of a journal: twice what 65,536 blocks take.
+#: Bytes of a journal that is read: twice what 65,536 blocks take at worst.
 MAX_JOURNAL = 16 << 20
+#: Blocks to a record: half a record is lost with its other half.
+_RECORD = 1024
 
 _OFFER = (
     "transferId",
@@ -69,15 +76,20 @@ class _Stored(msgspec.Struct):
     key: str | None
 
 
+_Blocks = list[tuple[Annotated[int, msgspec.Meta(ge=0)], str]]
+
+
 @attrs.frozen
 class Committing:
     """
     @ivar size: bytes of the file whose publishing began.
     @ivar root: the digest that was verified.
+    @ivar inode: its number, to know it by under its new name.
     """
 
     size: int
     root: bytes | None
+    inode: int
 
 
 @attrs.frozen
@@ -105,23 +117,55 @@ class Journal:
             if not isinstance(record, dict):
                 continue
             try:
-                if "offer" in record and record.get("version") == VERSION:
-                    offer = _offer(record["offer"])
-                    if not record.get("keep"):
-                        digests, committing = {}, None
+                if "offer" in record:
+                    known = record.get("version") == VERSION
+                    described = _offer(record["offer"]) if known else None
+                    if described is None or offer is None or not continues(described, offer):
+                        digests = {}
+                    offer, committing = described, None
                 elif "blocks" in record:
-                    for block, digest in record["blocks"]:
-                        digests[int(block)] = bytes.fromhex(digest)
+                    for block, digest in msgspec.convert(record["blocks"], _Blocks):
+                        digests[block] = bytes.fromhex(digest)
+                    committing = None
                 elif "committing" in record:
-                    size, root = record["committing"]
-                    committing = Committing(
-                        int(size), None if root is None else bytes.fromhex(root)
-                    )
-            except (ValueError, TypeError, NameRefused):
+                    committing = _committing(record["committing"])
+            except (ValueError, NameRefused):
                 continue
-        if offer is None:
-            return cls(None, {}, None)
-        return cls(offer, digests, committing)
+        return UNREADABLE if offer is None else cls(offer, digests, committing)
+
+    def describes(self, offer: Offer) -> bool:
+        """
+        Whether nothing has to be said about C{offer}.
+        """
+        return (
+            self.offer is not None
+            and self.committing is None
+            and header(self.offer) == header(offer)
+        )
+
+    def whole(self, offer: Offer, size: int) -> tuple[dict[int, bytes], Ranges]:
+        """
+        @param size: bytes that are there.
+        @return: the digests of the blocks of C{offer} that may be whole, in
+            order, and their bytes.
+        """
+        digests = {}
+        for block in sorted(self.digests):
+            start, end = blockRange(block, offer.blockSize, offer.size)
+            if start < end <= size:
+                digests[block] = self.digests[block]
+        return digests, Ranges.ofBlocks(digests, offer.blockSize, offer.size)
+
+    def record(self) -> bytes:
+        """
+        @return: a journal that says the same of the blocks, each thing once.
+        """
+        assert self.offer is not None
+        return header(self.offer) + blocksRecord(sorted(self.digests.items()))
+
+
+#: Of which nothing is known.
+UNREADABLE = Journal(None, {}, None)
 
 
 def _offer(values: Any) -> Offer:
@@ -144,24 +188,26 @@ def continues(offer: Offer, older: Offer) -> bool:
     )
 
 
-def header(offer: Offer, *, keep: bool) -> bytes:
+def header(offer: Offer) -> bytes:
     """
-    The first record, and one that replaces it.  The resume key is not in it:
-    the file's name is its hash.
-
-    @param keep: whether what was recorded before still holds.
+    The record that describes C{offer}.  The resume key is not in it: the file's
+    name is its hash.
     """
     values: dict[str, Any] = {field: getattr(offer, field) for field in _OFFER}
     values["name"] = offer.name.path
     values["key"] = None if offer.key is None else offer.key.hex()
-    return encodeLine({"version": VERSION, "offer": values, "keep": keep})
+    return encodeLine({"version": VERSION, "offer": values})
 
 
-def blocksRecord(digests: list[tuple[int, bytes]]) -> bytes:
+def blocksRecord(digests: Sequence[tuple[int, bytes]]) -> bytes:
     """
-    The record of a checkpoint.
+    The records of a checkpoint.
     """
-    return encodeLine({"blocks": [(block, digest.hex()) for block, digest in digests]})
+    pairs = [(block, digest.hex()) for block, digest in digests]
+    return b"".join(
+        encodeLine({"blocks": pairs[start : start + _RECORD]})
+        for start in range(0, len(pairs), _RECORD)
+    )
 
 
 def committingRecord(committing: Committing) -> bytes:
@@ -169,4 +215,9 @@ def committingRecord(committing: Committing) -> bytes:
     The record before publishing.
     """
     root = None if committing.root is None else committing.root.hex()
-    return encodeLine({"committing": [committing.size, root]})
+    return encodeLine({"committing": [committing.size, root, committing.inode]})
+
+
+def _committing(values: Any) -> Committing:
+    size, root, inode = msgspec.convert(values, tuple[int, str | None, int])
+    return Committing(size, None if root is None else bytes.fromhex(root), inode)

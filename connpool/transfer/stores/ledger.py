@@ -11,8 +11,12 @@ suspended partial counts what it takes on disk, as the file system says.
 
 Several processes share a store.  Each publishes its reservations in a file of
 its own and keeps that file locked: a file whose lock can be had belongs to a
-process that died, and is removed.  Decisions are made under one lock that is
-held for microseconds.
+process that died, and is removed.  Files are made, read and decided upon under
+one lock, which is held while those few files are read and for nothing else:
+what suspended partials take is counted before, and so may be a moment old.
+
+What cannot be told to the others is not promised; what cannot be taken back
+is, the next time that something can be told.
 
 Everything here runs on the reactor's thread.
 
@@ -31,10 +35,10 @@ from typing import Any
 
 import msgspec
 
-from connpool.errors import NoSpace, QuotaExceeded
-from connpool.transfer.stores.syscalls import NEW, Syscalls
+from connpool.errors import NoSpace, QuotaExceeded, TransferError
+from connpool.transfer.stores.syscalls import NEW, Syscalls, asTransferError
 
-__all__ = ["STEP", "Ledger", "Reservation", "Space"]
+__all__ = ["STEP", "Ledger", "Reservation", "Short", "Space"]
 
 #: Bytes that a transfer of unknown size reserves at a time.
 STEP = 64 << 20
@@ -52,6 +56,7 @@ class Space:
 
     @param fd: any descriptor on the file system.
     @param minFree: bytes that are never given away; L{None} for the default.
+    @param seconds: monotonic.
     @ivar floor: bytes.
     """
 
@@ -97,6 +102,20 @@ class Space:
         return True
 
 
+class Short(Exception):
+    """
+    A transfer may not have what it needs.
+
+    @ivar missing: bytes that would have to be given back first.
+    @ivar why: what its sender is told.
+    """
+
+    def __init__(self, missing: int, why: TransferError) -> None:
+        super().__init__(missing, why)
+        self.missing = missing
+        self.why = why
+
+
 class Reservation:
     """
     What one transfer may write.
@@ -140,9 +159,15 @@ class Ledger:
         self.step = STEP
         self._totals = _Totals()
         self._name = f"process-{secrets.token_hex(8)}"
-        self._lock = syscalls.open("lock", _LOCK, 0o600, dir_fd=directory)
-        self._own = syscalls.open(self._name, NEW, 0o600, dir_fd=directory)
-        syscalls.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.ExitStack() as undo:
+            self._lock = syscalls.open("lock", _LOCK, 0o600, dir_fd=directory)
+            undo.callback(syscalls.close, self._lock)
+            # or somebody would take it for a dead one's before it is locked
+            with _Locked(syscalls, self._lock):
+                self._own = syscalls.open(self._name, NEW, 0o600, dir_fd=directory)
+                undo.callback(syscalls.close, self._own)
+                syscalls.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            undo.pop_all()
 
     def reserve(
         self,
@@ -157,16 +182,16 @@ class Ledger:
         @param size: bytes the transfer may come to take, those written
             included; L{None} if nobody knows.
         @param written: bytes that it takes already.
-        @param suspended: bytes that the principal's suspended partials take,
-            this one left out.
-        @raise QuotaExceeded: if the principal may not take so much.
-        @raise NoSpace: if the disk has not so much.
+        @param suspended: counts the bytes that the principal's suspended
+            partials take, this one left out; called only where there is a quota.
+        @raise Short: because the principal may not take so much
+            (L{QuotaExceeded}), or the disk has not so much (L{NoSpace}).
         """
         reservation = Reservation(principal, self._quota if quota is None else quota)
         if size is None:
             size = self._step(reservation)
-        with _Locked(self._sys, self._lock):
-            self._take(reservation, size, max(0, size - written), suspended)
+        others = 0 if reservation.quota is None else suspended()
+        self._take(reservation, size, max(0, size - written), others)
         return reservation
 
     def _step(self, reservation: Reservation) -> int:
@@ -177,11 +202,15 @@ class Ledger:
         """
         Reserve at least C{size} bytes more for a file whose size is not known.
 
-        @raise QuotaExceeded, NoSpace: as L{reserve}.
+        @raise QuotaExceeded, NoSpace: if it may not.
         """
         size = max(self._step(reservation), size)
-        with _Locked(self._sys, self._lock):
-            self._take(reservation, size, size, lambda: 0)
+        try:
+            self._take(reservation, size, size, 0)
+        except Short as short:
+            raise short.why from None
+        except OSError as error:
+            raise asTransferError(error, "reserving space") from None
 
     def wrote(self, reservation: Reservation, size: int) -> None:
         """
@@ -207,14 +236,10 @@ class Ledger:
 
     def release(self, reservation: Reservation) -> None:
         """
-        The transfer is over, or suspended.
+        The transfer is over, or suspended.  Never fails.
         """
-        self._totals.promised -= reservation.unwritten
-        left = self._totals.taken.pop(reservation.principal, 0) - reservation.size
-        if left:
-            self._totals.taken[reservation.principal] = left
-        reservation.size = reservation.unwritten = 0
-        with _Locked(self._sys, self._lock):
+        self._add(reservation, -reservation.size, -reservation.unwritten)
+        with contextlib.suppress(OSError), _Locked(self._sys, self._lock):
             self._publish()
 
     def close(self) -> None:
@@ -225,36 +250,59 @@ class Ledger:
         self._sys.close(self._own)
         self._sys.close(self._lock)
 
-    def _take(
+    def _take(self, reservation: Reservation, size: int, unwritten: int, suspended: int) -> None:
+        with _Locked(self._sys, self._lock):
+            others = self._others()
+            self._check(reservation, size, unwritten, suspended, others)
+            self._add(reservation, size, unwritten)
+            try:
+                self._publish()
+            except OSError:
+                self._add(reservation, -size, -unwritten)
+                with contextlib.suppress(OSError):
+                    self._publish()  # half of it may have been written
+                raise
+
+    def _check(
         self,
         reservation: Reservation,
         size: int,
         unwritten: int,
-        suspended: Callable[[], int],
+        suspended: int,
+        others: list[_Totals],
     ) -> None:
-        others = self._others()
+        promised = self._totals.promised + sum(totals.promised for totals in others)
+        free = self._space.free() - promised
+        missing = unwritten - free
         principal, quota = reservation.principal, reservation.quota
         if quota is not None:
-            taken = suspended() + sum(
+            taken = suspended + sum(
                 totals.taken.get(principal, 0) for totals in (self._totals, *others)
             )
             if taken + size > quota:
-                raise QuotaExceeded(
-                    f"{taken} of {quota} bytes of quota are taken and {size} more are"
-                    " needed; finish or remove unfinished transfers first"
+                raise Short(
+                    max(missing, taken + size - quota),
+                    QuotaExceeded(
+                        f"{taken} of {quota} bytes of quota are taken and {size} more are"
+                        " needed; finish or remove unfinished transfers first"
+                    ),
                 )
-        promised = self._totals.promised + sum(totals.promised for totals in others)
-        free = self._space.free() - promised
-        if unwritten > free:
-            raise NoSpace(
-                f"the receiver has {max(0, free)} bytes to give and {unwritten} are needed; try"
-                " again when there is space"
+        if missing > 0:
+            raise Short(
+                missing,
+                NoSpace(
+                    f"the receiver has {max(0, free)} bytes to give and {unwritten} are needed;"
+                    " try again when there is space"
+                ),
             )
+
+    def _add(self, reservation: Reservation, size: int, unwritten: int) -> None:
         reservation.size += size
         reservation.unwritten += unwritten
         self._totals.promised += unwritten
-        self._totals.taken[principal] = self._totals.taken.get(principal, 0) + size
-        self._publish()
+        left = self._totals.taken.pop(reservation.principal, 0) + size
+        if left:
+            self._totals.taken[reservation.principal] = left
 
     def _others(self) -> list[_Totals]:
         found: list[_Totals] = []

@@ -9,12 +9,14 @@ shelf and has a journal; without one it is as short-lived as its connection.
 
 What an earlier process wrote is held from the beginning but not believed: its
 blocks are read and hashed in a thread while new bytes arrive, and C{commit}
-waits for the end of that.
+waits for the end of that.  Where no journal says what its blocks should be they
+are hashed before anybody gets the partial, and become what the journal says.
 
 C{_gate} is the one answer to "may this still be written": L{None}, or why not.
 It closes at commit, suspend, abort, take-over and at the first error other
 than a full disk.  Whatever has to wait (close, take-over, publish) waits for
-C{_jobs} to come to nothing, and no job begins behind a closed gate.
+C{_jobs} to come to nothing, and no job begins behind a closed gate but those of
+the commit or of the end.
 
 An I/O error poisons the partial: the kernel may have dropped pages that it
 will then claim are clean, so nothing of it is kept.
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -43,12 +45,13 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.interfaces import IPartial
-from connpool.transfer.digests import digestNamed
 from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.stores.journal import Committing, blocksRecord, committingRecord
+from connpool.transfer.stores.journal import Committing, blocksRecord, continues
 from connpool.transfer.stores.ledger import Reservation
+from connpool.transfer.stores.notes import Notes
 from connpool.transfer.stores.publish import Source
-from connpool.transfer.stores.ranges import Ranges
+from connpool.transfer.stores.ranges import Ranges, blockRange
+from connpool.transfer.stores.reread import SLICE, digestsOf
 from connpool.transfer.stores.shelf import Slot
 from connpool.transfer.stores.syscalls import asTransferError
 
@@ -57,56 +60,54 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalPartial"]
 
-#: Files larger than this are published in a thread whatever the level: the
-#: comparison with a file of the same name reads both.
-INLINE_COMMIT = 1 << 20
+#: Files larger than this are published and removed in a thread whatever the
+#: level: the comparison with a file of the same name reads both, and the disk
+#: takes its time to free them.
+INLINE = 1 << 20
+#: Blocks of a checkpoint that is written in a thread whatever the level.
+MANY_BLOCKS = 4096
 
 
 @implementer(IPartial)
 class LocalPartial:
     """
-    @param slot: where it lies on the shelf; L{None} without a resume key.
-    @param fd: the private file.
-    @param directory: descriptor of the directory that it lies in.
-    @param name: its name there.
+    @param slot: where it lies.
     @ivar _flying: ranges whose writes are in threads.
     @ivar _fresh: blocks recorded since the last checkpoint.
-    @ivar _unchecked: blocks of an earlier process that were not hashed yet.
+    @ivar _unread: blocks of an earlier process that were not hashed yet.
+    @ivar _learned: digests of such blocks while no journal names them.
+    @ivar _notes: what is told to the journal; L{None} if there is none.
+    @ivar _source: what a commit that failed had given to be published.
     """
 
     def __init__(
-        self,
-        store: LocalStore,
-        offer: Offer,
-        reservation: Reservation,
-        fd: int,
-        directory: int,
-        name: str,
-        slot: Slot | None = None,
+        self, store: LocalStore, offer: Offer, reservation: Reservation, slot: Slot
     ) -> None:
         self._store = store
         self._sys = store.syscalls
         self._offer = offer
         self._reservation: Reservation | None = reservation
-        self._fd = fd
-        self._directory = directory
-        self._name = name
         self._slot = slot
+        self._fd = slot.fd
+        self._notes: Notes | None = None
+        if slot.journalFd is not None:
+            self._notes = Notes(self._sys, store.privateTree, store.shelf, slot, offer)
+        self._source: Source | None = None
         self.held = Ranges()
         self.durable = Ranges()
         self.digests: dict[int, bytes] = {}
         self._flying = Ranges()
         self._fresh: list[int] = []
-        self._unchecked: list[int] = []
+        self._unread: list[int] = []
+        self._learned: dict[int, bytes] | None = None
         self._damaged: list[tuple[int, int]] = []
         self._settling: list[Deferred[Sequence[tuple[int, int]]]] = []
         self._gate: TransferError | None = None
-        self._poisoned = False
-        self._gone = False
+        self._poisoned = self._aborted = self._gone = False
         self._jobs = 0
         self._waiting: list[Deferred[None]] = []
         #: The Deferred of a commit under way, for a newer connection to wait on.
-        self.ending: Deferred[Any] | None = None
+        self.ending: Deferred[Receipt | None] | None = None
 
     # -- bytes ---------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class LocalPartial:
         if self._gate is not None:
             raise self._gate
         self.digests[block] = digest
-        if self._slot is not None:
+        if self._notes is not None:
             self._fresh.append(block)
 
     def discard(self, start: int, end: int) -> None:
@@ -152,7 +153,7 @@ class LocalPartial:
         self._drop(start, end)
 
     def settled(self) -> Deferred[Sequence[tuple[int, int]]]:
-        if not self._unchecked:
+        if not self._unread:
             return succeed(self._damaged)
         d: Deferred[Sequence[tuple[int, int]]] = Deferred()
         self._settling.append(d)
@@ -166,81 +167,19 @@ class LocalPartial:
         return self._checkpoint()
 
     def suspend(self) -> Deferred[None]:
-        if self._slot is None or self._poisoned:
-            return self.abort()
-        if self._gone or isinstance(self._gate, ConflictTakeover):
-            return succeed(None)
-        if self.ending is not None:
-            return self._whenEnded().addCallback(lambda _: self.suspend())
-        self._close(StoreError(f'"{self._offer.name}" is suspended'))
-        d = self._quiet()
-        d.addCallback(lambda _: None if self._gone else self._checkpoint())
-        d.addErrback(lambda failure: failure.trap(TransferError) and None)
-        return d.addCallback(self._suspended)
+        return self._end("is suspended")
 
     def abort(self) -> Deferred[None]:
-        if self._gone or isinstance(self._gate, ConflictTakeover):
-            return succeed(None)
-        if self.ending is not None:
-            return self._whenEnded().addCallback(lambda _: self.abort())
-        self._close(StoreError(f'"{self._offer.name}" was aborted'))
-        return self._quiet().addCallback(self._remove)
+        return self._end("was aborted", aborted=True)
 
     def commit(self, root: bytes | None) -> Deferred[Receipt]:
         if self._gate is not None:
             return fail(self._gate)
         self._gate = StoreError(f'"{self._offer.name}" is being published')
         self.ending = Deferred()
-        d: Deferred[Any] = self.settled()
-        d.addCallback(lambda _: self._quiet())
-        d.addCallback(lambda _: self._commit(root))
-        return d.addCallbacks(self._published, self._notPublished)
+        return Deferred.fromCoroutine(self._commit(root))
 
     # -- for the store -------------------------------------------------------
-
-    def resume(self, digests: dict[int, bytes], checked: bool) -> None:
-        """
-        Hold what an earlier process left.
-
-        @param checked: whether the digests were computed from the file now.
-        """
-        self.digests = dict(digests)
-        for block in digests:
-            self.held.add(*self.rangeOf(block))
-        self.durable = Ranges() if checked else Ranges(self.held)
-        if checked:
-            self._fresh = list(digests)
-        else:
-            self._unchecked = sorted(digests)
-        self._recheck()
-
-    def takeOver(self, older: LocalPartial) -> None:
-        """
-        Go on where an open partial of this process was; it is fenced and quiet.
-        """
-        self.held = older.held
-        self.durable = older.durable
-        self.digests = older.digests
-        self._fresh = older._fresh
-        self._unchecked = older._unchecked
-        self._damaged = older._damaged
-        self._reservation = older._reservation
-        older._reservation = None
-        older._slot = None
-        older._gone = True
-        for waiting in older._settling:
-            waiting.errback(_takenOver(older._offer))
-        older._settling = []
-        self._recheck()
-
-    def fence(self) -> Deferred[None]:
-        """
-        Let nothing more in: a newer connection takes over.
-
-        @return: fires when writes under way have ended.
-        """
-        self._close(_takenOver(self._offer))
-        return self._quiet()
 
     @property
     def offer(self) -> Offer:
@@ -250,25 +189,119 @@ class LocalPartial:
         return self._offer
 
     @property
-    def slot(self) -> Slot | None:
+    def slot(self) -> Slot:
         """
         Where it lies.
         """
         return self._slot
 
-    @property
-    def reservation(self) -> Reservation:
+    def describe(self) -> None:
         """
-        What it may write.
+        Let operators see whose it is.
+        """
+        if self._notes is not None and self._gate is None:
+            self._notes.describe()
+
+    def resume(self, digests: dict[int, bytes], held: Ranges) -> None:
+        """
+        Hold what the journal says of an earlier process.
+        """
+        self.digests = digests
+        self.held = held
+        self.durable = held.copy()
+        self._unread = list(digests)
+        self._reread()
+
+    async def learn(self, blocks: Iterable[int]) -> None:
+        """
+        Hold what lies there and no journal tells about.
+        """
+        learned: dict[int, bytes] = {}
+        self._learned = learned
+        self._unread = list(blocks)
+        self._reread()
+        await self.settled()
+        self._learned = None
+        self.digests = learned
+        self.held = self._bytesOf(learned)
+        self._fresh = list(learned)
+        with contextlib.suppress(TransferError):  # the next one does it
+            await self._checkpoint()
+
+    def continuesAs(self, offer: Offer) -> bool:
+        """
+        Whether a newer connection may go on where this one was.
+        """
+        over = self._poisoned or self._aborted or self._gone or self._hasName()
+        return not over and continues(offer, self._offer)
+
+    def takeOver(self, offer: Offer) -> LocalPartial:
+        """
+        @return: one that goes on where this is, which is fenced and quiet.
         """
         assert self._reservation is not None
-        return self._reservation
+        newer = LocalPartial(self._store, offer, self._reservation, self._slot)
+        self._gone = True
+        self._reservation = None
+        newer.held = self.held
+        newer.durable = self.durable
+        newer.digests = self.digests
+        newer._fresh = self._fresh
+        newer._unread = self._unread
+        newer._damaged = self._damaged
+        newer._notes = None if self._notes is None else self._notes.passOn(offer)
+        self._giveUp()
+        newer._reread()
+        return newer
 
-    def drop(self) -> None:
+    def fence(self) -> Deferred[None]:
         """
-        Remove it; it is fenced and quiet.
+        Let nothing more in: a newer connection takes over.
+
+        @return: fires when writes under way have ended.
         """
-        self._remove()
+        self._close(
+            ConflictTakeover(
+                f'"{self._offer.name}": a newer connection of the same sender took over'
+            )
+        )
+        return self._quiet()
+
+    async def ended(self) -> Receipt | None:
+        """
+        Wait for the end of the commit under way.
+
+        @return: the receipt, if it succeeded.
+        """
+        assert self.ending is not None
+        d: Deferred[Receipt | None] = Deferred()
+
+        def ended(receipt: Receipt | None) -> Receipt | None:
+            d.callback(receipt)
+            return receipt
+
+        self.ending.addCallback(ended)
+        return await d
+
+    async def leave(self) -> None:
+        """
+        Let go of it, which is fenced; what is worth it stays.
+        """
+        await self._quiet()
+        if self._keeps() and not self._gone:
+            with contextlib.suppress(TransferError):  # what was not made safe comes again
+                await self._checkpoint()
+            await self._quiet()
+        if self._gone:
+            return
+        self._gone = True
+        shelf = self._store.shelf
+        self._release()
+        if self._keeps():
+            await self._job(shelf.letGo, self._slot, then=self._left, inline=True)
+        else:
+            small = max(self.held.total, self._slot.allocated) <= INLINE
+            await self._job(shelf.remove, self._slot, then=self._left, inline=small)
 
     # -- writing -------------------------------------------------------------
 
@@ -298,13 +331,8 @@ class LocalPartial:
         for block in range(start // size, -(-end // size)):
             self.digests.pop(block, None)
 
-    def rangeOf(self, block: int) -> tuple[int, int]:
-        """
-        The bytes of C{block}.
-        """
-        start = block * self._offer.blockSize
-        end = start + self._offer.blockSize
-        return start, end if self._offer.size is None else min(end, self._offer.size)
+    def _bytesOf(self, blocks: Iterable[int]) -> Ranges:
+        return Ranges.ofBlocks(blocks, self._offer.blockSize, self._offer.size)
 
     def _failed(self, error: OSError) -> TransferError:
         translated = asTransferError(error, f'writing "{self._offer.name}"')
@@ -313,206 +341,201 @@ class LocalPartial:
             self._close(translated)
         return translated
 
-    # -- hashing what an earlier process wrote -------------------------------
+    # -- reading what an earlier process wrote -------------------------------
 
-    def _recheck(self) -> None:
-        if self._unchecked and self._gate is None:
-            self._job(self._recheckNow, list(self._unchecked), then=self._rechecked)
+    def _reread(self) -> None:
+        if not self._unread or not self._rereads():
+            return
+        blocks = self._unread[: max(1, SLICE // self._offer.blockSize)]
+        self._job(
+            digestsOf,
+            self._sys,
+            self._fd,
+            self._offer,
+            blocks,
+            self._rereads,
+            then=lambda found: self._wereRead(blocks, found),
+            run=self._store.lanes.reread,
+        )
 
-    def _recheckNow(self, blocks: list[int]) -> tuple[list[int], list[int]]:
+    def _rereads(self) -> bool:
         """
-        @return: the good and the bad ones of C{blocks}, as far as it came
-            before the gate closed for another reason than a commit.
+        Whether this goes on; asked in its thread, too.
         """
-        assert self._offer.digest is not None
-        digest = digestNamed(self._offer.digest)
-        good: list[int] = []
-        bad: list[int] = []
-        for block in blocks:
-            if self._gate is not None and self.ending is None:
-                break
-            start, end = self.rangeOf(block)
-            expected = self.digests.get(block)
-            if expected is None:
-                good.append(block)  # discarded meanwhile
-                continue
-            hasher = digest.new()
-            while start < end:
-                data = self._sys.pread(self._fd, min(end - start, 1 << 20), start)
-                if not data:
-                    break
-                hasher.update(data)
-                start += len(data)
-            (good if start == end and hasher.digest() == expected else bad).append(block)
-        return good, bad
+        return self._gate is None or self.ending is not None
 
-    def _rechecked(self, result: tuple[list[int], list[int]] | Failure) -> None:
-        if isinstance(result, Failure):
-            good: list[int] = []
-            bad = list(self._unchecked)
-        else:
-            good, bad = result
-        done = {*good, *bad}
-        self._unchecked = [block for block in self._unchecked if block not in done]
-        for block in bad:
-            if block in self.digests:
-                start, end = self.rangeOf(block)
-                self._drop(start, end)
-                self._damaged.append((start, end))
-        if not self._unchecked:
-            settling, self._settling = self._settling, []
-            for d in settling:
-                d.callback(self._damaged)
+    def _wereRead(self, blocks: list[int], found: list[bytes | None] | Failure) -> None:
+        """
+        @param found: the digests of C{blocks}, as far as it came.
+        """
+        digests = [None] * len(blocks) if isinstance(found, Failure) else found
+        for block, digest in zip(blocks, digests, strict=False):
+            if self._learned is not None:
+                if digest is not None:
+                    self._learned[block] = digest
+            elif block in self.digests and self.digests[block] != digest:
+                damaged = blockRange(block, self._offer.blockSize, self._offer.size)
+                self._drop(*damaged)
+                self._damaged.append(damaged)
+        del self._unread[: len(digests)]
+        if self._unread:
+            self._reread()
+            return
+        settling, self._settling = self._settling, []
+        for d in settling:
+            d.callback(self._damaged)
 
     # -- checkpoints ---------------------------------------------------------
 
     def _checkpoint(self) -> Deferred[None]:
         fresh = sorted({block for block in self._fresh if block in self.digests})
-        if self._slot is None or not fresh:
+        notes = self._notes
+        if notes is None or self._hasName() or not (fresh or notes.committing):
             return succeed(None)
         self._fresh = []
-        record = blocksRecord([(block, self.digests[block]) for block in fresh])
         level = self._store.finisher.level(self._offer)
         return self._job(
             self._checkpointNow,
-            record,
+            notes,
+            [(block, self.digests[block]) for block in fresh],
             level,
-            inline=not level,
+            inline=not level and len(fresh) < MANY_BLOCKS,
             then=lambda result: self._checkpointed(result, fresh),
         )
 
-    def _checkpointNow(self, record: bytes, level: int) -> None:
-        slot = self._slot
-        assert slot is not None
+    def _checkpointNow(self, notes: Notes, digests: list[tuple[int, bytes]], level: int) -> None:
         if level:
             self._sys.fdatasync(self._fd)
-        self._append(slot, record, level)
-        if level == 2 and not slot.linked:
-            self._store.privateTree.sync(slot.directory)
-            slot.linked = True
-
-    def _append(self, slot: Slot, record: bytes, level: int) -> None:
-        while record:
-            record = record[self._sys.write(slot.journalFd, record) :]
-        if level:
-            self._sys.fdatasync(slot.journalFd)
+        notes.write(blocksRecord(digests), level)
 
     def _checkpointed(self, result: Failure | None, fresh: list[int]) -> Failure | None:
         if isinstance(result, Failure):
             self._fresh += fresh
             error = result.value
             return Failure(self._failed(error)) if isinstance(error, OSError) else result
-        for block in fresh:
-            if block in self.digests:
-                self.durable.add(*self.rangeOf(block))
+        for start, end in self._bytesOf(block for block in fresh if block in self.digests):
+            self.durable.add(start, end)
         return None
 
     # -- publishing ----------------------------------------------------------
 
-    def _commit(self, root: bytes | None) -> Deferred[Receipt]:
+    async def _commit(self, root: bytes | None) -> Receipt:
+        receipt: Receipt | None = None
+        try:
+            await self.settled()
+            await self._quiet()
+            receipt = await self._publish(root)
+            self._gone = True
+            self._release()
+            self._left(None)
+            return receipt
+        except NoSpace:
+            self._gate = None
+            raise
+        except SyncFailed:
+            self._poisoned = True
+            raise
+        except OSError as error:
+            failed = self._failed(error)
+            if isinstance(failed, NoSpace):
+                self._gate = None
+            raise failed from None
+        finally:
+            ending, self.ending = self.ending, None
+            assert ending is not None
+            ending.callback(receipt)
+
+    async def _publish(self, root: bytes | None) -> Receipt:
         offer = self._offer
+        if self._poisoned:
+            assert self._gate is not None
+            raise self._gate
         size = self.held.end if offer.size is None else offer.size
         if not self.held.covers(0, size):
             if self._damaged:
                 self._gate = None  # the sender can mend it
-                return fail(DigestMismatch(f'"{offer.name}": what was stored before was damaged'))
-            return fail(StoreError(f'"{offer.name}" is not complete'))
-        source = Source(self._fd, self._directory, self._name, size)
+                raise DigestMismatch(f'"{offer.name}": what was stored before was damaged')
+            raise StoreError(f'"{offer.name}" is not complete')
         level = self._store.finisher.level(offer)
-        return self._job(
-            self._finish, source, root, level, inline=not level and size <= INLINE_COMMIT
-        )
-
-    def _finish(self, source: Source, root: bytes | None, level: int) -> Receipt:
-        slot = self._slot
-        # what a sender wrote and took back, or an earlier run left behind
-        if self._sys.fstat(self._fd).st_size != source.size:
-            self._sys.ftruncate(self._fd, source.size)
-        committing: Callable[[], None] | None = None
-        if slot is not None:
-            record = committingRecord(Committing(source.size, root))
-
-            def committing() -> None:
-                self._append(slot, record, level)
-                if level == 2 and not slot.linked:
-                    self._store.privateTree.sync(slot.directory)
-                    slot.linked = True
-
-        return self._store.finisher.one(self._offer, source, root, committing)
-
-    def _published(self, receipt: Receipt) -> Receipt:
-        self._remove()
-        self._ended(receipt)
+        inline = not level and size <= INLINE
+        receipt: Receipt = await self._job(self._finish, size, root, level, inline=inline)
         return receipt
 
-    def _notPublished(self, failure: Failure) -> Failure:
-        if isinstance(failure.value, OSError):
-            failure = Failure(self._failed(failure.value))
-        if failure.check(NoSpace):
-            self._gate = None
-        elif failure.check(SyncFailed):
-            self._poisoned = True
-        self._ended(None)
-        return failure
+    def _finish(self, size: int, root: bytes | None, level: int) -> Receipt:
+        slot, store, notes = self._slot, self._store, self._notes
+        before = self._sys.fstat(self._fd)
+        # what a sender wrote and took back, or an earlier run left behind
+        if before.st_size != size:
+            self._sys.ftruncate(self._fd, size)
+        if self._source is None:
+            self._source = Source(self._fd, slot.directory.fd, slot.name, size)
+        self._source.size = size
 
-    def _ended(self, receipt: Receipt | None) -> None:
-        ending, self.ending = self.ending, None
-        if ending is not None:
-            ending.callback(receipt)
+        def committing() -> None:
+            if notes is not None:
+                try:
+                    notes.begin(Committing(size, root, before.st_ino), level)
+                except OSError as error:
+                    raise self._failed(error) from None
 
-    def _whenEnded(self) -> Deferred[None]:
+        try:
+            receipt = store.finisher.one(self._offer, self._source, root, committing)
+        except Exception:
+            if notes is not None and not self._hasName():
+                notes.revoke(level)
+            raise
+        with contextlib.suppress(OSError):  # the reaper finds it
+            store.shelf.clear(slot)
+        return receipt
+
+    def _hasName(self) -> bool:
         """
-        @return: fires after the commit under way, however it ended.
+        Whether it is public although its commit failed: what is left is the
+        evidence, by which the steps that are missing can be taken.
         """
-        assert self.ending is not None
-        d: Deferred[None] = Deferred()
-
-        def ended(result: Any) -> Any:
-            d.callback(None)
-            return result
-
-        self.ending.addCallback(ended)
-        return d
+        return self._source is not None and (self._source.linked or self._source.moved)
 
     # -- letting go ----------------------------------------------------------
+
+    def _end(self, how: str, *, aborted: bool = False) -> Deferred[None]:
+        if self._gone or isinstance(self._gate, ConflictTakeover):
+            return succeed(None)
+        if self.ending is not None:
+            return Deferred.fromCoroutine(self.ended()).addCallback(
+                lambda _: self._end(how, aborted=aborted)
+            )
+        self._aborted = self._aborted or aborted
+        self._close(StoreError(f'"{self._offer.name}" {how}'))
+        return Deferred.fromCoroutine(self.leave())
 
     def _close(self, why: TransferError) -> None:
         if self._gate is None or not isinstance(self._gate, ConflictTakeover):
             self._gate = why
 
-    def _suspended(self, ignored: object) -> None:
-        if self._gone or self._slot is None:
-            return
-        if not self.digests or self._poisoned:
-            self._remove()  # nothing in it that could be trusted again
-            return
-        self._gone = True
-        self._store.left(self)
-        self._release()
-        self._store.shelf.letGo(self._slot)
+    def _keeps(self) -> bool:
+        """
+        Whether there is something that could be trusted again.
+        """
+        if self._hasName():
+            return True
+        if self._notes is None or self._aborted or self._poisoned:
+            return False
+        return bool(self.digests or self._unread)
 
-    def _remove(self, ignored: object = None) -> None:
-        if self._gone:
-            return
-        self._gone = True
-        self._store.left(self)
-        self._release()
-        with contextlib.suppress(OSError):  # the reaper finds it
-            if self._slot is not None:
-                self._store.shelf.remove(self._slot)
-            else:
-                try:
-                    self._sys.remove(self._name, self._directory)
-                finally:
-                    self._sys.close(self._fd)
+    def _left(self, ignored: object) -> None:
+        # an error, too: the reaper finds what is there
+        self._store.admission.left(self)
 
     def _release(self) -> None:
         if self._reservation is not None:
             self._store.ledger.release(self._reservation)
             self._reservation = None
-        for d in self._settling:
+        self._giveUp()
+
+    def _giveUp(self) -> None:
+        settling, self._settling = self._settling, []
+        for d in settling:
             d.errback(self._gate or StoreError("closed"))
-        self._settling = []
 
     def _job(
         self,
@@ -520,14 +543,16 @@ class LocalPartial:
         *arguments: Any,
         then: Callable[[Any], Any] | None = None,
         inline: bool = False,
+        run: Callable[..., Deferred[Any]] | None = None,
     ) -> Deferred[Any]:
         """
         @param then: takes the result, a Failure too, before the job counts as
             ended.
         """
         self._jobs += 1
-        run = maybeDeferred if inline else self._store.inThread
-        d = run(function, *arguments)
+        if inline:
+            run = maybeDeferred
+        d = (run or self._store.lanes.run)(function, *arguments)
         if then is not None:
             d.addBoth(then)
         return d.addBoth(self._jobDone)
@@ -549,7 +574,3 @@ class LocalPartial:
         d: Deferred[None] = Deferred()
         self._waiting.append(d)
         return d
-
-
-def _takenOver(offer: Offer) -> ConflictTakeover:
-    return ConflictTakeover(f'"{offer.name}": a newer connection of the same sender took over')

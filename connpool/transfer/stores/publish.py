@@ -57,7 +57,8 @@ class Source:
     @ivar name: its name there.
     @ivar fresh: made a moment ago by this process, so that no earlier run can
         have published it.
-    @ivar linked: it has its public name too: the private one is evidence now.
+    @ivar linked: it has its public name too, from this attempt or an earlier
+        one: the private one is evidence now.
     @ivar moved: the public name took the place of the private one.
     """
 
@@ -117,11 +118,10 @@ class Publisher:
             copy for another mount, or the file that was there already.
         @raise Exists: if the rule says so.
         """
-        if not source.fresh and ifExists != "replace":
+        if source.linked and ifExists != "replace":
             status = self._sys.fstat(source.fd)
             if status.st_nlink > 1:
-                # a second link is ours; a consumer may have moved it away since
-                source.linked = True
+                # the second link is ours; a consumer may have moved it away since
                 earlier = self._publishedBefore(status, directory, name, ifExists)
                 return Published(earlier or name, "stored")
         try:

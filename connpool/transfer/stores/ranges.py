@@ -5,10 +5,20 @@ Sets of byte ranges.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
-__all__ = ["Ranges"]
+__all__ = ["Ranges", "blockRange"]
+
+
+def blockRange(block: int, blockSize: int, size: int | None) -> tuple[int, int]:
+    """
+    @param size: bytes of the file, where its last block ends; L{None} if unknown.
+    @return: where C{block} begins and ends.
+    """
+    start = block * blockSize
+    end = start + blockSize
+    return start, end if size is None else min(end, size)
 
 
 class Ranges(Sequence[tuple[int, int]]):
@@ -25,6 +35,36 @@ class Ranges(Sequence[tuple[int, int]]):
         self.total = 0
         for start, end in pairs:
             self.add(start, end)
+
+    @classmethod
+    def ofBlocks(cls, blocks: Iterable[int], blockSize: int, size: int | None) -> Ranges:
+        """
+        @param blocks: in ascending order; each begins before C{size}.
+        @return: the bytes of C{blocks}.
+        """
+        ranges = cls()
+        starts, ends = ranges._starts, ranges._ends
+        following = -1
+        for block in blocks:
+            if block == following:
+                ends[-1] += blockSize
+            else:
+                starts.append(block * blockSize)
+                ends.append(starts[-1] + blockSize)
+            following = block + 1
+        if size is not None and ends:
+            ends[-1] = min(ends[-1], size)
+        ranges.total = sum(ends) - sum(starts)
+        return ranges
+
+    def copy(self) -> Ranges:
+        """
+        @return: one of its own with the same bytes.
+        """
+        copied = Ranges()
+        copied._starts, copied._ends = self._starts[:], self._ends[:]
+        copied.total = self.total
+        return copied
 
     def __len__(self) -> int:
         return len(self._starts)

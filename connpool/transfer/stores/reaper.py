@@ -5,29 +5,39 @@ Theory of operation
 ===================
 A process that died after publishing left its private name, or its journal, as
 the evidence; the steps that were missing are taken when the sender comes back
-or when somebody looks.  A partial that nobody resumes is removed when it has
-been too old on the wall clock, at every look, for an hour of this process's own
-time: clocks jump.
+or when somebody looks.  What nobody comes back for is removed when it has been
+too old on the wall clock and the same, at every look, for an hour of this
+process's own time: clocks jump.
+
+Only what can be locked is touched, and what one thing does to us keeps nobody
+from looking at the next.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable
+from typing import Any
 
-from connpool.errors import TransferError
+from twisted.python.failure import Failure
+
+from connpool.errors import Busy, TransferError
 from connpool.transfer.names import RelativeName
-from connpool.transfer.records import FileStat, Receipt
+from connpool.transfer.records import Receipt
 from connpool.transfer.stores.finish import Finisher
 from connpool.transfer.stores.publish import Source
-from connpool.transfer.stores.shelf import Shelf, Slot
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.stores.shelf import Entry, Shelf, Slot
+from connpool.transfer.stores.syscalls import Syscalls, isFile
 
 __all__ = ["Reaper"]
 
-#: Seconds that a partial must have been seen too old.
+#: Seconds for which something must have been seen too old.
 SURE = 3600.0
 #: Seconds that private files which cannot be resumed are kept.
 TEMPORARY = 86400.0
+
+_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Reaper:
@@ -35,7 +45,7 @@ class Reaper:
     @param temporary: descriptor of the directory of private files.
     @param ttl: seconds that a suspended partial is kept.
     @param now: wall-clock seconds.
-    @param stat: what is published under a name.
+    @param status: of what is published under a name.
     """
 
     def __init__(
@@ -46,7 +56,7 @@ class Reaper:
         temporary: int,
         ttl: float,
         now: Callable[[], float],
-        stat: Callable[[RelativeName], FileStat | None],
+        status: Callable[[RelativeName], os.stat_result | None],
     ) -> None:
         self._sys = syscalls
         self._shelf = shelf
@@ -54,83 +64,116 @@ class Reaper:
         self._temporary = temporary
         self._ttl = ttl
         self._now = now
-        self._stat = stat
-        #: partials seen too old, to when
-        self._overdue: dict[tuple[str, str], float] = {}
+        self._status = status
+        #: what was too old at the last look, to how it was and since when
+        self._overdue: dict[Any, tuple[Any, float]] = {}
 
-    def look(self, uptime: float) -> None:
+    def look(self, uptime: float) -> list[Failure]:
         """
         Finish or remove what is there; blocks on the disk.
 
         @param uptime: monotonic seconds.
+        @return: what could not be done.
         """
+        before, self._overdue = self._overdue, {}
         now = self._now()
-        overdue: dict[tuple[str, str], float] = {}
-        for identity, status, free in self._shelf.everything():
-            if not free:
-                continue
-            if now - status.st_mtime > self._ttl:
-                since = self._overdue.get(identity, uptime)
-                overdue[identity] = since
-                if uptime - since < SURE:
-                    continue
-            elif status.st_nlink == 1 and status.st_size:
-                continue
-            self._lookAt(identity, expired=identity in overdue)
-        self._overdue = overdue
+        failures: list[Failure] = []
+
+        def isOver(key: Any, how: Any, age: float, most: float) -> bool:
+            if age <= most:
+                return False
+            was, since = before.get(key, (how, uptime))
+            self._overdue[key] = how, since if was == how else uptime
+            return uptime - self._overdue[key][1] >= SURE
+
+        def attempt(function: Callable[..., None], *arguments: Any) -> None:
+            try:
+                function(*arguments)
+            except (OSError, TransferError):
+                failures.append(Failure())
+
+        for entry in self._shelf.everything():
+            over = isOver(entry.identity, entry.changed, now - entry.changed, self._ttl)
+            if entry.free and (over or not _ordinary(entry)):
+                attempt(self._lookAt, entry, over)
         for name in self._sys.listdir(self._temporary):
             try:
                 status = self._sys.stat(name, dir_fd=self._temporary, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            if now - status.st_ctime > TEMPORARY and uptime >= SURE:
-                self._finisher.remove(name)
-        self._finisher.expire()
+            how = status.st_ino, status.st_ctime_ns
+            if isOver(name, how, now - status.st_ctime, TEMPORARY):
+                attempt(self._removeTemporary, name, status)
+        attempt(self._finisher.expire)
+        return failures
 
     def wasPublished(self, slot: Slot) -> bool:
         """
-        Whether a process that died had given this partial its name: then it
-        has a second link, or C{rename} took the bytes away (and opening made
-        an empty file) and the name leads to as many.
+        Whether a process that died had given this partial, whose journal was
+        read, its name: then it has a second link, or C{rename} took the bytes
+        away and the name leads to them.
         """
-        journal = slot.journal
-        if journal.committing is None or journal.offer is None:
+        status, offer, committing = slot.status, slot.journal.offer, slot.journal.committing
+        if committing is None or offer is None:
             return False
-        if slot.status.st_nlink > 1:
-            return True
-        if slot.status.st_size or not journal.committing.size:
-            return False
-        published = self._stat(journal.offer.name)
-        return published is not None and published.size == journal.committing.size
+        if status.st_nlink > 1:
+            # one that was restored from a backup, links and all, has another number
+            return committing.inode == status.st_ino or committing.size == status.st_size
+        public = self._status(offer.name)
+        # numbers of devices may change when a machine starts
+        where = status.st_dev, committing.inode
+        return public is not None and (public.st_dev, public.st_ino) == where
 
     def finish(self, slot: Slot) -> Receipt:
         """
-        Take the steps that a process that died had left, after publishing.
+        Take the steps that a process that died had left, after publishing, and
+        remove the evidence; if they fail it stays, and locked.
         """
         offer, committing = slot.journal.offer, slot.journal.committing
         assert offer is not None
         assert committing is not None
-        try:
-            receipt = self._finisher.finished(offer)
-            if receipt is None and slot.status.st_nlink > 1:
-                source = Source(slot.fd, slot.directory.fd, slot.name, committing.size)
-                receipt = self._finisher.one(offer, source, committing.root)
-            elif receipt is None:
-                receipt = self._finisher.wasRenamed(offer, committing.size, committing.root)
-        finally:
-            self._shelf.remove(slot)
+        receipt = self._finisher.finished(offer)
+        if receipt is None and slot.status.st_nlink > 1:
+            source = Source(slot.fd, slot.directory.fd, slot.name, committing.size, linked=True)
+            receipt = self._finisher.one(offer, source, committing.root)
+        elif receipt is None:
+            receipt = self._finisher.wasRenamed(offer, committing.size, committing.root)
+        self._shelf.remove(slot)
         return receipt
 
-    def _lookAt(self, identity: tuple[str, str], *, expired: bool) -> None:
+    def _lookAt(self, entry: Entry, over: bool) -> None:
         try:
-            slot = self._shelf.find(identity)
-        except TransferError:
+            slot = self._shelf.find(entry.identity)
+        except Busy:
             return
         if slot is None:
             return
-        if self.wasPublished(slot):
-            self.finish(slot)
-        elif expired:
-            self._shelf.remove(slot)
-        else:
-            self._shelf.letGo(slot)
+        try:
+            self._shelf.read(slot)
+            if self.wasPublished(slot):
+                self.finish(slot)
+            elif over and (slot.changed == entry.changed or not slot.said):
+                self._shelf.remove(slot)  # and nobody had it since we looked
+        finally:
+            if not slot.closed:
+                self._shelf.letGo(slot)
+
+    def _removeTemporary(self, name: str, status: os.stat_result) -> None:
+        fd = self._sys.openIfThere(name, _OPEN, self._temporary) if isFile(status) else None
+        try:
+            if fd is not None:
+                self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._finisher.remove(name)
+        except BlockingIOError:
+            pass  # in use
+        finally:
+            if fd is not None:
+                self._sys.close(fd)
+
+
+def _ordinary(entry: Entry) -> bool:
+    """
+    Whether its status says that nobody began to publish it.
+    """
+    status = entry.status
+    return status is not None and status.st_nlink == 1 and status.st_size > 0

@@ -8,35 +8,48 @@ journal.  Their names are hashes of the principal and of the resume key, so a
 peer chooses no name here, and who has not the key learns nothing: a wrong key
 makes a new partial, like an unknown one.
 
-Whoever works on a partial holds C{flock} on its bytes; what can be locked is
-suspended, whichever process left it.  A file is locked before it is trusted to
-be still there (another process may have removed it in between).
+Whoever works on a partial holds C{flock} on its journal; what can be locked is
+suspended, whichever process left it.  Publishing may rename the bytes away, so
+the journal is what has the name from the beginning to the end: it is made
+first, removed last, and neither name is touched without its lock.  It is
+locked before it is trusted to be still there (another process may have removed
+it in between).
+
+When a journal was written last is when the partial was: the times of the bytes
+become those of the source.
+
+A file that cannot be resumed lies among the temporary ones, has no journal, and
+is locked itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
 from hashlib import sha256
 
 import attrs
 
-from connpool.errors import Busy, QuotaExceeded, StoreError
-from connpool.transfer.digests import digestNamed
+from connpool.errors import Busy, StoreError, TransferError
 from connpool.transfer.names import INTERNAL
 from connpool.transfer.records import Offer, PartialInfo
-from connpool.transfer.stores.journal import MAX_JOURNAL, Journal
-from connpool.transfer.stores.syscalls import Syscalls, isFile
+from connpool.transfer.stores.journal import MAX_JOURNAL, UNREADABLE, Journal
+from connpool.transfer.stores.syscalls import NEW, Syscalls, isFile
 from connpool.transfer.stores.tree import Directory, Tree
 
-__all__ = ["PARTIALS", "Shelf", "Slot", "identityOf"]
+__all__ = ["LONG_JOURNAL", "PARTIALS", "Entry", "Shelf", "Slot", "identityOf"]
 
 #: Partials of one principal.
 PARTIALS = 100
+#: Bytes of a journal that takes long to read: about a millisecond.
+LONG_JOURNAL = 64 << 10
 
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: What opening a link, a directory, a socket or a device may say.
+_NO_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV}
 _HASH = re.compile(r"[0-9a-f]{32}\Z")
 _JOURNAL = ".journal"
 _TRIES = 5
@@ -60,20 +73,31 @@ class Slot:
     A locked partial.
 
     @ivar fd: of the bytes.
-    @ivar journalFd: of the journal, appending.
-    @ivar journal: what it said.
+    @ivar journalFd: of the journal, appending; L{None} for a temporary file.
     @ivar status: of the bytes, when they were locked.
+    @ivar said: bytes of the journal then.
+    @ivar changed: when it was written, wall-clock seconds.
+    @ivar journal: what it says, once it was read.
     @ivar linked: whether both names are known to be on disk.
     """
 
     fd: int
-    journalFd: int
+    journalFd: int | None
     directory: Directory
     name: str
-    journal: Journal
     status: os.stat_result
+    said: int = 0
+    changed: float = 0.0
+    journal: Journal = UNREADABLE
     linked: bool = False
     closed: bool = False
+
+    @property
+    def fresh(self) -> bool:
+        """
+        Whether nothing came of it yet.
+        """
+        return not self.status.st_size and not self.said
 
     @property
     def allocated(self) -> int:
@@ -81,6 +105,24 @@ class Slot:
         Bytes on disk when it was locked.
         """
         return self.status.st_blocks * 512
+
+
+@attrs.frozen
+class Entry:
+    """
+    A partial that somebody looked at.
+
+    @ivar status: of the bytes; L{None} if there is only a journal.
+    @ivar changed: when it was written last, wall-clock seconds.
+    @ivar allocated: bytes that it takes on disk.
+    @ivar free: whether it is suspended.
+    """
+
+    identity: tuple[str, str]
+    status: os.stat_result | None
+    changed: float
+    allocated: int
+    free: bool
 
 
 class Shelf:
@@ -93,161 +135,186 @@ class Shelf:
         self._tree = tree
         tree.release(tree.acquire((INTERNAL, "partials"), create=True))
 
+    # -- one partial
+
     def take(self, offer: Offer) -> Slot:
         """
         Lock the partial of this principal and resume key; create it if there
         is none.
 
         @raise Busy: if another connection or process has it.
-        @raise QuotaExceeded: if the principal has too many, all in use.
         """
         principal, name = identityOf(offer)
         directory = self._tree.acquire((INTERNAL, "partials", principal), create=True)
-        slot = None
+        return self._locked(directory, name)
+
+    def find(self, identity: tuple[str, str]) -> Slot | None:
+        """
+        Lock a suspended partial, or what is left of it.
+
+        @raise Busy: if it is in use.
+        """
+        principal, name = identity
         try:
-            slot = self._lock(directory, name, create=True)
-            assert slot is not None
-            try:
-                if not slot.status.st_size and slot.journal.offer is None:
-                    self._makeRoom(offer.principal, slot)
-            except BaseException:
-                self.remove(slot)
-                raise
-        except BaseException:
-            if slot is None:
-                self._tree.release(directory)
-            raise
+            directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
+        except FileNotFoundError:
+            return None
+        if self._status(directory, name) or self._status(directory, name + _JOURNAL):
+            return self._locked(directory, name)
+        self._tree.release(directory)
+        return None
+
+    def temporary(self, name: str) -> Slot:
+        """
+        Make a file that cannot be resumed.
+
+        @raise FileExistsError: if there is one of this name.
+        """
+        directory = self._tree.acquire((INTERNAL, "temporary"), create=True)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._tree.release, directory)
+            fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
+            undo.callback(self._sys.close, fd)
+            self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            slot = Slot(fd, None, directory, name, self._sys.fstat(fd))
+            undo.pop_all()
         return slot
+
+    def read(self, slot: Slot) -> None:
+        """
+        Take in the journal.  One that says everything many times over is
+        written anew: whoever dies meanwhile leaves blocks to be hashed again.
+        """
+        assert slot.journalFd is not None
+        slot.journal = journal = self._read(slot.journalFd, slot.said)
+        if slot.said < LONG_JOURNAL or journal.offer is None or journal.committing is not None:
+            return
+        record = journal.record()
+        if 2 * len(record) < slot.said:
+            self.beginAnew(slot)
+            self.append(slot, record)
+
+    def append(self, slot: Slot, record: bytes) -> None:
+        """
+        Write to the journal.
+        """
+        assert slot.journalFd is not None
+        while record:
+            record = record[self._sys.write(slot.journalFd, record) :]
+
+    def beginAnew(self, slot: Slot) -> None:
+        """
+        Forget what the journal said.
+        """
+        assert slot.journalFd is not None
+        self._sys.ftruncate(slot.journalFd, 0)
+        slot.said = 0
 
     def letGo(self, slot: Slot) -> None:
         """
         Unlock; the partial stays.
         """
         slot.closed = True
-        self._sys.close(slot.journalFd)
-        self._sys.close(slot.fd)
-        self._tree.release(slot.directory)
+        try:
+            self._sys.close(slot.fd)
+        finally:
+            if slot.journalFd is not None:
+                self._sys.close(slot.journalFd)
+            self._tree.release(slot.directory)
 
     def remove(self, slot: Slot) -> None:
         """
-        Remove the files, then unlock.
+        Remove the files, then unlock.  Takes long for a large one.
         """
         try:
-            # the bytes last: a journal alone would not be found again
-            self._sys.remove(slot.name + _JOURNAL, slot.directory.fd)
             self._sys.remove(slot.name, slot.directory.fd)
+        except BaseException:
+            self.letGo(slot)
+            raise
+        self.clear(slot)
+
+    def clear(self, slot: Slot) -> None:
+        """
+        Remove what is left of a partial that lost its private name, then unlock.
+        """
+        try:
+            if slot.journalFd is not None:
+                self._sys.remove(slot.name + _JOURNAL, slot.directory.fd)
         finally:
             self.letGo(slot)
 
-    def hash(self, slot: Slot, offer: Offer) -> dict[int, bytes]:
+    def removeFound(self, identity: tuple[str, str]) -> None:
         """
-        @return: the digests of the whole blocks that lie there, for a journal
-            that cannot be read or a source that changed.
+        Remove a suspended partial, if there is one.
+
+        @raise Busy: if it is in use.
         """
-        assert offer.digest is not None
-        digest = digestNamed(offer.digest)
-        status = slot.status
-        # somebody may have made it sparse and huge
-        end = min(status.st_size, status.st_blocks * 512)
-        if offer.size is not None:
-            end = min(end, offer.size)
-        digests: dict[int, bytes] = {}
-        for start in range(0, end, offer.blockSize):
-            stop = min(start + offer.blockSize, end)
-            if stop - start < offer.blockSize and stop != offer.size:
-                break
-            hasher = digest.new()
-            for offset in range(start, stop, 1 << 20):
-                hasher.update(self._sys.pread(slot.fd, min(1 << 20, stop - offset), offset))
-            digests[start // offer.blockSize] = hasher.digest()
-        return digests
+        slot = self.find(identity)
+        if slot is not None:
+            self.remove(slot)
+
+    # -- all of them
 
     def suspended(self, principal: str, besides: Slot | None) -> int:
         """
         @return: bytes on disk of suspended partials, those of C{besides} left out.
         """
-        return sum(status.st_blocks * 512 for _, status in self._free(principal, besides))
+        return sum(entry.allocated for entry in self._free(principal, besides))
 
-    def evict(self, principal: str, besides: Slot | None) -> bool:
+    def excess(self, slot: Slot) -> int:
         """
-        Remove the principal's oldest suspended partial other than C{besides}.
-
-        @return: whether there was one.
+        @return: how many partials there are too many of this one's principal.
         """
-        free = [(status.st_mtime_ns, name) for name, status in self._free(principal, besides)]
-        for _, name in sorted(free):
-            try:
-                slot = self.find((_principal(principal), name))
-            except Busy:
-                continue
-            if slot is not None:
-                self.remove(slot)
-                return True
-        return False
+        return len(self._names(slot.directory)) - PARTIALS
 
-    def _free(self, principal: str, besides: Slot | None) -> list[tuple[str, os.stat_result]]:
-        try:
-            directory = self._tree.acquire(
-                (INTERNAL, "partials", _principal(principal)), create=False
-            )
-        except FileNotFoundError:
-            return []
-        try:
-            return [
-                (name, status)
-                for name, status, free in self._entries(directory)
-                if free and (besides is None or name != besides.name)
-            ]
-        finally:
-            self._tree.release(directory)
-
-    def everything(self) -> Iterator[tuple[tuple[str, str], os.stat_result, bool]]:
+    def evict(self, principal: str, besides: Slot | None, size: int, count: int) -> bool:
         """
-        @return: identity, status and whether it is suspended, of each partial.
+        Remove the principal's suspended partials, the oldest first, until they
+        gave C{size} bytes and C{count} places; none if all cannot.
+
+        @return: whether they did.
+        """
+        free = sorted(
+            self._free(principal, besides), key=lambda entry: (entry.changed, entry.identity)
+        )
+        if len(free) < count or sum(entry.allocated for entry in free) < size:
+            return False
+        for entry in free:
+            if size <= 0 and count <= 0:
+                break
+            with contextlib.suppress(Busy):
+                self.removeFound(entry.identity)
+                size -= entry.allocated
+                count -= 1
+        return size <= 0 and count <= 0
+
+    def everything(self) -> list[Entry]:
+        """
+        What there is of every principal.
         """
         shelf = self._tree.acquire((INTERNAL, "partials"), create=True)
         try:
             principals = [name for name in self._sys.listdir(shelf.fd) if _HASH.match(name)]
         finally:
             self._tree.release(shelf)
+        found: list[Entry] = []
         for principal in principals:
-            try:
-                directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
-            except (OSError, StoreError):
-                continue
-            try:
-                for name, status, free in self._entries(directory):
-                    yield (principal, name), status, free
-            finally:
-                self._tree.release(directory)
+            with contextlib.suppress(OSError, TransferError):
+                found += self._entries(principal)
+        return found
 
-    def find(self, identity: tuple[str, str]) -> Slot | None:
-        """
-        Lock a suspended partial.
-
-        @raise Busy: if it is in use.
-        """
-        directory = self._tree.acquire((INTERNAL, "partials", identity[0]), create=False)
-        slot = None
-        try:
-            slot = self._lock(directory, identity[1], create=False)
-        finally:
-            if slot is None:
-                self._tree.release(directory)
-        return slot
-
-    def info(self, identity: tuple[str, str], status: os.stat_result, free: bool) -> PartialInfo:
+    def info(self, entry: Entry) -> PartialInfo:
         """
         What an operator wants to know about it.
         """
-        principal, name = identity
-        journal = Journal(None, {}, None)
+        principal, name = entry.identity
+        journal = UNREADABLE
         directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
         try:
             fd = self._sys.openIfThere(name + _JOURNAL, _OPEN, directory.fd)
             if fd is not None:
                 try:
-                    journal = Journal.read(self._sys.pread(fd, MAX_JOURNAL, 0))
+                    journal = self._read(fd, self._sys.fstat(fd).st_size)
                 finally:
                     self._sys.close(fd)
         finally:
@@ -262,89 +329,117 @@ class Shelf:
             name=offer.name.path if offer else "?",
             size=offer.size if offer else None,
             received=received,
-            allocated=status.st_blocks * 512,
-            active=not free,
-            changed=status.st_mtime,
+            allocated=entry.allocated,
+            active=not entry.free,
+            changed=entry.changed,
         )
 
-    def _lock(self, directory: Directory, name: str, *, create: bool) -> Slot | None:
+    # -- how
+
+    def _read(self, journalFd: int, size: int) -> Journal:
+        if size > MAX_JOURNAL:
+            return UNREADABLE
+        return Journal.read(self._sys.pread(journalFd, size, 0) if size else b"")
+
+    def _locked(self, directory: Directory, name: str) -> Slot:
         sys = self._sys
-        for _ in range(_TRIES):
-            fd = self._open(directory, name, create=create)
-            if fd is None:
-                return None
-            try:
-                sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                status = sys.fstat(fd)
-                if status.st_nlink:
-                    journalFd = self._open(directory, name + _JOURNAL, create=True)
-                    assert journalFd is not None
-                    journal = Journal.read(sys.pread(journalFd, MAX_JOURNAL, 0))
-                    return Slot(fd, journalFd, directory, name, journal, status)
-            except BlockingIOError:
-                sys.close(fd)
-                raise Busy("another process is receiving this file; try again later") from None
-            except BaseException:
-                sys.close(fd)
-                raise
-            sys.close(fd)  # removed while we opened it
+        with contextlib.ExitStack() as whole:
+            whole.callback(self._tree.release, directory)
+            for _ in range(_TRIES):
+                with contextlib.ExitStack() as undo:
+                    journalFd, _ = self._open(directory, name + _JOURNAL)
+                    undo.callback(sys.close, journalFd)
+                    try:
+                        sys.flock(journalFd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        raise Busy(
+                            "another process is receiving this file; try again later"
+                        ) from None
+                    said = sys.fstat(journalFd)
+                    if not said.st_nlink:
+                        continue  # removed while we opened it
+                    fd, status = self._open(directory, name)
+                    undo.pop_all()
+                    whole.pop_all()
+                    return Slot(fd, journalFd, directory, name, status, said.st_size, said.st_mtime)
         raise Busy("this partial is being removed; try again later")
 
-    def _open(self, directory: Directory, name: str, *, create: bool) -> int | None:
+    def _open(self, directory: Directory, name: str) -> tuple[int, os.stat_result]:
         """
-        Open a regular file of ours; whatever else is there was put in our way
-        and is removed.
+        Open or make a regular file of ours; whatever else is there was put in
+        our way and is removed.
         """
-        flags = _OPEN | (os.O_CREAT if create else 0)
-        if name.endswith(_JOURNAL):
-            flags |= os.O_APPEND
+        flags = _OPEN | os.O_CREAT | (os.O_APPEND if name.endswith(_JOURNAL) else 0)
         for _ in range(_TRIES):
             try:
                 fd = self._sys.open(name, flags, 0o600, dir_fd=directory.fd)
-            except FileNotFoundError:
-                return None
-            except OSError:
-                try:
-                    status = self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if isFile(status):
+            except OSError as error:
+                if error.errno not in _NO_FILE:
                     raise
             else:
-                if isFile(self._sys.fstat(fd)):
-                    return fd
-                self._sys.close(fd)
+                with contextlib.ExitStack() as undo:
+                    undo.callback(self._sys.close, fd)
+                    status = self._sys.fstat(fd)
+                    if isFile(status):
+                        undo.pop_all()
+                        return fd, status
             self._sys.remove(name, directory.fd)
         raise StoreError("something keeps getting in the way of a private file of the receiver")
 
-    def _entries(self, directory: Directory) -> Iterator[tuple[str, os.stat_result, bool]]:
-        for name in self._sys.listdir(directory.fd):
-            if not _HASH.match(name):
-                continue
-            try:
-                fd = self._sys.openIfThere(name, _OPEN, directory.fd)
-            except OSError:
-                continue
-            if fd is None:
-                continue
-            try:
-                status = self._sys.fstat(fd)
-                try:
-                    self._sys.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    free = False
-                else:
-                    free = True
-            finally:
-                self._sys.close(fd)
-            if isFile(status):
-                yield name, status, free
+    def _status(self, directory: Directory, name: str) -> os.stat_result | None:
+        try:
+            return self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
 
-    def _makeRoom(self, principal: str, slot: Slot) -> None:
-        count = sum(1 for name in self._sys.listdir(slot.directory.fd) if _HASH.match(name))
-        while count > PARTIALS:
-            if not self.evict(principal, slot):
-                raise QuotaExceeded(
-                    f"{PARTIALS} unfinished files of this sender are in use; finish one first"
-                )
-            count -= 1
+    def _names(self, directory: Directory) -> set[str]:
+        names = {name.removesuffix(_JOURNAL) for name in self._sys.listdir(directory.fd)}
+        return {name for name in names if _HASH.match(name)}
+
+    def _free(self, principal: str, besides: Slot | None) -> list[Entry]:
+        return [
+            entry
+            for entry in self._entries(_principal(principal))
+            if entry.free and (besides is None or entry.identity[1] != besides.name)
+        ]
+
+    def _entries(self, principal: str) -> list[Entry]:
+        try:
+            directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
+        except FileNotFoundError:
+            return []
+        try:
+            found = []
+            for name in self._names(directory):
+                with contextlib.suppress(OSError):
+                    entry = self._entry(principal, directory, name)
+                    if entry is not None:
+                        found.append(entry)
+            return found
+        finally:
+            self._tree.release(directory)
+
+    def _entry(self, principal: str, directory: Directory, name: str) -> Entry | None:
+        sys = self._sys
+        status = self._status(directory, name)
+        if status is not None and not isFile(status):
+            return None
+        allocated = 0 if status is None else status.st_blocks * 512
+        fd = sys.openIfThere(name + _JOURNAL, _OPEN, directory.fd)
+        if fd is None:
+            if status is None:
+                return None
+            # its name was lost with the power
+            return Entry((principal, name), status, status.st_ctime, allocated, True)
+        try:
+            said = sys.fstat(fd)
+            allocated += said.st_blocks * 512
+            try:
+                sys.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+            else:
+                free = True
+        finally:
+            sys.close(fd)
+        return Entry((principal, name), status, said.st_mtime, allocated, free)

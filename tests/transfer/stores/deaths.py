@@ -95,6 +95,15 @@ def half(store: LocalStore, reactor: InlineReactor, asked: Offer) -> None:
     reactor.wait(partial.suspend())
 
 
+def unreadable(store: LocalStore, reactor: InlineReactor, asked: Offer) -> None:
+    """
+    As L{half}, and another version wrote the journal.
+    """
+    half(store, reactor, asked)
+    for path in Path(store._path).glob(".connpool/partials/*/*.journal"):
+        path.write_bytes(path.read_bytes().replace(b'"version":1', b'"version":2'))
+
+
 def put(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
     return reactor.wait(store.put(asked, SMALL, ROOT))
 
@@ -108,11 +117,15 @@ def stream(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
         return partial
     reactor.wait(partial.settled())
     for block in range(-(-len(CONTENT) // BLOCK)):
-        if block in partial.digests:
+        start = block * BLOCK
+        data = CONTENT[start : start + BLOCK]
+        digest = hashlib.sha256(data).digest()
+        if partial.digests.get(block) == digest:
             continue
-        data = CONTENT[block * BLOCK : (block + 1) * BLOCK]
-        partial.write(block * BLOCK, data)
-        partial.record(block, hashlib.sha256(data).digest())
+        if block in partial.digests:
+            partial.discard(start, start + BLOCK)
+        partial.write(start, data)
+        partial.record(block, digest)
         if block % 2:
             reactor.wait(partial.checkpoint())
     return reactor.wait(partial.commit(ROOT))
@@ -128,6 +141,7 @@ SCENARIOS = [
     Scenario("large-conflict", CONTENT, taken, stream, RESUMABLE),
     Scenario("large-replace", CONTENT, taken, stream, {**RESUMABLE, "ifExists": "replace"}),
     Scenario("resumed", CONTENT, half, stream, RESUMABLE),
+    Scenario("unreadable", CONTENT, unreadable, stream, RESUMABLE),
     Scenario("small-elsewhere", SMALL, nothing, put, apart=True),
     Scenario("large-elsewhere", CONTENT, nothing, stream, RESUMABLE, apart=True),
 ]
@@ -184,7 +198,12 @@ def opened(
     reactor = InlineReactor()
     syscalls = Recorded(both if apart else before, lazy=lazy)
     store = LocalStore(
-        reactor, root, syscalls=syscalls, threads=reactor, now=lambda: time.time() + reactor.now
+        reactor,
+        root,
+        syscalls=syscalls,
+        threads=reactor,
+        now=lambda: time.time() + reactor.now,
+        seconds=reactor.seconds,
     )
     return store, reactor, syscalls
 

@@ -21,7 +21,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from connpool.errors import Exists, NoSpace, StoreError, TransferError
+from connpool.errors import Exists, NoSpace, StartFailed, StoreError, TransferError
 from connpool.transfer import LocalStore
 from tests.helpers.waiting import bounded
 from tests.transfer.stores.kit import InlineReactor, fill, offer, settled, visible
@@ -364,3 +364,25 @@ async def test_noInodes(root):
         assert len(visible(root)) == stored > 3
         assert list((root / ".connpool/temporary").iterdir()) == []
         await bounded(store.close())
+
+
+@pytest.mark.parametrize("kind", ["world", "group", "owner"])
+@pytest_twisted.ensureDeferred
+async def test_aPrivateDirectoryThatIsNotPrivate(root, kind):
+    # planted before the first start, in a directory that everybody may write to
+    root.chmod(0o1777)
+    planted = root / ".connpool"
+    planted.mkdir()
+    planted.chmod({"world": 0o777, "group": 0o770, "owner": 0o700}[kind])
+    if kind == "owner":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give files away")
+        os.chown(planted, 1000, 1000)
+    with pytest.raises(StartFailed, match="chmod 700") as refused:
+        LocalStore(reactor, root)
+    assert "\n" not in str(refused.value)
+    assert str(root) in str(refused.value)
+    assert list(planted.iterdir()) == []
+    planted.chmod(0o750)
+    os.chown(planted, os.geteuid(), -1)
+    await bounded(LocalStore(reactor, root).close())

@@ -40,6 +40,7 @@ def inline(root, before=None, **values):
     """
     clock = InlineReactor()
     calls = Recorded(before, lazy=True)
+    values.setdefault("seconds", clock.seconds)
     return LocalStore(clock, root, syscalls=calls, threads=clock, **values), clock, calls
 
 

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -73,7 +74,10 @@ def inline(root, **values):
     """
     clock = InlineReactor()
     syscalls = Recorded(lazy=True)
-    return LocalStore(clock, root, syscalls=syscalls, threads=clock, **values), clock, syscalls
+    store = LocalStore(
+        clock, root, syscalls=syscalls, threads=clock, seconds=clock.seconds, **values
+    )
+    return store, clock, syscalls
 
 
 def parts(root: Path) -> list[Path]:
@@ -150,6 +154,25 @@ async def test_closeLetsGoOfEveryDescriptor(root):
             await bounded(partial.abort())
     await bounded(store.close())
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "skip"), [("link", 0), ("flock", 1), ("mkdir", 1), ("fstatvfs", 0), ("fsync", 2)]
+)
+def test_aStartThatFailsLetsGoOfEverything(root, call, skip):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        clock = InlineReactor()
+        syscalls = Recorded(failing(call, errno.EIO, skip=skip))
+        with pytest.raises(StartFailed, match="cannot be used"):
+            LocalStore(clock, root, syscalls=syscalls, threads=clock)
+        shutil.rmtree(root / ".connpool/partials", ignore_errors=True)
+        if call == "mkdir":
+            shutil.rmtree(root / ".connpool")
+    assert len(os.listdir("/proc/self/fd")) == before
+    for path in (root / ".connpool/ledger").glob("process-*"):
+        with path.open("r+") as own:  # nobody has it
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # -- modes and times ----------------------------------------------------------
@@ -453,7 +476,7 @@ async def test_theOldestSuspendedMakesRoom(root, opened):
         partial = await bounded(store.open(asked))
         await fill(partial, b"x" * 2 * BLOCK)
         await bounded(partial.suspend())
-        for path in parts(root):
+        for path in journals(root):
             os.utime(path, (100 + number, 100 + number)) if path.stat().st_mtime > 1e6 else None
     partial = await bounded(store.open(offer("new", size=3 * BLOCK)))
     assert {info.name for info in await bounded(store.partials())} == {"x2"}
@@ -718,7 +741,7 @@ def test_oldPartialsAreRemovedWhenThatIsSure(root):
         partial.record(0, b"\0" * 32)
         if name == "suspended":
             clock.wait(partial.suspend())
-    for path in parts(root):
+    for path in journals(root):
         os.utime(path, (1e9, 1e9))
     now[0] = 1e9 + 2000
     clock.wait(store.reap())

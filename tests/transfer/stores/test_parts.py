@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import itertools
 import os
+from zlib import crc32
 
+import attrs
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
@@ -26,7 +29,7 @@ from connpool.transfer.stores.journal import (
 )
 from connpool.transfer.stores.lines import decodeLine, encodeLine, linesOf
 from connpool.transfer.stores.pace import CALM, LIMIT, Pace
-from connpool.transfer.stores.ranges import Ranges
+from connpool.transfer.stores.ranges import Ranges, blockRange
 from connpool.transfer.stores.tree import Tree
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
 from tests.transfer.stores.kit import InlineReactor, Recorded, offer
@@ -59,6 +62,19 @@ def test_rangesAreSets(steps, asked):
     assert ranges == Ranges(pairs)
     assert ranges[:] == pairs
     assert [ranges[index] for index in range(len(ranges))] == pairs
+
+
+@given(st.sets(st.integers(0, 40), max_size=20), st.integers(1, 9), st.none() | st.integers(1, 400))
+def test_rangesOfBlocks(blocks, blockSize, size):
+    there = [block for block in sorted(blocks) if size is None or block * blockSize < size]
+    expected = Ranges()
+    for block in there:
+        expected.add(*blockRange(block, blockSize, size))
+    ranges = Ranges.ofBlocks(there, blockSize, size)
+    assert (ranges, ranges.total) == (expected, expected.total)
+    copied = ranges.copy()
+    copied.add(1000, 1001)
+    assert (ranges, ranges.total) == (expected, expected.total)
 
 
 # -- pace ---------------------------------------------------------------------
@@ -205,7 +221,7 @@ def test_linesSurviveWhatIsAroundThem(noise):
 @given(st.binary(max_size=200))
 def test_anythingCanBeReadAsAJournal(data):
     assert Journal.read(data).offer is None
-    whole = header(offer(size=1), keep=False)
+    whole = header(offer(size=1))
     assert Journal.read(whole + data).offer is not None
 
 
@@ -213,28 +229,87 @@ def test_anythingCanBeReadAsAJournal(data):
 def test_oneWrongByteOfAJournalIsNoticed(position, value):
     asked = offer(size=1 << 20, key=b"k" * 32)
     data = bytearray(
-        header(asked, keep=False)
+        header(asked)
         + blocksRecord([(0, b"\1" * 32), (3, b"\2" * 32)])
-        + committingRecord(Committing(1 << 20, b"\3" * 32))
+        + committingRecord(Committing(1 << 20, b"\3" * 32, 7))
     )
     journal = Journal.read(bytes(data))
     assert journal.offer == asked
     assert journal.digests == {0: b"\1" * 32, 3: b"\2" * 32}
-    assert journal.committing == Committing(1 << 20, b"\3" * 32)
+    assert journal.committing == Committing(1 << 20, b"\3" * 32, 7)
     data[position] = value
     journal = Journal.read(bytes(data))
     assert journal.offer in {None, asked}
     assert journal.digests in ({}, {0: b"\1" * 32, 3: b"\2" * 32})
-    assert journal.committing in {None, Committing(1 << 20, b"\3" * 32)}
+    assert journal.committing in {None, Committing(1 << 20, b"\3" * 32, 7)}
 
 
 def test_aNewDescriptionForgetsOrKeeps():
     blocks = blocksRecord([(0, b"\1" * 32)])
-    first, second = offer(size=10), offer(size=20)
-    data = header(first, keep=False) + blocks + header(second, keep=True)
-    assert Journal.read(data).offer == second
+    first = offer(size=10)
+    again, other = attrs.evolve(first, key=b"n" * 32), attrs.evolve(first, size=20)
+    data = header(first) + blocks + header(again)
+    assert Journal.read(data).offer == again
     assert Journal.read(data).digests == {0: b"\1" * 32}
-    assert Journal.read(data + header(first, keep=False)).digests == {}
+    assert Journal.read(data + header(other)).offer == other
+    assert Journal.read(data + header(other)).digests == {}
+
+
+def test_publishingBeganIfThatIsTheLastThingSaid():
+    asked = offer(size=10)
+    began = Committing(10, b"\3" * 32, 7)
+    data = header(asked) + blocksRecord([(0, b"\1" * 32)]) + committingRecord(began)
+    assert Journal.read(data).committing == began
+    assert Journal.read(data + b"half a rec").committing == began
+    assert not Journal.read(data).describes(asked)
+    for revoking in (header(asked), blocksRecord([(1, b"\1" * 32)])):
+        assert Journal.read(data + revoking).committing is None
+        assert Journal.read(data + revoking).describes(asked)
+        assert Journal.read(data + revoking + committingRecord(began)).committing == began
+
+
+def test_anotherVersionIsNotBelieved():
+    asked = offer(size=10)
+    record = decodeLine(header(asked)[1:-1])
+    newer = encodeLine({**record, "version": 2})
+    blocks = blocksRecord([(0, b"\1" * 32)])
+    assert Journal.read(header(asked) + blocks + newer + blocks).offer is None
+    again = Journal.read(newer + blocks + header(asked))
+    assert (again.offer, again.digests) == (asked, {})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"blocks":[[1e999,"00"]]}',
+        b'{"blocks":[[-1,"00"]]}',
+        b'{"blocks":[[1.5,"00"]]}',
+        b'{"blocks":[[1,"0"]]}',
+        b'{"blocks":{"ab":1}}',
+        b'{"blocks":5}',
+        b'{"committing":[1e400,null,1]}',
+        b'{"committing":[5,null]}',
+        b'{"committing":5}',
+        b'{"offer":5,"version":1}',
+        b'{"offer":{},"version":1}',
+        b"5",
+    ],
+)
+def test_whatAJournalSaysIsCheckedAlthoughItsSumIsRight(record):
+    asked = offer(size=10)
+    journal = Journal.read(header(asked) + b"\n%08x %b\n" % (crc32(record), record))
+    assert journal == Journal(asked, {}, None)
+
+
+def test_aLongJournalSaysTheSameInShort():
+    asked = offer(size=1 << 40, key=b"k" * 32)
+    digests = [(block, block.to_bytes(32, "big")) for block in range(3000)]
+    data = b"".join(header(asked) + blocksRecord([each]) for each in digests)
+    journal = Journal.read(data)
+    assert Journal.read(journal.record()) == journal
+    assert len(journal.record()) < len(data) // 5
+    # half of it is not lost with the other
+    assert len(Journal.read(journal.record()[:-1000]).digests) == 2048
 
 
 def test_theResumeKeyIsNowhereOnDisk(root):

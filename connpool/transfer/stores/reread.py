@@ -1,0 +1,66 @@
+"""
+Reading again what an earlier process wrote.
+
+What lies in a partial is believed when its blocks were read and hashed; whether
+there is a digest to compare with is the caller's business.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+from connpool.transfer.digests import digestNamed
+from connpool.transfer.records import Offer
+from connpool.transfer.stores.ranges import blockRange
+from connpool.transfer.stores.syscalls import Syscalls
+
+__all__ = ["SLICE", "blocksIn", "digestsOf"]
+
+#: Bytes that are read before others have their turn.
+SLICE = 64 << 20
+_CHUNK = 1 << 20
+
+
+def blocksIn(status: os.stat_result, offer: Offer) -> range:
+    """
+    @param status: of the bytes.
+    @return: the blocks of C{offer} that may lie there whole.
+    """
+    # somebody may have made it sparse and huge
+    end = min(status.st_size, status.st_blocks * 512)
+    if offer.size is None or end < offer.size:
+        return range(end // offer.blockSize)
+    return range(-(-offer.size // offer.blockSize))
+
+
+def digestsOf(
+    syscalls: Syscalls,
+    fd: int,
+    offer: Offer,
+    blocks: Iterable[int],
+    goesOn: Callable[[], bool],
+) -> list[bytes | None]:
+    """
+    Blocks on the disk.
+
+    @param goesOn: asked before each block.
+    @return: the digest of each block, as far as it came; L{None} for one that
+        cannot be read or is not whole.
+    """
+    assert offer.digest is not None
+    digest = digestNamed(offer.digest)
+    found: list[bytes | None] = []
+    for block in blocks:
+        if not goesOn():
+            break
+        start, end = blockRange(block, offer.blockSize, offer.size)
+        hasher = digest.new()
+        try:
+            while start < end and (data := syscalls.pread(fd, min(end - start, _CHUNK), start)):
+                hasher.update(data)
+                start += len(data)
+        except OSError:
+            pass
+        found.append(hasher.digest() if start == end else None)
+    return found
