@@ -209,7 +209,7 @@ async def test_onlyOneProcessTells(tmp_path, root, told):
     receiver = start(root, program(tmp_path, told))
     done = os.open(root / ".connpool/done", os.O_RDONLY)
     with pytest.raises(StartFailed, match="one of them"):
-        ReceivedOutbox(Syscalls(), done, lambda: 0)
+        ReceivedOutbox(Syscalls(), done)
     os.close(done)
     await bounded(receiver.stopService())
 

@@ -45,7 +45,7 @@ class Place:
     def restart(self):
         if self.outbox is not None:
             self.outbox.close()
-        self.outbox = ReceivedOutbox(self.syscalls, self.fd, lambda: self.now)
+        self.outbox = ReceivedOutbox(self.syscalls, self.fd)
 
     def receive(self, *names):
         for name in names:
@@ -243,7 +243,7 @@ def test_whatWaitsAtAStopIsToldAfterIt(machine, place, hook, broken):
         machine.end(code=9)
     successResultOf(stopping)
     assert not machine.getDelayedCalls()
-    place.outbox = ReceivedOutbox(place.syscalls, place.fd, lambda: 0)
+    place.outbox = ReceivedOutbox(place.syscalls, place.fd)
     assert place.left() == ["a", "b", "c"]
 
 
@@ -340,7 +340,7 @@ def test_whatCannotBeKeptEndsNothing(machine, place, hook, heals):
         place.syscalls.before = None
     successResultOf(ensureDeferred(hook.stop()))
     place.syscalls.before = None
-    place.outbox = ReceivedOutbox(place.syscalls, place.fd, lambda: 0)
+    place.outbox = ReceivedOutbox(place.syscalls, place.fd)
     assert place.left() == ([] if heals else NAMES), "at least once"
 
 
@@ -430,7 +430,7 @@ def test_whatWasToldIsToldAgainIfNobodyKnows(place, text):
     place.tell()
     place.outbox.close()
     (place.path / "hook").write_bytes(text)
-    place.outbox = ReceivedOutbox(place.syscalls, place.fd, lambda: NOON)
+    place.outbox = ReceivedOutbox(place.syscalls, place.fd)
     assert place.left() == ["a"]
 
 

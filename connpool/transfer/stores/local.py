@@ -330,7 +330,7 @@ class LocalStore:
         @return: the receipts that a program is still to be told about.
         @raise StartFailed: another process has them; one line.
         """
-        return ReceivedOutbox(self.syscalls, self._receipts, self._now)
+        return ReceivedOutbox(self.syscalls, self._receipts)
 
     async def _openNow(self, offer: Offer) -> IPartial | Receipt:
         self._looked = -LOOK

@@ -20,7 +20,6 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Callable
 
 import msgspec
 
@@ -41,11 +40,10 @@ _MUCH = 1 << 20
 class ReceivedOutbox:
     """
     @param directory: descriptor of the directory of the done log.
-    @param now: not needed: no clock decides what is read.
     @raise StartFailed: another process tells already; one line.
     """
 
-    def __init__(self, syscalls: Syscalls, directory: int, now: Callable[[], float]) -> None:
+    def __init__(self, syscalls: Syscalls, directory: int) -> None:
         self._sys = syscalls
         self._directory = directory
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

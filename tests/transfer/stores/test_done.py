@@ -70,7 +70,7 @@ class Place:
 
     def outbox(self):
         fd = os.open(self.path, os.O_RDONLY)
-        outbox = ReceivedOutbox(Recorded(lazy=True), fd, lambda: self.clock.wall)
+        outbox = ReceivedOutbox(Recorded(lazy=True), fd)
         self._close += [lambda: os.close(fd), outbox.close]
         return outbox
 
