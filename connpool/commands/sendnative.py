@@ -192,7 +192,8 @@ class _Run:
         levels = sorted({receipt.durability for receipt in receipts})
         resumed = f", {sized(report.resumedBytes)} of it held before" * bool(report.resumedBytes)
         repeated = sum(receipt.status == "duplicate" for receipt in receipts)
-        duplicates = f", {repeated} were there already" * bool(repeated)
+        were = "was" if repeated == 1 else "were"
+        duplicates = f", {repeated} {were} there already" * bool(repeated)
         self._progress.line(
             f"{count}, {sized(report.doneBytes)}{resumed} in {seconds:.2f} s "
             f"({sized(report.doneBytes / max(seconds, 1e-6))}/s){duplicates}; "

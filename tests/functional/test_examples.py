@@ -73,7 +73,7 @@ def test_aStoreOfOnesOwn(tmp_path):
                 XDG_STATE_HOME=str(tmp_path),
             )
             assert sent.returncode == code, sent.stderr
-        assert "1 were there already" in sent.stderr
+        assert "1 was there already" in sent.stderr
         program.stop()
         assert "Traceback" not in program.output
     (stored,) = (tmp_path / "files").glob("20*/*")
