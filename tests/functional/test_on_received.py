@@ -173,8 +173,10 @@ async def test_aProgramThatComesBackIsToldEverything(tmp_path, root, told, monke
     (event,) = [event for event in logs if "what" in event]
     assert "cannot be run" in event["what"]
     assert receipts(told) == []
-    path.write_text(good)
-    path.chmod(0o755)
+    # as an upgrade does it: the one that is there may be running
+    (tmp_path / "new").write_text(good)
+    (tmp_path / "new").chmod(0o755)
+    (tmp_path / "new").rename(path)
     await until(lambda: len(receipts(told)) == 5)
     await bounded(receiver.stopService())
     assert {receipt["name"] for receipt in receipts(told)} == set("01234")
