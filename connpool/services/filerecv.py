@@ -35,12 +35,12 @@ from connpool.transfer.classic import ClassicReceiver, ClassicRefusal
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.frontdoor import Door, FrontDoorFactory
 from connpool.transfer.names import PROFILES, RelativeName
-from connpool.transfer.native.frames import PREAMBLE
-from connpool.transfer.native.link import Link
 from connpool.transfer.native.registry import NativeReceiver
 from connpool.transfer.reception import Policy, Reception, TransferStats
 from connpool.transfer.records import IF_EXISTS, LiveTransfer
 from connpool.transfer.stores import LocalStore
+from connpool.transfer.wire.frames import PREAMBLE
+from connpool.transfer.wire.link import Link
 
 __all__ = ["DEFAULT_DIRECTORY", "FileReceiverService", "Options", "makeService"]
 

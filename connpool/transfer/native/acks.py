@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from connpool.transfer.native.frames import Type
-from connpool.transfer.native.messages import Ack, encode
 from connpool.transfer.records import Receipt
+from connpool.transfer.wire.frames import Type
+from connpool.transfer.wire.messages import Ack, encode
 
 __all__ = ["Acks"]
 

@@ -31,8 +31,10 @@ from connpool.errors import (
 from connpool.transfer.identities import Identity
 from connpool.transfer.incoming import Incoming
 from connpool.transfer.native.blocks import heldRuns, packBlocks, unpackBlocks
-from connpool.transfer.native.frames import Frame, Type
-from connpool.transfer.native.messages import (
+from connpool.transfer.native.upload import Upload
+from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.wire.frames import Frame, Type
+from connpool.transfer.wire.messages import (
     Accept,
     Cancel,
     Commit,
@@ -43,8 +45,6 @@ from connpool.transfer.native.messages import (
     Repair,
     encode,
 )
-from connpool.transfer.native.upload import Upload
-from connpool.transfer.records import Offer, Receipt
 
 __all__ = ["COMPARE_RATE", "Delivery", "receiptFrame", "rejectFrame"]
 

@@ -21,12 +21,12 @@ from connpool.errors import (
 )
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.identities import Identity
-from connpool.transfer.native.frames import Frame, Type
-from connpool.transfer.native.frames import frame as pack
-from connpool.transfer.native.link import Link
-from connpool.transfer.native.messages import Auth, Hello, Limits, encode
-from connpool.transfer.native.negotiation import CAPABILITIES, VERSIONS, agree, transcriptOf
-from connpool.transfer.native.safety import credentialsAreSafe
+from connpool.transfer.wire.frames import Frame, Type
+from connpool.transfer.wire.frames import frame as pack
+from connpool.transfer.wire.handshake import CAPABILITIES, VERSIONS, agree, transcriptOf
+from connpool.transfer.wire.link import Link
+from connpool.transfer.wire.messages import Auth, Hello, Limits, encode
+from connpool.transfer.wire.safety import credentialsAreSafe
 
 if TYPE_CHECKING:
     from connpool.transfer.native.receiver import ReceiverSession

@@ -10,7 +10,7 @@ copy in between.  Until the run is complete, control frames wait here, so they
 never come between a run's bytes.  Elsewhere (TLS, reactors without descriptors)
 the run is written through the transport, as fast as that takes it.
 
-See L{connpool.transfer.native.link} for when a descriptor may be borrowed.
+See L{connpool.transfer.wire.link} for when a descriptor may be borrowed.
 """
 
 from __future__ import annotations

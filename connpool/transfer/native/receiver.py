@@ -47,10 +47,13 @@ from connpool.transfer.names import displayName
 from connpool.transfer.native import greeting
 from connpool.transfer.native.acks import Acks
 from connpool.transfer.native.delivery import Delivery, receiptFrame, rejectFrame
-from connpool.transfer.native.frames import PREAMBLE, Frame, Type
 from connpool.transfer.native.greeting import PENDING_BYTES, STREAMS, Greeting
-from connpool.transfer.native.link import Link
-from connpool.transfer.native.messages import (
+from connpool.transfer.native.terms import offerOf
+from connpool.transfer.pace import Pace
+from connpool.transfer.records import FileStat, Offer, Receipt
+from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
+from connpool.transfer.wire.link import Link
+from connpool.transfer.wire.messages import (
     Accept,
     Data,
     Error,
@@ -64,9 +67,6 @@ from connpool.transfer.native.messages import (
     decode,
     encode,
 )
-from connpool.transfer.native.terms import offerOf
-from connpool.transfer.pace import Pace
-from connpool.transfer.records import FileStat, Offer, Receipt
 
 if TYPE_CHECKING:
     from connpool.transfer.native.registry import NativeReceiver

@@ -11,11 +11,11 @@ from connpool.interfaces import IAuthenticator
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import displayName
 from connpool.transfer.native.delivery import Delivery
-from connpool.transfer.native.frames import PREAMBLE
 from connpool.transfer.native.hashing import HashLane, InThread, inThread
-from connpool.transfer.native.link import Link
 from connpool.transfer.native.receiver import ReceiverSession
 from connpool.transfer.reception import Reception
+from connpool.transfer.wire.frames import PREAMBLE
+from connpool.transfer.wire.link import Link
 
 __all__ = ["NativeReceiver"]
 

@@ -31,10 +31,12 @@ from connpool.errors import (
 from connpool.interfaces import IPoolable
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.names import displayName
-from connpool.transfer.native.frames import PREAMBLE, Frame, Type
-from connpool.transfer.native.frames import frame as pack
-from connpool.transfer.native.link import Link
-from connpool.transfer.native.messages import (
+from connpool.transfer.native.outlet import Outlet
+from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
+from connpool.transfer.wire.frames import frame as pack
+from connpool.transfer.wire.handshake import CAPABILITIES, VERSIONS, agree, transcriptOf
+from connpool.transfer.wire.link import Link
+from connpool.transfer.wire.messages import (
     Ack,
     Auth,
     Cancel,
@@ -49,9 +51,7 @@ from connpool.transfer.native.messages import (
     decode,
     encode,
 )
-from connpool.transfer.native.negotiation import CAPABILITIES, VERSIONS, agree, transcriptOf
-from connpool.transfer.native.outlet import Outlet
-from connpool.transfer.native.safety import credentialsAreSafe
+from connpool.transfer.wire.safety import credentialsAreSafe
 
 __all__ = ["Credentials", "IStream", "SenderSession", "SessionFactory", "hello"]
 

@@ -24,9 +24,13 @@ from connpool.errors import (
 )
 from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.native.blocks import packBlocks, readHeld, unpackBlocks
-from connpool.transfer.native.frames import Frame, Type
 from connpool.transfer.native.hashing import InThread
-from connpool.transfer.native.messages import (
+from connpool.transfer.native.outgoing import EXTENT, Outgoing
+from connpool.transfer.native.reading import ReadAhead, blockDigests
+from connpool.transfer.native.sender import SenderSession
+from connpool.transfer.native.work import Job, Small
+from connpool.transfer.wire.frames import Frame, Type
+from connpool.transfer.wire.messages import (
     Accept,
     Ack,
     Commit,
@@ -35,10 +39,6 @@ from connpool.transfer.native.messages import (
     Revoke,
     encode,
 )
-from connpool.transfer.native.outgoing import EXTENT, Outgoing
-from connpool.transfer.native.reading import ReadAhead, blockDigests
-from connpool.transfer.native.sender import SenderSession
-from connpool.transfer.native.work import Job, Small
 
 if TYPE_CHECKING:
     from connpool.transfer.native.transmission import Transmission

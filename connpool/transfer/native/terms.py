@@ -7,9 +7,9 @@ from __future__ import annotations
 from connpool.errors import Forbidden
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName
-from connpool.transfer.native.messages import Offering, Put
 from connpool.transfer.reception import Policy
 from connpool.transfer.records import Offer
+from connpool.transfer.wire.messages import Offering, Put
 
 __all__ = ["offerOf"]
 

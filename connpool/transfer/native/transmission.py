@@ -33,9 +33,16 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.transfer.digests import MAX_BLOCKS, chooseBlockSize, rootOf
-from connpool.transfer.native.frames import MAX_RUN, Type
 from connpool.transfer.native.hashing import InThread
-from connpool.transfer.native.messages import (
+from connpool.transfer.native.outgoing import Extent, Outgoing
+from connpool.transfer.native.reading import readSome, stdinDescriptor
+from connpool.transfer.native.sender import SenderSession
+from connpool.transfer.native.streams import Asked, Lane, LargeStream, SmallStream
+from connpool.transfer.native.work import Job, Small, WorkList, openJob, resumeKey
+from connpool.transfer.source import unchanged
+from connpool.transfer.walking import STDIN
+from connpool.transfer.wire.frames import MAX_RUN, Type
+from connpool.transfer.wire.messages import (
     Ack,
     Data,
     Digests,
@@ -45,13 +52,6 @@ from connpool.transfer.native.messages import (
     Receipting,
     encode,
 )
-from connpool.transfer.native.outgoing import Extent, Outgoing
-from connpool.transfer.native.reading import readSome, stdinDescriptor
-from connpool.transfer.native.sender import SenderSession
-from connpool.transfer.native.streams import Asked, Lane, LargeStream, SmallStream
-from connpool.transfer.native.work import Job, Small, WorkList, openJob, resumeKey
-from connpool.transfer.source import unchanged
-from connpool.transfer.walking import STDIN
 
 __all__ = ["Asked", "Lane", "Transmission"]
 

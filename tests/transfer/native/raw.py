@@ -7,8 +7,9 @@ import os
 from twisted.internet.protocol import Protocol
 
 from connpool.transfer.digests import BLOCK_SIZE, DIGESTS, rootOf
-from connpool.transfer.native.frames import PREAMBLE, Frame, FrameReader, Type
-from connpool.transfer.native.messages import (
+from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
+from connpool.transfer.wire.handshake import transcriptOf
+from connpool.transfer.wire.messages import (
     Auth,
     Commit,
     Data,
@@ -19,7 +20,6 @@ from connpool.transfer.native.messages import (
     decode,
     encode,
 )
-from connpool.transfer.native.negotiation import transcriptOf
 
 SHA = DIGESTS["sha256"]
 

@@ -6,10 +6,10 @@ import os
 
 from twisted.internet.protocol import Protocol
 
-from connpool.transfer.native.frames import PREAMBLE, Frame, FrameReader, Type
-from connpool.transfer.native.frames import frame as pack
-from connpool.transfer.native.messages import Accept, Hello, Limits, Ready, decode, encode
-from connpool.transfer.native.negotiation import transcriptOf
+from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
+from connpool.transfer.wire.frames import frame as pack
+from connpool.transfer.wire.handshake import transcriptOf
+from connpool.transfer.wire.messages import Accept, Hello, Limits, Ready, decode, encode
 
 
 class Scripted(Protocol):

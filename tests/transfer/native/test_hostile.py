@@ -8,9 +8,11 @@ from twisted.internet.defer import Deferred, fail
 
 from connpool.errors import StoreError
 from connpool.transfer.native import greeting, receiver
-from connpool.transfer.native.frames import HEADER, MAX_RUN, PREAMBLE, Type
-from connpool.transfer.native.link import TURN
-from connpool.transfer.native.messages import (
+from connpool.transfer.reception import Policy
+from connpool.transfer.stores import MemoryStore
+from connpool.transfer.wire.frames import HEADER, MAX_RUN, PREAMBLE, Type
+from connpool.transfer.wire.link import TURN
+from connpool.transfer.wire.messages import (
     Accept,
     Auth,
     Cancel,
@@ -24,8 +26,6 @@ from connpool.transfer.native.messages import (
     Revoke,
     encode,
 )
-from connpool.transfer.reception import Policy
-from connpool.transfer.stores import MemoryStore
 from tests.transfer.hostile import CORPUS
 from tests.transfer.native.raw import connect
 from tests.transfer.native.wire import World
@@ -286,7 +286,7 @@ def test_digestsThatAreNone(world):
 
 
 def receiver_digests(first):
-    from connpool.transfer.native.messages import Digests
+    from connpool.transfer.wire.messages import Digests
 
     return Digests(first)
 
@@ -348,7 +348,7 @@ def test_revokes(world):
 
 def test_putThatIsNotWhatItSays(world):
     client = raw(world)
-    from connpool.transfer.native.messages import Put
+    from connpool.transfer.wire.messages import Put
 
     client.say(Type.PUT, 1, Put(bytes(16), b"a", bytes(32), bytes(32)), b"content")
     assert client.last(Type.REJECT).code == "digest-mismatch"

@@ -14,12 +14,13 @@ from zope.interface import implementer
 
 from connpool.interfaces import IAuthenticator
 from connpool.transfer.identities import Identity
-from connpool.transfer.native import greeting, safety, sender
-from connpool.transfer.native.frames import Type
-from connpool.transfer.native.messages import Cancel, Ping
+from connpool.transfer.native import greeting, sender
 from connpool.transfer.native.sender import Credentials
 from connpool.transfer.reception import Policy
 from connpool.transfer.stores import MemoryStore
+from connpool.transfer.wire import safety
+from connpool.transfer.wire.frames import Type
+from connpool.transfer.wire.messages import Cancel, Ping
 from tests.transfer.native.raw import connect
 from tests.transfer.native.wire import SMALL_BLOCKS, World
 

@@ -12,9 +12,9 @@ from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName
 from connpool.transfer.native import blocks
 from connpool.transfer.native.delivery import COMPARE_RATE
-from connpool.transfer.native.frames import HEADER, PREAMBLE, Type
-from connpool.transfer.native.messages import Commit, Data, Digests, Ping, Repair, encode
 from connpool.transfer.reception import Policy
+from connpool.transfer.wire.frames import HEADER, PREAMBLE, Type
+from connpool.transfer.wire.messages import Commit, Data, Digests, Ping, Repair, encode
 from tests.transfer.native.raw import connect
 from tests.transfer.native.wire import World
 
@@ -325,9 +325,9 @@ def test_aBufferIsNeededUntilItsLastPieceIsWritten(worlds, error):
 
 def test_aSenderSeesNamesBelowItsOwnDirectory():
     from connpool.transfer.native.delivery import receiptFrame
-    from connpool.transfer.native.frames import FrameReader
-    from connpool.transfer.native.messages import decode
     from connpool.transfer.records import Receipt
+    from connpool.transfer.wire.frames import FrameReader
+    from connpool.transfer.wire.messages import decode
 
     receipt = Receipt(
         *("0" * 32, "alice/a/b", "alice/a/b", 1, "stored", "none", "memory"),

@@ -10,11 +10,11 @@ from twisted.internet.defer import CancelledError
 
 from connpool.errors import ConflictTakeover
 from connpool.transfer.native import greeting
-from connpool.transfer.native.frames import Type
-from connpool.transfer.native.messages import Hello, Join
 from connpool.transfer.reception import Policy
 from connpool.transfer.sending import Retry
 from connpool.transfer.stores.ranges import Ranges
+from connpool.transfer.wire.frames import Type
+from connpool.transfer.wire.messages import Hello, Join
 from tests.transfer.native.raw import connect
 from tests.transfer.native.wire import SMALL_BLOCKS, Passwords, Wire, World
 
@@ -184,7 +184,7 @@ def test_theFirstNewByteDoesNotWaitForTheOldOnes(world, source):
 
 
 def kinds(wire, side=0):
-    from connpool.transfer.native.frames import Frame, FrameReader
+    from connpool.transfer.wire.frames import Frame, FrameReader
 
     raw = b"".join(wire.log[side])[8:]
     return [event.type for event in FrameReader().feed(raw) if isinstance(event, Frame)]
@@ -252,7 +252,7 @@ def test_aLostAnswerMakesNoSecondCopy(world, source, size):
 
 
 def kindsOf(data):
-    from connpool.transfer.native.frames import Frame, FrameReader
+    from connpool.transfer.wire.frames import Frame, FrameReader
 
     if data[:1] == b"\0":
         data = data[8:]
@@ -379,8 +379,8 @@ def test_aDowngradeIsNoticed(world, source, side):
     class Stripping(Wire):
         def _pass(self, end, other, data):
             if end.side == side and b"blake3" in data:
-                from connpool.transfer.native.frames import FrameReader
-                from connpool.transfer.native.messages import decode, encode
+                from connpool.transfer.wire.frames import FrameReader
+                from connpool.transfer.wire.messages import decode, encode
 
                 (frame,) = FrameReader().feed(data[8:] if data[:1] == b"\0" else data)
                 hello = decode(frame)

@@ -11,11 +11,11 @@ import pytest
 from connpool.errors import Forbidden, NetworkFailed, SourceError
 from connpool.transfer.keys import SenderKeys
 from connpool.transfer.native import reading
-from connpool.transfer.native.frames import Type
-from connpool.transfer.native.messages import Progress, Reject
 from connpool.transfer.native.streams import Asked
 from connpool.transfer.sending import Retry
 from connpool.transfer.walking import Found, walk
+from connpool.transfer.wire.frames import Type
+from connpool.transfer.wire.messages import Progress, Reject
 from tests.transfer.native.scripted import scripted
 
 ONCE = Retry(attempts=1)

@@ -13,9 +13,9 @@ from twisted.internet.task import deferLater
 
 from connpool.errors import Forbidden, NetworkFailed, ProtocolError, TransferTimeout
 from connpool.transfer import sendFiles
-from connpool.transfer.native.frames import Type
-from connpool.transfer.native.messages import Accept, Ack, Error, Goaway, Ping, Progress
 from connpool.transfer.sending import Retry
+from connpool.transfer.wire.frames import Type
+from connpool.transfer.wire.messages import Accept, Ack, Error, Goaway, Ping, Progress
 from tests.helpers.waiting import bounded, pause
 from tests.transfer.native.scripted import Scripted, scripted
 
@@ -186,7 +186,7 @@ def test_pingsThatAreNotReadFillNothing(world, large):
 
 
 def _frame(kind):
-    from connpool.transfer.native.frames import Frame
+    from connpool.transfer.wire.frames import Frame
 
     return Frame(kind, 0, b"")
 

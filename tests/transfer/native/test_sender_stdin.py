@@ -19,12 +19,12 @@ from connpool.errors import Busy, DigestMismatch, SourceError
 from connpool.transfer import sendFiles
 from connpool.transfer.digests import DIGESTS, rootOf
 from connpool.transfer.native import reading
-from connpool.transfer.native.frames import Type
-from connpool.transfer.native.messages import Receipting, Reject
 from connpool.transfer.native.reading import readSome
 from connpool.transfer.native.streams import Asked
 from connpool.transfer.sending import Retry
 from connpool.transfer.stores import MemoryStore
+from connpool.transfer.wire.frames import Type
+from connpool.transfer.wire.messages import Receipting, Reject
 from tests.helpers.waiting import bounded, pause
 from tests.transfer.native.scripted import Scripted, scripted
 from tests.transfer.native.wire import World

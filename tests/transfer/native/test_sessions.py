@@ -18,11 +18,11 @@ from connpool.errors import (
     TooLarge,
     Unsupported,
 )
-from connpool.transfer.native.frames import Type
 from connpool.transfer.native.sender import Credentials
 from connpool.transfer.native.streams import Asked
 from connpool.transfer.reception import Policy
 from connpool.transfer.stores import MemoryStore
+from connpool.transfer.wire.frames import Type
 from tests.transfer.native.wire import SMALL_BLOCKS, MemoryTransport, Passwords, Wire, World
 
 SMALL = 256 * 1024
@@ -36,7 +36,7 @@ def frames(wire, side):
     """
     The types of the frames one side sent.
     """
-    from connpool.transfer.native.frames import Frame, FrameReader
+    from connpool.transfer.wire.frames import Frame, FrameReader
 
     reader = FrameReader()
     raw = b"".join(wire.log[side])[8:]

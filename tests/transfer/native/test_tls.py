@@ -14,8 +14,8 @@ from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, w
 from connpool.transfer import Credentials, MemoryStore, NativeReceiver, sendFiles
 from connpool.transfer.frontdoor import Door, FrontDoorFactory
 from connpool.transfer.keys import SenderKeys
-from connpool.transfer.native import link
 from connpool.transfer.reception import Reception
+from connpool.transfer.wire import link
 from tests.helpers.waiting import bounded, pause
 from tests.transfer.native.wire import Passwords
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from connpool.errors import ProtocolError
-from connpool.transfer.native.frames import Frame, Type, frame
+from connpool.transfer.wire.frames import Frame, Type, frame
 
 __all__ = [
     "MESSAGES",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import attrs
 
 from connpool.errors import Unsupported
-from connpool.transfer.native.messages import Hello
+from connpool.transfer.wire.messages import Hello
 
 __all__ = ["CAPABILITIES", "VERSIONS", "Agreement", "agree", "transcriptOf"]
 

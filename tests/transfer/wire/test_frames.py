@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connpool.errors import ProtocolError
-from connpool.transfer.native.frames import (
+from connpool.transfer.wire.frames import (
     BOUNDS,
     HEADER,
     HEADER_SIZE,
@@ -27,7 +27,7 @@ from connpool.transfer.native.frames import (
     Piece,
     Type,
 )
-from connpool.transfer.native.messages import MESSAGES, Data, Ping, Put, decode, encode
+from connpool.transfer.wire.messages import MESSAGES, Data, Ping, Put, decode, encode
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "frames.json").read_text())
 
@@ -210,7 +210,7 @@ def test_criticalExtension():
 
 
 def test_secretsAreNotShown():
-    from connpool.transfer.native.messages import Auth
+    from connpool.transfer.wire.messages import Auth
 
     assert "hunter2" not in repr(Auth(bytes(32), "password", "me", b"hunter2"))
 

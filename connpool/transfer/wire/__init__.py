@@ -1,0 +1,3 @@
+"""
+The frames and messages of C{cpt/1}, as C{docs/protocol.rst} describes them.
+"""
