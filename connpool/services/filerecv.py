@@ -31,12 +31,12 @@ from connpool.services.options import (
 from connpool.services.starting import failStart
 from connpool.services.status import StatusOptions, observed
 from connpool.services.thirdparty import makeListener, makeStore
-from connpool.transfer.classic import ClassicReceiver, ClassicRefusal
 from connpool.transfer.digests import digestNamed
-from connpool.transfer.frontdoor import Door, FrontDoorFactory
 from connpool.transfer.names import PROFILES, RelativeName
-from connpool.transfer.native.registry import NativeReceiver
-from connpool.transfer.reception import Policy, Reception, TransferStats
+from connpool.transfer.receive.classic import ClassicReceiver, ClassicRefusal
+from connpool.transfer.receive.reception import Policy, Reception, TransferStats
+from connpool.transfer.receive.registry import NativeReceiver
+from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
 from connpool.transfer.records import IF_EXISTS, LiveTransfer
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName, displayName
-    from connpool.transfer.native.registry import NativeReceiver
     from connpool.transfer.native.sender import Credentials, SessionFactory, hello
+    from connpool.transfer.receive.registry import NativeReceiver
     from connpool.transfer.records import (
         DURABILITIES,
         IF_EXISTS,
@@ -47,7 +47,7 @@ __all__ = [
     "sendFiles",
 ]
 
-_MODULES = ("names", "records", "sending", "native.sender", "native.registry", "stores")
+_MODULES = ("names", "records", "sending", "native.sender", "receive.registry", "stores")
 
 
 def __getattr__(name: str) -> object:

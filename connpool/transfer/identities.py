@@ -31,8 +31,8 @@ from typing import Any
 import attrs
 
 from connpool.errors import ConnpoolError, NameRefused
-from connpool.transfer.accounts import Limits
 from connpool.transfer.names import RelativeName, displayName
+from connpool.transfer.receive.quotas import Limits
 
 __all__ = ["ANONYMOUS", "Identities", "IdentitiesError", "Identity"]
 

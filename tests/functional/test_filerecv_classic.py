@@ -23,8 +23,8 @@ from zope.interface.verify import verifyObject
 
 from connpool.interfaces import IStatsSource
 from connpool.services.filerecv import Options, makeService
-from connpool.transfer import frontdoor
-from connpool.transfer.classic import ClassicReceiver, ClassicRefusal
+from connpool.transfer.receive import sniffer
+from connpool.transfer.receive.classic import ClassicReceiver, ClassicRefusal
 from connpool.transfer.stores.partial import LocalPartial
 from tests.helpers.waiting import bounded, pause, until
 from tests.transfer.hostile import CORPUS
@@ -153,7 +153,7 @@ def contentOf(root, name):
 @pytest_twisted.ensureDeferred
 async def test_hostileNames(tmp_path, root, receiving, profile, monkeypatch):
     # a lone NUL may become native's preamble: the front door waits for more
-    monkeypatch.setattr(frontdoor, "FIRST_BYTES_TIMEOUT", 0.3)
+    monkeypatch.setattr(sniffer, "FIRST_BYTES_TIMEOUT", 0.3)
     planted = os.path.lexists("/tmp/x")
     outside = {path for path in tmp_path.rglob("*") if root not in path.parents}
     receiver = receiving(f"--names={profile}")

@@ -23,12 +23,12 @@ from connpool.errors import (
     Unsupported,
 )
 from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
-from connpool.transfer.native.blocks import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.native.hashing import InThread
 from connpool.transfer.native.outgoing import EXTENT, Outgoing
 from connpool.transfer.native.reading import ReadAhead, blockDigests
 from connpool.transfer.native.sender import SenderSession
 from connpool.transfer.native.work import Job, Small
+from connpool.transfer.receive.blockmap import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
     Accept,

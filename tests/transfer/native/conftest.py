@@ -4,7 +4,7 @@ What most tests of the protocol begin with.
 
 import pytest
 
-from connpool.transfer.native import greeting
+from connpool.transfer.receive import greeting
 from tests.transfer.native.wire import World
 
 

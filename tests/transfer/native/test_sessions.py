@@ -20,7 +20,7 @@ from connpool.errors import (
 )
 from connpool.transfer.native.sender import Credentials
 from connpool.transfer.native.streams import Asked
-from connpool.transfer.reception import Policy
+from connpool.transfer.receive.reception import Policy
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import Type
 from tests.transfer.native.wire import SMALL_BLOCKS, MemoryTransport, Passwords, Wire, World
@@ -284,7 +284,8 @@ def test_aPathThatAlwaysDamagesIsGivenUp(world, source, size):
 
 
 def test_credentials(tmp_path, source, monkeypatch):
-    from connpool.transfer.native import greeting, sender
+    from connpool.transfer.native import sender
+    from connpool.transfer.receive import greeting
 
     (source / "a").write_bytes(b"x")
     world = World(tmp_path / "state", authenticator=Passwords(b"right"))

@@ -20,10 +20,10 @@ from connpool.interfaces import IAuthenticator
 from connpool.transfer.identities import Identity
 from connpool.transfer.keys import SenderKeys
 from connpool.transfer.native.hashing import inline
-from connpool.transfer.native.registry import NativeReceiver
 from connpool.transfer.native.sender import SessionFactory
 from connpool.transfer.native.streams import Asked
-from connpool.transfer.reception import Policy, Reception
+from connpool.transfer.receive.reception import Policy, Reception
+from connpool.transfer.receive.registry import NativeReceiver
 from connpool.transfer.sending import Retry, Sending, dialled
 from connpool.transfer.stores import MemoryStore
 

@@ -32,7 +32,7 @@ from connpool.errors import (
 )
 from connpool.transfer import LocalStore, RelativeName
 from connpool.transfer.identities import Identity
-from connpool.transfer.reception import Reception
+from connpool.transfer.receive.reception import Reception
 from connpool.transfer.stores import local as local_
 from connpool.transfer.stores import shelf
 from connpool.transfer.stores.tree import FRESH

@@ -40,16 +40,16 @@ from connpool.errors import (
     TransferError,
     TransferTimeout,
 )
-from connpool.transfer.accounts import Account
 from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import displayName
-from connpool.transfer.native import greeting
-from connpool.transfer.native.acks import Acks
-from connpool.transfer.native.delivery import Delivery, receiptFrame, rejectFrame
-from connpool.transfer.native.greeting import PENDING_BYTES, STREAMS, Greeting
-from connpool.transfer.native.terms import offerOf
 from connpool.transfer.pace import Pace
+from connpool.transfer.receive import greeting
+from connpool.transfer.receive.greeting import PENDING_BYTES, STREAMS, Greeting
+from connpool.transfer.receive.offers import offerOf
+from connpool.transfer.receive.quotas import Account
+from connpool.transfer.receive.smallfiles import Acks
+from connpool.transfer.receive.stream import Delivery, receiptFrame, rejectFrame
 from connpool.transfer.records import FileStat, Offer, Receipt
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.link import Link
@@ -69,7 +69,7 @@ from connpool.transfer.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from connpool.transfer.native.registry import NativeReceiver
+    from connpool.transfer.receive.registry import NativeReceiver
 
 __all__ = ["ReceiverSession"]
 

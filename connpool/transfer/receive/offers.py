@@ -7,7 +7,7 @@ from __future__ import annotations
 from connpool.errors import Forbidden
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName
-from connpool.transfer.reception import Policy
+from connpool.transfer.receive.reception import Policy
 from connpool.transfer.records import Offer
 from connpool.transfer.wire.messages import Offering, Put
 

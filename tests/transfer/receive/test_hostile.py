@@ -7,8 +7,8 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 
 from connpool.errors import StoreError
-from connpool.transfer.native import greeting, receiver
-from connpool.transfer.reception import Policy
+from connpool.transfer.receive import greeting, session
+from connpool.transfer.receive.reception import Policy
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import HEADER, MAX_RUN, PREAMBLE, Type
 from connpool.transfer.wire.link import TURN
@@ -145,7 +145,7 @@ def test_offerFlood(world):
     client = raw(world)
     for number in range(1, 300):
         client.offer(number, name=b"%d" % number)
-    assert client.kinds().count(Type.ACCEPT) == receiver.STREAMS
+    assert client.kinds().count(Type.ACCEPT) == session.STREAMS
     assert client.last(Type.REJECT).code == "busy"
     for number in range(1, 300):
         client.say(Type.CANCEL, number, Cancel("x", False))
@@ -237,7 +237,7 @@ def test_dataBeforeAccept(tmp_path):
     world.store.open = lambda offer: opening
     client = raw(world).offer(1).data(1, 0, b"x")
     refused(client)
-    opening.errback(receiver.StoreError("late"))
+    opening.errback(session.StoreError("late"))
     world.settle(5)
     world.close()
 
@@ -434,7 +434,7 @@ def test_silenceLater(world, what):
         client.transport.write(encode(Type.DATA, 1, Data(0), 4096) + b"x")
     elif what == "joined":
         other = raw(world)
-        client.say(Type.JOIN, 0, receiver.Join(other.last(Type.READY).ticket))
+        client.say(Type.JOIN, 0, session.Join(other.last(Type.READY).ticket))
     world.pump()
     assert 55 <= seconds(world, client) <= 62
 
@@ -501,7 +501,7 @@ def test_timeInWhichWeDoNotReadDoesNotCount(tmp_path):
     assert not client.lost
     # and the sender hears of us meanwhile
     assert client.kinds().count(Type.PING) > 100
-    storing[0].errback(receiver.StoreError("gone"))
+    storing[0].errback(session.StoreError("gone"))
     world.pump()
     assert client.last(Type.REJECT).code == "store-error"
     client.transport.loseConnection()

@@ -19,7 +19,7 @@ from connpool.interfaces import IPartial
 from connpool.transfer.records import LiveTransfer, Offer, Receipt
 
 if TYPE_CHECKING:
-    from connpool.transfer.reception import Reception
+    from connpool.transfer.receive.reception import Reception
 
 __all__ = ["Incoming"]
 

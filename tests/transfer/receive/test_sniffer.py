@@ -6,7 +6,7 @@ from twisted.internet.testing import StringTransport
 from zope.interface.verify import verifyObject
 
 from connpool.interfaces import IDrainable
-from connpool.transfer.frontdoor import FIRST_BYTES_TIMEOUT, Door, FrontDoorFactory
+from connpool.transfer.receive.sniffer import FIRST_BYTES_TIMEOUT, Door, FrontDoorFactory
 from tests.helpers.waiting import assertNoResult, successResultOf
 
 

@@ -9,8 +9,8 @@ message.
 import os
 import random
 
-from connpool.transfer.native import greeting
 from connpool.transfer.native.streams import Asked
+from connpool.transfer.receive import greeting
 from connpool.transfer.sending import Retry
 from tests.transfer.native.wire import World
 

@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 from connpool.errors import NoSpace, StoreError, TooLarge, TransferError
 from connpool.interfaces import ILiveTransfers, IStatsSource, ITransferListener
 from connpool.transfer.names import RelativeName
-from connpool.transfer.reception import Policy, Reception
+from connpool.transfer.receive.reception import Policy, Reception
 from connpool.transfer.records import Offer
 from connpool.transfer.stores import MemoryStore
 from tests.helpers.waiting import bounded, failureResultOf

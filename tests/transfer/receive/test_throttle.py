@@ -3,12 +3,12 @@ import pytest_twisted
 from twisted.internet.task import Clock
 
 from connpool.transfer.identities import Identity
-from connpool.transfer.incoming import Incoming
 from connpool.transfer.names import RelativeName
-from connpool.transfer.reception import Policy, Reception
+from connpool.transfer.receive.incoming import Incoming
+from connpool.transfer.receive.reception import Policy, Reception
+from connpool.transfer.receive.throttle import BURST, Throttle
 from connpool.transfer.records import Offer
 from connpool.transfer.stores import MemoryStore
-from connpool.transfer.throttle import BURST, Throttle
 from tests.helpers.waiting import assertNoResult, successResultOf
 
 

@@ -10,9 +10,9 @@ from connpool.errors import NoSpace, StoreError
 from connpool.transfer.digests import DIGESTS
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName
-from connpool.transfer.native import blocks
-from connpool.transfer.native.delivery import COMPARE_RATE
-from connpool.transfer.reception import Policy
+from connpool.transfer.receive import blockmap
+from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive.stream import COMPARE_RATE
 from connpool.transfer.wire.frames import HEADER, PREAMBLE, Type
 from connpool.transfer.wire.messages import Commit, Data, Digests, Ping, Repair, encode
 from tests.transfer.native.raw import connect
@@ -83,7 +83,7 @@ def test_oneIncompleteBlockALane(worlds):
 def test_blocksOfSeveralLanesArriveAtOnce(worlds):
     world = worlds()
     owner = connect(world).greet().offer(1, size=3 * BLOCK)
-    from connpool.transfer.native.receiver import Join
+    from connpool.transfer.receive.session import Join
 
     lanes = [owner]
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_blocksOfSeveralLanesArriveAtOnce(worlds):
 def test_aLaneThatIsHalfClosedIsLetGo(worlds):
     world = worlds()
     owner = connect(world).greet().offer(1, size=BLOCK)
-    from connpool.transfer.native.receiver import Join
+    from connpool.transfer.receive.session import Join
 
     lane = connect(world).greet()
     lane.say(Type.JOIN, 0, Join(owner.last(Type.READY).ticket))
@@ -124,7 +124,7 @@ def test_digestsWithoutBytesAreKeptInBounds(worlds):
     for first in range(0, 60_000, 10_000):
         client.say(Type.DIGESTS, 1, Digests(first), wire)
     (delivery,) = world.wires[-1].ends[1].protocol.session._deliveries.values()
-    assert len(delivery._upload.board.expected) == blocks.AHEAD
+    assert len(delivery._upload.board.expected) == blockmap.AHEAD
     # some digests may come first, as the document says
     client.data(1, 0, b"y" * 2 * BLOCK)
     assert sorted(delivery._upload.board.verified) == [0, 1]
@@ -192,7 +192,7 @@ def test_whoComparesIsNotSilent(worlds, monkeypatch):
     A sender that reads what is held again sends nothing but PINGs; it has the
     time that this takes, and no more.
     """
-    monkeypatch.setattr("connpool.transfer.native.delivery.COMPARE_RATE", 2 * BLOCK / 10)
+    monkeypatch.setattr("connpool.transfer.receive.stream.COMPARE_RATE", 2 * BLOCK / 10)
     world = worlds(idleTimeout=5.0)
     held(world, 6)
     client = connect(world).greet()
@@ -287,7 +287,7 @@ def test_oneRepairForACommit(worlds):
     late.go()
     world.pump()
     repairs = [frame.data for frame, message in client.frames if isinstance(message, Repair)]
-    assert [blocks.unpackBlocks(wire) for wire in repairs] == [[1, 2]]
+    assert [blockmap.unpackBlocks(wire) for wire in repairs] == [[1, 2]]
     client.data(1, BLOCK, content[BLOCK:]).digests(1, 1, b"x" * BLOCK, b"x" * BLOCK)
     late.go()
     client.commit(1, content)
@@ -324,7 +324,7 @@ def test_aBufferIsNeededUntilItsLastPieceIsWritten(worlds, error):
 
 
 def test_aSenderSeesNamesBelowItsOwnDirectory():
-    from connpool.transfer.native.delivery import receiptFrame
+    from connpool.transfer.receive.stream import receiptFrame
     from connpool.transfer.records import Receipt
     from connpool.transfer.wire.frames import FrameReader
     from connpool.transfer.wire.messages import decode

@@ -9,8 +9,8 @@ import pytest
 from twisted.internet.defer import CancelledError
 
 from connpool.errors import ConflictTakeover
-from connpool.transfer.native import greeting
-from connpool.transfer.reception import Policy
+from connpool.transfer.receive import greeting
+from connpool.transfer.receive.reception import Policy
 from connpool.transfer.sending import Retry
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.wire.frames import Type

@@ -10,10 +10,10 @@ from typing import Any
 from connpool.interfaces import IAuthenticator
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import displayName
-from connpool.transfer.native.delivery import Delivery
 from connpool.transfer.native.hashing import HashLane, InThread, inThread
-from connpool.transfer.native.receiver import ReceiverSession
-from connpool.transfer.reception import Reception
+from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.session import ReceiverSession
+from connpool.transfer.receive.stream import Delivery
 from connpool.transfer.wire.frames import PREAMBLE
 from connpool.transfer.wire.link import Link
 

@@ -25,7 +25,7 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from connpool.errors import Busy, QuotaExceeded
-from connpool.transfer.throttle import Throttle
+from connpool.transfer.receive.throttle import Throttle
 
 __all__ = ["Account", "Limits", "Window"]
 

@@ -6,9 +6,8 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from connpool.transfer.classic import ClassicReceiver
-from connpool.transfer.classic.receiver import SETTLE
-from connpool.transfer.reception import Policy, Reception
+from connpool.transfer.receive.classic import SETTLE, ClassicReceiver
+from connpool.transfer.receive.reception import Policy, Reception
 from connpool.transfer.stores import MemoryStore
 
 

@@ -29,7 +29,7 @@ from connpool.transfer.wire.messages import Auth, Hello, Limits, encode
 from connpool.transfer.wire.safety import credentialsAreSafe
 
 if TYPE_CHECKING:
-    from connpool.transfer.native.receiver import ReceiverSession
+    from connpool.transfer.receive.session import ReceiverSession
 
 __all__ = ["PENDING_BYTES", "SMALL_FILE", "STREAMS", "Greeting"]
 

@@ -14,9 +14,10 @@ from zope.interface import implementer
 
 from connpool.interfaces import IAuthenticator
 from connpool.transfer.identities import Identity
-from connpool.transfer.native import greeting, sender
+from connpool.transfer.native import sender
 from connpool.transfer.native.sender import Credentials
-from connpool.transfer.reception import Policy
+from connpool.transfer.receive import greeting
+from connpool.transfer.receive.reception import Policy
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire import safety
 from connpool.transfer.wire.frames import Type

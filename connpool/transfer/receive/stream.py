@@ -29,9 +29,9 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.transfer.identities import Identity
-from connpool.transfer.incoming import Incoming
-from connpool.transfer.native.blocks import heldRuns, packBlocks, unpackBlocks
-from connpool.transfer.native.upload import Upload
+from connpool.transfer.receive.blockmap import heldRuns, packBlocks, unpackBlocks
+from connpool.transfer.receive.incoming import Incoming
+from connpool.transfer.receive.upload import Upload
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (

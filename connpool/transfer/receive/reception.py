@@ -30,10 +30,10 @@ from connpool.interfaces import (
     IStatsSource,
     ITransferListener,
 )
-from connpool.transfer.accounts import Account, Limits
 from connpool.transfer.identities import Identity
-from connpool.transfer.incoming import Incoming
 from connpool.transfer.names import displayName
+from connpool.transfer.receive.incoming import Incoming
+from connpool.transfer.receive.quotas import Account, Limits
 from connpool.transfer.records import LiveTransfer, Offer, Receipt
 
 __all__ = ["Policy", "Reception", "TransferStats"]

@@ -1,0 +1,3 @@
+"""
+The receiving side: from the first bytes of a connection to a receipt.
+"""
