@@ -163,7 +163,7 @@ def _send(arguments: argparse.Namespace, progress: Progress) -> int:
         return 2
     if arguments.protocol == "native":
         from connpool.commands.sendnative import sendNative
-        from connpool.transfer.credentials import readCredentials
+        from connpool.transfer.send.credentials import readCredentials
 
         try:
             arguments.credentials = readCredentials(arguments.credentials, os.environ)
@@ -197,7 +197,7 @@ async def _sendAll(
     """
     from twisted.internet.defer import CancelledError
 
-    from connpool.transfer.classic import sendClassic
+    from connpool.transfer.send.classic import sendClassic
 
     failures = set()
     for path in arguments.paths:

@@ -23,13 +23,13 @@ from connpool.commands.output import JSONLines
 from connpool.commands.progress import Progress, sized
 from connpool.commands.running import INTERRUPTED, runUntilEnded
 from connpool.errors import TransferError
-from connpool.transfer.keys import SenderKeys
 from connpool.transfer.names import displayName
-from connpool.transfer.native.sender import SessionFactory, hello
-from connpool.transfer.native.streams import Asked
 from connpool.transfer.records import Receipt
-from connpool.transfer.sending import FileOutcome, Sending, dialled, pooled
-from connpool.transfer.walking import STDIN, walk
+from connpool.transfer.send.client import FileOutcome, Sending, dialled, pooled
+from connpool.transfer.send.keys import SenderKeys
+from connpool.transfer.send.session import SessionFactory, hello
+from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.walking import STDIN, walk
 
 __all__ = ["sendNative"]
 

@@ -37,15 +37,15 @@ from connpool.pool import ConnectionPool, ConnectionPoolService
 from connpool.services.options import asCount, asDestination, asSeconds
 from connpool.services.starting import failStart
 from connpool.services.status import StatusOptions, observed
-from connpool.transfer.credentials import readCredentials
-from connpool.transfer.keys import HeldRun, SenderKeys
 from connpool.transfer.names import displayName
-from connpool.transfer.native.sender import SessionFactory, hello
-from connpool.transfer.outbox import Outbox
-from connpool.transfer.outboxfolder import OutboxFolder
 from connpool.transfer.records import LiveTransfer, Receipt
-from connpool.transfer.sending import FileOutcome, Retry, sendFiles
-from connpool.transfer.walking import Found
+from connpool.transfer.send.client import FileOutcome, Retry, sendFiles
+from connpool.transfer.send.credentials import readCredentials
+from connpool.transfer.send.keys import HeldRun, SenderKeys
+from connpool.transfer.send.outbox import Outbox
+from connpool.transfer.send.outboxfolder import OutboxFolder
+from connpool.transfer.send.session import SessionFactory, hello
+from connpool.transfer.send.walking import Found
 
 __all__ = ["FileSenderService", "Options", "OutboxStats", "makeService"]
 

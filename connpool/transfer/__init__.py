@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName, displayName
-    from connpool.transfer.native.sender import Credentials, SessionFactory, hello
     from connpool.transfer.receive.registry import NativeReceiver
     from connpool.transfer.records import (
         DURABILITIES,
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
         Receipt,
         StoreCaps,
     )
-    from connpool.transfer.sending import FileOutcome, SendReport, sendFiles
+    from connpool.transfer.send.client import FileOutcome, SendReport, sendFiles
+    from connpool.transfer.send.session import Credentials, SessionFactory, hello
     from connpool.transfer.stores import LocalStore, MemoryStore
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
     "sendFiles",
 ]
 
-_MODULES = ("names", "records", "sending", "native.sender", "receive.registry", "stores")
+_MODULES = ("names", "records", "send.client", "send.session", "receive.registry", "stores")
 
 
 def __getattr__(name: str) -> object:

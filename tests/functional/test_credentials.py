@@ -19,8 +19,8 @@ from twisted.python import usage
 
 from connpool.services.filerecv import Options, makeService
 from connpool.transfer import Credentials, sendFiles
-from connpool.transfer.credentials import readCredentials
-from connpool.transfer.sending import Retry
+from connpool.transfer.send.client import Retry
+from connpool.transfer.send.credentials import readCredentials
 from tests.helpers.processes import connpool, twistd
 from tests.helpers.waiting import bounded
 

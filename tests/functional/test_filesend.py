@@ -22,7 +22,7 @@ from zope.interface.verify import verifyObject
 
 from connpool.interfaces import IStatsSource
 from connpool.services import filerecv, filesend
-from connpool.transfer.outboxfolder import POISON, PRIVATE
+from connpool.transfer.send.outboxfolder import POISON, PRIVATE
 from tests.helpers.processes import TWISTD, environment
 from tests.helpers.waiting import bounded, pause, until
 from tests.transfer.native import peer

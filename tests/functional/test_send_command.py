@@ -18,7 +18,7 @@ import time
 import pytest
 
 from connpool.commands.progress import Progress
-from connpool.transfer.credentials import readCredentials
+from connpool.transfer.send.credentials import readCredentials
 from tests.functional.test_native import Receiving, content
 from tests.helpers.processes import connpool, environment, running, within
 from tests.transfer.native import peer

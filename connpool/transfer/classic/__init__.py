@@ -1,8 +1,3 @@
 """
-The tutorial's protocol: the bare name, C{ok}, bytes until the end of the
-connection.  No length, no digest, no resume.
+The protocol of the tutorial.
 """
-
-from connpool.transfer.classic.sender import sendClassic
-
-__all__ = ["sendClassic"]

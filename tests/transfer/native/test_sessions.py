@@ -18,9 +18,9 @@ from connpool.errors import (
     TooLarge,
     Unsupported,
 )
-from connpool.transfer.native.sender import Credentials
-from connpool.transfer.native.streams import Asked
 from connpool.transfer.receive.reception import Policy
+from connpool.transfer.send.session import Credentials
+from connpool.transfer.send.streams import Asked
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import Type
 from tests.transfer.native.wire import SMALL_BLOCKS, MemoryTransport, Passwords, Wire, World
@@ -284,8 +284,8 @@ def test_aPathThatAlwaysDamagesIsGivenUp(world, source, size):
 
 
 def test_credentials(tmp_path, source, monkeypatch):
-    from connpool.transfer.native import sender
     from connpool.transfer.receive import greeting
+    from connpool.transfer.send import session
 
     (source / "a").write_bytes(b"x")
     world = World(tmp_path / "state", authenticator=Passwords(b"right"))
@@ -297,7 +297,7 @@ def test_credentials(tmp_path, source, monkeypatch):
     report = world.send(source / "a", credentials=Credentials("me", b"right"))
     assert isinstance(report.failed[0].error, AuthenticationFailed)
     assert b"right" not in b"".join(world.wires[-1].log[0])
-    monkeypatch.setattr(sender, "credentialsAreSafe", lambda transport: True)
+    monkeypatch.setattr(session, "credentialsAreSafe", lambda transport: True)
     report = world.send(source / "a", credentials=Credentials("me", b"wrong"))
     assert isinstance(report.failed[0].error, AuthenticationFailed)
     assert report.exitCode == 6
@@ -353,7 +353,7 @@ def test_changedSourceIsNoticed(world, source, monkeypatch):
 
 
 def test_sourceThatKeepsChanging(world, source, monkeypatch):
-    from connpool.transfer.native import transmission
+    from connpool.transfer.send import transmission
 
     monkeypatch.setattr(transmission, "unchanged", lambda fd, status: False)
     (source / "a").write_bytes(content(SMALL * 2))

@@ -12,9 +12,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, wrapClientTLS
 
 from connpool.transfer import Credentials, MemoryStore, NativeReceiver, sendFiles
-from connpool.transfer.keys import SenderKeys
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
+from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.wire import link
 from tests.helpers.waiting import bounded, pause
 from tests.transfer.native.wire import Passwords

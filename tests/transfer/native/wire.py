@@ -18,13 +18,13 @@ from zope.interface import implementer
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
 from connpool.transfer.identities import Identity
-from connpool.transfer.keys import SenderKeys
 from connpool.transfer.native.hashing import inline
-from connpool.transfer.native.sender import SessionFactory
-from connpool.transfer.native.streams import Asked
 from connpool.transfer.receive.reception import Policy, Reception
 from connpool.transfer.receive.registry import NativeReceiver
-from connpool.transfer.sending import Retry, Sending, dialled
+from connpool.transfer.send.client import Retry, Sending, dialled
+from connpool.transfer.send.keys import SenderKeys
+from connpool.transfer.send.session import SessionFactory
+from connpool.transfer.send.streams import Asked
 from connpool.transfer.stores import MemoryStore
 
 #: Small enough that a reference transfer of a few KiB has everything.

@@ -9,9 +9,9 @@ message.
 import os
 import random
 
-from connpool.transfer.native.streams import Asked
 from connpool.transfer.receive import greeting
-from connpool.transfer.sending import Retry
+from connpool.transfer.send.client import Retry
+from connpool.transfer.send.streams import Asked
 from tests.transfer.native.wire import World
 
 ROUNDS = int(os.environ.get("CHAOS", "60"))

@@ -14,10 +14,10 @@ from zope.interface import implementer
 
 from connpool.interfaces import IAuthenticator
 from connpool.transfer.identities import Identity
-from connpool.transfer.native import sender
-from connpool.transfer.native.sender import Credentials
 from connpool.transfer.receive import greeting
 from connpool.transfer.receive.reception import Policy
+from connpool.transfer.send import session
+from connpool.transfer.send.session import Credentials
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire import safety
 from connpool.transfer.wire.frames import Type
@@ -50,7 +50,7 @@ class OneIdentity:
 
 @pytest.fixture
 def worlds(tmp_path, monkeypatch):
-    for module in (greeting, sender):
+    for module in (greeting, session):
         monkeypatch.setattr(module, safety.credentialsAreSafe.__name__, lambda transport: True)
     monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
     made = []

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError
 from connpool.errors import ConflictTakeover
 from connpool.transfer.receive import greeting
 from connpool.transfer.receive.reception import Policy
-from connpool.transfer.sending import Retry
+from connpool.transfer.send.client import Retry
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Hello, Join

@@ -1,4 +1,4 @@
-from connpool.transfer.outbox import FIRST_WAIT, LONGEST_WAIT, Outbox
+from connpool.transfer.send.outbox import FIRST_WAIT, LONGEST_WAIT, Outbox
 
 A, B = (1, 2, 3), (1, 2, 4)
 

@@ -24,11 +24,11 @@ from connpool.errors import (
 )
 from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.native.hashing import InThread
-from connpool.transfer.native.outgoing import EXTENT, Outgoing
-from connpool.transfer.native.reading import ReadAhead, blockDigests
-from connpool.transfer.native.sender import SenderSession
-from connpool.transfer.native.work import Job, Small
 from connpool.transfer.receive.blockmap import packBlocks, readHeld, unpackBlocks
+from connpool.transfer.send.extents import EXTENT, Outgoing
+from connpool.transfer.send.joblist import Job, Small
+from connpool.transfer.send.readahead import ReadAhead, blockDigests
+from connpool.transfer.send.session import SenderSession
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
     Accept,
@@ -41,7 +41,7 @@ from connpool.transfer.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from connpool.transfer.native.transmission import Transmission
+    from connpool.transfer.send.transmission import Transmission
 
 __all__ = ["Asked", "Lane", "LargeStream", "SmallStream"]
 

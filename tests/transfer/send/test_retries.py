@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from connpool.errors import Forbidden, NetworkFailed, SourceError
-from connpool.transfer.keys import SenderKeys
-from connpool.transfer.native import reading
-from connpool.transfer.native.streams import Asked
-from connpool.transfer.sending import Retry
-from connpool.transfer.walking import Found, walk
+from connpool.transfer.send import readahead
+from connpool.transfer.send.client import Retry
+from connpool.transfer.send.keys import SenderKeys
+from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.walking import Found, walk
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Progress, Reject
 from tests.transfer.native.scripted import scripted
@@ -150,7 +150,7 @@ def test_whatWasHeldCannotBeRead(world, large, tmp_path, monkeypatch):
             raise OSError(5, "Input/output error")
         return preadv(fd, views, offset)
 
-    monkeypatch.setattr(reading.os, "preadv", broken)
+    monkeypatch.setattr(readahead.os, "preadv", broken)
     report = world.send(large, tmp_path / "other")
     assert [type(outcome.error) for outcome in report.failed] == [SourceError]
     assert report.connections == 1

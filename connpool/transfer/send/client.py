@@ -33,15 +33,15 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.interfaces import ILiveTransfers
-from connpool.transfer.keys import HeldRun, Run, SenderKeys
 from connpool.transfer.names import displayName
 from connpool.transfer.native.hashing import InThread, inThread
-from connpool.transfer.native.sender import Credentials, SenderSession, SessionFactory, hello
-from connpool.transfer.native.streams import Asked
-from connpool.transfer.native.transmission import Transmission
-from connpool.transfer.native.work import Job, WorkList
 from connpool.transfer.records import DURABILITIES, LiveTransfer, Receipt
-from connpool.transfer.walking import Found, walk
+from connpool.transfer.send.joblist import Job, WorkList
+from connpool.transfer.send.keys import HeldRun, Run, SenderKeys
+from connpool.transfer.send.session import Credentials, SenderSession, SessionFactory, hello
+from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.transmission import Transmission
+from connpool.transfer.send.walking import Found, walk
 from connpool.transfer.wire.messages import Ack, Receipting
 
 __all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "dialled", "pooled", "sendFiles"]

@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 
 from connpool.errors import Forbidden, NetworkFailed, ProtocolError, TransferTimeout
 from connpool.transfer import sendFiles
-from connpool.transfer.sending import Retry
+from connpool.transfer.send.client import Retry
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Accept, Ack, Error, Goaway, Ping, Progress
 from tests.helpers.waiting import bounded, pause

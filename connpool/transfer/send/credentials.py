@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Mapping
 
-from connpool.transfer.native.sender import Credentials
+from connpool.transfer.send.session import Credentials
 
 __all__ = ["VARIABLE", "readCredentials"]
 

@@ -18,10 +18,10 @@ from twisted.internet.protocol import Factory
 from connpool.errors import Busy, DigestMismatch, SourceError
 from connpool.transfer import sendFiles
 from connpool.transfer.digests import DIGESTS, rootOf
-from connpool.transfer.native import reading
-from connpool.transfer.native.reading import readSome
-from connpool.transfer.native.streams import Asked
-from connpool.transfer.sending import Retry
+from connpool.transfer.send import readahead
+from connpool.transfer.send.client import Retry
+from connpool.transfer.send.readahead import readSome
+from connpool.transfer.send.streams import Asked
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Receipting, Reject
@@ -98,7 +98,7 @@ def test_piecesOfAnySizeMakeTheSameFile(world, stdin, monkeypatch, size, block):
     def some(fd, most, wanted):
         return os.read(fd, min(most, chance.choice([1, 100, 5000, 1 << 20])))
 
-    monkeypatch.setattr("connpool.transfer.native.transmission.readSome", some)
+    monkeypatch.setattr("connpool.transfer.send.transmission.readSome", some)
     report = world.send("-", asked=Asked(durability="none", blockSize=block))
     assert report.exitCode == 0, report
     assert world.store.files == {"stdin": DATA[:size]}
@@ -282,7 +282,7 @@ async def test_anUnreadableFileBesideIt(stdin, tmp_path, monkeypatch):
             raise OSError(5, "Input/output error")
         return preadv(fd, views, offset)
 
-    monkeypatch.setattr(reading.os, "preadv", broken)
+    monkeypatch.setattr(readahead.os, "preadv", broken)
 
     def answer(receiver, frame, message):
         if frame.type is Type.OFFER:

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from connpool.errors import StartFailed
-from connpool.transfer.outboxfolder import POISON, PRIVATE, TAKEN, OutboxFolder
-from connpool.transfer.source import identity
+from connpool.transfer.send.outboxfolder import POISON, PRIVATE, TAKEN, OutboxFolder
+from connpool.transfer.send.source import identity
 from connpool.transfer.stores.syscalls import Syscalls
 
 

@@ -35,7 +35,7 @@ from functools import partial
 
 from connpool.errors import StartFailed
 from connpool.transfer.names import INTERNAL, displayName
-from connpool.transfer.source import identity
+from connpool.transfer.send.source import identity
 from connpool.transfer.stores.syscalls import Syscalls
 
 __all__ = ["OutboxFolder"]

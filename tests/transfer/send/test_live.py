@@ -9,9 +9,9 @@ from zope.interface.verify import verifyObject
 
 from connpool.errors import SourceError
 from connpool.interfaces import ILiveTransfers
-from connpool.transfer.keys import SenderKeys
-from connpool.transfer.native.work import Job
-from connpool.transfer.sending import Sending
+from connpool.transfer.send.client import Sending
+from connpool.transfer.send.joblist import Job
+from connpool.transfer.send.keys import SenderKeys
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from connpool.errors import (
     TransferTimeout,
 )
 from connpool.transfer.names import displayName
-from connpool.transfer.source import openSource
+from connpool.transfer.send.source import openSource
 
 __all__ = ["sendClassic"]
 

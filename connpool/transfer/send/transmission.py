@@ -34,13 +34,13 @@ from connpool.errors import (
 )
 from connpool.transfer.digests import MAX_BLOCKS, chooseBlockSize, rootOf
 from connpool.transfer.native.hashing import InThread
-from connpool.transfer.native.outgoing import Extent, Outgoing
-from connpool.transfer.native.reading import readSome, stdinDescriptor
-from connpool.transfer.native.sender import SenderSession
-from connpool.transfer.native.streams import Asked, Lane, LargeStream, SmallStream
-from connpool.transfer.native.work import Job, Small, WorkList, openJob, resumeKey
-from connpool.transfer.source import unchanged
-from connpool.transfer.walking import STDIN
+from connpool.transfer.send.extents import Extent, Outgoing
+from connpool.transfer.send.joblist import Job, Small, WorkList, openJob, resumeKey
+from connpool.transfer.send.readahead import readSome, stdinDescriptor
+from connpool.transfer.send.session import SenderSession
+from connpool.transfer.send.source import unchanged
+from connpool.transfer.send.streams import Asked, Lane, LargeStream, SmallStream
+from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.frames import MAX_RUN, Type
 from connpool.transfer.wire.messages import (
     Ack,

@@ -5,9 +5,9 @@ The list of work forgets nothing.
 from twisted.internet.defer import maybeDeferred
 
 from connpool.transfer.digests import DIGESTS
-from connpool.transfer.keys import SenderKeys
-from connpool.transfer.native.work import WorkList
-from connpool.transfer.walking import walk
+from connpool.transfer.send.joblist import WorkList
+from connpool.transfer.send.keys import SenderKeys
+from connpool.transfer.send.walking import walk
 from tests.helpers.waiting import successResultOf
 
 MIB = 1 << 20

@@ -1,7 +1,7 @@
 """
 The sending side of one C{cpt/1} connection: greeting, streams, answers.
 
-What is sent and when is decided by L{connpool.transfer.sending}; this knows how to
+What is sent and when is decided by L{connpool.transfer.send.client}; this knows how to
 say it, and whose answer an answer is.
 """
 
@@ -31,7 +31,7 @@ from connpool.errors import (
 from connpool.interfaces import IPoolable
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.names import displayName
-from connpool.transfer.native.outlet import Outlet
+from connpool.transfer.send.writer import Outlet
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.frames import frame as pack
 from connpool.transfer.wire.handshake import CAPABILITIES, VERSIONS, agree, transcriptOf

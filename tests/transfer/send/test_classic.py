@@ -11,7 +11,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from connpool.errors import Forbidden, NetworkFailed, TransferTimeout
-from connpool.transfer.classic.sender import SMALL_CHUNK, sendClassic
+from connpool.transfer.send.classic import SMALL_CHUNK, sendClassic
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
 
 TIMEOUT = 8

@@ -1,0 +1,3 @@
+"""
+The sending side: from a path to a receipt.
+"""
