@@ -30,7 +30,7 @@ from zope.interface import implementer
 
 from connpool.interfaces import ITransferListener
 from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.stores.received import ReceivedOutbox
+from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 
 __all__ = ["AT_ONCE", "TIME_LIMIT", "OnReceived", "asProgram"]
 

@@ -16,8 +16,8 @@ from twisted.python.failure import Failure
 from connpool.services import onreceived
 from connpool.services.onreceived import AT_ONCE, FIRST_WAIT, LONGEST_WAIT, OnReceived
 from connpool.transfer import Receipt
-from connpool.transfer.stores.done import DoneLog
-from connpool.transfer.stores.received import ReceivedOutbox
+from connpool.transfer.stores.receiptcursor import ReceivedOutbox
+from connpool.transfer.stores.receiptlog import DoneLog
 from tests.helpers.waiting import successResultOf
 from tests.transfer.stores.kit import Recorded, offer
 

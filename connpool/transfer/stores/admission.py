@@ -22,13 +22,13 @@ from twisted.internet.defer import Deferred, DeferredLock
 
 from connpool.errors import Busy, QuotaExceeded, StoreError
 from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.stores.finish import temporaryName
+from connpool.transfer.stores.commit import temporaryName
 from connpool.transfer.stores.journal import continues
-from connpool.transfer.stores.ledger import Reservation, Short
 from connpool.transfer.stores.partial import LocalPartial
+from connpool.transfer.stores.partialdir import LONG_JOURNAL, PARTIALS, Slot, identityOf
 from connpool.transfer.stores.ranges import Ranges
-from connpool.transfer.stores.reread import blocksIn
-from connpool.transfer.stores.shelf import LONG_JOURNAL, PARTIALS, Slot, identityOf
+from connpool.transfer.stores.rehash import blocksIn
+from connpool.transfer.stores.reservations import Reservation, Short
 
 if TYPE_CHECKING:
     from connpool.transfer.stores.local import LocalStore

@@ -20,10 +20,10 @@ from contextlib import contextmanager, suppress
 
 from connpool.errors import TransferError
 from connpool.transfer.names import INTERNAL, RelativeName
-from connpool.transfer.stores.lines import decodeLine, encodeLine, linesOf
+from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.publish import Source
+from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 from connpool.transfer.stores.syscalls import NEW, READ, Syscalls
-from connpool.transfer.stores.tree import Directory, Tree
 
 __all__ = ["Copies"]
 

@@ -27,8 +27,8 @@ import msgspec
 from connpool.errors import NameRefused
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import Offer
-from connpool.transfer.stores.lines import decodeLine, encodeLine, linesOf
 from connpool.transfer.stores.ranges import Ranges, blockRange
+from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 
 __all__ = [
     "MAX_JOURNAL",

@@ -10,16 +10,16 @@ C{temporary/}
     files that cannot be resumed, named after their idempotence key, and notes
     about copies on other mounts (L{connpool.transfer.stores.copies});
 C{partials/PRINCIPAL/}
-    partials and their journals (L{connpool.transfer.stores.shelf});
+    partials and their journals (L{connpool.transfer.stores.partialdir});
 C{done/}
-    receipts (L{connpool.transfer.stores.done});
+    receipts (L{connpool.transfer.stores.receiptlog});
 C{ledger/}
-    reservations of every process (L{connpool.transfer.stores.ledger}).
+    reservations of every process (L{connpool.transfer.stores.reservations}).
 
 Any number of processes may use one root.  Decisions are made on the reactor's
 thread; what may block on the disk (syncs, hashing, slow writes) runs in threads
-of the store's own (L{connpool.transfer.stores.lanes}), and small files that must
-be durable go together (L{connpool.transfer.stores.batch}).
+of the store's own (L{connpool.transfer.stores.iothreads}), and small files that must
+be durable go together (L{connpool.transfer.stores.groupcommit}).
 
 There is no timer: old things are looked for when files arrive, or when L{reap}
 is called.
@@ -66,18 +66,19 @@ from connpool.transfer.records import (
     StoreCaps,
 )
 from connpool.transfer.stores.admission import Admission
-from connpool.transfer.stores.batch import GroupCommit, Small
+from connpool.transfer.stores.caseindex import Neighbours, keepApart
+from connpool.transfer.stores.commit import Finisher
 from connpool.transfer.stores.copies import Copies
-from connpool.transfer.stores.done import DoneLog
-from connpool.transfer.stores.finish import Finisher
-from connpool.transfer.stores.lanes import Lanes
-from connpool.transfer.stores.ledger import Ledger, Space
-from connpool.transfer.stores.neighbours import Neighbours, keepApart
+from connpool.transfer.stores.directories import Directory, Tree
+from connpool.transfer.stores.groupcommit import GroupCommit, Small
+from connpool.transfer.stores.iothreads import Lanes
 from connpool.transfer.stores.pace import Pace
+from connpool.transfer.stores.partialdir import Shelf
 from connpool.transfer.stores.publish import Publisher, canLink
-from connpool.transfer.stores.reaper import Reaper
-from connpool.transfer.stores.received import ReceivedOutbox
-from connpool.transfer.stores.shelf import Shelf
+from connpool.transfer.stores.receiptcursor import ReceivedOutbox
+from connpool.transfer.stores.receiptlog import DoneLog
+from connpool.transfer.stores.recovery import Reaper
+from connpool.transfer.stores.reservations import Ledger, Space
 from connpool.transfer.stores.syscalls import (
     VOLATILE,
     Syscalls,
@@ -85,7 +86,6 @@ from connpool.transfer.stores.syscalls import (
     filesystemType,
     isFile,
 )
-from connpool.transfer.stores.tree import Directory, Tree
 
 __all__ = ["LocalStore"]
 

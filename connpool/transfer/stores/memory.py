@@ -23,8 +23,8 @@ from connpool.errors import (
 from connpool.interfaces import IFileStore, IPartial
 from connpool.transfer.names import RelativeName, caselessForm, displayName
 from connpool.transfer.records import FileStat, Offer, PartialInfo, Receipt, StoreCaps
+from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.journal import continues
-from connpool.transfer.stores.neighbours import neighbourExists
 from connpool.transfer.stores.publish import candidates
 from connpool.transfer.stores.ranges import Ranges
 

@@ -47,12 +47,12 @@ from connpool.errors import (
 from connpool.interfaces import IPartial
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.journal import Committing, blocksRecord, continues
-from connpool.transfer.stores.ledger import Reservation
-from connpool.transfer.stores.notes import Notes
+from connpool.transfer.stores.journalwriter import Notes
+from connpool.transfer.stores.partialdir import Slot
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.ranges import Ranges, blockRange
-from connpool.transfer.stores.reread import SLICE, digestsOf
-from connpool.transfer.stores.shelf import Slot
+from connpool.transfer.stores.rehash import SLICE, digestsOf
+from connpool.transfer.stores.reservations import Reservation
 from connpool.transfer.stores.syscalls import asTransferError
 
 if TYPE_CHECKING:

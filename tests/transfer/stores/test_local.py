@@ -34,8 +34,8 @@ from connpool.transfer import LocalStore, RelativeName
 from connpool.transfer.identities import Identity
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.stores import local as local_
-from connpool.transfer.stores import shelf
-from connpool.transfer.stores.tree import FRESH
+from connpool.transfer.stores import partialdir
+from connpool.transfer.stores.directories import FRESH
 from tests.helpers.waiting import assertNoResult, bounded, failureResultOf, pause
 from tests.transfer.stores.kit import (
     BLOCK,
@@ -297,7 +297,7 @@ def edited(data: bytes) -> bytes:
 
 
 def nextVersion(data: bytes) -> bytes:
-    from connpool.transfer.stores.lines import decodeLine, encodeLine, linesOf
+    from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 
     records = [decodeLine(line) for _, line in linesOf(data)]
     records[0]["version"] = 99
@@ -487,7 +487,7 @@ async def test_theOldestSuspendedMakesRoom(root, opened):
 
 @pytest_twisted.ensureDeferred
 async def test_partialsOfOnePrincipalAreCounted(root, opened, monkeypatch):
-    monkeypatch.setattr(shelf, "PARTIALS", 3)
+    monkeypatch.setattr(partialdir, "PARTIALS", 3)
     store = opened()
     held = []
     for number in range(3):

@@ -20,7 +20,7 @@ from connpool.errors import Busy, ConflictTakeover, NoSpace, StoreError, SyncFai
 from connpool.transfer import LocalStore, Receipt
 from connpool.transfer.stores import partial as partial_
 from connpool.transfer.stores.journal import MAX_JOURNAL, blocksRecord, header
-from connpool.transfer.stores.shelf import LONG_JOURNAL
+from connpool.transfer.stores.partialdir import LONG_JOURNAL
 from tests.helpers.waiting import (
     assertNoResult,
     bounded,
@@ -30,7 +30,7 @@ from tests.helpers.waiting import (
     until,
 )
 from tests.transfer.stores.kit import BLOCK, InlineReactor, Recorded, fill, offer, visible
-from tests.transfer.stores.onshelf import (
+from tests.transfer.stores.onpartials import (
     KEY,
     SECRET,
     failing,

@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 
 from connpool.errors import NoSpace
 from connpool.transfer import LocalStore
-from connpool.transfer.stores import batch
-from connpool.transfer.stores.batch import GroupCommit, Small, SyncChoice
+from connpool.transfer.stores import groupcommit
+from connpool.transfer.stores.directories import Tree
+from connpool.transfer.stores.groupcommit import GroupCommit, Small, SyncChoice
 from connpool.transfer.stores.journal import (
     Committing,
     Journal,
@@ -27,10 +28,9 @@ from connpool.transfer.stores.journal import (
     committingRecord,
     header,
 )
-from connpool.transfer.stores.lines import decodeLine, encodeLine, linesOf
 from connpool.transfer.stores.pace import CALM, LIMIT, Pace
 from connpool.transfer.stores.ranges import Ranges, blockRange
-from connpool.transfer.stores.tree import Tree
+from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
 from tests.transfer.stores.kit import InlineReactor, Recorded, offer
 
@@ -183,12 +183,12 @@ def test_batchesAreBounded():
         return d
 
     group = GroupCommit(run, clock.callLater)
-    for _ in range(batch.FILES + 1):
+    for _ in range(groupcommit.FILES + 1):
         group.add(small())
     for _ in range(3):
-        group.add(small(batch.BYTES))
+        group.add(small(groupcommit.BYTES))
     clock.pump([0, 1, 1, 1, 1, 1, 1])
-    assert sizes == [batch.FILES, 2, 1, 1]
+    assert sizes == [groupcommit.FILES, 2, 1, 1]
 
 
 def test_aBatchThatCannotRunFailsItsFilesOnly():

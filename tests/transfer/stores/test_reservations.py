@@ -15,10 +15,10 @@ from twisted.internet.defer import DeferredList
 
 from connpool.errors import NoSpace, QuotaExceeded
 from connpool.transfer import LocalStore
-from connpool.transfer.stores import shelf
+from connpool.transfer.stores import partialdir
 from tests.helpers.waiting import bounded
 from tests.transfer.stores.kit import BLOCK, offer, visible
-from tests.transfer.stores.onshelf import (
+from tests.transfer.stores.onpartials import (
     SECRET,
     failing,
     filled,
@@ -207,7 +207,7 @@ def test_theDiskIsMadeRoomOnToo(root):
 
 
 def test_aRefusedOfferTakesNobodysPlace(root, monkeypatch):
-    monkeypatch.setattr(shelf, "PARTIALS", 3)
+    monkeypatch.setattr(partialdir, "PARTIALS", 3)
     store, clock, _ = inline(root, quota=20 * BLOCK)
     suspend(root, store, clock, 3)
     with pytest.raises(QuotaExceeded):

@@ -3,7 +3,7 @@ Which receipts a program has not been told about yet.
 
 Theory of operation
 ===================
-The done log (L{connpool.transfer.stores.done}) is written before a sender gets
+The done log (L{connpool.transfer.stores.receiptlog}) is written before a sender gets
 its receipt, so it is the outbox: this reads behind its writers, in each of its
 files for itself, because the end of one may come after the next was begun.  A
 position is the number of a file and an offset in it; the file C{hook} keeps one
@@ -25,7 +25,7 @@ import msgspec
 
 from connpool.errors import StartFailed
 from connpool.transfer.records import Receipt
-from connpool.transfer.stores.lines import decodeLine, linesOf
+from connpool.transfer.stores.recordlines import decodeLine, linesOf
 from connpool.transfer.stores.syscalls import Syscalls
 
 __all__ = ["ReceivedOutbox"]

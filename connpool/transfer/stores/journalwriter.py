@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 
 from connpool.transfer.records import Offer
+from connpool.transfer.stores.directories import Tree
 from connpool.transfer.stores.journal import Committing, committingRecord, header
-from connpool.transfer.stores.shelf import Shelf, Slot
+from connpool.transfer.stores.partialdir import Shelf, Slot
 from connpool.transfer.stores.syscalls import Syscalls
-from connpool.transfer.stores.tree import Tree
 
 __all__ = ["Notes"]
 

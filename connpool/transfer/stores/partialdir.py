@@ -36,9 +36,9 @@ import attrs
 from connpool.errors import Busy, StoreError, TransferError
 from connpool.transfer.names import INTERNAL
 from connpool.transfer.records import Offer, PartialInfo
+from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.journal import MAX_JOURNAL, UNREADABLE, Journal
 from connpool.transfer.stores.syscalls import NEW, Syscalls, isFile
-from connpool.transfer.stores.tree import Directory, Tree
 
 __all__ = ["LONG_JOURNAL", "PARTIALS", "Entry", "Shelf", "Slot", "identityOf"]
 

@@ -25,9 +25,9 @@ from twisted.python.failure import Failure
 from connpool.errors import Busy, TransferError
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import Receipt
-from connpool.transfer.stores.finish import Finisher
+from connpool.transfer.stores.commit import Finisher
+from connpool.transfer.stores.partialdir import Entry, Shelf, Slot
 from connpool.transfer.stores.publish import Source
-from connpool.transfer.stores.shelf import Entry, Shelf, Slot
 from connpool.transfer.stores.syscalls import Syscalls, isFile
 
 __all__ = ["Reaper"]

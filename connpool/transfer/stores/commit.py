@@ -30,11 +30,11 @@ from twisted.python.failure import Failure
 
 from connpool.errors import SyncFailed, TransferError
 from connpool.transfer.records import DURABILITIES, Offer, Receipt
-from connpool.transfer.stores.batch import Batch, Small, SyncChoice
-from connpool.transfer.stores.done import DoneLog, identityOf
+from connpool.transfer.stores.directories import Directory, Tree
+from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
 from connpool.transfer.stores.publish import Published, Publisher, Source
+from connpool.transfer.stores.receiptlog import DoneLog, identityOf
 from connpool.transfer.stores.syscalls import NEW, VOLATILE, Syscalls, asTransferError
-from connpool.transfer.stores.tree import Directory, Tree
 
 __all__ = ["Finisher", "temporaryName"]
 

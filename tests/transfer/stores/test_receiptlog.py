@@ -16,11 +16,11 @@ import attrs
 import pytest
 
 from connpool.transfer import Receipt
-from connpool.transfer.stores import done, places
-from connpool.transfer.stores.done import KEPT, SURE, DoneLog
-from connpool.transfer.stores.lines import encodeLine
+from connpool.transfer.stores import places, receiptlog
 from connpool.transfer.stores.places import Places
-from connpool.transfer.stores.received import ReceivedOutbox
+from connpool.transfer.stores.receiptcursor import ReceivedOutbox
+from connpool.transfer.stores.receiptlog import KEPT, SURE, DoneLog
+from connpool.transfer.stores.recordlines import encodeLine
 from tests.transfer.stores.kit import Recorded, offer
 from tests.transfer.stores.powerloss import Disk, materialise
 
@@ -197,7 +197,7 @@ def test_whatOthersAppendIsFound(place):
         append(mine, number)
         append(theirs, number + 1)
     assert found(mine, range(41)) == found(theirs, range(41)) == list(range(40))
-    time.sleep(2 * done.FRESH)  # without being told to look
+    time.sleep(2 * receiptlog.FRESH)  # without being told to look
     append(theirs, 40)
     assert mine.find(asked(40)) is not None
 
@@ -493,7 +493,7 @@ def life(place, before=None, **values):
 @pytest.fixture
 def fewPlaces(monkeypatch):
     monkeypatch.setattr(places, "MANY", 3)
-    monkeypatch.setattr(done, "SOME", 1)
+    monkeypatch.setattr(receiptlog, "SOME", 1)
 
 
 @pytest.mark.usefixtures("fewPlaces")
@@ -567,7 +567,7 @@ def read(log):
 
 def test_aStartReadsLittle(place, monkeypatch):
     monkeypatch.setattr(places, "MANY", 256)
-    monkeypatch.setattr(done, "SOME", 100)
+    monkeypatch.setattr(receiptlog, "SOME", 100)
     log = place.open(size=1000 * LENGTH)
     for number in range(0, 5000, 60):
         append(log, *range(number, min(number + 60, 5000)))

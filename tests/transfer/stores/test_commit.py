@@ -19,11 +19,11 @@ from twisted.python.failure import Failure
 
 from connpool.errors import NoSpace, StoreError, TransferError
 from connpool.transfer import LocalStore
-from connpool.transfer.stores import finish, syscalls, tree
+from connpool.transfer.stores import commit, directories, syscalls
+from connpool.transfer.stores.directories import Tree
 from connpool.transfer.stores.local import LOOK
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.syscalls import filesystemType
-from connpool.transfer.stores.tree import Tree
 from tests.helpers.waiting import bounded, failureResultOf
 from tests.transfer.stores.deaths import hidden, lookLater, opened, published
 from tests.transfer.stores.kit import BLOCK, InlineReactor, Recorded, fill, offer, settled, visible
@@ -113,7 +113,7 @@ def filesystemOf(path):
 
 def test_theTypeIsFoundOutOncePerMount(root, monkeypatch):
     looked = []
-    monkeypatch.setattr(tree, "filesystemType", lambda fd: looked.append(fd) or "ext4")
+    monkeypatch.setattr(directories, "filesystemType", lambda fd: looked.append(fd) or "ext4")
     store, clock, _ = inline(root)
     del looked[:]
     for number in range(30):
@@ -240,7 +240,7 @@ def test_aDoneRecordThatCannotBeWrittenComesLater(root, way, expectFailure):
 
 def test_whatIsPutOffIsBounded(root, monkeypatch, expectFailure):
     expectFailure(OSError)
-    monkeypatch.setattr(finish, "LATER", 5)
+    monkeypatch.setattr(commit, "LATER", 5)
     full = fullLog()
     store, clock, _ = inline(root, full)
     full.on = True
@@ -279,7 +279,7 @@ def test_theEvidenceStaysUntilTheDoneRecord(root, way, level, fault):
     def store_():
         if way == "put":
             return store.finisher.put(asked, b"x", None)
-        [result] = store.finisher.batch([finish.Small(asked, b"x", None, None)])
+        [result] = store.finisher.batch([commit.Small(asked, b"x", None, None)])
         if isinstance(result, Failure):
             result.raiseException()
         return result
@@ -311,7 +311,7 @@ def test_whatWasNotPublishedLeavesNothing(root, way):
             with pytest.raises(StoreError):
                 store.finisher.put(asked, b"x", None)
         else:
-            [result] = store.finisher.batch([finish.Small(asked, b"x", None, None)])
+            [result] = store.finisher.batch([commit.Small(asked, b"x", None, None)])
             assert isinstance(result.value, StoreError)
     assert visible(root) == {}
     assert private(root) == []

@@ -40,7 +40,7 @@ from connpool.transfer.names import caselessForm, displayName
 from connpool.transfer.stores.syscalls import Syscalls
 
 if TYPE_CHECKING:
-    from connpool.transfer.stores.tree import Directory
+    from connpool.transfer.stores.directories import Directory
 
 __all__ = ["Claim", "Index", "Neighbours", "keepApart", "neighbourExists"]
 

@@ -14,10 +14,10 @@ from twisted.logger import capturedLogs
 
 from connpool.errors import Busy, NoSpace
 from connpool.transfer import LocalStore, Receipt
-from connpool.transfer.stores.reaper import SURE, TEMPORARY
+from connpool.transfer.stores.recovery import SURE, TEMPORARY
 from tests.helpers.waiting import failureResultOf
 from tests.transfer.stores.kit import BLOCK, InlineReactor, offer, visible
-from tests.transfer.stores.onshelf import (
+from tests.transfer.stores.onpartials import (
     KEY,
     SECRET,
     filled,
