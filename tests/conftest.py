@@ -21,7 +21,7 @@ import pytest
 from twisted.logger import ILogObserver, globalLogPublisher
 from zope.interface import implementer
 
-from connpool.transfer.stores.syscalls import VOLATILE, filesystemType
+from connpool.transfer.syscalls import VOLATILE, filesystemType
 
 # how long an example takes says something about the machine only
 hypothesis.settings.register_profile("connpool", deadline=None)

@@ -25,7 +25,7 @@ from connpool.services import filerecv, filesend
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE
 from tests.helpers.processes import TWISTD, environment
 from tests.helpers.waiting import bounded, pause, until
-from tests.transfer.native import peer
+from tests.transfer import peer
 
 FAST = ["--settle=0.05", "--interval=0.05"]
 

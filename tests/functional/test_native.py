@@ -19,8 +19,8 @@ import time
 import pytest
 
 from tests.helpers.processes import connpool, environment, running, twistd
+from tests.transfer import peer
 from tests.transfer.hostile import CORPUS
-from tests.transfer.native import peer
 
 MIB = 1 << 20
 

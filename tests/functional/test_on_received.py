@@ -21,7 +21,7 @@ from connpool.interfaces import ITransferListener
 from connpool.services import onreceived
 from connpool.services.filerecv import Options, makeService
 from connpool.transfer.stores.receiptcursor import ReceivedOutbox
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.syscalls import Syscalls
 from tests.functional.test_filerecv_classic import send
 from tests.helpers.waiting import bounded, pause, until
 

@@ -21,7 +21,7 @@ from connpool.commands.progress import Progress
 from connpool.transfer.send.credentials import readCredentials
 from tests.functional.test_native import Receiving, content
 from tests.helpers.processes import connpool, environment, running, within
-from tests.transfer.native import peer
+from tests.transfer import peer
 
 COMMAND = [sys.executable, "-m", "connpool", "send"]
 

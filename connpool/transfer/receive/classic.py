@@ -25,8 +25,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import NameRefused, NetworkFailed, TransferError, TransferTimeout
+from connpool.transfer.deadlines import Pace
 from connpool.transfer.names import RelativeName, displayName
-from connpool.transfer.pace import Pace
 from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.records import Offer

@@ -9,8 +9,8 @@ from typing import Any
 
 from connpool.interfaces import IAuthenticator
 from connpool.transfer.digests import digestNamed
+from connpool.transfer.hashing import HashLane, InThread, inThread
 from connpool.transfer.names import displayName
-from connpool.transfer.native.hashing import HashLane, InThread, inThread
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.session import ReceiverSession
 from connpool.transfer.receive.stream import Delivery

@@ -40,10 +40,10 @@ from connpool.errors import (
     TransferError,
     TransferTimeout,
 )
+from connpool.transfer.deadlines import Pace
 from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import displayName
-from connpool.transfer.pace import Pace
 from connpool.transfer.receive import greeting
 from connpool.transfer.receive.greeting import PENDING_BYTES, STREAMS, Greeting
 from connpool.transfer.receive.offers import offerOf

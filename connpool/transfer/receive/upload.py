@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 
 from connpool.errors import DigestMismatch, ProtocolError, StoreError, TransferError
 from connpool.transfer.digests import Digest, rootOf
-from connpool.transfer.native.hashing import HashLane
+from connpool.transfer.hashing import HashLane
 from connpool.transfer.receive.blockmap import Arrival, Board
 from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.records import Receipt

@@ -33,8 +33,8 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.interfaces import ILiveTransfers
+from connpool.transfer.hashing import InThread, inThread
 from connpool.transfer.names import displayName
-from connpool.transfer.native.hashing import InThread, inThread
 from connpool.transfer.records import DURABILITIES, LiveTransfer, Receipt
 from connpool.transfer.send.joblist import Job, WorkList
 from connpool.transfer.send.keys import HeldRun, Run, SenderKeys

@@ -36,7 +36,7 @@ from functools import partial
 from connpool.errors import StartFailed
 from connpool.transfer.names import INTERNAL, displayName
 from connpool.transfer.send.source import identity
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.syscalls import Syscalls
 
 __all__ = ["OutboxFolder"]
 

@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from connpool.errors import SourceError
 from connpool.transfer.digests import Digest
-from connpool.transfer.native.hashing import InThread
+from connpool.transfer.hashing import InThread
 from connpool.transfer.send.extents import Extent
 
 __all__ = ["Chunk", "ReadAhead", "blockDigests", "readFully", "readSome", "stdinDescriptor"]

@@ -23,7 +23,7 @@ from connpool.errors import (
     Unsupported,
 )
 from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
-from connpool.transfer.native.hashing import InThread
+from connpool.transfer.hashing import InThread
 from connpool.transfer.receive.blockmap import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.send.extents import EXTENT, Outgoing
 from connpool.transfer.send.joblist import Job, Small

@@ -33,7 +33,7 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.transfer.digests import MAX_BLOCKS, chooseBlockSize, rootOf
-from connpool.transfer.native.hashing import InThread
+from connpool.transfer.hashing import InThread
 from connpool.transfer.send.extents import Extent, Outgoing
 from connpool.transfer.send.joblist import Job, Small, WorkList, openJob, resumeKey
 from connpool.transfer.send.readahead import readSome, stdinDescriptor

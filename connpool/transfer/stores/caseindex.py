@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
 from connpool.errors import Exists
 from connpool.transfer.names import caselessForm, displayName
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.syscalls import Syscalls
 
 if TYPE_CHECKING:
     from connpool.transfer.stores.directories import Directory

@@ -34,7 +34,7 @@ from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
 from connpool.transfer.stores.publish import Published, Publisher, Source
 from connpool.transfer.stores.receiptlog import DoneLog, identityOf
-from connpool.transfer.stores.syscalls import NEW, VOLATILE, Syscalls, asTransferError
+from connpool.transfer.syscalls import NEW, VOLATILE, Syscalls, asTransferError
 
 __all__ = ["Finisher", "temporaryName"]
 

@@ -23,7 +23,7 @@ from connpool.transfer.names import INTERNAL, RelativeName
 from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
-from connpool.transfer.stores.syscalls import NEW, READ, Syscalls
+from connpool.transfer.syscalls import NEW, READ, Syscalls
 
 __all__ = ["Copies"]
 

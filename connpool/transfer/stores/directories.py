@@ -31,7 +31,7 @@ from time import monotonic
 from connpool.errors import Exists
 from connpool.transfer.names import displayName
 from connpool.transfer.stores.caseindex import Claim, Index, keepApart
-from connpool.transfer.stores.syscalls import DIRECTORY, Syscalls, filesystemType
+from connpool.transfer.syscalls import DIRECTORY, Syscalls, filesystemType
 
 __all__ = ["Directory", "Tree"]
 

@@ -17,7 +17,7 @@ from connpool.transfer.records import Offer
 from connpool.transfer.stores.directories import Tree
 from connpool.transfer.stores.journal import Committing, committingRecord, header
 from connpool.transfer.stores.partialdir import Shelf, Slot
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.syscalls import Syscalls
 
 __all__ = ["Notes"]
 

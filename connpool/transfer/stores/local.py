@@ -79,7 +79,7 @@ from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 from connpool.transfer.stores.receiptlog import DoneLog
 from connpool.transfer.stores.recovery import Reaper
 from connpool.transfer.stores.reservations import Ledger, Space
-from connpool.transfer.stores.syscalls import (
+from connpool.transfer.syscalls import (
     VOLATILE,
     Syscalls,
     asTransferError,

@@ -53,7 +53,7 @@ from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.ranges import Ranges, blockRange
 from connpool.transfer.stores.rehash import SLICE, digestsOf
 from connpool.transfer.stores.reservations import Reservation
-from connpool.transfer.stores.syscalls import asTransferError
+from connpool.transfer.syscalls import asTransferError
 
 if TYPE_CHECKING:
     from connpool.transfer.stores.local import LocalStore

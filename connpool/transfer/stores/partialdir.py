@@ -38,7 +38,7 @@ from connpool.transfer.names import INTERNAL
 from connpool.transfer.records import Offer, PartialInfo
 from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.journal import MAX_JOURNAL, UNREADABLE, Journal
-from connpool.transfer.stores.syscalls import NEW, Syscalls, isFile
+from connpool.transfer.syscalls import NEW, Syscalls, isFile
 
 __all__ = ["LONG_JOURNAL", "PARTIALS", "Entry", "Shelf", "Slot", "identityOf"]
 

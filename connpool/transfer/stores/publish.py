@@ -32,7 +32,7 @@ from connpool.errors import Exists, StoreError
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.stores.caseindex import Claim, keepApart
 from connpool.transfer.stores.directories import Directory
-from connpool.transfer.stores.syscalls import NEW, READ, Syscalls, isFile
+from connpool.transfer.syscalls import NEW, READ, Syscalls, isFile
 
 if TYPE_CHECKING:
     from connpool.transfer.stores.copies import Copies

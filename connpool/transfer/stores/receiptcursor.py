@@ -26,7 +26,7 @@ import msgspec
 from connpool.errors import StartFailed
 from connpool.transfer.records import Receipt
 from connpool.transfer.stores.recordlines import decodeLine, linesOf
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.syscalls import Syscalls
 
 __all__ = ["ReceivedOutbox"]
 

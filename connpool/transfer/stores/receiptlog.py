@@ -44,7 +44,7 @@ import msgspec
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.places import Places
 from connpool.transfer.stores.recordlines import decodeLine, linesOf
-from connpool.transfer.stores.syscalls import READ, Syscalls
+from connpool.transfer.syscalls import READ, Syscalls
 
 __all__ = ["FILES", "KEPT", "SIZE", "SURE", "DoneLog", "identityOf"]
 

@@ -28,7 +28,7 @@ from connpool.transfer.records import Receipt
 from connpool.transfer.stores.commit import Finisher
 from connpool.transfer.stores.partialdir import Entry, Shelf, Slot
 from connpool.transfer.stores.publish import Source
-from connpool.transfer.stores.syscalls import Syscalls, isFile
+from connpool.transfer.syscalls import Syscalls, isFile
 
 __all__ = ["Reaper"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.records import Offer
 from connpool.transfer.stores.ranges import blockRange
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.syscalls import Syscalls
 
 __all__ = ["SLICE", "blocksIn", "digestsOf"]
 

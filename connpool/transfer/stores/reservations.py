@@ -36,7 +36,7 @@ from typing import Any
 import msgspec
 
 from connpool.errors import NoSpace, QuotaExceeded, TransferError
-from connpool.transfer.stores.syscalls import NEW, Syscalls, asTransferError
+from connpool.transfer.syscalls import NEW, Syscalls, asTransferError
 
 __all__ = ["STEP", "Ledger", "Reservation", "Short", "Space"]
 

@@ -42,7 +42,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import NetworkFailed, TransferError, TransferTimeout
-from connpool.transfer.pace import Pace
+from connpool.transfer.deadlines import Pace
 from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
 
 __all__ = ["MAX_OUTSTANDING", "TURN", "BorrowedSocket", "Link"]

@@ -12,7 +12,7 @@ import random
 from connpool.transfer.receive import greeting
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.streams import Asked
-from tests.transfer.native.wire import World
+from tests.transfer.world import World
 
 ROUNDS = int(os.environ.get("CHAOS", "60"))
 

@@ -27,8 +27,8 @@ from connpool.transfer.wire.messages import (
     encode,
 )
 from tests.transfer.hostile import CORPUS
-from tests.transfer.native.raw import connect
-from tests.transfer.native.wire import World
+from tests.transfer.raw import connect
+from tests.transfer.world import World
 
 BLOCK = 4096
 

@@ -22,8 +22,8 @@ from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire import safety
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Cancel, Ping
-from tests.transfer.native.raw import connect
-from tests.transfer.native.wire import SMALL_BLOCKS, World
+from tests.transfer.raw import connect
+from tests.transfer.world import SMALL_BLOCKS, World
 
 BLOCK = 4096
 ME = Credentials("me", b"secret")

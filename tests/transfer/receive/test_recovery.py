@@ -15,8 +15,8 @@ from connpool.transfer.send.client import Retry
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Hello, Join
-from tests.transfer.native.raw import connect
-from tests.transfer.native.wire import SMALL_BLOCKS, Passwords, Wire, World
+from tests.transfer.raw import connect
+from tests.transfer.world import SMALL_BLOCKS, Passwords, Wire, World
 
 
 def content(count, seed=1):
@@ -167,7 +167,7 @@ def test_theFirstNewByteDoesNotWaitForTheOldOnes(world, source):
             return d
         return inline(function)
 
-    from connpool.transfer.native.hashing import inline
+    from connpool.transfer.hashing import inline
 
     sending = world.sending(source / "a")
     sending._inThread = sending._work._inThread = run

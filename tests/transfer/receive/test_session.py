@@ -15,8 +15,8 @@ from connpool.transfer.receive.reception import Policy
 from connpool.transfer.receive.stream import COMPARE_RATE
 from connpool.transfer.wire.frames import HEADER, PREAMBLE, Type
 from connpool.transfer.wire.messages import Commit, Data, Digests, Ping, Repair, encode
-from tests.transfer.native.raw import connect
-from tests.transfer.native.wire import World
+from tests.transfer.raw import connect
+from tests.transfer.world import World
 
 BLOCK = 4096
 KEY = b"k" * 32

@@ -7,7 +7,7 @@ import pytest
 from connpool.errors import StartFailed
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE, TAKEN, OutboxFolder
 from connpool.transfer.send.source import identity
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.syscalls import Syscalls
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from connpool.transfer.send.streams import Asked
 from connpool.transfer.send.walking import Found, walk
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Progress, Reject
-from tests.transfer.native.scripted import scripted
+from tests.transfer.scripted import scripted
 
 ONCE = Retry(attempts=1)
 BLOCK = 4096

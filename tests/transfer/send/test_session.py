@@ -17,7 +17,7 @@ from connpool.transfer.send.client import Retry
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Accept, Ack, Error, Goaway, Ping, Progress
 from tests.helpers.waiting import bounded, pause
-from tests.transfer.native.scripted import Scripted, scripted
+from tests.transfer.scripted import Scripted, scripted
 
 ONCE = Retry(attempts=1)
 

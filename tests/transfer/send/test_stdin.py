@@ -26,8 +26,8 @@ from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Receipting, Reject
 from tests.helpers.waiting import bounded, pause
-from tests.transfer.native.scripted import Scripted, scripted
-from tests.transfer.native.wire import World
+from tests.transfer.scripted import Scripted, scripted
+from tests.transfer.world import World
 
 DATA = random.Random(1).randbytes(150_000)
 

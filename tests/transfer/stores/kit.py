@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from connpool.transfer import Offer, RelativeName
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.syscalls import Syscalls
 from tests.helpers.waiting import successResultOf
 
 BLOCK = 1 << 16

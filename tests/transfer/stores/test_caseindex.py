@@ -18,7 +18,7 @@ from connpool.transfer import LocalStore
 from connpool.transfer.stores import caseindex as neighbours_
 from connpool.transfer.stores.caseindex import LOOK, LOOK_AT_LARGE, REST, Neighbours
 from connpool.transfer.stores.directories import FRESH, Tree
-from connpool.transfer.stores.syscalls import Syscalls
+from connpool.transfer.syscalls import Syscalls
 from tests.transfer.stores.kit import InlineReactor, Recorded, offer, visible
 
 #: More than a tick of the clock that the kernel takes C{ctime} from.

@@ -18,12 +18,12 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from connpool.errors import NoSpace, StoreError, TransferError
-from connpool.transfer import LocalStore
-from connpool.transfer.stores import commit, directories, syscalls
+from connpool.transfer import LocalStore, syscalls
+from connpool.transfer.stores import commit, directories
 from connpool.transfer.stores.directories import Tree
 from connpool.transfer.stores.local import LOOK
 from connpool.transfer.stores.publish import Source
-from connpool.transfer.stores.syscalls import filesystemType
+from connpool.transfer.syscalls import filesystemType
 from tests.helpers.waiting import bounded, failureResultOf
 from tests.transfer.stores.deaths import hidden, lookLater, opened, published
 from tests.transfer.stores.kit import BLOCK, InlineReactor, Recorded, fill, offer, settled, visible

@@ -119,7 +119,7 @@ def connect(world):
     """
     A raw sender with a connection of its own.
     """
-    from tests.transfer.native.wire import Wire
+    from tests.transfer.world import Wire
 
     raw = Raw(world)
     wire = Wire()

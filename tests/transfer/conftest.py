@@ -5,7 +5,7 @@ What most tests of the protocol begin with.
 import pytest
 
 from connpool.transfer.receive import greeting
-from tests.transfer.native.wire import World
+from tests.transfer.world import World
 
 
 @pytest.fixture

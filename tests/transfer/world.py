@@ -17,8 +17,8 @@ from zope.interface import implementer
 
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
+from connpool.transfer.hashing import inline
 from connpool.transfer.identities import Identity
-from connpool.transfer.native.hashing import inline
 from connpool.transfer.receive.reception import Policy, Reception
 from connpool.transfer.receive.registry import NativeReceiver
 from connpool.transfer.send.client import Retry, Sending, dialled

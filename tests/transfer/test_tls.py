@@ -17,7 +17,7 @@ from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
 from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.wire import link
 from tests.helpers.waiting import bounded, pause
-from tests.transfer.native.wire import Passwords
+from tests.transfer.world import Passwords
 
 
 @pytest.fixture

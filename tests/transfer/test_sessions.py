@@ -23,7 +23,7 @@ from connpool.transfer.send.session import Credentials
 from connpool.transfer.send.streams import Asked
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import Type
-from tests.transfer.native.wire import SMALL_BLOCKS, MemoryTransport, Passwords, Wire, World
+from tests.transfer.world import SMALL_BLOCKS, MemoryTransport, Passwords, Wire, World
 
 SMALL = 256 * 1024
 

@@ -1,3 +1,0 @@
-"""
-The protocol of the tutorial.
-"""
