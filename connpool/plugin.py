@@ -61,9 +61,9 @@ class LazyServer(_Lazy):
 class DaemonMaker(ServiceMaker):
     """
     A C{twistd} plugin of ours: what it makes under C{twistd} and C{twist} is
-    the root of the process, see L{connpool.services.life}.
+    the root of the process, see L{connpool.services.daemon}.
     """
 
     @property
     def makeService(self) -> Callable[..., Any]:
-        return partial(namedAny("connpool.services.life.asDaemon"), super().makeService)
+        return partial(namedAny("connpool.services.daemon.asDaemon"), super().makeService)

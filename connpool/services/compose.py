@@ -31,7 +31,7 @@ from connpool.services.composefile import (
 from connpool.services.limits import defaultConnections
 from connpool.services.listening import describeListenError
 from connpool.services.options import AccessOptions, ServiceOptions
-from connpool.services.starting import failStart
+from connpool.services.startfailure import failStart
 from connpool.services.status import StatusOptions, observed
 
 __all__ = ["Child", "ComposedService", "Options", "compose", "makeService"]

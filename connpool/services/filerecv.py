@@ -28,7 +28,7 @@ from connpool.services.options import (
     asSeconds,
     asSize,
 )
-from connpool.services.starting import failStart
+from connpool.services.startfailure import failStart
 from connpool.services.status import StatusOptions, observed
 from connpool.services.thirdparty import makeListener, makeStore
 from connpool.transfer.digests import digestNamed

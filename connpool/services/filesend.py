@@ -35,7 +35,7 @@ from connpool.errors import (
 from connpool.interfaces import ILiveTransfers, IStatsSource
 from connpool.pool import ConnectionPool, ConnectionPoolService
 from connpool.services.options import asCount, asDestination, asSeconds
-from connpool.services.starting import failStart
+from connpool.services.startfailure import failStart
 from connpool.services.status import StatusOptions, observed
 from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer, Receipt

@@ -26,8 +26,8 @@ from zope.interface import implementer
 from connpool.addresses import Listen, joinHostPort
 from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDrainable, IReloadable, IStatsSource
-from connpool.services.gate import Access, Gate, ListenerStats
-from connpool.services.starting import failStart
+from connpool.services.access import Access, Gate, ListenerStats
+from connpool.services.startfailure import failStart
 
 __all__ = ["ListeningService", "ShownSource", "describeListenError", "placeOf"]
 

@@ -17,7 +17,7 @@ from twisted.python import usage
 
 from connpool.addresses import Listen, Networks, clientEndpoint, parseListen
 from connpool.errors import AddressError
-from connpool.services.gate import Access
+from connpool.services.access import Access
 from connpool.services.limits import (
     MOST_CONNECTIONS,
     connectionsFor,

@@ -37,7 +37,7 @@ from connpool.pool import ConnectionPoolService, PooledEndpoint, Settings
 from connpool.proxyprotocol import ProxyHeaderEndpoint
 from connpool.services.listening import ListeningService
 from connpool.services.options import AccessOptions, asCount, asSeconds
-from connpool.services.starting import failStart
+from connpool.services.startfailure import failStart
 from connpool.services.status import StatusOptions, observed
 
 __all__ = ["Options", "RelayFactory", "RelayService", "makeService"]

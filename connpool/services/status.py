@@ -15,8 +15,8 @@ from twisted.python import usage
 
 from connpool.addresses import Listen
 from connpool.errors import StartFailed
+from connpool.services.access import Access
 from connpool.services.checkers import passwordChecker
-from connpool.services.gate import Access
 from connpool.services.listening import ListeningService, placeOf
 from connpool.services.options import ServiceOptions, asNetworks
 

@@ -40,7 +40,7 @@ from connpool.proxyprotocol import DatagramHeaders
 from connpool.proxyprotocol.strings import parseDatagramHeaders
 from connpool.services.listening import ListeningService, ShownSource, describeListenError
 from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds
-from connpool.services.starting import failStart
+from connpool.services.startfailure import failStart
 from connpool.services.status import StatusOptions, observed
 
 __all__ = ["DatagramService", "EchoService", "Options", "makeService"]

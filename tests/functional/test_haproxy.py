@@ -20,7 +20,7 @@ from twisted.internet.endpoints import (
 
 from connpool.addresses import Networks, parseListen
 from connpool.interfaces import IStatsSource
-from connpool.services.gate import Access
+from connpool.services.access import Access
 from connpool.services.listening import ListeningService
 from tests.helpers.haproxy import CLIENT, Banners, Reader, address, hangUp, haproxy, speak
 from tests.helpers.processes import twistd

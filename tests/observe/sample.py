@@ -13,7 +13,7 @@ from connpool.interfaces import ILiveTransfers, IReadiness, IStatsSource
 from connpool.observe.tcpstates import StateCounts
 from connpool.pool.stats import BOUNDS, Histogram, PoolStats
 from connpool.proxyprotocol import ProxyStats
-from connpool.services.gate import ListenerStats
+from connpool.services.access import ListenerStats
 from connpool.transfer.names import displayName
 from connpool.transfer.receive.reception import TransferStats
 from connpool.transfer.records import LiveTransfer

@@ -9,7 +9,7 @@ import pytest
 import connpool
 from connpool.observe.fields import describeFields
 from connpool.pool.stats import Histogram, PoolStats
-from connpool.services.gate import ListenerStats
+from connpool.services.access import ListenerStats
 from connpool.transfer.receive.reception import TransferStats
 
 

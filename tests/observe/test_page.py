@@ -9,7 +9,7 @@ import pytest
 import pytest_twisted
 from twisted.application.service import MultiService
 
-from connpool.services.gate import ListenerStats
+from connpool.services.access import ListenerStats
 from tests.helpers.waiting import bounded, pause
 from tests.observe.chromium import browser
 from tests.observe.sample import HOSTILE, Source, busy, transfer

@@ -4,7 +4,7 @@ from zope.interface import implementer
 
 from connpool.interfaces import IStatsSource
 from connpool.observe import findTransfers, findTroubles, readSources
-from connpool.services.gate import ListenerStats
+from connpool.services.access import ListenerStats
 from tests.observe.sample import Source, busy, transfer
 
 

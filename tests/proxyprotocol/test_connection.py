@@ -25,7 +25,7 @@ from connpool.proxyprotocol import (
     encodeV2,
 )
 from connpool.proxyprotocol.server import LOG_INTERVAL, MAX_PENDING
-from connpool.services.gate import Access, Gate
+from connpool.services.access import Access, Gate
 
 PROXY = IPv4Address("TCP", "10.0.0.5", 5000)
 STRANGER = IPv4Address("TCP", "203.0.113.9", 5000)

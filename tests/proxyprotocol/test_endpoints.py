@@ -26,7 +26,7 @@ from connpool.datagram import TCPEchoFactory
 from connpool.errors import AddressError
 from connpool.interfaces import ISingleUseEndpoint, IStatsSource
 from connpool.proxyprotocol import ProxyHeaderEndpoint, ProxyStats, encodeV1, secured
-from connpool.services.gate import Access
+from connpool.services.access import Access
 from connpool.services.listening import ListeningService
 from tests.helpers.waiting import bounded, pause, until
 

@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 from connpool.addresses import Networks, UnknownAddress, parseListen
 from connpool.errors import StartFailed
 from connpool.interfaces import IDrainable, IStatsSource
-from connpool.services.gate import Access, Gate
+from connpool.services.access import Access, Gate
 from connpool.services.listening import ListeningService
 from tests.helpers.waiting import bounded, successResultOf, until
 

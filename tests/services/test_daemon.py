@@ -17,8 +17,8 @@ from zope.interface.verify import verifyObject
 from connpool.errors import StartFailed
 from connpool.interfaces import IReloadable
 from connpool.plugin import DaemonMaker
-from connpool.services import life
-from connpool.services.life import HURRY, Daemon, asDaemon, reload
+from connpool.services import daemon as daemon_
+from connpool.services.daemon import HURRY, Daemon, asDaemon, reload
 from connpool.services.listening import ListeningService
 from connpool.services.options import ServiceOptions
 from tests.helpers.notifysocket import NotifySocket
@@ -204,7 +204,7 @@ class Parent(usage.Options):
     [([], "", False), (["--allow-root"], "", True), ([], "1", True), ([], "0", False)],
 )
 def test_onlyUnderTwistdItIsADaemon(monkeypatch, argv, environ, allowed):
-    monkeypatch.setattr(life, "raiseDescriptors", lambda: None)
+    monkeypatch.setattr(daemon_, "raiseDescriptors", lambda: None)
     monkeypatch.setenv("CONNPOOL_ALLOW_ROOT", environ)
     service, reactor = Service(), Reactor()
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from connpool.errors import StartFailed
-from connpool.services.starting import failStart
+from connpool.services.startfailure import failStart
 
 
 def test_whoTriesAgainForLongLeavesOneHook(monkeypatch):
@@ -18,7 +18,7 @@ def test_whoTriesAgainForLongLeavesOneHook(monkeypatch):
 
 
 def test_oneLineAndExitCode1():
-    program = "from connpool.services.starting import failStart; failStart('no luck')"
+    program = "from connpool.services.startfailure import failStart; failStart('no luck')"
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )

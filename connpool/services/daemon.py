@@ -25,7 +25,7 @@ from connpool.services.limits import raiseDescriptors
 from connpool.services.listening import ListeningService
 from connpool.services.notify import Notifier
 from connpool.services.options import ServiceOptions
-from connpool.services.starting import failStart
+from connpool.services.startfailure import failStart
 
 __all__ = ["ALLOW_ROOT", "HURRY", "Daemon", "asDaemon", "parts", "reload"]
 
