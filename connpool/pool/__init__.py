@@ -17,10 +17,10 @@ from connpool.errors import (
     TooManyWaiters,
 )
 from connpool.pool.endpoint import PooledEndpoint
+from connpool.pool.gocompat import newPool
 from connpool.pool.keyed import KeyedConnectionPool, KeyedPoolStats
 from connpool.pool.lease import Lease
 from connpool.pool.pool import ConnectionPool
-from connpool.pool.seed import newPool
 from connpool.pool.service import ConnectionPoolService
 from connpool.pool.settings import Settings, exponentialBackoff
 from connpool.pool.stats import Histogram, PoolStats

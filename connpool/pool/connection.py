@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides, directlyProvides, implementer
 
 from connpool.interfaces import IPoolable
-from connpool.pool.slots import Slot, State
+from connpool.pool.states import Slot, State
 
 __all__ = ["Connection", "Guard", "site"]
 

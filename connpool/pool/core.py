@@ -47,12 +47,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from connpool.errors import ConnectFailed, PoolError
-from connpool.pool.agenda import NEVER
 from connpool.pool.destination import Destination
 from connpool.pool.refusals import closed, outage, overloaded, timedOut
 from connpool.pool.settings import Settings
-from connpool.pool.slots import Action, End, Lifetime, Phase, Slot, State, Waiter
-from connpool.pool.supply import Supply
+from connpool.pool.sizing import Supply
+from connpool.pool.states import Action, End, Lifetime, Phase, Slot, State, Waiter
+from connpool.pool.timers import NEVER
 from connpool.pool.waiters import CodelQueue, FifoQueue
 
 __all__ = ["Core"]

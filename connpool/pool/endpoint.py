@@ -31,7 +31,7 @@ from connpool.errors import ConnectFailed, PoolDown
 from connpool.interfaces import IPoolable
 from connpool.pool.lease import Lease
 from connpool.pool.pool import ConnectionPool
-from connpool.pool.slots import State
+from connpool.pool.states import State
 
 __all__ = ["GREETING", "PooledEndpoint"]
 

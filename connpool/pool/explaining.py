@@ -9,7 +9,7 @@ from typing import Any
 from connpool.pool.connection import site
 from connpool.pool.core import Core
 from connpool.pool.refusals import figures, trouble
-from connpool.pool.slots import Phase, State
+from connpool.pool.states import Phase, State
 
 __all__ = ["explain"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Protocol
 
-from connpool.pool.agenda import Agenda
 from connpool.pool.settings import Settings
-from connpool.pool.slots import Action, Slot, State
+from connpool.pool.states import Action, Slot, State
+from connpool.pool.timers import Agenda
 
 __all__ = ["Budget", "Inventory"]
 

@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 from connpool.errors import DoubleRelease, LeaseError, LeaseReleased
 from connpool.interfaces import ILease
-from connpool.pool.slots import State
+from connpool.pool.states import State
 
 if TYPE_CHECKING:
     from connpool.pool.connection import Connection

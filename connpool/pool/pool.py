@@ -22,12 +22,12 @@ from connpool.pool.connection import Connection
 from connpool.pool.core import Core
 from connpool.pool.explaining import explain
 from connpool.pool.lease import Lease, Scope
+from connpool.pool.observation import Watch
 from connpool.pool.refusals import refusal
 from connpool.pool.settings import Settings
 from connpool.pool.shell import Acquire, Shell
-from connpool.pool.slots import Phase, State
+from connpool.pool.states import Phase, State
 from connpool.pool.stats import PoolStats, snapshot
-from connpool.pool.watching import Watch
 
 __all__ = ["UNSET", "ConnectionPool"]
 

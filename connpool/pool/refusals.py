@@ -15,8 +15,8 @@ from connpool.errors import (
     PoolPaused,
     TooManyWaiters,
 )
-from connpool.pool.agenda import NEVER
-from connpool.pool.slots import Phase, Waiter
+from connpool.pool.states import Phase, Waiter
+from connpool.pool.timers import NEVER
 
 if TYPE_CHECKING:
     from connpool.pool.core import Core

@@ -13,14 +13,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from connpool.errors import ConnectFailed, PoolClosed
-from connpool.pool.agenda import NEVER
 from connpool.pool.clock import steady
 from connpool.pool.connection import Connection, site
 from connpool.pool.core import Core
-from connpool.pool.holders import Holder
 from connpool.pool.lease import Lease
-from connpool.pool.slots import Action, Phase, State, Waiter
-from connpool.pool.watching import Watch
+from connpool.pool.observation import Watch
+from connpool.pool.owners import Holder
+from connpool.pool.states import Action, Phase, State, Waiter
+from connpool.pool.timers import NEVER
 
 __all__ = ["Acquire", "Shell"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from connpool.pool.agenda import NEVER
-from connpool.pool.slots import Waiter
+from connpool.pool.states import Waiter
+from connpool.pool.timers import NEVER
 
 __all__ = ["CodelQueue", "FifoQueue"]
 

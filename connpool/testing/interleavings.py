@@ -37,9 +37,9 @@ import attrs
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from connpool.pool.agenda import NEVER
 from connpool.pool.pool import ConnectionPool
-from connpool.pool.slots import Phase, State
+from connpool.pool.states import Phase, State
+from connpool.pool.timers import NEVER
 from connpool.testing.endpoints import FakeEndpoint, FakeTransport
 
 __all__ = [

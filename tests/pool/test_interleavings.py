@@ -18,7 +18,7 @@ from connpool.pool import ConnectionPool
 from connpool.pool.connection import Connection, Guard
 from connpool.pool.core import Core
 from connpool.pool.inventory import Inventory
-from connpool.pool.slots import State
+from connpool.pool.states import State
 from connpool.testing import Violation, checkInterleavings
 
 

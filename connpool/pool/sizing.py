@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from connpool.pool.agenda import NEVER
 from connpool.pool.destination import Destination
 from connpool.pool.inventory import Inventory
-from connpool.pool.slots import Action, Phase, Slot, State
+from connpool.pool.states import Action, Phase, Slot, State
+from connpool.pool.timers import NEVER
 from connpool.pool.waiters import FifoQueue
 
 __all__ = ["Supply"]

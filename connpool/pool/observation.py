@@ -13,8 +13,8 @@ from twisted.logger import Logger
 from connpool.interfaces import IPoolObserver
 from connpool.pool.connection import Connection, site
 from connpool.pool.core import Core
-from connpool.pool.holders import Holder, currentHolder, whole
-from connpool.pool.slots import State
+from connpool.pool.owners import Holder, currentHolder, whole
+from connpool.pool.states import State
 
 if TYPE_CHECKING:
     from connpool.pool.lease import Lease

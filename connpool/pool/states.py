@@ -8,8 +8,8 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from connpool.errors import PoolError
-from connpool.pool.agenda import NEVER
 from connpool.pool.destination import Destination
+from connpool.pool.timers import NEVER
 
 __all__ = ["Action", "End", "Lifetime", "Phase", "Slot", "State", "Waiter"]
 
