@@ -79,6 +79,13 @@ class Board:
         #: the block that came last by each lane
         self.latest: dict[Any, Arrival] = {}
 
+    @property
+    def most(self) -> int:
+        """
+        The number of blocks that the file has, at the most.
+        """
+        return MAX_BLOCKS if self.size is None else blockCount(self.size, self.blockSize)
+
     def place(self, offset: int, lane: Any, newHasher: Any) -> tuple[Arrival | None, int]:
         """
         Where bytes at C{offset} belong.

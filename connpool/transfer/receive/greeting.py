@@ -19,6 +19,7 @@ from connpool.errors import (
     ProtocolError,
     TransferTimeout,
 )
+from connpool.interfaces import IDirectoryStore
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.identities import Identity
 from connpool.transfer.wire.frames import Frame, Type
@@ -60,6 +61,8 @@ class Greeting:
         self._identity: Identity | None = None
         self._digest: Digest
         self._transcript = b""
+        self._capabilities = CAPABILITIES
+        self._agreed: frozenset[str] = frozenset()
         self._await(Type.HELLO, HELLO_TIMEOUT)
 
     def _await(self, kind: Type, seconds: float) -> None:
@@ -86,7 +89,9 @@ class Greeting:
     def _hello(self, frame: Frame, message: Any) -> None:
         if not isinstance(message, Hello):
             raise ProtocolError(f"{frame.type.name} before HELLO")
-        policy = self._registry.reception.policy
+        policy, store = self._registry.reception.policy, self._registry.reception.store
+        if not IDirectoryStore.providedBy(store):
+            self._capabilities = tuple(c for c in CAPABILITIES if c != "directories")
         limits = Limits(
             policy.maxFileSize,
             SMALL_FILE,
@@ -99,7 +104,7 @@ class Greeting:
         ours = Hello(
             VERSIONS,
             f"connpool/{connpool.__version__}",
-            CAPABILITIES,
+            self._capabilities,
             self._registry.digests,
             os.urandom(32),
             limits,
@@ -111,6 +116,7 @@ class Greeting:
         if not methods:
             raise Forbidden("credentials are needed, and are taken only within TLS")
         self._digest = digestNamed(agreement.digest)
+        self._agreed = agreement.capabilities
         self._transcript = transcriptOf(pack(frame.type, 0, frame.control), wire)
         self.stop()
         self._state = self._auth
@@ -148,7 +154,7 @@ class Greeting:
             return
         self.stop()
         try:
-            self._session.letIn(identity, self._digest, self._transcript)
+            self._session.letIn(identity, self._digest, self._agreed, self._transcript)
         except Busy as e:
             self._session.broken(e)
 

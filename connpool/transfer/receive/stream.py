@@ -26,6 +26,7 @@ from connpool.errors import (
     ConflictTakeover,
     DigestMismatch,
     ProtocolError,
+    Skipped,
     TransferError,
 )
 from connpool.transfer.identities import Identity
@@ -39,6 +40,7 @@ from connpool.transfer.wire.messages import (
     Cancel,
     Commit,
     Digests,
+    Extension,
     Progress,
     Receipting,
     Reject,
@@ -50,6 +52,8 @@ __all__ = ["COMPARE_RATE", "Delivery", "receiptFrame", "rejectFrame"]
 
 #: Bytes/s at which a sender compares what is held with its file, at least.
 COMPARE_RATE = 8 << 20
+#: Bytes of a block number in C{REVOKE}.
+_NUMBER_BYTES = 4
 
 
 class Delivery:
@@ -128,7 +132,8 @@ class Delivery:
         @return: whether there is something to receive.
         """
         if isinstance(found, Receipt):
-            self._answer(receiptFrame(self._number, found, self.offer.identity))
+            there = await self._session.whetherThere(self.offer, found)
+            self._answer(receiptFrame(self._number, found, self.offer.identity, there))
             return False
         if self._ending:
             # cancelled or taken over meanwhile
@@ -183,6 +188,8 @@ class Delivery:
             raise ProtocolError(f"{frame.type.name} before ACCEPT")
         if self._committing:
             raise ProtocolError(f"{frame.type.name} after COMMIT")
+        if frame.length != len(frame.data):
+            raise ProtocolError(f"{frame.type.name} carries more than the file has blocks")
         if frame.type is Type.DIGESTS:
             first: Digests = message
             self._upload.digests(first.first, frame.data)
@@ -195,6 +202,15 @@ class Delivery:
             d.addErrback(lambda f: self._log.failure("a commit failed", failure=f))
         else:
             raise ProtocolError(f"{frame.type.name} is not for a receiver")
+
+    def takes(self, kind: Type, length: int) -> bool:
+        """
+        Whether a run of block digests or numbers is to be kept now.
+        """
+        if self._upload is None or self._ending or self._committing:
+            return False
+        each = self._session.digest.length if kind is Type.DIGESTS else _NUMBER_BYTES
+        return length <= each * self._upload.board.most
 
     async def _commit(self, message: Commit) -> None:
         assert self._upload is not None
@@ -342,13 +358,18 @@ def rejectFrame(number: int, why: TransferError) -> bytes:
     C{REJECT}.
     """
     detail = " ".join(str(why).split())[:1024]
-    return encode(Type.REJECT, number, Reject(why.code, why.retryable, detail))
+    skipped = (Extension("skipped", False, b""),) if isinstance(why, Skipped) else ()
+    return encode(Type.REJECT, number, Reject(why.code, why.retryable, detail, skipped))
 
 
-def receiptFrame(number: int, receipt: Receipt, identity: Identity | None) -> bytes:
+def receiptFrame(
+    number: int, receipt: Receipt, identity: Identity | None, there: bytes | None = None
+) -> bytes:
     """
     C{RECEIPT}, with the name as the sender may use it: its directory is the
     operator's business.
+
+    @param there: value of the extension C{earlier}, for a receipt that an earlier offer got.
     """
     name = receipt.name
     if identity is not None and identity.directory is not None:
@@ -363,12 +384,13 @@ def receiptFrame(number: int, receipt: Receipt, identity: Identity | None) -> by
         receipt.digest,
         bytes.fromhex(receipt.root) if receipt.root is not None else None,
         int(receipt.finished * 1000),
+        () if there is None else (Extension("earlier", False, there),),
     )
     return encode(Type.RECEIPT, number, message)
 
 
 def _slow(upload: Upload) -> str:
     """
-    What the receiver waits for, if it does.
+    The word for the thing that the receiver waits for, if it does.
     """
     return upload.incoming.slowedBy if upload.slow else ""

@@ -61,6 +61,8 @@ _BUFFERS, _BUFFER_SIZE = 4, 1 << 20
 _SPARE = 8
 #: The transport's reads: large for many small files, small before a long run.
 _LARGE_READ, _SMALL_READ = 1 << 20, 8 * 1024
+#: The transport's reads until the peer is known: as much may be kept of a stranger.
+_GREETING_READ_BYTES = 16 * 1024
 
 
 class _Buffers:
@@ -196,7 +198,7 @@ class Link(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        transport.bufferSize = _LARGE_READ
+        transport.bufferSize = _GREETING_READ_BYTES
         if hasattr(transport, "setTcpNoDelay"):
             transport.setTcpNoDelay(True)
         self._heard = self._reactor.seconds()
@@ -260,6 +262,20 @@ class Link(Protocol):
         Whether the peer's preamble came.
         """
         return self._greeted == len(PREAMBLE)
+
+    def admit(self) -> None:
+        """
+        The peer is known: read as much as there is.
+        """
+        transport: Any = self.transport
+        transport.bufferSize = _LARGE_READ
+
+    @property
+    def kept(self) -> int:
+        """
+        Bytes that came and are in memory: queued, and of an incomplete frame.
+        """
+        return self.reader.kept + sum(map(len, self._queue))
 
     def hold(self) -> None:
         """

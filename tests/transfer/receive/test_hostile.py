@@ -369,7 +369,7 @@ def test_everyHostileName(world):
             continue
         # names that are fine one by one may not go together
         world.store.files.clear()
-        world.store._directories.clear()
+        world.store.directories.clear()
         client.put(stream, hostile.raw, b"x")
         kind = client.frames[-1][0].type
         assert (kind is not Type.REJECT) == hostile.portable, (hostile, client.last())
