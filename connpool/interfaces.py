@@ -595,8 +595,8 @@ class IDirectoryStore(Interface):
     """
 
     def makeDirectory(
-        name: RelativeName, modified: int | None, durability: str
-    ) -> Deferred[DirectoryMade]:
+        name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> Deferred[DirectoryMade | None]:
         """
         Make a directory, and those above it, unless it is there; and give it its time.
 
@@ -607,6 +607,7 @@ class IDirectoryStore(Interface):
         @param modified: nanoseconds since the epoch; L{None} to leave it.
         @param durability: one of C{DURABILITIES}: at C{full} the directory and its names
             survive a power cut once this fires.
+        @param make: whether it may be made; if not and it is missing, this fires with L{None}.
         @return: fires when it is there; fails with L{Exists} if something else than a
             directory has the name, or is in the way, and as L{IPartial.commit} fails.
         """

@@ -25,11 +25,11 @@ from connpool.commands.running import INTERRUPTED, runUntilEnded
 from connpool.errors import TransferError
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
-from connpool.transfer.send.client import FileOutcome, Sending, dialled, pooled
+from connpool.transfer.send.client import FileOutcome, Sending, SendReport, dialled, pooled
 from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.send.session import SessionFactory, hello
 from connpool.transfer.send.streams import Asked
-from connpool.transfer.send.walking import STDIN, walk
+from connpool.transfer.send.walking import FILE, STDIN, walk
 
 __all__ = ["sendNative"]
 
@@ -151,7 +151,9 @@ class _Run:
             self._outputs["receipt"].write(attrs.asdict(receipt))
         if "json" in self._outputs:
             self._outputs["json"].write(_asJSON(outcome))
-        if outcome.error is not None:
+        if outcome.status == "skipped":
+            self._progress.line(f"{outcome.name}: skipped, there is another one already")
+        elif outcome.error is not None:
             # refusals quote the name
             reason = str(outcome.error).replace(f'"{outcome.name}"', '"…"')
             self._reasons[reason] += 1
@@ -174,7 +176,10 @@ class _Run:
 
     def _summary(self, seconds: float) -> None:
         report = self._sending.report
-        receipts = [o.receipt for o in report.outcomes if o.receipt is not None]
+        self._besides(report)
+        receipts = [
+            o.receipt for o in report.outcomes if o.receipt is not None and o.status != "taken-away"
+        ]
         if not receipts:
             return
         short = [o for o in report.outcomes if o.receipt is not None and not o.good]
@@ -187,7 +192,8 @@ class _Run:
                 f"{reached.durability} on {displayName(reached.filesystem)}, not "
                 f"{short[0].asked}; --durability {reached.durability} accepts that"
             )
-        files, total = len(receipts), len(report.outcomes)
+        files = len(receipts)
+        total = files + sum(outcome.status == "failed" for outcome in report.outcomes)
         count = f"{files}{f' of {total}' * (files < total)} file{'s' * (total > 1)}"
         levels = sorted({receipt.durability for receipt in receipts})
         resumed = f", {sized(report.resumedBytes)} of it held before" * bool(report.resumedBytes)
@@ -200,10 +206,52 @@ class _Run:
             f"{receipts[0].integrity} by {receipts[0].digest}, durability {'/'.join(levels)}"
         )
 
+    def _besides(self, report: SendReport) -> None:
+        """
+        Say what the count of stored files does not.
+        """
+        ends = Counter(outcome.status for outcome in report.outcomes)
+        earlier = Counter(outcome.earlier for outcome in report.outcomes)
+        for count, text in (
+            (ends["skipped"], "{}, skipped: another content has that name at the receiver"),
+            (earlier["there"], "{}, stored by an earlier run and still there"),
+            (earlier["gone"], "{}, stored by an earlier run and taken away at the receiver since"),
+            (
+                earlier["unknown"],
+                "{}, stored by an earlier run; the receiver does not tell whether still there",
+            ),
+        ):
+            if count:
+                self._progress.line(text.format(f"{count} file{'s' * (count > 1)}"))
+        for count, (one, many), text in (
+            (report.directories, ("directory", "directories"), "made or there, with the time"),
+            (
+                report.directoriesLeftOut,
+                ("directory", "directories"),
+                "left out (not made if empty, no times): "
+                + ("a dry run" if self._arguments.dry_run else "the receiver takes files only"),
+            ),
+            (report.passedOver, ("symbolic link", "symbolic links"), "passed over"),
+        ):
+            if count:
+                self._progress.line(f"{count} {many if count > 1 else one}: {text}")
+        if "json" in self._outputs and (
+            report.directories or report.directoriesLeftOut or report.passedOver
+        ):
+            self._outputs["json"].write(
+                {
+                    "status": "summary",
+                    "files": len(report.outcomes),
+                    "directories": report.directories,
+                    "directoriesLeftOut": report.directoriesLeftOut,
+                    "passedOver": report.passedOver,
+                }
+            )
+
     def _interrupted(self) -> None:
         self._others()
         report = self._sending.report
-        stored = sum(outcome.receipt is not None for outcome in report.outcomes)
+        stored = sum(outcome.status in {"stored", "duplicate"} for outcome in report.outcomes)
         kept = ""
         name, size = max(report.open.items(), key=itemgetter(1), default=("", 0))
         if size and self._resumable and STDIN not in self._arguments.paths:
@@ -235,7 +283,7 @@ def _measured(paths: Sequence[str]) -> int | None:
         return None
     size = 0
     for found in walk(paths):
-        if found.error is None:
+        if found.error is None and found.kind == FILE:
             with contextlib.suppress(OSError):
                 size += os.stat(found.path).st_size
     return size
@@ -244,14 +292,11 @@ def _measured(paths: Sequence[str]) -> int | None:
 def _asJSON(outcome: FileOutcome) -> dict[str, Any]:
     receipt: Receipt | None = outcome.receipt
     error = outcome.error
-    if receipt is not None:
-        status = receipt.status
-    else:
-        status = "would-be-taken" if error is None else "failed"
     return {
         "path": displayName(outcome.path),
         "name": outcome.name,
-        "status": status,
+        "status": outcome.status,
+        "earlier": outcome.earlier or None,
         "good": outcome.good,
         "receipt": None if receipt is None else attrs.asdict(receipt),
         "error": None if error is None else {"code": error.code, "text": str(error)},

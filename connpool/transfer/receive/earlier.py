@@ -24,15 +24,15 @@ GONE, THERE, UNKNOWN = b"\0", b"\1", b"\2"
 _log = Logger()
 
 
-def stillThere(store: IFileStore, receipt: Receipt) -> Deferred[bytes]:
+def stillThere(store: IFileStore, receipt: Receipt) -> Deferred[bytes | None]:
     """
     @return: fires with the value of the extension.  Never fails.
     """
 
-    def found(status: FileStat | None) -> bytes:
+    def found(status: FileStat | None) -> bytes | None:
         return THERE if status is not None and status.size == receipt.size else GONE
 
-    def failed(failure: Failure) -> bytes:
+    def failed(failure: Failure) -> bytes | None:
         _log.info("cannot look for {name}: {why}", name=receipt.name, why=failure.value)
         return UNKNOWN
 

@@ -61,7 +61,7 @@ class Greeting:
         self._identity: Identity | None = None
         self._digest: Digest
         self._transcript = b""
-        self._capabilities = CAPABILITIES
+        self._capabilities: tuple[str, ...] = CAPABILITIES
         self._agreed: frozenset[str] = frozenset()
         self._await(Type.HELLO, HELLO_TIMEOUT)
 

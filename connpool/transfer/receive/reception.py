@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import Skipped, TooLarge, TransferError, TransferTimeout
+from connpool.errors import QuotaExceeded, Skipped, TooLarge, TransferError, TransferTimeout
 from connpool.interfaces import (
     IFileStore,
     ILiveTransfers,
@@ -360,16 +360,23 @@ class Reception:
         @raise TransferError: why it is refused.
         """
         accounts = self.accounts(identity)
-        for account in accounts:
-            account.check(1, 0, self._now(account))
+        full: QuotaExceeded | None = None
+        try:
+            for account in accounts:
+                account.check(1, 0, self._now(account))
+        except QuotaExceeded as e:
+            full = e  # one that is there takes nothing
         store: Any = self.store
-        making: Deferred[DirectoryMade] = store.makeDirectory(name, modified, durability)
+        making: Deferred[Any] = store.makeDirectory(name, modified, durability, full is None)
         _small(accounts, 1, 0)
 
-        def ended(result: DirectoryMade | Failure) -> DirectoryMade | Failure:
+        def ended(result: DirectoryMade | Failure | None) -> DirectoryMade | Failure:
             _small(accounts, -1, 0)
             if isinstance(result, Failure):
                 return result
+            if result is None:
+                assert full is not None
+                raise full
             if result.made:
                 for account in accounts:
                     account.stored(self._now(account))

@@ -29,6 +29,7 @@ from connpool.errors import (
     ConnpoolError,
     NetworkFailed,
     ProtocolError,
+    Skipped,
     SourceError,
     TransferError,
 )
@@ -50,13 +51,16 @@ __all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "dialled", "pooled",
 @attrs.frozen
 class FileOutcome:
     """
-    What became of one file.
+    The end of one file.
 
     @ivar path: of the source.
     @ivar name: what the receiver was to call it, fit to be displayed.
     @ivar receipt: if it is stored.
     @ivar error: if it is not.  Both are L{None} in a dry run: it would be taken.
     @ivar asked: the durability that was asked for.
+    @ivar earlier: of a file that an earlier, interrupted run had stored already: C{there},
+        C{gone} if it was taken away at the receiver since then, C{unknown} if the receiver
+        cannot tell; empty if it was stored now.
     """
 
     path: str
@@ -64,14 +68,28 @@ class FileOutcome:
     receipt: Receipt | None = None
     error: ConnpoolError | None = None
     asked: str = "full"
+    earlier: str = ""
+
+    @property
+    def status(self) -> str:
+        """
+        C{stored}, C{duplicate}, C{taken-away} (stored by an earlier run, and not there any
+        more), C{skipped}, C{failed} or C{would-be-taken}.
+        """
+        if self.receipt is not None:
+            return "taken-away" if self.earlier == "gone" else self.receipt.status
+        if self.error is None:
+            return "would-be-taken"
+        return "skipped" if isinstance(self.error, Skipped) else "failed"
 
     @property
     def good(self) -> bool:
         """
-        Whether it is stored at the level that was asked for, or would be taken.
+        Whether it is stored at the level that was asked for, would be taken, or was skipped
+        by the rule.
         """
         if self.receipt is None:
-            return self.error is None
+            return self.status != "failed"
         return DURABILITIES.index(self.receipt.durability) >= DURABILITIES.index(self.asked)
 
 
@@ -106,6 +124,10 @@ class SendReport:
     @ivar resumedBytes: content bytes the receiver held when this call began with their files.
     @ivar doneBytes: bytes of files that are stored.
     @ivar connections: how many were made.
+    @ivar directories: directories that are there now, with their times.
+    @ivar directoriesLeftOut: directories that were not made and whose times were not set:
+        the receiver takes none, or this was a dry run.
+    @ivar passedOver: symbolic links inside of directories.
     """
 
     outcomes: list[FileOutcome] = attrs.Factory(list)
@@ -113,6 +135,9 @@ class SendReport:
     resumedBytes: int = 0
     doneBytes: int = 0
     connections: int = 0
+    directories: int = 0
+    directoriesLeftOut: int = 0
+    passedOver: int = 0
     _underWay: dict[Job, _UnderWay] = attrs.field(factory=dict, repr=False)
 
     @property
@@ -282,7 +307,13 @@ class Sending:
         self._run = (
             Run.ephemeral() if self._asked.dry else (keys or SenderKeys()).begin(destination)
         )
-        self._work = WorkList(walk(paths, stdinName), self._run, self._inThread, self._failedEarly)
+        self._work = WorkList(
+            walk(paths, stdinName),
+            self._run,
+            self._inThread,
+            self._failedEarly,
+            self._passedOver,
+        )
         self._session: SenderSession | None = None
         self._transmission: Transmission | None = None
         self._cancelled = False
@@ -330,6 +361,7 @@ class Sending:
                 isinstance(outcome.error, TransferError) and outcome.error.retryable
                 for outcome in self.report.outcomes
             )
+            self._work.close()
             self._run.end(self._work.empty and not unanswered and not self._cancelled)
 
     def _worthRetrying(self, why: TransferError) -> bool:
@@ -431,6 +463,7 @@ class Sending:
         root: bytes | None,
         size: int,
         session: SenderSession,
+        earlier: str = "",
     ) -> None:
         """
         A file has its receipt.
@@ -451,8 +484,9 @@ class Sending:
             principal=session.principal,
             finished=message.finished / 1000,
         )
-        self.report.doneBytes += size
-        self._outcome(job, receipt=receipt)
+        if earlier != "gone":
+            self.report.doneBytes += size
+        self._outcome(job, receipt=receipt, earlier=earlier)
 
     def failed(self, job: Job, why: TransferError) -> None:
         """
@@ -461,6 +495,21 @@ class Sending:
         self._outcome(job, error=why)
 
     _failedEarly = failed
+
+    def _passedOver(self, link: Found) -> None:
+        self.report.passedOver += 1
+
+    def directoryMade(self) -> None:
+        """
+        A directory is there, with its time.
+        """
+        self.report.directories += 1
+
+    def directoriesLeftOut(self, count: int) -> None:
+        """
+        The receiver is not asked for directories.
+        """
+        self.report.directoriesLeftOut += count
 
     def wouldTake(self, job: Job) -> None:
         """
@@ -499,6 +548,7 @@ class Sending:
     def _outcome(self, job: Job, **what: Any) -> None:
         name = displayName(job.name or job.path)
         self._underWay.pop(job, None)
+        job.letGo()
         outcome = FileOutcome(job.path, name, asked=self._asked.durability, **what)
         self.report.outcomes.append(outcome)
         self._answered(outcome)

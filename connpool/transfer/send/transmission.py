@@ -3,11 +3,12 @@ One session's worth of sending.
 
 Theory of operation
 ===================
-L{Transmission.run} goes round: send small files while the receiver's limits
-allow, offer large ones some ahead, send an extent, commit what is complete; when nothing of that
-is possible, wait for an answer.  It returns when every file of the work list had an
-answer, or fails with what ended the connection; then L{Transmission.unfinished}
-says which files have had none, and they go with the next session.
+L{Transmission.run} goes round: send small files while the receiver's limits allow, offer
+large ones some ahead, send an extent, commit what is complete; when nothing of that is
+possible, wait for an answer.  Directories come last (L{Directories}).  It returns when
+every file of the work list had an answer, or fails with what ended the connection; then
+L{Transmission.unfinished} are the files that have had none, and they go with the next
+session.
 
 Further connections (I{lanes}) take extents of the same files.  A file is committed only after
 each lane that carried some of it answered a PING, so its bytes have arrived.
@@ -34,12 +35,18 @@ from connpool.errors import (
 )
 from connpool.transfer.digests import MAX_BLOCKS, chooseBlockSize, rootOf
 from connpool.transfer.hashing import InThread
+from connpool.transfer.send.directories import Directories
 from connpool.transfer.send.extents import Extent, Outgoing
-from connpool.transfer.send.joblist import Job, Small, WorkList, openJob, resumeKey
+from connpool.transfer.send.joblist import Job, Small, WorkList, resumeKey
 from connpool.transfer.send.readahead import readSome, stdinDescriptor
 from connpool.transfer.send.session import SenderSession
-from connpool.transfer.send.source import unchanged
-from connpool.transfer.send.streams import Asked, Lane, LargeStream, SmallStream
+from connpool.transfer.send.source import unchanged, wasRenamed
+from connpool.transfer.send.streams import (
+    Asked,
+    Lane,
+    LargeStream,
+    SmallStream,
+)
 from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.frames import MAX_RUN, Type
 from connpool.transfer.wire.messages import (
@@ -66,10 +73,13 @@ LATER_TRIES = 5
 class Transmission:
     """
     @param report: told what became of each file: C{stored(job, receipt, root,
-        size)}, C{failed(job, error)}, C{wouldTake(job)}, C{sent(job, bytes)},
+        size, session, earlier)}, C{failed(job, error)}, C{directoryMade()},
+        C{directoriesLeftOut(count)}, C{wouldTake(job)}, C{sent(job, bytes)},
         C{resumed(job, bytes)} when it is accepted, C{phase(job, phase, slow)}.
     @param lane: connects a further lane, or L{None}.
     @param lanes: how many further lanes there may be.
+    @ivar tellsEarlier: whether the receiver says what became of a file that an earlier run
+        stored.
     @ivar advanced: whether any file was answered, or more of it is safe at the receiver than
         ever before.
     """
@@ -89,7 +99,7 @@ class Transmission:
     ) -> None:
         self._reactor = reactor
         self.session = session
-        self._work = work
+        self.work = work
         self.asked = asked
         self._report = report
         self.inThread = inThread
@@ -98,11 +108,13 @@ class Transmission:
         self._lanes = 0
         self._large: list[LargeStream] = []
         self._small: dict[SmallStream, None] = {}
+        self._directories = Directories(self, report)
         self._smallBytes = 0
         self._waiters: list[Deferred[None]] = []
         self._again: list[Job] = []
         self._over = False
         self._running = 0
+        self.tellsEarlier = "earlier" in session.capabilities
         self.advanced = False
         session.onLost = lambda _: self.wake()
 
@@ -118,11 +130,13 @@ class Transmission:
             while True:
                 if self.session.lost is not None:
                     raise self.session.lost
-                self._work.wake(self._reactor.seconds())
+                self.work.wake(self._reactor.seconds())
                 did = await self._puts()
                 did = await self._offers() or did
                 did = await self._extent(lane) or did
                 did = self._commits() or did
+                busy = self._large or self._small or self._running
+                did = did or (not busy and self._directories.sendSome())
                 if not did:
                     if self._finished:
                         return
@@ -133,6 +147,7 @@ class Transmission:
             for stream in self._large[:]:
                 self._again.append(stream.job)
                 stream.end()
+            self._directories.giveBack()
             await lane.reader.stop()
             self.session.outlet.rest()
 
@@ -148,9 +163,9 @@ class Transmission:
 
     @property
     def _finished(self) -> bool:
-        if self._large or self._small:
+        if self._large or self._small or self._directories.waiting:
             return False
-        return self.session.stopping or (self._work.empty and not self._running)
+        return self.session.stopping or (self.work.empty and not self._running)
 
     def wake(self) -> None:
         """
@@ -164,8 +179,8 @@ class Transmission:
         d: Deferred[None] = Deferred()
         self._waiters.append(d)
         call = None
-        if self._work.later:
-            wait = min(job.due for job in self._work.later) - self._reactor.seconds()
+        if self.work.later:
+            wait = min(job.due for job in self.work.later) - self._reactor.seconds()
             call = self._reactor.callLater(max(wait, 0.01), self.wake)
         try:
             await d
@@ -191,12 +206,12 @@ class Transmission:
     # -- small files
 
     async def _puts(self) -> bool:
-        work, session, limits = self._work, self.session, self.session.limits
+        work, session, limits = self.work, self.session, self.session.limits
         did = False
         more = work.wantsMore and len(work.large) < OFFERS and not session.stopping
         if more and not work.small:
             small = -1 if self.asked.dry else limits.small
-            await work.fill(small, session.digest)
+            await work.fill(small, session.digest, afresh=not self.tellsEarlier)
             did = True
         if work.small:
             await session.outlet.flushed()
@@ -248,7 +263,7 @@ class Transmission:
     # -- large files
 
     async def _offers(self) -> bool:
-        work, session = self._work, self.session
+        work, session = self.work, self.session
         did = False
         room = min(OFFERS, session.limits.streams)
         while work.large and len(self._large) < room and not session.stopping:
@@ -258,7 +273,7 @@ class Transmission:
                 self._offerStdin(job)
                 continue
             try:
-                fd = openJob(job, work.run)
+                fd = work.open(job)
             except TransferError as e:
                 self._failed(job, e)
                 continue
@@ -279,7 +294,7 @@ class Transmission:
             job.key,
             job.size,
             stream.blockSize,
-            None if status is None else resumeKey(job, self._work.run),
+            None if status is None else resumeKey(job, self.work.run),
             status.st_mtime_ns if status is not None else None,
             status is not None and bool(status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
@@ -408,10 +423,14 @@ class Transmission:
             return
         job = stream.job
         why = ChangedSource(f"the file changed while it was sent, {TRIES} times; send it again")
+        if job.path != STDIN and stream.fd is not None and wasRenamed(stream.fd, job.path):
+            job.held = os.dup(stream.fd)
+        else:
+            self.work.moved(job)
         stream.cancel(why, keep=True)
         job.tries += 1
         if job.tries < TRIES:
-            self._work.again(job)
+            self.work.again(job)
         else:
             self._failed(job, why)
 
@@ -495,7 +514,7 @@ class Transmission:
             lane.session.start()
             while not self._over and lane.session.lost is None:
                 if not await self._extent(lane):
-                    if not self._large and self._work.empty:
+                    if not self._large and self.work.filesDone:
                         break
                     await self._event()
         except TransferError as e:
@@ -526,12 +545,30 @@ class Transmission:
         if stream in self._large:
             self._large.remove(stream)
 
-    def stored(self, job: Job, receipt: Receipting | Ack, root: bytes | None, size: int) -> None:
+    def stored(
+        self,
+        job: Job,
+        receipt: Receipting | Ack,
+        root: bytes | None,
+        size: int,
+        earlier: str = "",
+    ) -> None:
         """
-        The receiver has it.
+        The receiver has it; or it had it before, and C{earlier} says what became of it.
         """
         self.advanced = True
-        self._report.stored(job, receipt, root, size, self.session)
+        self._report.stored(job, receipt, root, size, self.session, earlier)
+        self.wake()
+
+    def anew(self, job: Job) -> None:
+        """
+        The receipt is for another content: the file goes under a key of its own.
+        """
+        if job.fresh or job.spent:
+            self.refused(job, DigestMismatch("the receipt is for another content"), again=False)
+            return
+        job.fresh = os.urandom(32)
+        self.work.again(job)
         self.wake()
 
     def refused(self, job: Job, why: TransferError, again: bool) -> None:
@@ -541,7 +578,7 @@ class Transmission:
         job.tries += 1
         if again and job.tries <= LATER_TRIES:
             delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
-            self._work.delay(job, self._reactor.seconds() + delay)
+            self.work.delay(job, self._reactor.seconds() + delay)
         else:
             self._failed(job, why)
         self.wake()

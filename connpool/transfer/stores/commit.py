@@ -115,9 +115,7 @@ class Finisher:
         """
         return self._levels[offer.durability]
 
-    def finished(
-        self, offer: Offer, size: int | None, root: bytes | None = None
-    ) -> Receipt | None:
+    def finished(self, offer: Offer, size: int | None, root: bytes | None = None) -> Receipt | None:
         """
         @param size: bytes of the content; L{None} if that is not known.
         @param root: of the content that came; L{None} if that is not known yet.
@@ -271,8 +269,8 @@ class Finisher:
         return [results[id(small)] for small in batch]
 
     def directory(
-        self, name: RelativeName, modified: int | None, durability: str
-    ) -> DirectoryMade:
+        self, name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> DirectoryMade | None:
         """
         As L{connpool.interfaces.IDirectoryStore.makeDirectory}.
         """
@@ -282,6 +280,8 @@ class Finisher:
                 directory = self._tree.acquire(name.components, create=False)
                 made = False
             except FileNotFoundError:
+                if not make:
+                    return None
                 directory = self._tree.acquire(name.components, create=True)
                 made = True
             try:
@@ -394,11 +394,7 @@ class Finisher:
             return None
         status = self._sys.fstat(fd)
         size = len(data)
-        if (
-            status.st_nlink > 1
-            and status.st_size == size
-            and self._sys.pread(fd, size, 0) == data
-        ):
+        if status.st_nlink > 1 and status.st_size == size and self._sys.pread(fd, size, 0) == data:
             return Source(fd, self._temporary, name, size, linked=True)
         self._sys.close(fd)
         return None

@@ -285,12 +285,12 @@ class LocalStore:
         return self._timedPut(offer, data, root, True)
 
     def makeDirectory(
-        self, name: RelativeName, modified: int | None, durability: str
-    ) -> Deferred[DirectoryMade]:
+        self, name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> Deferred[DirectoryMade | None]:
         self._refuse()
         if not self.ledger.fits(0):
             raise NoSpace("the receiver's disk is full; try again when there is space")
-        return self.lanes.run(self.finisher.directory, name, modified, durability)
+        return self.lanes.run(self.finisher.directory, name, modified, durability, make)
 
     def trouble(self) -> str | None:
         now = self._seconds()
@@ -369,9 +369,7 @@ class LocalStore:
             # the files are where they belong, and it is tried again
             self._log.failure("cannot note what was received")
 
-    def _share(
-        self, offer: Offer, root: bytes | None, d: Deferred[Receipt]
-    ) -> Deferred[Receipt]:
+    def _share(self, offer: Offer, root: bytes | None, d: Deferred[Receipt]) -> Deferred[Receipt]:
         """
         Let repetitions of C{offer} that come before C{d} fires have its result.
         """

@@ -199,13 +199,15 @@ class MemoryStore:
         return self._publish(offer, name, status, bytes(data), root)
 
     def makeDirectory(
-        self, name: RelativeName, modified: int | None, durability: str
-    ) -> Deferred[DirectoryMade]:
+        self, name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> Deferred[DirectoryMade | None]:
         try:
             paths = self._verifyDirectories(name.components)
         except Exists as error:
             return fail(error)
         made = name.path not in self.directories
+        if made and not make:
+            return succeed(None)
         for path in paths:
             self.directories.setdefault(path)
         if self._portable:

@@ -10,9 +10,10 @@ what a peer declares never decides what we allocate.
 
 Runs are of two kinds.  Those that are needed whole (block digests, a small
 file) come with their frame, if they are wanted in the state that the session is in
-(L{FrameReader.expected}, L{FrameReader.wants}): nothing is kept ahead of that.  A C{DATA} run is passed on piece by piece as it
-arrives; whoever wants to may read the rest of it from the socket himself and
-report with L{FrameReader.skip} (section "Moving bytes" of the shell).
+(L{FrameReader.expected}, L{FrameReader.wants}): nothing is kept ahead of that.
+A C{DATA} run is passed on piece by piece as it arrives; its reader may take the
+rest of it from the socket itself and report with L{FrameReader.skip} (section
+"Moving bytes" of the shell).
 
 A damaged name or offset would do as much harm as a damaged byte of a file, and
 has no digest: header and control part carry a CRC.  It finds accidents; against
@@ -178,7 +179,7 @@ def frame(kind: Type, stream: int, control: bytes, length: int = 0) -> bytes:
     return head + _CRC.pack(crc32(control, crc32(head))) + control
 
 
-def _all(kind: Type, stream: int, length: int) -> bool:
+def _all(*_: int) -> bool:
     return True
 
 
