@@ -90,7 +90,7 @@ class Directories:
             stream = _DirectoryStream(self, found)
             self._open[stream] = None
             message = Directory(found.name, found.modified, asked.durability)  # type: ignore[arg-type]
-            session.outlet.send(encode(Type.DIRECTORY, session.open(stream), message))
+            session.writer.send(encode(Type.DIRECTORY, session.open(stream), message))
         return bool(due)
 
     def giveBack(self) -> None:
