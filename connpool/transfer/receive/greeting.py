@@ -32,7 +32,7 @@ from connpool.transfer.wire.safety import credentialsAreSafe
 if TYPE_CHECKING:
     from connpool.transfer.receive.session import ReceiverSession
 
-__all__ = ["PENDING_BYTES", "SMALL_FILE", "STREAMS", "Greeting"]
+__all__ = ["FROM_SENDER", "ON_JOINED", "PENDING_BYTES", "SMALL_FILE", "STREAMS", "Greeting"]
 
 #: Seconds until a sender has said HELLO, and until it has authenticated.
 HELLO_TIMEOUT = 10.0
@@ -43,6 +43,14 @@ SMALL_FILE = 256 * 1024
 PENDING_BYTES = 32 << 20
 #: Offers open at once in one session.
 STREAMS = 256
+#: The types that are taken after the greeting, and on a connection that has joined another.
+FROM_SENDER = frozenset(
+    {
+        *(Type.PUT, Type.OFFER, Type.DATA, Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL),
+        *(Type.PING, Type.PONG, Type.JOIN, Type.ERROR),
+    }
+)
+ON_JOINED = frozenset({Type.DATA, Type.DIGESTS, Type.PING, Type.PONG, Type.ERROR})
 
 
 class Greeting:

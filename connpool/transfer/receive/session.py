@@ -47,11 +47,22 @@ from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import displayName
 from connpool.transfer.receive import greeting
 from connpool.transfer.receive.earlier import stillThere
-from connpool.transfer.receive.greeting import PENDING_BYTES, STREAMS, Greeting
+from connpool.transfer.receive.greeting import (
+    FROM_SENDER,
+    ON_JOINED,
+    PENDING_BYTES,
+    STREAMS,
+    Greeting,
+)
 from connpool.transfer.receive.offers import nameOf, offerOf
 from connpool.transfer.receive.quotas import Account
 from connpool.transfer.receive.smallfiles import Acks
-from connpool.transfer.receive.stream import Delivery, receiptFrame, rejectFrame
+from connpool.transfer.receive.stream import (
+    Delivery,
+    asTransferError,
+    receiptFrame,
+    rejectFrame,
+)
 from connpool.transfer.records import DirectoryMade, FileStat, Offer, Receipt
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.link import Link
@@ -80,14 +91,6 @@ __all__ = ["ReceiverSession"]
 PROGRESS_INTERVAL = 1.0
 #: Idle timeouts that input of unknown size may be silent for.
 PATIENCE = 10
-
-_FROM_SENDER = frozenset(
-    {
-        *(Type.PUT, Type.OFFER, Type.DATA, Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL),
-        *(Type.PING, Type.PONG, Type.JOIN, Type.ERROR),
-    }
-)
-_ON_JOINED = frozenset({Type.DATA, Type.DIGESTS, Type.PING, Type.PONG, Type.ERROR})
 
 
 class ReceiverSession:
@@ -312,7 +315,7 @@ class ReceiverSession:
         self.send(encode(Type.READY, 0, ready))
         self._state = self._open
         directories = {Type.DIRECTORY} if "directories" in capabilities else frozenset()
-        self._link.reader.expected = _FROM_SENDER | directories
+        self._link.reader.expected = FROM_SENDER | directories
         self._link.reader.wants = self._wants
         self._link.admit()
         if self._draining:
@@ -381,7 +384,7 @@ class ReceiverSession:
         del self.registry.tickets[self._ticket]
         self._joined = owner
         owner._joiners.append(self)
-        self._link.reader.expected = _ON_JOINED
+        self._link.reader.expected = ON_JOINED
         self.send(encode(Type.JOINED, 0, Joined()))
 
     def _stream(self, frame: Frame) -> None:
@@ -447,7 +450,7 @@ class ReceiverSession:
                 self.send(encode(Type.ACCEPT, number, Accept("dry", 0)))
 
         def failed(failure: Failure) -> None:
-            self.send(rejectFrame(number, _asTransferError(failure)))
+            self.send(rejectFrame(number, asTransferError(failure)))
 
         reception.store.stat(offer.name).addBoth(answered).addCallbacks(found, failed)
 
@@ -481,7 +484,7 @@ class ReceiverSession:
 
         def done(result: Any) -> None:
             if isinstance(result, Failure):
-                self.send(rejectFrame(number, _asTransferError(result)))
+                self.send(rejectFrame(number, asTransferError(result)))
             else:
                 self._stored(number, offer, result)
             self._pendingChanged(-size)
@@ -552,7 +555,7 @@ class ReceiverSession:
 
         def done(result: DirectoryMade | Failure) -> None:
             if isinstance(result, Failure):
-                self._refuse(number, message.name, _asTransferError(result))
+                self._refuse(number, message.name, asTransferError(result))
             elif not self._over:
                 self._acks.add(number, result)
             self._pendingChanged(-size)
@@ -624,10 +627,3 @@ class ReceiverSession:
         if (self._closing or self._draining) and not self._over and not self._busy:
             self._acks.flush()
             self._link.close()
-
-
-def _asTransferError(failure: Failure) -> TransferError:
-    if isinstance(failure.value, TransferError):
-        return failure.value
-    Logger(__name__).failure("storing a file failed", failure=failure)
-    return StoreError(f"the store failed: {type(failure.value).__name__}")

@@ -20,6 +20,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from connpool.errors import (
     Cancelled,
@@ -27,6 +28,7 @@ from connpool.errors import (
     DigestMismatch,
     ProtocolError,
     Skipped,
+    StoreError,
     TransferError,
 )
 from connpool.transfer.identities import Identity
@@ -48,7 +50,7 @@ from connpool.transfer.wire.messages import (
     encode,
 )
 
-__all__ = ["COMPARE_RATE", "Delivery", "receiptFrame", "rejectFrame"]
+__all__ = ["COMPARE_RATE", "Delivery", "asTransferError", "receiptFrame", "rejectFrame"]
 
 #: Bytes/s at which a sender compares what is held with its file, at least.
 COMPARE_RATE = 8 << 20
@@ -351,6 +353,16 @@ class Delivery:
     def _storeFailed(self, why: TransferError) -> None:
         # after an I/O error what is held is not to be trusted; a full disk is none
         self.fail(why, keep=why.retryable)
+
+
+def asTransferError(failure: Failure) -> TransferError:
+    """
+    @return: what a sender is told of a store's failure.
+    """
+    if isinstance(failure.value, TransferError):
+        return failure.value
+    Logger(__name__).failure("storing a file failed", failure=failure)
+    return StoreError(f"the store failed: {type(failure.value).__name__}")
 
 
 def rejectFrame(number: int, why: TransferError) -> bytes:

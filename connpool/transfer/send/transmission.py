@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -30,17 +29,17 @@ from connpool.errors import (
     ChangedSource,
     DigestMismatch,
     SourceError,
-    TooLarge,
     TransferError,
 )
-from connpool.transfer.digests import MAX_BLOCKS, chooseBlockSize, rootOf
+from connpool.transfer.digests import chooseBlockSize
 from connpool.transfer.hashing import InThread
 from connpool.transfer.send.directories import Directories
 from connpool.transfer.send.extents import Extent, Outgoing
 from connpool.transfer.send.joblist import Job, Small, WorkList, resumeKey
-from connpool.transfer.send.readahead import readSome, stdinDescriptor
+from connpool.transfer.send.readahead import stdinDescriptor
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.send.source import unchanged, wasRenamed
+from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import (
     Asked,
     Lane,
@@ -102,7 +101,7 @@ class Transmission:
         self.session = session
         self.work = work
         self.asked = asked
-        self._report = report
+        self.report = report
         self.inThread = inThread
         self._connectLane = lane
         self._mostLanes = lanes if lane is not None and session.canJoin else 0
@@ -141,7 +140,7 @@ class Transmission:
                 if not did:
                     if self._finished:
                         return
-                    await self._event()
+                    await self.event()
         finally:
             self._over = True
             self.wake()
@@ -174,7 +173,10 @@ class Transmission:
         """
         self._waiters.wake()
 
-    async def _event(self) -> None:
+    async def event(self) -> None:
+        """
+        Wait until something happens.
+        """
         something = self._waiters.wait()
         call = None
         if self.work.later:
@@ -248,7 +250,7 @@ class Transmission:
             self.asked.ifExists,  # type: ignore[arg-type]
             self.asked.durability,  # type: ignore[arg-type]
         )
-        self._report.sent(job, len(small.data))
+        self.report.sent(job, len(small.data))
         return encode(Type.PUT, number, message, len(small.data))
 
     def smallAnswered(self, stream: SmallStream) -> None:
@@ -351,7 +353,7 @@ class Transmission:
                         chunk = await reader.chunk()
                         await writer.write(chunk.view)
                         at += len(chunk.view)
-                        self._report.sent(stream.job, len(chunk.view))
+                        self.report.sent(stream.job, len(chunk.view))
                         short = short or chunk.short
                         failed = failed or chunk.error
                         if chunk.block is not None and chunk.digest is not None:
@@ -411,7 +413,7 @@ class Transmission:
             self._changed(stream)
             return
         stream.commit(outgoing.size, outgoing.root())
-        self._report.phase(stream.job, "publish", "")
+        self.report.phase(stream.job, "publish", "")
 
     def _changed(self, stream: LargeStream) -> None:
         """
@@ -444,52 +446,7 @@ class Transmission:
         stream = LargeStream(self, job, None, chooseBlockSize(None, self.asked.blockSize))
         self._large.append(stream)
         self._offer(stream)
-        self.spawn(self._sendStdin(stream, fd))
-
-    async def _sendStdin(self, stream: LargeStream, fd: int) -> None:
-        """
-        Send what comes, when it comes, until the end of input; what cannot be
-        read again is not repaired.
-        """
-        session, writer = self.session, self.session.writer
-        while not stream.accepted and not stream.over:
-            await self._event()
-        hasher = session.digest.new()
-        digests: list[bytes] = []
-        at = 0
-        while not stream.over:
-            stream.job.spent = True
-            room = min(1 << 20, stream.blockSize - at % stream.blockSize)
-            try:
-                data = await self.inThread(partial(readSome, fd, room, lambda: not stream.over))
-            except SourceError as e:
-                stream.giveUp(e, keep=False)
-                return
-            if stream.over:
-                return
-            if data:
-                if at // stream.blockSize >= MAX_BLOCKS:
-                    why = TooLarge(f"standard input is longer than {at} bytes")
-                    stream.giveUp(why, keep=False)
-                    return
-                hasher.update(data)
-                async with writer.run(encode(Type.DATA, stream.number, Data(at), len(data))):
-                    await writer.write(memoryview(data))
-                if stream.over:
-                    return
-                at += len(data)
-                self._report.sent(stream.job, len(data))
-            whole = at % stream.blockSize == 0
-            if (data and whole) or (not data and not whole):
-                digest = hasher.digest()
-                hasher = session.digest.new()
-                message = Digests(len(digests))
-                digests.append(digest)
-                writer.send(encode(Type.DIGESTS, stream.number, message, len(digest)), digest)
-            if not data:
-                stream.commit(at, rootOf(session.digest, at, stream.blockSize, digests))
-                self._report.phase(stream.job, "publish", "")
-                return
+        self.spawn(sendStandardInput(self, stream, fd))
 
     # -- lanes
 
@@ -514,7 +471,7 @@ class Transmission:
                 if not await self._extent(lane):
                     if not self._large and self.work.filesDone:
                         break
-                    await self._event()
+                    await self.event()
         except TransferError as e:
             self._log.info("a further connection was lost: {why}", why=str(e))
         finally:
@@ -555,7 +512,7 @@ class Transmission:
         The receiver has it; or it had it before, and C{earlier} says what became of it.
         """
         self.advanced = True
-        self._report.stored(job, receipt, root, size, self.session, earlier)
+        self.report.stored(job, receipt, root, size, self.session, earlier)
         self.wake()
 
     def anew(self, job: Job) -> None:
@@ -585,7 +542,7 @@ class Transmission:
         """
         A dry run's answer.
         """
-        self._report.wouldTake(job)
+        self.report.wouldTake(job)
         self.wake()
 
     def resumed(self, stream: LargeStream, size: int) -> None:
@@ -593,14 +550,14 @@ class Transmission:
         The receiver takes it, and holds C{size} bytes of it.
         """
         self._kept(stream, size)
-        self._report.resumed(stream.job, size)
+        self.report.resumed(stream.job, size)
 
     def progressed(self, stream: LargeStream, message: Progress) -> None:
         """
         The receiver says how it goes.
         """
         self._kept(stream, message.durable)
-        self._report.phase(stream.job, message.phase, message.slow)
+        self.report.phase(stream.job, message.phase, message.slow)
 
     def _kept(self, stream: LargeStream, size: int) -> None:
         # what was written says little: the kernel, or a proxy, takes megabytes
@@ -610,4 +567,4 @@ class Transmission:
 
     def _failed(self, job: Job, why: TransferError) -> None:
         self.advanced = True
-        self._report.failed(job, why)
+        self.report.failed(job, why)
