@@ -23,7 +23,6 @@ import connpool
 from connpool import errors
 from connpool.errors import (
     AuthenticationFailed,
-    Exists,
     NetworkFailed,
     ProtocolError,
     Skipped,
@@ -74,8 +73,6 @@ _FROM_RECEIVER = frozenset(
         *(Type.PING, Type.PONG, Type.GOAWAY, Type.JOINED, Type.ERROR),
     }
 )
-#: The text with which receivers of version 0.1.0 refuse a file under the rule C{skip}.
-_SKIPPED = "already exists on the receiver with different content"
 
 
 @attrs.frozen
@@ -129,11 +126,8 @@ def errorFor(code: str, detail: str) -> TransferError:
 
 
 def _refusal(reject: Reject) -> TransferError:
-    if extensionOf(reject, "skipped") is not None or (
-        reject.code == Exists.code and reject.detail.endswith(_SKIPPED)
-    ):
-        return Skipped(str(errorFor(reject.code, reject.detail)))
-    return errorFor(reject.code, reject.detail)
+    why = errorFor(reject.code, reject.detail)
+    return why if extensionOf(reject, "skipped") is None else Skipped(str(why))
 
 
 class SenderSession:

@@ -28,6 +28,7 @@ from connpool.errors import (
     Cancelled,
     ChangedSource,
     DigestMismatch,
+    Skipped,
     SourceError,
     TransferError,
 )
@@ -68,6 +69,8 @@ OFFERS = 16
 TRIES = 3
 #: The same when the receiver says that a later try may succeed.
 LATER_TRIES = 5
+#: The text with which receivers of version 0.1.0 refuse a file, also under the rule C{skip}.
+_SKIPPED = "already exists on the receiver with different content"
 
 
 class Transmission:
@@ -530,6 +533,8 @@ class Transmission:
         """
         The receiver does not take it, or not now.
         """
+        if self.asked.ifExists == "skip" and str(why).endswith(_SKIPPED):
+            why = Skipped(str(why))
         job.tries += 1
         if again and job.tries <= LATER_TRIES:
             delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
