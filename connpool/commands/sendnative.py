@@ -200,9 +200,10 @@ class _Run:
         repeated = sum(receipt.status == "duplicate" for receipt in receipts)
         were = "was" if repeated == 1 else "were"
         duplicates = f", {repeated} {were} there already" * bool(repeated)
+        directories = f", {_many(report.directories, 'directory')}" * bool(report.directories)
         self._progress.line(
             f"{count}, {sized(report.doneBytes)}{resumed} in {seconds:.2f} s "
-            f"({sized(report.doneBytes / max(seconds, 1e-6))}/s){duplicates}; "
+            f"({sized(report.doneBytes / max(seconds, 1e-6))}/s){duplicates}{directories}; "
             f"{receipts[0].integrity} by {receipts[0].digest}, durability {'/'.join(levels)}"
         )
 
@@ -222,28 +223,31 @@ class _Run:
             ),
         ):
             if count:
-                self._progress.line(text.format(f"{count} file{'s' * (count > 1)}"))
-        for count, (one, many), text in (
-            (report.directories, ("directory", "directories"), "made or there, with the time"),
-            (
-                report.directoriesLeftOut,
-                ("directory", "directories"),
-                "left out (not made if empty, no times): "
-                + ("a dry run" if self._arguments.dry_run else "the receiver takes files only"),
-            ),
-            (report.passedOver, ("symbolic link", "symbolic links"), "passed over"),
-        ):
-            if count:
-                self._progress.line(f"{count} {many if count > 1 else one}: {text}")
-        if "json" in self._outputs and (
-            report.directories or report.directoriesLeftOut or report.passedOver
-        ):
+                self._progress.line(text.format(_many(count, "file")))
+        if report.directories and not report.outcomes:
+            self._progress.line(f"{_many(report.directories, 'directory')}, no files")
+        dry = self._arguments.dry_run
+        # a dry run is about files, unless there are none
+        leftOut = 0 if dry and report.outcomes else report.directoriesLeftOut
+        if leftOut:
+            why = (
+                "not asked about in a dry run"
+                if dry
+                else "left out (empty ones, and the times of all): the receiver takes files only"
+            )
+            self._progress.line(f"{_many(leftOut, 'directory')} {why}")
+        if report.passedOver:
+            self._progress.line(f"{_many(report.passedOver, 'symbolic link')} passed over")
+        if "json" in self._outputs and (report.directories or leftOut or report.passedOver):
+            # a line like those of files, for what has none
             self._outputs["json"].write(
                 {
+                    **dict.fromkeys(("path", "name", "receipt", "error", "earlier")),
                     "status": "summary",
+                    "good": not report.failed,
                     "files": len(report.outcomes),
                     "directories": report.directories,
-                    "directoriesLeftOut": report.directoriesLeftOut,
+                    "directoriesLeftOut": leftOut,
                     "passedOver": report.passedOver,
                 }
             )
@@ -273,6 +277,12 @@ class _Run:
         In a thread: how much there is.
         """
         self._total = _measured(self._arguments.paths)
+
+
+def _many(count: int, thing: str) -> str:
+    if count == 1:
+        return f"1 {thing}"
+    return f"{count} {thing[:-1]}ies" if thing.endswith("y") else f"{count} {thing}s"
 
 
 def _measured(paths: Sequence[str]) -> int | None:

@@ -255,11 +255,9 @@ class WorkList:
         self.small.clear()
         self.large.clear()
         self.later.clear()
+        told = bool(left)
         for job in left:
             self._failed(job, why)
-        while directories := self.deepest():
-            for found in directories:
-                self._failed(Job(found.path, found.name), why)
         while not self._exhausted:
             # in a thread: a whole disk may be left
             batch = await self._inThread(lambda: list(islice(self._found, _BATCH_FILES)))
@@ -267,8 +265,15 @@ class WorkList:
             for found in batch:
                 if found.kind == LINK:
                     self._passedOver(found)
+                elif found.kind == DIRECTORY:
+                    self.keep(found)
                 else:
+                    told = True
                     self._failed(Job(found.path, found.name), found.error or why)
+        while directories := self.deepest():
+            # the files say it for the directories that they are in
+            for found in () if told else directories:
+                self._failed(Job(found.path, found.name), why)
 
     def close(self) -> None:
         """
