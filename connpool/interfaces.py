@@ -589,8 +589,8 @@ class IFileStore(Interface):
 
 class IDirectoryStore(Interface):
     """
-    What an L{IFileStore} provides too if it has directories of its own, which may be empty
-    and have a time.  Senders are told by a capability; a store that does not provide this
+    The part that an L{IFileStore} provides too if it has directories of its own, which may be
+    empty and have a time.  Senders are told by a capability; a store that does not provide this
     is sent files only.
     """
 

@@ -209,7 +209,7 @@ class _Run:
 
     def _besides(self, report: SendReport) -> None:
         """
-        Say what the count of stored files does not.
+        Say the things that the count of stored files leaves out.
         """
         ends = Counter(outcome.status for outcome in report.outcomes)
         earlier = Counter(outcome.earlier for outcome in report.outcomes)

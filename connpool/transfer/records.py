@@ -75,7 +75,7 @@ class Offer:
 @attrs.frozen
 class Receipt:
     """
-    What was done with a file: the one schema for the wire, C{--receipt}, hooks,
+    The account of a file: the one schema for the wire, C{--receipt}, hooks,
     listeners and logs.
 
     @ivar transferId: as in the offer.
@@ -109,7 +109,7 @@ class Receipt:
 
     def answers(self, size: int | None, root: bytes | None = None) -> bool:
         """
-        Whether this, which was given for a key, is a receipt for the content that comes
+        Tell whether this, which was given for a key, is a receipt for the content that comes
         under that key now.
 
         @param size: bytes of that content; L{None} if unknown: then there is nothing to

@@ -8,15 +8,15 @@ of an earlier run says what became of the file, in its extension C{earlier}.
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from connpool.interfaces import IFileStore
 from connpool.transfer.names import RelativeName
-from connpool.transfer.records import FileStat, Receipt
+from connpool.transfer.records import FileStat, Offer, Receipt
 
-__all__ = ["GONE", "THERE", "UNKNOWN", "stillThere"]
+__all__ = ["GONE", "THERE", "UNKNOWN", "earlierOf"]
 
 #: Values of the extension: there is no file of that name and size; there is; nobody knows.
 GONE, THERE, UNKNOWN = b"\0", b"\1", b"\2"
@@ -24,10 +24,13 @@ GONE, THERE, UNKNOWN = b"\0", b"\1", b"\2"
 _log = Logger()
 
 
-def stillThere(store: IFileStore, receipt: Receipt) -> Deferred[bytes | None]:
+def earlierOf(store: IFileStore, offer: Offer, receipt: Receipt) -> Deferred[bytes | None]:
     """
-    @return: fires with the value of the extension.  Never fails.
+    @return: fires with the value of the extension; with L{None} for a receipt that C{offer}
+        itself got.  Never fails.
     """
+    if receipt.transferId == offer.transferId:
+        return succeed(None)
 
     def found(status: FileStat | None) -> bytes | None:
         return THERE if status is not None and status.size == receipt.size else GONE

@@ -46,7 +46,7 @@ from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import displayName
 from connpool.transfer.receive import greeting
-from connpool.transfer.receive.earlier import stillThere
+from connpool.transfer.receive.earlier import earlierOf
 from connpool.transfer.receive.greeting import (
     FROM_SENDER,
     ON_JOINED,
@@ -97,7 +97,7 @@ class ReceiverSession:
     """
     One connection of a sender.
 
-    @ivar peer: who it is, for logs.
+    @ivar peer: the sender, for logs.
     @ivar principal: whose files these are.
     """
 
@@ -110,7 +110,6 @@ class ReceiverSession:
         self._identity: Identity | None = None
         self.digest: Digest
         self._capabilities: frozenset[str] = frozenset()
-        self._asking = 0
         self._ticket = b""
         self._joined: ReceiverSession | None = None
         self._joiners: list[ReceiverSession] = []
@@ -325,7 +324,7 @@ class ReceiverSession:
 
     def _wants(self, kind: Type, number: int, length: int) -> bool:
         """
-        Whether a run that is announced is to be kept; see L{FrameReader.wants}.
+        Tell whether a run that is announced is to be kept; see L{FrameReader.wants}.
         """
         if kind is Type.PUT:
             return length <= greeting.SMALL_FILE and not self._over
@@ -426,13 +425,6 @@ class ReceiverSession:
     def _dry(self, number: int, offer: Offer) -> None:
         reception = self.registry.reception
         reception.check(offer)
-        if self._asking >= STREAMS:
-            raise Busy(f"{STREAMS} questions are open in this session; wait for an answer")
-        self._asking += 1
-
-        def answered(result: Any) -> Any:
-            self._asking -= 1
-            return result
 
         def found(there: FileStat | None) -> None:
             trouble = reception.store.trouble()
@@ -452,7 +444,7 @@ class ReceiverSession:
         def failed(failure: Failure) -> None:
             self.send(rejectFrame(number, asTransferError(failure)))
 
-        reception.store.stat(offer.name).addBoth(answered).addCallbacks(found, failed)
+        reception.store.stat(offer.name).addCallbacks(found, failed)
 
     def _put(self, frame: Frame, message: Put) -> None:
         self._stream(frame)
@@ -508,9 +500,8 @@ class ReceiverSession:
     def _stored(self, number: int, offer: Offer, receipt: Receipt) -> None:
         if self._over:
             return
-        if self._isEarlier(offer, receipt):
-            looking = self.whetherThere(offer, receipt)
-            looking.addCallback(
+        if receipt.transferId != offer.transferId and "earlier" in self._capabilities:
+            self.earlier(offer, receipt).addCallback(
                 lambda there: self.send(receiptFrame(number, receipt, self._identity, there))
             )
             return
@@ -519,20 +510,13 @@ class ReceiverSession:
             return
         self._acks.add(number, receipt)
 
-    def _isEarlier(self, offer: Offer, receipt: Receipt) -> bool:
+    def earlier(self, offer: Offer, receipt: Receipt) -> Deferred[bytes | None]:
         """
-        Whether C{receipt} is that of an earlier run, and the sender understands it if told.
+        @return: see L{earlierOf}; fires with L{None} for a sender that is not told.
         """
-        return receipt.transferId != offer.transferId and "earlier" in self._capabilities
-
-    def whetherThere(self, offer: Offer, receipt: Receipt) -> Deferred[bytes | None]:
-        """
-        @return: fires with the value of the extension C{earlier}; with L{None} for the
-            receipt of this run.  Never fails.
-        """
-        if not self._isEarlier(offer, receipt):
+        if "earlier" not in self._capabilities:
             return succeed(None)
-        return stillThere(self.registry.reception.store, receipt)
+        return earlierOf(self.registry.reception.store, offer, receipt)
 
     def _directory(self, frame: Frame, message: Directory) -> None:
         self._stream(frame)
@@ -612,7 +596,7 @@ class ReceiverSession:
     @property
     def _waited(self) -> bool:
         """
-        Whether it is our turn.
+        Tell whether it is our turn.
         """
         return self._pending > 0 or any(not d.receiving for d in self._deliveries.values())
 

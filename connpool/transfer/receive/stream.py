@@ -85,14 +85,14 @@ class Delivery:
     @property
     def receiving(self) -> bool:
         """
-        Whether it is the sender's turn.
+        Tell whether it is the sender's turn.
         """
         return self._upload is not None and not self._ending and not self._committing
 
     @property
     def comparing(self) -> bool:
         """
-        Whether the sender may be reading what is held, and send nothing.
+        Tell whether the sender may be reading what is held, and send nothing.
         """
         return self.receiving and self._comparing is not None and self._comparing.active()
 
@@ -134,7 +134,7 @@ class Delivery:
         @return: whether there is something to receive.
         """
         if isinstance(found, Receipt):
-            there = await self._session.whetherThere(self.offer, found)
+            there = await self._session.earlier(self.offer, found)
             self._answer(receiptFrame(self._number, found, self.offer.identity, there))
             return False
         if self._ending:
@@ -207,7 +207,7 @@ class Delivery:
 
     def takes(self, kind: Type, length: int) -> bool:
         """
-        Whether a run of block digests or numbers is to be kept now.
+        Tell whether a run of block digests or numbers is to be kept now.
         """
         if self._upload is None or self._ending or self._committing:
             return False
@@ -289,7 +289,7 @@ class Delivery:
     @property
     def queued(self) -> bool:
         """
-        Whether it waits for others to make way.
+        Tell whether it waits for others to make way.
         """
         return self._place is not None and not self._place.called
 

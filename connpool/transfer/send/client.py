@@ -179,7 +179,7 @@ class Sending:
     @property
     def resumable(self) -> bool:
         """
-        Whether a later process can go on where this one was interrupted.
+        Tell whether a later process can go on where this one was interrupted.
         """
         return self._run.resumable
 
@@ -391,7 +391,7 @@ class Sending:
 
     def phase(self, job: Job, phase: str, slow: str) -> None:
         """
-        What the receiver is doing.
+        Note the phase that the receiver is in.
         """
         each = self._of(job)
         each.phase, each.slow = phase, displayName(slow)
@@ -478,7 +478,7 @@ def sendFiles(
 
 def _greetingError(why: BaseException | None) -> TransferError | None:
     """
-    What went wrong between us and somebody who answered.
+    The error between us and a peer that answered.
     """
     # a pool's own error says why in its cause
     while why is not None and not isinstance(why, TransferError):

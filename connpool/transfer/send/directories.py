@@ -63,7 +63,7 @@ class Directories:
     @property
     def waiting(self) -> bool:
         """
-        Whether some have not been answered.
+        Tell whether some have not been answered.
         """
         return bool(self._open)
 

@@ -154,14 +154,14 @@ class WorkList:
     @property
     def empty(self) -> bool:
         """
-        Whether nothing is left, not even to be looked for.
+        Tell whether nothing is left, not even to be looked for.
         """
         return self.filesDone and not self._directories
 
     @property
     def filesDone(self) -> bool:
         """
-        Whether directories are all that may be left.
+        Tell whether directories are all that may be left.
         """
         return (
             self._exhausted
@@ -172,7 +172,7 @@ class WorkList:
     @property
     def wantsMore(self) -> bool:
         """
-        Whether looking for more makes sense now.
+        Tell whether looking for more makes sense now.
         """
         return not self._filling and (bool(self._again) or not self._exhausted)
 

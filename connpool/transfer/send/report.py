@@ -51,7 +51,7 @@ class FileOutcome:
     @property
     def good(self) -> bool:
         """
-        Whether it is stored at the level that was asked for, would be taken, or was skipped
+        Tell whether it is stored at the level that was asked for, would be taken, or was skipped
         by the rule.
         """
         if self.receipt is None:
@@ -62,7 +62,7 @@ class FileOutcome:
 @attrs.define(eq=False)
 class UnderWay:
     """
-    How far a large file is that was begun and not answered.
+    The progress of a large file that was begun and not answered.
 
     @ivar sent: bytes sent or held.
     @ivar phase: what the receiver says it is doing.
@@ -83,7 +83,7 @@ class UnderWay:
 @attrs.define
 class SendReport:
     """
-    How it went, kept up to date while it goes.
+    The account of a call, kept up to date while it goes.
 
     @ivar outcomes: in the order of the answers.
     @ivar sentBytes: content bytes given to connections, repetitions included.
@@ -124,14 +124,14 @@ class SendReport:
     @property
     def phase(self) -> str:
         """
-        What the receiver says it is doing with the first of L{open}.
+        The phase in which the receiver says the first of L{open} is.
         """
         return next((each.phase for each in self._shown()), "")
 
     @property
     def slow(self) -> str:
         """
-        What the receiver says the first of L{open} waits for.
+        The thing for which the receiver says the first of L{open} waits.
         """
         return next((each.slow for each in self._shown()), "")
 

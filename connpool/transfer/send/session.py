@@ -93,7 +93,7 @@ class IStream(Protocol):
 
     def takes(self, kind: Type, length: int) -> bool:
         """
-        Whether a run of so many bytes with a frame of C{kind} is to be kept now.
+        Tell whether a run of so many bytes with a frame of C{kind} is to be kept now.
         """
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
@@ -329,7 +329,7 @@ class SenderSession:
     @property
     def quiescent(self) -> bool:
         """
-        Whether it can be used for something else.
+        Tell whether it can be used for something else.
         """
         return not (self.lost or self.stopping or self._streams or self._joined)
 
@@ -363,7 +363,7 @@ class SenderSession:
 
     def _wants(self, kind: Type, number: int, length: int) -> bool:
         """
-        Whether a run that is announced is to be kept; see L{FrameReader.wants}.
+        Tell whether a run that is announced is to be kept; see L{FrameReader.wants}.
         """
         stream = self._streams.get(number)
         return stream is not None and stream.takes(kind, length)
@@ -563,6 +563,6 @@ class SessionFactory(ClientFactory):
 
 def hello(link: SenderLink) -> Deferred[SenderSession]:
     """
-    What has to be waited for after connecting: a pool's C{prepare}.
+    Wait for the greeting after connecting: a pool's C{prepare}.
     """
     return link.session.ready()

@@ -33,14 +33,14 @@ def identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
 
 def unchanged(fd: int, status: os.stat_result) -> bool:
     """
-    Whether nobody wrote to the file since C{status}.
+    Tell whether nobody wrote to the file since C{status}.
     """
     return identity(os.fstat(fd)) == identity(status)
 
 
 def wasRenamed(fd: int, path: str) -> bool:
     """
-    Whether an open file has another name now than C{path}: then it is still the one that
+    Tell whether an open file has another name now than C{path}: then it is still the one that
     was to be sent, as a log that was rotated is.  One that has no name any more was replaced.
     """
     ours = os.fstat(fd)
@@ -62,9 +62,10 @@ def readWhole(fd: int, status: os.stat_result, largest: int) -> bytes:
     """
     size = status.st_size
     limit = size or largest
-    data = bytearray()
     try:
-        while len(data) <= limit and (more := os.read(fd, limit + 1 - len(data))):
+        data = os.read(fd, limit + 1)
+        # the kernel gives what it makes in pieces
+        while len(data) not in {size, limit + 1} and (more := os.read(fd, limit + 1 - len(data))):
             data += more
     except OSError as e:
         raise SourceError(f"cannot read it: {e.strerror}") from None
@@ -75,7 +76,7 @@ def readWhole(fd: int, status: os.stat_result, largest: int) -> bytes:
             f"its size says {size} bytes and it has {'more' if len(data) > size else 'fewer'}; "
             "send it as standard input: connpool send --name NAME - < FILE"
         )
-    return bytes(data)
+    return data
 
 
 def openRegular(path: str) -> tuple[int, os.stat_result]:

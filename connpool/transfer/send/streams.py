@@ -231,7 +231,7 @@ class LargeStream:
 
     async def _reread(self, receipt: Receipting, size: int) -> None:
         """
-        Whether the receiver has what we have: our source may go by its word.
+        Compare a receipt with our file, which may be removed by its word.
         """
         transmission, blockSize = self._transmission, self.blockSize
         count, step = blockCount(size, blockSize), max(1, (64 << 20) // blockSize)

@@ -75,7 +75,7 @@ class Walk(Iterator[Found]):
     @property
     def unfinished(self) -> bool:
         """
-        Whether another pass is due, although there was nothing more to be found.
+        Tell whether another pass is due, although there was nothing more to be found.
         """
         return self._moved and self._passes > 0
 

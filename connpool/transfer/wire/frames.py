@@ -71,7 +71,7 @@ _CONTROL = (1 << 16) - 1
 
 class Type(enum.IntEnum):
     """
-    What a frame is; docs/protocol.rst has a section for each.
+    The types of frames; docs/protocol.rst has a section for each.
     """
 
     HELLO = 0x01
@@ -212,7 +212,7 @@ class FrameReader:
     @property
     def inside(self) -> bool:
         """
-        Whether an end of the connection now would cut a frame.
+        Tell whether an end of the connection now would cut a frame.
         """
         return bool(self._held) or self._fixed is not None or self.run > 0
 

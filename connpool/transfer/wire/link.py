@@ -157,7 +157,7 @@ class Link(Protocol):
     @property
     def greeted(self) -> bool:
         """
-        Whether the peer's preamble came.
+        Tell whether the peer's preamble came.
         """
         return self._greeted == len(PREAMBLE)
 
@@ -252,7 +252,7 @@ class Link(Protocol):
 
     def keepPace(self, idleTimeout: float, minimumRate: float) -> None:
         """
-        Who the peer is has turned out: hold it to this.  Its PINGs may come as
+        Hold the peer, which is known now, to this pace.  Its PINGs may come as
         rarely as it was told before.
         """
         self.idleTimeout = max(self.idleTimeout, idleTimeout)
@@ -439,7 +439,7 @@ class Link(Protocol):
 
     def _checkUnread(self) -> None:
         """
-        Who never reads keeps neither us nor what it has open.
+        End a connection whose peer never reads.
         """
         due = self._fullSince + self.idleTimeout + self._unsent / _LEAST_READ
         wait = due - self._reactor.seconds()

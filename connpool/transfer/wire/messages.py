@@ -88,7 +88,7 @@ class _Message(_Array, frozen=True):
 
 class Limits(_Array, frozen=True):
     """
-    What a receiver takes.
+    The limits of a receiver.
 
     @ivar largest: bytes of a file; L{None} for no limit.
     @ivar small: bytes of a file that may come by C{PUT}.
@@ -126,7 +126,7 @@ class Hello(_Message, frozen=True):
 
 class Auth(_Message, frozen=True):
     """
-    Who the sender is, and what it saw of the two C{HELLO}s.
+    The identity of the sender, and the hash of the two C{HELLO}s as it saw them.
     """
 
     transcript: Secret
