@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -367,7 +367,9 @@ class Reception:
         except QuotaExceeded as e:
             full = e  # one that is there takes nothing
         store: Any = self.store
-        making: Deferred[Any] = store.makeDirectory(name, modified, durability, full is None)
+        making: Deferred[Any] = maybeDeferred(
+            store.makeDirectory, name, modified, durability, full is None
+        )
         _small(accounts, 1, 0)
 
         def ended(result: DirectoryMade | Failure | None) -> DirectoryMade | Failure:
@@ -419,6 +421,15 @@ class Reception:
         self._tell("refused", name, peer, why)
 
     def _published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
+        if receipt.transferId != offer.transferId:
+            # nothing was received: the sender had not seen its receipt
+            self._log.info(
+                "{name} from {peer} was received before, id {id}",
+                name=displayName(receipt.name),
+                peer=peer,
+                id=receipt.transferId,
+            )
+            return
         self._publishedCount += 1
         if receipt.status == "stored":
             for account in self.accounts(offer.identity):
