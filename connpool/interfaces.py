@@ -32,6 +32,7 @@ __all__ = [
     "IConnectionPool",
     "IDatagramResponder",
     "IDatagramResponderFactory",
+    "IDirectoryStore",
     "IDrainable",
     "IFileStore",
     "IFileStoreFactory",

@@ -10,16 +10,13 @@ ones follow when these were answered, whatever order the receiver takes them in.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from connpool.errors import ProtocolError, TransferError
 from connpool.transfer.send.joblist import Job
 from connpool.transfer.send.walking import Found
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import Ack, Directory, Receipting, encode
-
-if TYPE_CHECKING:
-    from connpool.transfer.send.transmission import Transmission
 
 __all__ = ["Directories"]
 
@@ -55,7 +52,7 @@ class Directories:
         C{failed(job, error)}.
     """
 
-    def __init__(self, transmission: Transmission, report: Any) -> None:
+    def __init__(self, transmission: Any, report: Any) -> None:
         self._transmission = transmission
         self._report = report
         self._open: dict[_DirectoryStream, None] = {}
@@ -89,7 +86,7 @@ class Directories:
         for found in due[:most]:
             stream = _DirectoryStream(self, found)
             self._open[stream] = None
-            message = Directory(found.name, found.modified, asked.durability)  # type: ignore[arg-type]
+            message = Directory(found.name, found.modified, asked.durability)
             session.writer.send(encode(Type.DIRECTORY, session.open(stream), message))
         return bool(due)
 

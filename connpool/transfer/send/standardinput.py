@@ -5,22 +5,18 @@ Standard input on its way out: of unknown size, and read only once.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 from connpool.errors import SourceError, TooLarge
 from connpool.transfer.digests import MAX_BLOCKS, rootOf
 from connpool.transfer.send.readahead import readSome
-from connpool.transfer.send.streams import LargeStream
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Data, Digests, encode
-
-if TYPE_CHECKING:
-    from connpool.transfer.send.transmission import Transmission
 
 __all__ = ["sendStandardInput"]
 
 
-async def sendStandardInput(transmission: Transmission, stream: LargeStream, fd: int) -> None:
+async def sendStandardInput(transmission: Any, stream: Any, fd: int) -> None:
     """
     Send what comes, when it comes, until the end of input; what cannot be
     read again is not repaired.
