@@ -109,9 +109,9 @@ class OutboxFolder:
             self._makePrivate()
             if keep is not None:
                 self._checkKeep(keep)
+            self._lock = self._claim()
         except OSError as e:
             raise StartFailed(f"cannot use {e.filename}: {e.strerror}") from None
-        self._lock = self._claim()
         try:
             self.blind = self._probe()
         except OSError as e:
@@ -233,15 +233,16 @@ class OutboxFolder:
     def _scanDirectory(
         self, inside: str, device: int, found: dict[str, tuple[int, ...]], todo: list[str]
     ) -> None:
+        where = os.path.join(self.path, inside.rstrip("/")) if inside else self.path
         try:
-            with os.scandir(os.path.join(self.path, inside)) as entries:
+            with os.scandir(where) as entries:
                 for entry in entries:
                     if not _isInternal(entry.name):
                         self._scanEntry(entry, f"{inside}{entry.name}", device, found, todo)
         except OSError as e:
             if not inside:
                 raise
-            self._unreadable(e, os.path.join(self.path, inside.rstrip("/")))
+            self._unreadable(e, where)
 
     def _scanEntry(
         self,
