@@ -72,6 +72,9 @@ _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 #: Codes that tell of the receiver or the way to it, not of a file.
 _WAY = frozenset({"network", "timeout", "auth-failed", "unsupported", "protocol", "damaged"})
 
+#: What a receipt says of a file that is there.
+_THERE = frozenset({"stored", "duplicate"})
+
 #: Why a file that was seen cannot be opened, and it is no file to send by now.
 _VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
@@ -374,6 +377,16 @@ class FileSenderService(MultiService):
                 over = False
                 continue
             receipt = outcome.receipt
+            if outcome.good and receipt is None:
+                # the receiver's rule is to leave another one where it is
+                kept.append(name)
+                self._log.warn(
+                    "{name} keeps {file}: {why}",
+                    name=self.name,
+                    file=displayName(name),
+                    why=str(outcome.error),
+                )
+                continue
             why = outcome.error or self._doubt(receipt)
             if why is not None or receipt is None:
                 why = why or TransferError("there is no receipt")
@@ -381,7 +394,7 @@ class FileSenderService(MultiService):
                 continue
             self._warned = self._weak = ""
             self._probing = False
-            if receipt.status == "skipped" or name in self._staying:
+            if name in self._staying:
                 kept.append(name)
                 self._logSent(name, receipt)
             else:
@@ -395,7 +408,7 @@ class FileSenderService(MultiService):
         """
         @return: why the source of such a receipt must stay and go again.
         """
-        if receipt is None or receipt.status == "skipped":
+        if receipt is None:
             return None
         if receipt.durability != "full":
             self._probing = True
@@ -405,6 +418,8 @@ class FileSenderService(MultiService):
                 "directory on a disk"
             )
             return StoreError(self._weak)
+        if receipt.status not in _THERE:
+            return TransferError(f"the receiver says {displayName(receipt.status)}")
         if receipt.integrity != "verified" or not receipt.root or not receipt.digest:
             return TransferError("the receiver did not verify what it stored")
         return None
@@ -451,12 +466,9 @@ class FileSenderService(MultiService):
         return over
 
     def _logSent(self, name: str, receipt: Receipt) -> None:
-        if receipt.status == "skipped":
-            text = "{name}: the receiver has another {file} and skips this one; it stays, id {id}"
-        elif name in self._staying:
+        text = "{name} sent {file}, id {id}"
+        if name in self._staying:
             text = "{name} sent {file}; it stays, id {id}"
-        else:
-            text = "{name} sent {file}, id {id}"
         self._log.info(text, name=self.name, file=displayName(name), id=receipt.transferId)
 
     async def _remember(self, kept: Sequence[str]) -> None:

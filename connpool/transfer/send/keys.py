@@ -27,6 +27,7 @@ import secrets
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from connpool.errors import SourceError
 
@@ -210,8 +211,10 @@ class HeldRun(Run):
         vars(self).update(vars(run))
         self._salts = salts or {}
 
-    def key(self, path: bytes, status: os.stat_result, name: bytes) -> bytes:
-        key = super().key(path, status, name)
+    def key(
+        self, path: bytes, status: os.stat_result, name: bytes, *content: Any, **how: Any
+    ) -> bytes:
+        key = super().key(path, status, name, *content, **how)
         salt = self._salts.get(path)
         return key if salt is None else self._mac(self._own, b"renewed", key, salt)
 

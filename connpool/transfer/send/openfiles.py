@@ -31,7 +31,14 @@ import attrs
 
 from connpool.transfer.syscalls import filesystemType
 
-__all__ = ["Answer", "Writers", "findWriters", "ignoreLeaseSignals", "writersOf"]
+__all__ = [
+    "Answer",
+    "Writers",
+    "findWriters",
+    "ignoreLeaseSignals",
+    "openForWriting",
+    "writersOf",
+]
 
 _ON_DISK = "bcachefs btrfs exfat ext2 ext3 ext4 f2fs jfs nilfs2 ntfs3 reiserfs vfat xfs zfs"
 #: Local file systems whose leases know every writer.
@@ -96,7 +103,7 @@ def findWriters(fds: Sequence[int]) -> list[Answer]:
             types[device] = filesystemType(fd)
         answers.append(_askLease(fd, types[device]))
     if any(answer.writers is Writers.UNKNOWN for answer in answers):
-        seen, whole = _openForWriting()
+        seen, whole = openForWriting()
         for number, fd in enumerate(fds):
             if answers[number].writers is Writers.UNKNOWN:
                 status = os.fstat(fd)
@@ -147,7 +154,7 @@ def _askLease(fd: int, filesystem: str) -> Answer:
     return Answer(Writers.UNKNOWN, f"leases on {filesystem} do not know every writer")
 
 
-def _openForWriting() -> tuple[set[tuple[int, int]], bool]:
+def openForWriting() -> tuple[set[tuple[int, int]], bool]:
     """
     Read what every process has open or mapped.
 
