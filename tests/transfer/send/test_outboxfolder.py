@@ -1,18 +1,21 @@
 import contextlib
 import errno
 import os
+import shutil
 
 import pytest
 
 from connpool.errors import StartFailed
 from connpool.transfer.digests import BLOCK_SIZE, digestNamed, rootOf
-from connpool.transfer.send import removal
+from connpool.transfer.send import outboxfolder, removal
 from connpool.transfer.send.openfiles import Answer, Writers
 from connpool.transfer.send.outbox import Remembered
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE, TAKEN, OutboxFolder
 from connpool.transfer.send.removal import Fate, Sent
 from connpool.transfer.send.source import identity
+from connpool.transfer.send.temporarynames import TemporaryNames
 from connpool.transfer.syscalls import Syscalls
+from tests.helpers.mounts import mounted
 
 DIGEST = digestNamed("blake3")
 
@@ -622,3 +625,77 @@ def test_unusableFoldersAreOneLine(path):
     with pytest.raises(StartFailed) as caught:
         OutboxFolder(path)
     assert "\n" not in str(caught.value)
+
+
+def test_temporaryNamesAreLeftAlone(folder):
+    for name in ("a", ".a.Xy12Z9", "b.part", ".~tmp~/c", ".rsync-partial/d", "e/f.tmp", "g.part/h"):
+        put(folder, name)
+    assert set(folder.scan()) == {"a"}
+    assert folder.temporaryCount == 3, "files, as far as they were seen"
+    folder.close()
+    other = OutboxFolder(folder.path, temporary=TemporaryNames(["a"], usual=False))
+    assert set(other.scan()) == {
+        ".a.Xy12Z9",
+        "b.part",
+        ".~tmp~/c",
+        ".rsync-partial/d",
+        "e/f.tmp",
+        "g.part/h",
+    }
+    other.close()
+
+
+def test_ourOwnDirectoryIsMadeAgain(folder):
+    """
+    Somebody cleaned up: what is left goes on, and nobody else gets the folder.
+    """
+    shutil.rmtree(os.path.join(folder.path, PRIVATE))
+    path, status = put(folder)
+    assert set(folder.scan()) == {"a"}
+    assert remove(folder, "a", status)
+    assert not os.path.exists(path)
+    with pytest.raises(StartFailed, match="another process"):
+        OutboxFolder(folder.path)
+
+
+def test_whatIsOnAnotherFileSystemIsSaid(folder, tmp_path):
+    """
+    It could not be renamed out of it, and would be sent for ever.
+    """
+    put(folder, "a")
+    with mounted("tmpfs", tmp_path / "out") as at:
+        (at / "b").write_text("x")
+        assert set(folder.scan()) == {"a"}
+        assert folder.leftOut == {
+            "it is on another file system; give it a filesend of its own": str(at)
+        }
+
+
+def test_filesThatStayAreRemembered(folder):
+    rows = []
+    for name in ("a", "b", "c"):
+        _, status = put(folder, name)
+        rows.append(Remembered(name, status, kept=True))
+    folder.rememberKept(rows[:1])
+    folder.rememberKept(rows[1:])
+    record = os.path.join(folder.path, PRIVATE, "kept.jsonl")
+    with open(record, "a") as file:
+        file.write('\x00 damaged\n["d"]\n')
+    os.unlink(os.path.join(folder.path, "b"))
+    put(folder, "c", "changed")
+    assert folder.remembered() == rows[:1]
+    assert len(read(record).splitlines()) == 1, "what is over is forgotten"
+    assert folder.remembered() == rows[:1]
+
+
+def test_aLookBeforeItIsSent(folder, monkeypatch):
+    put(folder, "a", "content")
+    looks = folder.look(["a", "gone"])
+    assert looks["a"].answer == Answer(Writers.NONE)
+    assert looks["a"].content is None
+    assert isinstance(looks["gone"].answer, FileNotFoundError)
+    unknown = Answer(Writers.UNKNOWN, "because")
+    monkeypatch.setattr(outboxfolder, "writersOf", lambda paths: [unknown] * len(paths))
+    looks = folder.look(["a", "gone"])
+    assert looks["a"].content == rootOfText("content")
+    assert looks["gone"].content is None
