@@ -33,10 +33,9 @@ from connpool.errors import (
     ConnpoolError,
     SourceError,
     StartFailed,
-    StoreError,
-    TransferError,
 )
 from connpool.interfaces import ILiveTransfers, IReadiness, IStatsSource
+from connpool.logonce import LogOnce
 from connpool.pool import ConnectionPool, ConnectionPoolService
 from connpool.services.filesendoptions import Options
 from connpool.services.startfailure import failStart
@@ -48,7 +47,7 @@ from connpool.transfer.send.keys import HeldRun, SenderKeys
 from connpool.transfer.send.openfiles import Answer, Writers
 from connpool.transfer.send.outbox import UNKNOWN_FACTOR, Outbox
 from connpool.transfer.send.outboxfolder import OutboxFolder
-from connpool.transfer.send.removal import Fate, Sent
+from connpool.transfer.send.removal import Fate, NotDurable, Sent, doubt
 from connpool.transfer.send.session import SessionFactory, hello
 from connpool.transfer.send.temporarynames import TemporaryNames
 from connpool.transfer.send.walking import Found
@@ -71,9 +70,6 @@ _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 #: Codes that tell of the receiver or the way to it, not of a file.
 _WAY = frozenset({"network", "timeout", "auth-failed", "unsupported", "protocol", "damaged"})
-
-#: What a receipt says of a file that is there.
-_THERE = frozenset({"stored", "duplicate"})
 
 #: Why a file that was seen cannot be opened, and it is no file to send by now.
 _VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
@@ -124,13 +120,15 @@ class FileSenderService(MultiService):
         self._run: Deferred[None] | None = None
         self.pool: ConnectionPool | None = None
         self._sent = self._sentBytes = self._failed = self._setAside = self._temporary = 0
-        self._warned = ""
+        self._met = LogOnce(self._sayTryingAgain)
         self._leftOut: dict[str, str] = {}
         self._sending: Any = None
         self._stopping = self._concluding = False
         self._working: set[Deferred[Any]] = set()
         # one line each, empty if there is nothing to say
         self._unreadable = self._weak = self._longOpen = self._unsure = ""
+        # a file that showed that the receiver fails; whether another is next
+        self._failing: tuple[str, bool] | None = None
 
     def startService(self) -> None:
         options = self._options
@@ -227,12 +225,19 @@ class FileSenderService(MultiService):
         except (OSError, StartFailed) as e:
             why = e.strerror if isinstance(e, OSError) else str(e)
             self._unreadable = f"cannot read the folder: {why}"
-            self._warn(self._unreadable)
+            self._met.met(self._unreadable)
             return
         self._unreadable = ""
         now = self._reactor.seconds()
         self._outbox.scanned(found, now)
         self._temporary = self._folder.temporaryCount
+        for path in self._folder.recovered:
+            self._sent += 1
+            self._log.info(
+                "{name} had sent {file}, and has removed it now",
+                name=self.name,
+                file=displayName(path),
+            )
         leftOut = self._folder.leftOut
         for why, what in leftOut.items():
             if self._leftOut.get(why) != what:
@@ -324,7 +329,7 @@ class FileSenderService(MultiService):
         try:
             run = self._keys.begin(to)
         except SourceError as e:
-            self._warn(str(e))
+            self._met.met(str(e))
             for name in names:
                 self._outbox.failed(name, self._reactor.seconds(), own=False)
             return
@@ -368,7 +373,8 @@ class FileSenderService(MultiService):
         @return: whether all of it was answered for good.
         """
         stored: dict[str, Receipt] = {}
-        kept = []
+        kept: dict[str, tuple[int, ...] | None] = {}
+        self._failing = None
         over = True
         for name in names:
             outcome = outcomes.get(name)
@@ -379,7 +385,7 @@ class FileSenderService(MultiService):
             receipt = outcome.receipt
             if outcome.good and receipt is None:
                 # the receiver's rule is to leave another one where it is
-                kept.append(name)
+                kept[name] = None
                 self._log.warn(
                     "{name} keeps {file}: {why}",
                     name=self.name,
@@ -387,47 +393,36 @@ class FileSenderService(MultiService):
                     why=str(outcome.error),
                 )
                 continue
-            why = outcome.error or self._doubt(receipt)
-            if why is not None or receipt is None:
-                why = why or TransferError("there is no receipt")
+            why = outcome.error or doubt(receipt)
+            if why is not None:
                 over = await self._refused(name, before[name], why) and over
                 continue
-            self._warned = self._weak = ""
+            assert receipt is not None
+            self._met.over()
+            self._weak = ""
             self._probing = False
+            self._outbox.release()
             if name in self._staying:
-                kept.append(name)
+                kept[name] = None
                 self._logSent(name, receipt)
             else:
                 stored[name] = receipt
         if stored:
-            over = await self._remove(stored, before) and over
+            over = await self._remove(stored, before, kept) and over
+        if self._failing is not None:
+            path, rotate = self._failing
+            self._outbox.hold(path, self._reactor.seconds(), rotate)
         await self._remember(kept)
         return over
 
-    def _doubt(self, receipt: Receipt | None) -> TransferError | None:
-        """
-        @return: why the source of such a receipt must stay and go again.
-        """
-        if receipt is None:
-            return None
-        if receipt.durability != "full":
-            self._probing = True
-            self._weak = (
-                f"the receiver stores on {displayName(receipt.filesystem)} at the level "
-                f'"{receipt.durability}", and sources are removed at "full" only; give it a '
-                "directory on a disk"
-            )
-            return StoreError(self._weak)
-        if receipt.status not in _THERE:
-            return TransferError(f"the receiver says {displayName(receipt.status)}")
-        if receipt.integrity != "verified" or not receipt.root or not receipt.digest:
-            return TransferError("the receiver did not verify what it stored")
-        return None
-
     async def _remove(
-        self, stored: Mapping[str, Receipt], before: Mapping[str, tuple[int, ...]]
+        self,
+        stored: Mapping[str, Receipt],
+        before: Mapping[str, tuple[int, ...]],
+        kept: dict[str, tuple[int, ...] | None],
     ) -> bool:
         """
+        @param kept: gets those that stay after all.
         @return: whether all of them are gone from the folder.
         """
         sent = [
@@ -451,6 +446,11 @@ class FileSenderService(MultiService):
                 self._outbox.done(name)
                 self._logSent(name, receipt)
                 continue
+            if departure.fate is Fate.UNSURE:
+                self._staying.add(name)
+                kept[name] = departure.identity
+                self._logSent(name, receipt)
+                continue
             over = False
             if departure.fate is Fate.CHANGED:
                 # it settles, and goes again; the old key stands for the old content
@@ -458,7 +458,7 @@ class FileSenderService(MultiService):
                 self._outbox.changed(name, now)
             elif departure.fate is Fate.FAILED:
                 why = departure.error and departure.error.strerror
-                self._warn(f"cannot remove {displayName(name)}: {why}")
+                self._met.met(f"cannot remove {displayName(name)}: {why}")
                 self._failed += 1
                 self._outbox.failed(name, now, own=False, identity=departure.identity)
             else:
@@ -471,8 +471,8 @@ class FileSenderService(MultiService):
             text = "{name} sent {file}; it stays, id {id}"
         self._log.info(text, name=self.name, file=displayName(name), id=receipt.transferId)
 
-    async def _remember(self, kept: Sequence[str]) -> None:
-        rows = [row for name in kept if (row := self._outbox.keep(name)) is not None]
+    async def _remember(self, kept: Mapping[str, tuple[int, ...] | None]) -> None:
+        rows = [row for item in kept.items() if (row := self._outbox.keep(*item)) is not None]
         memory = self._outbox.memory
         try:
             if rows:
@@ -481,7 +481,7 @@ class FileSenderService(MultiService):
                 await self._inThread(self._folder.remember, memory)
                 self._noted = memory
         except OSError as e:
-            self._warn(f"cannot write to the folder: {e.strerror}")
+            self._met.met(f"cannot write to the folder: {e.strerror}")
 
     async def _refused(self, name: str, before: tuple[int, ...], why: ConnpoolError) -> bool:
         """
@@ -492,23 +492,24 @@ class FileSenderService(MultiService):
         cause = getattr(why.__context__, "errno", None)
         own = why.code in _OWN and cause not in _SHORTAGE
         if not own:
-            self._warn(str(why))
+            self._met.met(str(why))
         if why.code == "digest-mismatch":
             # the receiver may know the key, for another content
             self._outbox.renew(name, os.urandom(_SALT_BYTES))
         poison = self._outbox.failed(name, now, own)
-        if why.code in _WAY:
+        if isinstance(why, NotDurable):
+            self._weak = str(why)
+        if why.code in _WAY or isinstance(why, NotDurable):
             self._probing = True
-        if self._probing and not own:
-            # a receiver that is away is asked with another file the next time:
-            # it may be this one that it dies of
-            self._outbox.hold(name, now, rotate=why.code in _WAY)
+            # a receiver that is away is asked with another file the next time: it
+            # may be this one that it dies of
+            self._failing = self._failing or (name, not isinstance(why, NotDurable))
         if not poison:
             return False
         try:
             where = await self._inThread(self._folder.setAside, name, before, f"{why.code}: {why}")
         except OSError as e:
-            self._warn(f"cannot set {displayName(name)} aside: {e.strerror}")
+            self._met.met(f"cannot set {displayName(name)} aside: {e.strerror}")
             return False
         if where is None:
             # it is another file by now
@@ -525,13 +526,8 @@ class FileSenderService(MultiService):
         )
         return True
 
-    def _warn(self, what: str) -> None:
-        """
-        Log a reason once, not every time it comes back.
-        """
-        if what != self._warned:
-            self._warned = what
-            self._log.warn("{name}: {what}; trying again", name=self.name, what=what)
+    def _sayTryingAgain(self, what: str) -> None:
+        self._log.warn("{name}: {what}; trying again", name=self.name, what=what)
 
     async def _stop(self) -> None:
         run, self._run = self._run, None

@@ -120,7 +120,7 @@ def writersOf(paths: Sequence[str]) -> list[Answer | OSError]:
 
     @return: for each its answer, or why it cannot be opened.
     """
-    opened: list[int | OSError] = []
+    opened: list[int | Answer | OSError] = []
     try:
         for path in paths:
             try:
@@ -128,7 +128,8 @@ def writersOf(paths: Sequence[str]) -> list[Answer | OSError]:
                     os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
                 )
             except OSError as e:
-                opened.append(e)
+                # somebody holds a write lease, as Samba does for a file it has open
+                opened.append(_SOME if e.errno == errno.EAGAIN else e)
         answers = iter(findWriters([fd for fd in opened if isinstance(fd, int)]))
         return [next(answers) if isinstance(fd, int) else fd for fd in opened]
     finally:

@@ -38,6 +38,10 @@ UNKNOWN_FACTOR = 5
 Identity = tuple[int, ...]
 
 
+def _waitAfter(tries: int) -> float:
+    return min(FIRST_WAIT * 2.0 ** min(tries - 1, 30), LONGEST_WAIT)
+
+
 @attrs.frozen
 class Remembered:
     """
@@ -91,6 +95,7 @@ class Outbox:
         self._entries: dict[str, _Entry] = {}
         self._sending: set[str] = set()
         self._kept = 0
+        self._holds = 0
         self._heldUntil = 0.0
 
     def scanned(self, files: Mapping[str, Identity], now: float) -> None:
@@ -218,16 +223,18 @@ class Outbox:
         self._sending.discard(path)
         self._forget(path)
 
-    def keep(self, path: str) -> Remembered | None:
+    def keep(self, path: str, identity: Identity | None = None) -> Remembered | None:
         """
         The file was sent and stays; it goes again when it changes.
 
+        @param identity: its identity now, if that has changed by our own doing.
         @return: facts to remember, unless it is gone meanwhile.
         """
         self._sending.discard(path)
         entry = self._entries.get(path)
         if entry is None:
             return None
+        entry.identity = identity or entry.identity
         self._kept += not entry.kept
         entry.kept = True
         return Remembered(path, entry.identity, kept=True)
@@ -267,20 +274,31 @@ class Outbox:
         entry.identity = identity or entry.identity
         entry.tries += 1
         entry.strikes += own
-        entry.notBefore = now + min(FIRST_WAIT * 2.0 ** min(entry.tries - 1, 30), LONGEST_WAIT)
+        entry.notBefore = now + _waitAfter(entry.tries)
         return entry.strikes >= self._attempts
 
     def hold(self, path: str, now: float, rotate: bool) -> None:
         """
-        Try nothing before a file that failed may be tried again.
+        Try nothing for a while, longer each time, since the receiver failed.
 
+        @param path: the file that showed it.
         @param rotate: whether another one is tried then.
         """
+        self._holds += 1
+        self._heldUntil = now + _waitAfter(self._holds)
         entry = self._entries.get(path)
         if entry is not None:
-            self._heldUntil = max(self._heldUntil, entry.notBefore)
             if rotate:
                 entry.since = now
+            else:
+                entry.notBefore = self._heldUntil
+
+    def release(self) -> None:
+        """
+        Go on: the receiver is well.
+        """
+        self._holds = 0
+        self._heldUntil = 0.0
 
     def next(self, now: float) -> float | None:
         """

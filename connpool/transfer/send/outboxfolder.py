@@ -76,6 +76,8 @@ class OutboxFolder:
     @ivar state: where the sender may keep its secrets.
     @ivar leftOut: why the last scan left something out, to the first path.
     @ivar temporaryCount: files that the last scan left alone for their names.
+    @ivar recovered: paths that the last scan removed after all: a death or a stop
+        had come between.
     @ivar blind: the reason if nobody can tell here whether a file is still
         written to; L{None} if somebody can.
     """
@@ -93,6 +95,7 @@ class OutboxFolder:
         self._temporary = temporary or TemporaryNames()
         self.leftOut: dict[str, str] = {}
         self.temporaryCount = 0
+        self.recovered: list[str] = []
         self._private = os.path.join(path, PRIVATE)
         self.state = os.path.join(self._private, "state")
         self._removal = Removal(
@@ -185,7 +188,7 @@ class OutboxFolder:
             if not os.path.isdir(place):
                 continue  # not ours
             if os.path.lexists(os.path.join(place, NAMES)):
-                self._removal.recover(place)
+                self.recovered += self._removal.recover(place)
                 continue
             try:
                 with open(os.path.join(place, NAME), encoding="utf-8", newline="") as file:
@@ -219,6 +222,7 @@ class OutboxFolder:
         """
         device = os.stat(self.path).st_dev
         self._renew()
+        self.recovered = []
         with contextlib.suppress(OSError):  # said when it happened
             self.recover()
         found: dict[str, tuple[int, ...]] = {}
@@ -294,7 +298,7 @@ class OutboxFolder:
 
     def mayGo(self, answer: Answer) -> bool:
         """
-        Whether a file with such writers is removed once it was sent.
+        Tell whether a file with such writers is removed once it was sent.
         """
         return self._removal.mayGo(answer)
 
@@ -337,7 +341,7 @@ class OutboxFolder:
     def setAside(self, name: str, refused: tuple[int, ...], why: str) -> str | None:
         """
         Move a poison file out of the way, into a directory with the reason.
-        Whoever may write to it still does; it need not be readable.
+        Programs that may write to it still do; it need not be readable.
 
         @param refused: its identity when it was to be sent.
         @return: the directory; L{None} if it is gone, or another file by now.

@@ -9,7 +9,7 @@ A source goes only if the receiver has the very content that it has in the end:
      old name finds it.  A list of what was taken, with the roots of the
      receipts, is durable before.
   2. Nobody may write to it any more (L{connpool.transfer.send.openfiles}).
-     Who still has it open or mapped keeps it here.
+     A program that still has it open or mapped keeps it here.
   3. It is read again, and its root must be the receipt's.  Times say nothing:
      a mapping changes content without them.
 
@@ -30,19 +30,24 @@ from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
-from connpool.errors import Unsupported
+from connpool.errors import StoreError, TransferError, Unsupported
 from connpool.transfer.digests import Digest, chooseBlockSize, digestNamed, rootOf
+from connpool.transfer.names import displayName
+from connpool.transfer.records import Receipt
 from connpool.transfer.send.freenames import moveFree, putBack, syncDirectory
 from connpool.transfer.send.openfiles import Answer, Writers, writersOf
 from connpool.transfer.send.source import identity
 
-__all__ = ["Departure", "Fate", "Removal", "Sent", "contentRoot"]
+__all__ = ["Departure", "Fate", "NotDurable", "Removal", "Sent", "contentRoot", "doubt"]
 
 #: The list in a place: path, size, digest and root of files C{0}, C{1}, …
 NAMES = "names"
 
 #: Files that are taken, and open, at once.
 _BATCH_FILES = 128
+
+#: What a receipt says of a file that is there.
+_THERE = frozenset({"stored", "duplicate"})
 
 _READ_BYTES = 1 << 20
 #: Reading so much is soon done, also when somebody waits for the end.
@@ -55,11 +60,12 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 class Fate(enum.Enum):
     """
-    What became of a source.
+    The end of a source.
     """
 
     GONE = "gone"
-    CHANGED = "changed"  #: somebody wrote to it, or still may
+    CHANGED = "changed"  #: somebody wrote to it, or has it open for that
+    UNSURE = "unsure"  #: nobody knows whether somebody has
     LATER = "later"  #: the next scan goes on with it
     FAILED = "failed"
 
@@ -68,7 +74,8 @@ class Fate(enum.Enum):
 class Departure:
     """
     @ivar error: why it L{Fate.FAILED}.
-    @ivar identity: of the source that stays in the folder after that.
+    @ivar identity: of the source that stays in the folder, if it L{Fate.FAILED} or
+        that is L{Fate.UNSURE}.
     """
 
     fate: Fate
@@ -92,6 +99,32 @@ class Sent:
     size: int
     digest: str
     root: bytes
+
+
+class NotDurable(StoreError):
+    """
+    The receiver stores, but not so that a source may go.
+    """
+
+
+def doubt(receipt: Receipt | None) -> TransferError | None:
+    """
+    @return: why the source of such a receipt must stay and go again; L{None} if
+        it may be removed.
+    """
+    if receipt is None:
+        return TransferError("there is no receipt")
+    if receipt.durability != "full":
+        return NotDurable(
+            f"the receiver stores on {displayName(receipt.filesystem)} at the level "
+            f'"{receipt.durability}", and sources are removed at "full" only; give it a '
+            "directory on a disk"
+        )
+    if receipt.status not in _THERE:
+        return TransferError(f"the receiver says {displayName(receipt.status)}")
+    if receipt.integrity != "verified" or not receipt.root or not receipt.digest:
+        return TransferError("the receiver did not verify what it stored")
+    return None
 
 
 def contentRoot(
@@ -153,7 +186,7 @@ class Removal:
 
     def mayGo(self, answer: Answer) -> bool:
         """
-        Whether a file with such writers may be removed once it was sent.
+        Tell whether a file with such writers may be removed once it was sent.
         """
         return answer.writers is Writers.NONE or (answer.writers is Writers.UNKNOWN and self._trust)
 
@@ -195,8 +228,10 @@ class Removal:
             try:
                 if isinstance(answer, OSError):
                     raise answer
-                if identity(os.lstat(source)) != each.identity or not self.mayGo(answer):
+                if identity(os.lstat(source)) != each.identity:
                     fates[each.path] = Departure(Fate.CHANGED)
+                elif not self.mayGo(answer):
+                    fates[each.path] = self._stays(each.path, answer)
                 else:
                     self._prepareKeep(each.path)
                     going.append(each)
@@ -246,19 +281,26 @@ class Removal:
         syncDirectory(place)
 
     def _failed(self, path: str, error: OSError) -> Departure:
+        return Departure(Fate.FAILED, error, self._identity(path))
+
+    def _stays(self, path: str, answer: Answer) -> Departure:
+        if answer.writers is Writers.UNKNOWN:
+            return Departure(Fate.UNSURE, identity=self._identity(path))
+        return Departure(Fate.CHANGED)
+
+    def _identity(self, path: str) -> tuple[int, ...] | None:
         try:
-            return Departure(
-                Fate.FAILED, error, identity(os.lstat(os.path.join(self._folder, path)))
-            )
+            return identity(os.lstat(os.path.join(self._folder, path)))
         except OSError:
-            return Departure(Fate.FAILED, error)
+            return None
 
     # -- what was taken
 
-    def recover(self, place: str) -> None:
+    def recover(self, place: str) -> list[str]:
         """
         Go on with what was taken and got no further.
 
+        @return: paths of what is gone now.
         @raise OSError: its list cannot be read.
         """
         with open(os.path.join(place, NAMES), encoding="utf-8") as file:
@@ -270,7 +312,9 @@ class Removal:
             ]
         except (ValueError, TypeError):
             sent = []  # it was never durable, so nothing was taken with it
-        self._finish(place, sent, {})
+        fates: dict[str, Departure] = {}
+        self._finish(place, sent, fates)
+        return [path for path, departure in fates.items() if departure.fate is Fate.GONE]
 
     def _finish(self, place: str, sent: Sequence[Sent], fates: dict[str, Departure]) -> None:
         """
@@ -297,7 +341,10 @@ class Removal:
         try:
             if isinstance(answer, OSError):
                 raise answer
-            same = self.mayGo(answer) and self._isWhatWasSent(file, sent)
+            if not self.mayGo(answer):
+                putBack(file, self._folder, sent.path)
+                return self._stays(sent.path, answer)
+            same = self._isWhatWasSent(file, sent)
             if same is None:
                 return Departure(Fate.LATER)
             if not same:

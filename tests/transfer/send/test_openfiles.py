@@ -17,12 +17,15 @@ from tests.helpers.mounts import mounted
 
 #: Holds a file as it is told, says so, and waits for the end of its input.
 HOLDER = """
-import mmap, os, sys
+import fcntl, mmap, signal, sys
 path, how = sys.argv[1:]
 file = open(path, "rb" if how == "read" else "rb+")
 if how == "mapped":
     mapping = mmap.mmap(file.fileno(), 1)
     file.close()
+if how == "leased":
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    fcntl.fcntl(file.fileno(), fcntl.F_SETLEASE, fcntl.F_WRLCK)
 print("holds", flush=True)
 sys.stdin.read()
 """
@@ -161,6 +164,17 @@ def test_filesOfAnotherUserAreNotKnown(tmp_path):
             return answer()
 
     assert asNobody(own).startswith("some"), "our own descriptors can be seen"
+
+
+def test_aWriteLeaseIsAWriter(tmp_path):
+    """
+    Samba holds one for a file that its client has open; opening it fails then.
+    """
+    path = tmp_path / "a"
+    path.write_bytes(b"x")
+    with held(path, "leased"):
+        assert ask(path) is Writers.SOME
+    assert ask(path) is Writers.NONE
 
 
 def test_whatCannotBeOpenedIsAnError(tmp_path):

@@ -209,9 +209,13 @@ def test_aReceiverThatIsAwayIsAskedWithOneFile():
 def test_aReceiverThatDoesNotStoreDurablyGetsOneFile():
     outbox = build(settle=0.0)
     outbox.scanned(dict.fromkeys("abc", A), 0.0)
-    now = 0.0
+    now, waits = 0.0, []
     for _ in range(5):
         assert outbox.due(now, 1) == ["a"]
         outbox.failed("a", now, own=False)
         outbox.hold("a", now, rotate=False)
-        now += outbox.next(now)
+        waits.append(outbox.next(now))
+        now += waits[-1]
+    assert waits == [FIRST_WAIT * 2**n for n in range(5)]
+    outbox.release()
+    assert len(outbox.due(now, 3)) == 3

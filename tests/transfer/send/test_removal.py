@@ -189,8 +189,25 @@ def test_whereNobodyKnowsItGoesOnlyIfThatIsMeant(place, monkeypatch, trust):
     )
     each = place.put("a")
     fate = place.build(trustSettled=trust).remove([each])["a"].fate
-    assert fate is (Fate.GONE if trust else Fate.CHANGED)
+    assert fate is (Fate.GONE if trust else Fate.UNSURE)
     assert place.files() == ({} if trust else {"a": b"x"})
+
+
+def test_whereThatIsNotKnownAnyMoreItStays(place, monkeypatch):
+    """
+    It was known before the rename.  It must not be sent again and again.
+    """
+    monkeypatch.setattr(
+        removal,
+        "writersOf",
+        lambda paths: [
+            Answer(Writers.UNKNOWN if "taken" in path else Writers.NONE) for path in paths
+        ],
+    )
+    each = place.put("a")
+    departure = place.build().remove([each])["a"]
+    there = identity((place.folder / "a").stat())
+    assert departure == Departure(Fate.UNSURE, identity=there)
 
 
 @pytest.mark.parametrize("keepDirectories", [True, False])
@@ -249,7 +266,7 @@ def test_aStopIsNotHeldUpByALargeFile(place, monkeypatch, changed):
     (waiting,) = place.taken.iterdir()
     if changed:
         overwrite(waiting / "0", b"changed", (waiting / "0").stat())
-    place.build().recover(str(waiting))
+    assert place.build().recover(str(waiting)) == ([] if changed else ["d/a"])
     assert set(place.files()) == ({"d/a"} if changed else set())
     assert list(place.taken.iterdir()) == []
 
