@@ -332,7 +332,11 @@ class Sending:
             durability=message.durability,
             filesystem=message.filesystem,
             integrity="verified" if isinstance(message, Ack) else message.integrity,
-            digest=session.digest.name,
+            digest=(
+                session.digest.name
+                if isinstance(message, Ack) or message.digest is None
+                else message.digest
+            ),
             root=root.hex() if root is not None else None,
             protocol="native",
             principal=session.principal,
