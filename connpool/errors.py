@@ -16,6 +16,7 @@ __all__ = [
     "AuthenticationFailed",
     "Busy",
     "Cancelled",
+    "CertificateRefused",
     "ChangedSource",
     "ConflictTakeover",
     "ConnectFailed",
@@ -327,6 +328,15 @@ class AuthenticationFailed(TransferError):
     """
 
     code = "auth-failed"
+    exitCode = 6
+
+
+class CertificateRefused(TransferError):
+    """
+    A certificate, the receiver's or ours, is not trusted by the other side.
+    """
+
+    code = "certificate"
     exitCode = 6
 
 

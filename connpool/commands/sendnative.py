@@ -189,7 +189,7 @@ class _Run:
             )
         files, total = len(receipts), len(report.outcomes)
         count = f"{files}{f' of {total}' * (files < total)} file{'s' * (total > 1)}"
-        levels = sorted({receipt.durability for receipt in receipts})
+        levels = sorted({_level(receipt) for receipt in receipts})
         resumed = f", {sized(report.resumedBytes)} of it held before" * bool(report.resumedBytes)
         repeated = sum(receipt.status == "duplicate" for receipt in receipts)
         were = "was" if repeated == 1 else "were"
@@ -227,6 +227,15 @@ class _Run:
         self._total = _measured(self._arguments.paths)
 
 
+def _level(receipt: Receipt) -> str:
+    """
+    @return: the durability that was reached, and what kept it from being more.
+    """
+    if receipt.durability == "full":
+        return "full"
+    return f"{receipt.durability} (on {displayName(receipt.filesystem)})"
+
+
 def _measured(paths: Sequence[str]) -> int | None:
     """
     @return: bytes; L{None} if that is not known.
@@ -253,6 +262,7 @@ def _asJSON(outcome: FileOutcome) -> dict[str, Any]:
         "name": outcome.name,
         "status": status,
         "good": outcome.good,
+        "asked": outcome.asked,
         "receipt": None if receipt is None else attrs.asdict(receipt),
         "error": None if error is None else {"code": error.code, "text": str(error)},
     }

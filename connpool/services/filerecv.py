@@ -15,7 +15,7 @@ from twisted.python import usage
 from zope.interface import implementer
 
 from connpool.addresses import clientOf
-from connpool.errors import NameRefused, StartFailed, Unsupported
+from connpool.errors import Busy, Forbidden, NameRefused, StartFailed, Unsupported
 from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
 from connpool.services.credentials import CredentialOptions, authenticatorOf
 from connpool.services.listening import ListeningService, placeOf
@@ -40,6 +40,7 @@ from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
 from connpool.transfer.records import IF_EXISTS, LiveTransfer
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
+from connpool.transfer.wire.handshake import refusal
 from connpool.transfer.wire.link import Link
 
 __all__ = ["DEFAULT_DIRECTORY", "FileReceiverService", "Options", "makeService"]
@@ -47,6 +48,9 @@ __all__ = ["DEFAULT_DIRECTORY", "FileReceiverService", "Options", "makeService"]
 #: The only directory that is created for the operator.
 DEFAULT_DIRECTORY = "received"
 
+#: What refused connections are told.
+SHUT_OUT = Forbidden("this address may not send here; see --allow and --deny of the receiver")
+CROWDED = Busy("the receiver has as many connections as it takes; try later, or use fewer --jobs")
 
 #: What only the local store understands.
 _LOCAL = (
@@ -249,6 +253,7 @@ class FileReceiverService(MultiService):
             access=options.access,
             drainTimeout=options["drain-timeout"],
             name=self.name,
+            answers={"address": refusal(SHUT_OUT), "limit": refusal(CROWDED)},
         )
         self.listening.setServiceParent(self)
 

@@ -72,6 +72,12 @@ class Options(StatusOptions):
     optParameters = [
         ["directory", None, None, "Existing folder to watch"],
         ["to", None, None, "The receiver: HOST:PORT or a client endpoint description"],
+        [
+            "ca",
+            None,
+            None,
+            "PEM file of what to trust for tls: [default: the system's authorities]",
+        ],
         ["credentials", None, None, "File with USER:PASSWORD [default: CONNPOOL_CREDENTIALS]"],
         ["settle", None, "2", "Seconds without a change before a file is sent"],
         ["interval", None, "5", "Seconds between two looks at the folder"],
@@ -82,7 +88,11 @@ class Options(StatusOptions):
     ]
 
     compData = usage.Completions(
-        optActions={"directory": usage.CompleteDirs(), "move-to": usage.CompleteDirs()}
+        optActions={
+            "directory": usage.CompleteDirs(),
+            "move-to": usage.CompleteDirs(),
+            "ca": usage.CompleteFiles("*.pem"),
+        }
     )
 
     def check(self) -> None:
@@ -96,7 +106,7 @@ class Options(StatusOptions):
             if not self[name]:
                 raise usage.UsageError(f"--{name} is missing")
         for name, parse in (
-            ("to", asDestination),
+            ("to", lambda text: asDestination(text, self["ca"])),
             ("settle", asSeconds),
             ("interval", asSeconds),
             ("jobs", asCount),
@@ -159,7 +169,7 @@ class FileSenderService(MultiService):
             self._folder = OutboxFolder(options["directory"], options["move-to"])
         except StartFailed as e:
             failStart(f"{self.name}: {e}")
-        endpoint = self._endpoint or clientEndpoint(self._reactor, options["to"])
+        endpoint = self._endpoint or clientEndpoint(self._reactor, options["to"], ca=options["ca"])
         self.pool = ConnectionPool(
             self._reactor,
             endpoint,
@@ -267,6 +277,7 @@ class FileSenderService(MultiService):
                 None,
                 files,
                 destination=to,
+                durability="full",
                 keys=HeldRun(run),
                 retry=Retry(attempts=2),
                 answered=lambda outcome: outcomes.setdefault(outcome.path[prefix:], outcome),

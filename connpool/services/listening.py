@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import MultiService, Service
@@ -90,6 +90,7 @@ class ListeningService(MultiService):
     @param access: who may connect.
     @param drainTimeout: seconds that a stop waits for connections to end
         before it aborts them.
+    @param answers: bytes that refused peers are sent; see L{Gate}.
     """
 
     kind = "listener"
@@ -104,11 +105,12 @@ class ListeningService(MultiService):
         access: Access | None = None,
         drainTimeout: float = 60.0,
         name: str = "listener",
+        answers: Mapping[str, bytes] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.drainTimeout = drainTimeout
-        self.gate = Gate(factory, access or Access(), name)
+        self.gate = Gate(factory, access or Access(), name, answers)
         self._reactor = reactor
         self._listens = listens
         self._ports: list[IListeningPort] = []

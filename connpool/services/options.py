@@ -91,13 +91,14 @@ class _NoReactor:
     """
 
 
-def asDestination(text: str) -> str:
+def asDestination(text: str, ca: str | None = None) -> str:
     """
+    @param ca: the authorities to trust, as L{clientEndpoint} takes them.
     @return: C{text}, which L{clientEndpoint} takes.
     @raise ValueError: if it does not.
     """
     with contextlib.suppress(AttributeError):  # a parser that wants a real reactor
-        clientEndpoint(_NoReactor(), text)
+        clientEndpoint(_NoReactor(), text, ca=ca)
     return text
 
 

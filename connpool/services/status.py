@@ -168,6 +168,7 @@ def observed(options: StatusOptions, service: IService, reactor: Any) -> IServic
 
     access = Access(
         allow=options["status-allow"],
+        option="--status-allow",
         maxConnections=MOST_CONNECTIONS,
         maxPerPeer=MOST_PER_ADDRESS,
     )

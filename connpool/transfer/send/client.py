@@ -63,7 +63,7 @@ class FileOutcome:
     name: str
     receipt: Receipt | None = None
     error: ConnpoolError | None = None
-    asked: str = "full"
+    asked: str = "best"
 
     @property
     def good(self) -> bool:
@@ -72,7 +72,8 @@ class FileOutcome:
         """
         if self.receipt is None:
             return self.error is None
-        return DURABILITIES.index(self.receipt.durability) >= DURABILITIES.index(self.asked)
+        wanted = 0 if self.asked == "best" else DURABILITIES.index(self.asked)
+        return DURABILITIES.index(self.receipt.durability) >= wanted
 
 
 @attrs.define(eq=False)
@@ -511,7 +512,7 @@ def sendFiles(
     *,
     destination: str = "",
     ifExists: str = "",
-    durability: str = "full",
+    durability: str = "best",
     dry: bool = False,
     digests: Sequence[str] = ("blake3", "sha256"),
     credentials: Credentials | None = None,
@@ -530,7 +531,8 @@ def sendFiles(
     @param destination: a name for the receiver that is the same each time, so
         that files are resumed; left out, they are resumed within this call only.
     @param ifExists: one of L{IF_EXISTS}; empty for the receiver's rule.
-    @param durability: one of L{DURABILITIES}.
+    @param durability: one of L{ASKABLE_DURABILITIES}: C{best} is the strongest that the
+        receiver's file system reaches, and takes what that is for success.
     @param dry: only ask what the receiver would take.
     @param digests: algorithms this side trusts.
     @param answered: called with each L{FileOutcome}.

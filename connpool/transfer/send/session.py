@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 import connpool
 from connpool import errors
+from connpool.addresses.tls import TLS_ALERT
 from connpool.errors import (
     AuthenticationFailed,
     NetworkFailed,
@@ -118,6 +119,7 @@ class SenderSession:
     @param idleTimeout: seconds of silence from the receiver that end it.
     @ivar limits: the receiver's.
     @ivar ticket: for further connections to join.
+    @ivar capabilities: those that both sides have.
     @ivar lost: what ended the connection; L{None} while it lives.
     @ivar stopping: the receiver wants nothing new here.
     @ivar onLost: called once with what ended the connection.
@@ -152,7 +154,7 @@ class SenderSession:
         self.outlet: Outlet
         self.ticket = b""
         self.principal = ""
-        self.canJoin = False
+        self.capabilities: frozenset[str] = frozenset()
         self.lost: BaseException | None = None
         self.stopping = False
         self.onLost: Callable[[BaseException], Any] = lambda _: None
@@ -199,6 +201,8 @@ class SenderSession:
             self.link.abort(
                 ProtocolError("the receiver speaks the classic protocol; use --protocol classic")
             )
+        elif data[:2] == TLS_ALERT:
+            self.link.abort(ProtocolError("the receiver speaks TLS; write --to tls:HOST:PORT"))
         else:
             shown = displayName(data[:40])
             self.link.abort(ProtocolError(f'the peer does not speak cpt/1; it said "{shown}"'))
@@ -210,7 +214,7 @@ class SenderSession:
             raise ProtocolError("the receiver's HELLO has no limits")
         agreement = agree(self._ours, message)
         self.digest = digestNamed(agreement.digest)
-        self.canJoin = "join" in agreement.capabilities
+        self.capabilities = agreement.capabilities
         self.limits = message.limits
         self._transcript = transcriptOf(self._sent, pack(frame.type, 0, frame.control))
         self.outlet.send(encode(Type.AUTH, 0, self._auth(message.methods)))

@@ -52,14 +52,14 @@ class Asked:
     What the user wants done with every file.
 
     @ivar ifExists: one of L{IF_EXISTS}, or empty for the receiver's rule.
-    @ivar durability: one of L{DURABILITIES}.
+    @ivar durability: one of L{ASKABLE_DURABILITIES}.
     @ivar dry: only ask.
     @ivar blockSize: smallest bytes of a block.
     @ivar extent: bytes of an extent.
     """
 
     ifExists: str = ""
-    durability: str = "full"
+    durability: str = "best"
     dry: bool = False
     blockSize: int = BLOCK_SIZE
     extent: int = EXTENT
@@ -91,6 +91,7 @@ class SmallStream:
         self.job = small.job
         self.size = len(small.data)
         self._root = small.root
+        self._durability = transmission.durability
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         raise ProtocolError(f"{frame.type.name} for a PUT")
@@ -106,7 +107,7 @@ class SmallStream:
         self._transmission.smallAnswered(self)
         # damaged on the way: what a large file repairs block by block
         again = retryable or isinstance(why, DigestMismatch)
-        self._transmission.refused(self.job, why, again)
+        self._transmission.refused(self.job, why, again, self._durability)
 
 
 class LargeStream:
@@ -137,6 +138,7 @@ class LargeStream:
         self.touched: set[Lane] = set()
         self.settling = False
         self.root: bytes | None = None
+        self._durability = transmission.durability
         self.over = False
         self.busy = 0
 
@@ -241,7 +243,8 @@ class LargeStream:
     def rejected(self, why: TransferError, retryable: bool) -> None:
         self.end()
         # what cannot be read again is not begun again
-        self._transmission.refused(self.job, why, retryable and not self.job.spent)
+        again = retryable and not self.job.spent
+        self._transmission.refused(self.job, why, again, self._durability)
 
     def giveUp(self, why: TransferError, keep: bool) -> None:
         """

@@ -31,9 +31,11 @@ from connpool.errors import (
     SourceError,
     TooLarge,
     TransferError,
+    Unsupported,
 )
 from connpool.transfer.digests import MAX_BLOCKS, chooseBlockSize, rootOf
 from connpool.transfer.hashing import InThread
+from connpool.transfer.records import DURABILITIES
 from connpool.transfer.send.extents import Extent, Outgoing
 from connpool.transfer.send.joblist import Job, Small, WorkList, openJob, resumeKey
 from connpool.transfer.send.readahead import readSome, stdinDescriptor
@@ -94,7 +96,7 @@ class Transmission:
         self._report = report
         self.inThread = inThread
         self._connectLane = lane
-        self._mostLanes = lanes if lane is not None and session.canJoin else 0
+        self._mostLanes = lanes if lane is not None and "join" in session.capabilities else 0
         self._lanes = 0
         self._large: list[LargeStream] = []
         self._small: dict[SmallStream, None] = {}
@@ -103,6 +105,10 @@ class Transmission:
         self._again: list[Job] = []
         self._over = False
         self._running = 0
+        #: what is asked for here: a receiver that does not know C{best} is asked for C{full}
+        self.durability = asked.durability
+        if asked.durability == "best" and "best" not in session.capabilities:
+            self.durability = "full"
         self.advanced = False
         session.onLost = lambda _: self.wake()
 
@@ -233,7 +239,7 @@ class Transmission:
             job.status.st_mtime_ns,
             bool(job.status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
-            self.asked.durability,  # type: ignore[arg-type]
+            self.durability,  # type: ignore[arg-type]
         )
         self._report.sent(job, len(small.data))
         return encode(Type.PUT, number, message, len(small.data))
@@ -283,7 +289,7 @@ class Transmission:
             status.st_mtime_ns if status is not None else None,
             status is not None and bool(status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
-            self.asked.durability,  # type: ignore[arg-type]
+            self.durability,  # type: ignore[arg-type]
             self.asked.dry,
         )
         self.session.outlet.send(encode(Type.OFFER, stream.number, message))
@@ -534,10 +540,16 @@ class Transmission:
         self._report.stored(job, receipt, root, size, self.session)
         self.wake()
 
-    def refused(self, job: Job, why: TransferError, again: bool) -> None:
+    def refused(self, job: Job, why: TransferError, again: bool, durability: str = "none") -> None:
         """
         The receiver does not take it, or not now.
+
+        @param durability: the level that was asked for.
         """
+        if isinstance(why, Unsupported) and not job.spent and self._lower(durability):
+            self._work.again(job)
+            self.wake()
+            return
         job.tries += 1
         if again and job.tries <= LATER_TRIES:
             delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
@@ -545,6 +557,18 @@ class Transmission:
         else:
             self._failed(job, why)
         self.wake()
+
+    def _lower(self, refused: str) -> bool:
+        """
+        Ask for less than a level that was refused, if which one it is was left open.
+
+        @return: whether there is less to ask for.
+        """
+        if self.asked.durability != "best" or refused not in {"data", "full"}:
+            return False
+        if refused == self.durability:
+            self.durability = DURABILITIES[DURABILITIES.index(refused) - 1]
+        return True
 
     def wouldTake(self, job: Job) -> None:
         """

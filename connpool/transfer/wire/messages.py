@@ -59,6 +59,8 @@ Nanoseconds = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 BlockSize = Annotated[int, Meta(ge=1 << 12, le=1 << 47)]
 IfExists = Literal["", "rename", "replace", "refuse", "skip"]
 Durability = Literal["none", "data", "full"]
+#: C{best} needs the capability of that name.
+AskedDurability = Literal["none", "data", "full", "best"]
 
 
 class _Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -202,7 +204,7 @@ class Put(_Message, frozen=True):
     modified: Nanoseconds | None = None
     executable: bool = False
     ifExists: IfExists = ""
-    durability: Durability = "full"
+    durability: AskedDurability = "full"
     extensions: Extensions = ()
 
 
@@ -224,7 +226,7 @@ class Offering(_Message, frozen=True):
     modified: Nanoseconds | None = None
     executable: bool = False
     ifExists: IfExists = ""
-    durability: Durability = "full"
+    durability: AskedDurability = "full"
     dry: bool = False
     extensions: Extensions = ()
 
