@@ -53,6 +53,7 @@ __all__ = [
     "TooSlow",
     "TransferError",
     "TransferTimeout",
+    "Unanswered",
     "Unconfirmed",
     "Unsupported",
 ]
@@ -436,6 +437,14 @@ class NetworkFailed(TransferError):
     code = "network"
     exitCode = 7
     retryable = True
+
+
+class Unanswered(NetworkFailed):
+    """
+    The peer closed the connection and said nothing at all.
+    """
+
+    code = "unanswered"
 
 
 class ProtocolError(TransferError):

@@ -25,7 +25,7 @@ from connpool.commands.running import INTERRUPTED, runUntilEnded
 from connpool.errors import TransferError
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
-from connpool.transfer.send.client import FileOutcome, Sending, dialled, pooled
+from connpool.transfer.send.client import FileOutcome, Sending, Wait, dialled, pooled
 from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.send.session import SessionFactory, hello
 from connpool.transfer.send.streams import Asked
@@ -35,6 +35,8 @@ __all__ = ["sendNative"]
 
 #: Seconds between two looks at how it goes.
 _TICK = 0.1
+#: Seconds without a byte after which it is said what is waited for.
+_STALLED_SECONDS = 2.0
 #: Files that are named for one and the same reason.
 _EXAMPLES = 3
 
@@ -84,7 +86,7 @@ class _Run:
         self._arguments = arguments
         self._progress = progress
         self._outputs = outputs
-        factory = SessionFactory(
+        self._factory = factory = SessionFactory(
             reactor, arguments.digests, arguments.credentials, idleTimeout=arguments.timeout
         )
         self._pool: Any = None
@@ -112,6 +114,10 @@ class _Run:
         self._resumable = self._sending.resumable
         self._total: int | None = None
         self._reasons: Counter[str] = Counter()
+        self._waited: Wait | None = None
+        self._moved: tuple[int, ...] = ()
+        self._movedAt = time.monotonic()
+        self._fewer = arguments.jobs == 1
 
     async def send(self) -> int:
         """
@@ -131,6 +137,7 @@ class _Run:
             return INTERRUPTED
         finally:
             look.stop()
+            self._sayFewer()
             if self._pool is not None:
                 await self._pool.close(timeout=5.0)
         self._others()
@@ -214,11 +221,61 @@ class _Run:
 
     def _look(self) -> None:
         report = self._sending.report
+        wait = self._waiting()
+        if wait is not None and wait != self._waited:
+            self._waited = wait
+            self._sayWait(wait)
+        self._sayFewer()
         state = report.phase if report.phase in {"verify", "publish"} else ""
-        slow = f"waiting for {report.slow}" * bool(report.slow)
+        slow = f"waiting for {wait.what}" if wait is not None else ""
         name = next(iter(report.open), "")
-        text = " ".join(part for part in (name, state, slow) if part) or "sending"
+        begun = "sending" if report.connections else "connecting"
+        text = " ".join(part for part in (name, state, slow) if part) or begun
         self._progress.show(text, report.progress, self._total)
+
+    def _waiting(self) -> Wait | None:
+        """
+        @return: what is worth saying: the next try, or what has stopped all bytes for a
+            while, not each pause of a receiver that keeps up.
+        """
+        report, now = self._sending.report, time.monotonic()
+        moved = (report.sentBytes, report.progress, len(report.outcomes))
+        if moved != self._moved:
+            self._moved, self._movedAt = moved, now
+        wait = report.wait
+        if wait is not None and wait.until is not None:
+            return wait
+        if now - self._movedAt < _STALLED_SECONDS:
+            return None
+        if wait is None and report.connections and STDIN not in self._arguments.paths:
+            return Wait("receiver", "the receiver's answer")
+        return wait
+
+    def _sayWait(self, wait: Wait) -> None:
+        whose = f"{wait.name}: " * bool(wait.name)
+        seconds = None
+        if wait.until is None:
+            self._progress.say(f"{whose}waiting for {wait.why}")
+        else:
+            seconds = round(max(0.0, wait.until - self._reactor.seconds()), 1)
+            self._progress.say(f"{whose}{wait.why}; trying again in {seconds:g} s")
+        if "json" in self._outputs:
+            said = dict.fromkeys(("path", "name", "good", "asked", "receipt", "error"))
+            said.update(name=wait.name or None, status="waiting")
+            self._outputs["json"].write(
+                {**said, "wait": {"for": wait.what, "why": wait.why, "seconds": seconds}}
+            )
+
+    def _sayFewer(self) -> None:
+        """
+        Say once that the receiver takes fewer connections than were asked for.
+        """
+        report, why = self._sending.report, self._factory.refusal
+        if why is not None and report.connections and not self._fewer:
+            self._fewer = True
+            self._progress.say(
+                f"going on with fewer than {self._arguments.jobs} connections: {why}"
+            )
 
     def _measure(self) -> None:
         """

@@ -34,6 +34,10 @@ __all__ = ["LAST_WORD", "SecuredEndpoint", "ServerCertificate"]
 
 #: Seconds of silence that a close waits for the other side to close its TLS too.
 LAST_WORD = 10.0
+#: The type of the record that a TLS client begins with (RFC 8446, section 5.1),
+HANDSHAKE = 22
+#: and the alert for a peer that begins with something else.
+UNEXPECTED_MESSAGE = bytes([21, 3, 3, 0, 2, 2, 10])
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -105,6 +109,7 @@ class _SecuredTransport(BufferingTLSTransport):
     """
 
     _late: Any = None
+    _first = True
 
     def loseConnection(self) -> None:
         super().loseConnection()
@@ -115,6 +120,12 @@ class _SecuredTransport(BufferingTLSTransport):
             self._late = factory.clock.callLater(LAST_WORD, transport.loseConnection)
 
     def dataReceived(self, data: bytes) -> None:
+        first, self._first = self._first, False
+        if first and data[0] != HANDSHAKE and self.transport is not None:
+            # OpenSSL would hang up without a word
+            self.transport.write(UNEXPECTED_MESSAGE)
+            self.transport.loseConnection()
+            return
         if self._late is not None and self._late.active():
             self._late.reset(LAST_WORD)
         super().dataReceived(data)

@@ -18,6 +18,7 @@ from connpool.addresses import clientOf
 from connpool.errors import Busy, Forbidden, NameRefused, StartFailed, Unsupported
 from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
 from connpool.services.credentials import CredentialOptions, authenticatorOf
+from connpool.services.hints import sendHint, sendHintElsewhere
 from connpool.services.listening import ListeningService, placeOf
 from connpool.services.onreceived import OnReceived, asProgram
 from connpool.services.options import (
@@ -282,18 +283,26 @@ class FileReceiverService(MultiService):
             name=options["name"],
         )
         super().startService()
-        places = [placeOf(host) for host in self.listening.getHosts()]
-        to = next((place for place in places if ":" in place), "HOST:PORT")
+        hosts = self.listening.getHosts()
+        hint, *others = [
+            sendHint(listen, host, options.access, credentials=bool(options["auth"]))
+            for listen, host in zip(options["listen"], hosts, strict=True)
+        ]
         self._log.info(
-            "{name} listens on {places}, files go to {where}; send one with: "
-            "connpool send --to {to} FILE",
+            "{name} listens on {places}, files go to {where}; send one with: {hint}",
             name=self.name,
-            places=", ".join(places),
+            places=", ".join(map(placeOf, hosts)),
             where=f"the store {options.storeName}"
             if options["store"]
             else os.path.abspath(options["directory"]),
-            to=to,
+            hint=hint,
         )
+        for other in others:
+            self._log.info("{name}: or with: {hint}", name=self.name, hint=other)
+        for listen, host in zip(options["listen"], hosts, strict=True):
+            elsewhere = sendHintElsewhere(listen, host, credentials=bool(options["auth"]))
+            if elsewhere is not None:
+                self._log.info("{name}: elsewhere: {hint}", name=self.name, hint=elsewhere)
 
     def _hooks(self, store: IFileStore) -> list[OnReceived]:
         program = self._options["on-received"]

@@ -235,7 +235,7 @@ class Delivery:
             # also when nothing comes any more
             upload.checkpoint()
         message = (
-            Progress("receive", 0, "quota" if self.queued else "disk")
+            Progress("receive", 0, "place" if self.queued else "disk")
             if upload is None
             else Progress(upload.phase, upload.durable, _slow(upload))  # type: ignore[arg-type]
         )

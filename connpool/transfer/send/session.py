@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.protocol import ClientFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -28,6 +28,7 @@ from connpool.errors import (
     ProtocolError,
     TransferError,
     TransferTimeout,
+    Unanswered,
 )
 from connpool.interfaces import IPoolable
 from connpool.transfer.digests import Digest, digestNamed
@@ -123,6 +124,7 @@ class SenderSession:
     @ivar lost: what ended the connection; L{None} while it lives.
     @ivar stopping: the receiver wants nothing new here.
     @ivar onLost: called once with what ended the connection.
+    @ivar onRefused: called with what ended it before the receiver had let us in.
     """
 
     _log = Logger()
@@ -139,7 +141,7 @@ class SenderSession:
         self._credentials = credentials
         self._idle = idleTimeout
         self._ready: Deferred[SenderSession] = Deferred()
-        self._answered = False
+        self._answered = self._spoken = False
         self._state: Callable[[Frame, Any], None] = self._hello
         self._streams: dict[int, IStream] = {}
         self._pings: dict[int, Deferred[None]] = {}
@@ -158,6 +160,7 @@ class SenderSession:
         self.lost: BaseException | None = None
         self.stopping = False
         self.onLost: Callable[[BaseException], Any] = lambda _: None
+        self.onRefused: Callable[[TransferError], Any] | None = None
         self._keepAlive: Any = None
 
     # -- greeting
@@ -166,6 +169,8 @@ class SenderSession:
         """
         @return: fires when the receiver has let us in; asked for once.
         """
+        if self.lost is not None:
+            return fail(self.lost)
         d: Deferred[SenderSession] = Deferred()
         self._ready.addCallbacks(d.callback, d.errback)
         return d
@@ -192,11 +197,13 @@ class SenderSession:
         """
         The receiver's preamble came.
         """
+        self._spoken = True
 
     def foreign(self, data: bytes) -> None:
         """
         Something else came.
         """
+        self._spoken = True
         if data[:2].lower() == b"ok":
             self.link.abort(
                 ProtocolError("the receiver speaks the classic protocol; use --protocol classic")
@@ -448,7 +455,14 @@ class SenderSession:
         why = getattr(self, "_why", why)
         if not isinstance(why, TransferError):
             why = NetworkFailed("the connection was closed")
+        if not self._spoken and type(why) is NetworkFailed:
+            why = Unanswered(
+                "the receiver closed the connection before it said anything; if it speaks TLS, "
+                "write --to tls:HOST:PORT, else see its log"
+            )
         self.lost = why
+        if not self._answered and self.onRefused is not None:
+            self.onRefused(why)
         for call in (self._deadline, self._keepAlive):
             if call is not None and call.active():
                 call.cancel()
@@ -460,6 +474,8 @@ class SenderSession:
         if not self._answered:
             self._answered = True
             self._ready.errback(Failure(why))
+            # a pool does not ask before the handshake of TLS is over
+            self._ready.addErrback(lambda _: None)
         for d in waiting:
             d.errback(Failure(why))
         self.onLost(why)
@@ -509,6 +525,7 @@ class SessionFactory(ClientFactory):
     @param digests: algorithms this side can compute and trusts.
     @param idleTimeout: seconds of silence from the receiver that end a connection; fewer if
         the receiver's are fewer.
+    @ivar refusal: why the last connection that was not let in was not.
     """
 
     noisy = False
@@ -526,9 +543,14 @@ class SessionFactory(ClientFactory):
         self._digests = tuple(digests)
         self._credentials = credentials
         self._idleTimeout = idleTimeout
+        self.refusal: TransferError | None = None
+
+    def _refused(self, why: TransferError) -> None:
+        self.refusal = why
 
     def buildProtocol(self, addr: Any) -> SenderLink:
         session = SenderSession(self._reactor, self._digests, self._credentials, self._idleTimeout)
+        session.onRefused = self._refused
         return SenderLink(self._reactor, session, self._idleTimeout)
 
 

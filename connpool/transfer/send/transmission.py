@@ -28,6 +28,7 @@ from connpool.errors import (
     Cancelled,
     ChangedSource,
     DigestMismatch,
+    NoSpace,
     SourceError,
     TooLarge,
     TransferError,
@@ -63,13 +64,16 @@ OFFERS = 16
 TRIES = 3
 #: The same when the receiver says that a later try may succeed.
 LATER_TRIES = 5
+#: The same for a full disk: few find space within seconds.
+FULL_TRIES = 2
 
 
 class Transmission:
     """
     @param report: told what became of each file: C{stored(job, receipt, root,
         size)}, C{failed(job, error)}, C{wouldTake(job)}, C{sent(job, bytes)},
-        C{resumed(job, bytes)} when it is accepted, C{phase(job, phase, slow)}.
+        C{resumed(job, bytes)} when it is accepted, C{phase(job, phase, slow)},
+        C{delayed(job, error, due)} when it is offered again later.
     @param lane: connects a further lane, or L{None}.
     @param lanes: how many further lanes there may be.
     @ivar advanced: whether any file was answered, or more of it is safe at the receiver than
@@ -98,6 +102,8 @@ class Transmission:
         self._connectLane = lane
         self._mostLanes = lanes if lane is not None and "join" in session.capabilities else 0
         self._lanes = 0
+        #: connections that are being made
+        self._connecting: set[Deferred[Any]] = set()
         self._large: list[LargeStream] = []
         self._small: dict[SmallStream, None] = {}
         self._smallBytes = 0
@@ -135,6 +141,8 @@ class Transmission:
                     await self._event()
         finally:
             self._over = True
+            for connecting in list(self._connecting):
+                connecting.cancel()
             self.wake()
             for stream in self._large[:]:
                 self._again.append(stream.job)
@@ -156,7 +164,9 @@ class Transmission:
     def _finished(self) -> bool:
         if self._large or self._small:
             return False
-        return self.session.stopping or (self._work.empty and not self._running)
+        # a connection that is still being made has nothing of ours
+        running = self._running - len(self._connecting)
+        return self.session.stopping or (self._work.empty and not running)
 
     def wake(self) -> None:
         """
@@ -487,13 +497,17 @@ class Transmission:
         One more connection, for as long as there are extents.
         """
         assert self._connectLane is not None
+        connecting = Deferred.fromCoroutine(self._connectLane())
+        self._connecting.add(connecting)
         try:
-            connection = await self._connectLane()
+            connection = await connecting
         except Exception as e:
             self._log.info("no further connection: {why}", why=str(e))
             self._mostLanes -= 1
             self._lanes -= 1
             return
+        finally:
+            self._connecting.discard(connecting)
         lane = Lane(connection.session, self.inThread)
         lane.session.onLost = lambda _: self.wake()
         try:
@@ -551,9 +565,12 @@ class Transmission:
             self.wake()
             return
         job.tries += 1
-        if again and job.tries <= LATER_TRIES:
+        if again and job.tries <= (FULL_TRIES if isinstance(why, NoSpace) else LATER_TRIES):
             delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
-            self._work.delay(job, self._reactor.seconds() + delay)
+            due = self._reactor.seconds() + delay
+            self._work.delay(job, due)
+            if delay:
+                self._report.delayed(job, why, due)
         else:
             self._failed(job, why)
         self.wake()

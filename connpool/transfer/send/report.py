@@ -1,0 +1,188 @@
+"""
+How a sending goes: what became of each file, what is under way, what is waited for.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from connpool.errors import ConnpoolError, NetworkFailed, TransferError
+from connpool.transfer.names import displayName
+from connpool.transfer.records import DURABILITIES, Receipt
+from connpool.transfer.send.joblist import Job
+
+__all__ = ["FileOutcome", "SendReport", "UnderWay", "Wait", "waitAfter"]
+
+
+@attrs.frozen
+class FileOutcome:
+    """
+    What became of one file.
+
+    @ivar path: of the source.
+    @ivar name: what the receiver was to call it, fit to be displayed.
+    @ivar receipt: if it is stored.
+    @ivar error: if it is not.  Both are L{None} in a dry run: it would be taken.
+    @ivar asked: the durability that was asked for.
+    """
+
+    path: str
+    name: str
+    receipt: Receipt | None = None
+    error: ConnpoolError | None = None
+    asked: str = "best"
+
+    @property
+    def good(self) -> bool:
+        """
+        Whether it is stored at the level that was asked for, or would be taken.
+        """
+        if self.receipt is None:
+            return self.error is None
+        wanted = 0 if self.asked == "best" else DURABILITIES.index(self.asked)
+        return DURABILITIES.index(self.receipt.durability) >= wanted
+
+
+@attrs.define(eq=False)
+class UnderWay:
+    """
+    How far a large file is that was begun and not answered.
+
+    @ivar sent: bytes sent or held.
+    @ivar phase: what the receiver says it is doing.
+    @ivar slow: what the receiver says it waits for.
+    """
+
+    job: Job
+    sent: int = 0
+    phase: str = ""
+    slow: str = ""
+
+    @property
+    def done(self) -> int:
+        # what was damaged is sent again, and counted again
+        return self.sent if self.job.size is None else min(self.sent, self.job.size)
+
+
+#: What a receiver may say that it waits for, for people.
+_WAITS_FOR = {
+    "disk": "the receiver's disk",
+    "hook": "a program of the receiver",
+    "place": "a place: the receiver takes no more files at once",
+    "quota": "the receiver's quota",
+    "rate": "the receiver's limit of bytes a second",
+}
+
+
+@attrs.frozen
+class Wait:
+    """
+    What is waited for.
+
+    @ivar what: C{network}, C{place}, C{disk}, C{quota}, C{rate}, C{hook}, or another word that
+        the receiver says.
+    @ivar why: the reason, for people.
+    @ivar name: the file that waits, fit to be displayed; empty for all of them.
+    @ivar until: when it is tried again, in the reactor's seconds; L{None} if nobody knows.
+    """
+
+    what: str
+    why: str
+    name: str = ""
+    until: float | None = None
+
+
+def waitAfter(why: TransferError, name: str, until: float) -> Wait:
+    kinds = {"no-space": "disk", "quota": "quota", "busy": "place"}
+    kind = "network" if why.exitCode == NetworkFailed.exitCode else why.code
+    return Wait(kinds.get(why.code, kind), str(why), name, until)
+
+
+@attrs.define
+class SendReport:
+    """
+    How it went, kept up to date while it goes.
+
+    @ivar outcomes: in the order of the answers.
+    @ivar sentBytes: content bytes given to connections, repetitions included.
+    @ivar resumedBytes: content bytes the receiver held when this call began with their files.
+    @ivar doneBytes: bytes of files that are stored.
+    @ivar connections: how many were made.
+    @ivar underWay: files that were begun and had no answer.
+    @ivar retry: why the next connection is waited for.
+    @ivar delayed: files that are offered again later, and why.
+    """
+
+    outcomes: list[FileOutcome] = attrs.Factory(list)
+    sentBytes: int = 0
+    resumedBytes: int = 0
+    doneBytes: int = 0
+    connections: int = 0
+    underWay: dict[Job, UnderWay] = attrs.field(factory=dict, repr=False)
+    retry: Wait | None = attrs.field(default=None, repr=False)
+    delayed: dict[Job, Wait] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def progress(self) -> int:
+        """
+        Bytes of files that are stored, and bytes sent or held of those begun.
+        """
+        return self.doneBytes + sum(each.done for each in self.underWay.values())
+
+    @property
+    def open(self) -> dict[str, int]:
+        """
+        Names of large files begun and not answered, fit to be displayed, to bytes sent or held;
+        those that wait for the receiver last.
+        """
+        return {displayName(each.job.name): each.done for each in self._shown()}
+
+    @property
+    def phase(self) -> str:
+        """
+        What the receiver says it is doing with the first of L{open}.
+        """
+        return next((each.phase for each in self._shown()), "")
+
+    @property
+    def slow(self) -> str:
+        """
+        What the receiver says the first of L{open} waits for.
+        """
+        return next((each.slow for each in self._shown()), "")
+
+    @property
+    def wait(self) -> Wait | None:
+        """
+        What is waited for, if the receiver or the network makes us wait.
+        """
+        if self.retry is not None or self.delayed:
+            return self.retry or next(iter(self.delayed.values()))
+        for each in self._shown():
+            if each.slow:
+                why = _WAITS_FOR.get(each.slow, each.slow)
+                return Wait(each.slow, why, displayName(each.job.name))
+        return None
+
+    def _shown(self) -> list[UnderWay]:
+        return sorted(self.underWay.values(), key=lambda each: not each.sent)
+
+    @property
+    def failed(self) -> list[FileOutcome]:
+        """
+        The files that are not stored as asked.
+        """
+        return [outcome for outcome in self.outcomes if not outcome.good]
+
+    @property
+    def exitCode(self) -> int:
+        """
+        For a command: 0 if every file reached the level asked for; the code all failures
+        share; else 3.
+        """
+        codes = {
+            outcome.error.exitCode if outcome.error is not None else 3 for outcome in self.failed
+        }
+        if not codes:
+            return 0
+        return codes.pop() if len(codes) == 1 else 3
