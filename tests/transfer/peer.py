@@ -165,7 +165,7 @@ class Sender(Channel):
 
     def greet(self):
         hello = self.frame(
-            HELLO, 0, [[1], "peer/1", ["join"], ["sha256"], os.urandom(32), None, []]
+            HELLO, 0, [[1], "peer/1", ["join", "best"], ["sha256"], os.urandom(32), None, []]
         )
         self.socket.sendall(PREAMBLE + hello)
         assert self.read(8) == PREAMBLE
@@ -174,6 +174,7 @@ class Sender(Channel):
         assert 1 in fields[0]
         assert "sha256" in fields[3]
         self.limits = fields[5]
+        self.best = "best" in fields[2]
         transcript = hashlib.sha256(hello + theirs).digest()
         self.send(AUTH, 0, [transcript, "none", "", b""])
         kind, _, fields, _, _ = self.receive()
@@ -287,8 +288,12 @@ class Receiver(Channel):
     once, to see it repaired.
     """
 
-    def __init__(self, socket):
+    def __init__(self, socket, capabilities=(), refuses=()):
         super().__init__(socket)
+        self.capabilities = list(capabilities)
+        #: levels that it does not reach, and those that it was asked for
+        self.refuses = refuses
+        self.asked = []
         self.files = {}
         self.damaged = 0
 
@@ -300,7 +305,9 @@ class Receiver(Channel):
         self.socket.sendall(PREAMBLE)
         limits = [None, 4096, 1 << 20, 16_384, 4, 60]
         hello = self.send(
-            HELLO, 0, [[1], "peer/1", [], ["sha256"], os.urandom(32), limits, ["none"]]
+            HELLO,
+            0,
+            [[1], "peer/1", self.capabilities, ["sha256"], os.urandom(32), limits, ["none"]],
         )
         kind, _, fields, _, _ = self.receive()
         assert kind == AUTH
@@ -314,15 +321,26 @@ class Receiver(Channel):
         except EOFError:
             return
 
+    def _refused(self, stream, durability):
+        assert durability in ["none", "data", "full", *self.capabilities]
+        self.asked.append(durability)
+        if durability in self.refuses:
+            self.send(REJECT, stream, ["unsupported", False, "this level is not reached here"])
+        return durability in self.refuses
+
     def frameReceived(self, kind, stream, fields, data, raw):
         if kind == PING:
             self.send(PONG, 0, [fields[0]])
         elif kind == PUT:
             assert root(data, SMALL_BLOCK) == fields[3]
             assert len(data) <= 4096
+            if self._refused(stream, fields[7]):
+                return
             self.files[fields[1]] = data
             self.send(ACK, 0, [[[stream, 1]], "none", "memory", 1])
         elif kind == OFFER:
+            if self._refused(stream, fields[9]):
+                return
             self.open[stream] = {
                 "name": fields[1],
                 "block": fields[4],
