@@ -16,7 +16,15 @@ import stat
 import sys
 from itertools import islice
 
-from connpool.errors import Busy, NameRefused, NoSpace, StoreError, TooLarge, TransferError
+from connpool.errors import (
+    Busy,
+    NameRefused,
+    NoSpace,
+    QuotaExceeded,
+    StoreError,
+    TooLarge,
+    TransferError,
+)
 
 __all__ = [
     "CANNOT_SYNC",
@@ -184,7 +192,13 @@ def asTransferError(error: OSError, doing: str) -> TransferError:
     if isinstance(error, TransferError):
         return error
     number = error.errno
-    if number in {errno.ENOSPC, errno.EDQUOT}:
+    if number == errno.EDQUOT:
+        # published files count, too: waiting does not help
+        return QuotaExceeded(
+            f"{doing}: the receiver's user has used up its disk quota; its operator can raise it "
+            "or remove files"
+        )
+    if number == errno.ENOSPC:
         return NoSpace(f"{doing}: the receiver's disk is full; try again when there is space")
     if number in {errno.EMFILE, errno.ENFILE}:
         return Busy(f"{doing}: the receiver has too many open files; try again later")

@@ -286,13 +286,13 @@ class Ledger:
                 totals.taken.get(principal, 0) for totals in (self._totals, *others)
             )
             if taken + size > quota:
-                raise Short(
-                    max(missing, taken + size - quota),
-                    QuotaExceeded(
-                        f"{taken} of {quota} bytes of quota are taken and {size} more are"
-                        " needed; finish or remove unfinished transfers first"
-                    ),
+                why = (
+                    f"{taken} of {quota} bytes of quota are taken and {size} more are"
+                    " needed; finish or remove unfinished transfers first"
                 )
+                if size > quota:
+                    why = f"{size} bytes are needed; the receiver's quota for one sender is {quota}"
+                raise Short(max(missing, taken + size - quota), QuotaExceeded(why))
         if missing > 0:
             raise Short(
                 missing,
