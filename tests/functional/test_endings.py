@@ -40,8 +40,9 @@ from tests.functional.test_credentials import (  # noqa: F401 - fixtures
 )
 from tests.functional.test_native import Receiving, content
 from tests.helpers.processes import connpool, environment, twistd
-from tests.helpers.waiting import bounded
+from tests.helpers.waiting import bounded, pause
 
+SEND = [sys.executable, "-m", "connpool", "send"]
 WAYS = pytest.mark.parametrize("protocol", ["native", "classic"])
 EXPIRED = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 
@@ -55,6 +56,7 @@ async def ended(protocol, to, file, ca=None, **more):
         sending = Deferred.fromCoroutine(sendClassic(reactor, endpoint, str(file)))
         with pytest.raises(TransferError) as caught:
             await bounded(sending, 10)
+        await pause(0.02)  # what is aborted goes on a later turn
         return caught.value
     report = await bounded(sendFiles(reactor, endpoint, [str(file)], retry=Retry(), **more), 10)
     (outcome,) = report.outcomes
@@ -290,16 +292,13 @@ def test_aPlaceThatIsWaitedForIsSaid(tmp_path):
             held.stdin.flush()
             receiver.program.waitFor("filerecv")
             waiting = subprocess.Popen(
-                [sys.executable, "-m", "connpool", "send", "--to", receiver.place]
-                + [str(tmp_path / "file")],
+                [*SEND, "--to", receiver.place, str(tmp_path / "file")],
                 stderr=subprocess.PIPE,
                 text=True,
                 env=environment(),
             )
             line = waiting.stderr.readline()
-            assert line == (
-                "connpool send: file: waiting for a place: the receiver takes no more files at once\n"
-            )
+            assert line.startswith("connpool send: file: waiting for a place: ")
             held.stdin.close()
             assert held.wait(20) == 0
             assert waiting.wait(20) == 0

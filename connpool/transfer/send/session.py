@@ -457,8 +457,8 @@ class SenderSession:
             why = NetworkFailed("the connection was closed")
         if not self._spoken and type(why) is NetworkFailed:
             why = Unanswered(
-                "the receiver closed the connection before it said anything; if it speaks TLS, "
-                "write --to tls:HOST:PORT, else see its log"
+                "the receiver closed the connection before it said anything: it speaks TLS (write "
+                "--to tls:HOST:PORT), or its --allow leaves this address out"
             )
         self.lost = why
         if not self._answered and self.onRefused is not None:
