@@ -346,6 +346,7 @@ class Sending:
             finished=message.finished / 1000,
         )
         self.report.doneBytes += size
+        self.report.slowed = ""
         self._outcome(job, receipt=receipt)
 
     def failed(self, job: Job, why: TransferError) -> None:
@@ -381,6 +382,12 @@ class Sending:
             # the next time it holds what we sent
             job.accepted = True
             self.report.resumedBytes += count
+
+    def slowed(self, word: str) -> None:
+        """
+        The receiver says what small files wait for; empty for nothing.
+        """
+        self.report.slowed = displayName(word)
 
     def delayed(self, job: Job, why: TransferError, due: float) -> None:
         """

@@ -110,6 +110,7 @@ class SendReport:
     @ivar connections: how many were made.
     @ivar underWay: files that were begun and had no answer.
     @ivar retry: why the next connection is waited for.
+    @ivar slowed: what the receiver says that small files wait for.
     @ivar delayed: files that are offered again later, and why.
     """
 
@@ -119,6 +120,7 @@ class SendReport:
     doneBytes: int = 0
     connections: int = 0
     underWay: dict[Job, UnderWay] = attrs.field(factory=dict, repr=False)
+    slowed: str = attrs.field(default="", repr=False)
     retry: Wait | None = attrs.field(default=None, repr=False)
     delayed: dict[Job, Wait] = attrs.field(factory=dict, repr=False)
 
@@ -162,6 +164,8 @@ class SendReport:
             if each.slow:
                 why = _WAITS_FOR.get(each.slow, each.slow)
                 return Wait(each.slow, why, displayName(each.job.name))
+        if self.slowed:
+            return Wait(self.slowed, _WAITS_FOR.get(self.slowed, self.slowed))
         return None
 
     def _shown(self) -> list[UnderWay]:

@@ -52,6 +52,7 @@ from connpool.transfer.wire.messages import (
     Reject,
     decode,
     encode,
+    slowIn,
 )
 from connpool.transfer.wire.safety import credentialsAreSafe
 
@@ -124,6 +125,8 @@ class SenderSession:
     @ivar lost: what ended the connection; L{None} while it lives.
     @ivar stopping: the receiver wants nothing new here.
     @ivar onLost: called once with what ended the connection.
+    @ivar onSlow: called with what the receiver waits for before it stores small files; empty
+        for nothing.
     @ivar onRefused: called with what ended it before the receiver had let us in.
     """
 
@@ -160,6 +163,7 @@ class SenderSession:
         self.lost: BaseException | None = None
         self.stopping = False
         self.onLost: Callable[[BaseException], Any] = lambda _: None
+        self.onSlow: Callable[[str], Any] = lambda _: None
         self.onRefused: Callable[[TransferError], Any] | None = None
         self._keepAlive: Any = None
 
@@ -350,6 +354,7 @@ class SenderSession:
         if kind is Type.ACK:
             self._acked(message)
         elif kind is Type.PING:
+            self.onSlow(slowIn(message))
             self._pinged(message.token)
         elif kind is Type.PONG:
             self._ponged(message.token)

@@ -36,13 +36,12 @@ from connpool.errors import (
 )
 from connpool.transfer.digests import MAX_BLOCKS, chooseBlockSize, rootOf
 from connpool.transfer.hashing import InThread
-from connpool.transfer.records import DURABILITIES
 from connpool.transfer.send.extents import Extent, Outgoing
 from connpool.transfer.send.joblist import Job, Small, WorkList, openJob, resumeKey
 from connpool.transfer.send.readahead import readSome, stdinDescriptor
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.send.source import unchanged
-from connpool.transfer.send.streams import Asked, Lane, LargeStream, SmallStream
+from connpool.transfer.send.streams import Asked, Lane, LargeStream, Level, SmallStream
 from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.frames import MAX_RUN, Type
 from connpool.transfer.wire.messages import (
@@ -61,12 +60,9 @@ __all__ = ["Asked", "Lane", "Transmission"]
 
 #: Large files offered at once: their answers come while another is sent.
 OFFERS = 16
-#: How often a file is sent again for a reason of its own.
-TRIES = 3
-#: The same when the receiver says that a later try may succeed.
-LATER_TRIES = 5
-#: The same for a full disk: few find space within seconds.
-FULL_TRIES = 2
+#: How often a file is sent again for a reason of its own; when the receiver says that a
+#: later try may succeed; and for a full disk, which few find space on within seconds.
+TRIES, LATER_TRIES, FULL_TRIES = 3, 5, 2
 
 
 class Transmission:
@@ -74,7 +70,8 @@ class Transmission:
     @param report: told what became of each file: C{stored(job, receipt, root,
         size)}, C{failed(job, error)}, C{wouldTake(job)}, C{sent(job, bytes)},
         C{resumed(job, bytes)} when it is accepted, C{phase(job, phase, slow)},
-        C{delayed(job, error, due)} when it is offered again later.
+        C{delayed(job, error, due)} when it is offered again later, C{slowed(word)} when the
+        receiver says what small files wait for.
     @param lane: connects a further lane, or L{None}.
     @param lanes: how many further lanes there may be.
     @ivar advanced: whether any file was answered, or more of it is safe at the receiver than
@@ -112,12 +109,10 @@ class Transmission:
         self._again: list[Job] = []
         self._over = False
         self._running = 0
-        #: what is asked for here: a receiver that does not know C{best} is asked for C{full}
-        self.durability = asked.durability
-        if asked.durability == "best" and "best" not in session.capabilities:
-            self.durability = "full"
+        self.level = Level(asked.durability, session.capabilities)
         self.advanced = False
         session.onLost = lambda _: self.wake()
+        session.onSlow = report.slowed
 
     # -- the round
 
@@ -247,7 +242,7 @@ class Transmission:
             job.status.st_mtime_ns,
             bool(job.status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
-            self.durability,  # type: ignore[arg-type]
+            self.level.asked,  # type: ignore[arg-type]
         )
         self._report.sent(job, len(small.data))
         return encode(Type.PUT, number, message, len(small.data))
@@ -297,7 +292,7 @@ class Transmission:
             status.st_mtime_ns if status is not None else None,
             status is not None and bool(status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
-            self.durability,  # type: ignore[arg-type]
+            self.level.asked,  # type: ignore[arg-type]
             self.asked.dry,
         )
         self.session.writer.send(encode(Type.OFFER, stream.number, message))
@@ -558,12 +553,10 @@ class Transmission:
 
         @param durability: the level that was asked for.
         """
-        if isinstance(why, Unsupported) and not job.spent and self._lower(durability):
-            self._work.again(job)
-            self.wake()
-            return
         job.tries += 1
-        if again and job.tries <= (FULL_TRIES if isinstance(why, NoSpace) else LATER_TRIES):
+        if isinstance(why, Unsupported) and not job.spent and self.level.lower(durability):
+            self._work.again(job)
+        elif again and job.tries <= (FULL_TRIES if isinstance(why, NoSpace) else LATER_TRIES):
             delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
             due = self._reactor.seconds() + delay
             self._work.delay(job, due)
@@ -572,18 +565,6 @@ class Transmission:
         else:
             self._failed(job, why)
         self.wake()
-
-    def _lower(self, refused: str) -> bool:
-        """
-        Ask for less than a level that was refused, if which one it is was left open.
-
-        @return: whether there is less to ask for.
-        """
-        if self.asked.durability != "best" or refused not in {"data", "full"}:
-            return False
-        if refused == self.durability:
-            self.durability = DURABILITIES[DURABILITIES.index(refused) - 1]
-        return True
 
     def wouldTake(self, job: Job) -> None:
         """

@@ -44,6 +44,8 @@ __all__ = [
     "Revoke",
     "decode",
     "encode",
+    "pingOf",
+    "slowIn",
 ]
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -171,6 +173,23 @@ class Ping(_Message, frozen=True):
 
     token: Size
     extensions: Extensions = ()
+
+
+def pingOf(slow: str) -> Ping:
+    """
+    @param slow: what small files wait for; empty for nothing.
+    """
+    return Ping(0, (Extension("slow", False, slow.encode()),) if slow else ())
+
+
+def slowIn(ping: Ping) -> str:
+    """
+    @return: what C{ping} says that small files wait for; empty for nothing.
+    """
+    for extension in ping.extensions:
+        if extension.name == "slow":
+            return extension.value[:64].decode("utf-8", "replace")
+    return ""
 
 
 class Goaway(_Message, frozen=True):

@@ -281,6 +281,29 @@ def test_aReceiverSaysWhatItWaitsFor(world, files, word, why):
         world.finish(results)
 
 
+def test_smallFilesSayTooWhatTheyWaitFor(tmp_path):
+    """
+    An extension of PING: a sender that does not know it is not disturbed.
+    """
+    from tests.transfer.world import World
+
+    for number in range(3):
+        (tmp_path / f"{number}").write_bytes(bytes(2000))
+    world = World(tmp_path / "state", Policy(minimumRate=0, maxRate=500.0))
+    sending = world.sending(*(tmp_path / f"{number}" for number in range(3)))
+    results = world.start(sending)
+    said = set()
+    while not results:
+        world.pump()
+        if sending.report.wait is not None:
+            said.add(sending.report.wait.what)
+        world.clock.advance(0.5)
+    assert said == {"rate"}
+    assert results[0].exitCode == 0
+    assert results[0].wait is None
+    world.close()
+
+
 def test_aPlaceAmongTheTransfersIsCalledThat(tmp_path, files):
     from tests.transfer.world import World
 
