@@ -121,6 +121,8 @@ class _Run:
 
     async def send(self) -> int:
         """
+        Send until it is over.
+
         @return: the exit code.
         """
         reactor, sending = self._reactor, self._sending
@@ -146,7 +148,7 @@ class _Run:
 
     def stop(self) -> None:
         """
-        Interrupted.
+        Stop, because the user interrupts.
         """
         self._sending.cancel()
 
@@ -172,7 +174,7 @@ class _Run:
 
     def _others(self) -> None:
         """
-        What failed for a reason that was said often enough.
+        Count the files that failed for a reason that was said often enough.
         """
         for reason, count in self._reasons.items():
             if count > _EXAMPLES:
@@ -279,7 +281,7 @@ class _Run:
 
     def _measure(self) -> None:
         """
-        In a thread: how much there is.
+        Find out, in a thread, how many bytes there are.
         """
         self._total = _measured(self._arguments.paths)
 
@@ -295,6 +297,8 @@ def _level(receipt: Receipt) -> str:
 
 def _measured(paths: Sequence[str]) -> int | None:
     """
+    Add up what C{paths} lead to.
+
     @return: bytes; L{None} if that is not known.
     """
     if STDIN in paths:

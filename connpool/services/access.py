@@ -1,6 +1,6 @@
 """
-The gate in front of every stream service: who may connect, how many at once,
-and who is still here when the service stops.
+The gate in front of every stream service: addresses that may connect, how many at once,
+and the connections that are left when the service stops.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOGGED_ADDRESSES = 16
 @attrs.frozen
 class Access:
     """
-    Who may connect.
+    The addresses that may connect, and the limits of connections.
 
     @ivar allow: networks that may; empty means everybody.
     @ivar deny: networks that may not; wins.
@@ -52,7 +52,7 @@ class Access:
 
     def permits(self, address: IAddress) -> bool:
         """
-        Whether C{address} may connect.
+        Decide whether C{address} may connect.
         """
         return not self.objection(address)
 
@@ -197,7 +197,7 @@ class Gate(Factory):
 
     def logPrefix(self) -> str:
         """
-        What Twisted's "starting on PORT" line begins with.
+        The beginning of Twisted's "starting on PORT" line.
         """
         return self.name
 

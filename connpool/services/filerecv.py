@@ -160,7 +160,7 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
 
     def _checkExposure(self) -> None:
         """
-        Nobody shall find out from an attacker that the receiver was open.
+        Refuse to start a receiver that is open to everybody by accident.
         """
         certified = all(listen.certified for listen in self["listen"])
         if self["identities"] is not None and not (self["auth"] or certified):

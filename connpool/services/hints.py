@@ -1,8 +1,8 @@
 """
 Commands that a service prints: they work when they are pasted on the machine it runs on.
 
-What only the operator knows (a password, a client's certificate, the address of a proxy)
-stands in capitals.
+Things that only the operator knows (a password, a client's certificate, the address of a
+proxy) stand in capitals.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ __all__ = ["ListeningService", "ShownSource", "describeListenError", "placeOf"]
 
 def placeOf(address: Any) -> str:
     """
-    Where something listens, for people: C{HOST:PORT} or the path of a socket.
+    Name the place where something listens, for people: C{HOST:PORT} or the path of a
+    socket.
     """
     if hasattr(address, "port"):
         return joinHostPort(address.host, address.port)
@@ -43,7 +44,7 @@ def placeOf(address: Any) -> str:
 
 def describeListenError(description: str, error: BaseException | None) -> str:
     """
-    Why nothing can listen on C{description}, in one line with the remedy.
+    Say why nothing can listen on C{description}, in one line with the remedy.
     """
     cause = error.socketError if isinstance(error, CannotListenError) else error
     number = getattr(cause, "errno", None)
@@ -156,7 +157,7 @@ class ListeningService(MultiService):
     @property
     def listens(self) -> bool:
         """
-        Whether something is open now.
+        True while something is open.
         """
         return bool(self._ports)
 

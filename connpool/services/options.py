@@ -1,6 +1,6 @@
 """
-What the options of all plugins share: how texts become values, how mistakes
-become one line, and who may connect.
+The part that the options of all plugins share: texts become values, mistakes become one
+line, and addresses are allowed or denied.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class AccessOptions(ServiceOptions):
     @property
     def access(self) -> Access:
         """
-        Who may connect.
+        The addresses that may connect, and the limits.
         """
         return Access(
             allow=self["allow"],

@@ -109,7 +109,7 @@ class _ClassicSender(Protocol):
 
     def _watch(self) -> None:
         """
-        Now and then: has the receiver taken anything?
+        Look now and then whether the receiver has taken anything.
         """
         now = self._clock.seconds()
         waiting = unconfirmedBytes(self._socket)

@@ -186,7 +186,7 @@ class Sending:
     @property
     def resumable(self) -> bool:
         """
-        Whether a later process can go on where this one was interrupted.
+        True if a later process can go on where this one was interrupted.
         """
         return self._run.resumable
 
@@ -231,7 +231,7 @@ class Sending:
 
     async def _once(self) -> tuple[TransferError | None, bool]:
         """
-        One connection.
+        Send over one connection.
 
         @return: what ended it early, and whether any file was brought forward.
         """
@@ -327,7 +327,7 @@ class Sending:
         session: SenderSession,
     ) -> None:
         """
-        A file has its receipt.
+        Note that a file has its receipt.
         """
         wanted = job.name.decode("utf-8")
         receipt = Receipt(
@@ -351,7 +351,7 @@ class Sending:
 
     def failed(self, job: Job, why: TransferError) -> None:
         """
-        A file is not going to be stored.
+        Note that a file is not going to be stored.
         """
         self._outcome(job, error=why)
 
@@ -359,13 +359,13 @@ class Sending:
 
     def wouldTake(self, job: Job) -> None:
         """
-        A dry run.
+        Note the answer of a dry run.
         """
         self._outcome(job)
 
     def sent(self, job: Job, count: int) -> None:
         """
-        Bytes were given to a connection.
+        Count bytes that were given to a connection.
         """
         self.report.delayed.pop(job, None)
         self.report.sentBytes += count
@@ -374,7 +374,7 @@ class Sending:
 
     def resumed(self, job: Job, count: int) -> None:
         """
-        The receiver takes it, and holds some of it already.
+        Note that the receiver takes a file, and holds some of it already.
         """
         self._underWay[job] = UnderWay(job, count)
         self.report.delayed.pop(job, None)
@@ -385,20 +385,20 @@ class Sending:
 
     def slowed(self, word: str) -> None:
         """
-        The receiver says what small files wait for; empty for nothing.
+        Note what the receiver says that small files wait for; empty for nothing.
         """
         self.report.slowed = displayName(word)
 
     def delayed(self, job: Job, why: TransferError, due: float) -> None:
         """
-        The receiver does not take a file now; it is offered again.
+        Note that the receiver does not take a file now; it is offered again.
         """
         self._underWay.pop(job, None)
         self.report.delayed[job] = waitAfter(why, displayName(job.name), due)
 
     def phase(self, job: Job, phase: str, slow: str) -> None:
         """
-        What the receiver is doing.
+        Note what the receiver is doing.
         """
         each = self._of(job)
         each.phase, each.slow = phase, displayName(slow)
@@ -486,7 +486,7 @@ def sendFiles(
 
 def _greetingError(why: BaseException | None) -> TransferError | None:
     """
-    What went wrong between us and somebody who answered.
+    Find the error of a peer that answered in what a connection attempt raised.
     """
     # a pool's own error says why in its cause
     while why is not None and not isinstance(why, TransferError):

@@ -1,5 +1,5 @@
 """
-How a sending goes: what became of each file, what is under way, what is waited for.
+The report of a sending: the outcome of each file, what is under way, what is waited for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["FileOutcome", "SendReport", "UnderWay", "Wait", "waitAfter"]
 @attrs.frozen
 class FileOutcome:
     """
-    What became of one file.
+    The outcome of one file.
 
     @ivar path: of the source.
     @ivar name: what the receiver was to call it, fit to be displayed.
@@ -35,7 +35,7 @@ class FileOutcome:
     @property
     def good(self) -> bool:
         """
-        Whether it is stored at the level that was asked for, or would be taken.
+        True if it is stored at the level that was asked for, or would be taken.
         """
         if self.receipt is None:
             return self.error is None
@@ -46,7 +46,7 @@ class FileOutcome:
 @attrs.define(eq=False)
 class UnderWay:
     """
-    How far a large file is that was begun and not answered.
+    A large file that was begun and not answered.
 
     @ivar sent: bytes sent or held.
     @ivar phase: what the receiver says it is doing.
@@ -77,7 +77,7 @@ _WAITS_FOR = {
 @attrs.frozen
 class Wait:
     """
-    What is waited for.
+    Something that is waited for.
 
     @ivar what: C{network}, C{place}, C{disk}, C{quota}, C{rate}, C{hook}, or another word that
         the receiver says.
@@ -101,7 +101,7 @@ def waitAfter(why: TransferError, name: str, until: float) -> Wait:
 @attrs.define
 class SendReport:
     """
-    How it went, kept up to date while it goes.
+    The report of a sending, kept up to date while it goes.
 
     @ivar outcomes: in the order of the answers.
     @ivar sentBytes: content bytes given to connections, repetitions included.
@@ -142,21 +142,21 @@ class SendReport:
     @property
     def phase(self) -> str:
         """
-        What the receiver says it is doing with the first of L{open}.
+        The receiver's word for what it is doing with the first of L{open}.
         """
         return next((each.phase for each in self._shown()), "")
 
     @property
     def slow(self) -> str:
         """
-        What the receiver says the first of L{open} waits for.
+        The receiver's word for what the first of L{open} waits for.
         """
         return next((each.slow for each in self._shown()), "")
 
     @property
     def wait(self) -> Wait | None:
         """
-        What is waited for, if the receiver or the network makes us wait.
+        The latest reason of the receiver or the network to wait; L{None} if there is none.
         """
         if self.retry is not None or self.delayed:
             return self.retry or next(iter(self.delayed.values()))
