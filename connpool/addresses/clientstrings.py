@@ -118,6 +118,11 @@ def clientString(
     host = values.get("host", "")
     if not host:
         raise AddressError(f"{text!r} names no host; write {kind}:HOST:PORT")
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode()
+        except UnicodeError:
+            raise AddressError(f"{text!r}: {host!r} is not a host name") from None
     bind = values.get("bindAddress")
     source = None if bind is None else (bind, 0)
     if kind == "tcp":

@@ -104,6 +104,7 @@ def _ownCertificate(certificate: str, privateKey: str) -> Any:
     @raise AddressError: for files that cannot be used; one line.
     """
     from OpenSSL import SSL, crypto
+    from twisted.internet.error import VerifyError
     from twisted.internet.ssl import PrivateCertificate
 
     text = b""
@@ -114,7 +115,7 @@ def _ownCertificate(certificate: str, privateKey: str) -> Any:
             raise AddressError(f"{what} {path!r}: {e.strerror}") from None
     try:
         return PrivateCertificate.loadPEM(text)
-    except (SSL.Error, crypto.Error, ValueError, TypeError):
+    except (SSL.Error, crypto.Error, VerifyError, ValueError, TypeError):
         raise AddressError(
             f"certificate {certificate!r} and privateKey {privateKey!r} are not a certificate "
             "and its key, without passphrase, in PEM form"
@@ -152,17 +153,22 @@ def clientTLS(
         options = optionsForClientTLS(host, trustRoot=roots, clientCertificate=own)
     except UnicodeError:
         raise AddressError(f"{host!r} is not a host name") from None
-    return implementer(IOpenSSLClientConnectionCreator)(_Verifying)(options, host)
+    return implementer(IOpenSSLClientConnectionCreator)(_Verifying)(
+        options, host, roots is not None
+    )
 
 
 class _Verifying:
     """
     Makes connections that say why a certificate is not trusted.
+
+    @param pinned: whether the trusted certificates were named one by one.
     """
 
-    def __init__(self, options: Any, host: str) -> None:
+    def __init__(self, options: Any, host: str, pinned: bool) -> None:
         self._options = options
         self._host = host
+        self._pinned = pinned
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> Any:
         """
@@ -171,9 +177,10 @@ class _Verifying:
         from OpenSSL import SSL, crypto
 
         connection = self._options.clientConnectionForTLS(tlsProtocol)
-        store = connection.get_context().get_cert_store()
-        # a server's own certificate may be trusted, not only an authority's
-        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        if self._pinned:
+            # a server's own certificate may be trusted, not only an authority's
+            store = connection.get_context().get_cert_store()
+            store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         weak = ref(tlsProtocol)
 
         def verify(_: Any, certificate: Any, number: int, depth: int, ok: int) -> bool:

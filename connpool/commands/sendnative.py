@@ -37,6 +37,8 @@ __all__ = ["sendNative"]
 _TICK = 0.1
 #: Seconds without a byte after which it is said what is waited for.
 _STALLED_SECONDS = 2.0
+#: Seconds between two lines about a wait for one and the same reason, after a few.
+_AGAIN_SECONDS = 10.0
 #: Files that are named for one and the same reason.
 _EXAMPLES = 3
 
@@ -115,6 +117,8 @@ class _Run:
         self._total: int | None = None
         self._reasons: Counter[str] = Counter()
         self._waited: Wait | None = None
+        #: how often each reason was said, and when
+        self._waitsSaid: dict[tuple[str, str], tuple[int, float]] = {}
         self._moved: tuple[int, ...] = ()
         self._movedAt = time.monotonic()
         self._fewer = arguments.jobs == 1
@@ -224,7 +228,7 @@ class _Run:
     def _look(self) -> None:
         report = self._sending.report
         wait = self._waiting()
-        if wait is not None and wait != self._waited:
+        if wait is not None and wait != self._waited and self._isNews(wait):
             self._waited = wait
             self._sayWait(wait)
         self._sayFewer()
@@ -253,6 +257,17 @@ class _Run:
             return Wait("receiver", "the receiver's answer")
         return wait
 
+    def _isNews(self, wait: Wait) -> bool:
+        """
+        @return: whether to say it: of one reason not more than a few, then one now and then.
+        """
+        now, reason = time.monotonic(), (wait.what, wait.why)
+        count, at = self._waitsSaid.get(reason, (0, 0.0))
+        if count >= _EXAMPLES and now - at < _AGAIN_SECONDS:
+            return False
+        self._waitsSaid[reason] = (count + 1, now)
+        return True
+
     def _sayWait(self, wait: Wait) -> None:
         whose = f"{wait.name}: " * bool(wait.name)
         seconds = None
@@ -272,8 +287,11 @@ class _Run:
         """
         Say once that the receiver takes fewer connections than were asked for.
         """
-        report, why = self._sending.report, self._factory.refusal
-        if why is not None and report.connections and not self._fewer:
+        if not self._sending.report.connections:
+            # the first one was not let in: that is another matter
+            self._factory.refusal = None
+        why = self._factory.refusal
+        if why is not None and not self._fewer:
             self._fewer = True
             self._progress.say(
                 f"going on with fewer than {self._arguments.jobs} connections: {why}"

@@ -11,6 +11,7 @@ import os
 import re
 import ssl
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -49,7 +50,7 @@ def localHost(host: str, access: Access) -> str:
     loopback = _LOOPBACK.get(host)
     if loopback is None:
         return host
-    candidates = (loopback, *_ownAddresses(":" in host))
+    candidates = chain([loopback], _ownAddresses(":" in host))
     return next((each for each in candidates if _permits(access, each)), loopback)
 
 
@@ -71,7 +72,11 @@ def _ownAddresses(v6: bool) -> Iterator[str]:
     import psutil
 
     family = socket.AF_INET6 if v6 else socket.AF_INET
-    for found in psutil.net_if_addrs().values():
+    try:
+        interfaces = psutil.net_if_addrs()
+    except OSError:
+        return  # a sandbox may forbid to ask
+    for found in interfaces.values():
         for each in found:
             # one with a zone is reached from its link only
             if each.family == family and "%" not in each.address:
@@ -111,25 +116,28 @@ def _shown(listen: Listen) -> _Shown | None:
     if "secured" in listen.wrappers:
         path = Path(words["certificate"])
     elif listen.kind == "ssl":
-        path = Path(words.get("certKey") or words.get("privateKey") or "server.pem")
+        # ssl:PORT:privateKey:certKey
+        named = dict(zip(("port", "privateKey", "certKey"), listen.arguments, strict=False))
+        named.update(words)
+        path = Path(named.get("certKey") or named.get("privateKey") or "server.pem")
     else:
         files = sorted(Path(listen.arguments[0] if listen.arguments else ".").glob("*.pem"))
         path = files[0] if files else Path("CERTIFICATE.pem")
     try:
-        chain = readCertificates(path, "certificate")
+        certificates = readCertificates(path, "certificate")
     except AddressError:
         return _Shown("CERTIFICATE.pem", [])
-    names = certificateNames(chain[0])
-    return _Shown("" if _publiclyTrusted(chain) else os.path.abspath(path), names)
+    trusted = "" if _publiclyTrusted(certificates) else os.path.abspath(path)
+    return _Shown(trusted, certificateNames(certificates[0]))
 
 
-def _publiclyTrusted(chain: list[Any]) -> bool:
+def _publiclyTrusted(certificates: list[Any]) -> bool:
     from OpenSSL import crypto
 
     store, paths = crypto.X509Store(), ssl.get_default_verify_paths()
     try:
         store.load_locations(paths.cafile, paths.capath)
-        leaf, *others = map(crypto.X509.from_cryptography, chain)
+        leaf, *others = map(crypto.X509.from_cryptography, certificates)
         crypto.X509StoreContext(store, leaf, others).verify_certificate()
     except (crypto.Error, crypto.X509StoreContextError, TypeError):
         return False

@@ -89,7 +89,7 @@ def test_withinTLS(certificates, monkeypatch, listen, address, to):
 
 
 def test_aCertificateThatTheSystemTrustsNeedsNoOption(certificates, monkeypatch):
-    monkeypatch.setattr(hints, "_publiclyTrusted", lambda chain: True)
+    monkeypatch.setattr(hints, "_publiclyTrusted", lambda certificates: True)
     listen = f"secured:tcp:1:certificate={certificates}/here.pem"
     assert hint(listen, v4("127.0.0.1")) == "connpool send --to tls:127.0.0.1:8640 FILE"
 

@@ -206,7 +206,8 @@ class Sending:
                 failures = 1 if advanced else failures + 1
                 if (
                     not self._worthRetrying(why)
-                    or failures >= (retry.attempts if self._heard else UNHEARD_ATTEMPTS)
+                    or failures
+                    >= (retry.attempts if self._heard else min(retry.attempts, UNHEARD_ATTEMPTS))
                     or not self._somebodyAnswered
                 ):
                     await self._work.abandon(why)
