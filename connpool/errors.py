@@ -338,7 +338,7 @@ class CertificateRefused(TransferError):
     """
 
     code = "certificate"
-    exitCode = 6
+    exitCode = 7
 
 
 class DigestMismatch(TransferError):

@@ -118,7 +118,7 @@ class _Run:
         self._reasons: Counter[str] = Counter()
         self._waited: Wait | None = None
         #: how often each reason was said, and when
-        self._waitsSaid: dict[tuple[str, str], tuple[int, float]] = {}
+        self._waitsSaid: dict[str, tuple[int, float]] = {}
         self._moved: tuple[int, ...] = ()
         self._movedAt = time.monotonic()
         self._fewer = arguments.jobs == 1
@@ -233,7 +233,8 @@ class _Run:
             self._sayWait(wait)
         self._sayFewer()
         state = report.phase if report.phase in {"verify", "publish"} else ""
-        slow = f"waiting for {wait.what}" if wait is not None else ""
+        what = report.slow if wait is None else wait.what
+        slow = f"waiting for {what}" * bool(what)
         name = next(iter(report.open), "")
         begun = "sending" if report.connections else "connecting"
         text = " ".join(part for part in (name, state, slow) if part) or begun
@@ -261,7 +262,8 @@ class _Run:
         """
         @return: whether to say it: of one reason not more than a few, then one now and then.
         """
-        now, reason = time.monotonic(), (wait.what, wait.why)
+        # the reason quotes the name
+        now, reason = time.monotonic(), wait.why.replace(f'"{wait.name}"', '"…"')
         count, at = self._waitsSaid.get(reason, (0, 0.0))
         if count >= _EXAMPLES and now - at < _AGAIN_SECONDS:
             return False

@@ -140,13 +140,12 @@ class ObservedService(MultiService):
     @property
     def _where(self) -> str:
         """
-        The page's address, as a browser on this machine takes it.
+        The page's place, as this machine reaches it.
         """
         host: Any = self.status.getHost()
         if "proxied" in self._listen.wrappers or not hasattr(host, "port"):
             return placeOf(host)
-        scheme = "https" if self._listen.encrypted else "http"
-        return f"{scheme}://{localPlace(host, self._access)}/"
+        return localPlace(host, self._access)
 
     def startService(self) -> None:
         super().startService()

@@ -41,6 +41,7 @@ from tests.functional.test_credentials import (  # noqa: F401 - fixtures
 from tests.functional.test_native import Receiving, content
 from tests.helpers.processes import connpool, environment, twistd
 from tests.helpers.waiting import bounded, pause
+from tests.transfer import peer
 
 SEND = [sys.executable, "-m", "connpool", "send"]
 WAYS = pytest.mark.parametrize("protocol", ["native", "classic"])
@@ -98,7 +99,7 @@ async def test_aCertificateThatDoesNotVerify(
     error = await ended(protocol, f"tls:{host}:{port}", file, ca)
     assert why in str(error)
     assert "certificate" in str(error)
-    assert (error.code, error.exitCode) == ("certificate", 6)
+    assert (error.code, error.exitCode) == ("certificate", 7)
 
 
 @WAYS
@@ -119,7 +120,7 @@ async def test_aClientsCertificateThatIsRefused(
     if shown is not None:
         to += f":certificate={Authority(tmp_path / 'other').issue('me', 'me@example.org')}"
     error = await ended(protocol, to, file, ca)
-    assert error.exitCode == 6
+    assert (error.code, error.exitCode) == ("certificate", 7)
     assert "certificate=FILE" in str(error)
 
 
@@ -233,6 +234,50 @@ def test_onADiskTheBestIsFull(tmp_path):
         done = connpool("send", "--to", receiver.place, tmp_path / "file")
         assert done.returncode == 0, done.stderr
         assert done.stderr.rstrip().endswith("durability full")
+
+
+@pytest.mark.parametrize(
+    ("knows", "asked"),
+    [
+        ({"capabilities": ("best",)}, ["best", "best"]),
+        ({}, ["full", "full"]),
+        ({"refuses": ("full", "data")}, ["full", "full", "data", "data", "none", "none"]),
+    ],
+)
+def test_aPeerWrittenFromTheDocumentIsAskedForTheBest(tmp_path, knows, asked):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "small").write_bytes(b"x")
+    (source / "large").write_bytes(content(1 << 20))
+    served = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(30)
+                served.append(peer.Receiver(connection, **knows))
+                served[0].serve()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+        done = connpool("send", "--to", place, source, XDG_STATE_HOME=str(tmp_path / "state"))
+        thread.join(30)
+    assert done.returncode == 0, done.stderr
+    assert sorted(served[0].asked) == sorted(asked)
+    assert "durability none (on memory)" in done.stderr
+
+
+def test_aPeerWrittenFromTheDocumentAsksForTheBest(tmp_path):
+    with Receiving(tmp_path) as receiver:
+        sender = peer.Sender(receiver.connect()).greet()
+        assert sender.best
+        stream = sender.put(b"small", b"x", durability="best")
+        kind, fields = sender.answers([stream])[stream]
+        sender.socket.close()
+        assert (kind, fields[1]) == (peer.ACK, "full")
 
 
 def test_waitsAreSaid(tmp_path):
