@@ -371,4 +371,5 @@ def _slow(upload: Upload) -> str:
     """
     What the receiver waits for, if it does.
     """
-    return upload.incoming.slowedBy if upload.slow else ""
+    word = upload.incoming.slowedBy
+    return "" if word == "peer" else word
