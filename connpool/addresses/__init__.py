@@ -3,7 +3,7 @@ Text to address and back.  Parsing is pure; look-ups end.
 """
 
 from connpool.addresses.clients import Client, UnknownAddress, clientOf
-from connpool.addresses.clientstrings import TRANSFER_PORT, clientEndpoint, clientString
+from connpool.addresses.clientstrings import clientEndpoint
 from connpool.addresses.descriptions import Listen, parseListen, tokenize
 from connpool.addresses.goaddress import TCPAddr, UDPAddr
 from connpool.addresses.hostport import joinHostPort, splitHostPort
@@ -12,7 +12,6 @@ from connpool.addresses.networks import Networks
 from connpool.addresses.resolve import resolveTCPAddr, resolveUDPAddr
 
 __all__ = [
-    "TRANSFER_PORT",
     "Client",
     "Listen",
     "NameResolver",
@@ -22,7 +21,6 @@ __all__ = [
     "UnknownAddress",
     "clientEndpoint",
     "clientOf",
-    "clientString",
     "joinHostPort",
     "parseListen",
     "resolveTCPAddr",

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from zope.interface import implementer
 
-from connpool.addresses import clientString
+from connpool.addresses.clientstrings import clientString
 from connpool.pool.endpoint import PooledEndpoint
 from connpool.pool.settings import Settings
 

@@ -14,7 +14,7 @@ from twisted.internet.endpoints import (
     serverFromString,
 )
 
-from connpool.addresses import clientString
+from connpool.addresses.clientstrings import clientString
 from connpool.errors import AddressError
 from connpool.proxyprotocol.client import ProxyHeaderEndpoint
 from connpool.proxyprotocol.connection import Policy

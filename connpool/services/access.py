@@ -166,7 +166,8 @@ class Gate(Factory):
     Wraps a service's factory.
 
     @param answers: bytes that refused peers are sent: C{"address"} for those that
-        C{access} leaves out, C{"limit"} for those that are too many.
+        C{access} leaves out (before a TLS handshake they get an alert instead), C{"limit"} for
+        those that are too many.
     @param seconds: monotonic, times the log lines.
     """
 
@@ -217,7 +218,8 @@ class Gate(Factory):
             if host in self._turnedAway or len(self._turnedAway) < LOGGED_ADDRESSES:
                 self._turnedAway[host] += 1
             self._rarely.happened(objection, self._seconds())
-            return _Refused(self._answers.get("address", b""), ACCESS_DENIED)
+            answer = self._answers.get("address", b"")
+            return _Refused(answer, ACCESS_DENIED if answer else b"")
         if len(self._visits) >= access.maxConnections or (
             access.maxPerPeer is not None and peer and self._perPeer[peer] >= access.maxPerPeer
         ):

@@ -27,7 +27,8 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.addresses import clientString, joinHostPort, tokenize
+from connpool.addresses import joinHostPort, tokenize
+from connpool.addresses.clientstrings import clientString
 from connpool.errors import AddressError
 from connpool.pool import ConnectionPoolService, PooledEndpoint, Settings
 from connpool.proxyprotocol import ProxyHeaderEndpoint

@@ -10,7 +10,8 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import HostnameEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectionLost
 
-from connpool.addresses import clientEndpoint, clientString
+from connpool.addresses import clientEndpoint
+from connpool.addresses.clientstrings import clientString
 from connpool.addresses.tls import ACCESS_DENIED, TLS_ALERT, connectionLoss
 from connpool.errors import (
     AddressError,
