@@ -16,9 +16,27 @@ import stat
 import sys
 from itertools import islice
 
-from connpool.errors import Busy, NameRefused, NoSpace, StoreError, TooLarge, TransferError
+from connpool.errors import (
+    Busy,
+    NameRefused,
+    NoInodes,
+    NoSpace,
+    StoreError,
+    TooLarge,
+    TransferError,
+)
 
-__all__ = ["NEW", "READ", "VOLATILE", "Syscalls", "asTransferError", "filesystemType", "isFile"]
+__all__ = [
+    "DIRECTORY",
+    "NEW",
+    "NO_INODES",
+    "READ",
+    "VOLATILE",
+    "Syscalls",
+    "asTransferError",
+    "filesystemType",
+    "isFile",
+]
 
 #: Create a private file that nobody could have put there before.
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -26,6 +44,12 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Open a directory to hold it.
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: The one line about a file system that has bytes left and no inodes.
+NO_INODES = (
+    "the receiver's disk has no inodes left, though it may have space; files have to be removed"
+    " from it, of any size"
+)
 
 #: File systems that forget everything at power-off, and the one nobody knows.
 VOLATILE = frozenset({"tmpfs", "ramfs", "unknown"})
@@ -76,6 +100,10 @@ def _listdir(fd: int, most: int | None = None) -> list[str]:
         return [entry.name for entry in islice(entries, most)]
 
 
+def _noXattr(*_details: object) -> bytes:
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+
 class Syscalls:
     """
     What the functions of L{os} do, one attribute each and nothing around
@@ -90,6 +118,11 @@ class Syscalls:
     pwrite = staticmethod(os.pwrite)
     ftruncate = staticmethod(os.ftruncate)
     fchmod = staticmethod(os.fchmod)
+    fchown = staticmethod(os.fchown)
+    getxattr = staticmethod(getattr(os, "getxattr", _noXattr))
+    setxattr = staticmethod(getattr(os, "setxattr", _noXattr))
+    removexattr = staticmethod(getattr(os, "removexattr", _noXattr))
+    dup2 = staticmethod(os.dup2)
     utime = staticmethod(os.utime)
     fsync = staticmethod(os.fsync)
     fdatasync = staticmethod(getattr(os, "fdatasync", os.fsync))
@@ -117,6 +150,18 @@ class Syscalls:
                 offset += written
                 written = self.pwrite(fd, rest, offset)
                 rest = rest[written:]
+
+    def outOfInodes(self, fd: int | None) -> bool:
+        """
+        Tell whether the file system of C{fd} can hold no more files, whatever
+        their size.
+        """
+        try:
+            status = None if fd is None else self.fstatvfs(fd)
+        except OSError:
+            return False
+        # some file systems make inodes as they are needed and say 0 of 0
+        return status is not None and status.f_files > 0 and status.f_favail == 0
 
     def openIfThere(self, name: str, flags: int, directory: int) -> int | None:
         """
@@ -165,19 +210,36 @@ def filesystemType(fd: int) -> str:
     return _MAGIC.get(status[0] & 0xFFFFFFFF, "unknown")
 
 
-def asTransferError(error: OSError, doing: str) -> TransferError:
+def asTransferError(
+    error: OSError, doing: str, syscalls: Syscalls | None = None, fd: int | None = None
+) -> TransferError:
     """
+    Say what went wrong, and nothing of where on this machine it did.
+
     @param doing: what failed, for the text: C{"writing report.txt"}.
+    @param fd: any descriptor on the file system, asked through C{syscalls}
+        about the reason.
     """
     if isinstance(error, TransferError):
         return error
     number = error.errno
-    if number in {errno.ENOSPC, errno.EDQUOT}:
+    if number == errno.EDQUOT:
+        return NoSpace(
+            f"{doing}: the receiver's user has used up its quota of the disk; its operator has"
+            " to raise that or to remove something"
+        )
+    if number == errno.ENOSPC and syscalls is not None and syscalls.outOfInodes(fd):
+        return NoInodes(f"{doing}: {NO_INODES}")
+    if number == errno.ENOSPC:
         return NoSpace(f"{doing}: the receiver's disk is full; try again when there is space")
     if number in {errno.EMFILE, errno.ENFILE}:
         return Busy(f"{doing}: the receiver has too many open files; try again later")
+    if number in {errno.ENOENT, errno.ESTALE}:
+        return Busy(
+            f"{doing}: somebody removes the receiver's directories while it works; try again later"
+        )
     if number == errno.ENAMETOOLONG:
         return NameRefused(f"{doing}: the name is too long for the receiver's file system")
     if number == errno.EFBIG:
         return TooLarge(f"{doing}: larger than the receiver's file system takes")
-    return StoreError(f"{doing}: {os.strerror(number) if number else error}")
+    return StoreError(f"{doing}: {os.strerror(number) if number else type(error).__name__}")

@@ -3,8 +3,9 @@ A store in a local directory.
 
 Theory of operation
 ===================
-The root is opened once.  Below it C{.connpool} (which no L{RelativeName} can
-name) holds what is private:
+The root is opened once; when its path leads elsewhere nothing is taken until it
+leads back (L{connpool.transfer.stores.rootdir}).  Below it C{.connpool} (which
+no L{RelativeName} can name) holds what is private:
 
 C{temporary/}
     files that cannot be resumed, named after their idempotence key, and notes
@@ -54,7 +55,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import NoSpace, StartFailed, StoreError, TransferError
+from connpool.errors import StartFailed, StoreError, TransferError
 from connpool.interfaces import IFileStore, IPartial
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
@@ -69,8 +70,9 @@ from connpool.transfer.stores.admission import Admission
 from connpool.transfer.stores.caseindex import Neighbours, keepApart
 from connpool.transfer.stores.commit import Finisher
 from connpool.transfer.stores.copies import Copies
-from connpool.transfer.stores.directories import Directory, Tree
+from connpool.transfer.stores.directories import FRESH, Directory, Followed, Tree
 from connpool.transfer.stores.groupcommit import GroupCommit, Small
+from connpool.transfer.stores.inheritance import refuseInheritance
 from connpool.transfer.stores.iothreads import Lanes
 from connpool.transfer.stores.pace import Pace
 from connpool.transfer.stores.partialdir import Shelf
@@ -79,6 +81,7 @@ from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 from connpool.transfer.stores.receiptlog import DoneLog
 from connpool.transfer.stores.recovery import Reaper
 from connpool.transfer.stores.reservations import Ledger, Space
+from connpool.transfer.stores.rootdir import RootDirectory, Trouble
 from connpool.transfer.syscalls import (
     VOLATILE,
     Syscalls,
@@ -89,7 +92,7 @@ from connpool.transfer.syscalls import (
 
 __all__ = ["LocalStore"]
 
-#: Seconds between looks at whether the root's path still leads to it.
+#: Seconds between tries to note what could not be noted before.
 LOOK = 1.0
 #: Seconds between looks for what is too old.
 REAP = 600.0
@@ -158,8 +161,8 @@ class LocalStore:
         )
         self._flushing: Any = None
         self._closed = False
-        self._looked = -LOOK
-        self._trouble: str | None = None
+        self._looked = self._flushed = -LOOK
+        self._trouble: Trouble | None = None
         self._reaped = seconds() - REAP + LOOK * 60
         self._reaping = False
         self._claim = Neighbours(self.syscalls).claim if names == "portable" else keepApart
@@ -188,45 +191,46 @@ class LocalStore:
             raise StartFailed(f"directory {shown}: {error.strerror}") from None
         opened.callback(sys.close, self._root)
         try:
-            status = sys.fstat(self._root)
-            self._identity = (status.st_dev, status.st_ino)
             self.filesystem = filesystemType(self._root)
             level = "none" if self.filesystem in VOLATILE else "full"
             self.caps = StoreCaps(durability=level)
-            self.privateTree = Tree(sys, self._root, 0o700)
-            opened.callback(self.privateTree.close)
-            self._checkOwner(self._hold(opened, INTERNAL))
+            self.privateTree = private = Tree(
+                sys, self._root, 0o700, accept=self._accept, vanished=self._vanished
+            )
+            opened.callback(private.close)
             held = [self._hold(opened, INTERNAL, name) for name in ("temporary", "done", "ledger")]
             if level == "full":
                 for directory in held:
-                    self.privateTree.sync(directory)
-            temporary, self._receipts, ledger = (directory.fd for directory in held)
+                    private.sync(directory)
             space = Space(sys, self._root, minFree, self._seconds)
-            self.ledger = Ledger(sys, ledger, space, self._quota)
+            self.ledger = Ledger(sys, self._follow("ledger", opened), space, self._quota)
             opened.callback(self.ledger.close)
-            self._done = DoneLog(sys, self._receipts, self._now, self._seconds)
+            self._done = DoneLog(sys, self._follow("done", opened), self._now, self._seconds)
             opened.callback(self._done.close)
             self._tree = Tree(sys, self._root, dirMode, claim=self._claim)
             opened.callback(self._tree.close)
-            self.shelf = Shelf(sys, self.privateTree)
+            self._rootDirectory = RootDirectory(
+                sys, self._path, self._root, (private, self._tree), self._log
+            )
+            self.shelf = Shelf(sys, private)
             self.finisher = Finisher(
                 sys,
                 self._tree,
+                private,
                 Publisher(
                     sys,
-                    Copies(sys, temporary, self._tree),
-                    canLink=canLink(sys, temporary),
+                    Copies(sys, private, self._tree),
+                    canLink=canLink(sys, held[0].fd),
                     claim=self._claim,
                 ),
                 self._done,
-                temporary,
                 reach=DURABILITIES.index(level),
                 fileMode=fileMode,
                 keepExec=keepExec,
                 now=self._now,
             )
             self.reaper = Reaper(
-                sys, self.shelf, self.finisher, temporary, self._ttl, self._now, self._status
+                sys, self.shelf, self.finisher, private, self._ttl, self._now, self._status
             )
         except (OSError, TransferError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
@@ -240,6 +244,26 @@ class LocalStore:
         opened.callback(self.privateTree.release, directory)
         return directory
 
+    def _follow(self, name: str, opened: contextlib.ExitStack) -> Followed:
+        followed = Followed(self.privateTree, (INTERNAL, name))
+        opened.callback(followed.close)
+        return followed
+
+    def _accept(self, directory: Directory) -> None:
+        if len(directory.components) == 1:
+            self._checkOwner(directory)
+        refuseInheritance(self.syscalls, directory.fd)
+
+    def _vanished(self, components: tuple[str, ...]) -> None:
+        # a principal's own directory may be removed by whoever finds it empty
+        if len(components) <= 2:
+            self._log.warn(
+                "somebody removed or replaced {name} in directory {directory}; it is made"
+                " again, and the unfinished files and receipts that were in it are lost",
+                name=components[-1],
+                directory=displayName(self._path),
+            )
+
     def _checkOwner(self, internal: Directory) -> None:
         """
         Whoever else may rename what is in it can have us publish what he likes.
@@ -247,8 +271,8 @@ class LocalStore:
         status = self.syscalls.fstat(internal.fd)
         mode = stat.S_IMODE(status.st_mode)
         if status.st_uid != os.geteuid() or mode & 0o022:
-            raise StartFailed(
-                f"{INTERNAL} in directory {displayName(self._path)} belongs to user"
+            raise StoreError(
+                f"{INTERNAL} belongs to user"
                 f" {status.st_uid} with mode {mode:04o}; it must be private to user"
                 f" {os.geteuid()}: chown it and chmod 700, or remove it if nobody knows it"
             )
@@ -271,7 +295,7 @@ class LocalStore:
             if receipt is not None:
                 return receipt
         if not self.ledger.fits(len(data)):
-            raise NoSpace("the receiver's disk is full; try again when there is space")
+            raise self.ledger.full()
         if self.finisher.level(offer):
             small = Small(offer, data, root, Deferred())
             self._group.add(small)
@@ -284,14 +308,15 @@ class LocalStore:
 
     def trouble(self) -> str | None:
         now = self._seconds()
-        if now - self._looked >= LOOK:
-            self._looked = now
-            self._trouble = self._look()
+        if now - self._looked >= FRESH:
+            self._look(now)
+        if now - self._flushed >= LOOK:
+            self._flushed = now
             if self._flushing is None:
                 self._flush()  # what could not be noted before
             if now - self._reaped >= REAP and not self._reaping and not self._closed:
                 self.reap()
-        return self._trouble or self.ledger.trouble()
+        return self.ledger.trouble() if self._trouble is None else self._trouble.text
 
     def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
         return maybeDeferred(self._stat, name)
@@ -330,7 +355,7 @@ class LocalStore:
         @return: the receipts that a program is still to be told about.
         @raise StartFailed: another process has them; one line.
         """
-        return ReceivedOutbox(self.syscalls, self._receipts)
+        return ReceivedOutbox(self.syscalls, Followed(self.privateTree, (INTERNAL, "done")))
 
     async def _openNow(self, offer: Offer) -> IPartial | Receipt:
         self._looked = -LOOK
@@ -338,7 +363,8 @@ class LocalStore:
         try:
             return await self.admission.open(offer)
         except OSError as error:
-            raise asTransferError(error, f'receiving "{offer.name}"') from None
+            doing = f'receiving "{offer.name}"'
+            raise asTransferError(error, doing, self.syscalls, self._root) from None
 
     # -- small files ---------------------------------------------------------
 
@@ -383,19 +409,11 @@ class LocalStore:
         # a full disk is refused where the size is known, as NoSpace
         self.trouble()
         if self._trouble is not None:
-            raise StoreError(self._trouble)
+            raise StoreError(self._trouble.told)
 
-    def _look(self) -> str | None:
-        try:
-            status = self.syscalls.stat(self._path)
-        except OSError:
-            status = None
-        if status is None or (status.st_dev, status.st_ino) != self._identity:
-            return (
-                f"directory {displayName(self._path)} was moved away or replaced; restart the"
-                " receiver"
-            )
-        return None
+    def _look(self, now: float) -> None:
+        self._looked = now
+        self._trouble = self._rootDirectory.trouble()
 
     def _stat(self, name: RelativeName) -> FileStat | None:
         status = self._status(name)
@@ -420,7 +438,10 @@ class LocalStore:
             self._tree.release(directory)
 
     def _list(self, principal: str | None) -> list[PartialInfo]:
-        found = [self.shelf.info(entry) for entry in self.shelf.everything()]
+        found = []
+        for entry in self.shelf.everything():
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                found.append(self.shelf.info(entry))
         return [info for info in found if principal in {None, info.principal}]
 
     def _delete(self, partialId: str) -> None:

@@ -145,8 +145,10 @@ class Shelf:
         @raise Busy: if another connection or process has it.
         """
         principal, name = identityOf(offer)
-        directory = self._tree.acquire((INTERNAL, "partials", principal), create=True)
-        return self._locked(directory, name)
+        slot, _ = self._tree.enter(
+            (INTERNAL, "partials", principal), lambda directory: self._locked(directory, name)
+        )
+        return slot
 
     def find(self, identity: tuple[str, str]) -> Slot | None:
         """
@@ -159,9 +161,13 @@ class Shelf:
             directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
         except FileNotFoundError:
             return None
-        if self._status(directory, name) or self._status(directory, name + _JOURNAL):
-            return self._locked(directory, name)
-        self._tree.release(directory)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._tree.release, directory)
+            if self._status(directory, name) or self._status(directory, name + _JOURNAL):
+                with contextlib.suppress(FileNotFoundError):  # the directory has vanished
+                    slot = self._locked(directory, name)
+                    undo.pop_all()
+                    return slot
         return None
 
     def temporary(self, name: str) -> Slot:
@@ -170,9 +176,13 @@ class Shelf:
 
         @raise FileExistsError: if there is one of this name.
         """
-        directory = self._tree.acquire((INTERNAL, "temporary"), create=True)
+        slot, _ = self._tree.enter(
+            (INTERNAL, "temporary"), lambda directory: self._temporary(directory, name)
+        )
+        return slot
+
+    def _temporary(self, directory: Directory, name: str) -> Slot:
         with contextlib.ExitStack() as undo:
-            undo.callback(self._tree.release, directory)
             fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
             undo.callback(self._sys.close, fd)
             self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -265,7 +275,10 @@ class Shelf:
         """
         @return: how many partials there are too many of this one's principal.
         """
-        return len(self._names(slot.directory)) - PARTIALS
+        try:
+            return len(self._names(slot.directory)) - PARTIALS
+        except FileNotFoundError:  # somebody removed the directory, with all of them
+            return 0
 
     def evict(self, principal: str, besides: Slot | None, size: int, count: int) -> bool:
         """
@@ -292,11 +305,11 @@ class Shelf:
         """
         What there is of every principal.
         """
-        shelf = self._tree.acquire((INTERNAL, "partials"), create=True)
-        try:
-            principals = [name for name in self._sys.listdir(shelf.fd) if _HASH.match(name)]
-        finally:
-            self._tree.release(shelf)
+        names, shelf = self._tree.enter(
+            (INTERNAL, "partials"), lambda directory: self._sys.listdir(directory.fd)
+        )
+        self._tree.release(shelf)
+        principals = [name for name in names if _HASH.match(name)]
         found: list[Entry] = []
         for principal in principals:
             with contextlib.suppress(OSError, TransferError):
@@ -343,25 +356,20 @@ class Shelf:
 
     def _locked(self, directory: Directory, name: str) -> Slot:
         sys = self._sys
-        with contextlib.ExitStack() as whole:
-            whole.callback(self._tree.release, directory)
-            for _ in range(_TRIES):
-                with contextlib.ExitStack() as undo:
-                    journalFd, _ = self._open(directory, name + _JOURNAL)
-                    undo.callback(sys.close, journalFd)
-                    try:
-                        sys.flock(journalFd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        raise Busy(
-                            "another process is receiving this file; try again later"
-                        ) from None
-                    said = sys.fstat(journalFd)
-                    if not said.st_nlink:
-                        continue  # removed while we opened it
-                    fd, status = self._open(directory, name)
-                    undo.pop_all()
-                    whole.pop_all()
-                    return Slot(fd, journalFd, directory, name, status, said.st_size, said.st_mtime)
+        for _ in range(_TRIES):
+            with contextlib.ExitStack() as undo:
+                journalFd, _ = self._open(directory, name + _JOURNAL)
+                undo.callback(sys.close, journalFd)
+                try:
+                    sys.flock(journalFd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise Busy("another process is receiving this file; try again later") from None
+                said = sys.fstat(journalFd)
+                if not said.st_nlink:
+                    continue  # removed while we opened it
+                fd, status = self._open(directory, name)
+                undo.pop_all()
+                return Slot(fd, journalFd, directory, name, status, said.st_size, said.st_mtime)
         raise Busy("this partial is being removed; try again later")
 
     def _open(self, directory: Directory, name: str) -> tuple[int, os.stat_result]:
@@ -416,6 +424,8 @@ class Shelf:
                     if entry is not None:
                         found.append(entry)
             return found
+        except FileNotFoundError:  # the directory has vanished
+            return []
         finally:
             self._tree.release(directory)
 

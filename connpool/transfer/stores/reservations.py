@@ -15,6 +15,9 @@ process that died, and is removed.  Files are made, read and decided upon under
 one lock, which is held while those few files are read and for nothing else:
 what suspended partials take is counted before, and so may be a moment old.
 
+If somebody takes the directory or a file of ours away, new ones are made before
+the next reservation.
+
 What cannot be told to the others is not promised; what cannot be taken back
 is, the next time that something can be told.
 
@@ -35,8 +38,9 @@ from typing import Any
 
 import msgspec
 
-from connpool.errors import NoSpace, QuotaExceeded, TransferError
-from connpool.transfer.syscalls import NEW, Syscalls, asTransferError
+from connpool.errors import NoInodes, NoSpace, QuotaExceeded, TransferError
+from connpool.transfer.stores.directories import Followed
+from connpool.transfer.syscalls import NEW, NO_INODES, Syscalls, asTransferError
 
 __all__ = ["STEP", "Ledger", "Reservation", "Short", "Space"]
 
@@ -76,6 +80,7 @@ class Space:
             min(FLOOR_BYTES, int(size * FLOOR_SHARE)) if minFree is None else max(0, minFree)
         )
         self._free = 0
+        self._files = 1
         self._spent = 0
         self._asked = -self.AGE
 
@@ -85,6 +90,8 @@ class Space:
         """
         status = self._sys.fstatvfs(self._fd)
         self._free = status.f_bavail * status.f_frsize - self.floor
+        # some file systems make inodes as they are needed and say 0 of 0
+        self._files = 1 if not status.f_files else status.f_favail
         self._spent = 0
         self._asked = self._seconds()
         return self._free
@@ -96,10 +103,19 @@ class Space:
         """
         if self._spent > self.DRIFT or self._seconds() - self._asked >= self.AGE:
             self.free()
-        if self._spent + size + promised > self._free:
+        if self._spent + size + promised > self._free or not self._files:
             return False
         self._spent += size
         return True
+
+    def outOfInodes(self) -> bool:
+        """
+        Tell whether no file more can be made, whatever its size; asks the
+        kernel now and then only.
+        """
+        if self._seconds() - self._asked >= self.AGE:
+            self.free()
+        return not self._files
 
 
 class Short(Exception):
@@ -145,12 +161,14 @@ class _Totals(msgspec.Struct):
 
 class Ledger:
     """
-    @param directory: descriptor of the directory that all processes share.
+    @param directory: the one that all processes share.
     @param quota: bytes that live and suspended transfers of one principal may
         take, unless it has a quota of its own; L{None} for no limit.
     """
 
-    def __init__(self, syscalls: Syscalls, directory: int, space: Space, quota: int | None) -> None:
+    def __init__(
+        self, syscalls: Syscalls, directory: Followed, space: Space, quota: int | None
+    ) -> None:
         self._sys = syscalls
         self._directory = directory
         self._space = space
@@ -159,15 +177,8 @@ class Ledger:
         self.step = STEP
         self._totals = _Totals()
         self._name = f"process-{secrets.token_hex(8)}"
-        with contextlib.ExitStack() as undo:
-            self._lock = syscalls.open("lock", _LOCK, 0o600, dir_fd=directory)
-            undo.callback(syscalls.close, self._lock)
-            # or somebody would take it for a dead one's before it is locked
-            with _Locked(syscalls, self._lock):
-                self._own = syscalls.open(self._name, NEW, 0o600, dir_fd=directory)
-                undo.callback(syscalls.close, self._own)
-                syscalls.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            undo.pop_all()
+        self._moved = False
+        self._lock, self._own = self._begin()
 
     def reserve(
         self,
@@ -224,9 +235,19 @@ class Ledger:
         """
         @return: that the disk is full, in one line; L{None} if it is not.
         """
+        if self._space.outOfInodes():
+            return "the disk has no inodes left, though it may have space; remove files from it"
         if self._space.spend(1, 0):
             return None
         return f"the disk has less than {self._space.floor} bytes free; remove something from it"
+
+    def full(self) -> NoSpace:
+        """
+        @return: why a small file does not fit.
+        """
+        if self._space.outOfInodes():
+            return NoInodes(NO_INODES)
+        return NoSpace("the receiver's disk is full; try again when there is space")
 
     def fits(self, size: int) -> bool:
         """
@@ -246,11 +267,47 @@ class Ledger:
         """
         Leave no trace in the shared directory.
         """
-        self._sys.remove(self._name, self._directory)
+        self._sys.remove(self._name, self._directory.fd)
         self._sys.close(self._own)
         self._sys.close(self._lock)
 
+    def _begin(self) -> tuple[int, int]:
+        """
+        Open the lock that all share, and a file of our own.
+        """
+        sys, directory = self._sys, self._directory.fd
+        with contextlib.ExitStack() as undo:
+            lock = sys.open("lock", _LOCK, 0o600, dir_fd=directory)
+            undo.callback(sys.close, lock)
+            # or somebody would take it for a dead one's before it is locked
+            with _Locked(sys, lock):
+                own = sys.open(self._name, NEW, 0o600, dir_fd=directory)
+                undo.callback(sys.close, own)
+                sys.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            undo.pop_all()
+        return lock, own
+
+    def _follow(self) -> None:
+        """
+        Be where the other processes look.
+        """
+        self._moved |= self._directory.changed()
+        status = self._sys.fstat
+        if not self._moved and status(self._lock).st_nlink and status(self._own).st_nlink:
+            return
+        self._sys.remove(self._name, self._directory.fd)
+        older = self._lock, self._own
+        self._lock, self._own = self._begin()
+        self._moved = False
+        for fd in older:
+            self._sys.close(fd)
+
     def _take(self, reservation: Reservation, size: int, unwritten: int, suspended: int) -> None:
+        try:
+            self._follow()
+        except FileNotFoundError:
+            self._directory.doubt()
+            self._follow()
         with _Locked(self._sys, self._lock):
             others = self._others()
             self._check(reservation, size, unwritten, suspended, others)
@@ -273,6 +330,8 @@ class Ledger:
     ) -> None:
         promised = self._totals.promised + sum(totals.promised for totals in others)
         free = self._space.free() - promised
+        if self._space.outOfInodes():
+            raise Short(0, NoInodes(NO_INODES))
         missing = unwritten - free
         principal, quota = reservation.principal, reservation.quota
         if quota is not None:
@@ -306,10 +365,10 @@ class Ledger:
 
     def _others(self) -> list[_Totals]:
         found: list[_Totals] = []
-        for name in self._sys.listdir(self._directory):
+        for name in self._sys.listdir(self._directory.fd):
             if not name.startswith("process-") or name == self._name:
                 continue
-            fd = self._sys.openIfThere(name, _THERE, self._directory)
+            fd = self._sys.openIfThere(name, _THERE, self._directory.fd)
             if fd is None:
                 continue
             try:
@@ -320,7 +379,7 @@ class Ledger:
                         msgspec.json.decode(self._sys.pread(fd, 16 << 20, 0), type=_Totals)
                     )
             else:
-                self._sys.remove(name, self._directory)  # its process died
+                self._sys.remove(name, self._directory.fd)  # its process died
             finally:
                 self._sys.close(fd)
         return found
