@@ -9,7 +9,7 @@ from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.reception import Policy
 from connpool.transfer.records import Offer
-from connpool.transfer.wire.messages import Offering, Put
+from connpool.transfer.wire.messages import Offering, Put, timeOf
 
 __all__ = ["offerOf"]
 
@@ -46,7 +46,7 @@ def offerOf(
         identity=identity,
         key=message.key,
         resumeKey=resumeKey,
-        modified=message.modified,
+        modified=timeOf(message),
         executable=message.executable,
         digest=digest,
         blockSize=blockSize,

@@ -152,15 +152,17 @@ class Reception:
         identity = offer.identity
         return _least(self.policy.maxFileSize, None if identity is None else identity.maxFileSize)
 
-    def check(self, offer: Offer) -> None:
+    def check(self, offer: Offer, files: int = 0, size: int = 0) -> None:
         """
         Decide about an offer, without I/O.
 
+        @param files: that would come before it, beside those under way.
+        @param size: bytes of these.
         @raise TransferError: why it is refused.
         """
         self._checkSize(offer)
         for account in self.accounts(offer.identity):
-            account.check(1, offer.size or 0, self._now(account))
+            account.check(1 + files, (offer.size or 0) + size, self._now(account))
 
     def _checkSize(self, offer: Offer) -> None:
         limit = self.largest(offer)

@@ -36,6 +36,7 @@ class Job:
     @ivar due: when it may be begun again.
     @ivar kept: blocks that the receiver had safe, at the most.
     @ivar accepted: whether the receiver took it before, in this run.
+    @ivar root: of the content, where a dry run depends on it.
     @ivar spent: whether some of it was read that cannot be read again.
     """
 
@@ -49,6 +50,7 @@ class Job:
     kept: int = 0
     accepted: bool = False
     spent: bool = False
+    root: bytes | None = None
 
     @property
     def size(self) -> int | None:

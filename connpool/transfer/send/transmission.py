@@ -38,18 +38,21 @@ from connpool.transfer.send.extents import Extent, Outgoing
 from connpool.transfer.send.joblist import Job, Small, WorkList, openJob, resumeKey
 from connpool.transfer.send.readahead import readSome, stdinDescriptor
 from connpool.transfer.send.session import SenderSession
-from connpool.transfer.send.source import unchanged
+from connpool.transfer.send.source import readRoot, unchanged
 from connpool.transfer.send.streams import Asked, Lane, LargeStream, SmallStream
 from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.frames import MAX_RUN, Type
 from connpool.transfer.wire.messages import (
+    ROOT,
     Ack,
     Data,
     Digests,
+    Extension,
     Offering,
     Progress,
     Put,
     Receipting,
+    carryTime,
     encode,
 )
 
@@ -225,15 +228,17 @@ class Transmission:
     def _put(self, number: int, small: Small) -> bytes:
         job = small.job
         assert job.status is not None
+        modified, extensions = carryTime(job.status.st_mtime_ns)
         message = Put(
             job.transferId,
             job.name,
             job.key,
             small.root,
-            job.status.st_mtime_ns,
+            modified,
             bool(job.status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
             self.asked.durability,  # type: ignore[arg-type]
+            extensions,
         )
         self._report.sent(job, len(small.data))
         return encode(Type.PUT, number, message, len(small.data))
@@ -273,6 +278,9 @@ class Transmission:
 
     def _offer(self, stream: LargeStream) -> None:
         job, status = stream.job, stream.job.status
+        modified, extensions = carryTime(None if status is None else status.st_mtime_ns)
+        if job.root is not None:
+            extensions += (Extension(ROOT, False, job.root),)
         message = Offering(
             job.transferId,
             job.name,
@@ -280,11 +288,12 @@ class Transmission:
             job.size,
             stream.blockSize,
             None if status is None else resumeKey(job, self._work.run),
-            status.st_mtime_ns if status is not None else None,
+            modified,
             status is not None and bool(status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
             self.asked.durability,  # type: ignore[arg-type]
             self.asked.dry,
+            extensions,
         )
         self.session.outlet.send(encode(Type.OFFER, stream.number, message))
 
@@ -539,11 +548,35 @@ class Transmission:
         The receiver does not take it, or not now.
         """
         job.tries += 1
-        if again and job.tries <= LATER_TRIES:
+        if again and job.tries <= LATER_TRIES and not self.asked.dry:
             delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
             self._work.delay(job, self._reactor.seconds() + delay)
         else:
             self._failed(job, why)
+        self.wake()
+
+    async def compare(self, stream: LargeStream) -> None:
+        """
+        In a dry run the answer depends on the content: read it and ask again.
+        """
+        job, fd, size = stream.job, stream.fd, stream.size
+        assert fd is not None
+        assert size is not None
+        digest, root, why = self.session.digest, None, None
+        stream.hold(1)
+        try:
+            root = await self.inThread(lambda: readRoot(fd, size, digest, stream.blockSize))
+        except OSError as e:
+            why = SourceError(f"the file cannot be read: {e.strerror}")
+        stream.hold(-1)
+        if stream.over:
+            return  # the connection was lost, and the file is asked about again
+        stream.end()
+        if why is not None:
+            self._failed(job, why)
+        else:
+            job.root = root
+            self._work.large.append(job)
         self.wake()
 
     def wouldTake(self, job: Job) -> None:

@@ -71,11 +71,12 @@ from connpool.transfer.stores.caseindex import Neighbours, keepApart
 from connpool.transfer.stores.commit import Finisher
 from connpool.transfer.stores.copies import Copies
 from connpool.transfer.stores.directories import FRESH, Directory, Followed, Tree
+from connpool.transfer.stores.foresight import Foresight
 from connpool.transfer.stores.groupcommit import GroupCommit, Small
 from connpool.transfer.stores.inheritance import refuseInheritance
 from connpool.transfer.stores.iothreads import Lanes
 from connpool.transfer.stores.pace import Pace
-from connpool.transfer.stores.partialdir import Shelf
+from connpool.transfer.stores.partialdir import PARTIALS, Shelf, tooManyPartials
 from connpool.transfer.stores.publish import Publisher, canLink
 from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 from connpool.transfer.stores.receiptlog import DoneLog
@@ -212,6 +213,7 @@ class LocalStore:
             self._rootDirectory = RootDirectory(
                 sys, self._path, self._root, (private, self._tree), self._log
             )
+            self._foresight = Foresight(sys, self._tree, self._claim)
             self.shelf = Shelf(sys, private)
             self.finisher = Finisher(
                 sys,
@@ -321,6 +323,10 @@ class LocalStore:
     def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
         return maybeDeferred(self._stat, name)
 
+    def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
+        foreseeing: Deferred[str] = Deferred.fromCoroutine(self._foresee(offer, root, ahead, whole))
+        return self.lanes.during(foreseeing)
+
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
         return self.lanes.run(self._list, principal)
 
@@ -364,6 +370,23 @@ class LocalStore:
             return await self.admission.open(offer)
         except OSError as error:
             doing = f'receiving "{offer.name}"'
+            raise asTransferError(error, doing, self.syscalls, self._root) from None
+
+    async def _foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> str:
+        self._looked = -LOOK
+        self._refuse()
+        try:
+            count, free, suspended = 0, 0, 0
+            if not whole:
+                count, free, suspended = await self.lanes.run(self.shelf.tally, offer.principal)
+            if offer.resumeKey is not None and count + 1 - PARTIALS > free:
+                raise tooManyPartials()
+            quota = None if offer.identity is None else offer.identity.quota
+            self.ledger.foresee(offer.principal, quota, offer.size, ahead, suspended, whole=whole)
+            status: str = await self.lanes.run(self._foresight.status, offer, root)
+            return status
+        except OSError as error:
+            doing = f'looking for "{offer.name}"'
             raise asTransferError(error, doing, self.syscalls, self._root) from None
 
     # -- small files ---------------------------------------------------------

@@ -21,11 +21,12 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.interfaces import IFileStore, IPartial
+from connpool.transfer.digests import digestNamed, rootOf
 from connpool.transfer.names import RelativeName, caselessForm, displayName
 from connpool.transfer.records import FileStat, Offer, PartialInfo, Receipt, StoreCaps
 from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.journal import continues
-from connpool.transfer.stores.publish import candidates
+from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.ranges import Ranges
 
 __all__ = ["MemoryStore"]
@@ -105,14 +106,13 @@ class _MemoryPartial:
         if not self.held.covers(0, size):
             return fail(StoreError(f'"{self.offer.name}" is not complete'))
         self.gate = StoreError(f'"{self.offer.name}" was published')
+        content = bytes(self.content[:size])
         try:
-            name, status = self._store._place(self.offer, self.content[:size])
+            name, status = self._store._place(self.offer, lambda there: there == content)
         except TransferError as error:
             return fail(error)
         self._forget()
-        return succeed(
-            self._store._publish(self.offer, name, status, bytes(self.content[:size]), root)
-        )
+        return succeed(self._store._publish(self.offer, name, status, content, root))
 
     def abort(self) -> Deferred[None]:
         if not isinstance(self.gate, ConflictTakeover):
@@ -176,7 +176,7 @@ class MemoryStore:
         elif older is not None:
             older.abort()
         if free is not None and (offer.size or 0) - len(partial.content) > free:
-            return fail(NoSpace(f'"{offer.name}": the receiver\'s memory is full'))
+            return fail(_full(offer.name))
         self._partials[identity] = partial
         return succeed(partial)
 
@@ -184,7 +184,7 @@ class MemoryStore:
         done = self._finished(offer)
         if done is not None:
             return done
-        name, status = self._place(offer, data)
+        name, status = self._place(offer, lambda there: there == data)
         return self._publish(offer, name, status, bytes(data), root)
 
     def trouble(self) -> str | None:
@@ -195,6 +195,28 @@ class MemoryStore:
         if content is None:
             return succeed(None)
         return succeed(FileStat(len(content), self._modified[name.path]))
+
+    def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
+        size = offer.size or 0
+        if self._capacity is not None and self._used + ahead + size > self._capacity:
+            return fail(_full(offer.name))
+
+        def same(content: bytes) -> bool:
+            if offer.size not in {None, len(content)}:
+                return False
+            if root is None or offer.size is None or offer.digest is None:
+                return True
+            digest, step = digestNamed(offer.digest), offer.blockSize
+            blocks = [digest.of(content[at : at + step]) for at in range(0, size, step)]
+            return rootOf(digest, size, step, blocks) == root
+
+        try:
+            _, status = self._place(offer, same)
+        except TransferError as error:
+            return fail(error)
+        if status == "duplicate" and root is None and offer.ifExists != "rename":
+            status = "compare"
+        return succeed(status)
 
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
         return succeed(
@@ -266,7 +288,7 @@ class MemoryStore:
             self._done[offer.principal, offer.key] = receipt
         return receipt
 
-    def _place(self, offer: Offer, content: bytes | bytearray) -> tuple[RelativeName, str]:
+    def _place(self, offer: Offer, same: Callable[[bytes], bool]) -> tuple[RelativeName, str]:
         for depth in range(1, len(offer.name.components)):
             directory = "/".join(offer.name.components[:depth])
             if directory in self.files:
@@ -275,7 +297,7 @@ class MemoryStore:
             neighbour = self._neighbour(directory)
             if neighbour is not None:
                 raise neighbour
-        why = Exists(f'"{offer.name}" already exists on the receiver with different content')
+        why = isTaken(offer.name)
         for candidate in candidates(offer.name, offer.ifExists):
             if candidate.path in self._directories:
                 if offer.ifExists == "replace":
@@ -287,7 +309,7 @@ class MemoryStore:
                     why = neighbour
             elif candidate.path not in self.files or offer.ifExists == "replace":
                 return candidate, "stored"
-            elif self.files[candidate.path] == content:
+            elif same(self.files[candidate.path]):
                 return candidate, "duplicate"
         raise why
 
@@ -302,3 +324,7 @@ class MemoryStore:
 
     def _isThere(self, path: str) -> bool:
         return path in self.files or path in self._directories
+
+
+def _full(name: RelativeName) -> NoSpace:
+    return NoSpace(f'"{name}": the receiver\'s memory is full')

@@ -33,14 +33,22 @@ from hashlib import sha256
 
 import attrs
 
-from connpool.errors import Busy, StoreError, TransferError
+from connpool.errors import Busy, QuotaExceeded, StoreError, TransferError
 from connpool.transfer.names import INTERNAL
 from connpool.transfer.records import Offer, PartialInfo
 from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.journal import MAX_JOURNAL, UNREADABLE, Journal
 from connpool.transfer.syscalls import NEW, Syscalls, isFile
 
-__all__ = ["LONG_JOURNAL", "PARTIALS", "Entry", "Shelf", "Slot", "identityOf"]
+__all__ = [
+    "LONG_JOURNAL",
+    "PARTIALS",
+    "Entry",
+    "Shelf",
+    "Slot",
+    "identityOf",
+    "tooManyPartials",
+]
 
 #: Partials of one principal.
 PARTIALS = 100
@@ -61,6 +69,13 @@ def identityOf(offer: Offer) -> tuple[str, str]:
     """
     assert offer.resumeKey is not None
     return _principal(offer.principal), sha256(offer.resumeKey).hexdigest()[:32]
+
+
+def tooManyPartials() -> QuotaExceeded:
+    """
+    The answer where a principal has as many partials as it may.
+    """
+    return QuotaExceeded(f"{PARTIALS} unfinished files of this sender are in use; finish one first")
 
 
 def _principal(principal: str) -> str:
@@ -270,6 +285,15 @@ class Shelf:
         @return: bytes on disk of suspended partials, those of C{besides} left out.
         """
         return sum(entry.allocated for entry in self._free(principal, besides))
+
+    def tally(self, principal: str) -> tuple[int, int, int]:
+        """
+        @return: the partials of a principal, how many of them are suspended,
+            and the bytes on disk of these.
+        """
+        entries = self._entries(_principal(principal))
+        free = [entry.allocated for entry in entries if entry.free]
+        return len(entries), len(free), sum(free)
 
     def excess(self, slot: Slot) -> int:
         """

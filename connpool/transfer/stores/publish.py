@@ -38,7 +38,7 @@ from connpool.transfer.syscalls import NEW, READ, Syscalls, isFile
 if TYPE_CHECKING:
     from connpool.transfer.stores.copies import Copies
 
-__all__ = ["NUMBERED", "Published", "Publisher", "Source", "canLink", "candidates"]
+__all__ = ["NUMBERED", "Published", "Publisher", "Source", "canLink", "candidates", "isTaken"]
 
 #: Numbers that C{--if-exists rename} tries before it takes a random mark.
 NUMBERED = 100
@@ -188,7 +188,7 @@ class Publisher:
                     source.linked = False
                     raise _swapped(name)
                 return Published(candidate, "stored")
-        raise why or Exists(f'"{name}" already exists on the receiver with different content')
+        raise why or isTaken(name)
 
     def _place(self, source: Source, directory: Directory, last: str) -> None:
         """
@@ -307,6 +307,13 @@ def _inode(status: os.stat_result) -> tuple[int, int]:
 
 def _swapped(name: RelativeName) -> StoreError:
     return StoreError(f'"{name}": somebody else replaced the private file before it was published')
+
+
+def isTaken(name: RelativeName) -> Exists:
+    """
+    The answer where the name is taken and the rule does not give another one.
+    """
+    return Exists(f'"{name}" already exists on the receiver with different content')
 
 
 def candidates(name: RelativeName, ifExists: str) -> Iterator[RelativeName]:

@@ -205,6 +205,38 @@ class Ledger:
         self._take(reservation, size, max(0, size - written), others)
         return reservation
 
+    def foresee(
+        self,
+        principal: str,
+        quota: int | None,
+        size: int | None,
+        ahead: int,
+        suspended: int,
+        *,
+        whole: bool,
+    ) -> None:
+        """
+        Tell what L{reserve} would say, and reserve nothing.
+
+        @param ahead: bytes that others are going to take of the disk before.
+        @param suspended: bytes of partials that would be removed if need be.
+        @param whole: whether it comes in one piece, which no quota is about.
+        @raise QuotaExceeded, NoSpace: why it would not be taken.
+        """
+        reservation = Reservation(principal, self._quota if quota is None else quota)
+        if whole:
+            reservation.quota = None
+        if size is None:
+            size = self._step(reservation)
+        self._follow()
+        with _Locked(self._sys, self._lock):
+            others = self._others()
+        try:
+            # what is suspended may go: it is not counted, and it is room
+            self._check(reservation, size, size + ahead - suspended, 0, others)
+        except Short as short:
+            raise short.why from None
+
     def _step(self, reservation: Reservation) -> int:
         quota = reservation.quota
         return self.step if quota is None else min(self.step, quota // 16)
