@@ -19,7 +19,6 @@ from __future__ import annotations
 import attrs
 from twisted.internet.defer import DeferredLock
 
-from connpool.errors import StoreError
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.records import Offer
 from connpool.transfer.stores.memory import MemoryStore
@@ -59,9 +58,6 @@ class DryRun:
     async def _judge(self, offer: Offer, root: bytes | None) -> bool:
         reception, size = self._reception, offer.size or 0
         reception.check(offer, self._files, self._bytes)
-        if reception.store.trouble() is not None:
-            # its text is the operator's: it may name a path
-            raise StoreError("the receiver is not ready to take files; tell its operator")
         whole = offer.size is not None and offer.size <= self._small
         status = await reception.store.foresee(offer, root, self._bytes, whole)
         if status == "compare":

@@ -404,9 +404,10 @@ class LocalStore:
         self._flushing = None
         try:
             self.finisher.flush()
-        except OSError:
+        except (OSError, TransferError) as error:
             # the files are where they belong, and it is tried again
-            self._log.failure("cannot note what was received")
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            self._log.warn("cannot note yet what was received: {why}", why=why)
 
     def _share(self, offer: Offer, d: Deferred[Receipt]) -> Deferred[Receipt]:
         """

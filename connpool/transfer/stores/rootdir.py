@@ -64,6 +64,9 @@ class RootDirectory:
         self._trees = trees
         self._log = log
         self._trouble: Trouble | None = None
+        self._vanishing = self._troubleOf(
+            "is being removed by somebody", "find out who cleans up there"
+        )
 
     def trouble(self) -> Trouble | None:
         """
@@ -81,6 +84,11 @@ class RootDirectory:
         return found
 
     def _look(self) -> Trouble | None:
+        found = self._lookOnce()
+        # it may have been removed during the look: the next one says so
+        return self._lookOnce() if found == self._vanishing else found
+
+    def _lookOnce(self) -> Trouble | None:
         if not self._isThere():
             return self._troubleOf(
                 "was moved away, replaced or covered by a mount",
@@ -93,10 +101,14 @@ class RootDirectory:
             for name in _PRIVATE:
                 _, directory = private.enter((INTERNAL, name), lambda _: None)
                 private.release(directory)
+        except FileNotFoundError:
+            return self._vanishing
         except (OSError, TransferError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
-            return self._troubleOf(
-                f"cannot be used: {why}", f"it must be writable, and {INTERNAL} in it private"
+            return Trouble(
+                f"directory {displayName(self._path)} cannot be used: {why}; it must be writable,"
+                f" and {INTERNAL} in it private",
+                f"the receiver cannot use its private directory {INTERNAL}; tell its operator",
             )
         return None
 
