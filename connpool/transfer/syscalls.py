@@ -36,6 +36,7 @@ __all__ = [
     "asTransferError",
     "filesystemType",
     "isFile",
+    "outOfInodes",
 ]
 
 #: Create a private file that nobody could have put there before.
@@ -104,6 +105,15 @@ def _noXattr(*_details: object) -> bytes:
     raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
 
+def outOfInodes(status: os.statvfs_result) -> bool:
+    """
+    Tell whether there is space, but no inode for one more file.
+    """
+    # some file systems make inodes as they are needed: they say 0 of 0, or count
+    # those that the space would be enough for
+    return status.f_files > 0 and status.f_favail == 0 and status.f_bavail > 0
+
+
 class Syscalls:
     """
     What the functions of L{os} do, one attribute each and nothing around
@@ -160,8 +170,7 @@ class Syscalls:
             status = None if fd is None else self.fstatvfs(fd)
         except OSError:
             return False
-        # some file systems make inodes as they are needed and say 0 of 0
-        return status is not None and status.f_files > 0 and status.f_favail == 0
+        return status is not None and outOfInodes(status)
 
     def openIfThere(self, name: str, flags: int, directory: int) -> int | None:
         """

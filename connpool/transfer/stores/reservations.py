@@ -40,7 +40,7 @@ import msgspec
 
 from connpool.errors import NoInodes, NoSpace, QuotaExceeded, TransferError
 from connpool.transfer.stores.directories import Followed
-from connpool.transfer.syscalls import NEW, NO_INODES, Syscalls, asTransferError
+from connpool.transfer.syscalls import NEW, NO_INODES, Syscalls, asTransferError, outOfInodes
 
 __all__ = ["STEP", "Ledger", "Reservation", "Short", "Space"]
 
@@ -80,7 +80,7 @@ class Space:
             min(FLOOR_BYTES, int(size * FLOOR_SHARE)) if minFree is None else max(0, minFree)
         )
         self._free = 0
-        self._files = 1
+        self._noInodes = False
         self._spent = 0
         self._asked = -self.AGE
 
@@ -90,8 +90,7 @@ class Space:
         """
         status = self._sys.fstatvfs(self._fd)
         self._free = status.f_bavail * status.f_frsize - self.floor
-        # some file systems make inodes as they are needed and say 0 of 0
-        self._files = 1 if not status.f_files else status.f_favail
+        self._noInodes = outOfInodes(status)
         self._spent = 0
         self._asked = self._seconds()
         return self._free
@@ -103,7 +102,7 @@ class Space:
         """
         if self._spent > self.DRIFT or self._seconds() - self._asked >= self.AGE:
             self.free()
-        if self._spent + size + promised > self._free or not self._files:
+        if self._spent + size + promised > self._free or self._noInodes:
             return False
         self._spent += size
         return True
@@ -115,7 +114,7 @@ class Space:
         """
         if self._seconds() - self._asked >= self.AGE:
             self.free()
-        return not self._files
+        return self._noInodes
 
 
 class Short(Exception):
@@ -197,6 +196,7 @@ class Ledger:
             partials take, this one left out; called only where there is a quota.
         @raise Short: because the principal may not take so much
             (L{QuotaExceeded}), or the disk has not so much (L{NoSpace}).
+        @raise NoInodes: because no file more can be made.
         """
         reservation = Reservation(principal, self._quota if quota is None else quota)
         if size is None:
@@ -363,7 +363,7 @@ class Ledger:
         promised = self._totals.promised + sum(totals.promised for totals in others)
         free = self._space.free() - promised
         if self._space.outOfInodes():
-            raise Short(0, NoInodes(NO_INODES))
+            raise NoInodes(NO_INODES)
         missing = unwritten - free
         principal, quota = reservation.principal, reservation.quota
         if quota is not None:
