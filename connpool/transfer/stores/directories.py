@@ -309,8 +309,9 @@ class Tree:
             fd = self._sys.open(name, DIRECTORY, dir_fd=parent.fd)
         except OSError as error:
             raise _inTheWay(error, name) from None
-        # mkdir took the umask off it, unless a default ACL stands in its place
-        if made and defaultAclOf(self._sys, parent.fd) is None:
+        # mkdir took the umask off it, unless a default ACL stands in its place,
+        # which is not for private directories
+        if made and (self._accept is not None or defaultAclOf(self._sys, parent.fd) is None):
             mode = stat.S_IMODE(self._sys.fstat(fd).st_mode)
             wanted = self._dirMode | (mode & stat.S_ISGID)
             if mode != wanted:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from connpool.errors import Exists
 from connpool.transfer.digests import blockCount, digestNamed, rootOf
@@ -23,19 +24,23 @@ from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.rehash import digestsOf
 from connpool.transfer.syscalls import READ, Syscalls, isFile
 
-__all__ = ["Foresight", "sameRoot"]
+__all__ = ["Foresight"]
 
 
 class Foresight:
     """
     @param tree: the published directories.
     @param claim: decides whether a name may be given.
+    @param goesOn: asked before each block that is read.
     """
 
-    def __init__(self, syscalls: Syscalls, tree: Tree, claim: Claim) -> None:
+    def __init__(
+        self, syscalls: Syscalls, tree: Tree, claim: Claim, goesOn: Callable[[], bool]
+    ) -> None:
         self._sys = syscalls
         self._tree = tree
         self._claim = claim
+        self._goesOn = goesOn
 
     def status(self, offer: Offer, root: bytes | None) -> str:
         """
@@ -112,23 +117,14 @@ class Foresight:
             return False  # a link, or not ours to read: a different thing
         try:
             blocks = range(blockCount(offer.size, offer.blockSize))
-            digests = digestsOf(self._sys, fd, offer, blocks, lambda: True)
+            digests = digestsOf(self._sys, fd, offer, blocks, self._goesOn)
         finally:
             self._sys.close(fd)
-        return sameRoot(offer, digests, root)
-
-
-def sameRoot(offer: Offer, digests: list[bytes | None], root: bytes) -> bool:
-    """
-    Tell whether the blocks of a file of this size have this root.
-    """
-    assert offer.size is not None
-    assert offer.digest is not None
-    whole = [each for each in digests if each is not None]
-    digest = digestNamed(offer.digest)
-    return len(whole) == len(digests) and (
-        rootOf(digest, offer.size, offer.blockSize, whole) == root
-    )
+        whole = [each for each in digests if each is not None]
+        digest = digestNamed(offer.digest)
+        return len(whole) == len(blocks) and (
+            rootOf(digest, offer.size, offer.blockSize, whole) == root
+        )
 
 
 def _nothing() -> None:

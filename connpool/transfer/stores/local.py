@@ -213,7 +213,7 @@ class LocalStore:
             self._rootDirectory = RootDirectory(
                 sys, self._path, self._root, (private, self._tree), self._log
             )
-            self._foresight = Foresight(sys, self._tree, self._claim)
+            self._foresight = Foresight(sys, self._tree, self._claim, lambda: not self._closed)
             self.shelf = Shelf(sys, private)
             self.finisher = Finisher(
                 sys,
@@ -262,7 +262,7 @@ class LocalStore:
             self._log.warn(
                 "somebody removed or replaced {name} in directory {directory}; it is made"
                 " again, and the unfinished files and receipts that were in it are lost",
-                name=components[-1],
+                name=INTERNAL if len(components) == 1 else f"{INTERNAL}/{components[1]}",
                 directory=displayName(self._path),
             )
 
@@ -383,7 +383,8 @@ class LocalStore:
                 raise tooManyPartials()
             quota = None if offer.identity is None else offer.identity.quota
             self.ledger.foresee(offer.principal, quota, offer.size, ahead, suspended, whole=whole)
-            status: str = await self.lanes.run(self._foresight.status, offer, root)
+            # it may read for long, which keeps nobody else waiting there
+            status: str = await self.lanes.reread(self._foresight.status, offer, root)
             return status
         except OSError as error:
             doing = f'looking for "{offer.name}"'

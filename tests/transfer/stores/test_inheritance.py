@@ -136,3 +136,25 @@ def test_aFileSystemWithoutAcls(root):
     assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o604
     os.close(fd)
     os.close(directory)
+
+
+@needsAcl
+def test_privateDirectoriesStayOurs(root):
+    grant(root, "d:u::r-x,d:u:12345:rwx,d:g::rwx,d:m::rwx")
+    store, clock, _ = inline(root)
+    for name in ("", "temporary", "partials", "done", "ledger"):
+        status = (root / ".connpool" / name).stat()
+        assert stat.S_IMODE(status.st_mode) == 0o700
+        assert not any(line.startswith("default:") for line in acl(root / ".connpool" / name))
+    clock.wait(store.close())
+
+
+@pytest.mark.parametrize("seconds", [-(2**63), -(2**62), 2**62, 2**63 - 1])
+@pytest.mark.parametrize("way", ["put", "batch", "large"])
+def test_aTimeThatNoFileSystemHolds(root, way, seconds):
+    store, clock, _ = inline(root)
+    put, level, values, content = WAYS[way]
+    asked = offer("x", durability=level, modified=seconds * 10**9 + 1, key=b"k" * 32, **values)
+    assert put(store, clock, asked).status == "stored"
+    assert (root / "x").read_bytes() == content
+    clock.wait(store.close())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
 from connpool.errors import TransferError
 from connpool.transfer import LocalStore, Receipt
@@ -276,3 +277,50 @@ def test_takenAwayBeforeAnyCall(tmp_path, monkeypatch, way, action, every):
     assert broken == []
     assert acted
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("action", [removed, moved, replaced])
+@pytest.mark.parametrize("thing", [".connpool", ".connpool/done", ".connpool/done/hook"])
+def test_theProgramHearsOfWhatComesAfterwards(tmp_path, monkeypatch, thing, action):
+    life = Life(tmp_path / "place", action, thing, 0)
+    monkeypatch.setattr(directories, "monotonic", life.reactor.seconds)
+    life.open()
+    outbox = life.store.receivedOutbox()
+    life.send("put", "a/before", b"2" * 32)
+    position, receipt = outbox.take()
+    assert receipt.name == "a/before"
+    life.act()
+    life.reactor.now += 2
+    assert outbox.take() is None
+    outbox.told(position)
+    for name in ("a/after", "a/last"):
+        life.send("batch", name, hashlib.sha256(name.encode()).digest())
+        position, receipt = outbox.take()
+        assert receipt.name == name
+        outbox.told(position)
+    outbox.close()
+    again = life.store.receivedOutbox()
+    assert again.take() is None
+    again.close()
+    life.reactor.wait(life.store.close())
+
+
+def test_whatWasTakenAwayIsSaidOnce(tmp_path, monkeypatch):
+    said = []
+
+    def heard(event):
+        if event["log_level"] is LogLevel.warn:
+            said.append(formatEvent(event))
+
+    life = Life(tmp_path / "place", removed, ".connpool", 0)
+    monkeypatch.setattr(directories, "monotonic", life.reactor.seconds)
+    life.open()
+    globalLogPublisher.addObserver(heard)
+    life.act()
+    for name in "xyz":
+        life.send("large", f"a/{name}", name.encode() * 32)
+    globalLogPublisher.removeObserver(heard)
+    assert len(said) == 1
+    assert ".connpool" in said[0]
+    assert str(life.root) in said[0]
+    life.reactor.wait(life.store.close())
