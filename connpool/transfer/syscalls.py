@@ -116,7 +116,7 @@ def outOfInodes(status: os.statvfs_result) -> bool:
 
 class Syscalls:
     """
-    What the functions of L{os} do, one attribute each and nothing around
+    The functions of L{os}, one attribute each and nothing around
     them: a call costs what the function costs.
     """
 
@@ -193,7 +193,7 @@ class Syscalls:
 
 def isFile(status: os.stat_result) -> bool:
     """
-    Whether this is a regular file.
+    Tell whether this is a regular file.
     """
     return stat.S_ISREG(status.st_mode)
 

@@ -1,5 +1,5 @@
 """
-What a dry run would do, file after file.
+The verdicts of a dry run, file after file.
 
 Theory of operation
 ===================

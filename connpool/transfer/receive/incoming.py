@@ -32,7 +32,7 @@ class Incoming:
     One file on its way in.
 
     @ivar offer: what was agreed on.
-    @ivar peer: who sends, for logs.
+    @ivar peer: the sender, for logs.
     @ivar partial: where it goes.
     @ivar received: payload bytes written so far.
     """
@@ -88,7 +88,7 @@ class Incoming:
     @property
     def slowedBy(self) -> str:
         """
-        What it waits for now: C{rate}, C{disk} or C{peer}.
+        The thing that it waits for now: C{rate}, C{disk} or C{peer}.
         """
         if self._held:
             return "rate"
@@ -154,7 +154,7 @@ class Incoming:
 
     def tells(self, now: float) -> bool:
         """
-        Whether listeners should hear how far it is.
+        Tell whether listeners should hear how far it is.
         """
         if now - self._told < TELL:
             return False

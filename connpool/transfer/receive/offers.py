@@ -1,5 +1,5 @@
 """
-What a message offers, under a receiver's policy.  Pure.
+The offer in a message, under a receiver's policy.  Pure.
 """
 
 from __future__ import annotations

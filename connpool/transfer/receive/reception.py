@@ -44,7 +44,7 @@ N = TypeVar("N", int, float)
 @attrs.frozen(kw_only=True)
 class Policy(Limits):
     """
-    What a reception takes, and the L{Limits} of all senders together.
+    The rules of a reception, and the L{Limits} of all senders together.
 
     @ivar ifExists: what to do when a name is taken, one of L{IF_EXISTS}.
     @ivar names: C{portable} or C{posix}: which names are taken.

@@ -94,7 +94,7 @@ class ReceiverSession:
     """
     One connection of a sender.
 
-    @ivar peer: who it is, for logs.
+    @ivar peer: the sender, for logs.
     @ivar principal: whose files these are.
     """
 
@@ -519,7 +519,7 @@ class ReceiverSession:
     @property
     def _waited(self) -> bool:
         """
-        Whether it is our turn.
+        Tell whether it is our turn.
         """
         return self._pending > 0 or any(not d.receiving for d in self._deliveries.values())
 

@@ -1,5 +1,5 @@
 """
-What would become of a file, for a dry run.
+The verdict on a file in a dry run.
 
 Theory of operation
 ===================

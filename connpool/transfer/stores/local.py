@@ -155,7 +155,7 @@ class LocalStore:
         self.lanes = Lanes(reactor, threads)
         self.pace = Pace()
         self.admission = Admission(self, partial(deferLater, reactor))
-        #: principal and key of small files under way to who waits as well
+        #: principal and key of small files under way to those that wait as well
         self._pending: dict[tuple[str, bytes], list[Deferred[Receipt]]] = {}
         self._group = GroupCommit(
             lambda batch: self.lanes.run(self.finisher.batch, batch), reactor.callLater
@@ -268,7 +268,8 @@ class LocalStore:
 
     def _checkOwner(self, internal: Directory) -> None:
         """
-        Whoever else may rename what is in it can have us publish what he likes.
+        Refuse a directory in which others may rename: they could have us publish
+        what they like.
         """
         status = self.syscalls.fstat(internal.fd)
         mode = stat.S_IMODE(status.st_mode)
@@ -400,7 +401,7 @@ class LocalStore:
 
     def _flush(self) -> None:
         """
-        What small files of this turn of the reactor left to do.
+        Do the work that small files of this turn of the reactor left.
         """
         self._flushing = None
         try:

@@ -1,11 +1,11 @@
 """
-Where partials lie between connections.
+The directories of partials, between connections.
 
 Theory of operation
 ===================
 A partial is two files in a directory of its principal: the bytes, and the
 journal.  Their names are hashes of the principal and of the resume key, so a
-peer chooses no name here, and who has not the key learns nothing: a wrong key
+peer chooses no name here, and a peer without the key learns nothing: a wrong key
 makes a new partial, like an unknown one.
 
 Whoever works on a partial holds C{flock} on its journal; what can be locked is
@@ -110,7 +110,7 @@ class Slot:
     @property
     def fresh(self) -> bool:
         """
-        Whether nothing came of it yet.
+        Tell whether nothing came of it yet.
         """
         return not self.status.st_size and not self.said
 
@@ -327,7 +327,7 @@ class Shelf:
 
     def everything(self) -> list[Entry]:
         """
-        What there is of every principal.
+        List the partials of every principal.
         """
         names, shelf = self._tree.enter(
             (INTERNAL, "partials"), lambda directory: self._sys.listdir(directory.fd)
@@ -342,7 +342,7 @@ class Shelf:
 
     def info(self, entry: Entry) -> PartialInfo:
         """
-        What an operator wants to know about it.
+        Describe it for an operator.
         """
         principal, name = entry.identity
         journal = UNREADABLE

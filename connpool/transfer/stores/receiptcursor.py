@@ -1,5 +1,5 @@
 """
-Which receipts a program has not been told about yet.
+The receipts that a program has not been told about yet.
 
 Theory of operation
 ===================

@@ -1,5 +1,5 @@
 """
-What earlier processes left behind.
+The remains of earlier processes.
 
 Theory of operation
 ===================
@@ -121,7 +121,7 @@ class Reaper:
 
     def wasPublished(self, slot: Slot) -> bool:
         """
-        Whether a process that died had given this partial, whose journal was
+        Tell whether a process that died had given this partial, whose journal was
         read, its name: then it has a second link, or C{rename} took the bytes
         away and the name leads to them.
         """
@@ -185,7 +185,7 @@ class Reaper:
 
 def _ordinary(entry: Entry) -> bool:
     """
-    Whether its status says that nobody began to publish it.
+    Tell whether its status says that nobody began to publish it.
     """
     status = entry.status
     return status is not None and status.st_nlink == 1 and status.st_size > 0

@@ -1,5 +1,5 @@
 """
-Who may still take how much of the disk.
+The shares of the disk that transfers may still take.
 
 Theory of operation
 ===================
@@ -133,7 +133,7 @@ class Short(Exception):
 
 class Reservation:
     """
-    What one transfer may write.
+    The bytes that one transfer may write.
 
     @ivar size: bytes reserved.
     @ivar unwritten: bytes of it that are not on disk yet.

@@ -1,5 +1,5 @@
 """
-Whether the root of a store is where its path says, and can be used.
+The root of a store, as long as its path leads to it.
 
 Theory of operation
 ===================
