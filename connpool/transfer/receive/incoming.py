@@ -116,8 +116,8 @@ class Incoming:
             finally:
                 self._failed(e)
             raise
-        self._reception._published(receipt, self.offer, self.peer)
-        self._reception._left(self)
+        self._reception.published(receipt, self.offer, self.peer)
+        self._reception.left(self)
         return receipt
 
     async def suspend(self, why: BaseException) -> None:
@@ -149,8 +149,8 @@ class Incoming:
         return True
 
     def _failed(self, why: BaseException) -> None:
-        self._reception._failed(self.offer, self.peer, self.received, why)
-        self._reception._left(self)
+        self._reception.failed(self.offer, self.peer, self.received, why)
+        self._reception.left(self)
 
     def tells(self, now: float) -> bool:
         """

@@ -295,7 +295,10 @@ class Reception:
             why = TransferTimeout(f"it took more than {most:g} s, the most that a transfer may")
             incoming.deadline = self._clock.callLater(most, late, why)
 
-    def _left(self, incoming: Incoming) -> None:
+    def left(self, incoming: Incoming) -> None:
+        """
+        Give back what a transfer held, once.
+        """
         if self._active.pop(incoming, self) is None:
             accounts = self.accounts(incoming.offer.identity)
             for account in accounts:
@@ -321,10 +324,10 @@ class Reception:
         try:
             stored = self.store.put(offer, data, root)
         except Exception as e:
-            self._failed(offer, peer, size, e)
+            self.failed(offer, peer, size, e)
             raise
         if isinstance(stored, Receipt):
-            self._published(stored, offer, peer)
+            self.published(stored, offer, peer)
             if held is None:
                 return stored
             receipt = stored
@@ -332,13 +335,13 @@ class Reception:
         _small(accounts, 1, size)
 
         def published(receipt: Receipt) -> Receipt | Deferred[Receipt]:
-            self._published(receipt, offer, peer)
+            self.published(receipt, offer, peer)
             _small(accounts, -1, -size)
             return receipt if held is None else held.addCallback(lambda _: receipt)
 
         def failed(failure: Failure) -> Failure:
             why: Any = failure.value
-            self._failed(offer, peer, size, why)
+            self.failed(offer, peer, size, why)
             _small(accounts, -1, -size)
             return failure
 
@@ -375,7 +378,10 @@ class Reception:
         )
         self._tell("refused", name, peer, why)
 
-    def _published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
+    def published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
+        """
+        Count, log and tell that a file is stored.
+        """
         self._publishedCount += 1
         if receipt.status == "stored":
             for account in self.accounts(offer.identity):
@@ -393,7 +399,10 @@ class Reception:
         )
         self._tell("published", receipt)
 
-    def _failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
+    def failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
+        """
+        Count, log and tell that a file ended without being stored.
+        """
         self._failedCount += 1
         self._log.info(
             "did not receive {name} from {peer} after {count} bytes: {code}: {why}, id {id}",
