@@ -262,7 +262,7 @@ class LocalStore:
             self._log.warn(
                 "somebody removed or replaced {name} in directory {directory}; it is made"
                 " again, and the unfinished files and receipts that were in it are lost",
-                name=INTERNAL if len(components) == 1 else f"{INTERNAL}/{components[1]}",
+                name=" / ".join(components),
                 directory=displayName(self._path),
             )
 

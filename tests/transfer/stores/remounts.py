@@ -67,28 +67,25 @@ def main(place: Path, every: int) -> None:
     except PermissionError:
         sys.exit(77)
     unmount(place)
-    did = number = 0
+    did = 0
     patch = pytest.MonkeyPatch()
     for way in WAYS:
-        counted = 1 << 30
-        for thing in THINGS:
-            at = 0
-            while (at := at + 1) < counted:
-                number += 1
-                if number % every and counted < 1 << 30:
-                    continue
-                life = Mounted(place / "place", None, thing, at)
-                try:
-                    wrong = live(life, way, patch)
-                except (AssertionError, OSError) as e:
-                    wrong = repr(e)
-                finally:
-                    life.reactor.wait(life.store.close())
-                    life.unmount()
-                counted = life.counted
-                did += life.did
-                if wrong is not None:
-                    print(json.dumps([way, thing, at, wrong]))
+        untouched = Mounted(place / "place", None, "", 0)
+        assert live(untouched, way, patch) is None
+        untouched.reactor.wait(untouched.store.close())
+        places = [(thing, at) for thing in THINGS for at in range(1, untouched.counted)]
+        for thing, at in places[::every]:
+            life = Mounted(place / "place", None, thing, at)
+            try:
+                wrong = live(life, way, patch)
+            except (AssertionError, OSError) as e:
+                wrong = repr(e)
+            finally:
+                life.reactor.wait(life.store.close())
+                life.unmount()
+            did += life.did
+            if wrong is not None:
+                print(json.dumps([way, thing, at, wrong]))
     print(json.dumps(did))
 
 
