@@ -58,6 +58,7 @@ __all__ = [
     "Unanswered",
     "Unconfirmed",
     "Unsupported",
+    "WrongSetting",
 ]
 
 
@@ -76,6 +77,16 @@ class StartFailed(ConnpoolError):
     """
 
     code = "start-failed"
+
+
+class WrongSetting(ConnpoolError, ValueError):
+    """
+    A service cannot be made of these values: the text says in one line which, and
+    names the option of the plugin that has the same meaning.
+    """
+
+    code = "wrong-setting"
+    exitCode = 2
 
 
 # -- addresses and the PROXY protocol ---------------------------------------

@@ -33,7 +33,7 @@ from connpool.services.checkers import passwordChecker
 from connpool.services.options import ServiceOptions, asSize
 from connpool.transfer.identities import Identities, IdentitiesError, Identity
 
-__all__ = ["BURST", "INTERVAL", "Authenticator", "CredentialOptions", "authenticatorOf"]
+__all__ = ["BURST", "INTERVAL", "Authenticator", "CredentialOptions"]
 
 #: Wrong passwords of one network that are answered at once.
 BURST = 10
@@ -46,7 +46,7 @@ _SLOTS = 4096
 
 class CredentialOptions(ServiceOptions, strcred.AuthOptionMixin):
     """
-    The options of L{authenticatorOf}, for a plugin's C{Options} to inherit.
+    The options of an L{Authenticator}, for a plugin's C{Options} to inherit.
     """
 
     supportedInterfaces = (IUsernamePassword,)
@@ -81,15 +81,6 @@ def _readIdentities(path: str) -> Identities:
         return Identities.parse(text, asSize)
     except IdentitiesError as e:
         raise ValueError(f"{path}: {e}") from None
-
-
-def authenticatorOf(options: CredentialOptions, clock: Any) -> IAuthenticator | None:
-    """
-    @return: what checks credentials; L{None} if nobody is asked for any.
-    """
-    if not options["auth"] and options["identities"] is None:
-        return None
-    return Authenticator(clock, options["auth"], options["identities"])
 
 
 @implementer(IAuthenticator)
