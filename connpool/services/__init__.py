@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from connpool.services.access import Access
     from connpool.services.filereceiver import FileReceiver
-    from connpool.services.filesend import FileSender
+    from connpool.services.filesender import FileSender
     from connpool.services.status import ObservedService
 
 __all__ = ["Access", "FileReceiver", "FileSender", "ObservedService"]
@@ -21,7 +21,7 @@ __all__ = ["Access", "FileReceiver", "FileSender", "ObservedService"]
 _HOMES = {
     "Access": "access",
     "FileReceiver": "filereceiver",
-    "FileSender": "filesend",
+    "FileSender": "filesender",
     "ObservedService": "status",
 }
 
