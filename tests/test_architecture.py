@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from tests import debts
+
 TOP = Path(__file__).parent.parent / "connpool"
 
 #: Room to the rooms it may import, beside itself.
-GROUND = {"errors", "interfaces", "addresses"}
+GROUND = {"errors", "interfaces", "waiting", "tokenbucket", "logonce", "sendqueue", "addresses"}
 MAY_IMPORT = {
     "errors": set(),
+    "waiting": set(),
+    "tokenbucket": set(),
+    "logonce": set(),
+    "sendqueue": set(),
     "interfaces": {"errors"},
     "addresses": {"errors", "interfaces"},
     "proxyprotocol": GROUND,
@@ -30,37 +36,69 @@ MAY_IMPORT = {
 }
 
 
-def imports(path: Path) -> set[str]:
+#: Folders of the transfer room, and what else of the room each may import.  The
+#: modules that lie in the room itself are what both ends share.
+SHARED = {""}
+LEGS = {
+    "": set(),
+    "wire": SHARED,
+    "stores": SHARED,
+    "receive": SHARED | {"wire", "stores"},
+    "send": SHARED | {"wire"},
+    "web": SHARED | {"receive", "stores"},
+}
+
+#: Circles of imports inside a room, type-only ones included, and the reason for each.
+CIRCLES: dict[frozenset[str], str] = {}
+
+#: Private names of other projects that we use, and the reason for each.
+FOREIGN: dict[str, str] = {}
+
+OPENINGS = ("What", "Which", "Who", "Whom", "How", "Where", "Whether")
+
+SOURCES = sorted(TOP.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
+
+
+def moduleOf(path: Path) -> str:
+    parts = path.relative_to(TOP.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {moduleOf(path): path for path in SOURCES}
+
+
+def imported(path: Path, *, typesToo: bool) -> set[str]:
     """
-    The rooms a file imports at run time, late imports included.
+    Our modules that a file imports, late imports included.
     """
-    tree = ast.parse(path.read_text())
+    tree = TREES[path]
     skipped = {
         id(child)
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for child in ast.walk(node)
+        if not typesToo
     }
     found = set()
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
-        names = []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [node.module]
-            if node.module == "connpool":
-                names = [f"connpool.{alias.name}" for alias in node.names]
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in inside}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "connpool" and len(parts) > 1 and not parts[1].startswith("__"):
-                found.add(parts[1])
-    return found
+            found |= {alias.name for alias in node.names}
+    return found & MODULES.keys()
 
 
-SOURCES = sorted(TOP.rglob("*.py"))
+def imports(path: Path) -> set[str]:
+    """
+    The rooms a file imports at run time.
+    """
+    names = [name.split(".") for name in imported(path, typesToo=False)]
+    return {parts[1] for parts in names if len(parts) > 1}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(TOP)))
@@ -78,3 +116,100 @@ def test_noGlobalReactorAtModuleLevel(path):
         if isinstance(node, ast.ImportFrom) and node.module == "twisted.internet":
             assert "reactor" not in [alias.name for alias in node.names]
         assert "twisted.internet.reactor" not in ast.unparse(node).split("def ")[0]
+
+
+def legOf(module: str) -> str:
+    parts = module.split(".")
+    return parts[2] if len(parts) > 2 and parts[2] in LEGS else ""
+
+
+@pytest.mark.parametrize(
+    "path", sorted((TOP / "transfer").rglob("*.py")), ids=lambda path: str(path.relative_to(TOP))
+)
+def test_legsOfTheWayOfAFile(path):
+    leg = legOf(moduleOf(path))
+    if path == TOP / "transfer" / "__init__.py":
+        return  # names them all, for whoever asks
+    room = {name for name in imported(path, typesToo=True) if name.startswith("connpool.transfer.")}
+    assert {legOf(name) for name in room} <= LEGS[leg] | {leg} or moduleOf(path) in debts.LEGS
+
+
+def circles() -> set[frozenset[str]]:
+    """
+    The modules of each room that can be reached from themselves.
+    """
+    reached = {}
+    for module, path in MODULES.items():
+        room = module.split(".")[1:2]
+        reached[module] = {
+            name
+            for name in imported(path, typesToo=True)
+            if name.split(".")[1:2] == room and room and name.count(".") > 1 and name != module
+        }
+    reached = {name: to for name, to in reached.items() if name.count(".") > 1}
+    packages = {moduleOf(path) for path in SOURCES if path.name == "__init__.py"}
+    reached = {
+        name: {other for other in to if other not in packages}
+        for name, to in reached.items()
+        if name not in packages
+    }
+    growing = True
+    while growing:
+        growing = False
+        for to in reached.values():
+            more = set().union(*(reached[name] for name in to)) - to if to else set()
+            if more:
+                to |= more
+                growing = True
+    return {
+        frozenset(other for other in to if name in reached[other])
+        for name, to in reached.items()
+        if name in to
+    }
+
+
+def test_noCirclesInsideARoom():
+    assert circles() - set(CIRCLES) <= debts.CIRCLES
+
+
+def foreignPrivates(tree: ast.Module) -> set[str]:
+    """
+    Private attributes that a file takes from objects whose class it does not define.
+    """
+    own = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in {"self", "cls"}
+        ):
+            own.add(node.attr)
+    return {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
+        and node.attr not in own
+    }
+
+
+def test_nobodyUsesTheUnderscoreNamesOfOthers():
+    found = {name for tree in TREES.values() for name in foreignPrivates(tree)}
+    assert found - set(FOREIGN) <= debts.FOREIGN
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(TOP)))
+def test_docstringsOpenWithANounOrAVerb(path):
+    nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [
+        ast.get_docstring(node) or "" for node in ast.walk(TREES[path]) if isinstance(node, nodes)
+    ]
+    found = [text for text in texts if text.split(" ", 1)[0].rstrip(",:.") in OPENINGS]
+    assert len(found) <= debts.DOCSTRINGS.get(moduleOf(path), 0), found

@@ -31,7 +31,7 @@ from connpool.errors import (
 from connpool.interfaces import IPoolable
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.names import displayName
-from connpool.transfer.send.writer import Outlet
+from connpool.transfer.send.writer import Writer
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.frames import frame as pack
 from connpool.transfer.wire.handshake import CAPABILITIES, VERSIONS, agree, transcriptOf
@@ -149,7 +149,7 @@ class SenderSession:
         self._owed: int | None = None
         self.limits: Limits
         self.digest: Digest
-        self.outlet: Outlet
+        self.writer: Writer
         self.ticket = b""
         self.principal = ""
         self.canJoin = False
@@ -173,7 +173,7 @@ class SenderSession:
         Connected.
         """
         self.link = link
-        self.outlet = Outlet(self._reactor, link.transport, self._unwritable)
+        self.writer = Writer(self._reactor, link.transport, self._unwritable)
         self._deadline = self._reactor.callLater(GREETING_TIMEOUT, self._tooLate)
         ours = Hello(
             VERSIONS,
@@ -184,7 +184,7 @@ class SenderSession:
         )
         self._ours = ours
         self._sent = encode(Type.HELLO, 0, ours)
-        self.outlet.send(PREAMBLE, self._sent)
+        self.writer.send(PREAMBLE, self._sent)
 
     def greeted(self) -> None:
         """
@@ -213,7 +213,7 @@ class SenderSession:
         self.canJoin = "join" in agreement.capabilities
         self.limits = message.limits
         self._transcript = transcriptOf(self._sent, pack(frame.type, 0, frame.control))
-        self.outlet.send(encode(Type.AUTH, 0, self._auth(message.methods)))
+        self.writer.send(encode(Type.AUTH, 0, self._auth(message.methods)))
         self._state = self._wait
 
     def _auth(self, methods: Sequence[str]) -> Auth:
@@ -250,7 +250,7 @@ class SenderSession:
         """
         Much is going to be sent.
         """
-        self.outlet.start(encode(Type.PING, 0, Ping(0)))
+        self.writer.start(encode(Type.PING, 0, Ping(0)))
 
     def open(self, stream: IStream) -> int:
         """
@@ -271,7 +271,7 @@ class SenderSession:
         Give a file up.
         """
         if self._streams.pop(number, None) is not None:
-            self.outlet.send(encode(Type.CANCEL, number, Cancel(code, keep)))
+            self.writer.send(encode(Type.CANCEL, number, Cancel(code, keep)))
 
     def ping(self) -> Deferred[None]:
         """
@@ -284,7 +284,7 @@ class SenderSession:
             return d
         self._token += 1
         self._pings[self._token] = d
-        self.outlet.send(encode(Type.PING, 0, Ping(self._token)))
+        self.writer.send(encode(Type.PING, 0, Ping(self._token)))
         return d
 
     def join(self, ticket: bytes) -> Deferred[None]:
@@ -296,7 +296,7 @@ class SenderSession:
         if self.lost is not None:
             self._joining.errback(Failure(self.lost))
         else:
-            self.outlet.send(encode(Type.JOIN, 0, Join(ticket)))
+            self.writer.send(encode(Type.JOIN, 0, Join(ticket)))
         return self._joining
 
     @property
@@ -315,7 +315,7 @@ class SenderSession:
 
     def _keep(self) -> None:
         self._keepAlive = self._reactor.callLater(self._idle / 4, self._keep)
-        self.outlet.send(encode(Type.PING, 0, Ping(0)))
+        self.writer.send(encode(Type.PING, 0, Ping(0)))
 
     def _unwritable(self, why: NetworkFailed) -> None:
         # the receiver may have said why before it closed
@@ -373,9 +373,9 @@ class SenderSession:
         if self._unread > _PONGS:
             self._owed = token
             return
-        self.outlet.send(encode(Type.PONG, 0, Ping(token)))
+        self.writer.send(encode(Type.PONG, 0, Ping(token)))
         if self._unread == _PONGS:
-            self.outlet.send(encode(Type.PING, 0, Ping(0)))
+            self.writer.send(encode(Type.PING, 0, Ping(0)))
 
     def _ponged(self, token: int) -> None:
         d = self._pings.pop(token, None)
@@ -420,7 +420,7 @@ class SenderSession:
         The receiver broke the protocol.
         """
         detail = " ".join(str(why).split())[:1024]
-        self.outlet.send(encode(Type.ERROR, 0, Error(why.code, detail)))
+        self.writer.send(encode(Type.ERROR, 0, Error(why.code, detail)))
         self._why = why
         self.link.close()
 
@@ -448,7 +448,7 @@ class SenderSession:
         for call in (self._deadline, self._keepAlive):
             if call is not None and call.active():
                 call.cancel()
-        self.outlet.close(why)
+        self.writer.close(why)
         waiting = [*self._pings.values()]
         if self._joining is not None:
             waiting.append(self._joining)

@@ -185,7 +185,7 @@ class LargeStream:
         All of it was sent.
         """
         self.size, self.root = size, root
-        self._transmission.session.outlet.send(encode(Type.COMMIT, self.number, Commit(size, root)))
+        self._transmission.session.writer.send(encode(Type.COMMIT, self.number, Commit(size, root)))
 
     def stored(self, receipt: Receipting | Ack) -> None:
         if not isinstance(receipt, Receipting):
@@ -299,4 +299,4 @@ class LargeStream:
             revoked = [b for b, d in zip(some, digests, strict=True) if outgoing.compared(b, d)]
             if revoked:
                 wire = packBlocks(revoked)
-                session.outlet.send(encode(Type.REVOKE, self.number, Revoke(), len(wire)), wire)
+                session.writer.send(encode(Type.REVOKE, self.number, Revoke(), len(wire)), wire)

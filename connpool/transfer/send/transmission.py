@@ -52,6 +52,7 @@ from connpool.transfer.wire.messages import (
     Receipting,
     encode,
 )
+from connpool.waiting import Waiters
 
 __all__ = ["Asked", "Lane", "Transmission"]
 
@@ -99,7 +100,7 @@ class Transmission:
         self._large: list[LargeStream] = []
         self._small: dict[SmallStream, None] = {}
         self._smallBytes = 0
-        self._waiters: list[Deferred[None]] = []
+        self._waiters = Waiters()
         self._again: list[Job] = []
         self._over = False
         self._running = 0
@@ -134,7 +135,7 @@ class Transmission:
                 self._again.append(stream.job)
                 stream.end()
             await lane.reader.stop()
-            self.session.outlet.rest()
+            self.session.writer.rest()
 
     @property
     def unfinished(self) -> list[Job]:
@@ -156,19 +157,16 @@ class Transmission:
         """
         Something happened.
         """
-        waiters, self._waiters = self._waiters, []
-        for d in waiters:
-            d.callback(None)
+        self._waiters.wake()
 
     async def _event(self) -> None:
-        d: Deferred[None] = Deferred()
-        self._waiters.append(d)
+        something = self._waiters.wait()
         call = None
         if self._work.later:
             wait = min(job.due for job in self._work.later) - self._reactor.seconds()
             call = self._reactor.callLater(max(wait, 0.01), self.wake)
         try:
-            await d
+            await something
         finally:
             if call is not None and call.active():
                 call.cancel()
@@ -199,7 +197,7 @@ class Transmission:
             await work.fill(small, session.digest)
             did = True
         if work.small:
-            await session.outlet.flushed()
+            await session.writer.flushed()
         batch: list[bytes] = []
         size = 0
         # it may have said GOAWAY while we waited
@@ -218,7 +216,7 @@ class Transmission:
             batch.append(data)
             size += len(data) + 256
         if batch:
-            session.outlet.send(*batch)
+            session.writer.send(*batch)
             did = True
         return did
 
@@ -268,7 +266,7 @@ class Transmission:
             self._large.append(stream)
             self._offer(stream)
         if did:
-            await session.outlet.flushed()
+            await session.writer.flushed()
         return did
 
     def _offer(self, stream: LargeStream) -> None:
@@ -286,7 +284,7 @@ class Transmission:
             self.asked.durability,  # type: ignore[arg-type]
             self.asked.dry,
         )
-        self.session.outlet.send(encode(Type.OFFER, stream.number, message))
+        self.session.writer.send(encode(Type.OFFER, stream.number, message))
 
     async def _extent(self, lane: Lane) -> bool:
         """
@@ -315,7 +313,7 @@ class Transmission:
         """
         @return: whether all of it was sent; not if the stream ended meanwhile.
         """
-        session, outlet, reader = lane.session, lane.session.outlet, lane.reader
+        session, writer, reader = lane.session, lane.session.writer, lane.reader
         outgoing, fd = stream.outgoing, stream.fd
         assert outgoing is not None
         assert fd is not None
@@ -333,10 +331,10 @@ class Transmission:
                 short = False
                 failed: SourceError | None = None
                 # once begun, a run has all its bytes, whatever they are
-                async with outlet.run(encode(Type.DATA, stream.number, Data(at), end - at)):
+                async with writer.run(encode(Type.DATA, stream.number, Data(at), end - at)):
                     while at < end:
                         chunk = await reader.chunk()
-                        await outlet.write(chunk.view)
+                        await writer.write(chunk.view)
                         at += len(chunk.view)
                         self._report.sent(stream.job, len(chunk.view))
                         short = short or chunk.short
@@ -352,7 +350,7 @@ class Transmission:
                 if digests:
                     wire = b"".join(digests)
                     message = Digests(first)
-                    outlet.send(encode(Type.DIGESTS, stream.number, message, len(wire)), wire)
+                    writer.send(encode(Type.DIGESTS, stream.number, message, len(wire)), wire)
                 if short:
                     self._changed(stream)
                     return False
@@ -434,7 +432,7 @@ class Transmission:
         Send what comes, when it comes, until the end of input; what cannot be
         read again is not repaired.
         """
-        session, outlet = self.session, self.session.outlet
+        session, writer = self.session, self.session.writer
         while not stream.accepted and not stream.over:
             await self._event()
         hasher = session.digest.new()
@@ -456,8 +454,8 @@ class Transmission:
                     stream.giveUp(why, keep=False)
                     return
                 hasher.update(data)
-                async with outlet.run(encode(Type.DATA, stream.number, Data(at), len(data))):
-                    await outlet.write(memoryview(data))
+                async with writer.run(encode(Type.DATA, stream.number, Data(at), len(data))):
+                    await writer.write(memoryview(data))
                 if stream.over:
                     return
                 at += len(data)
@@ -468,7 +466,7 @@ class Transmission:
                 hasher = session.digest.new()
                 message = Digests(len(digests))
                 digests.append(digest)
-                outlet.send(encode(Type.DIGESTS, stream.number, message, len(digest)), digest)
+                writer.send(encode(Type.DIGESTS, stream.number, message, len(digest)), digest)
             if not data:
                 stream.commit(at, rootOf(session.digest, at, stream.blockSize, digests))
                 self._report.phase(stream.job, "publish", "")
