@@ -10,7 +10,7 @@ TESTS := $(VENV)/.tests
 ARCHIVES := $(wildcard tests/transfer/released/*/twisted-connpool-*.tar.xz)
 RELEASED := $(patsubst twisted-connpool-%.tar.xz,$(VENV)/released/%/.installed,$(notdir $(ARCHIVES)))
 
-.PHONY: run test released lint docs clean
+.PHONY: run test released lint docs dist clean
 
 $(RUNTIME): setup.cfg setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; run: make PYTHON=python3.11")'
@@ -45,6 +45,14 @@ lint: $(TESTS)
 docs: $(RUNTIME)
 	$(PIP) -e '.[docs]'
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+# both archives, the wheel built from the other one, and the changes of the next release
+dist: $(RUNTIME)
+	$(PIP) -e '.[release]'
+	rm -rf build dist
+	$(BIN)/python -m build >/dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/towncrier build --draft
 
 clean:
 	rm -rf $(VENV) docs/_build build dist *.egg-info
