@@ -1,5 +1,5 @@
 """
-What the documentation says of the code, and what it takes from it.
+Statements of the documentation about the code, and the parts that are made of it.
 """
 
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.processes import CHECKOUT
 
-sys.path.insert(0, str(CHECKOUT / "docs"))
+sys.path.append(str(CHECKOUT / "docs"))
 import state_diagrams
 
 ARCHITECTURE = (CHECKOUT / "docs/architecture.rst").read_text()

@@ -1,5 +1,5 @@
 """
-What a maintainer's tools are told.
+The files that a maintainer's tools read.
 """
 
 import configparser

@@ -297,22 +297,33 @@ def test_anotherReceiverGoesOn(version, first, sends, source, tmp_path, valve):
             sending.__exit__(None, None, None)
 
 
-def test_aFolder(pair, source, tmp_path):
+@pytest.mark.parametrize("rule", ["skip", "refuse", "rename"])
+def test_aFolder(pair, source, tmp_path, rule):
     """
-    C{filesend} removes what the other version has stored.
+    C{filesend} removes what the other version has stored, and nothing that it
+    has left out because the name was taken.
     """
     sender, receiver = pair
-    wanted = {"small": b"x", "d/large": content(3 * MIB)}
-    for name, data in wanted.items():
-        (source / name).parent.mkdir(exist_ok=True)
-        (source / name).write_bytes(data)
     if filesystemOf(str(tmp_path)) in VOLATILE:
         pytest.skip("nothing is durable here, and filesend removes nothing")
-    with receiving(receiver, tmp_path / "root") as there:
-        fast = ["--settle=0.05", "--interval=0.05"]
+    wanted = {"small": b"x", "d/large": content(3 * MIB)}
+    taken = {"taken": b"new", "d/taken": content(3 * MIB, 2)}
+    for name, data in {**wanted, **taken}.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(data)
+        if name in taken:
+            (tmp_path / "root" / name).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / "root" / name).write_bytes(b"old")
+    old = dict.fromkeys(taken, b"old")
+    renamed = {f"{name} (1)": data for name, data in taken.items()}
+    with receiving(receiver, tmp_path / "root", "--if-exists", rule) as there:
+        fast = ["--settle=0.05", "--interval=0.05", "--attempts=1"]
         options = [f"--directory={source}", f"--to={there.address}", *fast]
         with sender.service("filesend", *options, cwd=tmp_path) as filesend:
-            names = [source / name for name in wanted]
-            assert within(lambda: not any(path.exists() for path in names), 30), filesend.output
-        assert there.files() == wanted
+            gone = [source / name for name in {**wanted, **(taken if rule == "rename" else {})}]
+            assert within(lambda: not any(path.exists() for path in gone), 30), filesend.output
+            time.sleep(2)  # for what must not happen
+        assert there.files() == {**wanted, **old, **(renamed if rule == "rename" else {})}
+    left = [path.read_bytes() for path in source.rglob("*") if path.is_file()]
+    assert all((data in left) == (rule != "rename") for data in taken.values())
     assert "Traceback" not in filesend.output

@@ -1,5 +1,5 @@
 """
-What released versions left on disk works on.
+The state that released versions left on disk goes on working.
 
 C{tests/transfer/released/makestate.py} says what is in the archives.
 """
@@ -33,7 +33,7 @@ LACKING = sorted(set(range(BLOCKS)) - set(HELD))
 @pytest.fixture(params=VERSIONS)
 def left(request, tmp_path):
     """
-    What a version left a moment ago.
+    The directories that a version left a moment ago.
     """
     with tarfile.open(RELEASED / request.param / "state.tar.xz") as tar:
         # private directories stay private
