@@ -58,6 +58,18 @@ def lines(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def answersOf(done):
+    """
+    The lines of C{--json} by the names of their files, without backslashes; a
+    line about something else has no path.
+    """
+    return {
+        Path(line["path"]).name.replace("\\", ""): line
+        for line in lines(done.stdout)
+        if line.get("path") is not None
+    }
+
+
 def test_aDirectory(pair, source, tmp_path):
     """
     Small files and large ones, with times and modes, as durable as it can be.
@@ -90,7 +102,8 @@ def test_aDirectory(pair, source, tmp_path):
         done = sender.send("--to", there.address, "--json", source, cwd=tmp_path)
         assert volatile or done.returncode == 0, done.stderr
         assert there.files() == wanted
-        assert {line["receipt"]["status"] for line in lines(done.stdout)} == {"duplicate"}
+        answers = answersOf(done).values()
+        assert {line["receipt"]["status"] for line in answers} == {"duplicate"}
 
 
 def test_durabilityByDefaultWhereNothingIsDurable(pair, source):
@@ -143,7 +156,7 @@ def test_aNameThatIsTaken(pair, source, tmp_path, rule, size):
             cwd=tmp_path,
         )
         files = there.files()
-    answers = {Path(line["path"]).name: line for line in lines(done.stdout)}
+    answers = answersOf(done)
     assert set(answers) == {"taken", "z"}
     assert files.pop("source/z") == b"z"
     wanted = {
@@ -176,8 +189,7 @@ def test_refusedNames(pair, source, tmp_path):
         assert done.returncode in {3, 4}, done.stderr
         assert there.files() == {"source/good": b"x"}
     codes = {
-        Path(line["path"]).name.replace("\\", ""): line["error"] and line["error"]["code"]
-        for line in lines(done.stdout)
+        name: line["error"] and line["error"]["code"] for name, line in answersOf(done).items()
     }
     assert codes == {"good": None, "refused": "name-refused", "re:fused": "name-refused"}
 
