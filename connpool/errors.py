@@ -16,6 +16,7 @@ __all__ = [
     "AuthenticationFailed",
     "Busy",
     "Cancelled",
+    "CertificateRefused",
     "ChangedSource",
     "ConflictTakeover",
     "ConnectFailed",
@@ -43,6 +44,7 @@ __all__ = [
     "ProbeFailed",
     "ProtocolError",
     "QuotaExceeded",
+    "Skipped",
     "SourceError",
     "StartFailed",
     "StoreError",
@@ -52,6 +54,7 @@ __all__ = [
     "TooSlow",
     "TransferError",
     "TransferTimeout",
+    "Unanswered",
     "Unconfirmed",
     "Unsupported",
 ]
@@ -256,6 +259,12 @@ class Exists(TransferError):
     exitCode = 4
 
 
+class Skipped(Exists):
+    """
+    A different file already has this name, and the rule C{skip} leaves it there.
+    """
+
+
 class TooLarge(TransferError):
     """
     The file is larger than the receiver takes.
@@ -328,6 +337,15 @@ class AuthenticationFailed(TransferError):
 
     code = "auth-failed"
     exitCode = 6
+
+
+class CertificateRefused(TransferError):
+    """
+    A certificate, the receiver's or ours, is not trusted by the other side.
+    """
+
+    code = "certificate"
+    exitCode = 7
 
 
 class DigestMismatch(TransferError):
@@ -426,6 +444,14 @@ class NetworkFailed(TransferError):
     code = "network"
     exitCode = 7
     retryable = True
+
+
+class Unanswered(NetworkFailed):
+    """
+    The peer closed the connection and said nothing at all.
+    """
+
+    code = "unanswered"
 
 
 class ProtocolError(TransferError):

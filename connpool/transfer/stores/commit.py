@@ -11,8 +11,9 @@ promises, and the private name goes last because it is the evidence: a private
 file with two links was published, whoever died or failed in between.  Once the
 done record is written nothing can fail any more.
 
-C{none} leaves out the syncs, C{data} those of directories.  What was reached
-depends on where the name is, too: a file system in memory may be mounted there.
+C{none} leaves out the syncs, C{data} those of directories.  What is reached
+depends on where the name is: a file system in memory may be mounted there, or a
+disk in a store that is in memory.
 
 Everything here may block on the disk and may run in any thread.
 """
@@ -23,18 +24,20 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 
 import attrs
 from twisted.python.failure import Failure
 
 from connpool.errors import SyncFailed, TransferError
-from connpool.transfer.records import DURABILITIES, Offer, Receipt
+from connpool.transfer.names import RelativeName
+from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receipt
 from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
 from connpool.transfer.stores.publish import Published, Publisher, Source
 from connpool.transfer.stores.receiptlog import DoneLog, identityOf
-from connpool.transfer.syscalls import NEW, VOLATILE, Syscalls, asTransferError
+from connpool.transfer.syscalls import CANNOT_SYNC, NEW, VOLATILE, Syscalls, asTransferError
 
 __all__ = ["Finisher", "temporaryName"]
 
@@ -60,6 +63,13 @@ def temporaryName(offer: Offer) -> str:
     if offer.key is None:
         return f"{_prefix}-{os.getpid()}-{next(_numbers)}"
     return identityOf(offer).hex()
+
+
+def _wanted(durability: str) -> int:
+    """
+    @return: the index in C{DURABILITIES} that is asked for; the strongest for C{best}.
+    """
+    return DURABILITIES.index("full" if durability == "best" else durability)
 
 
 @attrs.define
@@ -99,7 +109,9 @@ class Finisher:
         self._publisher = publisher
         self._done = done
         self._temporary = temporary
-        self._levels = {name: min(level, reach) for level, name in enumerate(DURABILITIES)}
+        self._reach = reach
+        #: whether a name was published on a disk although the private files are in memory
+        self._diskElsewhere = False
         self._fileMode = fileMode
         self._keepExec = keepExec
         self._now = now
@@ -111,19 +123,34 @@ class Finisher:
         """
         @return: the index in C{DURABILITIES} that is asked for and reachable.
         """
-        return self._levels[offer.durability]
+        wanted = _wanted(offer.durability)
+        return wanted if self._diskElsewhere else min(wanted, self._reach)
 
-    def finished(self, offer: Offer) -> Receipt | None:
+    def _reached(self, durability: str, directory: Directory) -> int:
         """
-        @return: the receipt that this offer's key has already.
+        @return: the index in C{DURABILITIES} that is asked for and reachable in C{directory}.
+        """
+        if directory.filesystem in VOLATILE:
+            return 0
+        if self._reach:
+            return min(_wanted(durability), self._reach)
+        # another mount: a copy is synced there
+        self._diskElsewhere = True
+        return _wanted(durability)
+
+    def finished(self, offer: Offer, size: int | None, root: bytes | None = None) -> Receipt | None:
+        """
+        @param size: bytes of the content; L{None} if that is not known.
+        @param root: of the content that came; L{None} if that is not known yet.
+        @return: the receipt that this offer's key has already for this content.
         """
         if offer.key is None:
             return None
         recent = self._later.get((offer.principal, offer.key))
-        if recent is not None:
+        if recent is not None and recent[1].answers(size, root):
             return recent[1]
         try:
-            return self._done.find(offer, sync=offer.durability == "full")
+            return self._done.find(offer, size, root, sync=_wanted(offer.durability) == 2)
         except OSError as error:
             raise asTransferError(error, f'looking for the receipt of "{offer.name}"') from None
 
@@ -162,13 +189,14 @@ class Finisher:
                 self._sync(source.fd)
             if committing is not None:
                 committing()
-            published, directory = self._publish(offer, source, level)
-            if level == 2:
-                self._tree.sync(directory)
+            published, directory = self._publish(offer, source)
+            level = self._reached(offer.durability, directory)
+            level = self._syncNames(directory, level)
             receipt = self._receipt(offer, source.size, root, published, directory, level)
             if offer.key is not None:
-                if later and source.fresh and len(self._later) < LATER:
-                    self._later[offer.principal, offer.key] = (offer, receipt, source)
+                index = (offer.principal, offer.key)
+                if later and source.fresh and len(self._later) < LATER and index not in self._later:
+                    self._later[index] = (offer, receipt, source)
                     return receipt
                 self._done.append([(offer, receipt)], sync=level == 2)
         except OSError as error:
@@ -184,13 +212,12 @@ class Finisher:
         A process died after C{rename} had taken the private name away: take
         the steps that were left.
         """
-        level = self.level(offer)
         published = Published(offer.name, "stored")
         try:
             directory = self._tree.acquire(offer.name.components[:-1], create=True)
             try:
-                if level == 2:
-                    self._tree.sync(directory)
+                level = self._reached(offer.durability, directory)
+                level = self._syncNames(directory, level)
                 receipt = self._receipt(offer, size, root, published, directory, level)
             finally:
                 self._tree.release(directory)
@@ -198,6 +225,21 @@ class Finisher:
         except OSError as error:
             raise asTransferError(error, f'storing "{offer.name}"') from None
         return receipt
+
+    def _syncNames(self, directory: Directory, level: int) -> int:
+        """
+        Make the names in C{directory} durable, if C{level} says so.
+
+        @return: the level that is reached: some file systems cannot sync a directory.
+        """
+        if level == 2:
+            try:
+                self._tree.sync(directory)
+            except OSError as error:
+                if error.errno not in CANNOT_SYNC:
+                    raise
+                return 1
+        return level
 
     def flush(self) -> None:
         """
@@ -263,6 +305,36 @@ class Finisher:
                     self._drop(item.source)
         return [results[id(small)] for small in batch]
 
+    def directory(
+        self, name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> DirectoryMade | None:
+        """
+        As L{connpool.interfaces.IDirectoryStore.makeDirectory}.
+        """
+        try:
+            try:
+                directory = self._tree.acquire(name.components, create=False)
+                made = False
+            except FileNotFoundError:
+                if not make:
+                    return None
+                directory = self._tree.acquire(name.components, create=True)
+                made = True
+            try:
+                if modified is not None:
+                    with suppress(PermissionError):  # somebody else's: only files are put in
+                        self._sys.utime(directory.fd, ns=(modified, modified))
+                level = self._reached(durability, directory)
+                if level == 2:
+                    self._tree.sync(directory)
+                filesystem = directory.filesystem
+            finally:
+                self._tree.release(directory)
+        except OSError as error:
+            raise asTransferError(error, f'making the directory "{name}"') from None
+        reached = DURABILITIES[level]
+        return DirectoryMade(made, reached, filesystem, self._now())
+
     def _syncAll(self, items: list[_Item], results: dict[int, Receipt | Failure]) -> None:
         items = [item for item in items if self.level(item.small.offer)]
         together = self._choice.together(len(items))
@@ -282,14 +354,14 @@ class Finisher:
 
     def _publishItem(self, item: _Item, results: dict[int, Receipt | Failure]) -> None:
         offer = item.small.offer
-        level = self.level(offer)
         try:
-            published, item.directory = self._publish(offer, item.source, level)
+            published, item.directory = self._publish(offer, item.source)
         except TransferError as error:
             results[id(item.small)] = Failure(error)
         except OSError as error:
             results[id(item.small)] = Failure(asTransferError(error, f'storing "{offer.name}"'))
         else:
+            level = self._reached(offer.durability, item.directory)
             item.receipt = self._receipt(
                 offer, item.source.size, item.small.root, published, item.directory, level
             )
@@ -298,15 +370,18 @@ class Finisher:
         """
         The directories and the done records: each once.
         """
-        full = [item for item in items if self.level(item.small.offer) == 2]
+        full = [item for item in items if item.receipt.durability == "full"]
         for directory in {item.directory for item in full}:
             assert directory is not None
+            here = [item for item in full if item.directory is directory]
             try:
-                self._tree.sync(directory)
+                level = self._syncNames(directory, 2)
             except OSError as error:
                 failure = Failure(asTransferError(error, "making a directory durable"))
-                here = [item for item in full if item.directory is directory]
                 results.update({id(item.small): failure for item in here})
+            else:
+                for item in here:
+                    item.receipt = attrs.evolve(item.receipt, durability=DURABILITIES[level])
         rest = {id(item.small): item for item in items if id(item.small) not in results}
         try:
             self._done.append(
@@ -323,7 +398,7 @@ class Finisher:
         try:
             fd = self._sys.open(name, NEW, 0o600, dir_fd=self._temporary)
         except FileExistsError:
-            earlier = self._earlier(name, len(data))
+            earlier = self._earlier(name, data)
             if earlier is not None:
                 return earlier
             name = secrets.token_hex(16)
@@ -350,15 +425,16 @@ class Finisher:
         except OSError:
             pass  # the descriptor is gone all the same, and what had to be synced was
 
-    def _earlier(self, name: str, size: int) -> Source | None:
+    def _earlier(self, name: str, data: bytes) -> Source | None:
         """
-        @return: what a process that died had published under this key.
+        @return: what a process that died had published under this key, if that is C{data}.
         """
         fd = self._sys.openIfThere(name, _OLD, self._temporary)
         if fd is None:
             return None
         status = self._sys.fstat(fd)
-        if status.st_nlink > 1 and status.st_size == size:
+        size = len(data)
+        if status.st_nlink > 1 and status.st_size == size and self._sys.pread(fd, size, 0) == data:
             return Source(fd, self._temporary, name, size, linked=True)
         self._sys.close(fd)
         return None
@@ -381,13 +457,17 @@ class Finisher:
                 " the file is not trusted, send it again"
             ) from None
 
-    def _publish(self, offer: Offer, source: Source, level: int) -> tuple[Published, Directory]:
+    def _publish(self, offer: Offer, source: Source) -> tuple[Published, Directory]:
         for attempt in (1, 2):
             directory = self._tree.acquire(offer.name.components[:-1], create=True)
             try:
                 return (
                     self._publisher.publish(
-                        source, directory, offer.name, offer.ifExists, sync=level > 0
+                        source,
+                        directory,
+                        offer.name,
+                        offer.ifExists,
+                        sync=_wanted(offer.durability) > 0,
                     ),
                     directory,
                 )
@@ -417,7 +497,7 @@ class Finisher:
             wanted=offer.name.path,
             size=size,
             status=published.status,
-            durability=DURABILITIES[0 if filesystem in VOLATILE else level],
+            durability=DURABILITIES[level],
             filesystem=filesystem,
             integrity="unverified" if root is None else "verified",
             digest=offer.digest,
