@@ -12,7 +12,7 @@ RELEASED := $(patsubst twisted-connpool-%.tar.xz,$(VENV)/released/%/.installed,$
 
 .PHONY: run test released lint docs dist clean
 
-$(RUNTIME): setup.cfg setup.py pyproject.toml
+$(RUNTIME): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; run: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip setuptools
