@@ -147,7 +147,7 @@ def test_theProgramIsToldTheRest(left, tmp_path):
         assert within(lambda: {"put/untold", "offer/untold"} <= set(names()))
         with receiver.connect() as connection:
             sender = peer.Sender(connection).greet()
-            sender.answers([sender.put(b"new", b"x", durability="full")])
+            sender.answers([sender.put(b"new", b"x")])
         assert within(lambda: "new" in names())
     assert not {"put/told", "offer/told"} & set(names())
 
