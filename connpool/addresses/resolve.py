@@ -4,7 +4,6 @@ Text to an address, names included.
 
 from __future__ import annotations
 
-import socket
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -14,7 +13,6 @@ from zope.interface import directlyProvides, providedBy
 
 from connpool.addresses.goaddress import (
     Found,
-    Services,
     TCPAddr,
     UDPAddr,
     isDomainName,
@@ -23,6 +21,8 @@ from connpool.addresses.goaddress import (
 )
 from connpool.addresses.hostport import splitHostPort
 from connpool.addresses.names import resolverOf
+from connpool.addresses.servicenames import Services, systemServices
+from connpool.addresses.zones import checkZone
 from connpool.errors import AddressError
 
 __all__ = ["clientEndpoint", "resolveTCPAddr", "resolveUDPAddr", "systemServices"]
@@ -30,23 +30,13 @@ __all__ = ["clientEndpoint", "resolveTCPAddr", "resolveUDPAddr", "systemServices
 
 class Resolver(Protocol):
     """
-    What L{connpool.addresses.NameResolver} does.
+    The part of L{connpool.addresses.NameResolver} that is needed here.
     """
 
     def lookUp(self, host: str) -> Deferred[list[Found]]:
         """
         See L{connpool.addresses.NameResolver.lookUp}.
         """
-
-
-def systemServices(name: str, protocol: str) -> int | None:
-    """
-    The port of a service, from this machine's list (C{/etc/services}).
-    """
-    try:
-        return socket.getservbyname(name, protocol)
-    except (OSError, UnicodeError, ValueError):
-        return None
 
 
 def resolveTCPAddr(
@@ -118,25 +108,34 @@ class _WithResolver:
 
 def clientEndpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamClientEndpoint:
     """
-    Where C{--to} says to connect.
+    The endpoint that C{--to} names.
 
-    @param text: C{HOST:PORT} (exactly one colon outside brackets), tried on
-        every address of the name; or any client endpoint string, such as
-        C{unix:/run/x.sock} or C{tls:example.com:443}.
+    @param text: C{HOST:PORT} (exactly one colon outside brackets; the port may be
+        the name of a service), tried on every address of the name; or any client
+        endpoint string, such as C{unix:/run/x.sock} or C{tls:example.com:443}.
     @param timeout: seconds for each attempt to connect to C{HOST:PORT}.
     @raise AddressError: for a text that is neither; one line.
     """
     try:
-        host, port = splitHostPort(text)
-    except AddressError as notHostPort:
+        # unix:http is an endpoint, not a machine with the name of a kind
+        host, port = splitHostPort(text, services=lambda name, protocol: None)
+    except AddressError:
+        kind = text.partition(":")[0]
         try:
             endpoint: IStreamClientEndpoint = clientFromString(reactor, text)
             return endpoint
         except Exception as e:
-            kind = text.partition(":")[0]
             if isinstance(e, ValueError) and "Unknown endpoint type" in str(e):
-                raise notHostPort from None
+                host, port = splitHostPort(text)
+                return _hostEndpoint(reactor, text, host, port, timeout)
             raise AddressError(f"{text!r} is not a {kind}: endpoint: {e}") from None
+    return _hostEndpoint(reactor, text, host, port, timeout)
+
+
+def _hostEndpoint(
+    reactor: Any, text: str, host: str, port: int, timeout: float
+) -> IStreamClientEndpoint:
+    checkZone(host)
     if "%" in host:
         # a zone: HostnameEndpoint would lose it
         return TCP6ClientEndpoint(reactor, host, port, timeout=timeout)

@@ -51,7 +51,7 @@ __all__ = ["Policy", "ProxiedConnection", "ProxyInfo"]
 
 class Policy(Enum):
     """
-    What peers of a C{proxied:} endpoint do with headers.
+    The headers that peers of a C{proxied:} endpoint may or must send.
 
     Untrusted headers are never believed: a peer that is not trusted and sends
     one is disconnected under every policy.
@@ -72,7 +72,7 @@ class Policy(Enum):
 @attrs.frozen
 class ProxyInfo:
     """
-    What is known about a connection beside its client's address.
+    The circumstances of a connection beside its client's address.
 
     @ivar peer: the socket's own peer: the proxy, if there is one.
     @ivar host: the socket's own address here.
@@ -258,7 +258,7 @@ class ProxiedConnection:
 
     def _flush(self) -> None:
         """
-        What was held back is the application's after all.
+        Give the application the bytes that were held back: they are its own.
         """
         if self._receive == self._sniff:
             self._stopTimer()
@@ -309,7 +309,7 @@ class ProxiedConnection:
 
     def getHost(self) -> IAddress:
         """
-        Where the client connected to.
+        The address that the client connected to.
         """
         return self._host
 

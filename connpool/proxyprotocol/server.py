@@ -39,10 +39,10 @@ LOG_INTERVAL = 60.0
 @attrs.frozen
 class Trusted:
     """
-    Whose headers are believed.
+    The proxies whose headers are believed.
 
     @ivar networks: proxies by address.
-    @ivar unix: whether who connects to a unix socket is one.
+    @ivar unix: whether every client of a unix socket is one.
     """
 
     networks: Networks
@@ -152,7 +152,7 @@ class ProxiedFactory:
 
     def admits(self, connection: ProxiedConnection) -> bool:
         """
-        Whether a new connection may go on; if it is to send a header, it is
+        Decide whether a new connection may go on; if it is to send a header, it is
         pending from now on.
         """
         if not connection.proxyInfo.trusted:

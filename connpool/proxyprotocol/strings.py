@@ -1,7 +1,7 @@
 r"""
 The endpoint strings C{proxied:}, C{secured:} and C{proxyheader:}.
 
-What follows the prefix is another endpoint string; keys of both are written
+Another endpoint string follows the prefix; keys of both are written
 in one list: C{proxied:tcp:443:interface=10.0.0.1:trusted=10.0.0.0/8}.
 """
 
@@ -54,7 +54,7 @@ def parseTrust(prefix: str, keywords: dict[str, str]) -> tuple[Trusted, Policy, 
 
 def parseDatagramHeaders(keywords: dict[str, str]) -> DatagramHeaders:
     """
-    What C{proxied:udp:…:trusted=LIST[:policy=…]} says about headers.
+    Read the keywords of C{proxied:udp:…:trusted=LIST[:policy=…]}.
 
     @raise AddressError: with the mistake in one line.
     """

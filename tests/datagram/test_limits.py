@@ -16,8 +16,8 @@ from connpool.datagram.limits import (
     ANSWERING_PORTS,
     LOOP_COUNT,
     LOOP_EVERY,
-    LOOP_GAP,
-    LOOP_HOLD,
+    LOOP_GAP_SECONDS,
+    LOOP_HOLD_SECONDS,
 )
 from connpool.errors import AddressError
 
@@ -273,7 +273,7 @@ def test_constantDatagramsWithPausesAreNoLoop():
     for _ in range(1000):
         assert world.ask() == 1
         world.look(b"hello")
-        world.now += LOOP_GAP * 1.01
+        world.now += LOOP_GAP_SECONDS * 1.01
 
 
 def test_suspicionPasses():
@@ -283,7 +283,7 @@ def test_suspicionPasses():
     assert world.ask(count=100) == 50
     assert world.limits.refused == {"loops": 50}
     assert world.ask("192.0.2.8", count=100) == 100
-    world.now += LOOP_HOLD + 0.1
+    world.now += LOOP_HOLD_SECONDS + 0.1
     assert world.ask(count=100) == 100
 
 
