@@ -92,6 +92,10 @@ def _resolve(
     return (resolver or resolverOf(reactor)).lookUp(wanted.host).addCallback(wanted.choose)
 
 
+def _numbersOnly(_name: str, _protocol: str) -> int | None:
+    return None
+
+
 class _WithResolver:
     """
     A reactor whose names are looked up by L{connpool.addresses.NameResolver}.
@@ -118,7 +122,7 @@ def clientEndpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamCli
     """
     try:
         # unix:http is an endpoint, not a machine with the name of a kind
-        host, port = splitHostPort(text, services=lambda name, protocol: None)
+        host, port = splitHostPort(text, services=_numbersOnly)
     except AddressError:
         kind = text.partition(":")[0]
         try:

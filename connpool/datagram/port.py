@@ -101,6 +101,7 @@ class SturdyPort:
     """
     @ivar info: during C{datagramReceived}, the circumstances of the datagram.
     @ivar received: datagrams read so far.
+    @ivar emptied: whether the last wake-up left nothing unread.
     @ivar truncated: datagrams dropped because they did not fit.
     @ivar sendErrors: failed sends by errno name (C{"ENETUNREACH"}).
     @ivar receiveErrors: errors the socket reported by errno name; mostly ICMP.
@@ -154,6 +155,7 @@ class SturdyPort:
         self.info = DatagramInfo()
         self._current: Any = None
         self.received = 0
+        self.emptied = False
         self.truncated = 0
         self.sendErrors: Counter[str] = Counter()
         self.receiveErrors: Counter[str] = Counter()
@@ -286,6 +288,7 @@ class SturdyPort:
     def doRead(self) -> None:
         clock = self._clock
         end = clock() + SECONDS_PER_WAKEUP
+        self.emptied = False
         for _ in range(DATAGRAMS_PER_WAKEUP):
             sock = self._socket
             if sock is None:
@@ -293,6 +296,7 @@ class SturdyPort:
             try:
                 size, control, flags, addr = sock.recvmsg_into([self._buffer], self._control)
             except BlockingIOError:
+                self.emptied = True
                 return
             except InterruptedError:
                 continue
@@ -378,7 +382,13 @@ class SturdyPort:
 
     # -- writing ---------------------------------------------------------------
 
-    def write(
+    def write(self, packet: bytes, addr: tuple[str, int] | None = None) -> None:
+        """
+        Do as L{send}, without telling.
+        """
+        self.send(packet, addr)
+
+    def send(
         self, packet: bytes, addr: tuple[str, int] | None = None, *, again: bool = False
     ) -> str | None:
         """
@@ -412,7 +422,7 @@ class SturdyPort:
                 # an ICMP message about an earlier datagram; this one was not sent
                 if not self._drainErrors() and self._connected is not None:
                     self._readError(e.errno)
-                return self.write(packet, addr, again=True)
+                return self.send(packet, addr, again=True)
             name = errnoName(e.errno)
             self.sendErrors[name] += 1
             return name

@@ -76,7 +76,7 @@ def test_nothingComesBack():
         (["127.0.0.1:8641", "--size", "4"], 2, "12 to 65507 bytes"),
         (["127.0.0.1:8641", "--size", "65508"], 2, "12 to 65507 bytes"),
         (["127.0.0.1:8641", "--interval", "0"], 2, "invalid number of seconds value: '0'"),
-        (["127.0.0.1:8641", "--count", "-1"], 2, "invalid count value: '-1'"),
+        (["127.0.0.1:8641", "--count=-1"], 2, "invalid count value: '-1'"),
     ],
 )
 def test_mistakes(arguments, code, says):

@@ -12,14 +12,15 @@ from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
 
 from connpool.datagram import Auto
-from connpool.services.udpprobe import ProbeService
+from connpool.services.probetargets import Target
+from connpool.services.probing import ProbeService
 from tests.datagram.peers import answering, where
 from tests.helpers.waiting import pause, until
 
 
-def target(port):
+def target(port, **options):
     host, number = where(port)
-    return f"{host}:{number}"
+    return Target(name="path", address=f"{host}:{number}", **options)
 
 
 @pytest.mark.parametrize(("interval", "round_"), [(0.1, 0.1), (0.2, 0.1), (0.05, 0.2)])
@@ -29,7 +30,7 @@ async def test_roundsKeepTheRate(interval, round_):
     The last answer of a round is there at once; the next round is not.
     """
     with answering(Auto()) as port:
-        service = ProbeService(reactor, target(port), round_=round_, interval=interval)
+        service = ProbeService(reactor, target(port, round=round_, interval=interval))
         start = time.monotonic()
         service.startService()
         try:
@@ -54,7 +55,7 @@ async def test_aFarSideThatClosesIsNotAskedWithoutPause():
     factory.noisy = False
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     service = ProbeService(
-        reactor, target(port), round_=0.2, interval=0.1, protocol="tcp", timeout=1.0
+        reactor, target(port, round=0.2, interval=0.1, protocol="tcp", timeout=0.3)
     )
     service.startService()
     try:
@@ -69,7 +70,8 @@ async def test_aFarSideThatClosesIsNotAskedWithoutPause():
 @pytest_twisted.ensureDeferred
 async def test_whatCannotBeMeasuredIsCountedAndTriedAgain():
     service = ProbeService(
-        reactor, "127.0.0.1:9", round_=0.1, interval=0.1, protocol="tcp", timeout=1.0
+        reactor,
+        Target(name="path", address="127.0.0.1:9", round=0.1, interval=0.1, protocol="tcp"),
     )
     service.startService()
     try:
@@ -85,7 +87,7 @@ async def test_whatCannotBeMeasuredIsCountedAndTriedAgain():
 @pytest_twisted.ensureDeferred
 async def test_stoppedAndStartedAgain():
     with answering(Auto()) as port:
-        service = ProbeService(reactor, target(port), round_=0.1, interval=0.05)
+        service = ProbeService(reactor, target(port, round=0.1, interval=0.05))
         for rounds in (1, 2):
             service.startService()
             await until(lambda rounds=rounds: service.stats().received >= 2 * rounds)
