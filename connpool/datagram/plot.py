@@ -27,6 +27,9 @@ LINE, FOOT = 18, 70
 _DOTS = 1500
 _BINS = 40
 
+#: Widths of letters, as wide fonts have them: of 15 bold, and of 12.
+_BOLD, _PLAIN = 10.8, 7.8
+
 _INK, _FAINT, _DOT, _LOST = "#222", "#ddd", "#2563a8", "#c62828"
 
 
@@ -45,14 +48,13 @@ def _text(x: float, y: float, words: str, more: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" {more}>{escape(words)}</text>'
 
 
-def _wrapped(parts: list[str], size: float) -> list[str]:
+def _wrapped(parts: list[str], letter: float) -> list[str]:
     """
-    Put parts into lines that fit beside the margins.  A letter is taken to be as
-    wide as a digit, 0.56 of the font's size, which text of mostly digits is.
+    Put parts into lines that fit between the margins.
 
-    @param size: of the font.
+    @param letter: the width of one, on average.
     """
-    most = int((WIDTH - 2 * LEFT) / (0.56 * size))
+    most = int((WIDTH - 2 * LEFT) / letter)
     lines = [""]
     for part in parts:
         joined = f"{lines[-1]}, {part}" if lines[-1] else part
@@ -121,12 +123,12 @@ def _head(report: Report) -> Iterator[str]:
         trips = [f"{name} {v * 1e3:.3f}" for name, v in parts if v is not None]
         trips[0] = f"round trips in ms: {trips[0]}"
     y = 10.0
-    for parts_, size, more in (
-        (about, 15, 'font-size="15" font-weight="bold"'),
-        (counts, 12, ""),
-        (trips, 12, ""),
+    for words, letter, more in (
+        (about, _BOLD, 'font-size="15" font-weight="bold"'),
+        (counts, _PLAIN, ""),
+        (trips, _PLAIN, ""),
     ):
-        for line in _wrapped(parts_, size):
+        for line in _wrapped(words, letter):
             y += LINE
             yield _text(LEFT, y, line, more)
 
@@ -200,4 +202,5 @@ def _histogram(points: list[Point], top: float) -> Iterator[str]:
                 f'height="{height - 0.5:.1f}" fill="{_DOT}"/>'
             )
     yield _line(HISTOGRAM, TOP, HISTOGRAM, BOTTOM, _INK)
-    yield _text(HISTOGRAM, BOTTOM + 18, f"count; longest bar {most}")
+    words = f"count; longest bar {most}"
+    yield _text(WIDTH - 8, BOTTOM + 18, words, 'text-anchor="end"')
