@@ -102,6 +102,7 @@ class SturdyPort:
     @ivar info: during C{datagramReceived}, the circumstances of the datagram.
     @ivar received: datagrams read so far.
     @ivar emptied: whether the last wake-up left nothing unread.
+    @ivar emptiedAt: when nothing was left unread for the last time, by C{clock}.
     @ivar truncated: datagrams dropped because they did not fit.
     @ivar sendErrors: failed sends by errno name (C{"ENETUNREACH"}).
     @ivar receiveErrors: errors the socket reported by errno name; mostly ICMP.
@@ -156,6 +157,7 @@ class SturdyPort:
         self._current: Any = None
         self.received = 0
         self.emptied = False
+        self.emptiedAt = 0.0
         self.truncated = 0
         self.sendErrors: Counter[str] = Counter()
         self.receiveErrors: Counter[str] = Counter()
@@ -174,6 +176,7 @@ class SturdyPort:
         self.family = sock.family
         self._askForControl(sock)
         self._socket = sock
+        self.emptiedAt = self._clock()
         # the reactor asks for both at every wake-up
         self.fileno = sock.fileno  # type: ignore[method-assign]
         self._prefix = f"{_logPrefix(self.protocol)} (UDP)"
@@ -297,6 +300,7 @@ class SturdyPort:
                 size, control, flags, addr = sock.recvmsg_into([self._buffer], self._control)
             except BlockingIOError:
                 self.emptied = True
+                self.emptiedAt = clock()
                 return
             except InterruptedError:
                 continue

@@ -57,6 +57,9 @@ _OPENINGS = 4
 #: Seconds between attempts to open again, while the far side is silent.
 _REOPENING_SECONDS = 2.0
 
+#: Difference of two clocks that were read one after the other.
+_TICK_NANOSECONDS = 1_000_000
+
 #: Bytes that the answers to openings fit into.
 _ROOM_BYTES = 2048
 
@@ -338,8 +341,9 @@ class Prober(DatagramProtocol):
         received = at
         if info.kernelTime is not None and steady:
             waited = wall - info.kernelTime
-            # others that were under way when the wall clock was set
-            if 0 <= waited < 1_000_000_000:
+            # it came after the socket was empty; if not, it was stamped before the
+            # wall clock was set
+            if 0 <= waited <= at - int(self._port.emptiedAt * 1e9) + _TICK_NANOSECONDS:
                 received, wall = at - waited, info.kernelTime
         if addr != self._peer:
             self.samples.ignored += 1
