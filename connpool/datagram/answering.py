@@ -43,7 +43,7 @@ Unwrap = Callable[[bytes, DatagramInfo], bytes | None]
 
 #: Datagrams per system call where each is shown to the responder: small, so
 #: that the time a wake-up takes is looked at often enough.
-_SHOWN = 16
+_SHOWN_AT_ONCE = 16
 
 
 @attrs.frozen
@@ -197,7 +197,7 @@ class AnsweringPort(SturdyPort):
 
     def _readBatches(self, batch: mmsg.Batch, now: float, end: float) -> None:
         left = DATAGRAMS_PER_WAKEUP
-        chunk = left if self._reflects is not None else _SHOWN
+        chunk = left if self._reflects is not None else _SHOWN_AT_ONCE
         n = 0
         while left and self._socket is not None and now < end:
             asked = min(chunk, left)
@@ -427,7 +427,7 @@ class AnsweringPort(SturdyPort):
             return None
         if answer is None:
             return None
-        if len(answer) > mmsg.ROOM:
+        if len(answer) > mmsg.ROOM_BYTES:
             self.sendErrors["EMSGSIZE"] += 1
             return None
         longer = len(answer) - len(original)

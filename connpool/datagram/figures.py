@@ -307,8 +307,8 @@ class Samples:
 
         @param remoteReceived: the far side's wall time of receipt.
         @param remoteSent: the far side's wall time of answering.
-        @param remoteCount: how many of our datagrams the far side had received
-            when it answered.
+        @param remoteCount: datagrams of ours that the far side had received when
+            it answered.
         """
         datagram = self._sent.get(number)
         if datagram is None or datagram.unsent:

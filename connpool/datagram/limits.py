@@ -297,7 +297,7 @@ class Limits:
     def admit(self, source: Source, count: int, now: float) -> int:
         """
         @param count: datagrams from C{source}, of which none is answered yet.
-        @return: how many of them to answer; the rest is counted as refused.
+        @return: the number of them to answer; the rest is counted as refused.
         """
         if source.refusal:
             self.refused[source.refusal] += count
@@ -407,7 +407,7 @@ class LoopWatch:
 
     def thin(self, key: bytes, count: int, now: float) -> int:
         """
-        @return: how many of C{count} datagrams from C{key} to answer.
+        @return: the number of datagrams from C{key} to answer, of C{count}.
         """
         found = self.suspects.get(key)
         if found is None:

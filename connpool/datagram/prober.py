@@ -101,7 +101,7 @@ class Prober(DatagramProtocol):
     """
     One run against one address.
 
-    @ivar samples: what has happened so far.
+    @ivar samples: the datagrams so far, and their fates.
     @ivar done: fires with the L{Report} once the last answer is in or late, or
         after L{stop}; fails with L{ProbeFailed}.
 
@@ -114,7 +114,7 @@ class Prober(DatagramProtocol):
     @param key: of irtt or STAMP, shared with the far side; L{None} for none.
     @param source: the address of ours to send from; empty for the one that routing
         chooses.
-    @param marking: how datagrams leave.
+    @param marking: DSCP, TTL and link of the datagrams.
     @param dontFragment: whether a datagram that does not fit is dropped on its
         way instead of being cut.
     @param onSample: called with each L{Sample} as soon as it is known.

@@ -18,7 +18,7 @@ class Reply:
     @ivar received: the far side's time of receipt, nanoseconds since the epoch;
         L{None} unless it says.
     @ivar sent: the far side's time of answering.
-    @ivar count: how many of our datagrams the far side has received so far.
+    @ivar count: datagrams of ours that the far side has received so far.
     """
 
     number: int

@@ -24,8 +24,9 @@ C{transport.protocol} sets it here, where nobody looks; Twisted's own wrappers
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -34,6 +35,7 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
     IProtocol,
+    IProtocolFactory,
 )
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -42,9 +44,6 @@ from zope.interface import directlyProvides, implementer, providedBy
 from connpool.addresses import UnknownAddress
 from connpool.errors import HeaderError
 from connpool.proxyprotocol.header import Header, HeaderParser, NotAHeader, hasStart, isStart
-
-if TYPE_CHECKING:
-    from connpool.proxyprotocol.server import ProxiedFactory
 
 __all__ = ["Policy", "ProxiedConnection", "ProxyInfo"]
 
@@ -86,6 +85,43 @@ class ProxyInfo:
     header: Header | None = None
 
 
+class Owner(Protocol):
+    """
+    The listener that connections belong to.
+
+    @ivar clock: measures C{timeout}.
+    @ivar wrapped: builds the application's protocols.
+    @ivar timeout: seconds that a header may take.
+    @ivar counts: events, by name.
+    """
+
+    clock: Any
+    wrapped: IProtocolFactory
+    policy: Policy
+    timeout: float
+    counts: Counter[str]
+
+    def admits(self, connection: ProxiedConnection, /) -> bool:
+        """
+        Decide whether a new connection may go on.
+        """
+
+    def refused(self, connection: ProxiedConnection, counter: str, why: str, /) -> None:
+        """
+        Note that a connection was refused.
+        """
+
+    def left(self, connection: ProxiedConnection, /) -> None:
+        """
+        Note that a connection waits for its header no longer.
+        """
+
+    def headerCame(self, header: Header, /) -> None:
+        """
+        Note a header.
+        """
+
+
 @implementer(IProtocol, IHandshakeListener)
 class ProxiedConnection:
     """
@@ -100,7 +136,7 @@ class ProxiedConnection:
 
     proxyInfo: ProxyInfo
 
-    def __init__(self, factory: ProxiedFactory, *, trusted: bool) -> None:
+    def __init__(self, factory: Owner, *, trusted: bool) -> None:
         self.factory = factory
         self.transport: Any = None
         self._trusted = trusted

@@ -31,10 +31,10 @@ from zope.interface import implementer
 from connpool.errors import AddressError
 from connpool.interfaces import IReloadable
 
-__all__ = ["LAST_WORD", "SecuredEndpoint", "ServerCertificate"]
+__all__ = ["LAST_WORD_SECONDS", "SecuredEndpoint", "ServerCertificate"]
 
 #: Seconds of silence that a close waits for the other side to close its TLS too.
-LAST_WORD = 10.0
+LAST_WORD_SECONDS = 10.0
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -139,11 +139,11 @@ class _SecuredTransport(BufferingTLSTransport):
         if self._late is None and self.connected and transport is not None:
             # what is still to be written is, and then the connection is closed
             factory: Any = self.factory
-            self._late = factory.clock.callLater(LAST_WORD, transport.loseConnection)
+            self._late = factory.clock.callLater(LAST_WORD_SECONDS, transport.loseConnection)
 
     def dataReceived(self, data: bytes) -> None:
         if self._late is not None and self._late.active():
-            self._late.reset(LAST_WORD)
+            self._late.reset(LAST_WORD_SECONDS)
         super().dataReceived(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

@@ -33,7 +33,7 @@ __all__ = ["ProxiedEndpoint", "ProxiedFactory", "ProxyStats", "Trusted"]
 MAX_PENDING = 1024
 
 #: Seconds between two log lines about refusals of one listener.
-LOG_INTERVAL = 60.0
+LOG_INTERVAL_SECONDS = 60.0
 
 
 @attrs.frozen
@@ -174,9 +174,9 @@ class ProxiedFactory:
         self._unlogged += 1
         now = self.clock.seconds()
         # not less either: the clock may be set back
-        if self._nextLine - LOG_INTERVAL <= now < self._nextLine:
+        if self._nextLine - LOG_INTERVAL_SECONDS <= now < self._nextLine:
             return
-        self._nextLine = now + LOG_INTERVAL
+        self._nextLine = now + LOG_INTERVAL_SECONDS
         count, self._unlogged = self._unlogged, 0
         self._log.warn(
             "refused {count} connections behind proxies, the last from {peer}: {why}",

@@ -160,7 +160,7 @@ class Probe(Service):
     """
     Measures one path, round after round.
 
-    @ivar counts: what it has counted.
+    @ivar counts: its counters.
 
     @param counts: from a former probe of the same name, to go on with.
     @param phase: seconds after the start at which the first round begins.

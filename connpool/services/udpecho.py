@@ -4,6 +4,7 @@ C{twistd udpecho}: echo, irtt and STAMP on UDP, echo on TCP.
 
 from __future__ import annotations
 
+import shlex
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from zope.interface import implementer
 
-from connpool.addresses import Listen, joinHostPort
+from connpool.addresses import Listen, joinHostPort, tokenize
 from connpool.datagram import (
     NOTHING,
     RULES,
@@ -95,6 +96,7 @@ class Options(StatusOptions, AccessOptions):
         for name in ("rate", "burst", "max-rate"):
             self.convert(name, asCount)
         self.convert("log-interval", asSeconds)
+        self["probe"] = _probeWords(self["protocol"])
         self.convert("protocol", makeResponder)
         self.setdefault("relax", [])
         unknown = [rule for rule in self["relax"] if rule not in RULES]
@@ -112,9 +114,23 @@ class Options(StatusOptions, AccessOptions):
                 raise usage.UsageError(f"--listen: {listen.description!r}: {e}") from None
 
 
+def _probeWords(protocol: str) -> str | None:
+    """
+    @param protocol: as after C{--protocol}.
+    @return: the options with which C{connpool ping} speaks it; L{None} if it does not.
+    """
+    name, _, arguments = protocol.partition(":")
+    words = {"auto": "", "echo": "", "irtt": " --protocol irtt", "stamp": " --protocol stamp"}
+    if name not in words:
+        return None
+    key = tokenize(arguments)[1].get("key-file") if arguments else None
+    return words[name] + (f" --key-file {shlex.quote(key)}" if key else "")
+
+
 def _headersOf(listen: Listen) -> DatagramHeaders | None:
     """
-    What takes datagrams out of a proxy's envelope, for C{proxied:udp:}.
+    Read the headers of C{proxied:udp:}, which take datagrams out of a proxy's
+    envelope.
 
     @raise AddressError: for a mistake in it.
     """
@@ -147,6 +163,9 @@ class DatagramService(MultiService):
 
     Everything is bound in C{privilegedStartService}; if one cannot be, none
     stays open.  It can be started again after a stop.
+
+    @param probe: options with which C{connpool ping} measures it, for a hint in the
+        log; L{None} for no hint.
     """
 
     kind = "datagram"
@@ -161,6 +180,7 @@ class DatagramService(MultiService):
         *,
         logInterval: float = 60.0,
         name: str = "datagram",
+        probe: str | None = None,
     ) -> None:
         super().__init__()
         self.name: str = name
@@ -172,6 +192,7 @@ class DatagramService(MultiService):
         self._past = NOTHING
         self._summarised = NOTHING
         self._logInterval = logInterval
+        self._probe = probe
         self._looping: LoopingCall | None = None
 
     def privilegedStartService(self) -> None:
@@ -203,10 +224,22 @@ class DatagramService(MultiService):
         self._ports = opened
         for host in self.getHosts():
             self._log.info(
-                "{name}: answers on {where}; try: connpool ping {where}",
+                "{name}: answers on {where}{hint}",
                 name=self.name,
                 where=joinHostPort(host.host, host.port),
+                hint=self._hint(host),
             )
+
+    def _hint(self, host: IPv4Address | IPv6Address) -> str:
+        """
+        A command that measures it from here, to be pasted.
+        """
+        if self._probe is None:
+            return ""
+        # every address of the machine is none that can be sent to
+        asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.host, host.host)  # noqa: S104
+        target = joinHostPort(asked, host.port)
+        return f"; try: connpool ping {target}{self._probe}"
 
     def _maker(self, listen: Listen) -> Callable[..., AnsweringPort]:
         headers = _headersOf(listen)
@@ -341,6 +374,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             policy,
             logInterval=options["log-interval"],
             name=name,
+            probe=options["probe"],
         )
     if tcp:
         streams = ListeningService(
