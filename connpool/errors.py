@@ -43,6 +43,7 @@ __all__ = [
     "ProbeFailed",
     "ProtocolError",
     "QuotaExceeded",
+    "Skipped",
     "SourceError",
     "StartFailed",
     "StoreError",
@@ -254,6 +255,12 @@ class Exists(TransferError):
 
     code = "exists"
     exitCode = 4
+
+
+class Skipped(Exists):
+    """
+    A different file already has this name, and the rule C{skip} leaves it there.
+    """
 
 
 class TooLarge(TransferError):

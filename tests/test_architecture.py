@@ -14,12 +14,13 @@ from tests import debts
 TOP = Path(__file__).parent.parent / "connpool"
 
 #: Room to the rooms it may import, beside itself.
-GROUND = {"errors", "interfaces", "waiting", "tokenbucket", "logonce", "addresses"}
+GROUND = {"errors", "interfaces", "waiting", "tokenbucket", "logonce", "sendqueue", "addresses"}
 MAY_IMPORT = {
     "errors": set(),
     "waiting": set(),
     "tokenbucket": set(),
     "logonce": set(),
+    "sendqueue": set(),
     "interfaces": {"errors"},
     "addresses": {"errors", "interfaces"},
     "proxyprotocol": GROUND,

@@ -9,9 +9,6 @@ not see more than so many connections.
 
 from __future__ import annotations
 
-import fcntl
-import struct
-import termios
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +32,7 @@ from connpool.addresses import joinHostPort, tokenize
 from connpool.errors import AddressError
 from connpool.pool import ConnectionPoolService, PooledEndpoint, Settings
 from connpool.proxyprotocol import ProxyHeaderEndpoint
+from connpool.sendqueue import unconfirmedBytes
 from connpool.services.listening import ListeningService
 from connpool.services.options import AccessOptions, asCount, asSeconds
 from connpool.services.startfailure import failStart
@@ -127,20 +125,6 @@ class Options(StatusOptions, AccessOptions):
             raise usage.UsageError(f"--upstream: {e}") from None
 
 
-def _unsent(transport: Any) -> int:
-    """
-    @return: bytes that the other side's kernel has not confirmed; 0 if that is
-        not known.
-    """
-    try:
-        # SIOCOUTQ has the same number; transport.socket is there below TLS too
-        answer: bytes = fcntl.ioctl(transport.socket, termios.TIOCOUTQ, bytes(4))
-    except (AttributeError, OSError, ValueError):
-        return 0
-    count: int = struct.unpack("i", answer)[0]
-    return count
-
-
 class _Side(Protocol):
     """
     One end of a relayed connection.
@@ -215,7 +199,11 @@ class _Side(Protocol):
             self._limit = self.relay.reactor.callLater(self.relay.closeTimeout, self._silent)
 
     def _queues(self) -> list[int]:
-        return [_unsent(side.transport) for side in (self, self.peer) if side is not None]
+        return [
+            unconfirmedBytes(getattr(side.transport, "socket", None))
+            for side in (self, self.peer)
+            if side is not None
+        ]
 
     def _silent(self) -> None:
         """

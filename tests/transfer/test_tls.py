@@ -63,7 +63,7 @@ async def test_withinTLS(authority, tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("a TLS socket was borrowed")
 
-    monkeypatch.setattr(link, "BorrowedSocket", never)
+    monkeypatch.setattr(link, "BorrowedReader", never)
     server = Server(authority, authenticator=Passwords(b"right"))
     port = await server.start()
     data = random.Random(5).randbytes((9 << 20) + 77)

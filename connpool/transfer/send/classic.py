@@ -10,10 +10,7 @@ megabytes may wait in ours, longer than any deadline where the path is slow.
 
 from __future__ import annotations
 
-import fcntl
 import socket
-import struct
-import termios
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -37,6 +34,7 @@ from connpool.errors import (
     TransferError,
     TransferTimeout,
 )
+from connpool.sendqueue import unconfirmedBytes
 from connpool.transfer.names import displayName
 from connpool.transfer.send.source import openSource
 
@@ -91,7 +89,7 @@ class _ClassicSender(Protocol):
         Now and then: has the receiver taken anything?
         """
         now = self._clock.seconds()
-        waiting = self._unconfirmed()
+        waiting = unconfirmedBytes(self._socket)
         given, before = self._seen
         if self._sending and (self._given > given or waiting < before):
             self._since = now
@@ -104,20 +102,6 @@ class _ClassicSender(Protocol):
             self._fail(TransferTimeout(f"the receiver did not close for {self._timeout:g} s"))
         else:
             self._fail(TransferTimeout(f"the receiver took nothing for {self._timeout:g} s"))
-
-    def _unconfirmed(self) -> int:
-        """
-        Bytes that the receiver's kernel has not confirmed; 0 if that is not known.
-        """
-        if self._socket is None:
-            return 0
-        try:
-            # SIOCOUTQ has the same number
-            answer: bytes = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
-        except OSError:
-            return 0
-        count: int = struct.unpack("i", answer)[0]
-        return count
 
     def dataReceived(self, data: bytes) -> None:
         if self._sending:
@@ -180,7 +164,7 @@ class _ClassicSender(Protocol):
 
     def readConnectionLost(self) -> None:
         transport: Any = self.transport
-        if self._sent and not self._unconfirmed():
+        if self._sent and not unconfirmedBytes(self._socket):
             transport.loseConnection()
         elif self._answer and not self._sending:
             self._refused()

@@ -1,8 +1,8 @@
 """
 The sending side of one C{cpt/1} connection: greeting, streams, answers.
 
-What is sent and when is decided by L{connpool.transfer.send.client}; this knows how to
-say it, and whose answer an answer is.
+L{connpool.transfer.send.transmission} decides what is sent and when; here it is said, and
+each answer goes to the stream that it belongs to.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from connpool.errors import (
     AuthenticationFailed,
     NetworkFailed,
     ProtocolError,
+    Skipped,
     TransferError,
     TransferTimeout,
 )
 from connpool.interfaces import IPoolable
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.names import displayName
-from connpool.transfer.send.writer import Outlet
+from connpool.transfer.send.writer import Writer
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.frames import frame as pack
 from connpool.transfer.wire.handshake import CAPABILITIES, VERSIONS, agree, transcriptOf
@@ -50,6 +51,7 @@ from connpool.transfer.wire.messages import (
     Reject,
     decode,
     encode,
+    extensionOf,
 )
 from connpool.transfer.wire.safety import credentialsAreSafe
 
@@ -65,11 +67,18 @@ _LEAST_IDLE = 10.0
 #: PONGs that the receiver may leave unread.
 _PONGS = 1000
 
+_FROM_RECEIVER = frozenset(
+    {
+        *(Type.ACCEPT, Type.REJECT, Type.REPAIR, Type.PROGRESS, Type.ACK, Type.RECEIPT),
+        *(Type.PING, Type.PONG, Type.GOAWAY, Type.JOINED, Type.ERROR),
+    }
+)
+
 
 @attrs.frozen
 class Credentials:
     """
-    @ivar user: who is sending.
+    @ivar user: the name of the sender.
     @ivar secret: password or token.
     """
 
@@ -79,8 +88,13 @@ class Credentials:
 
 class IStream(Protocol):
     """
-    What is told about one stream; a plain Python protocol.
+    The part of a stream that is told the receiver's answers; a plain Python protocol.
     """
+
+    def takes(self, kind: Type, length: int) -> bool:
+        """
+        Tell whether a run of so many bytes with a frame of C{kind} is to be kept now.
+        """
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         """
@@ -111,6 +125,11 @@ def errorFor(code: str, detail: str) -> TransferError:
     return TransferError(f"{text} ({displayName(code)})")
 
 
+def _refusal(reject: Reject) -> TransferError:
+    why = errorFor(reject.code, reject.detail)
+    return why if extensionOf(reject, "skipped") is None else Skipped(str(why))
+
+
 class SenderSession:
     """
     One connection to a receiver.
@@ -118,6 +137,7 @@ class SenderSession:
     @param idleTimeout: seconds of silence from the receiver that end it.
     @ivar limits: the receiver's.
     @ivar ticket: for further connections to join.
+    @ivar capabilities: those that both sides have.
     @ivar lost: what ended the connection; L{None} while it lives.
     @ivar stopping: the receiver wants nothing new here.
     @ivar onLost: called once with what ended the connection.
@@ -149,10 +169,11 @@ class SenderSession:
         self._owed: int | None = None
         self.limits: Limits
         self.digest: Digest
-        self.outlet: Outlet
+        self.writer: Writer
         self.ticket = b""
         self.principal = ""
         self.canJoin = False
+        self.capabilities: frozenset[str] = frozenset()
         self.lost: BaseException | None = None
         self.stopping = False
         self.onLost: Callable[[BaseException], Any] = lambda _: None
@@ -173,7 +194,9 @@ class SenderSession:
         Connected.
         """
         self.link = link
-        self.outlet = Outlet(self._reactor, link.transport, self._unwritable)
+        link.reader.expected = {Type.HELLO, Type.ERROR}
+        link.reader.wants = self._wants
+        self.writer = Writer(self._reactor, link.transport, self._unwritable)
         self._deadline = self._reactor.callLater(GREETING_TIMEOUT, self._tooLate)
         ours = Hello(
             VERSIONS,
@@ -184,7 +207,7 @@ class SenderSession:
         )
         self._ours = ours
         self._sent = encode(Type.HELLO, 0, ours)
-        self.outlet.send(PREAMBLE, self._sent)
+        self.writer.send(PREAMBLE, self._sent)
 
     def greeted(self) -> None:
         """
@@ -210,11 +233,13 @@ class SenderSession:
             raise ProtocolError("the receiver's HELLO has no limits")
         agreement = agree(self._ours, message)
         self.digest = digestNamed(agreement.digest)
+        self.capabilities = agreement.capabilities
         self.canJoin = "join" in agreement.capabilities
         self.limits = message.limits
         self._transcript = transcriptOf(self._sent, pack(frame.type, 0, frame.control))
-        self.outlet.send(encode(Type.AUTH, 0, self._auth(message.methods)))
+        self.writer.send(encode(Type.AUTH, 0, self._auth(message.methods)))
         self._state = self._wait
+        self.link.reader.expected = {Type.READY, Type.ERROR}
 
     def _auth(self, methods: Sequence[str]) -> Auth:
         credentials = self._credentials
@@ -236,6 +261,8 @@ class SenderSession:
         self.ticket = message.ticket
         self.principal = message.principal
         self._state = self._open
+        self.link.reader.expected = _FROM_RECEIVER
+        self.link.admit()
         self._deadline.cancel()
         self.link.expectWithin(min(self._idle, max(self.limits.idle, _LEAST_IDLE)))
         self._idle = min(self._idle, self.limits.idle)
@@ -250,7 +277,7 @@ class SenderSession:
         """
         Much is going to be sent.
         """
-        self.outlet.start(encode(Type.PING, 0, Ping(0)))
+        self.writer.start(encode(Type.PING, 0, Ping(0)))
 
     def open(self, stream: IStream) -> int:
         """
@@ -271,7 +298,7 @@ class SenderSession:
         Give a file up.
         """
         if self._streams.pop(number, None) is not None:
-            self.outlet.send(encode(Type.CANCEL, number, Cancel(code, keep)))
+            self.writer.send(encode(Type.CANCEL, number, Cancel(code, keep)))
 
     def ping(self) -> Deferred[None]:
         """
@@ -284,7 +311,7 @@ class SenderSession:
             return d
         self._token += 1
         self._pings[self._token] = d
-        self.outlet.send(encode(Type.PING, 0, Ping(self._token)))
+        self.writer.send(encode(Type.PING, 0, Ping(self._token)))
         return d
 
     def join(self, ticket: bytes) -> Deferred[None]:
@@ -296,13 +323,13 @@ class SenderSession:
         if self.lost is not None:
             self._joining.errback(Failure(self.lost))
         else:
-            self.outlet.send(encode(Type.JOIN, 0, Join(ticket)))
+            self.writer.send(encode(Type.JOIN, 0, Join(ticket)))
         return self._joining
 
     @property
     def quiescent(self) -> bool:
         """
-        Whether it can be used for something else.
+        Tell whether it can be used for something else.
         """
         return not (self.lost or self.stopping or self._streams or self._joined)
 
@@ -315,7 +342,7 @@ class SenderSession:
 
     def _keep(self) -> None:
         self._keepAlive = self._reactor.callLater(self._idle / 4, self._keep)
-        self.outlet.send(encode(Type.PING, 0, Ping(0)))
+        self.writer.send(encode(Type.PING, 0, Ping(0)))
 
     def _unwritable(self, why: NetworkFailed) -> None:
         # the receiver may have said why before it closed
@@ -333,6 +360,13 @@ class SenderSession:
             self.link.abort(errorFor(message.code, message.detail))
             return
         self._state(frame, message)
+
+    def _wants(self, kind: Type, number: int, length: int) -> bool:
+        """
+        Tell whether a run that is announced is to be kept; see L{FrameReader.wants}.
+        """
+        stream = self._streams.get(number)
+        return stream is not None and stream.takes(kind, length)
 
     def _open(self, frame: Frame, message: Any) -> None:
         kind = frame.type
@@ -357,7 +391,7 @@ class SenderSession:
             reject: Reject = message
             stream = self._streams.pop(frame.stream, None)
             if stream is not None:
-                stream.rejected(errorFor(reject.code, reject.detail), reject.retryable)
+                stream.rejected(_refusal(reject), reject.retryable)
         elif kind in {Type.ACCEPT, Type.REPAIR, Type.PROGRESS}:
             stream = self._streams.get(frame.stream)
             if stream is not None:
@@ -373,9 +407,9 @@ class SenderSession:
         if self._unread > _PONGS:
             self._owed = token
             return
-        self.outlet.send(encode(Type.PONG, 0, Ping(token)))
+        self.writer.send(encode(Type.PONG, 0, Ping(token)))
         if self._unread == _PONGS:
-            self.outlet.send(encode(Type.PING, 0, Ping(0)))
+            self.writer.send(encode(Type.PING, 0, Ping(0)))
 
     def _ponged(self, token: int) -> None:
         d = self._pings.pop(token, None)
@@ -397,9 +431,8 @@ class SenderSession:
 
     def runReceived(self, view: memoryview) -> None:
         """
-        A receiver sends no runs.
+        A part of a run that was not wanted: its stream has ended meanwhile.
         """
-        raise ProtocolError("DATA from the receiver")
 
     def turn(self) -> None:
         """
@@ -420,7 +453,7 @@ class SenderSession:
         The receiver broke the protocol.
         """
         detail = " ".join(str(why).split())[:1024]
-        self.outlet.send(encode(Type.ERROR, 0, Error(why.code, detail)))
+        self.writer.send(encode(Type.ERROR, 0, Error(why.code, detail)))
         self._why = why
         self.link.close()
 
@@ -448,7 +481,7 @@ class SenderSession:
         for call in (self._deadline, self._keepAlive):
             if call is not None and call.active():
                 call.cancel()
-        self.outlet.close(why)
+        self.writer.close(why)
         waiting = [*self._pings.values()]
         if self._joining is not None:
             waiting.append(self._joining)
@@ -530,6 +563,6 @@ class SessionFactory(ClientFactory):
 
 def hello(link: SenderLink) -> Deferred[SenderSession]:
     """
-    What has to be waited for after connecting: a pool's C{prepare}.
+    Wait for the greeting after connecting: a pool's C{prepare}.
     """
     return link.session.ready()

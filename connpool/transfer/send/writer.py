@@ -10,108 +10,34 @@ copy in between.  Until the run is complete, control frames wait here, so they
 never come between a run's bytes.  Elsewhere (TLS, reactors without descriptors)
 the run is written through the transport, as fast as that takes it.
 
-See L{connpool.transfer.wire.link} for when a descriptor may be borrowed.
+See L{connpool.transfer.wire.borrowed} for when a socket may be borrowed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import (
     IPullProducer,
     IPushProducer,
-    IReactorFDSet,
-    ISSLTransport,
-    IWriteDescriptor,
 )
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import NetworkFailed
+from connpool.transfer.wire.borrowed import BorrowedWriter, isPlain, lends
+from connpool.waiting import Waiters
 
-__all__ = ["Outlet"]
-
-
-@implementer(IWriteDescriptor)
-class _BorrowedSocket:
-    """
-    Writes the bytes of a run to a socket whose transport has nothing to write.
-
-    @param failed: told why nothing more can be written; what is being written
-        waits for L{close} then.
-    """
-
-    def __init__(
-        self, reactor: Any, handle: socket.socket, failed: Callable[[NetworkFailed], Any]
-    ) -> None:
-        self._reactor = reactor
-        self._socket = handle.dup()
-        self._failed = failed
-        self._left = memoryview(b"")
-        self._done: Deferred[None] | None = None
-
-    def write(self, view: memoryview) -> Deferred[None] | None:
-        """
-        @return: L{None} if all of it is written, or a Deferred that fires when it is.
-        """
-        self._left = view
-        self.doWrite()
-        if not self._left:
-            return None
-        self._done = Deferred()
-        self._reactor.addWriter(self)
-        return self._done
-
-    def doWrite(self) -> None:
-        try:
-            while self._left:
-                self._left = self._left[self._socket.send(self._left) :]
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as e:
-            self._reactor.removeWriter(self)
-            self._failed(NetworkFailed(f"the connection was lost: {e.strerror}"))
-            return
-        self._finish(None)
-
-    def _finish(self, result: Any) -> None:
-        done, self._done = self._done, None
-        if done is not None:
-            self._reactor.removeWriter(self)
-            done.callback(result)
-
-    def close(self, why: BaseException | None = None) -> None:
-        """
-        The transport's own descriptor is the only one again.
-
-        @param why: what is being written will not be.
-        """
-        self._left = memoryview(b"")
-        self._finish(Failure(why) if why is not None else None)
-        self._socket.close()
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def logPrefix(self) -> str:
-        return "connpool"
-
-    def connectionLost(self, reason: Failure) -> None:
-        """
-        The reactor removed us.
-        """
-        self._failed(NetworkFailed("the connection was lost"))
+__all__ = ["Writer"]
 
 
 @implementer(IPushProducer, IPullProducer)
-class Outlet:
+class Writer:
     """
     @param failed: called when the connection takes nothing any more, with a
-        L{NetworkFailed}: the reading side may know better why.  L{Outlet.close} must follow.
+        L{NetworkFailed}: the reading side may know better why.  L{Writer.close} must follow.
     @ivar written: bytes given to the connection so far.
     """
 
@@ -121,20 +47,18 @@ class Outlet:
         self._reactor = reactor
         self._transport = transport
         self._failed = failed
-        self._borrowed: _BorrowedSocket | None = None
+        self._borrowed: BorrowedWriter | None = None
         self._queued: list[bytes] = []
         self._blocked = False
-        self._waiters: list[Deferred[None]] = []
+        self._waiters = Waiters()
         self._lock = DeferredLock()
         self._inRun = False
         self._closed: BaseException | None = None
         self.written = 0
         # a pull producer is asked whenever the transport has written all; TLS
         # would ask again and again
-        self._plain = not ISSLTransport.providedBy(transport) and isinstance(
-            getattr(transport, "getHandle", lambda: None)(), socket.socket
-        )
-        self._lends = self._plain and IReactorFDSet.providedBy(reactor)
+        self._plain = isPlain(transport)
+        self._lends = lends(reactor, transport)
         self._registered = False
 
     def start(self, first: bytes) -> None:
@@ -186,9 +110,7 @@ class Outlet:
         if self._closed is not None:
             raise self._closed
         if self._blocked:
-            d: Deferred[None] = Deferred()
-            self._waiters.append(d)
-            await d
+            await self._waiters.wait()
 
     @contextlib.asynccontextmanager
     async def run(self, header: bytes) -> AsyncIterator[None]:
@@ -204,7 +126,7 @@ class Outlet:
                 await self.flushed()
                 if self._lends:
                     handle = self._transport.getHandle()
-                    self._borrowed = _BorrowedSocket(self._reactor, handle, self._failed)
+                    self._borrowed = BorrowedWriter(self._reactor, handle, self._cut)
                     await self._write(memoryview(header))
                 else:
                     self._send(header)
@@ -239,6 +161,9 @@ class Outlet:
             await done
         self.written += len(view)
 
+    def _cut(self, why: BaseException) -> None:
+        self._failed(NetworkFailed(f"the connection was lost: {str(why).rstrip('.')}"))
+
     def close(self, why: BaseException) -> None:
         """
         The connection is gone or going: nothing more is written.
@@ -249,18 +174,13 @@ class Outlet:
             self.rest()
             if self._borrowed is not None:
                 self._borrowed.close(why)
-            self._wake(Failure(why))
-
-    def _wake(self, result: Any) -> None:
-        waiters, self._waiters = self._waiters, []
-        for d in waiters:
-            d.callback(result)
+            self._waiters.fail(why)
 
     # -- called by the transport
 
     def resumeProducing(self) -> None:
         self._blocked = False
-        self._wake(None)
+        self._waiters.wake()
 
     def pauseProducing(self) -> None:
         self._blocked = True

@@ -8,21 +8,13 @@ the session is busy (L{Link.hold}), while more than L{MAX_OUTSTANDING} bytes of
 a run are being written or hashed, and while the peer does not read what we
 answer.
 
-I{Moving bytes.} The costly thing in a transport is the buffer it allocates for
-each read. So for the rest of a C{DATA} run the transport is paused and its
-socket is read directly into buffers that are used again and again, four at
-once (L{BorrowedSocket}); the session gets views of them and says when it is
-done with each. That is sound only for a plain TCP or unix socket, and never
-for TLS, whose C{fileno()} is the socket below the encryption. An error on the
-borrowed descriptor belongs to us: the kernel tells it once, and the transport
-would afterwards see a clean end. So it ends the link, and the socket is not
-given back.
+For the rest of a long C{DATA} run the transport is paused and its socket is read
+directly (L{connpool.transfer.wire.borrowed}); the session gets views of the buffers
+and says when it is done with each.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,9 +24,6 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IPushProducer,
-    IReactorFDSet,
-    IReadDescriptor,
-    ISSLTransport,
 )
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
@@ -43,9 +32,10 @@ from zope.interface import implementer
 
 from connpool.errors import NetworkFailed, TransferError, TransferTimeout
 from connpool.transfer.deadlines import Pace
+from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
 
-__all__ = ["MAX_OUTSTANDING", "TURN", "BorrowedSocket", "Link"]
+__all__ = ["MAX_OUTSTANDING", "TURN", "Link"]
 
 #: Bytes of a run that may wait for the disk or the digest.
 MAX_OUTSTANDING = 4 << 20
@@ -55,100 +45,10 @@ _LEAST_READ = 1024
 TURN = 0.05
 #: A run with less left is read the ordinary way.
 _WORTH_BORROWING = 128 * 1024
-#: The buffers of a borrowed socket.
-_BUFFERS, _BUFFER_SIZE = 4, 1 << 20
-#: Buffers kept for the next run, whosever it is.
-_SPARE = 8
 #: The transport's reads: large for many small files, small before a long run.
 _LARGE_READ, _SMALL_READ = 1 << 20, 8 * 1024
-
-
-class _Buffers:
-    """
-    Buffers that go from run to run: making one costs as much as filling it.
-    """
-
-    def __init__(self) -> None:
-        self._spare: list[memoryview] = []
-
-    def take(self) -> memoryview:
-        return self._spare.pop() if self._spare else memoryview(bytearray(_BUFFER_SIZE))
-
-    def give(self, buffer: memoryview) -> None:
-        if len(self._spare) < _SPARE:
-            self._spare.append(buffer)
-
-
-_buffers = _Buffers()
-
-
-@implementer(IReadDescriptor)
-class BorrowedSocket:
-    """
-    Reads a run from the socket of a paused transport.
-
-    @param link: gets the bytes.
-    """
-
-    def __init__(self, reactor: Any, handle: socket.socket, link: Link) -> None:
-        self._reactor = reactor
-        self._link = link
-        self._socket = handle.dup()
-        self._busy = 0
-        self._reading = False
-
-    def fileno(self) -> int:
-        return self._socket.fileno() if self._socket.fileno() >= 0 else -1
-
-    def logPrefix(self) -> str:
-        return "connpool"
-
-    def doRead(self) -> None:
-        buffer = _buffers.take()
-        try:
-            count = self._socket.recv_into(buffer[: self._link.reader.run])
-        except (BlockingIOError, InterruptedError):
-            _buffers.give(buffer)
-            return
-        except OSError as e:
-            _buffers.give(buffer)
-            self._link.failed(ConnectionLost(os.strerror(e.errno or 0)))
-            return
-        if not count:
-            _buffers.give(buffer)
-            self._link.borrowedEnd()
-            return
-        self._busy += 1
-        self._link.borrowed(buffer[:count], lambda: self._released(buffer))
-
-    def _released(self, buffer: memoryview) -> None:
-        _buffers.give(buffer)
-        self._busy -= 1
-        if self._socket.fileno() >= 0:
-            self._link.steer()
-
-    def steer(self, wanted: bool) -> None:
-        """
-        Read or do not, as the link wants and buffers allow.
-        """
-        reading = wanted and self._busy < _BUFFERS
-        if reading != self._reading:
-            self._reading = reading
-            (self._reactor.addReader if reading else self._reactor.removeReader)(self)
-
-    def close(self) -> None:
-        """
-        The transport's own descriptor is the only one again.
-        """
-        self.steer(False)
-        self._socket.close()
-
-    def connectionLost(self, reason: Failure) -> None:
-        """
-        The reactor removed us: it saw an error, or it is ending.
-        """
-        self._reading = False
-        self._link.failed(reason.value)
+#: The transport's reads until the peer is known: as much may be kept of a stranger.
+_GREETING_READ_BYTES = 16 * 1024
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -184,7 +84,7 @@ class Link(Protocol):
         self._fullSince = 0.0
         self._unread: Any = None
         self._unsent = 0
-        self._borrowed: BorrowedSocket | None = None
+        self._borrowed: BorrowedReader | None = None
         self._canBorrow: bool | None = None
         self.idleTimeout = idleTimeout
         self._heard = 0.0
@@ -196,7 +96,7 @@ class Link(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        transport.bufferSize = _LARGE_READ
+        transport.bufferSize = _GREETING_READ_BYTES
         if hasattr(transport, "setTcpNoDelay"):
             transport.setTcpNoDelay(True)
         self._heard = self._reactor.seconds()
@@ -257,9 +157,30 @@ class Link(Protocol):
     @property
     def greeted(self) -> bool:
         """
-        Whether the peer's preamble came.
+        Tell whether the peer's preamble came.
         """
         return self._greeted == len(PREAMBLE)
+
+    def admit(self) -> None:
+        """
+        The peer is known: read as much as there is.
+        """
+        transport: Any = self.transport
+        transport.bufferSize = _LARGE_READ
+
+    @property
+    def kept(self) -> int:
+        """
+        Bytes that came and are in memory: queued, and of an incomplete frame.
+        """
+        return self.reader.kept + sum(map(len, self._queue))
+
+    @property
+    def wanted(self) -> int:
+        """
+        Bytes of the run that have not come.
+        """
+        return self.reader.run
 
     def hold(self) -> None:
         """
@@ -331,7 +252,7 @@ class Link(Protocol):
 
     def keepPace(self, idleTimeout: float, minimumRate: float) -> None:
         """
-        Who the peer is has turned out: hold it to this.  Its PINGs may come as
+        Hold the peer, which is known now, to this pace.  Its PINGs may come as
         rarely as it was told before.
         """
         self.idleTimeout = max(self.idleTimeout, idleTimeout)
@@ -479,7 +400,7 @@ class Link(Protocol):
             and self._mayBorrow()
         ):
             self._pause(True)
-            self._borrowed = BorrowedSocket(self._reactor, transport.getHandle(), self)
+            self._borrowed = BorrowedReader(self._reactor, transport.getHandle(), self)
             # what follows the run is most likely the next header
             transport.bufferSize = _SMALL_READ
         if self._borrowed is not None:
@@ -495,12 +416,7 @@ class Link(Protocol):
 
     def _mayBorrow(self) -> bool:
         if self._canBorrow is None:
-            transport: Any = self.transport
-            self._canBorrow = (
-                IReactorFDSet.providedBy(self._reactor)
-                and not ISSLTransport.providedBy(transport)
-                and isinstance(getattr(transport, "getHandle", lambda: None)(), socket.socket)
-            )
+            self._canBorrow = lends(self._reactor, self.transport)
         return self._canBorrow
 
     def _setPace(self) -> bool:
@@ -523,7 +439,7 @@ class Link(Protocol):
 
     def _checkUnread(self) -> None:
         """
-        Who never reads keeps neither us nor what it has open.
+        End a connection whose peer never reads.
         """
         due = self._fullSince + self.idleTimeout + self._unsent / _LEAST_READ
         wait = due - self._reactor.seconds()

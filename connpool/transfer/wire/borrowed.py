@@ -1,0 +1,251 @@
+"""
+The socket of a transport, borrowed for a run of known length.
+
+Theory of operation
+===================
+The costly thing in a transport is the buffer it allocates for each read, and the
+copy of what it has to write.  So for the length of a run the transport stands
+still, its socket is duplicated, and the run is read into buffers that are used
+again and again, or written from the buffer that it was read into.
+
+That is sound only for a plain TCP or unix socket (L{lends}), never for TLS, whose
+C{fileno()} is the socket below the encryption.  An error on the borrowed descriptor
+belongs to the borrower: the kernel tells it once, and the transport would afterwards
+see a clean end.  So it ends the connection, and the socket is not given back.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import (
+    IReactorFDSet,
+    IReadDescriptor,
+    ISSLTransport,
+    IWriteDescriptor,
+)
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+__all__ = ["BorrowedReader", "BorrowedWriter", "Borrower", "isPlain", "lends"]
+
+#: The buffers of one borrowed socket, and the bytes of each.
+_BUFFERS, _BUFFER_BYTES = 4, 1 << 20
+#: Buffers kept for the next run, whosever it is.
+_SPARE_BUFFERS = 8
+
+
+def isPlain(transport: Any) -> bool:
+    """
+    Tell whether C{transport} writes what it is given to a socket of its own.
+    """
+    return not ISSLTransport.providedBy(transport) and isinstance(
+        getattr(transport, "getHandle", lambda: None)(), socket.socket
+    )
+
+
+def lends(reactor: Any, transport: Any) -> bool:
+    """
+    Tell whether the socket of C{transport} may be borrowed.
+    """
+    return IReactorFDSet.providedBy(reactor) and isPlain(transport)
+
+
+class Borrower(Protocol):
+    """
+    Owner of a connection that reads a run from its transport's socket.
+    """
+
+    @property
+    def wanted(self) -> int:
+        """
+        Bytes that may be read: the rest of the run.
+        """
+
+    def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
+        """
+        Bytes of the run came.
+
+        @param done: to be called when C{view} is not needed any more.
+        """
+
+    def borrowedEnd(self) -> None:
+        """
+        The peer has ended its side; nothing was consumed of that.
+        """
+
+    def failed(self, why: BaseException | None) -> None:
+        """
+        The connection broke.
+        """
+
+    def steer(self) -> None:
+        """
+        Decide again who reads: a buffer is free.
+        """
+
+
+class _Buffers:
+    """
+    Buffers that go from run to run: making one costs as much as filling it.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[memoryview] = []
+
+    def take(self) -> memoryview:
+        return self._spare.pop() if self._spare else memoryview(bytearray(_BUFFER_BYTES))
+
+    def give(self, buffer: memoryview) -> None:
+        if len(self._spare) < _SPARE_BUFFERS:
+            self._spare.append(buffer)
+
+
+_buffers = _Buffers()
+
+
+class _BorrowedSocket:
+    """
+    The duplicate of a transport's socket.
+    """
+
+    def __init__(self, reactor: Any, handle: socket.socket) -> None:
+        self._reactor = reactor
+        self._socket = handle.dup()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        return "connpool"
+
+
+@implementer(IReadDescriptor)
+class BorrowedReader(_BorrowedSocket):
+    """
+    Reads a run from the socket of a paused transport.
+
+    @param borrower: gets the bytes.
+    """
+
+    def __init__(self, reactor: Any, handle: socket.socket, borrower: Borrower) -> None:
+        super().__init__(reactor, handle)
+        self._borrower = borrower
+        self._busy = 0
+        self._reading = False
+
+    def doRead(self) -> None:
+        buffer = _buffers.take()
+        try:
+            count = self._socket.recv_into(buffer[: self._borrower.wanted])
+        except (BlockingIOError, InterruptedError):
+            _buffers.give(buffer)
+            return
+        except OSError as e:
+            _buffers.give(buffer)
+            self._borrower.failed(ConnectionLost(os.strerror(e.errno or 0)))
+            return
+        if not count:
+            _buffers.give(buffer)
+            self._borrower.borrowedEnd()
+            return
+        self._busy += 1
+        self._borrower.borrowed(buffer[:count], lambda: self._released(buffer))
+
+    def _released(self, buffer: memoryview) -> None:
+        _buffers.give(buffer)
+        self._busy -= 1
+        if self._socket.fileno() >= 0:
+            self._borrower.steer()
+
+    def steer(self, wanted: bool) -> None:
+        """
+        Read or do not, as the borrower wants and buffers allow.
+        """
+        reading = wanted and self._busy < _BUFFERS
+        if reading != self._reading:
+            self._reading = reading
+            (self._reactor.addReader if reading else self._reactor.removeReader)(self)
+
+    def close(self) -> None:
+        """
+        Make the transport's own descriptor the only one again.
+        """
+        self.steer(False)
+        self._socket.close()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The reactor removed us: it saw an error, or it is ending.
+        """
+        self._reading = False
+        self._borrower.failed(reason.value)
+
+
+@implementer(IWriteDescriptor)
+class BorrowedWriter(_BorrowedSocket):
+    """
+    Writes the bytes of a run to a socket whose transport has nothing to write.
+
+    @param failed: told why nothing more can be written; what is being written
+        waits for L{close} then.
+    """
+
+    def __init__(
+        self, reactor: Any, handle: socket.socket, failed: Callable[[BaseException], Any]
+    ) -> None:
+        super().__init__(reactor, handle)
+        self._failed = failed
+        self._left = memoryview(b"")
+        self._done: Deferred[None] | None = None
+
+    def write(self, view: memoryview) -> Deferred[None] | None:
+        """
+        @return: L{None} if all of it is written, or a Deferred that fires when it is.
+        """
+        self._left = view
+        self.doWrite()
+        if not self._left:
+            return None
+        self._done = Deferred()
+        self._reactor.addWriter(self)
+        return self._done
+
+    def doWrite(self) -> None:
+        try:
+            while self._left:
+                self._left = self._left[self._socket.send(self._left) :]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as e:
+            self._reactor.removeWriter(self)
+            self._failed(ConnectionLost(os.strerror(e.errno or 0)))
+            return
+        self._finish(None)
+
+    def _finish(self, result: Any) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            self._reactor.removeWriter(self)
+            done.callback(result)
+
+    def close(self, why: BaseException | None = None) -> None:
+        """
+        Make the transport's own descriptor the only one again.
+
+        @param why: what is being written will not be.
+        """
+        self._left = memoryview(b"")
+        self._finish(Failure(why) if why is not None else None)
+        self._socket.close()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The reactor removed us.
+        """
+        self._failed(reason.value or ConnectionLost())
