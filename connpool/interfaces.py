@@ -398,12 +398,12 @@ class IPoolObserver(Interface):
 
 class IReloadable(Interface):
     """
-    Something that read files which an operator may renew: certificates.
+    Something that read files which an operator may renew: certificates, targets.
     """
 
     def reload() -> None:
         """
-        Read them again, for connections from now on.
+        Read them again, for work that begins from now on.
 
         @raise Exception: its text is one line; what was read before stays in
             use.

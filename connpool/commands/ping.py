@@ -18,6 +18,7 @@ from connpool.commands.pinglive import Live, complain
 from connpool.commands.pingreport import asJSON, asLine, asText
 from connpool.commands.samplefile import SampleFile, formatOf
 from connpool.errors import AddressError, ConnpoolError, ProbeFailed
+from connpool.services.limits import raiseDescriptors
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -329,6 +330,8 @@ class Run:
 
 def _ping(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     a = arguments
+    if len(a.targets) > 1:
+        raiseDescriptors()
     live = Live(a, len(a.targets))
     samples = None if a.samples is None else SampleFile(a.samples)
     run: list[Run] = []
@@ -357,21 +360,20 @@ def _tell(a: argparse.Namespace, results: list[Any]) -> int:
 
     @return: the exit code.
     """
-    pairs = list(zip(a.targets, results, strict=True))
-    reports = [(target, each) for target, each in pairs if not _isNone(each)]
+    pairs = [pair for pair in zip(a.targets, results, strict=True) if pair[1] is not None]
     failures = [each for _, each in pairs if isinstance(each, ConnpoolError)]
-    if not reports:
-        if not failures:
-            raise KeyboardInterrupt
-        if len(pairs) == 1:
-            raise failures[0]
+    reports = [(name, each) for name, each in pairs if not isinstance(each, ConnpoolError)]
+    if not pairs:
+        raise KeyboardInterrupt
+    if len(a.targets) == 1 and failures:
+        raise failures[0]
     if a.json:
-        objects = [asJSON(target, report) for target, report in reports]
-        print(json.dumps(objects[0] if len(pairs) == 1 else objects, indent=2), flush=True)
-    elif len(pairs) == 1:
+        objects = [_asJSON(name, each) for name, each in pairs]
+        print(json.dumps(objects if len(a.targets) > 1 else objects[0], indent=2), flush=True)
+    elif len(a.targets) == 1:
         print(asText(reports[0][1]), flush=True)
-    else:
-        print("\n" + "\n".join(asLine(target, report) for target, report in reports), flush=True)
+    elif reports:
+        print("\n" + "\n".join(asLine(name, report) for name, report in reports), flush=True)
     if a.plot is not None:
         _plot(reports[0][1], a.plot)
     if failures:
@@ -379,8 +381,10 @@ def _tell(a: argparse.Namespace, results: list[Any]) -> int:
     return 0 if all(report.received for _, report in reports) else 1
 
 
-def _isNone(result: Any) -> bool:
-    return result is None or isinstance(result, ConnpoolError)
+def _asJSON(name: str, result: Any) -> dict[str, Any]:
+    if isinstance(result, ConnpoolError):
+        return {"name": name, "error": str(result), "code": result.code}
+    return asJSON(name, result)
 
 
 def _plot(report: Any, path: str) -> None:

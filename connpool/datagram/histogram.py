@@ -5,7 +5,6 @@ Round trips by bucket, for metrics.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
 
 import attrs
 
@@ -49,13 +48,8 @@ class Histogram:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
-    @classmethod
-    def sum(cls, parts: Iterable[Histogram]) -> Histogram:
+    def copy(self) -> Histogram:
         """
-        @return: a new one that holds the durations of all; also a copy of one.
+        @return: one that does not grow with this.
         """
-        whole = cls()
-        for part in parts:
-            whole.counts = [a + b for a, b in zip(whole.counts, part.counts, strict=True)]
-            whole.total += part.total
-        return whole
+        return Histogram(self.bounds, list(self.counts), self.total)

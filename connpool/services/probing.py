@@ -139,20 +139,12 @@ class Counts:
         """
         self.errors[reason if reason in _REASONS else "other"] += count
 
-    def add(self, other: Counts) -> None:
-        """
-        Add another's counters.
-        """
-        self.totals.update(other.totals)
-        self.errors.update(other.errors)
-        self.rtt = Histogram.sum([self.rtt, other.rtt])
-
     def stats(self, **more: Any) -> ProbeStats:
         """
         @param more: fields that are not counters.
         """
         totals: dict[str, Any] = dict(self.totals)
-        trips = Histogram.sum([self.rtt]) if self.totals["received"] else None
+        trips = self.rtt.copy() if self.totals["received"] else None
         return ProbeStats(**totals, errors=dict(self.errors), roundTrips=trips, **more)
 
 
@@ -162,7 +154,8 @@ class Probe(Service):
 
     @ivar counts: its counters.
 
-    @param counts: from a former probe of the same name, to go on with.
+    @param counts: to go on with: those of a former probe of the same name, or ones
+        that several probes share.
     @param phase: seconds after the start at which the first round begins.
     @param clock: monotonic seconds.
     """
@@ -225,7 +218,6 @@ class Probe(Service):
             else:
                 self._log.failure("{name}: probing failed", name=self.name)
         else:
-            self._trouble.over()
             self._up, self._last = report.received > 0, report
             self._tell(report)
         if self.running:
@@ -272,16 +264,13 @@ class Probe(Service):
         self._log.warn("{name}: {why}", name=self.name, why=text)
 
     def _tell(self, report: Report) -> None:
-        rtt = report.rtt
-        self._log.info(
-            "{name}: {sent} sent, {lost} lost, round trip {figures}",
-            name=self.name,
-            sent=report.sent,
-            lost=report.lost,
-            figures="none"
-            if rtt is None
-            else f"min {rtt.min * 1e3:.3f} mean {rtt.mean * 1e3:.3f} max {rtt.max * 1e3:.3f} ms",
-        )
+        """
+        Log when answers end and begin again.
+        """
+        if not report.received:
+            self._trouble.met("nothing comes back")
+        elif self._trouble.over():
+            self._log.info("{name}: answers again", name=self.name)
 
     def stopService(self) -> None:
         super().stopService()
@@ -322,18 +311,31 @@ def _familyOf(source: str) -> int:
 @implementer(IStatsSource)
 class ProbeService(Probe):
     """
-    A probe whose figures are exported.
+    A probe whose figures are exported, and logged for each round.
     """
 
     kind = "probe"
+
+    def _tell(self, report: Report) -> None:
+        super()._tell(report)
+        rtt = report.rtt
+        self._log.info(
+            "{name}: {sent} sent, {lost} lost, round trip {figures}",
+            name=self.name,
+            sent=report.sent,
+            lost=report.lost,
+            figures="none"
+            if rtt is None
+            else f"min {rtt.min * 1e3:.3f} mean {rtt.mean * 1e3:.3f} max {rtt.max * 1e3:.3f} ms",
+        )
 
 
 @implementer(IStatsSource)
 class Rest(MultiService):
     """
-    The probes beyond those that are exported; their counters are summed.
+    The probes beyond those that are exported, which share their counters.
 
-    @ivar past: of probes that are gone.
+    @ivar counts: of all of them, also of those that are gone.
     """
 
     kind = "probe"
@@ -341,16 +343,13 @@ class Rest(MultiService):
     def __init__(self) -> None:
         super().__init__()
         self.name: str = REST
-        self.past = Counts()
+        self.counts = Counts()
 
     def stats(self) -> ProbeStats:
         """
         @return: the sums.
         """
-        whole = Counts()
-        for counts in (self.past, *(probe.counts for probe in self)):
-            whole.add(counts)
-        return whole.stats()
+        return self.counts.stats()
 
 
 @implementer(IReloadable)
@@ -398,12 +397,9 @@ class Probes(MultiService):
             if wanted.get(probe.name) == probe.target:
                 kept.add(probe.name)
                 continue
-            resting = probe.parent is self._rest
-            probe.disownServiceParent()
-            if probe.name in wanted and not resting:
+            if probe.name in wanted and probe.parent is self:
                 former[probe.name] = probe.counts
-            elif resting:
-                self._rest.past.add(probe.counts)
+            probe.disownServiceParent()
         added = [target for target in targets if target.name not in kept]
         self._add(added, former)
         self._log.info(
@@ -424,4 +420,5 @@ class Probes(MultiService):
             else:
                 if self._rest.parent is None:
                     self._rest.setServiceParent(self)
-                Probe(self._reactor, target, phase=phase).setServiceParent(self._rest)
+                probe = Probe(self._reactor, target, counts=self._rest.counts, phase=phase)
+                probe.setServiceParent(self._rest)

@@ -24,6 +24,7 @@ IRTT = MAGIC + b"\1" + formatParameters({1: 1, 2: 10**9, 3: 10**7, 4: 64})
 @pytest.mark.parametrize(
     ("responder", "packet", "answered"),
     [(Stamp, STAMP, True), (Irtt, IRTT, True), (Echo, b"x" * 44, False), (Auto, IRTT, False)],
+    ids=["stamp", "irtt", "echo", "auto"],
 )
 @pytest.mark.parametrize("batched", [True, False])
 @pytest_twisted.ensureDeferred

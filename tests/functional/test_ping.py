@@ -218,6 +218,11 @@ def test_severalTargets(tmp_path):
         assert result.returncode == 7
         assert result.stderr == ("connpool ping: no..such:9: lookup no..such: no such host\n")
         assert "1 sent, 1 received" in result.stdout
+        result = connpool("ping", one, "no..such:9", "--count", "1", "--json")
+        assert [each.get("code") for each in json.loads(result.stdout)] == [None, "lookup-failed"]
+        result = connpool("ping", "no..such:7", "no..such:9", "--count", "1")
+        assert (result.returncode, result.stdout) == (7, "")
+        assert result.stderr.count("\n") == 2
 
 
 @pytest.mark.parametrize(

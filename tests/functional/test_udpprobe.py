@@ -138,6 +138,9 @@ def test_anOutageIsLossWhileItLasts(tmp_path):
             ip("-n", here.name, "link", "set", "la", "up")
             for name in ("echo", "irtt"):
                 until(lambda name=name: value(metrics(status), "up", name) == 1)
+                probe.waitFor(f"{name}: answers again")
+            # each round of the outage had the same trouble; it is said once
+            assert probe.output.count("echo: nothing comes back") == 1
             assert "Traceback" not in probe.output
 
 

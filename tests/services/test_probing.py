@@ -237,14 +237,14 @@ def test_reloadedTargets():
     wanted = listed("a", "b", "c", "d")
     probes = Probes(clock, wanted, lambda: wanted, exported=2)
     verifyObject(IReloadable, probes)
-    byName = {each.name: each for each in parts(probes) if hasattr(each, "counts")}
+    byName = {each.name: each for each in parts(probes) if hasattr(each, "target")}
     for each in byName.values():
         each.counts.sample(Sample(0, "received", 0, 0.0, 0.0015))
     # a changes, b goes, c goes from the rest, e comes, d stays
     wanted = [*listed("a", size=100), *listed("d", "e")]
     probes.reload()
     assert labels(probes) == ["a", "e", "others"]
-    now = {each.name: each for each in parts(probes) if hasattr(each, "counts")}
+    now = {each.name: each for each in parts(probes) if hasattr(each, "target")}
     assert now["d"] is byName["d"]
     assert now["a"] is not byName["a"]
     assert now["a"].target.size == 100
@@ -254,7 +254,7 @@ def test_reloadedTargets():
     assert readings["others"].received == 2
     assert readings["e"].received == 0
     probes.reload()
-    assert {each.name: each for each in parts(probes) if hasattr(each, "counts")} == now
+    assert {each.name: each for each in parts(probes) if hasattr(each, "target")} == now
 
 
 def test_aMistakeLeavesTheTargetsAsTheyWere():
