@@ -202,5 +202,4 @@ def _histogram(points: list[Point], top: float) -> Iterator[str]:
                 f'height="{height - 0.5:.1f}" fill="{_DOT}"/>'
             )
     yield _line(HISTOGRAM, TOP, HISTOGRAM, BOTTOM, _INK)
-    words = f"count; longest bar {most}"
-    yield _text(WIDTH - 8, BOTTOM + 18, words, 'text-anchor="end"')
+    yield _text(HISTOGRAM, BOTTOM + 18, f"longest bar: {most}")
