@@ -38,8 +38,6 @@ CIRCLES = {
 FOREIGN = {
     "core._acquiresThen",
     "core._maxUses",
-    "endpoints._SystemdParser",
-    "endpoints._SystemdParser._sddaemon",
     "held.lease._connection",
     "lease._connection",
     "lease._pool",

@@ -57,7 +57,7 @@ class ProbeStats:
     @ivar roundTrips: round trips since the start; absent until something came back.
     @ivar up: whether anything came back in the last round, or so far in this one;
         absent until the first one ends.
-    @ivar roundSent: datagrams of the last round.
+    @ivar roundSent: datagrams of the last round; absent if it could not be measured.
     @ivar roundLost: of these, lost.
     @ivar rttMin: shortest round trip of the last round; absent if nothing came back,
         as are those below.
@@ -88,8 +88,8 @@ class ProbeStats:
     errors: dict[str, int] = attrs.Factory(dict)
     roundTrips: Histogram | None = None
     up: bool | None = None
-    roundSent: int = 0
-    roundLost: int = 0
+    roundSent: int | None = None
+    roundLost: int | None = None
     rttMin: float | None = None
     rttMean: float | None = None
     rttMax: float | None = None

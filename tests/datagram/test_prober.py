@@ -20,6 +20,7 @@ from twisted.internet.protocol import DatagramProtocol
 from connpool.datagram import (
     Auto,
     Irtt,
+    Marking,
     Prober,
     Report,
     Stamp,
@@ -418,3 +419,74 @@ def test_plotOfManyAndOfNone():
 
 def empty():
     return Report(protocol="echo", target="t", size=64, interval=0.001)
+
+
+@pytest_twisted.ensureDeferred
+async def test_anIrttServerThatBeginsAgainIsAskedForANewSession(monkeypatch):
+    """
+    What is lost meanwhile is lost on its way there: it was counted by nobody.
+    """
+    monkeypatch.setattr("connpool.datagram.prober._REOPENING_SECONDS", 0.1)
+    irtt = Irtt()
+    with answering(irtt) as port:
+        prober = Prober(
+            reactor, *where(port), protocol="irtt", count=None, interval=0.01, timeout=0.1
+        )
+        done = prober.start()
+        await until(lambda: prober.samples.answered >= 10)
+        irtt.__init__()
+        await until(lambda: prober.samples.lost >= 3)
+        before = prober.samples.answered
+        await until(lambda: prober.samples.answered >= before + 10)
+        prober.stop()
+        report = await bounded(done)
+    assert report.lostUp == report.lost >= 3
+    assert report.lostDown == 0
+    assert irtt.refused["irtt-token"] >= report.lost
+
+
+@pytest_twisted.ensureDeferred
+async def test_datagramsUnderWayAreNeitherSentNorLost():
+    with sturdy(Path(lambda number, datagram: [(0.2, datagram)])) as port:
+        seen = []
+        prober = Prober(
+            reactor, *where(port), count=None, interval=0.01, timeout=1.0, onSample=seen.append
+        )
+        done = prober.start()
+        await until(lambda: prober.samples.answered >= 5)
+        assert prober.samples.outstanding > 5
+        prober.stop()
+        report = await bounded(done)
+        await pause(0.25)  # the answers that come too late for it
+    assert (report.sent, report.lost) == (report.received, 0)
+    assert len(report.points) == report.received == len(seen)
+    assert {sample.status for sample in seen} == {"received"}
+    assert [sample.rtt for sample in seen] == [point.rtt for point in report.points]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"key": b"k"}, "echo has no keys; a key goes with irtt, stamp"),
+        ({"key": b"k", "protocol": "stamp", "size": 111}, "stamp with a key takes 112"),
+        ({"key": b"k", "protocol": "irtt", "size": 59}, "irtt with a key takes 60"),
+        ({"source": "name"}, "source 'name' is not an address"),
+        ({"source": "::1"}, "source ::1 and target 127.0.0.1 are of two families"),
+        ({"host": "fe80::1"}, "fe80::1 is link-local: say on which link"),
+        ({"host": "fe80::1%nolink"}, "no link 'nolink'"),
+    ],
+)
+def test_optionsThatDoNotGoTogether(options, says):
+    with pytest.raises(AddressError, match=says):
+        Prober(reactor, **{"host": "127.0.0.1", "port": 9, **options})
+
+
+def test_sizesByDefault():
+    for protocol, key, size in (("echo", None, 64), ("stamp", b"k", 112), ("irtt", b"k", 64)):
+        assert Prober(reactor, "127.0.0.1", 9, protocol=protocol, key=key).size == size
+
+
+def test_markingIsNotForTCP():
+    prober = makeProber(reactor, "127.0.0.1", 9, protocol="tcp", marking=Marking(ttl=3))
+    with pytest.raises(AddressError, match="takes no interface, DSCP or TTL"):
+        prober.start()

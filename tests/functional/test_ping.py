@@ -20,6 +20,7 @@ from datetime import datetime
 
 import pytest
 
+from connpool.commands import main
 from tests.helpers.processes import connpool, environment, running, twistd
 from tests.helpers.udppath import pathTo
 
@@ -229,34 +230,48 @@ def test_severalTargets(tmp_path):
     ("words", "says"),
     [
         (["127.0.0.1:9", "--plot", "path.png"], "path.png: the picture is SVG; name it .svg"),
+        (["127.0.0.1:9", "--plot", "path"], "--plot path: the picture is SVG; name it .svg"),
         (["127.0.0.1:9", "--samples", "s.txt"], "--samples s.txt: name it .csv for CSV or .jsonl"),
         (["127.0.0.1:9", "127.0.0.1:9"], "127.0.0.1:9 is named twice"),
         (["127.0.0.1:9", "127.0.0.1:7", "--sweep"], "--sweep is about one target"),
         (["127.0.0.1:9", "127.0.0.1:7", "--plot", "a.svg"], "--plot is about one target"),
         (["127.0.0.1:9", "--sweep", "--samples", "a.csv"], "--sweep has no round trips to write"),
+        (["127.0.0.1:9", "--sweep", "--protocol", "tcp"], "--sweep: TCP has no datagrams"),
         (["127.0.0.1:9", "--dscp", "GOLD"], "--dscp: 'GOLD' is not a DSCP; write a number"),
         (["127.0.0.1:9", "--dscp", "64"], "--dscp: '64' is not a DSCP"),
-        (["127.0.0.1:9", "--source", "::1"], "127.0.0.1 has no IPv6 address"),
-        (["127.0.0.1:9", "--source", "host"], "source 'host' is not an address"),
-        (["127.0.0.1:9", "--source", "192.0.2.9"], "source 192.0.2.9: this machine has no such"),
-        (["127.0.0.1:9", "-6"], "127.0.0.1 has no IPv6 address"),
         (["127.0.0.1:9", "--key-file", "k"], "--key-file: echo has no keys; a key goes with irtt"),
         (["127.0.0.1:9", "--protocol", "irtt", "--key-file", "/no"], "key-file=/no: No such file"),
         (["127.0.0.1:9", "--protocol", "tcp", "--dscp", "EF"], "--source is"),
         (["127.0.0.1:nosuch"], "no udp service is named 'nosuch'"),
+        ([f"127.0.0.1:{n}" for n in range(1, 1002)], "1001 targets; one command takes 1000"),
     ],
-)  # fmt: skip
-def test_aMistakeIsOneLineBeforeAnythingIsSent(tmp_path, words, says):
-    result = subprocess.run(
-        [sys.executable, "-m", "connpool", "ping", *words],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment(), check=False,
-    )  # fmt: skip
-    assert result.returncode in {2, 7}
-    assert result.stdout == ""
-    assert result.stderr.startswith("connpool ping: ")
-    assert says in result.stderr
-    assert result.stderr.count("\n") == 1
+    ids=lambda value: " ".join(value[1:3]) if isinstance(value, list) else "",
+)
+def test_aMistakeIsOneLine(tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    assert main(["ping", *words]) == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.startswith("connpool ping: ")
+    assert says in error
+    assert error.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--source", "::1"], 7, "127.0.0.1 has no IPv6 address"),
+        (["--source", "host"], 2, "source 'host' is not an address"),
+        (["--source", "192.0.2.9"], 2, "source 192.0.2.9: this machine has no such address"),
+        (["-6", "--sweep"], 7, "127.0.0.1 has no IPv6 address"),
+    ],
+)
+def test_aMistakeThatIsFoundLater(words, code, says):
+    result = connpool("ping", "127.0.0.1:9", *words)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert result.stderr.startswith(f"connpool ping: {says}")
+    assert result.stderr.count("\n") == 1
 
 
 def test_samplesThatCannotBeWritten(tmp_path):
@@ -279,8 +294,9 @@ def test_samplesThatCannotBeWritten(tmp_path):
             )
 
 
-@pytest.mark.parametrize("closed", [[2], [1], [0, 1, 2], [0, 2]], ids=str)
-@pytest.mark.parametrize("json_", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("closed", "json_"), [([2], []), ([2], ["--json"]), ([1], []), ([0, 1, 2], [])]
+)
 def test_withoutStandardStreams(closed, json_):
     """
     A supervisor may have closed any of them.

@@ -124,7 +124,7 @@ async def test_aDeadTargetHasNoRoundTrip():
         reactor,
         Target(name="dead", address=f"{host}:{number}", round=0.1, interval=0.05, timeout=0.1),
     )
-    assert names(service.stats()) == GAUGES | {"up", "roundTrips"}
+    assert names(service.stats()) == GAUGES | {"up", "roundTrips", "roundSent", "roundLost"}
     service.startService()
     try:
         await until(lambda: service.stats().up is False)
