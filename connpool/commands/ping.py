@@ -292,9 +292,7 @@ class Run:
                 **self._options,
             )
             done = prober.start()
-            if not self._probers:
-                what = target if len(a.targets) == 1 else f"{len(a.targets)} targets"
-                self._show(self._live.begin, f"{what}: {a.size} bytes every {a.interval:g} s")
+            self._show(self._live.begin)
             self._probers.append(prober)
             return await done
         except ConnpoolError as e:
@@ -348,9 +346,11 @@ def _ping(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
             raise run[0].broken
     finally:
         live.end()
+        if samples is not None:
+            samples.close()
     code = _tell(a, results)
     if samples is not None:
-        samples.close()
+        samples.check()
     return code
 
 

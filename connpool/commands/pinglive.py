@@ -49,7 +49,7 @@ class Live:
     Shows samples.  Losses that follow one another closely share a line.
 
     @param arguments: of the command.
-    @param targets: how many there are; with several each line names its own.
+    @param targets: the number of them; with several each line names its own.
     """
 
     def __init__(self, arguments: argparse.Namespace, targets: int) -> None:
@@ -59,17 +59,23 @@ class Live:
         self._line = not each and _isTerminal(sys.stderr)
         self._total = arguments.count * targets
         self._several = targets > 1
+        what = arguments.targets[0] if targets == 1 else f"{targets} targets"
+        self._first = f"{what}: {arguments.size} bytes every {arguments.interval:g} s"
+        self._begun = False
         self._shownAt = 0.0
         self._answers = 0
         self._losses: dict[str, list[Sample]] = {}
         self._saidAt = 0.0
 
-    def begin(self, words: str) -> None:
+    def begin(self) -> None:
         """
-        Print the first line.
+        Print the first line, once.
+
+        @raise OSError: standard output takes no more.
         """
-        if not self._json:
-            print(words, flush=True)
+        if not self._begun and not self._json:
+            print(self._first, flush=True)
+        self._begun = True
 
     def sample(self, target: str, sample: Sample) -> None:
         """
@@ -77,6 +83,7 @@ class Live:
 
         @raise OSError: standard output takes no more.
         """
+        self.begin()
         if sample.status == "received":
             self._answered(target, sample)
         elif sample.status in {"lost", "unsent"}:

@@ -113,11 +113,16 @@ class SampleFile:
 
     def close(self) -> None:
         """
-        @raise ProbeFailed: not all lines were written.
+        No more is coming.
         """
         try:
             self._file.close()
         except OSError as e:
             self._why = self._why or e.strerror or str(e)
+
+    def check(self) -> None:
+        """
+        @raise ProbeFailed: not all lines were written.
+        """
         if self._why:
             raise ProbeFailed(f"--samples: cannot write {self._path}: {self._why}")
