@@ -22,6 +22,9 @@ WRAPPERS = frozenset({"proxied", "secured"})
 
 _LOOPBACK = Networks.parse(["127.0.0.0/8", "::1"])
 
+#: Kinds whose first argument is a TCP port.
+_TCP_PORT = frozenset({"tcp", "tcp6", "ssl"})
+
 #: Kinds that open a port themselves, where C{interface=} says.
 _OWN_PORT = frozenset({"tcp", "tcp6", "ssl", "tls", "udp"})
 
@@ -75,7 +78,7 @@ class Listen:
     """
     A C{--listen} description, read before anything is opened.
 
-    @ivar description: as written.
+    @ivar description: as written, but for names of services, which are numbers.
     @ivar wrappers: the wrapping prefixes, outermost first (C{proxied},
         C{secured}).
     @ivar kind: the prefix of what is opened in the end: C{tcp}, C{unix}, C{udp}, …
@@ -143,6 +146,9 @@ def parseListen(description: str) -> Listen:
             f"{description!r} is not an endpoint; write for example tcp:8640:interface=127.0.0.1"
         )
     kind, *arguments = positional
+    if kind in _TCP_PORT and arguments:
+        # Twisted takes numbers only
+        description, arguments[0] = _withNumber(description, kind, arguments[0])
     if not arguments and not keywords:
         raise AddressError(
             f"{description!r} is not an endpoint; write for example "
@@ -150,6 +156,20 @@ def parseListen(description: str) -> Listen:
         )
     listen = Listen(description, tuple(wrappers), kind, tuple(arguments), keywords)
     return _datagram(listen) if listen.datagram else listen
+
+
+def _withNumber(description: str, kind: str, port: str) -> tuple[str, str]:
+    """
+    @return: the description and its port, with the number of a service in place of
+        its name; as they were if there is no such service.
+    """
+    if port.isdigit():
+        return description, port
+    try:
+        number = str(parsePortNumber(port))
+    except AddressError:
+        return description, port
+    return description.replace(f"{kind}:{port}", f"{kind}:{number}", 1), number
 
 
 def _datagram(listen: Listen) -> Listen:
