@@ -16,6 +16,7 @@ __all__ = [
     "AuthenticationFailed",
     "Busy",
     "Cancelled",
+    "CertificateRefused",
     "ChangedSource",
     "ConflictTakeover",
     "ConnectFailed",
@@ -34,6 +35,7 @@ __all__ = [
     "LookupFailed",
     "NameRefused",
     "NetworkFailed",
+    "NoInodes",
     "NoSpace",
     "Overloaded",
     "PoolClosed",
@@ -53,6 +55,7 @@ __all__ = [
     "TooSlow",
     "TransferError",
     "TransferTimeout",
+    "Unanswered",
     "Unconfirmed",
     "Unsupported",
 ]
@@ -291,6 +294,14 @@ class NoSpace(TransferError):
     retryable = True
 
 
+class NoInodes(NoSpace):
+    """
+    The receiver's file system can hold no more files, whatever their size.
+    """
+
+    code = "no-inodes"
+
+
 class Busy(TransferError):
     """
     The receiver serves as many transfers as it may; try later.
@@ -335,6 +346,15 @@ class AuthenticationFailed(TransferError):
 
     code = "auth-failed"
     exitCode = 6
+
+
+class CertificateRefused(TransferError):
+    """
+    A certificate, the receiver's or ours, is not trusted by the other side.
+    """
+
+    code = "certificate"
+    exitCode = 7
 
 
 class DigestMismatch(TransferError):
@@ -433,6 +453,14 @@ class NetworkFailed(TransferError):
     code = "network"
     exitCode = 7
     retryable = True
+
+
+class Unanswered(NetworkFailed):
+    """
+    The peer closed the connection and said nothing at all.
+    """
+
+    code = "unanswered"
 
 
 class ProtocolError(TransferError):

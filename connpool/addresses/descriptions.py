@@ -76,7 +76,7 @@ def tokenize(description: str) -> tuple[list[str], dict[str, str]]:
 @attrs.frozen
 class Listen:
     """
-    A C{--listen} description, read before anything is opened.
+    A C{--listen} description, as read before anything is opened.
 
     @ivar description: as written, but for names of services, which are numbers.
     @ivar wrappers: the wrapping prefixes, outermost first (C{proxied},

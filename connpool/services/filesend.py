@@ -142,7 +142,7 @@ class FileSenderService(MultiService):
             )
         except StartFailed as e:
             failStart(f"{self.name}: {e}")
-        endpoint = self._endpoint or clientEndpoint(self._reactor, options["to"])
+        endpoint = self._endpoint or clientEndpoint(self._reactor, options["to"], ca=options["ca"])
         self.pool = ConnectionPool(
             self._reactor,
             endpoint,

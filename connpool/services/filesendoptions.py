@@ -37,6 +37,12 @@ class Options(StatusOptions):
     optParameters = [
         ["directory", None, None, "Existing folder to watch"],
         ["to", None, None, "The receiver: HOST:PORT or a client endpoint description"],
+        [
+            "ca",
+            None,
+            None,
+            "PEM file of what to trust for tls: [default: the system's authorities]",
+        ],
         ["credentials", None, None, "File with USER:PASSWORD [default: CONNPOOL_CREDENTIALS]"],
         ["settle", None, "2", "Seconds without a change before a file is sent"],
         ["interval", None, "5", "Seconds between two looks at the folder"],
@@ -53,7 +59,11 @@ class Options(StatusOptions):
     ]
 
     compData = usage.Completions(
-        optActions={"directory": usage.CompleteDirs(), "move-to": usage.CompleteDirs()}
+        optActions={
+            "directory": usage.CompleteDirs(),
+            "move-to": usage.CompleteDirs(),
+            "ca": usage.CompleteFiles("*.pem"),
+        }
     )
 
     def opt_ignore(self, pattern: str) -> None:
@@ -74,7 +84,7 @@ class Options(StatusOptions):
             if not self[name]:
                 raise usage.UsageError(f"--{name} is missing")
         for name, parse in (
-            ("to", asDestination),
+            ("to", lambda text: asDestination(text, self["ca"])),
             ("settle", asSeconds),
             ("interval", asSeconds),
             ("writer-warning", asSeconds),

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from connpool.addresses import resolveTarget
-from connpool.datagram import Histogram, Prober, Report, Sample, makeProber
+from connpool.datagram import Histogram, Report, Sample, makeProber
 from connpool.errors import ConnpoolError
 from connpool.interfaces import IReloadable, IStatsSource
 from connpool.logonce import LogOnce
@@ -180,7 +180,6 @@ class Probe(Service):
         self._count = max(1, round(target.round / target.interval))
         self._last: Report | None = None
         self._up: bool | None = None
-        self._prober: Prober | None = None
         self._running: Deferred[None] | None = None
         self._pause: IDelayedCall | None = None
         self._trouble = LogOnce(self._warn)
@@ -218,7 +217,8 @@ class Probe(Service):
             else:
                 self._log.failure("{name}: probing failed", name=self.name)
         else:
-            self._up, self._last = report.received > 0, report
+            # its points are not needed any more
+            self._up, self._last = report.received > 0, attrs.evolve(report, points=())
             self._tell(report)
         if self.running:
             left = max(ends - self._clock(), 0.0)

@@ -4,7 +4,6 @@ C{twistd udpecho}: echo, irtt and STAMP on UDP, echo on TCP.
 
 from __future__ import annotations
 
-import shlex
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -39,6 +38,8 @@ from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDatagramResponder, IStatsSource
 from connpool.proxyprotocol import DatagramHeaders
 from connpool.proxyprotocol.strings import parseDatagramHeaders
+from connpool.services.access import Access
+from connpool.services.hints import commandLine, localPlace
 from connpool.services.listening import ListeningService, ShownSource, describeListenError
 from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds
 from connpool.services.startfailure import failStart
@@ -96,7 +97,7 @@ class Options(StatusOptions, AccessOptions):
         for name in ("rate", "burst", "max-rate"):
             self.convert(name, asCount)
         self.convert("log-interval", asSeconds)
-        self["probe"] = _probeWords(self["protocol"])
+        self.pingOptions = _pingOptions(self["protocol"])
         self.convert("protocol", makeResponder)
         self.setdefault("relax", [])
         unknown = [rule for rule in self["relax"] if rule not in RULES]
@@ -114,23 +115,21 @@ class Options(StatusOptions, AccessOptions):
                 raise usage.UsageError(f"--listen: {listen.description!r}: {e}") from None
 
 
-def _probeWords(protocol: str) -> str | None:
+def _pingOptions(protocol: str) -> tuple[str, ...]:
     """
     @param protocol: as after C{--protocol}.
-    @return: the options with which C{connpool ping} speaks it; L{None} if it does not.
+    @return: the options with which C{connpool ping} speaks it.
     """
     name, _, arguments = protocol.partition(":")
-    words = {"auto": "", "echo": "", "irtt": " --protocol irtt", "stamp": " --protocol stamp"}
-    if name not in words:
-        return None
+    if name not in {"irtt", "stamp"}:
+        return ()
     key = tokenize(arguments)[1].get("key-file") if arguments else None
-    return words[name] + (f" --key-file {shlex.quote(key)}" if key else "")
+    return ("--protocol", name, *(("--key-file", key) if key else ()))
 
 
 def _headersOf(listen: Listen) -> DatagramHeaders | None:
     """
-    Read the headers of C{proxied:udp:}, which take datagrams out of a proxy's
-    envelope.
+    What takes datagrams out of a proxy's envelope, for C{proxied:udp:}.
 
     @raise AddressError: for a mistake in it.
     """
@@ -164,8 +163,7 @@ class DatagramService(MultiService):
     Everything is bound in C{privilegedStartService}; if one cannot be, none
     stays open.  It can be started again after a stop.
 
-    @param probe: options with which C{connpool ping} measures it, for a hint in the
-        log; L{None} for no hint.
+    @param pingOptions: what C{connpool ping} needs to be understood.
     """
 
     kind = "datagram"
@@ -180,7 +178,7 @@ class DatagramService(MultiService):
         *,
         logInterval: float = 60.0,
         name: str = "datagram",
-        probe: str | None = None,
+        pingOptions: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.name: str = name
@@ -188,11 +186,11 @@ class DatagramService(MultiService):
         self.limits = Limits(policy or Policy())
         self._reactor = reactor
         self._listens = listens
+        self._pingOptions = pingOptions
         self._ports: list[AnsweringPort] = []
         self._past = NOTHING
         self._summarised = NOTHING
         self._logInterval = logInterval
-        self._probe = probe
         self._looping: LoopingCall | None = None
 
     def privilegedStartService(self) -> None:
@@ -212,9 +210,12 @@ class DatagramService(MultiService):
         for old in list(self):
             old.disownServiceParent()
         opened: list[AnsweringPort] = []
+        places: list[tuple[IPv4Address | IPv6Address, Listen]] = []
         for listen in self._listens:
             try:
-                opened += openPorts(listen, self._maker(listen))
+                ports = openPorts(listen, self._maker(listen))
+                opened += ports
+                places += [(port.getHost(), listen) for port in ports]
             except (AddressError, CannotListenError, OSError) as e:
                 for port in opened:
                     port.stopListening()
@@ -222,24 +223,25 @@ class DatagramService(MultiService):
                     failStart(f"{self.name}: {e}")
                 failStart(f"{self.name}: {describeListenError(listen.description, e)}")
         self._ports = opened
-        for host in self.getHosts():
+        for host, listen in places:
             self._log.info(
                 "{name}: answers on {where}{hint}",
                 name=self.name,
                 where=joinHostPort(host.host, host.port),
-                hint=self._hint(host),
+                hint=self._hint(listen, host),
             )
 
-    def _hint(self, host: IPv4Address | IPv6Address) -> str:
+    def _hint(self, listen: Listen, host: IPv4Address | IPv6Address) -> str:
         """
-        A command that measures it from here, to be pasted.
+        @return: the end of a line, with a command that measures the path to C{host}; empty
+            where a proxy's header is asked for, which that command has not.
         """
-        if self._probe is None:
+        if "proxied" in listen.wrappers:
             return ""
-        # every address of the machine is none that can be sent to
-        asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.host, host.host)  # noqa: S104
-        target = joinHostPort(asked, host.port)
-        return f"; try: connpool ping {target}{self._probe}"
+        policy = self.limits.policy
+        access = Access(allow=policy.allow, deny=policy.deny)
+        words = ["connpool", "ping", localPlace(host, access), *self._pingOptions]
+        return f"; try: {commandLine(words)}"
 
     def _maker(self, listen: Listen) -> Callable[..., AnsweringPort]:
         headers = _headersOf(listen)
@@ -374,7 +376,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             policy,
             logInterval=options["log-interval"],
             name=name,
-            probe=options["probe"],
+            pingOptions=options.pingOptions,
         )
     if tcp:
         streams = ListeningService(

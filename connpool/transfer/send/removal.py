@@ -275,7 +275,7 @@ class Removal:
     def _note(place: str, going: Iterable[Sent]) -> None:
         rows = [[each.path, each.size, each.digest, each.root.hex()] for each in going]
         with open(os.path.join(place, NAMES), "x", encoding="utf-8") as file:
-            json.dump(rows, file)
+            file.write(json.dumps(rows))  # much faster than dump()
             file.flush()
             os.fsync(file.fileno())
         syncDirectory(place)
