@@ -129,7 +129,8 @@ def _pingOptions(protocol: str) -> tuple[str, ...]:
 
 def _headersOf(listen: Listen) -> DatagramHeaders | None:
     """
-    What takes datagrams out of a proxy's envelope, for C{proxied:udp:}.
+    Read the keywords of C{proxied:udp:}: they take datagrams out of a proxy's
+    envelope.
 
     @raise AddressError: for a mistake in it.
     """
