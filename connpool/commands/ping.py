@@ -345,9 +345,9 @@ def _ping(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
         if run[0].broken is not None:
             raise run[0].broken
     finally:
-        live.end()
         if samples is not None:
             samples.close()
+        live.end()
     code = _tell(a, results)
     if samples is not None:
         samples.check()

@@ -24,8 +24,6 @@ CODE_POINTS = {
     "EF": 46,
 }
 
-_SO_BINDTODEVICE = 25
-
 
 def parseDSCP(text: str) -> int:
     """
@@ -71,9 +69,16 @@ class Marking:
             option = socket.IPV6_UNICAST_HOPS if six else socket.IP_TTL
             sock.setsockopt(level, option, self.ttl)
         if self.interface:
+            # Linux alone has it
+            bindToDevice = getattr(socket, "SO_BINDTODEVICE", None)
+            if bindToDevice is None:
+                raise AddressError(
+                    f"interface {self.interface!r}: this system cannot choose a link; name a "
+                    "source address"
+                )
             name = self.interface.encode(errors="surrogateescape") + b"\0"
             try:
-                sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, name)
+                sock.setsockopt(socket.SOL_SOCKET, bindToDevice, name)
             except OSError as e:
                 if e.errno in {errno.ENODEV, errno.EINVAL}:
                     links = ", ".join(linkNames())

@@ -41,3 +41,12 @@ def test_nothingIsChangedUnasked():
         before = sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL)
         Marking().apply(sock)
         assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL) == before
+
+
+def test_whereNoLinkCanBeChosen(monkeypatch):
+    monkeypatch.delattr(socket, "SO_BINDTODEVICE")
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        pytest.raises(AddressError, match="cannot choose a link; name a source address"),
+    ):
+        Marking(interface="lo").apply(sock)

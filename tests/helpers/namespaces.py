@@ -4,6 +4,7 @@ A host with several links, in network namespaces of the tests' own.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -11,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+
+
+_numbers = itertools.count()
 
 
 def ip(*words: str) -> str:
@@ -65,7 +69,7 @@ def namespaces(count: int) -> Iterator[list[Namespace]]:
     """
     Fresh namespaces; skips with a reason where they are not permitted.
     """
-    made = [Namespace(f"cptest{os.getpid()}n{i}") for i in range(count)]
+    made = [Namespace(f"cptest{os.getpid()}n{next(_numbers)}") for _ in range(count)]
     try:
         for each in made:
             try:
@@ -89,8 +93,11 @@ def link(one: Namespace, name: str, other: Namespace, otherName: str, mac: str =
     @param mac: of the other end, from which its link-local address is made.
     """
     words = ["address", mac] if mac else []
-    ip("-n", one.name, "link", "add", name, "type", "veth",
-       "peer", "name", otherName, *words, "netns", other.name)  # fmt: skip
+    try:
+        ip("-n", one.name, "link", "add", name, "type", "veth",
+           "peer", "name", otherName, *words, "netns", other.name)  # fmt: skip
+    except subprocess.CalledProcessError as e:
+        unusable(f"links between network namespaces are not permitted: {e.stderr.strip()}")
     for side, its in ((one, name), (other, otherName)):
         side.sh(f"echo 0 > /proc/sys/net/ipv6/conf/{its}/accept_dad")
     for side, its in ((one, name), (other, otherName)):
