@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import pytest
 
-
 _numbers = itertools.count()
 
 
