@@ -29,7 +29,6 @@ __all__ = [
     "ForeignLease",
     "FrameDamaged",
     "HeaderError",
-    "HookRefused",
     "LeaseError",
     "LeaseReleased",
     "LookupFailed",
@@ -338,15 +337,6 @@ class Unsupported(TransferError):
     """
 
     code = "unsupported"
-    exitCode = 4
-
-
-class HookRefused(TransferError):
-    """
-    A listener of the receiver refused the file.
-    """
-
-    code = "hook-refused"
     exitCode = 4
 
 

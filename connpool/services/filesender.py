@@ -61,7 +61,7 @@ BATCH = 1000
 _SALT_BYTES = 16
 
 #: Codes that lie in the file itself; the rest may go away while we wait.
-_OWN = frozenset({"name-refused", "exists", "too-large", "source-error", "hook-refused"})
+_OWN = frozenset({"name-refused", "exists", "too-large", "source-error"})
 
 #: Why a file cannot be read, and it is not to blame.
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})

@@ -80,7 +80,6 @@ class Delivery:
         self._waiters: list[Deferred[None]] = []
         self._place: Deferred[None] | None = None
         self._comparing: Any = None
-        self.epoch = 0
 
     @property
     def receiving(self) -> bool:
@@ -109,7 +108,6 @@ class Delivery:
             registry.claims[self._claim] = self
         try:
             if older is not None:
-                self.epoch = older.epoch + 1
                 await older.evict()
             if not self._ending:
                 found = await registry.reception.begin(
@@ -155,7 +153,7 @@ class Delivery:
             await found.abort(e)
             raise
         runs, wire = heldRuns(self._upload.board.verified)
-        accept = Accept("resume" if runs else "new", self.epoch, runs)
+        accept = Accept("resume" if runs else "new", 0, runs)
         self._session.send(encode(Type.ACCEPT, self._number, accept, len(wire)), wire)
         if runs:
             held = len(self._upload.board.verified) * self.offer.blockSize
