@@ -17,7 +17,7 @@ from connpool.errors import AddressError
 from connpool.observe.tcpstates import Socket, State, StateCounts, countStates, socketsOf
 from connpool.observe.tcpstates_read import readSockets
 
-__all__ = ["addArguments", "run"]
+__all__ = ["View", "addArguments", "run"]
 
 #: From this many sockets on, a state is a surplus worth a word.
 SURPLUS = 10

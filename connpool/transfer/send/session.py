@@ -58,7 +58,7 @@ from connpool.transfer.wire.messages import (
 )
 from connpool.transfer.wire.safety import credentialsAreSafe
 
-__all__ = ["Credentials", "IStream", "SenderSession", "SessionFactory", "hello"]
+__all__ = ["Credentials", "IStream", "SenderLink", "SenderSession", "SessionFactory", "hello"]
 
 #: Seconds a greeting may take.
 GREETING_TIMEOUT = 30.0
