@@ -14,15 +14,29 @@ if TYPE_CHECKING:
     from connpool.services.access import Access
     from connpool.services.filereceiver import FileReceiver
     from connpool.services.filesender import FileSender
+    from connpool.services.probetargets import Target
+    from connpool.services.probing import UDPProbe
     from connpool.services.status import ObservedService
+    from connpool.services.udpecho import UDPEcho
 
-__all__ = ["Access", "FileReceiver", "FileSender", "ObservedService"]
+__all__ = [
+    "Access",
+    "FileReceiver",
+    "FileSender",
+    "ObservedService",
+    "Target",
+    "UDPEcho",
+    "UDPProbe",
+]
 
 _HOMES = {
     "Access": "access",
     "FileReceiver": "filereceiver",
     "FileSender": "filesender",
     "ObservedService": "status",
+    "Target": "probetargets",
+    "UDPEcho": "udpecho",
+    "UDPProbe": "probing",
 }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName, displayName
+    from connpool.transfer.receive.reception import Policy
     from connpool.transfer.receive.registry import NativeReceiver
     from connpool.transfer.records import (
         DURABILITIES,
@@ -37,6 +38,7 @@ __all__ = [
     "NativeReceiver",
     "Offer",
     "PartialInfo",
+    "Policy",
     "Receipt",
     "RelativeName",
     "SendReport",
@@ -47,7 +49,15 @@ __all__ = [
     "sendFiles",
 ]
 
-_MODULES = ("names", "records", "send.client", "send.session", "receive.registry", "stores")
+_MODULES = (
+    "names",
+    "records",
+    "send.client",
+    "send.session",
+    "receive.reception",
+    "receive.registry",
+    "stores",
+)
 
 
 def __getattr__(name: str) -> object:
