@@ -45,6 +45,7 @@ __all__ = [
     "QuotaExceeded",
     "SourceError",
     "StartFailed",
+    "StatesUnavailable",
     "StoreError",
     "SyncFailed",
     "TooLarge",
@@ -75,6 +76,14 @@ class StartFailed(ConnpoolError):
 
 
 # -- addresses and the PROXY protocol ---------------------------------------
+
+
+class StatesUnavailable(ConnpoolError):
+    """
+    This system does not show its TCP sockets to us.
+    """
+
+    code = "states-unavailable"
 
 
 class AddressError(ConnpoolError, ValueError):

@@ -24,6 +24,7 @@ from connpool.services.limits import (
     defaultConnections,
     descriptorLimit,
 )
+from connpool.standardstreams import prepareStreams
 
 __all__ = [
     "AccessOptions",
@@ -144,12 +145,37 @@ class ServiceOptions(usage.Options):
     ]
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        parent = getattr(self, "parent", None)
+        if parent is None:
+            super().parseOptions(options)
+            return
+        prepareStreams(discard=True)
         try:
             super().parseOptions(options)
         except usage.UsageError as e:
-            if getattr(self, "parent", None) is None:
-                raise
             sys.exit(f"{self.pluginName}: {e}; see twistd {self.pluginName} --help")
+        self._checkFiles(parent)
+
+    def _checkFiles(self, parent: Any) -> None:
+        """
+        End with one line where twistd would end with a traceback: its own files
+        lie in the working directory unless it is told otherwise.
+        """
+        if parent.get("chroot"):
+            return
+        files = ["pidfile"]
+        if not (parent.get("nodaemon") or parent.get("syslog") or parent.get("logger")):
+            files.append("logfile")
+        for name in files:
+            path = parent.get(name) or ("twistd.log" if name == "logfile" else "")
+            if not path or path == "-":
+                continue
+            directory = os.path.dirname(path) or "."
+            if not os.access(path if os.path.exists(path) else directory, os.W_OK):
+                sys.exit(
+                    f"{self.pluginName}: twistd cannot write {path}; name another with "
+                    f"twistd --{name}=FILE" + (", or none with --pidfile=" * (name == "pidfile"))
+                )
 
     def parseArgs(self, *arguments: str) -> None:
         if arguments:
