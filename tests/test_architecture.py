@@ -14,7 +14,10 @@ from tests import debts
 TOP = Path(__file__).parent.parent / "connpool"
 
 #: Room to the rooms it may import, beside itself.
-GROUND = {"errors", "interfaces", "waiting", "tokenbucket", "logonce", "sendqueue", "addresses"}
+GROUND = {
+    *("errors", "interfaces", "waiting", "tokenbucket", "logonce", "sendqueue", "addresses"),
+    "regularfiles",
+}
 OUTER = {"proxyprotocol", "pool", "transfer", "datagram", "observe", "standardstreams"}
 MAY_IMPORT = {
     "errors": set(),
@@ -23,6 +26,7 @@ MAY_IMPORT = {
     "logonce": set(),
     "sendqueue": set(),
     "standardstreams": set(),
+    "regularfiles": set(),
     "interfaces": {"errors"},
     "addresses": {"errors", "interfaces"},
     "proxyprotocol": GROUND,

@@ -126,7 +126,7 @@ class ProxiedConnection:
         if not factory.admits(self):
             self._close()
         elif self._trusted and factory.policy is not Policy.REJECT:
-            self._parser = HeaderParser()
+            self._parser = HeaderParser(factory.maxHeader)
             self._receive = self._readHeader
             self._startTimer()
         else:

@@ -30,6 +30,7 @@ from zope.interface import implementer
 
 from connpool.errors import AddressError
 from connpool.interfaces import IReloadable
+from connpool.regularfiles import readRegular
 
 __all__ = ["LAST_WORD", "SecuredEndpoint", "ServerCertificate"]
 
@@ -39,7 +40,7 @@ LAST_WORD = 10.0
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return readRegular(path)
     except OSError as e:
         raise AddressError(f"{what} {str(path)!r}: {e.strerror}") from None
 

@@ -63,6 +63,8 @@ class ListenerStats:
     @ivar accepted: let in since the start.
     @ivar refusedAddress: turned away by allow and deny.
     @ivar refusedLimit: turned away by a connection limit.
+    @ivar healthChecks: of a proxy itself, with no client, where a list says who may
+        connect: closed, and no refusal.
     """
 
     GAUGES: ClassVar[frozenset[str]] = frozenset({"connections"})
@@ -71,6 +73,7 @@ class ListenerStats:
     accepted: int
     refusedAddress: int
     refusedLimit: int
+    healthChecks: int = 0
 
 
 class _Visit:
@@ -134,7 +137,7 @@ class Gate(Factory):
         self.name = name
         self._visits: set[_Visit] = set()
         self._perPeer: Counter[str] = Counter()
-        self._accepted = self._refusedAddress = self._refusedLimit = 0
+        self._accepted = self._refusedAddress = self._refusedLimit = self._healthChecks = 0
         self._drained: list[Deferred[None]] = []
 
     def logPrefix(self) -> str:
@@ -153,7 +156,10 @@ class Gate(Factory):
         access = self.access
         peer = networkOf(getattr(addr, "host", ""))
         if addr is not None and not access.permits(addr):
-            self._refusedAddress += 1
+            if isinstance(addr, UnknownAddress):
+                self._healthChecks += 1
+            else:
+                self._refusedAddress += 1
             return _Refused()
         if len(self._visits) >= access.maxConnections or (
             access.maxPerPeer is not None and peer and self._perPeer[peer] >= access.maxPerPeer
@@ -199,5 +205,9 @@ class Gate(Factory):
 
     def stats(self) -> ListenerStats:
         return ListenerStats(
-            len(self._visits), self._accepted, self._refusedAddress, self._refusedLimit
+            len(self._visits),
+            self._accepted,
+            self._refusedAddress,
+            self._refusedLimit,
+            self._healthChecks,
         )

@@ -29,6 +29,7 @@ from connpool.addresses.networks import networkOf
 from connpool.datagram.limits import RateTable
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
+from connpool.regularfiles import readRegular
 from connpool.services.checkers import passwordChecker
 from connpool.services.options import ServiceOptions, asSize
 from connpool.transfer.identities import Identities, IdentitiesError, Identity
@@ -73,8 +74,7 @@ class CredentialOptions(ServiceOptions, strcred.AuthOptionMixin):
 
 def _readIdentities(path: str) -> Identities:
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        text = readRegular(path).decode()
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"cannot read {path!r}: {getattr(e, 'strerror', e)}") from None
     try:

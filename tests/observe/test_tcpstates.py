@@ -69,11 +69,11 @@ sl local_address remote_address st tx_queue rx_queue
 @pytest.mark.skipif(sys.byteorder == "big", reason="the rows are little-endian")
 def test_parse():
     assert list(parseProcTable(TABLE.splitlines())) == [
-        Socket(State.LISTEN, "127.0.0.1", 8640, "0.0.0.0", 0, 0, 3),
-        Socket(State.ESTABLISHED, "127.0.0.1", 8640, "127.0.0.2", 44104, 10, 20),
+        Socket(State.LISTEN, "127.0.0.1", 8640, "0.0.0.0", 0, 0, 3, 1225),
+        Socket(State.ESTABLISHED, "127.0.0.1", 8640, "127.0.0.2", 44104, 10, 20, 1),
         # the FIN in its queue is not a byte to read
-        Socket(State.CLOSE_WAIT, "127.0.0.2", 44104, "127.0.0.1", 8640, 0, 1),
-        Socket(State.SYN_RECV, "127.0.0.1", 22, "127.0.0.2", 1, 0, 0),
+        Socket(State.CLOSE_WAIT, "127.0.0.2", 44104, "127.0.0.1", 8640, 0, 1, 1),
+        Socket(State.SYN_RECV, "127.0.0.1", 22, "127.0.0.2", 1, 0, 0, 1),
     ]
     others = parseProcTable(TABLE.splitlines(), {22, 44104})
     assert [each.localPort for each in others] == [44104, 22]
