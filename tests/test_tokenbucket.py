@@ -2,6 +2,7 @@
 Limits on how often something may happen.
 """
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +35,13 @@ def test_averageHoldsForPortionsOfAnySize(portions):
     assert taken <= 100.0 * (now - 1000.0) + 10.0 + 1e-3
 
 
+def test_idleTimeIsNotSavedUp():
+    bucket = TokenBucket(100.0, 0.1)
+    bucket.take(1, 0.0)
+    assert bucket.take(100, 1000.0) == pytest.approx(0.9)
+
+
 def test_clockThatIsSetBackMakesNoDebt():
     bucket = TokenBucket(100.0, 0.1)
-    bucket.take(10, 5000.0)
-    assert bucket.take(1, 1000.0) < 0.2
+    assert bucket.take(110, 10_000.0) == pytest.approx(1.0)
+    assert bucket.take(1, 6_400.0) == pytest.approx(1.01)

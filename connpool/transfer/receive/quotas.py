@@ -25,12 +25,14 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from connpool.errors import Busy, QuotaExceeded
-from connpool.transfer.receive.throttle import Throttle
+from connpool.tokenbucket import TokenBucket
 
-__all__ = ["Account", "Limits", "Window"]
+__all__ = ["BURST_SECONDS", "Account", "Limits", "Window"]
 
 #: Bytes of small files that may be on their way to the disk.
 SMALL_BYTES = 256 << 20
+#: Seconds' worth of bytes that pass at once under a limit of bytes per second.
+BURST_SECONDS = 0.1
 
 
 @attrs.frozen(kw_only=True)
@@ -120,9 +122,9 @@ class Account:
         self._crowd: deque[Deferred[None]] = deque()
         self._bytes = None if limits.maxBytes is None else Window()
         self._files = None if limits.maxFiles is None else Window()
-        self._throttle = Throttle(limits.maxRate) if limits.maxRate else None
+        self._rate = TokenBucket(limits.maxRate, BURST_SECONDS) if limits.maxRate else None
         #: whether anything here depends on time
-        self.timed = bool(self._throttle) or self._bytes is not None or self._files is not None
+        self.timed = bool(self._rate) or self._bytes is not None or self._files is not None
 
     # -- connections
 
@@ -256,7 +258,7 @@ class Account:
         """
         if self._bytes is not None:
             self._bytes.add(count, now)
-        return 0.0 if self._throttle is None else self._throttle.take(count, now)
+        return 0.0 if self._rate is None else self._rate.take(count, now)
 
     def stored(self, now: float) -> None:
         """

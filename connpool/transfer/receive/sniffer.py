@@ -17,6 +17,7 @@ from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from connpool.interfaces import IDrainable
+from connpool.waiting import Waiters
 
 __all__ = ["FIRST_BYTES_TIMEOUT", "Door", "FrontDoor", "FrontDoorFactory"]
 
@@ -132,7 +133,7 @@ class FrontDoorFactory(Factory):
         self._clock = clock
         self.doors = doors
         self.open: set[FrontDoor] = set()
-        self._drained: list[Deferred[None]] = []
+        self._drained = Waiters()
 
     def buildProtocol(self, addr: Any) -> FrontDoor:
         return FrontDoor(self._clock, self)
@@ -143,19 +144,15 @@ class FrontDoorFactory(Factory):
         """
         self.open.discard(door)
         if not self.open:
-            drained, self._drained = self._drained, []
-            for d in drained:
-                d.callback(None)
+            self._drained.wake()
 
     def drain(self) -> Deferred[None]:
-        d: Deferred[None] = Deferred()
-        self._drained.append(d)
+        drained = self._drained.wait()
         for door in list(self.open):
             door.drain()
-        if d in self._drained and not self.open:
-            self._drained.remove(d)
-            d.callback(None)
-        return d
+        if not self.open:
+            self._drained.wake()
+        return drained
 
     def abort(self) -> None:
         for door in list(self.open):

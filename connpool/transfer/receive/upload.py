@@ -29,6 +29,7 @@ from connpool.transfer.hashing import HashLane
 from connpool.transfer.receive.blockmap import Arrival, Board
 from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.records import Receipt
+from connpool.waiting import Waiters
 
 __all__ = ["CHECKPOINT_BYTES", "CHECKPOINT_SECONDS", "Upload"]
 
@@ -69,7 +70,7 @@ class Upload:
         self._why = TransferError()
         self._hashing: dict[Any, HashLane] = {}
         self._busy = 0
-        self._idle: list[Deferred[None]] = []
+        self._idle = Waiters()
         self._open = True
         self.phase = "receive"
         self.slow = False
@@ -97,9 +98,7 @@ class Upload:
             # the store may have dropped a part of it only
             self._discard(*board.span(block))
         self._ask(blocks)
-        idle, self._idle = self._idle, []
-        for d in idle:
-            d.callback(None)
+        self._idle.wake()
 
     def _dropUnverified(self) -> None:
         """
@@ -234,9 +233,7 @@ class Upload:
             elif arrival.next == arrival.end:
                 self._decide(arrival)
         if not self._busy:
-            idle, self._idle = self._idle, []
-            for d in idle:
-                d.callback(None)
+            self._idle.wake()
         self.checkpoint()
 
     def _decide(self, arrival: Arrival) -> None:
@@ -398,9 +395,7 @@ class Upload:
         before a restart has been read.
         """
         while self._busy or (self._open and not self._settled):
-            d: Deferred[None] = Deferred()
-            self._idle.append(d)
-            await d
+            await self._idle.wait()
 
     @staticmethod
     def _after(running: Deferred[None]) -> Deferred[None]:
@@ -421,9 +416,7 @@ class Upload:
         if self._open:
             self.close(why)
             self._failed(why)
-        idle, self._idle = self._idle, []
-        for d in idle:
-            d.callback(None)
+        self._idle.wake()
 
     # -- checkpoints
 

@@ -52,6 +52,7 @@ from connpool.transfer.wire.messages import (
     Receipting,
     encode,
 )
+from connpool.waiting import Waiters
 
 __all__ = ["Asked", "Lane", "Transmission"]
 
@@ -99,7 +100,7 @@ class Transmission:
         self._large: list[LargeStream] = []
         self._small: dict[SmallStream, None] = {}
         self._smallBytes = 0
-        self._waiters: list[Deferred[None]] = []
+        self._waiters = Waiters()
         self._again: list[Job] = []
         self._over = False
         self._running = 0
@@ -156,19 +157,16 @@ class Transmission:
         """
         Something happened.
         """
-        waiters, self._waiters = self._waiters, []
-        for d in waiters:
-            d.callback(None)
+        self._waiters.wake()
 
     async def _event(self) -> None:
-        d: Deferred[None] = Deferred()
-        self._waiters.append(d)
+        something = self._waiters.wait()
         call = None
         if self._work.later:
             wait = min(job.due for job in self._work.later) - self._reactor.seconds()
             call = self._reactor.callLater(max(wait, 0.01), self.wake)
         try:
-            await d
+            await something
         finally:
             if call is not None and call.active():
                 call.cancel()

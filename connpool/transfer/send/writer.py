@@ -19,16 +19,16 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import (
     IPullProducer,
     IPushProducer,
 )
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import NetworkFailed
 from connpool.transfer.wire.borrowed import BorrowedWriter, isPlain, lends
+from connpool.waiting import Waiters
 
 __all__ = ["Writer"]
 
@@ -50,7 +50,7 @@ class Writer:
         self._borrowed: BorrowedWriter | None = None
         self._queued: list[bytes] = []
         self._blocked = False
-        self._waiters: list[Deferred[None]] = []
+        self._waiters = Waiters()
         self._lock = DeferredLock()
         self._inRun = False
         self._closed: BaseException | None = None
@@ -110,9 +110,7 @@ class Writer:
         if self._closed is not None:
             raise self._closed
         if self._blocked:
-            d: Deferred[None] = Deferred()
-            self._waiters.append(d)
-            await d
+            await self._waiters.wait()
 
     @contextlib.asynccontextmanager
     async def run(self, header: bytes) -> AsyncIterator[None]:
@@ -176,18 +174,13 @@ class Writer:
             self.rest()
             if self._borrowed is not None:
                 self._borrowed.close(why)
-            self._wake(Failure(why))
-
-    def _wake(self, result: Any) -> None:
-        waiters, self._waiters = self._waiters, []
-        for d in waiters:
-            d.callback(result)
+            self._waiters.fail(why)
 
     # -- called by the transport
 
     def resumeProducing(self) -> None:
         self._blocked = False
-        self._wake(None)
+        self._waiters.wake()
 
     def pauseProducing(self) -> None:
         self._blocked = True

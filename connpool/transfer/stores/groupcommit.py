@@ -26,6 +26,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from connpool.transfer.records import Offer, Receipt
+from connpool.waiting import Waiters
 
 __all__ = ["Batch", "GroupCommit", "Small", "SyncChoice"]
 
@@ -107,17 +108,16 @@ class GroupCommit:
         self._callLater = callLater
         self._queue: deque[Small] = deque()
         self._busy = False
-        self._draining: list[Deferred[None]] = []
+        self._draining = Waiters()
 
     def drained(self) -> Deferred[None]:
         """
         @return: fires when no file is under way.
         """
-        d: Deferred[None] = Deferred()
-        self._draining.append(d)
+        drained = self._draining.wait()
         if not self._busy:
-            self._drain()
-        return d
+            self._draining.wake()
+        return drained
 
     def add(self, small: Small) -> None:
         """
@@ -147,9 +147,4 @@ class GroupCommit:
         for small, result in zip(batch, results, strict=True):
             small.done.callback(result)
         if not self._busy:
-            self._drain()
-
-    def _drain(self) -> None:
-        draining, self._draining = self._draining, []
-        for d in draining:
-            d.callback(None)
+            self._draining.wake()

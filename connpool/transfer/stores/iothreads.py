@@ -17,6 +17,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
+from connpool.waiting import Waiters
+
 __all__ = ["Lanes"]
 
 #: Threads of each lane.
@@ -38,7 +40,7 @@ class Lanes:
         #: name to pool and the trigger that stops it
         self._own: dict[str, tuple[ThreadPool, Any]] = {}
         self._working = 0
-        self._idle: list[Deferred[None]] = []
+        self._idle = Waiters()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """
@@ -65,9 +67,7 @@ class Lanes:
         """
         if not self._working:
             return succeed(None)
-        d: Deferred[None] = Deferred()
-        self._idle.append(d)
-        return d
+        return self._idle.wait()
 
     def stop(self) -> None:
         """
@@ -92,7 +92,5 @@ class Lanes:
     def _worked(self, result: T) -> T:
         self._working -= 1
         if not self._working:
-            idle, self._idle = self._idle, []
-            for d in idle:
-                d.callback(None)
+            self._idle.wake()
         return result

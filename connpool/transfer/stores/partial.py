@@ -57,6 +57,7 @@ from connpool.transfer.syscalls import asTransferError
 
 if TYPE_CHECKING:
     from connpool.transfer.stores.local import LocalStore
+from connpool.waiting import Waiters
 
 __all__ = ["LocalPartial"]
 
@@ -105,7 +106,7 @@ class LocalPartial:
         self._gate: TransferError | None = None
         self._poisoned = self._aborted = self._gone = False
         self._jobs = 0
-        self._waiting: list[Deferred[None]] = []
+        self._jobless = Waiters()
         #: The Deferred of a commit under way, for a newer connection to wait on.
         self.ending: Deferred[Receipt | None] | None = None
 
@@ -560,9 +561,7 @@ class LocalPartial:
     def _jobDone(self, result: Any) -> Any:
         self._jobs -= 1
         if not self._jobs:
-            waiting, self._waiting = self._waiting, []
-            for d in waiting:
-                d.callback(None)
+            self._jobless.wake()
         return result
 
     def _quiet(self) -> Deferred[None]:
@@ -571,6 +570,4 @@ class LocalPartial:
         """
         if not self._jobs:
             return succeed(None)
-        d: Deferred[None] = Deferred()
-        self._waiting.append(d)
-        return d
+        return self._jobless.wait()

@@ -1,4 +1,7 @@
-import pytest
+"""
+Limits on the bytes per second that a reception takes.
+"""
+
 import pytest_twisted
 from twisted.internet.task import Clock
 
@@ -6,31 +9,9 @@ from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.receive.reception import Policy, Reception
-from connpool.transfer.receive.throttle import BURST, Throttle
 from connpool.transfer.records import Offer
 from connpool.transfer.stores import MemoryStore
 from tests.helpers.waiting import assertNoResult, successResultOf
-
-
-@pytest.mark.parametrize("piece", [1, 10, 99])
-def test_theAverageHoldsWhateverThePieces(piece):
-    throttle, now, taken = Throttle(100.0), 0.0, 0
-    while taken < 1000:
-        taken += piece
-        now += throttle.take(piece, now)
-    assert taken / 100.0 - BURST <= now + 1e-9 <= taken / 100.0 + 1
-
-
-def test_idleTimeIsNotSavedUp():
-    throttle = Throttle(100.0)
-    throttle.take(1, 0.0)
-    assert throttle.take(100, 1000.0) == pytest.approx(1.0 - BURST)
-
-
-def test_aClockThatIsSetBackMakesNoDebt():
-    throttle = Throttle(100.0)
-    assert throttle.take(110, 10_000.0) == pytest.approx(1.0)
-    assert throttle.take(1, 6_400.0) == pytest.approx(1.01)
 
 
 def begin(reception, **offer):
