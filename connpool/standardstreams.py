@@ -36,8 +36,8 @@ def prepareStreams(*, discard: bool) -> None:
     for name, fd in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             with suppress(OSError):
-                stream = open(fd, "w" if fd else "r", closefd=False)  # noqa: SIM115 - it stays open
-                setattr(sys, name, stream)
+                opened = open(fd, "w" if fd else "r", closefd=False)  # noqa: SIM115 - it stays open
+                setattr(sys, name, opened)
     for stream in (sys.stdout, sys.stderr):
         # not those that a test or an embedder put in their place
         if hasattr(stream, "reconfigure"):

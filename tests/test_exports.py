@@ -19,6 +19,7 @@ PUBLIC = {
         "clientOf",
         "joinHostPort",
         "parseListen",
+        "placeOf",
         "resolveTCPAddr",
         "resolveUDPAddr",
         "splitHostPort",
@@ -117,6 +118,8 @@ PUBLIC = {
     },
     "connpool.observe": {
         "Field",
+        "History",
+        "HistoryService",
         "Protection",
         "Reading",
         "State",

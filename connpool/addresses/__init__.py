@@ -5,7 +5,7 @@ Text to address and back.  Parsing is pure; look-ups end.
 from connpool.addresses.clients import Client, UnknownAddress, clientOf
 from connpool.addresses.descriptions import Listen, parseListen, tokenize
 from connpool.addresses.goaddress import TCPAddr, UDPAddr
-from connpool.addresses.hostport import joinHostPort, splitHostPort
+from connpool.addresses.hostport import joinHostPort, placeOf, splitHostPort
 from connpool.addresses.names import NameResolver
 from connpool.addresses.networks import Networks
 from connpool.addresses.resolve import clientEndpoint, resolveTCPAddr, resolveUDPAddr
@@ -22,6 +22,7 @@ __all__ = [
     "clientOf",
     "joinHostPort",
     "parseListen",
+    "placeOf",
     "resolveTCPAddr",
     "resolveUDPAddr",
     "splitHostPort",

@@ -4,9 +4,12 @@ C{HOST:PORT} and C{[HOST]:PORT}.
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from connpool.errors import AddressError
 
-__all__ = ["joinHostPort", "splitHostPort"]
+__all__ = ["joinHostPort", "placeOf", "splitHostPort"]
 
 
 def splitHostPort(text: str) -> tuple[str, int]:
@@ -44,3 +47,15 @@ def joinHostPort(host: str, port: int) -> str:
     The inverse of L{splitHostPort}.
     """
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def placeOf(address: Any) -> str:
+    """
+    Show an address to people.
+
+    @param address: of a listener or a connection, as Twisted has it.
+    @return: C{HOST:PORT} or the path of a socket.
+    """
+    if hasattr(address, "port"):
+        return joinHostPort(address.host, address.port)
+    return os.fsdecode(getattr(address, "name", None) or "a socket of systemd")

@@ -253,18 +253,19 @@ def _listing(view: View) -> list[str]:
     ends = [("LOCAL", "PEER"), *((each.local, each.remote) for each, _ in view.sockets)]
     wide, far = (max(len(pair[side]) for pair in ends) for side in (0, 1))
 
-    def line(state: str, local: str, peer: str, sent: Any, came: Any, process: str) -> str:
+    def line(state: str, local: str, peer: str, queues: Sequence[Any], process: str) -> str:
+        sent, came = ("" if queue is None else queue for queue in queues)
         text = f"{'':6}{state:<14}{local:<{wide}}  {peer:<{far}}{sent:>9}{came:>9}  {process}"
         return text.rstrip()
 
     return [
-        line("STATE", "LOCAL", "PEER", "SEND-Q", "RECV-Q", "PROCESS"),
+        line("STATE", "LOCAL", "PEER", ("SEND-Q", "RECV-Q"), "PROCESS"),
         *(
             line(
                 each.state.name,
                 each.local,
                 each.remote,
-                *("" if queue is None else queue for queue in (each.sendQueue, each.receiveQueue)),
+                (each.sendQueue, each.receiveQueue),
                 process,
             )
             for each, process in view.sockets

@@ -34,6 +34,7 @@ from connpool.transfer.identities import Identity
 from connpool.transfer.names import displayName
 from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.receive.quotas import Account, Limits
+from connpool.transfer.receive.recent import RecentTransfers
 from connpool.transfer.records import LiveTransfer, Offer, Receipt
 
 __all__ = ["Policy", "Reception", "TransferStats"]
@@ -111,6 +112,7 @@ class Reception:
         self.listeners = listeners
         self.name = name
         self.receivedBytes = 0
+        self.recent = RecentTransfers(clock)
         #: in the order they began
         self._active: dict[Incoming, None] = {}
         self._everybody = Account(self.policy)
@@ -219,6 +221,7 @@ class Reception:
             held, call = self._waits.popitem()
             call.cancel()
             held.callback(None)
+        self.recent.flush()
 
     # -- files
 
@@ -363,14 +366,7 @@ class Reception:
         @param transferId: the offer's, if it came that far.
         """
         self._refused += 1
-        self._log.info(
-            "refused {name} from {peer}: {code}: {why}" + (", id {id}" if transferId else ""),
-            name=name,
-            id=transferId,
-            peer=peer,
-            code=why.code,
-            why=str(why),
-        )
+        self.recent.refused(name, peer, why, transferId)
         self._tell("refused", name, peer, why)
 
     def _published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
@@ -378,6 +374,7 @@ class Reception:
         if receipt.status == "stored":
             for account in self.accounts(offer.identity):
                 account.stored(self._now(account))
+        self.recent.stored(receipt, peer)
         shown = displayName(receipt.name)
         # formatted here: the logger's own formatting takes ten times as long,
         # which small files feel
@@ -393,6 +390,7 @@ class Reception:
 
     def _failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
         self._failedCount += 1
+        self.recent.failed(offer, peer, count, why)
         self._log.info(
             "did not receive {name} from {peer} after {count} bytes: {code}: {why}, id {id}",
             name=str(offer.name),

@@ -1,0 +1,136 @@
+"""
+The last files of a reception, and a log of refusals that nobody can flood.
+
+Theory of operation
+===================
+A file that was stored or failed is a line in the log.  An offer that was refused
+is one only at first: a sender that repeats its mistake ten thousand times a minute
+gets one line a minute for each error code, with the number of those left out.
+What happened to the last L{KEPT_TRANSFERS} of each is kept here in any case.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.logger import Logger
+
+from connpool.errors import AuthenticationFailed, TransferError
+from connpool.logonce import LogRarely
+from connpool.transfer.names import displayName
+from connpool.transfer.records import EndedTransfer, Offer, Receipt
+
+__all__ = ["KEPT_TRANSFERS", "RecentTransfers"]
+
+#: Files that are kept, and as many refusals.
+KEPT_TRANSFERS = 50
+
+
+class RecentTransfers:
+    """
+    @param clock: L{twisted.internet.interfaces.IReactorTime}.
+    """
+
+    _log = Logger("connpool.transfer.receive.reception.Reception")
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+        # as they came: small files are many, and are looked at rarely
+        self._files: deque[tuple[Any, ...]] = deque(maxlen=KEPT_TRANSFERS)
+        self._refusals: deque[EndedTransfer] = deque(maxlen=KEPT_TRANSFERS)
+        self._logs: dict[str, tuple[LogRarely, dict[str, Any]]] = {}
+
+    def stored(self, receipt: Receipt, peer: str) -> None:
+        """
+        Keep a file that was published.
+        """
+        self._files.append((receipt, peer))
+
+    def failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
+        """
+        Keep a file that ended without being published.
+
+        @param count: bytes that came.
+        """
+        self._files.append((offer, peer, count, why, self._clock.seconds()))
+
+    def refused(
+        self, name: str, peer: str, why: TransferError, transferId: str | None = None
+    ) -> None:
+        """
+        Keep an offer that was turned away, and log it unless there are many.
+
+        @param name: as L{displayName} gives it.
+        """
+        now = self._clock.seconds()
+        self._refusals.append(
+            EndedTransfer(now, name, None, peer, "refused", None, transferId, f"{why.code}: {why}")
+        )
+        fields = {"name": name, "peer": peer, "why": str(why), "id": transferId}
+        template = "refused {name} from {peer}: {code}: {why}" + (", id {id}" if transferId else "")
+        self._say(why.code, template, fields, now)
+
+    def deniedEntry(self, peer: str) -> None:
+        """
+        Keep a sender whose credentials were refused, and log it unless there are many.
+        """
+        now, code = self._clock.seconds(), AuthenticationFailed.code
+        why = f"{code}: user or password is wrong"
+        self._refusals.append(EndedTransfer(now, "", None, peer, "refused", None, None, why))
+        self._say(code, "refused the credentials of {peer}", {"peer": peer}, now)
+
+    def _say(self, code: str, template: str, fields: dict[str, Any], now: float) -> None:
+        if code not in self._logs:
+            latest: dict[str, Any] = {}
+
+            def say(text: str, unsaid: int) -> None:
+                more = "; {unsaid} more with this code since the last such line" if unsaid else ""
+                self._log.info(text + more, code=code, unsaid=unsaid, **latest)
+
+            self._logs[code] = LogRarely(say), latest
+        log, latest = self._logs[code]
+        latest.clear()
+        latest.update(fields)
+        log.happened(template, now)
+
+    def flush(self) -> None:
+        """
+        Log what was only counted: the reception stops.
+        """
+        for log, _ in self._logs.values():
+            log.flush()
+
+    def latest(self) -> Sequence[EndedTransfer]:
+        """
+        @return: the last files and the last refusals, of both the newest first.
+        """
+        files = [self._ended(*kept) for kept in reversed(self._files)]
+        return [*files, *reversed(self._refusals)]
+
+    @staticmethod
+    def _ended(
+        what: Any, peer: str, count: int = 0, why: BaseException | None = None, when: float = 0.0
+    ) -> EndedTransfer:
+        if isinstance(what, Receipt):
+            return EndedTransfer(
+                what.finished,
+                displayName(what.name),
+                what.size,
+                peer,
+                what.status,
+                what.durability,
+                what.transferId,
+            )
+        code, text = getattr(why, "code", "error"), str(why) or type(why).__name__
+        return EndedTransfer(
+            when,
+            str(what.name),
+            count,
+            peer,
+            "failed",
+            None,
+            what.transferId,
+            f"{code}: {text}",
+        )
