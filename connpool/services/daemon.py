@@ -106,10 +106,15 @@ class Daemon(MultiService):
                 f"{self._label}: runs as root; give it a user with twistd --uid USER or with "
                 "User= in its unit, or say --allow-root"
             )
-        super().startService()
-        self._notifier = Notifier.take(os.environ)
+        # first: logrotate's signal may come while a store is being read
         self._on(signal.SIGHUP, self._reload)
         self._on(signal.SIGUSR1, self._rotated)
+        try:
+            super().startService()
+        except BaseException:
+            self._restoreSignals()
+            raise
+        self._notifier = Notifier.take(os.environ)
         # connections can only be served from then on
         self._reactor.callWhenRunning(self._ready)
 
@@ -176,6 +181,9 @@ class Daemon(MultiService):
         if self._late is not None and self._late.active():
             self._late.cancel()
         self._late = None
+        self._restoreSignals()
+        end.callback(None)
+
+    def _restoreSignals(self) -> None:
         while self._signals:
             signal.signal(*self._signals.popitem())
-        end.callback(None)
