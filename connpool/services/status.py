@@ -124,7 +124,8 @@ class ObservedService(MultiService):
         try:
             super().privilegedStartService()
         except StartFailed:
-            self.stopService()  # close the ones that did open
+            # close the ones that did open; not every service can be stopped before a start
+            self.stopService().addErrback(lambda _: None)
             raise
 
     def startService(self) -> None:

@@ -5,13 +5,16 @@ or ends with one line.
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -249,7 +252,8 @@ def ask(path):
 def serves(path):
     def answers():
         try:
-            return " 200 OK" in ask(path)
+            # 503 where there is no upstream
+            return ask(path).startswith("HTTP/1.")
         except OSError:
             return False
 
@@ -313,22 +317,18 @@ def test_servicesWhoseLogIsFull(service, logger, tmp_path):
 def test_servicesOfAnUnknownUserWithoutHome(service, tmp_path):
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("only root can become a user that does not exist")
-    home = tmp_path / "own"
-    shutil.copytree(tmp_path, home, ignore=lambda *_: ["own"])
-    for path in (home, *home.rglob("*")):
-        os.chown(path, 54321, 54321)
-    for parent in home.parents[:4]:
-        if parent.stat().st_uid == os.geteuid() and parent != parent.parent:
-            parent.chmod(parent.stat().st_mode | 0o755)
-    reachable = run(
-        ["test", "-w", str(home)], before=["setpriv", "--reuid=54321", "--clear-groups"]
-    )
-    if reachable.returncode:
-        pytest.skip("the temporary directory is closed to other users")
     bare = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT)}
     before = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"]
-    with started([*PLAIN, *service], home, before=before, env=bare):
-        pass
+    # pytest's own directories are closed to other users
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        shutil.copytree(tmp_path, home, dirs_exist_ok=True)
+        for path in (home, *home.rglob("*")):
+            os.chown(path, 54321, 54321)
+        if run(["test", "-r", str(CHECKOUT / "setup.cfg")], before=before).returncode:
+            pytest.skip("the checkout is closed to other users")
+        with started([*PLAIN, *service], home, before=before, env=bare):
+            pass
 
 
 @needs("-p", "--fork", "--mount-proc")
@@ -395,6 +395,58 @@ def test_servicesOnAReadOnlyRoot(service, tmp_path):
         else:
             assert serves(tmp_path / "s"), program.output
         assert "Traceback" not in program.output
+
+
+@everyService
+def test_aStatusPortThatIsTaken(service, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        status = f"--status=tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        done = run([*PLAIN, *service[:-1], status, service[-1]], cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.strip().startswith("--status: Address already in use")
+
+
+# -- what a stranger can make us write
+
+
+def test_tenThousandBadRequestsAreTenLines(tmp_path):
+    """
+    A few hundred of each kind stand for them: their lines are counted by the minute.
+    """
+    words = [
+        *("filerecv", "--listen=tcp:0:interface=127.0.0.1", "--status=tcp:0:interface=127.0.0.1"),
+        "--listen=proxied:tcp:0:interface=127.0.0.1:trusted=127.0.0.1",
+        "--allow=127.0.0.1",
+    ]
+    with running(*PLAIN, *words, cwd=tmp_path) as program:
+        listens = program.waitFor(r"listens on \S+:(\d+), \S+:(\d+),")
+        plain, proxied = map(int, listens.groups())
+        page = int(program.waitFor(r"status page at \S+:(\d+)").group(1))
+        before = program.output.count("\n")
+        for port, data in (
+            (plain, b"../../etc/passwd"),
+            (plain, b"\0\xff\n"),
+            (proxied, b"GET / HTTP/1.0\r\n\r\n"),
+            (proxied, b"PROXY TCP4 x y z\r\n"),
+            (page, b"\x16\x03\x01\0\0 not TLS here\r\n\r\n"),
+            (page, b"GET / HTTP/1.1\r\nHost: attacker.example\r\n\r\n"),
+            (page, b"GET /../../x HTTP/9.9\r\nX\r\n\r\n"),
+        ):
+            for _ in range(150):
+                with socket.create_connection(("127.0.0.1", port), 10) as client:
+                    client.settimeout(10)
+                    client.sendall(data)
+                    if b"passwd" not in data:  # a sender of files stays to be answered
+                        client.shutdown(socket.SHUT_WR)
+                    with suppress(ConnectionError):
+                        while client.recv(65536):
+                            pass
+        program.waitFor("refused")
+        assert program.output.count("\n") - before <= 10, program.output
+        # what was left out is said at the end
+        program.stop()
+        assert re.search(r"\d\d+ more with this code", program.output), program.output
 
 
 # -- log files
