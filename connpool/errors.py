@@ -43,6 +43,7 @@ __all__ = [
     "ProbeFailed",
     "ProtocolError",
     "QuotaExceeded",
+    "Skipped",
     "SourceError",
     "StartFailed",
     "StatesUnavailable",
@@ -263,6 +264,12 @@ class Exists(TransferError):
 
     code = "exists"
     exitCode = 4
+
+
+class Skipped(Exists):
+    """
+    A different file already has this name, and the rule C{skip} leaves it there.
+    """
 
 
 class TooLarge(TransferError):

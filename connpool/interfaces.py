@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from connpool.transfer.identities import Identity
     from connpool.transfer.names import RelativeName
     from connpool.transfer.records import (
+        DirectoryMade,
         EndedTransfer,
         FileStat,
         LiveTransfer,
@@ -32,6 +33,7 @@ __all__ = [
     "IConnectionPool",
     "IDatagramResponder",
     "IDatagramResponderFactory",
+    "IDirectoryStore",
     "IDrainable",
     "IFileStore",
     "IFileStoreFactory",
@@ -597,6 +599,32 @@ class IFileStore(Interface):
     def close() -> Deferred[None]:
         """
         Let go of every descriptor; partials in use are suspended.
+        """
+
+
+class IDirectoryStore(Interface):
+    """
+    The part that an L{IFileStore} provides too if it has directories of its own, which may be
+    empty and have a time.  Senders are told by a capability; a store that does not provide this
+    is sent files only.
+    """
+
+    def makeDirectory(
+        name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> Deferred[DirectoryMade | None]:
+        """
+        Make a directory, and those above it, unless it is there; and give it its time.
+
+        The time is set also if the directory was there: a run that goes on where another
+        one was interrupted finds those that it made itself.  Where the file system does
+        not let us (the directory belongs to somebody else) the time stays as it is.
+
+        @param modified: nanoseconds since the epoch; L{None} to leave it.
+        @param durability: one of C{DURABILITIES}: at C{full} the directory and its names
+            survive a power cut once this fires.
+        @param make: whether it may be made; if not and it is missing, this fires with L{None}.
+        @return: fires when it is there; fails with L{Exists} if something else than a
+            directory has the name, or is in the way, and as L{IPartial.commit} fails.
         """
 
 

@@ -25,11 +25,11 @@ from connpool.commands.running import INTERRUPTED, runUntilEnded
 from connpool.errors import TransferError
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
-from connpool.transfer.send.client import FileOutcome, Sending, dialled, pooled
+from connpool.transfer.send.client import FileOutcome, Sending, SendReport, dialled, pooled
 from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.send.session import SessionFactory, hello
 from connpool.transfer.send.streams import Asked
-from connpool.transfer.send.walking import STDIN, walk
+from connpool.transfer.send.walking import FILE, STDIN, walk
 
 __all__ = ["sendNative"]
 
@@ -151,7 +151,9 @@ class _Run:
             self._outputs["receipt"].write(attrs.asdict(receipt))
         if "json" in self._outputs:
             self._outputs["json"].write(_asJSON(outcome))
-        if outcome.error is not None:
+        if outcome.status == "skipped":
+            self._progress.line(f"{outcome.name}: skipped, there is another one already")
+        elif outcome.error is not None:
             # refusals quote the name
             reason = str(outcome.error).replace(f'"{outcome.name}"', '"…"')
             self._reasons[reason] += 1
@@ -174,7 +176,10 @@ class _Run:
 
     def _summary(self, seconds: float) -> None:
         report = self._sending.report
-        receipts = [o.receipt for o in report.outcomes if o.receipt is not None]
+        self._besides(report)
+        receipts = [
+            o.receipt for o in report.outcomes if o.receipt is not None and o.status != "taken-away"
+        ]
         if not receipts:
             return
         short = [o for o in report.outcomes if o.receipt is not None and not o.good]
@@ -187,23 +192,70 @@ class _Run:
                 f"{reached.durability} on {displayName(reached.filesystem)}, not "
                 f"{short[0].asked}; --durability {reached.durability} accepts that"
             )
-        files, total = len(receipts), len(report.outcomes)
+        files = len(receipts)
+        total = files + sum(outcome.status == "failed" for outcome in report.outcomes)
         count = f"{files}{f' of {total}' * (files < total)} file{'s' * (total > 1)}"
         levels = sorted({receipt.durability for receipt in receipts})
         resumed = f", {sized(report.resumedBytes)} of it held before" * bool(report.resumedBytes)
         repeated = sum(receipt.status == "duplicate" for receipt in receipts)
         were = "was" if repeated == 1 else "were"
         duplicates = f", {repeated} {were} there already" * bool(repeated)
+        directories = f", {_many(report.directories, 'directory')}" * bool(report.directories)
         self._progress.line(
             f"{count}, {sized(report.doneBytes)}{resumed} in {seconds:.2f} s "
-            f"({sized(report.doneBytes / max(seconds, 1e-6))}/s){duplicates}; "
+            f"({sized(report.doneBytes / max(seconds, 1e-6))}/s){duplicates}{directories}; "
             f"{receipts[0].integrity} by {receipts[0].digest}, durability {'/'.join(levels)}"
         )
+
+    def _besides(self, report: SendReport) -> None:
+        """
+        Say the things that the count of stored files leaves out.
+        """
+        ends = Counter(outcome.status for outcome in report.outcomes)
+        earlier = Counter(outcome.earlier for outcome in report.outcomes)
+        for count, text in (
+            (ends["skipped"], "{}, skipped: another content has that name at the receiver"),
+            (earlier["there"], "{}, stored by an earlier run and still there"),
+            (earlier["gone"], "{}, stored by an earlier run and taken away at the receiver since"),
+            (
+                earlier["unknown"],
+                "{}, stored by an earlier run; the receiver does not tell whether still there",
+            ),
+        ):
+            if count:
+                self._progress.line(text.format(_many(count, "file")))
+        if report.directories and not report.outcomes:
+            self._progress.line(f"{_many(report.directories, 'directory')}, no files")
+        dry = self._arguments.dry_run
+        # a dry run is about files, unless there are none
+        leftOut = 0 if dry and report.outcomes else report.directoriesLeftOut
+        if leftOut:
+            why = (
+                "not asked about in a dry run"
+                if dry
+                else "left out (empty ones, and the times of all): the receiver takes files only"
+            )
+            self._progress.line(f"{_many(leftOut, 'directory')} {why}")
+        if report.passedOver:
+            self._progress.line(f"{_many(report.passedOver, 'symbolic link')} passed over")
+        if "json" in self._outputs and (report.directories or leftOut or report.passedOver):
+            # a line like those of files, for what has none
+            self._outputs["json"].write(
+                {
+                    **dict.fromkeys(("path", "name", "receipt", "error", "earlier")),
+                    "status": "summary",
+                    "good": not report.failed,
+                    "files": len(report.outcomes),
+                    "directories": report.directories,
+                    "directoriesLeftOut": leftOut,
+                    "passedOver": report.passedOver,
+                }
+            )
 
     def _interrupted(self) -> None:
         self._others()
         report = self._sending.report
-        stored = sum(outcome.receipt is not None for outcome in report.outcomes)
+        stored = sum(outcome.status in {"stored", "duplicate"} for outcome in report.outcomes)
         kept = ""
         name, size = max(report.open.items(), key=itemgetter(1), default=("", 0))
         if size and self._resumable and STDIN not in self._arguments.paths:
@@ -227,6 +279,12 @@ class _Run:
         self._total = _measured(self._arguments.paths)
 
 
+def _many(count: int, thing: str) -> str:
+    if count == 1:
+        return f"1 {thing}"
+    return f"{count} {thing[:-1]}ies" if thing.endswith("y") else f"{count} {thing}s"
+
+
 def _measured(paths: Sequence[str]) -> int | None:
     """
     @return: bytes; L{None} if that is not known.
@@ -235,7 +293,7 @@ def _measured(paths: Sequence[str]) -> int | None:
         return None
     size = 0
     for found in walk(paths):
-        if found.error is None:
+        if found.error is None and found.kind == FILE:
             with contextlib.suppress(OSError):
                 size += os.stat(found.path).st_size
     return size
@@ -244,14 +302,11 @@ def _measured(paths: Sequence[str]) -> int | None:
 def _asJSON(outcome: FileOutcome) -> dict[str, Any]:
     receipt: Receipt | None = outcome.receipt
     error = outcome.error
-    if receipt is not None:
-        status = receipt.status
-    else:
-        status = "would-be-taken" if error is None else "failed"
     return {
         "path": displayName(outcome.path),
         "name": outcome.name,
-        "status": status,
+        "status": outcome.status,
+        "earlier": outcome.earlier or None,
         "good": outcome.good,
         "receipt": None if receipt is None else attrs.asdict(receipt),
         "error": None if error is None else {"code": error.code, "text": str(error)},

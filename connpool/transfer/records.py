@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DURABILITIES",
     "IF_EXISTS",
+    "DirectoryMade",
     "EndedTransfer",
     "FileStat",
     "LiveTransfer",
@@ -43,7 +44,8 @@ class Offer:
         receipt and hook; it grants nothing and is never part of a path.
     @ivar principal: whose file it is: a user, a certificate, or C{anonymous}.
     @ivar identity: what the operator's table says about the principal, if anything.
-    @ivar key: idempotence key (32 bytes): the same key gets the same receipt.
+    @ivar key: idempotence key (32 bytes): the same content under the same key gets the
+        same receipt.
     @ivar resumeKey: secret (32 bytes) that entitles to resume the partial.
     @ivar modified: modification time, nanoseconds since the epoch.
     @ivar executable: the source had an exec bit.
@@ -74,7 +76,7 @@ class Offer:
 @attrs.frozen
 class Receipt:
     """
-    What was done with a file: the one schema for the wire, C{--receipt}, hooks,
+    The account of a file: the one schema for the wire, C{--receipt}, hooks,
     listeners and logs.
 
     @ivar transferId: as in the offer.
@@ -104,6 +106,34 @@ class Receipt:
     root: str | None
     protocol: str
     principal: str
+    finished: float
+
+    def answers(self, size: int | None, root: bytes | None = None) -> bool:
+        """
+        Tell whether this, which was given for a key, is a receipt for the content that comes
+        under that key now.
+
+        @param size: bytes of that content; L{None} if unknown: then there is nothing to
+            compare, and it is not answered.
+        @param root: of that content, where it is known; it covers the size.
+        """
+        return self.size == size if root is None else self.root == root.hex()
+
+
+@attrs.frozen
+class DirectoryMade:
+    """
+    A directory that a sender asked for.
+
+    @ivar made: L{False} if it was there.
+    @ivar durability: the level reached, one of L{DURABILITIES}.
+    @ivar filesystem: the type it lies on.
+    @ivar finished: wall-clock time, seconds since the epoch.
+    """
+
+    made: bool
+    durability: str
+    filesystem: str
     finished: float
 
 
@@ -144,7 +174,7 @@ class EndedTransfer:
     @ivar name: the file's name, fit to be displayed; empty if it never came to one.
     @ivar size: bytes stored, or those that came; L{None} for a refusal.
     @ivar peer: the sender.
-    @ivar result: C{stored}, C{duplicate}, C{failed} or C{refused}.
+    @ivar result: C{stored}, C{duplicate}, C{skipped}, C{failed} or C{refused}.
     @ivar durability: the level reached, one of L{DURABILITIES}.
     @ivar transferId: as in the offer, if it came that far.
     @ivar why: the reason of a failure or refusal: its code, a colon and a text.

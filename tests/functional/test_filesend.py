@@ -426,3 +426,15 @@ def test_aMissingFolderIsOneLine(tmp_path):
     )
     assert ended.returncode == 1
     assert ended.stderr == "filesend: none is not a directory; make it first\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_aFileThatTheReceiverSkipsIsNotRemoved(outbox, root, start):
+    (root / "f").write_bytes(b"another content")
+    receiving = start(receiver(root, "--if-exists=skip"))
+    (outbox / "f").write_bytes(b"mine")
+    sending = start(sender(outbox, receiving.listening.getHost().port))
+    await until(lambda: sending.stats().failed > 0)
+    await bounded(sending.stopService())
+    assert b"mine" in received(outbox).values()
+    assert received(root) == {"f": b"another content"}

@@ -1,5 +1,5 @@
 """
-What a message offers, under a receiver's policy.  Pure.
+Messages as offers, under a receiver's policy.  Pure.
 """
 
 from __future__ import annotations
@@ -11,10 +11,22 @@ from connpool.transfer.receive.reception import Policy
 from connpool.transfer.records import Offer
 from connpool.transfer.wire.messages import Offering, Put
 
-__all__ = ["offerOf"]
+__all__ = ["nameOf", "offerOf"]
 
-#: What a sender may ask for under each rule of ours, beside that rule itself.
+#: The rules that a sender may ask for under each rule of ours, beside that rule itself.
 _MAY_ASK = {"rename": ("refuse", "skip"), "replace": ("rename", "refuse", "skip")}
+
+
+def nameOf(raw: bytes, policy: Policy, identity: Identity | None) -> RelativeName:
+    """
+    @param raw: a name as the sender wrote it.
+    @return: that of the store, in the directory of C{identity}.
+    @raise NameRefused: it is not taken.
+    """
+    name = RelativeName.parse(raw, profile=policy.names, dotfiles=policy.dotfiles)
+    if identity is not None and identity.directory is not None:
+        name = name.under(identity.directory)
+    return name
 
 
 def offerOf(
@@ -31,9 +43,7 @@ def offerOf(
     @param digest: the session's algorithm.
     @raise TransferError: it may not be offered.
     """
-    name = RelativeName.parse(message.name, profile=policy.names, dotfiles=policy.dotfiles)
-    if identity is not None and identity.directory is not None:
-        name = name.under(identity.directory)
+    name = nameOf(message.name, policy, identity)
     rule = policy.ifExists
     asked = message.ifExists or rule
     if asked != rule and asked not in _MAY_ASK.get(rule, ()):

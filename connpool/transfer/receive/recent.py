@@ -17,7 +17,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from connpool.errors import AuthenticationFailed, TransferError
+from connpool.errors import AuthenticationFailed, Skipped, TransferError
 from connpool.logonce import LogRarely
 from connpool.transfer.names import displayName
 from connpool.transfer.records import EndedTransfer, Offer, Receipt
@@ -129,7 +129,7 @@ class RecentTransfers:
             str(what.name),
             count,
             peer,
-            "failed",
+            "skipped" if isinstance(why, Skipped) else "failed",
             None,
             what.transferId,
             f"{code}: {text}",

@@ -17,12 +17,12 @@ from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import TooLarge, TransferError, TransferTimeout
+from connpool.errors import QuotaExceeded, Skipped, TooLarge, TransferError, TransferTimeout
 from connpool.interfaces import (
     IFileStore,
     ILiveTransfers,
@@ -31,11 +31,11 @@ from connpool.interfaces import (
     ITransferListener,
 )
 from connpool.transfer.identities import Identity
-from connpool.transfer.names import displayName
+from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.receive.quotas import Account, Limits
 from connpool.transfer.receive.recent import RecentTransfers
-from connpool.transfer.records import LiveTransfer, Offer, Receipt
+from connpool.transfer.records import DirectoryMade, LiveTransfer, Offer, Receipt
 
 __all__ = ["Policy", "Reception", "TransferStats"]
 
@@ -45,7 +45,7 @@ N = TypeVar("N", int, float)
 @attrs.frozen(kw_only=True)
 class Policy(Limits):
     """
-    What a reception takes, and the L{Limits} of all senders together.
+    The rules of a reception, and the L{Limits} of all senders together.
 
     @ivar ifExists: what to do when a name is taken, one of L{IF_EXISTS}.
     @ivar names: C{portable} or C{posix}: which names are taken.
@@ -71,6 +71,7 @@ class TransferStats:
     @ivar refused: offers turned away before a byte was stored.
     @ivar receivedBytes: payload bytes given to the store.
     @ivar waiting: transfers that wait because others are under way.
+    @ivar skipped: files that were left out because the rule C{skip} keeps another one.
     """
 
     GAUGES: ClassVar[frozenset[str]] = frozenset({"active", "waiting"})
@@ -82,6 +83,7 @@ class TransferStats:
     refused: int = 0
     receivedBytes: int = 0
     waiting: int = 0
+    skipped: int = 0
 
 
 @implementer(IStatsSource, ILiveTransfers)
@@ -118,6 +120,7 @@ class Reception:
         self._everybody = Account(self.policy)
         self._accounts: dict[str, tuple[Account, ...]] = {}
         self._started = self._publishedCount = self._failedCount = self._refused = 0
+        self._skipped = 0
 
     # -- limits
 
@@ -345,6 +348,50 @@ class Reception:
 
         return stored.addCallbacks(published, failed)
 
+    def makeDirectory(
+        self,
+        name: RelativeName,
+        identity: Identity | None,
+        modified: int | None,
+        durability: str,
+        peer: str,
+    ) -> Deferred[DirectoryMade]:
+        """
+        Make a directory, as L{connpool.interfaces.IDirectoryStore.makeDirectory}; one that
+        is new counts as a file.
+
+        @raise TransferError: why it is refused.
+        """
+        accounts = self.accounts(identity)
+        full: QuotaExceeded | None = None
+        try:
+            for account in accounts:
+                account.check(1, 0, self._now(account))
+        except QuotaExceeded as e:
+            full = e  # one that is there takes nothing
+        store: Any = self.store
+        making: Deferred[Any] = maybeDeferred(
+            store.makeDirectory, name, modified, durability, full is None
+        )
+        _small(accounts, 1, 0)
+
+        def ended(result: DirectoryMade | Failure | None) -> DirectoryMade | Failure:
+            _small(accounts, -1, 0)
+            if isinstance(result, Failure):
+                return result
+            if result is None:
+                assert full is not None
+                raise full
+            if result.made:
+                for account in accounts:
+                    account.stored(self._now(account))
+                self._log.info(
+                    "made directory {name} for {peer}", name=displayName(name.path), peer=peer
+                )
+            return result
+
+        return making.addBoth(ended)
+
     def room(self, identity: Identity | None) -> Deferred[None] | None:
         """
         @return: L{None} if a small file of C{identity} may come now, else what
@@ -370,6 +417,15 @@ class Reception:
         self._tell("refused", name, peer, why)
 
     def _published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
+        if receipt.transferId != offer.transferId:
+            # nothing was received: the sender had not seen its receipt
+            self._log.info(
+                "{name} from {peer} was received before, id {id}",
+                name=displayName(receipt.name),
+                peer=peer,
+                id=receipt.transferId,
+            )
+            return
         self._publishedCount += 1
         if receipt.status == "stored":
             for account in self.accounts(offer.identity):
@@ -389,10 +445,13 @@ class Reception:
         self._tell("published", receipt)
 
     def _failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
-        self._failedCount += 1
+        skipped = isinstance(why, Skipped)
+        self._skipped += skipped
+        self._failedCount += not skipped
         self.recent.failed(offer, peer, count, why)
         self._log.info(
-            "did not receive {name} from {peer} after {count} bytes: {code}: {why}, id {id}",
+            "{what} {name} from {peer} after {count} bytes: {code}: {why}, id {id}",
+            what="skipped" if skipped else "did not receive",
             name=str(offer.name),
             peer=peer,
             count=count,
@@ -419,6 +478,7 @@ class Reception:
             self.receivedBytes,
             self._everybody.waiting
             + sum(account.waiting for _, account in self._accounts.values()),
+            self._skipped,
         )
 
     @property

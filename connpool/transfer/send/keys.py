@@ -1,5 +1,5 @@
 """
-What a sender remembers: a secret, and which runs have not ended.
+The memory of a sender: a secret, and the runs that have not ended.
 
 Theory of operation
 ===================
@@ -9,7 +9,8 @@ Two keys go with a file, and nobody else can compute them:
     receiver, path, device, inode and name, keyed with a secret that is made once
     (C{$XDG_STATE_HOME/connpool/secret}).
   - the I{idempotence key} makes a repeated file harmless when its answer was
-    lost.  It is the same for the same unchanged file within a I{run}, and a run
+    lost.  It is the same for the same unchanged file (a small one: with the same
+    content, which a memory mapping changes without its times) within a I{run}, and a run
     lasts until everything in it was answered: its own secret lies in a file that
     is removed then.  So a sender that was killed goes on with the same keys, and
     one that is told to send a file once more, does.
@@ -50,17 +51,25 @@ class Run:
     """
     Sending to one receiver, until everything was answered.
 
+    @param continued: whether a process began it that has ended since.
     @ivar resumable: whether a later process will know the keys.
     """
 
     def __init__(
-        self, destination: str, secret: bytes, own: bytes, lock: int | None, path: str
+        self,
+        destination: str,
+        secret: bytes,
+        own: bytes,
+        lock: int | None,
+        path: str,
+        continued: bool = False,
     ) -> None:
         self._destination = os.fsencode(destination)
         self._secret = secret
         self._own = own
         self._lock = lock
         self._path = path
+        self._again = secrets.token_bytes(16) if continued else b""
 
     @classmethod
     def ephemeral(cls, destination: str = "") -> Run:
@@ -80,9 +89,21 @@ class Run:
         where = struct.pack(">QQ", status.st_dev, status.st_ino)
         return self._mac(self._secret, b"resume", self._destination, path, where, name)
 
-    def key(self, path: bytes, status: os.stat_result, name: bytes) -> bytes:
+    def key(
+        self,
+        path: bytes,
+        status: os.stat_result,
+        name: bytes,
+        root: bytes = b"",
+        *,
+        afresh: bool = False,
+    ) -> bytes:
         """
         The idempotence key of a file as it is now.
+
+        @param root: of its content, where that was read already.
+        @param afresh: whether a process that goes on with the run of another one takes keys
+            of its own: for a receiver that would not tell an old receipt from a new one.
         """
         fingerprint = struct.pack(
             ">QQQqq",
@@ -92,7 +113,8 @@ class Run:
             status.st_mtime_ns,
             status.st_ctime_ns,
         )
-        return self._mac(self._own, b"key", self._destination, path, fingerprint, name)
+        more = [part for part in (root, self._again * afresh) if part]
+        return self._mac(self._own, b"key", self._destination, path, fingerprint, name, *more)
 
     def end(self, answered: bool) -> None:
         """
@@ -137,10 +159,10 @@ class SenderKeys:
         try:
             self._directory = self._given or stateDirectory()
             secret = self._secret()
-            lock, path, own = self._claim(destination)
+            lock, path, own, continued = self._claim(destination)
         except OSError:
             return Run.ephemeral(destination)
-        return Run(destination, secret, own, lock, path)
+        return Run(destination, secret, own, lock, path, continued)
 
     def _secret(self) -> bytes:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -164,9 +186,11 @@ class SenderKeys:
             raise SourceError(f"{path} is damaged; remove it, and partial files start anew")
         return secret
 
-    def _claim(self, destination: str) -> tuple[int, str, bytes]:
+    def _claim(self, destination: str) -> tuple[int, str, bytes, bool]:
         """
         An unfinished run that no living process has, or a new one.
+
+        @return: descriptor, path and secret of the run; and whether it is an older one.
         """
         runs = self._directory / "runs"
         runs.mkdir(mode=0o700, exist_ok=True)
@@ -178,7 +202,7 @@ class SenderKeys:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     own = os.read(fd, 64)
                     if len(own) == _SECRET and os.fstat(fd).st_nlink:
-                        return fd, str(path), own
+                        return fd, str(path), own, True
                 except OSError:
                     pass
                 os.close(fd)
@@ -192,7 +216,7 @@ class SenderKeys:
             os.unlink(path)
             os.close(fd)
             raise
-        return fd, str(path), own
+        return fd, str(path), own, False
 
 
 class HeldRun(Run):
@@ -203,6 +227,8 @@ class HeldRun(Run):
 
     def __init__(self, run: Run) -> None:
         vars(self).update(vars(run))
+        # its keys outlive processes by intent: what was delivered once is not again
+        self._again = b""
 
     def begin(self, destination: str) -> HeldRun:
         """

@@ -1,8 +1,8 @@
 """
 The sending side of one C{cpt/1} connection: greeting, streams, answers.
 
-What is sent and when is decided by L{connpool.transfer.send.client}; this knows how to
-say it, and whose answer an answer is.
+L{connpool.transfer.send.transmission} decides what is sent and when; here it is said, and
+each answer goes to the stream that it belongs to.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from connpool.errors import (
     AuthenticationFailed,
     NetworkFailed,
     ProtocolError,
+    Skipped,
     TransferError,
     TransferTimeout,
 )
@@ -50,6 +51,7 @@ from connpool.transfer.wire.messages import (
     Reject,
     decode,
     encode,
+    extensionOf,
 )
 from connpool.transfer.wire.safety import credentialsAreSafe
 
@@ -65,11 +67,18 @@ _LEAST_IDLE = 10.0
 #: PONGs that the receiver may leave unread.
 _PONGS = 1000
 
+_FROM_RECEIVER = frozenset(
+    {
+        *(Type.ACCEPT, Type.REJECT, Type.REPAIR, Type.PROGRESS, Type.ACK, Type.RECEIPT),
+        *(Type.PING, Type.PONG, Type.GOAWAY, Type.JOINED, Type.ERROR),
+    }
+)
+
 
 @attrs.frozen
 class Credentials:
     """
-    @ivar user: who is sending.
+    @ivar user: the name of the sender.
     @ivar secret: password or token.
     """
 
@@ -79,8 +88,13 @@ class Credentials:
 
 class IStream(Protocol):
     """
-    What is told about one stream; a plain Python protocol.
+    The part of a stream that is told the receiver's answers; a plain Python protocol.
     """
+
+    def takes(self, kind: Type, length: int) -> bool:
+        """
+        Tell whether a run of so many bytes with a frame of C{kind} is to be kept now.
+        """
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         """
@@ -111,6 +125,11 @@ def errorFor(code: str, detail: str) -> TransferError:
     return TransferError(f"{text} ({displayName(code)})")
 
 
+def _refusal(reject: Reject) -> TransferError:
+    why = errorFor(reject.code, reject.detail)
+    return why if extensionOf(reject, "skipped") is None else Skipped(str(why))
+
+
 class SenderSession:
     """
     One connection to a receiver.
@@ -118,6 +137,7 @@ class SenderSession:
     @param idleTimeout: seconds of silence from the receiver that end it.
     @ivar limits: the receiver's.
     @ivar ticket: for further connections to join.
+    @ivar capabilities: those that both sides have.
     @ivar lost: what ended the connection; L{None} while it lives.
     @ivar stopping: the receiver wants nothing new here.
     @ivar onLost: called once with what ended the connection.
@@ -153,6 +173,7 @@ class SenderSession:
         self.ticket = b""
         self.principal = ""
         self.canJoin = False
+        self.capabilities: frozenset[str] = frozenset()
         self.lost: BaseException | None = None
         self.stopping = False
         self.onLost: Callable[[BaseException], Any] = lambda _: None
@@ -173,6 +194,8 @@ class SenderSession:
         Connected.
         """
         self.link = link
+        link.reader.expected = {Type.HELLO, Type.ERROR}
+        link.reader.wants = self._wants
         self.writer = Writer(self._reactor, link.transport, self._unwritable)
         self._deadline = self._reactor.callLater(GREETING_TIMEOUT, self._tooLate)
         ours = Hello(
@@ -210,11 +233,13 @@ class SenderSession:
             raise ProtocolError("the receiver's HELLO has no limits")
         agreement = agree(self._ours, message)
         self.digest = digestNamed(agreement.digest)
+        self.capabilities = agreement.capabilities
         self.canJoin = "join" in agreement.capabilities
         self.limits = message.limits
         self._transcript = transcriptOf(self._sent, pack(frame.type, 0, frame.control))
         self.writer.send(encode(Type.AUTH, 0, self._auth(message.methods)))
         self._state = self._wait
+        self.link.reader.expected = {Type.READY, Type.ERROR}
 
     def _auth(self, methods: Sequence[str]) -> Auth:
         credentials = self._credentials
@@ -236,6 +261,8 @@ class SenderSession:
         self.ticket = message.ticket
         self.principal = message.principal
         self._state = self._open
+        self.link.reader.expected = _FROM_RECEIVER
+        self.link.admit()
         self._deadline.cancel()
         self.link.expectWithin(min(self._idle, max(self.limits.idle, _LEAST_IDLE)))
         self._idle = min(self._idle, self.limits.idle)
@@ -302,7 +329,7 @@ class SenderSession:
     @property
     def quiescent(self) -> bool:
         """
-        Whether it can be used for something else.
+        Tell whether it can be used for something else.
         """
         return not (self.lost or self.stopping or self._streams or self._joined)
 
@@ -334,6 +361,13 @@ class SenderSession:
             return
         self._state(frame, message)
 
+    def _wants(self, kind: Type, number: int, length: int) -> bool:
+        """
+        Tell whether a run that is announced is to be kept; see L{FrameReader.wants}.
+        """
+        stream = self._streams.get(number)
+        return stream is not None and stream.takes(kind, length)
+
     def _open(self, frame: Frame, message: Any) -> None:
         kind = frame.type
         if kind is Type.ACK:
@@ -357,7 +391,7 @@ class SenderSession:
             reject: Reject = message
             stream = self._streams.pop(frame.stream, None)
             if stream is not None:
-                stream.rejected(errorFor(reject.code, reject.detail), reject.retryable)
+                stream.rejected(_refusal(reject), reject.retryable)
         elif kind in {Type.ACCEPT, Type.REPAIR, Type.PROGRESS}:
             stream = self._streams.get(frame.stream)
             if stream is not None:
@@ -397,9 +431,8 @@ class SenderSession:
 
     def runReceived(self, view: memoryview) -> None:
         """
-        A receiver sends no runs.
+        A part of a run that was not wanted: its stream has ended meanwhile.
         """
-        raise ProtocolError("DATA from the receiver")
 
     def turn(self) -> None:
         """
@@ -530,6 +563,6 @@ class SessionFactory(ClientFactory):
 
 def hello(link: SenderLink) -> Deferred[SenderSession]:
     """
-    What has to be waited for after connecting: a pool's C{prepare}.
+    Wait for the greeting after connecting: a pool's C{prepare}.
     """
     return link.session.ready()

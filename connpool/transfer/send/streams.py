@@ -1,5 +1,5 @@
 """
-What a sender asks for, and what it knows of each stream.
+The wishes of a sender, and the state of each of its streams.
 
 A stream is told the receiver's answers by its L{SenderSession} and passes on what they
 mean to the L{Transmission}, last of all waking it: state is final before
@@ -38,6 +38,7 @@ from connpool.transfer.wire.messages import (
     Receipting,
     Revoke,
     encode,
+    extensionOf,
 )
 
 if TYPE_CHECKING:
@@ -45,11 +46,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "Lane", "LargeStream", "SmallStream"]
 
+#: Bytes of a run of blocks in C{ACCEPT}, and of a block number in C{REPAIR}.
+_RUN_BYTES, _NUMBER_BYTES = 8, 4
+
 
 @attrs.frozen
 class Asked:
     """
-    What the user wants done with every file.
+    The user's wishes for every file.
 
     @ivar ifExists: one of L{IF_EXISTS}, or empty for the receiver's rule.
     @ivar durability: one of L{DURABILITIES}.
@@ -76,8 +80,17 @@ class Lane:
         self.primary = primary
 
 
-def _anotherContent() -> DigestMismatch:
-    return DigestMismatch("the receipt is for another content")
+#: By the value of a receipt's extension C{earlier}.
+_EARLIER = {b"\0": "gone", b"\1": "there", b"\2": "unknown"}
+
+
+def _earlier(receipt: Receipting | Ack) -> str:
+    """
+    @return: what became of a file that an earlier run stored: C{gone}, C{there} or
+        C{unknown}; empty if it was stored now.
+    """
+    value = extensionOf(receipt, "earlier")
+    return "" if value is None else _EARLIER.get(value, "unknown")
 
 
 class SmallStream:
@@ -92,15 +105,18 @@ class SmallStream:
         self.size = len(small.data)
         self._root = small.root
 
+    def takes(self, kind: Type, length: int) -> bool:
+        return False
+
     def frameReceived(self, frame: Frame, message: Any) -> None:
         raise ProtocolError(f"{frame.type.name} for a PUT")
 
     def stored(self, receipt: Receipting | Ack) -> None:
         self._transmission.smallAnswered(self)
         if isinstance(receipt, Receipting) and receipt.root != self._root:
-            self._transmission.refused(self.job, _anotherContent(), again=False)
+            self._transmission.anew(self.job)
         else:
-            self._transmission.stored(self.job, receipt, self._root, self.size)
+            self._transmission.stored(self.job, receipt, self._root, self.size, _earlier(receipt))
 
     def rejected(self, why: TransferError, retryable: bool) -> None:
         self._transmission.smallAnswered(self)
@@ -139,6 +155,15 @@ class LargeStream:
         self.root: bytes | None = None
         self.over = False
         self.busy = 0
+
+    def takes(self, kind: Type, length: int) -> bool:
+        if self.size is None:
+            return False
+        count = blockCount(self.size, self.blockSize)
+        if kind is Type.ACCEPT:
+            digest = self._transmission.session.digest.length
+            return not self.accepted and length <= count * (_RUN_BYTES + digest)
+        return self.accepted and length <= count * _NUMBER_BYTES
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         transmission = self._transmission
@@ -197,16 +222,16 @@ class LargeStream:
         else:
             self._judge(receipt, self.root)
 
-    def _judge(self, receipt: Receipting, root: bytes | None) -> None:
+    def _judge(self, receipt: Receipting, root: bytes | None, earlier: str = "") -> None:
         self.end()
         if root is None or self.size is None or receipt.root != root:
-            self._transmission.refused(self.job, _anotherContent(), again=False)
+            self._transmission.anew(self.job)
         else:
-            self._transmission.stored(self.job, receipt, root, self.size)
+            self._transmission.stored(self.job, receipt, root, self.size, earlier)
 
     async def _reread(self, receipt: Receipting, size: int) -> None:
         """
-        Whether the receiver has what we have: our source may go by its word.
+        Compare a receipt with our file, which may be removed by its word.
         """
         transmission, blockSize = self._transmission, self.blockSize
         count, step = blockCount(size, blockSize), max(1, (64 << 20) // blockSize)
@@ -220,12 +245,16 @@ class LargeStream:
                 await transmission.session.ping()
                 if self.over:
                     return
-        except (Unsupported, SourceError) as e:
+        except Unsupported:
+            self._judge(receipt, None)
+        except SourceError as e:
             self.end()
-            why = e if isinstance(e, SourceError) else _anotherContent()
-            transmission.refused(self.job, why, again=False)
+            transmission.refused(self.job, e, again=False)
         else:
-            self._judge(receipt, rootOf(digest, size, blockSize, digests))
+            earlier = _earlier(receipt)
+            if not (earlier or self.job.accepted or transmission.tellsEarlier):
+                earlier = "unknown"  # a process before this one, and it cannot say more
+            self._judge(receipt, rootOf(digest, size, blockSize, digests), earlier)
 
     async def _digests(self, digest: Digest, size: int, blocks: Iterable[int]) -> list[bytes]:
         assert self.fd is not None

@@ -23,13 +23,15 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 
 import attrs
 from twisted.python.failure import Failure
 
 from connpool.errors import SyncFailed, TransferError
-from connpool.transfer.records import DURABILITIES, Offer, Receipt
+from connpool.transfer.names import RelativeName
+from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receipt
 from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
 from connpool.transfer.stores.publish import Published, Publisher, Source
@@ -113,17 +115,19 @@ class Finisher:
         """
         return self._levels[offer.durability]
 
-    def finished(self, offer: Offer) -> Receipt | None:
+    def finished(self, offer: Offer, size: int | None, root: bytes | None = None) -> Receipt | None:
         """
-        @return: the receipt that this offer's key has already.
+        @param size: bytes of the content; L{None} if that is not known.
+        @param root: of the content that came; L{None} if that is not known yet.
+        @return: the receipt that this offer's key has already for this content.
         """
         if offer.key is None:
             return None
         recent = self._later.get((offer.principal, offer.key))
-        if recent is not None:
+        if recent is not None and recent[1].answers(size, root):
             return recent[1]
         try:
-            return self._done.find(offer, sync=offer.durability == "full")
+            return self._done.find(offer, size, root, sync=offer.durability == "full")
         except OSError as error:
             raise asTransferError(error, f'looking for the receipt of "{offer.name}"') from None
 
@@ -167,8 +171,9 @@ class Finisher:
                 self._tree.sync(directory)
             receipt = self._receipt(offer, source.size, root, published, directory, level)
             if offer.key is not None:
-                if later and source.fresh and len(self._later) < LATER:
-                    self._later[offer.principal, offer.key] = (offer, receipt, source)
+                index = (offer.principal, offer.key)
+                if later and source.fresh and len(self._later) < LATER and index not in self._later:
+                    self._later[index] = (offer, receipt, source)
                     return receipt
                 self._done.append([(offer, receipt)], sync=level == 2)
         except OSError as error:
@@ -263,6 +268,36 @@ class Finisher:
                     self._drop(item.source)
         return [results[id(small)] for small in batch]
 
+    def directory(
+        self, name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> DirectoryMade | None:
+        """
+        As L{connpool.interfaces.IDirectoryStore.makeDirectory}.
+        """
+        level = self._levels[durability]
+        try:
+            try:
+                directory = self._tree.acquire(name.components, create=False)
+                made = False
+            except FileNotFoundError:
+                if not make:
+                    return None
+                directory = self._tree.acquire(name.components, create=True)
+                made = True
+            try:
+                if modified is not None:
+                    with suppress(PermissionError):  # somebody else's: only files are put in
+                        self._sys.utime(directory.fd, ns=(modified, modified))
+                if level == 2:
+                    self._tree.sync(directory)
+                filesystem = directory.filesystem
+            finally:
+                self._tree.release(directory)
+        except OSError as error:
+            raise asTransferError(error, f'making the directory "{name}"') from None
+        reached = DURABILITIES[0 if filesystem in VOLATILE else level]
+        return DirectoryMade(made, reached, filesystem, self._now())
+
     def _syncAll(self, items: list[_Item], results: dict[int, Receipt | Failure]) -> None:
         items = [item for item in items if self.level(item.small.offer)]
         together = self._choice.together(len(items))
@@ -323,7 +358,7 @@ class Finisher:
         try:
             fd = self._sys.open(name, NEW, 0o600, dir_fd=self._temporary)
         except FileExistsError:
-            earlier = self._earlier(name, len(data))
+            earlier = self._earlier(name, data)
             if earlier is not None:
                 return earlier
             name = secrets.token_hex(16)
@@ -350,15 +385,16 @@ class Finisher:
         except OSError:
             pass  # the descriptor is gone all the same, and what had to be synced was
 
-    def _earlier(self, name: str, size: int) -> Source | None:
+    def _earlier(self, name: str, data: bytes) -> Source | None:
         """
-        @return: what a process that died had published under this key.
+        @return: what a process that died had published under this key, if that is C{data}.
         """
         fd = self._sys.openIfThere(name, _OLD, self._temporary)
         if fd is None:
             return None
         status = self._sys.fstat(fd)
-        if status.st_nlink > 1 and status.st_size == size:
+        size = len(data)
+        if status.st_nlink > 1 and status.st_size == size and self._sys.pread(fd, size, 0) == data:
             return Source(fd, self._temporary, name, size, linked=True)
         self._sys.close(fd)
         return None

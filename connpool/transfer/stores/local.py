@@ -55,10 +55,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import NoSpace, StartFailed, StoreError, TransferError
-from connpool.interfaces import IFileStore, IPartial
+from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
+    DirectoryMade,
     FileStat,
     Offer,
     PartialInfo,
@@ -97,7 +98,7 @@ REAP = 600.0
 _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 
 
-@implementer(IFileStore)
+@implementer(IFileStore, IDirectoryStore)
 class LocalStore:
     """
     @param reactor: for threads and delayed calls.
@@ -151,8 +152,8 @@ class LocalStore:
         self.lanes = Lanes(reactor, threads)
         self.pace = Pace()
         self.admission = Admission(self, partial(deferLater, reactor))
-        #: principal and key of small files under way to who waits as well
-        self._pending: dict[tuple[str, bytes], list[Deferred[Receipt]]] = {}
+        #: principal, key and root of small files under way to those that wait as well
+        self._pending: dict[tuple[str, bytes, bytes | None], list[Deferred[Receipt]]] = {}
         self._group = GroupCommit(
             lambda batch: self.lanes.run(self.finisher.batch, batch), reactor.callLater
         )
@@ -262,12 +263,12 @@ class LocalStore:
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
         self._refuse()
         if offer.key is not None:
-            others = self._pending.get((offer.principal, offer.key))
+            others = self._pending.get((offer.principal, offer.key, root))
             if others is not None:
                 d: Deferred[Receipt] = Deferred()
                 others.append(d)
                 return d
-            receipt = self.finisher.finished(offer)
+            receipt = self.finisher.finished(offer, len(data), root)
             if receipt is not None:
                 return receipt
         if not self.ledger.fits(len(data)):
@@ -275,12 +276,21 @@ class LocalStore:
         if self.finisher.level(offer):
             small = Small(offer, data, root, Deferred())
             self._group.add(small)
-            return self._share(offer, small.done)
+            return self._share(offer, root, small.done)
         if not self.pace.inline:
-            return self._share(offer, self.lanes.run(self._timedPut, offer, data, root, False))
+            stored = self.lanes.run(self._timedPut, offer, data, root, False)
+            return self._share(offer, root, stored)
         if offer.key is not None and self._flushing is None:
             self._flushing = self._reactor.callLater(0, self._flush)
         return self._timedPut(offer, data, root, True)
+
+    def makeDirectory(
+        self, name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> Deferred[DirectoryMade | None]:
+        self._refuse()
+        if not self.ledger.fits(0):
+            raise NoSpace("the receiver's disk is full; try again when there is space")
+        return self.lanes.run(self.finisher.directory, name, modified, durability, make)
 
     def trouble(self) -> str | None:
         now = self._seconds()
@@ -359,13 +369,13 @@ class LocalStore:
             # the files are where they belong, and it is tried again
             self._log.failure("cannot note what was received")
 
-    def _share(self, offer: Offer, d: Deferred[Receipt]) -> Deferred[Receipt]:
+    def _share(self, offer: Offer, root: bytes | None, d: Deferred[Receipt]) -> Deferred[Receipt]:
         """
         Let repetitions of C{offer} that come before C{d} fires have its result.
         """
         if offer.key is None:
             return d
-        index = (offer.principal, offer.key)
+        index = (offer.principal, offer.key, root)
         self._pending[index] = []
 
         def share(result: Receipt | Failure) -> Receipt | Failure:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from connpool.errors import Exists, StoreError
+from connpool.errors import Exists, Skipped, StoreError
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.stores.caseindex import Claim, keepApart
 from connpool.transfer.stores.directories import Directory
@@ -175,7 +175,8 @@ class Publisher:
                     source.linked = False
                     raise _swapped(name)
                 return Published(candidate, "stored")
-        raise why or Exists(f'"{name}" already exists on the receiver with different content')
+        taken = Skipped if ifExists == "skip" else Exists
+        raise why or taken(f'"{name}" already exists on the receiver with different content')
 
     def _place(self, source: Source, directory: Directory, last: str) -> None:
         """

@@ -176,10 +176,19 @@ class DoneLog:
             if sync:
                 self._sync(file, end)
 
-    def find(self, offer: Offer, *, sync: bool = False) -> Receipt | None:
+    def find(
+        self,
+        offer: Offer,
+        size: int | None,
+        root: bytes | None = None,
+        *,
+        sync: bool = False,
+    ) -> Receipt | None:
         """
+        @param size: bytes of the content; L{None} if that is not known.
+        @param root: of the content that came; L{None} if that is not known yet.
         @param sync: whether it must be on disk when this returns.
-        @return: the receipt that this principal got for this key.
+        @return: the receipt that this principal got for this key and this content.
         """
         if offer.key is None:
             return None
@@ -188,7 +197,7 @@ class DoneLog:
             if now - self._looked >= FRESH:
                 self._looked = now
                 self._last()
-            found = self._found(offer, sync)
+            found = self._found(offer, size, root, sync)
         if not found:
             return None
         file, offset, receipt = found
@@ -319,13 +328,15 @@ class DoneLog:
         if file.places.many:
             self._sort(file)
 
-    def _found(self, offer: Offer, sync: bool) -> tuple[_File, int, Receipt] | None:
+    def _found(
+        self, offer: Offer, size: int | None, root: bytes | None, sync: bool
+    ) -> tuple[_File, int, Receipt] | None:
         identity = _identity(offer.key, offer.principal)
         for file in reversed(self._files):
             for offset in file.places.of(identity):
                 lost = sync and file.failed and offset >= file.synced
                 receipt = None if lost else self._read(file, offset, offer)
-                if receipt is not None:
+                if receipt is not None and receipt.answers(size, root):
                     return file, offset, receipt
         return None
 

@@ -132,7 +132,7 @@ class Reaper:
         offer, committing = slot.journal.offer, slot.journal.committing
         assert offer is not None
         assert committing is not None
-        receipt = self._finisher.finished(offer)
+        receipt = self._finisher.finished(offer, committing.size, committing.root)
         if receipt is None and slot.status.st_nlink > 1:
             source = Source(slot.fd, slot.directory.fd, slot.name, committing.size, linked=True)
             receipt = self._finisher.one(offer, source, committing.root)

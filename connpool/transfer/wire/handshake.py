@@ -1,5 +1,5 @@
 """
-What two C{HELLO}s amount to.  Pure; both sides compute it and agree.
+The agreement of two C{HELLO}s.  Pure; both sides compute it and come to the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from connpool.transfer.wire.messages import Hello
 __all__ = ["CAPABILITIES", "VERSIONS", "Agreement", "agree", "transcriptOf"]
 
 VERSIONS = (1,)
-CAPABILITIES = ("join",)
+#: C{join}: further connections carry data of a session.  C{earlier}: a receipt that an
+#: earlier offer got says so, and whether the file is there still.  C{directories}: the
+#: receiver makes directories and sets their times.
+CAPABILITIES = ("join", "earlier", "directories")
 
 
 @attrs.frozen

@@ -47,6 +47,8 @@ TURN = 0.05
 _WORTH_BORROWING = 128 * 1024
 #: The transport's reads: large for many small files, small before a long run.
 _LARGE_READ, _SMALL_READ = 1 << 20, 8 * 1024
+#: The transport's reads until the peer is known: as much may be kept of a stranger.
+_GREETING_READ_BYTES = 16 * 1024
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -94,7 +96,7 @@ class Link(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        transport.bufferSize = _LARGE_READ
+        transport.bufferSize = _GREETING_READ_BYTES
         if hasattr(transport, "setTcpNoDelay"):
             transport.setTcpNoDelay(True)
         self._heard = self._reactor.seconds()
@@ -155,9 +157,23 @@ class Link(Protocol):
     @property
     def greeted(self) -> bool:
         """
-        Whether the peer's preamble came.
+        Tell whether the peer's preamble came.
         """
         return self._greeted == len(PREAMBLE)
+
+    def admit(self) -> None:
+        """
+        The peer is known: read as much as there is.
+        """
+        transport: Any = self.transport
+        transport.bufferSize = _LARGE_READ
+
+    @property
+    def kept(self) -> int:
+        """
+        Bytes that came and are in memory: queued, and of an incomplete frame.
+        """
+        return self.reader.kept + sum(map(len, self._queue))
 
     @property
     def wanted(self) -> int:
@@ -236,7 +252,7 @@ class Link(Protocol):
 
     def keepPace(self, idleTimeout: float, minimumRate: float) -> None:
         """
-        Who the peer is has turned out: hold it to this.  Its PINGs may come as
+        Hold the peer, which is known now, to this pace.  Its PINGs may come as
         rarely as it was told before.
         """
         self.idleTimeout = max(self.idleTimeout, idleTimeout)
@@ -423,7 +439,7 @@ class Link(Protocol):
 
     def _checkUnread(self) -> None:
         """
-        Who never reads keeps neither us nor what it has open.
+        End a connection whose peer never reads.
         """
         due = self._fullSince + self.idleTimeout + self._unsent / _LEAST_READ
         wait = due - self._reactor.seconds()

@@ -26,6 +26,7 @@ __all__ = [
     "Commit",
     "Data",
     "Digests",
+    "Directory",
     "Error",
     "Extension",
     "Goaway",
@@ -44,6 +45,7 @@ __all__ = [
     "Revoke",
     "decode",
     "encode",
+    "extensionOf",
 ]
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -67,9 +69,9 @@ class _Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 class Extension(_Array, frozen=True):
     """
-    What this version does not know.
+    An addition to a message, which a version that does not know it ignores.
 
-    @ivar critical: who does not know C{name} must refuse the message.
+    @ivar critical: a peer that does not know C{name} must refuse the message.
     """
 
     name: Word
@@ -86,7 +88,7 @@ class _Message(_Array, frozen=True):
 
 class Limits(_Array, frozen=True):
     """
-    What a receiver takes.
+    The limits of a receiver.
 
     @ivar largest: bytes of a file; L{None} for no limit.
     @ivar small: bytes of a file that may come by C{PUT}.
@@ -124,7 +126,7 @@ class Hello(_Message, frozen=True):
 
 class Auth(_Message, frozen=True):
     """
-    Who the sender is, and what it saw of the two C{HELLO}s.
+    The identity of the sender, and the hash of the two C{HELLO}s as it saw them.
     """
 
     transcript: Secret
@@ -337,6 +339,20 @@ class Receipting(_Message, frozen=True):
     extensions: Extensions = ()
 
 
+class Directory(_Message, frozen=True):
+    """
+    A directory, after all that is in it was answered.  Only for a receiver that has the
+    capability C{directories}.
+
+    @ivar modified: the time that it has in the source.
+    """
+
+    name: Name
+    modified: Nanoseconds | None = None
+    durability: Durability = "full"
+    extensions: Extensions = ()
+
+
 class Cancel(_Message, frozen=True):
     """
     The sender gives this file up.
@@ -372,6 +388,7 @@ MESSAGES: dict[Type, type[_Message]] = {
     Type.ACK: Ack,
     Type.RECEIPT: Receipting,
     Type.CANCEL: Cancel,
+    Type.DIRECTORY: Directory,
 }
 
 _decoders = {kind: msgspec.msgpack.Decoder(message) for kind, message in MESSAGES.items()}
@@ -402,6 +419,13 @@ def encode(kind: Type, stream: int, message: _Message, length: int = 0) -> bytes
     Header and control part of a frame whose run has C{length} bytes.
     """
     return frame(kind, stream, _encode(message), length)
+
+
+def extensionOf(message: Any, name: str) -> bytes | None:
+    """
+    @return: the value of an extension of C{message}; L{None} if it has none of that name.
+    """
+    return next((each.value for each in message.extensions if each.name == name), None)
 
 
 def _oneLine(error: Exception) -> str:

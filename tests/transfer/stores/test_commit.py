@@ -297,7 +297,7 @@ def test_theEvidenceStaysUntilTheDoneRecord(root, way, level, fault):
     assert (receipt.name, receipt.status) == ("d/a", "stored")
     assert visible(root) == {"consumed": b"x"}
     assert private(root) == []
-    assert store.finisher.finished(asked) == receipt
+    assert store.finisher.finished(asked, receipt.size) == receipt
     clock.wait(store.close())
 
 
@@ -350,7 +350,7 @@ def test_whatWasNotedIsAcknowledged(root, call):
     del failed[:]
     receipt = store.finisher.put(offer("g", key=b"g" * 32), b"x", None)
     assert failed == [call]
-    assert store.finisher.finished(offer("g", key=b"g" * 32)) == receipt
+    assert store.finisher.finished(offer("g", key=b"g" * 32), receipt.size) == receipt
     armed = False
     clock.wait(store.close())
 

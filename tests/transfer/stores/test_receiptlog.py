@@ -94,6 +94,7 @@ def place(tmp_path, clock):
 
 
 def asked(number, **values):
+    values.setdefault("size", 1)
     return offer(f"x{number}", key=number.to_bytes(32, "big"), transferId="0" * 32, **values)
 
 
@@ -126,7 +127,7 @@ def found(log, numbers, **values):
     log._looked = 0.0
     there = []
     for number in numbers:
-        result = log.find(asked(number), **values)
+        result = log.find(asked(number), 1, **values)
         if result is not None:
             assert result == receipt(asked(number))
             there.append(number)
@@ -144,8 +145,8 @@ def test_receiptsAreFoundAgain(place):
     log = place.open()
     append(log, *range(5))
     assert found(log, range(6)) == [0, 1, 2, 3, 4]
-    assert log.find(asked(4, principal="mallory")) is None
-    assert log.find(offer()) is None
+    assert log.find(asked(4, principal="mallory"), 1) is None
+    assert log.find(offer(), 1) is None
     assert found(place.open(), range(6)) == [0, 1, 2, 3, 4]
 
 
@@ -199,7 +200,7 @@ def test_whatOthersAppendIsFound(place):
     assert found(mine, range(41)) == found(theirs, range(41)) == list(range(40))
     time.sleep(2 * receiptlog.FRESH)  # without being told to look
     append(theirs, 40)
-    assert mine.find(asked(40)) is not None
+    assert mine.find(asked(40), 1) is not None
 
 
 # -- the row of files ---------------------------------------------------------
@@ -483,7 +484,7 @@ def life(place, before=None, **values):
         for number in range(11):
             append(log, 2 * number, 2 * number + 1, sync=True)
             told += [2 * number, 2 * number + 1]
-            if log.find(asked(2 * number), sync=True) is None:
+            if log.find(asked(2 * number), 1, sync=True) is None:
                 raise AssertionError(number)
     except Died:
         pass
