@@ -332,7 +332,8 @@ async def test_eventsCarryTheSchemaAndThenLooks():
         await until(lambda: len(events(client.received)) >= 5)
         client.transport.abortConnection()
     first, recent, history, second, third = events(client.received)[:5]
-    assert recent == ("recent", {"files": [], "refusals": []})
+    assert recent[0] == "recent"
+    assert [each["name"] for each in recent[1]["refusals"]] == ["../../etc/passwd"]
     assert history == ("history", {"series": {}})
     (first, schema), (second, look), (third, _) = first, second, third
     assert (first, second, third) == ("schema", "look", "look")
