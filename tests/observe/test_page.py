@@ -250,7 +250,7 @@ async def test_noEmptyHalves(tmp_path):
                 await opened(tab, web)
                 edges = await tab.evaluate(
                     "[...document.querySelectorAll('#groups .card')].map((card) => "
-                    "{ const b = card.getBoundingClientRect(); return [b.left, b.right, b.bottom]; })"
+                    "card.getBoundingClientRect()).map((b) => [b.left, b.right, b.bottom])"
                 )
                 wide = await tab.evaluate(
                     "(() => { const b = document.getElementById('groups').getBoundingClientRect();"
