@@ -60,6 +60,7 @@ CIRCLES: dict[frozenset[str], str] = {}
 #: Private names of other projects that we use, and the reason for each.
 FOREIGN: dict[str, str] = {
     "globalLogPublisher._observers": "twistd's log file is to be reopened, and has no other owner",
+    "options._dispatch": "usage.Options tells by it alone which options may be repeated",
     "observer._outFile": "the same; FileLogObserver does not tell its file",
 }
 

@@ -68,7 +68,7 @@ class _Request(Request):
 
     def handleContentChunk(self, data: bytes) -> None:
         """
-        What was already on its way is not kept.
+        Forget the content that was already on its way.
         """
 
     def process(self) -> None:

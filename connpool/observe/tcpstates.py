@@ -204,7 +204,7 @@ def socketsOf(
 @attrs.frozen
 class StateCounts:
     """
-    How many sockets are in each state, and what waits in them.
+    Sockets by state, and the bytes and connections that wait in them.
 
     @ivar listen: sockets that wait for connections.
     @ivar synSent: connections asked for and not answered yet; many: a firewall drops them.

@@ -96,7 +96,7 @@ def findProcesses(proc: Path = Path("/proc")) -> dict[int, str]:
 @attrs.frozen
 class TCPInfo:
     """
-    What the kernel knows about one of our own sockets (C{TCP_INFO}, Linux).
+    The kernel's knowledge of one of our own sockets (C{TCP_INFO}, Linux).
 
     @ivar rtt: smoothed round-trip time, seconds.
     @ivar rttVariance: its variance, seconds.

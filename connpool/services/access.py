@@ -28,7 +28,7 @@ NOBODY = Networks()
 @attrs.frozen
 class Access:
     """
-    Who may connect.
+    The clients that may connect, and how many at once.
 
     @ivar allow: networks that may; empty means everybody.
     @ivar deny: networks that may not; wins.
@@ -44,7 +44,7 @@ class Access:
 
     def permits(self, address: IAddress) -> bool:
         """
-        Whether C{address} may connect.  A unix socket's client may: the
+        Tell whether C{address} may connect.  A unix socket's client may: the
         socket's permissions said so.  A client whose address is not known
         (a proxy said so) may only where no list says who may and who may not.
         """
@@ -142,7 +142,7 @@ class Gate(Factory):
 
     def logPrefix(self) -> str:
         """
-        What Twisted's "starting on PORT" line begins with.
+        Return the beginning of Twisted's "starting on PORT" line.
         """
         return self.name
 

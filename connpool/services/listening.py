@@ -34,7 +34,7 @@ __all__ = ["ListeningService", "ShownSource", "describeListenError", "placeOf"]
 
 def describeListenError(description: str, error: BaseException | None) -> str:
     """
-    Why nothing can listen on C{description}, in one line with the remedy.
+    Explain why nothing can listen on C{description}, in one line with the remedy.
     """
     cause = error.socketError if isinstance(error, CannotListenError) else error
     number = getattr(cause, "errno", None)
@@ -145,7 +145,7 @@ class ListeningService(MultiService):
     @property
     def listens(self) -> bool:
         """
-        Whether something is open now.
+        True while something is open.
         """
         return bool(self._ports)
 

@@ -1,6 +1,6 @@
 """
-What the options of all plugins share: how texts become values, how mistakes
-become one line, and who may connect.
+The common part of all plugins' options: texts become values, mistakes become one
+line, and lists say who may connect.
 """
 
 from __future__ import annotations
@@ -196,8 +196,8 @@ class ServiceOptions(usage.Options):
 
     def check(self) -> None:
         """
-        What else would keep the service from starting, as seen from here and
-        now: C{twistd compose --check} asks.
+        Look for more that would keep the service from starting here and now, for
+        C{twistd compose --check}.
 
         @raise usage.UsageError: the first thing.
         """
@@ -292,8 +292,8 @@ class AccessOptions(ServiceOptions):
 
     def opt_listen(self, endpoint: str) -> None:
         r"""
-        Where to listen, an endpoint description such as
-        tcp:8640:interface=127.0.0.1 (repeatable; default: loopback).
+        Listen on this endpoint, such as tcp:8640:interface=127.0.0.1 (repeatable;
+        default: loopback).
         """
         self.collect("listen", endpoint)
 
@@ -323,7 +323,7 @@ class AccessOptions(ServiceOptions):
     @property
     def access(self) -> Access:
         """
-        Who may connect.
+        The lists and limits for connections.
         """
         return Access(
             allow=self["allow"],
