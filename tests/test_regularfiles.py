@@ -14,6 +14,7 @@ def test_aFileAndALinkToOne(tmp_path):
 
 
 def test_nothingElse(tmp_path):
+    before = len(os.listdir("/dev/fd"))
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("fifo")
     (tmp_path / "loop").symlink_to("loop")
@@ -23,6 +24,7 @@ def test_nothingElse(tmp_path):
             with pytest.raises(OSError) as caught:
                 readRegular(tmp_path / name)
             assert caught.value.strerror
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_notWithoutEnd(tmp_path, monkeypatch):

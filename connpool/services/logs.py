@@ -56,8 +56,11 @@ _LEGACY = frozenset({"format", "isError", "message", "system", "time", "why"})
 
 def jsonLines() -> ILogObserver:
     """
-    JSON lines on standard output, for journals and containers.
+    JSON lines on standard output, for journals and containers.  They are UTF-8 (RFC
+    8259) in any locale.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
     return FileLogObserver(sys.stdout, jsonLine)
 
 
@@ -199,8 +202,9 @@ def reopenFiles() -> None:
         if not isinstance(file, BaseLogFile):
             continue
         try:
-            # first, since Twisted's closes what it has before it opens
-            os.close(os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o640))
+            if not isinstance(file, RotatingFile):
+                # Twisted's own closes the old one first, and must not be left without
+                os.close(os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o640))
             file.reopen()
         except OSError as e:
             _log.error(

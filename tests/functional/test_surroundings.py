@@ -190,6 +190,42 @@ def test_aPathThatTheTerminalCannotShow(tmp_path):
     assert r"gr\xf6\xdfe.toml: 1 services, no mistake found" in done.stdout
 
 
+@pytest.mark.parametrize("logger", ["text", "JSON"])
+def test_namesInTheLogOfAnyLocale(logger, tmp_path):
+    """
+    Escaped where the stream cannot take them; JSON is UTF-8 everywhere.
+    """
+    name = "größe-数据库-\U0001f600.txt"
+    (tmp_path / name).write_text("x")
+    words = ["--logger=connpool.services.logs.jsonLines"] if logger == "JSON" else []
+    listen = "--listen=tcp:0:interface=127.0.0.1"
+    said = tmp_path / "said"
+    with open(said, "wb") as out:
+        process = subprocess.Popen(
+            [*TWISTD, "-n", "--pidfile=", *words, "filerecv", listen],
+            stdout=out,
+            stderr=out,
+            cwd=tmp_path,
+            env=environment(PYTHONIOENCODING="latin-1"),
+        )
+    try:
+        listens = re.compile(rb"listens on (127.0.0.1:\d+)")
+        assert within(lambda: listens.search(said.read_bytes()), 30)
+        to = listens.search(said.read_bytes())[1].decode()
+        sent = run([*COMMAND, "send", "--to", to, "--protocol=classic", str(tmp_path / name)])
+        assert sent.returncode == 9
+        assert within(lambda: b"received" in said.read_bytes())
+    finally:
+        process.terminate()
+        process.wait(30)
+    if logger == "JSON":
+        lines = map(json.loads, said.read_bytes().decode().splitlines())
+        assert name in [line["receipt"]["name"] for line in lines if "receipt" in line]
+    else:
+        escaped = "größe-".encode("latin-1") + rb"\u6570\u636e\u5e93-\U0001f600.txt"
+        assert escaped in said.read_bytes()
+
+
 WITHOUT_PROC = (
     *("unshare", "-m", "sh", "-c"),
     'mount --make-rprivate / && mount -t tmpfs none /proc && exec "$@"',

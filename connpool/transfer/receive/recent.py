@@ -37,8 +37,8 @@ class RecentTransfers:
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
-        # as they came: small files are many, and are looked at rarely
-        self._files: deque[tuple[Any, ...]] = deque(maxlen=KEPT_TRANSFERS)
+        # receipts as they came: small files are many, and are looked at rarely
+        self._files: deque[EndedTransfer | tuple[Receipt, str]] = deque(maxlen=KEPT_TRANSFERS)
         self._refusals: deque[EndedTransfer] = deque(maxlen=KEPT_TRANSFERS)
         self._logs: dict[str, tuple[LogRarely, dict[str, Any]]] = {}
 
@@ -54,7 +54,13 @@ class RecentTransfers:
 
         @param count: bytes that came.
         """
-        self._files.append((offer, peer, count, why, self._clock.seconds()))
+        # not the exception itself: its traceback keeps buffers alive
+        text = f"{getattr(why, 'code', 'error')}: {str(why) or type(why).__name__}"
+        result = "skipped" if isinstance(why, Skipped) else "failed"
+        now, name = self._clock.seconds(), str(offer.name)
+        self._files.append(
+            EndedTransfer(now, name, count, peer, result, None, offer.transferId, text)
+        )
 
     def refused(
         self, name: str, peer: str, why: TransferError, transferId: str | None = None
@@ -106,31 +112,20 @@ class RecentTransfers:
         """
         @return: the last files and the last refusals, of both the newest first.
         """
-        files = [self._ended(*kept) for kept in reversed(self._files)]
+        files = [
+            kept if isinstance(kept, EndedTransfer) else _stored(*kept)
+            for kept in reversed(self._files)
+        ]
         return [*files, *reversed(self._refusals)]
 
-    @staticmethod
-    def _ended(
-        what: Any, peer: str, count: int = 0, why: BaseException | None = None, when: float = 0.0
-    ) -> EndedTransfer:
-        if isinstance(what, Receipt):
-            return EndedTransfer(
-                what.finished,
-                displayName(what.name),
-                what.size,
-                peer,
-                what.status,
-                what.durability,
-                what.transferId,
-            )
-        code, text = getattr(why, "code", "error"), str(why) or type(why).__name__
-        return EndedTransfer(
-            when,
-            str(what.name),
-            count,
-            peer,
-            "skipped" if isinstance(why, Skipped) else "failed",
-            None,
-            what.transferId,
-            f"{code}: {text}",
-        )
+
+def _stored(receipt: Receipt, peer: str) -> EndedTransfer:
+    return EndedTransfer(
+        receipt.finished,
+        displayName(receipt.name),
+        receipt.size,
+        peer,
+        receipt.status,
+        receipt.durability,
+        receipt.transferId,
+    )
