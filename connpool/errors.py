@@ -16,6 +16,7 @@ __all__ = [
     "AuthenticationFailed",
     "Busy",
     "Cancelled",
+    "CertificateRefused",
     "ChangedSource",
     "ConflictTakeover",
     "ConnectFailed",
@@ -54,6 +55,7 @@ __all__ = [
     "TooSlow",
     "TransferError",
     "TransferTimeout",
+    "Unanswered",
     "Unconfirmed",
     "Unsupported",
 ]
@@ -346,6 +348,15 @@ class AuthenticationFailed(TransferError):
     exitCode = 6
 
 
+class CertificateRefused(TransferError):
+    """
+    A certificate, the receiver's or ours, is not trusted by the other side.
+    """
+
+    code = "certificate"
+    exitCode = 7
+
+
 class DigestMismatch(TransferError):
     """
     The bytes that arrived are not the bytes that were sent.
@@ -442,6 +453,14 @@ class NetworkFailed(TransferError):
     code = "network"
     exitCode = 7
     retryable = True
+
+
+class Unanswered(NetworkFailed):
+    """
+    The peer closed the connection and said nothing at all.
+    """
+
+    code = "unanswered"
 
 
 class ProtocolError(TransferError):

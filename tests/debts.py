@@ -121,7 +121,6 @@ DOCSTRINGS = {
     "connpool.transfer.send.extents": 2,
     "connpool.transfer.send.joblist": 2,
     "connpool.transfer.send.keys": 1,
-    "connpool.transfer.send.outbox": 3,
     "connpool.transfer.send.session": 3,
     "connpool.transfer.send.source": 2,
     "connpool.transfer.send.streams": 3,

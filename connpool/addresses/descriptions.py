@@ -72,7 +72,7 @@ def tokenize(description: str) -> tuple[list[str], dict[str, str]]:
 @attrs.frozen
 class Listen:
     """
-    What a C{--listen} description says before anything is opened.
+    A C{--listen} description, as read before anything is opened.
 
     @ivar description: as written.
     @ivar wrappers: the wrapping prefixes, outermost first (C{proxied},
@@ -91,28 +91,28 @@ class Listen:
     @property
     def datagram(self) -> bool:
         """
-        Whether this is C{udp:}.
+        True for C{udp:}.
         """
         return self.kind == "udp"
 
     @property
     def encrypted(self) -> bool:
         """
-        Whether whoever connects speaks TLS.
+        True if clients speak TLS.
         """
         return "secured" in self.wrappers or self.kind in {"ssl", "tls"}
 
     @property
     def certified(self) -> bool:
         """
-        Whether whoever connects must show a certificate that is trusted.
+        True if clients must show a certificate that is trusted.
         """
         return "secured" in self.wrappers and "trustRoots" in self.keywords
 
     @property
     def local(self) -> bool:
         """
-        Whether only this machine can reach it: loopback and unix sockets.
+        True if only this machine can reach it: loopback and unix sockets.
 
         What a proxy header or systemd hands us can come from anywhere.
         """

@@ -25,7 +25,14 @@ from connpool.commands.running import INTERRUPTED, runUntilEnded
 from connpool.errors import TransferError
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
-from connpool.transfer.send.client import FileOutcome, Sending, SendReport, dialled, pooled
+from connpool.transfer.send.client import (
+    FileOutcome,
+    Sending,
+    SendReport,
+    Wait,
+    dialled,
+    pooled,
+)
 from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.send.session import SessionFactory, hello
 from connpool.transfer.send.streams import Asked
@@ -35,6 +42,10 @@ __all__ = ["sendNative"]
 
 #: Seconds between two looks at how it goes.
 _TICK = 0.1
+#: Seconds without a byte after which it is said what is waited for.
+_STALLED_SECONDS = 2.0
+#: Seconds between two lines about a wait for one and the same reason, after a few.
+_AGAIN_SECONDS = 10.0
 #: Files that are named for one and the same reason.
 _EXAMPLES = 3
 
@@ -84,7 +95,7 @@ class _Run:
         self._arguments = arguments
         self._progress = progress
         self._outputs = outputs
-        factory = SessionFactory(
+        self._factory = factory = SessionFactory(
             reactor, arguments.digests, arguments.credentials, idleTimeout=arguments.timeout
         )
         self._pool: Any = None
@@ -112,9 +123,17 @@ class _Run:
         self._resumable = self._sending.resumable
         self._total: int | None = None
         self._reasons: Counter[str] = Counter()
+        self._waited: Wait | None = None
+        #: how often each reason was said, and when
+        self._waitsSaid: dict[str, tuple[int, float]] = {}
+        self._moved: tuple[int, ...] = ()
+        self._movedAt = time.monotonic()
+        self._fewer = arguments.jobs == 1
 
     async def send(self) -> int:
         """
+        Send until it is over.
+
         @return: the exit code.
         """
         reactor, sending = self._reactor, self._sending
@@ -131,6 +150,7 @@ class _Run:
             return INTERRUPTED
         finally:
             look.stop()
+            self._sayFewer()
             if self._pool is not None:
                 await self._pool.close(timeout=5.0)
         self._others()
@@ -139,7 +159,7 @@ class _Run:
 
     def stop(self) -> None:
         """
-        Interrupted.
+        Stop, because the user interrupts.
         """
         self._sending.cancel()
 
@@ -167,7 +187,7 @@ class _Run:
 
     def _others(self) -> None:
         """
-        What failed for a reason that was said often enough.
+        Count the files that failed for a reason that was said often enough.
         """
         for reason, count in self._reasons.items():
             if count > _EXAMPLES:
@@ -195,7 +215,7 @@ class _Run:
         files = len(receipts)
         total = files + sum(outcome.status == "failed" for outcome in report.outcomes)
         count = f"{files}{f' of {total}' * (files < total)} file{'s' * (total > 1)}"
-        levels = sorted({receipt.durability for receipt in receipts})
+        levels = sorted({_level(receipt) for receipt in receipts})
         resumed = f", {sized(report.resumedBytes)} of it held before" * bool(report.resumedBytes)
         repeated = sum(receipt.status == "duplicate" for receipt in receipts)
         were = "was" if repeated == 1 else "were"
@@ -266,15 +286,81 @@ class _Run:
 
     def _look(self) -> None:
         report = self._sending.report
+        wait = self._waiting()
+        if wait is not None and wait != self._waited and self._isNews(wait):
+            self._waited = wait
+            self._sayWait(wait)
+        self._sayFewer()
         state = report.phase if report.phase in {"verify", "publish"} else ""
-        slow = f"waiting for {report.slow}" * bool(report.slow)
+        what = report.slow if wait is None else wait.what
+        slow = f"waiting for {what}" * bool(what)
         name = next(iter(report.open), "")
-        text = " ".join(part for part in (name, state, slow) if part) or "sending"
+        begun = "sending" if report.connections else "connecting"
+        text = " ".join(part for part in (name, state, slow) if part) or begun
         self._progress.show(text, report.progress, self._total)
+
+    def _waiting(self) -> Wait | None:
+        """
+        @return: what is worth saying: the next try, or what has stopped all bytes for a
+            while, not each pause of a receiver that keeps up.
+        """
+        report, now = self._sending.report, time.monotonic()
+        moved = (report.sentBytes, report.progress, len(report.outcomes))
+        if moved != self._moved:
+            self._moved, self._movedAt = moved, now
+        wait = report.wait
+        if wait is not None and wait.until is not None:
+            return wait
+        if now - self._movedAt < _STALLED_SECONDS:
+            return None
+        if wait is None and report.connections and STDIN not in self._arguments.paths:
+            return Wait("receiver", "the receiver's answer")
+        return wait
+
+    def _isNews(self, wait: Wait) -> bool:
+        """
+        @return: whether to say it: of one reason not more than a few, then one now and then.
+        """
+        # the reason quotes the name
+        now, reason = time.monotonic(), wait.why.replace(f'"{wait.name}"', '"…"')
+        count, at = self._waitsSaid.get(reason, (0, 0.0))
+        if count >= _EXAMPLES and now - at < _AGAIN_SECONDS:
+            return False
+        self._waitsSaid[reason] = (count + 1, now)
+        return True
+
+    def _sayWait(self, wait: Wait) -> None:
+        whose = f"{wait.name}: " * bool(wait.name)
+        seconds = None
+        if wait.until is None:
+            self._progress.say(f"{whose}waiting for {wait.why}")
+        else:
+            seconds = round(max(0.0, wait.until - self._reactor.seconds()), 1)
+            self._progress.say(f"{whose}{wait.why}; trying again in {seconds:g} s")
+        if "json" in self._outputs:
+            said = dict.fromkeys(("path", "name", "good", "asked", "receipt", "error"))
+            said.update(name=wait.name or None, status="waiting")
+            self._outputs["json"].write(
+                {**said, "wait": {"for": wait.what, "why": wait.why, "seconds": seconds}}
+            )
+
+    def _sayFewer(self) -> None:
+        """
+        Say once that the receiver takes fewer connections than were asked for.
+        """
+        if not self._sending.report.connections:
+            # the first one was not let in: that is another matter
+            self._factory.refusal = None
+        why = self._factory.refusal
+        if why is not None and not self._fewer:
+            self._fewer = True
+            self._progress.say(
+                f"going on with fewer than {self._arguments.jobs} connections: {why}"
+            )
 
     def _measure(self) -> None:
         """
-        In a thread: how much there is.
+        Find out, in a thread, how many bytes there are.
         """
         self._total = _measured(self._arguments.paths)
 
@@ -285,8 +371,19 @@ def _many(count: int, thing: str) -> str:
     return f"{count} {thing[:-1]}ies" if thing.endswith("y") else f"{count} {thing}s"
 
 
+def _level(receipt: Receipt) -> str:
+    """
+    @return: the durability that was reached, and what kept it from being more.
+    """
+    if receipt.durability == "full":
+        return "full"
+    return f"{receipt.durability} (on {displayName(receipt.filesystem)})"
+
+
 def _measured(paths: Sequence[str]) -> int | None:
     """
+    Add up what C{paths} lead to.
+
     @return: bytes; L{None} if that is not known.
     """
     if STDIN in paths:
@@ -308,6 +405,7 @@ def _asJSON(outcome: FileOutcome) -> dict[str, Any]:
         "status": outcome.status,
         "earlier": outcome.earlier or None,
         "good": outcome.good,
+        "asked": outcome.asked,
         "receipt": None if receipt is None else attrs.asdict(receipt),
         "error": None if error is None else {"code": error.code, "text": str(error)},
     }

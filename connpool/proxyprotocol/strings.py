@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.endpoints import (
-    clientFromString,
     quoteStringArgument,
     serverFromString,
 )
 
+from connpool.addresses.clientstrings import clientString
 from connpool.errors import AddressError
 from connpool.proxyprotocol.client import ProxyHeaderEndpoint
 from connpool.proxyprotocol.connection import Policy
@@ -131,7 +131,7 @@ def parseProxyHeader(reactor: Any, *args: str, **kwargs: str) -> ProxyHeaderEndp
     """
     C{proxyheader:ENDPOINT}: connect on our own behalf, and say who we are.
     """
-    endpoint = clientFromString(reactor, _inner("proxyheader:", args, kwargs))
+    endpoint = clientString(reactor, _inner("proxyheader:", args, kwargs))
     return ProxyHeaderEndpoint(endpoint, own=True)
 
 

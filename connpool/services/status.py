@@ -17,6 +17,7 @@ from connpool.addresses import Listen
 from connpool.errors import StartFailed
 from connpool.services.access import Access
 from connpool.services.checkers import passwordChecker
+from connpool.services.hints import localPlace
 from connpool.services.listening import ListeningService, placeOf
 from connpool.services.options import ServiceOptions, asNetworks
 
@@ -106,17 +107,26 @@ class ObservedService(MultiService):
     @ivar status: the listener.
 
     @param watching: services that look at it from time to time.
+    @param listen: what the listener listens on.
+    @param access: the clients that it lets in.
     """
 
     _log = Logger()
 
     def __init__(
-        self, service: IService, watching: Sequence[IService], status: ListeningService
+        self,
+        service: IService,
+        watching: Sequence[IService],
+        status: ListeningService,
+        listen: Listen,
+        access: Access,
     ) -> None:
         super().__init__()
         self.service: Any = service
         self.status = status
         self._watching = watching
+        self._listen = listen
+        self._access = access
         for part in (service, *watching, status):
             part.setServiceParent(self)
 
@@ -128,9 +138,19 @@ class ObservedService(MultiService):
             self.stopService().addErrback(lambda _: None)
             raise
 
+    @property
+    def _where(self) -> str:
+        """
+        The page's place, as this machine reaches it.
+        """
+        host: Any = self.status.getHost()
+        if "proxied" in self._listen.wrappers or not hasattr(host, "port"):
+            return placeOf(host)
+        return localPlace(host, self._access)
+
     def startService(self) -> None:
         super().startService()
-        self._log.info("status page at {where}", where=placeOf(self.status.getHost()))
+        self._log.info("status page at {where}", where=self._where)
 
     def stopService(self) -> Deferred[None]:
         self.running = 0
@@ -173,6 +193,7 @@ def observed(options: StatusOptions, service: IService, reactor: Any) -> IServic
 
     access = Access(
         allow=options["status-allow"],
+        option="--status-allow",
         maxConnections=MOST_CONNECTIONS,
         maxPerPeer=MOST_PER_ADDRESS,
     )
@@ -184,4 +205,4 @@ def observed(options: StatusOptions, service: IService, reactor: Any) -> IServic
     status = ListeningService(
         reactor, [options["status"]], site, access=access, drainTimeout=0, name="--status"
     )
-    return ObservedService(service, [states, history], status)
+    return ObservedService(service, [states, history], status, options["status"], access)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName
 
 __all__ = [
+    "ASKABLE_DURABILITIES",
     "DURABILITIES",
     "IF_EXISTS",
     "DirectoryMade",
@@ -28,6 +29,8 @@ __all__ = [
 #: What a receipt may promise, weakest first: survives the death of the
 #: process; contents synced before the name; contents, name and directories synced.
 DURABILITIES = ("none", "data", "full")
+#: What may be asked for: C{best} is the strongest that the file system reaches.
+ASKABLE_DURABILITIES = ("best", *DURABILITIES)
 
 #: What happens at publish when the name is taken.
 IF_EXISTS = ("rename", "replace", "refuse", "skip")
@@ -53,7 +56,7 @@ class Offer:
         C{xxh3}), or L{None} where the protocol has none.
     @ivar blockSize: bytes to a block digest.
     @ivar ifExists: one of L{IF_EXISTS}.
-    @ivar durability: one of L{DURABILITIES}.
+    @ivar durability: one of L{ASKABLE_DURABILITIES}.
     @ivar protocol: C{classic}, C{native}, …
     """
 

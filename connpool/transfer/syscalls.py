@@ -16,9 +16,25 @@ import stat
 import sys
 from itertools import islice
 
-from connpool.errors import Busy, NameRefused, NoSpace, StoreError, TooLarge, TransferError
+from connpool.errors import (
+    Busy,
+    NameRefused,
+    NoSpace,
+    StoreError,
+    TooLarge,
+    TransferError,
+)
 
-__all__ = ["NEW", "READ", "VOLATILE", "Syscalls", "asTransferError", "filesystemType", "isFile"]
+__all__ = [
+    "CANNOT_SYNC",
+    "NEW",
+    "READ",
+    "VOLATILE",
+    "Syscalls",
+    "asTransferError",
+    "filesystemType",
+    "isFile",
+]
 
 #: Create a private file that nobody could have put there before.
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -26,6 +42,9 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Open a directory to hold it.
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: What a sync says where the file system has none for that kind of file.
+CANNOT_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 #: File systems that forget everything at power-off, and the one nobody knows.
 VOLATILE = frozenset({"tmpfs", "ramfs", "unknown"})
@@ -172,7 +191,12 @@ def asTransferError(error: OSError, doing: str) -> TransferError:
     if isinstance(error, TransferError):
         return error
     number = error.errno
-    if number in {errno.ENOSPC, errno.EDQUOT}:
+    if number == errno.EDQUOT:
+        return NoSpace(
+            f"{doing}: the receiver's user has used up its disk quota; its operator can raise it "
+            "or remove files"
+        )
+    if number == errno.ENOSPC:
         return NoSpace(f"{doing}: the receiver's disk is full; try again when there is space")
     if number in {errno.EMFILE, errno.ENFILE}:
         return Busy(f"{doing}: the receiver has too many open files; try again later")

@@ -411,7 +411,7 @@ def test_clientEndpointKinds():
         ("a" * 64 + ".example:80", "not a host name"),
         ("127.1:80", "not a host name"),
         ("bücher.example:80", "not a host name"),
-        ("tcp:h:80:timeout=x", "is not a tcp: endpoint"),
+        ("tcp:h:80:timeout=x", "timeout= is seconds above 0"),
         ("", "no port"),
     ],
 )

@@ -16,7 +16,7 @@ HELLO, AUTH, READY, JOIN, JOINED, PING, PONG, GOAWAY, ERROR = range(1, 10)
     0x10, 0x1C
 )
 CANCEL, DIRECTORY = 0x1C, 0x1D
-CAPABILITIES = ["join", "earlier", "directories"]
+CAPABILITIES = ["join", "best", "earlier", "directories"]
 SMALL_BLOCK = 1 << 20
 
 
@@ -176,6 +176,7 @@ class Sender(Channel):
         assert "sha256" in fields[3]
         self.capabilities = set(fields[2]) & set(CAPABILITIES)
         self.limits = fields[5]
+        self.best = "best" in fields[2]
         transcript = hashlib.sha256(hello + theirs).digest()
         self.send(AUTH, 0, [transcript, "none", "", b""])
         kind, _, fields, _, _ = self.receive()
@@ -298,8 +299,12 @@ class Receiver(Channel):
     large file once, to see it repaired.
     """
 
-    def __init__(self, socket):
+    def __init__(self, socket, capabilities=(), refuses=()):
         super().__init__(socket)
+        self.capabilities = ["directories", *capabilities]
+        #: levels that it does not reach, and those that it was asked for
+        self.refuses = refuses
+        self.asked = []
         self.files = {}
         self.directories = {}
         self.damaged = 0
@@ -314,7 +319,7 @@ class Receiver(Channel):
         hello = self.send(
             HELLO,
             0,
-            [[1], "peer/1", ["directories"], ["sha256"], os.urandom(32), limits, ["none"]],
+            [[1], "peer/1", self.capabilities, ["sha256"], os.urandom(32), limits, ["none"]],
         )
         kind, _, fields, _, _ = self.receive()
         assert kind == AUTH
@@ -328,12 +333,21 @@ class Receiver(Channel):
         except EOFError:
             return
 
+    def _refused(self, stream, durability):
+        assert durability in ["none", "data", "full", *self.capabilities]
+        self.asked.append(durability)
+        if durability in self.refuses:
+            self.send(REJECT, stream, ["unsupported", False, "this level is not reached here"])
+        return durability in self.refuses
+
     def frameReceived(self, kind, stream, fields, data, raw):
         if kind == PING:
             self.send(PONG, 0, [fields[0]])
         elif kind == PUT:
             assert root(data, SMALL_BLOCK) == fields[3]
             assert len(data) <= 4096
+            if self._refused(stream, fields[7]):
+                return
             self.files[fields[1]] = data
             self.send(ACK, 0, [[[stream, 1]], "none", "memory", 1])
         elif kind == DIRECTORY:
@@ -342,6 +356,8 @@ class Receiver(Channel):
             self.directories[fields[0]] = fields[1]
             self.send(ACK, 0, [[[stream, 1]], "none", "memory", 1])
         elif kind == OFFER:
+            if self._refused(stream, fields[9]):
+                return
             self.open[stream] = {
                 "name": fields[1],
                 "block": fields[4],

@@ -216,6 +216,13 @@ class Reception:
         del self._waits[held]
         held.callback(None)
 
+    def slowedBy(self, identity: Identity | None) -> str:
+        """
+        @return: what small files of C{identity} wait for: C{rate} or C{disk}.
+        """
+        limited = any(account.limits.maxRate for account in self.accounts(identity))
+        return "rate" if limited and self._waits else "disk"
+
     def hurry(self) -> None:
         """
         Let whoever waits for a rate go on: the reception stops.

@@ -80,6 +80,7 @@ from connpool.transfer.wire.messages import (
     Ready,
     decode,
     encode,
+    pingOf,
 )
 
 if TYPE_CHECKING:
@@ -590,7 +591,8 @@ class ReceiverSession:
             for delivery in self._deliveries.values():
                 delivery.progress()
             if self._pending:
-                self.send(encode(Type.PING, 0, Ping(0)))
+                slow = self.registry.reception.slowedBy(self._identity)
+                self.send(encode(Type.PING, 0, pingOf(slow)))
         self._keepTelling()
 
     @property

@@ -253,7 +253,7 @@ class Delivery:
             # also when nothing comes any more
             upload.checkpoint()
         message = (
-            Progress("receive", 0, "quota" if self.queued else "disk")
+            Progress("receive", 0, "place" if self.queued else "disk")
             if upload is None
             else Progress(upload.phase, upload.durable, _slow(upload))  # type: ignore[arg-type]
         )
@@ -405,4 +405,5 @@ def _slow(upload: Upload) -> str:
     """
     The word for the thing that the receiver waits for, if it does.
     """
-    return upload.incoming.slowedBy if upload.slow else ""
+    word = upload.incoming.slowedBy
+    return "" if word == "peer" else word

@@ -30,6 +30,7 @@ from connpool.errors import (
     ProtocolError,
     SourceError,
     TransferError,
+    Unanswered,
 )
 from connpool.interfaces import ILiveTransfers
 from connpool.transfer.hashing import InThread, inThread
@@ -37,14 +38,26 @@ from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer, Receipt
 from connpool.transfer.send.joblist import Job, WorkList
 from connpool.transfer.send.keys import HeldRun, Run, SenderKeys
-from connpool.transfer.send.report import FileOutcome, SendReport, UnderWay
+from connpool.transfer.send.report import FileOutcome, SendReport, UnderWay, Wait, waitAfter
 from connpool.transfer.send.session import Credentials, SenderSession, SessionFactory, hello
 from connpool.transfer.send.streams import Asked
 from connpool.transfer.send.transmission import Transmission
 from connpool.transfer.send.walking import Found, walk
 from connpool.transfer.wire.messages import Ack, Receipting
 
-__all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "dialled", "pooled", "sendFiles"]
+__all__ = [
+    "FileOutcome",
+    "Retry",
+    "SendReport",
+    "Sending",
+    "Wait",
+    "dialled",
+    "pooled",
+    "sendFiles",
+]
+
+#: Connections that are tried where nobody has ever said anything.
+UNHEARD_ATTEMPTS = 4
 
 
 @attrs.frozen
@@ -171,7 +184,7 @@ class Sending:
         self._session: SenderSession | None = None
         self._transmission: Transmission | None = None
         self._cancelled = False
-        self._somebodyAnswered = False
+        self._somebodyAnswered = self._heard = False
         self._destination = destination
         self.report = SendReport()
         self._underWay = self.report.underWay
@@ -199,17 +212,19 @@ class Sending:
                 failures = 1 if advanced else failures + 1
                 if (
                     not self._worthRetrying(why)
-                    or failures >= retry.attempts
+                    or failures
+                    >= (retry.attempts if self._heard else min(retry.attempts, UNHEARD_ATTEMPTS))
                     or not self._somebodyAnswered
                 ):
                     await self._work.abandon(why)
                     return self.report
                 delay = min(retry.first * 2 ** (failures - 1), retry.longest)
-                await task.deferLater(
-                    self._reactor,
-                    delay * random.uniform(0.75, 1.25),  # noqa: S311 - spreads retries
-                    lambda: None,
-                )
+                delay *= random.uniform(0.75, 1.25)  # noqa: S311 - spreads retries
+                self.report.retry = waitAfter(why, "", self._reactor.seconds() + delay)
+                try:
+                    await task.deferLater(self._reactor, delay, lambda: None)
+                finally:
+                    self.report.retry = None
         finally:
             unanswered = any(
                 isinstance(outcome.error, TransferError) and outcome.error.retryable
@@ -224,7 +239,7 @@ class Sending:
 
     async def _once(self) -> tuple[TransferError | None, bool]:
         """
-        One connection.
+        Send over one connection.
 
         @return: what ended it early, and whether any file was brought forward.
         """
@@ -236,13 +251,14 @@ class Sending:
                 raise
             why = _greetingError(e)
             self._somebodyAnswered = self._somebodyAnswered or why is not None
+            self._heard = self._heard or not isinstance(why, Unanswered)
             return why or _cannotConnect(e), False
         if self._cancelled:
             connection.discard()
             raise CancelledError
         session = self._session = connection.session
         self.report.connections += 1
-        self._somebodyAnswered = True
+        self._somebodyAnswered = self._heard = True
         transmission = self._transmission = Transmission(
             self._reactor,
             session,
@@ -320,7 +336,7 @@ class Sending:
         earlier: str = "",
     ) -> None:
         """
-        A file has its receipt.
+        Note that a file has its receipt.
         """
         wanted = job.name.decode("utf-8")
         receipt = Receipt(
@@ -332,7 +348,11 @@ class Sending:
             durability=message.durability,
             filesystem=message.filesystem,
             integrity="verified" if isinstance(message, Ack) else message.integrity,
-            digest=session.digest.name,
+            digest=(
+                session.digest.name
+                if isinstance(message, Ack) or message.digest is None
+                else message.digest
+            ),
             root=root.hex() if root is not None else None,
             protocol="native",
             principal=session.principal,
@@ -340,11 +360,12 @@ class Sending:
         )
         if earlier != "gone":
             self.report.doneBytes += size
+        self.report.slowed = ""
         self._outcome(job, receipt=receipt, earlier=earlier)
 
     def failed(self, job: Job, why: TransferError) -> None:
         """
-        A file is not going to be stored.
+        Note that a file is not going to be stored.
         """
         self._outcome(job, error=why)
 
@@ -367,27 +388,42 @@ class Sending:
 
     def wouldTake(self, job: Job) -> None:
         """
-        A dry run.
+        Note the answer of a dry run.
         """
         self._outcome(job)
 
     def sent(self, job: Job, count: int) -> None:
         """
-        Bytes were given to a connection.
+        Count bytes that were given to a connection.
         """
+        self.report.delayed.pop(job, None)
         self.report.sentBytes += count
         if job.size is None or job in self._underWay:
             self._of(job).sent += count
 
     def resumed(self, job: Job, count: int) -> None:
         """
-        The receiver takes it, and holds some of it already.
+        Note that the receiver takes a file, and holds some of it already.
         """
         self._underWay[job] = UnderWay(job, count)
+        self.report.delayed.pop(job, None)
         if not job.accepted:
             # the next time it holds what we sent
             job.accepted = True
             self.report.resumedBytes += count
+
+    def slowed(self, word: str) -> None:
+        """
+        Note what the receiver says that small files wait for; empty for nothing.
+        """
+        self.report.slowed = displayName(word)
+
+    def delayed(self, job: Job, why: TransferError, due: float) -> None:
+        """
+        Note that the receiver does not take a file now; it is offered again.
+        """
+        self._underWay.pop(job, None)
+        self.report.delayed[job] = waitAfter(why, displayName(job.name), due)
 
     def phase(self, job: Job, phase: str, slow: str) -> None:
         """
@@ -403,6 +439,7 @@ class Sending:
         name = displayName(job.name or job.path)
         self._underWay.pop(job, None)
         job.letGo()
+        self.report.delayed.pop(job, None)
         outcome = FileOutcome(job.path, name, asked=self._asked.durability, **what)
         self.report.outcomes.append(outcome)
         self._answered(outcome)
@@ -415,7 +452,7 @@ def sendFiles(
     *,
     destination: str = "",
     ifExists: str = "",
-    durability: str = "full",
+    durability: str = "best",
     dry: bool = False,
     digests: Sequence[str] = ("blake3", "sha256"),
     credentials: Credentials | None = None,
@@ -434,7 +471,8 @@ def sendFiles(
     @param destination: a name for the receiver that is the same each time, so
         that files are resumed; left out, they are resumed within this call only.
     @param ifExists: one of L{IF_EXISTS}; empty for the receiver's rule.
-    @param durability: one of L{DURABILITIES}.
+    @param durability: one of L{ASKABLE_DURABILITIES}: C{best} is the strongest that the
+        receiver's file system reaches, and takes what that is for success.
     @param dry: only ask what the receiver would take.
     @param digests: algorithms this side trusts.
     @param answered: called with each L{FileOutcome}.
@@ -478,7 +516,7 @@ def sendFiles(
 
 def _greetingError(why: BaseException | None) -> TransferError | None:
     """
-    The error between us and a peer that answered.
+    Find the error of a peer that answered in what a connection attempt raised.
     """
     # a pool's own error says why in its cause
     while why is not None and not isinstance(why, TransferError):

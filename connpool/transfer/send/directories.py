@@ -86,7 +86,7 @@ class Directories:
         for found in due[:most]:
             stream = _DirectoryStream(self, found)
             self._open[stream] = None
-            message = Directory(found.name, found.modified, asked.durability)
+            message = Directory(found.name, found.modified, transmission.level.asked)
             session.writer.send(encode(Type.DIRECTORY, session.open(stream), message))
         return bool(due)
 

@@ -26,6 +26,7 @@ import hmac
 import os
 import secrets
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from connpool.errors import SourceError
@@ -221,14 +222,32 @@ class SenderKeys:
 
 class HeldRun(Run):
     """
-    A run that goes on after the sending has ended: whoever holds it has more to
-    do before the keys may be forgotten, and ends C{run} itself.
+    A run that goes on after the sending has ended: its holder has more to do
+    before the keys may be forgotten, and ends C{run} itself.
+
+    @param salts: absolute path to random bytes, for files that get another key
+        although they look the same: their content was stored under the old one
+        and has changed since.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, salts: Mapping[bytes, bytes] | None = None) -> None:
         vars(self).update(vars(run))
         # its keys outlive processes by intent: what was delivered once is not again
         self._again = b""
+        self._salts = salts or {}
+
+    def key(
+        self,
+        path: bytes,
+        status: os.stat_result,
+        name: bytes,
+        root: bytes = b"",
+        *,
+        afresh: bool = False,
+    ) -> bytes:
+        key = super().key(path, status, name, root, afresh=afresh)
+        salt = self._salts.get(path)
+        return key if salt is None else self._mac(self._own, b"renewed", key, salt)
 
     def begin(self, destination: str) -> HeldRun:
         """

@@ -1,23 +1,23 @@
 """
-The account of a call: the end of each file, and how far the others are.
+The report of a sending: the outcome of each file, what is under way, what is waited for.
 """
 
 from __future__ import annotations
 
 import attrs
 
-from connpool.errors import ConnpoolError, Skipped
+from connpool.errors import ConnpoolError, NetworkFailed, Skipped, TransferError
 from connpool.transfer.names import displayName
 from connpool.transfer.records import DURABILITIES, Receipt
 from connpool.transfer.send.joblist import Job
 
-__all__ = ["FileOutcome", "SendReport", "UnderWay"]
+__all__ = ["FileOutcome", "SendReport", "UnderWay", "Wait", "waitAfter"]
 
 
 @attrs.frozen
 class FileOutcome:
     """
-    The end of one file.
+    The outcome of one file.
 
     @ivar path: of the source.
     @ivar name: what the receiver was to call it, fit to be displayed.
@@ -33,7 +33,7 @@ class FileOutcome:
     name: str
     receipt: Receipt | None = None
     error: ConnpoolError | None = None
-    asked: str = "full"
+    asked: str = "best"
     earlier: str = ""
 
     @property
@@ -51,18 +51,19 @@ class FileOutcome:
     @property
     def good(self) -> bool:
         """
-        Tell whether it is stored at the level that was asked for, would be taken, or was skipped
+        True if it is stored at the level that was asked for, would be taken, or was skipped
         by the rule.
         """
         if self.receipt is None:
             return self.status != "failed"
-        return DURABILITIES.index(self.receipt.durability) >= DURABILITIES.index(self.asked)
+        wanted = 0 if self.asked == "best" else DURABILITIES.index(self.asked)
+        return DURABILITIES.index(self.receipt.durability) >= wanted
 
 
 @attrs.define(eq=False)
 class UnderWay:
     """
-    The progress of a large file that was begun and not answered.
+    A large file that was begun and not answered.
 
     @ivar sent: bytes sent or held.
     @ivar phase: what the receiver says it is doing.
@@ -80,10 +81,44 @@ class UnderWay:
         return self.sent if self.job.size is None else min(self.sent, self.job.size)
 
 
+#: What a receiver may say that it waits for, for people.
+_WAITS_FOR = {
+    "disk": "the receiver's disk",
+    "hook": "a program of the receiver",
+    "place": "a place: the receiver takes no more files at once",
+    "quota": "the receiver's quota",
+    "rate": "the receiver's limit of bytes a second",
+}
+
+
+@attrs.frozen
+class Wait:
+    """
+    Something that is waited for.
+
+    @ivar what: C{network}, C{place}, C{disk}, C{quota}, C{rate}, C{hook}, or another word that
+        the receiver says.
+    @ivar why: the reason, for people.
+    @ivar name: the file that waits, fit to be displayed; empty for all of them.
+    @ivar until: when it is tried again, in the reactor's seconds; L{None} if nobody knows.
+    """
+
+    what: str
+    why: str
+    name: str = ""
+    until: float | None = None
+
+
+def waitAfter(why: TransferError, name: str, until: float) -> Wait:
+    kinds = {"no-space": "disk", "quota": "quota", "busy": "place"}
+    kind = "network" if why.exitCode == NetworkFailed.exitCode else why.code
+    return Wait(kinds.get(why.code, kind), str(why), name, until)
+
+
 @attrs.define
 class SendReport:
     """
-    The account of a call, kept up to date while it goes.
+    The report of a sending, kept up to date while it goes.
 
     @ivar outcomes: in the order of the answers.
     @ivar sentBytes: content bytes given to connections, repetitions included.
@@ -94,6 +129,10 @@ class SendReport:
     @ivar directoriesLeftOut: directories that were not made and whose times were not set:
         the receiver takes none, or this was a dry run.
     @ivar passedOver: symbolic links inside of directories.
+    @ivar underWay: files that were begun and had no answer.
+    @ivar retry: why the next connection is waited for.
+    @ivar slowed: what the receiver says that small files wait for.
+    @ivar delayed: files that are offered again later, and why.
     """
 
     outcomes: list[FileOutcome] = attrs.Factory(list)
@@ -105,6 +144,9 @@ class SendReport:
     directoriesLeftOut: int = 0
     passedOver: int = 0
     underWay: dict[Job, UnderWay] = attrs.field(factory=dict, repr=False)
+    slowed: str = attrs.field(default="", repr=False)
+    retry: Wait | None = attrs.field(default=None, repr=False)
+    delayed: dict[Job, Wait] = attrs.field(factory=dict, repr=False)
 
     @property
     def progress(self) -> int:
@@ -124,16 +166,31 @@ class SendReport:
     @property
     def phase(self) -> str:
         """
-        The phase in which the receiver says the first of L{open} is.
+        The receiver's word for what it is doing with the first of L{open}.
         """
         return next((each.phase for each in self._shown()), "")
 
     @property
     def slow(self) -> str:
         """
-        The thing for which the receiver says the first of L{open} waits.
+        The receiver's word for what the first of L{open} waits for.
         """
         return next((each.slow for each in self._shown()), "")
+
+    @property
+    def wait(self) -> Wait | None:
+        """
+        The latest reason of the receiver or the network to wait; L{None} if there is none.
+        """
+        if self.retry is not None or self.delayed:
+            return self.retry or next(iter(self.delayed.values()))
+        for each in self._shown():
+            if each.slow:
+                why = _WAITS_FOR.get(each.slow, each.slow)
+                return Wait(each.slow, why, displayName(each.job.name))
+        if self.slowed:
+            return Wait(self.slowed, _WAITS_FOR.get(self.slowed, self.slowed))
+        return None
 
     def _shown(self) -> list[UnderWay]:
         return sorted(self.underWay.values(), key=lambda each: not each.sent)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.protocol import ClientFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 import connpool
 from connpool import errors
+from connpool.addresses.tls import TLS_ALERT
 from connpool.errors import (
     AuthenticationFailed,
     NetworkFailed,
@@ -28,6 +29,7 @@ from connpool.errors import (
     Skipped,
     TransferError,
     TransferTimeout,
+    Unanswered,
 )
 from connpool.interfaces import IPoolable
 from connpool.transfer.digests import Digest, digestNamed
@@ -52,6 +54,7 @@ from connpool.transfer.wire.messages import (
     decode,
     encode,
     extensionOf,
+    slowIn,
 )
 from connpool.transfer.wire.safety import credentialsAreSafe
 
@@ -141,6 +144,9 @@ class SenderSession:
     @ivar lost: what ended the connection; L{None} while it lives.
     @ivar stopping: the receiver wants nothing new here.
     @ivar onLost: called once with what ended the connection.
+    @ivar onSlow: called with what the receiver waits for before it stores small files; empty
+        for nothing.
+    @ivar onRefused: called with what ended it before the receiver had let us in.
     """
 
     _log = Logger()
@@ -157,7 +163,7 @@ class SenderSession:
         self._credentials = credentials
         self._idle = idleTimeout
         self._ready: Deferred[SenderSession] = Deferred()
-        self._answered = False
+        self._answered = self._spoken = False
         self._state: Callable[[Frame, Any], None] = self._hello
         self._streams: dict[int, IStream] = {}
         self._pings: dict[int, Deferred[None]] = {}
@@ -177,6 +183,8 @@ class SenderSession:
         self.lost: BaseException | None = None
         self.stopping = False
         self.onLost: Callable[[BaseException], Any] = lambda _: None
+        self.onSlow: Callable[[str], Any] = lambda _: None
+        self.onRefused: Callable[[TransferError], Any] | None = None
         self._keepAlive: Any = None
 
     # -- greeting
@@ -185,6 +193,8 @@ class SenderSession:
         """
         @return: fires when the receiver has let us in; asked for once.
         """
+        if self.lost is not None:
+            return fail(self.lost)
         d: Deferred[SenderSession] = Deferred()
         self._ready.addCallbacks(d.callback, d.errback)
         return d
@@ -213,15 +223,19 @@ class SenderSession:
         """
         The receiver's preamble came.
         """
+        self._spoken = True
 
     def foreign(self, data: bytes) -> None:
         """
         Something else came.
         """
+        self._spoken = True
         if data[:2].lower() == b"ok":
             self.link.abort(
                 ProtocolError("the receiver speaks the classic protocol; use --protocol classic")
             )
+        elif data[:2] == TLS_ALERT:
+            self.link.abort(ProtocolError("the receiver speaks TLS; write --to tls:HOST:PORT"))
         else:
             shown = displayName(data[:40])
             self.link.abort(ProtocolError(f'the peer does not speak cpt/1; it said "{shown}"'))
@@ -373,6 +387,7 @@ class SenderSession:
         if kind is Type.ACK:
             self._acked(message)
         elif kind is Type.PING:
+            self.onSlow(slowIn(message))
             self._pinged(message.token)
         elif kind is Type.PONG:
             self._ponged(message.token)
@@ -477,7 +492,14 @@ class SenderSession:
         why = getattr(self, "_why", why)
         if not isinstance(why, TransferError):
             why = NetworkFailed("the connection was closed")
+        if not self._spoken and type(why) is NetworkFailed:
+            why = Unanswered(
+                "the receiver closed the connection before it said anything: it speaks TLS (write "
+                "--to tls:HOST:PORT), or its --allow leaves this address out"
+            )
         self.lost = why
+        if not self._answered and self.onRefused is not None:
+            self.onRefused(why)
         for call in (self._deadline, self._keepAlive):
             if call is not None and call.active():
                 call.cancel()
@@ -489,6 +511,8 @@ class SenderSession:
         if not self._answered:
             self._answered = True
             self._ready.errback(Failure(why))
+            # a pool does not ask before the handshake of TLS is over
+            self._ready.addErrback(lambda _: None)
         for d in waiting:
             d.errback(Failure(why))
         self.onLost(why)
@@ -538,6 +562,7 @@ class SessionFactory(ClientFactory):
     @param digests: algorithms this side can compute and trusts.
     @param idleTimeout: seconds of silence from the receiver that end a connection; fewer if
         the receiver's are fewer.
+    @ivar refusal: why the last connection that was not let in was not.
     """
 
     noisy = False
@@ -555,9 +580,14 @@ class SessionFactory(ClientFactory):
         self._digests = tuple(digests)
         self._credentials = credentials
         self._idleTimeout = idleTimeout
+        self.refusal: TransferError | None = None
+
+    def _refused(self, why: TransferError) -> None:
+        self.refusal = why
 
     def buildProtocol(self, addr: Any) -> SenderLink:
         session = SenderSession(self._reactor, self._digests, self._credentials, self._idleTimeout)
+        session.onRefused = self._refused
         return SenderLink(self._reactor, session, self._idleTimeout)
 
 

@@ -9,7 +9,7 @@ anything else runs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from connpool.errors import (
 from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.hashing import InThread
 from connpool.transfer.receive.blockmap import packBlocks, readHeld, unpackBlocks
+from connpool.transfer.records import DURABILITIES
 from connpool.transfer.send.extents import EXTENT, Outgoing
 from connpool.transfer.send.joblist import Job, Small
 from connpool.transfer.send.readahead import ReadAhead, blockDigests
@@ -56,17 +57,43 @@ class Asked:
     The user's wishes for every file.
 
     @ivar ifExists: one of L{IF_EXISTS}, or empty for the receiver's rule.
-    @ivar durability: one of L{DURABILITIES}.
+    @ivar durability: one of L{ASKABLE_DURABILITIES}.
     @ivar dry: only ask.
     @ivar blockSize: smallest bytes of a block.
     @ivar extent: bytes of an extent.
     """
 
     ifExists: str = ""
-    durability: str = "full"
+    durability: str = "best"
     dry: bool = False
     blockSize: int = BLOCK_SIZE
     extent: int = EXTENT
+
+
+class Level:
+    """
+    The durability that the files of one session are asked for.
+
+    @param wanted: one of L{ASKABLE_DURABILITIES}.
+    @param capabilities: of the session.
+    @ivar asked: the same, in words that the receiver knows.
+    """
+
+    def __init__(self, wanted: str, capabilities: Collection[str]) -> None:
+        self._open = wanted == "best"
+        self.asked = "full" if self._open and "best" not in capabilities else wanted
+
+    def lower(self, refused: str) -> bool:
+        """
+        Ask for less than a level that was refused, if it was left open which one it is.
+
+        @return: whether there is less to ask for.
+        """
+        if not self._open or refused not in {"data", "full"}:
+            return False
+        if refused == self.asked:
+            self.asked = DURABILITIES[DURABILITIES.index(refused) - 1]
+        return True
 
 
 class Lane:
@@ -104,6 +131,7 @@ class SmallStream:
         self.job = small.job
         self.size = len(small.data)
         self._root = small.root
+        self._durability = transmission.level.asked
 
     def takes(self, kind: Type, length: int) -> bool:
         return False
@@ -122,7 +150,7 @@ class SmallStream:
         self._transmission.smallAnswered(self)
         # damaged on the way: what a large file repairs block by block
         again = retryable or isinstance(why, DigestMismatch)
-        self._transmission.refused(self.job, why, again)
+        self._transmission.refused(self.job, why, again, self._durability)
 
 
 class LargeStream:
@@ -153,6 +181,7 @@ class LargeStream:
         self.touched: set[Lane] = set()
         self.settling = False
         self.root: bytes | None = None
+        self._durability = transmission.level.asked
         self.over = False
         self.busy = 0
 
@@ -270,7 +299,8 @@ class LargeStream:
     def rejected(self, why: TransferError, retryable: bool) -> None:
         self.end()
         # what cannot be read again is not begun again
-        self._transmission.refused(self.job, why, retryable and not self.job.spent)
+        again = retryable and not self.job.spent
+        self._transmission.refused(self.job, why, again, self._durability)
 
     def giveUp(self, why: TransferError, keep: bool) -> None:
         """

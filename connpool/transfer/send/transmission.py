@@ -28,9 +28,11 @@ from connpool.errors import (
     Cancelled,
     ChangedSource,
     DigestMismatch,
+    NoSpace,
     Skipped,
     SourceError,
     TransferError,
+    Unsupported,
 )
 from connpool.transfer.digests import chooseBlockSize
 from connpool.transfer.hashing import InThread
@@ -41,12 +43,7 @@ from connpool.transfer.send.readahead import stdinDescriptor
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.send.source import unchanged, wasRenamed
 from connpool.transfer.send.standardinput import sendStandardInput
-from connpool.transfer.send.streams import (
-    Asked,
-    Lane,
-    LargeStream,
-    SmallStream,
-)
+from connpool.transfer.send.streams import Asked, Lane, LargeStream, Level, SmallStream
 from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.frames import MAX_RUN, Type
 from connpool.transfer.wire.messages import (
@@ -65,10 +62,9 @@ __all__ = ["Asked", "Lane", "Transmission"]
 
 #: Large files offered at once: their answers come while another is sent.
 OFFERS = 16
-#: How often a file is sent again for a reason of its own.
-TRIES = 3
-#: The same when the receiver says that a later try may succeed.
-LATER_TRIES = 5
+#: How often a file is sent again for a reason of its own; when the receiver says that a
+#: later try may succeed; and for a full disk, which few find space on within seconds.
+TRIES, LATER_TRIES, FULL_TRIES = 3, 5, 2
 #: The text with which receivers of version 0.1.0 refuse a file, also under the rule C{skip}.
 _SKIPPED = "already exists on the receiver with different content"
 
@@ -78,7 +74,9 @@ class Transmission:
     @param report: told what became of each file: C{stored(job, receipt, root,
         size, session, earlier)}, C{failed(job, error)}, C{directoryMade()},
         C{directoriesLeftOut(count)}, C{wouldTake(job)}, C{sent(job, bytes)},
-        C{resumed(job, bytes)} when it is accepted, C{phase(job, phase, slow)}.
+        C{resumed(job, bytes)} when it is accepted, C{phase(job, phase, slow)},
+        C{delayed(job, error, due)} when it is offered again later, C{slowed(word)} when the
+        receiver says what small files wait for.
     @param lane: connects a further lane, or L{None}.
     @param lanes: how many further lanes there may be.
     @ivar tellsEarlier: whether the receiver says what became of a file that an earlier run
@@ -107,8 +105,10 @@ class Transmission:
         self.report = report
         self.inThread = inThread
         self._connectLane = lane
-        self._mostLanes = lanes if lane is not None and session.canJoin else 0
+        self._mostLanes = lanes if lane is not None and "join" in session.capabilities else 0
         self._lanes = 0
+        #: connections that are being made
+        self._connecting: set[Deferred[Any]] = set()
         self._large: list[LargeStream] = []
         self._small: dict[SmallStream, None] = {}
         self._directories = Directories(self, report)
@@ -118,8 +118,10 @@ class Transmission:
         self._over = False
         self._running = 0
         self.tellsEarlier = "earlier" in session.capabilities
+        self.level = Level(asked.durability, session.capabilities)
         self.advanced = False
         session.onLost = lambda _: self.wake()
+        session.onSlow = report.slowed
 
     # -- the round
 
@@ -146,6 +148,8 @@ class Transmission:
                     await self.event()
         finally:
             self._over = True
+            for connecting in list(self._connecting):
+                connecting.cancel()
             self.wake()
             for stream in self._large[:]:
                 self._again.append(stream.job)
@@ -168,7 +172,9 @@ class Transmission:
     def _finished(self) -> bool:
         if self._large or self._small or self._directories.waiting:
             return False
-        return self.session.stopping or (self.work.empty and not self._running)
+        # a connection that is still being made has nothing of ours
+        running = self._running - len(self._connecting)
+        return self.session.stopping or (self.work.empty and not running)
 
     def wake(self) -> None:
         """
@@ -251,7 +257,7 @@ class Transmission:
             job.status.st_mtime_ns,
             bool(job.status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
-            self.asked.durability,  # type: ignore[arg-type]
+            self.level.asked,  # type: ignore[arg-type]
         )
         self.report.sent(job, len(small.data))
         return encode(Type.PUT, number, message, len(small.data))
@@ -301,7 +307,7 @@ class Transmission:
             status.st_mtime_ns if status is not None else None,
             status is not None and bool(status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
-            self.asked.durability,  # type: ignore[arg-type]
+            self.level.asked,  # type: ignore[arg-type]
             self.asked.dry,
         )
         self.session.writer.send(encode(Type.OFFER, stream.number, message))
@@ -458,13 +464,17 @@ class Transmission:
         One more connection, for as long as there are extents.
         """
         assert self._connectLane is not None
+        connecting = Deferred.fromCoroutine(self._connectLane())
+        self._connecting.add(connecting)
         try:
-            connection = await self._connectLane()
+            connection = await connecting
         except Exception as e:
             self._log.info("no further connection: {why}", why=str(e))
             self._mostLanes -= 1
             self._lanes -= 1
             return
+        finally:
+            self._connecting.discard(connecting)
         lane = Lane(connection.session, self.inThread)
         lane.session.onLost = lambda _: self.wake()
         try:
@@ -529,16 +539,23 @@ class Transmission:
         self.work.again(job)
         self.wake()
 
-    def refused(self, job: Job, why: TransferError, again: bool) -> None:
+    def refused(self, job: Job, why: TransferError, again: bool, durability: str = "none") -> None:
         """
         The receiver does not take it, or not now.
+
+        @param durability: the level that was asked for.
         """
         if self.asked.ifExists == "skip" and str(why).endswith(_SKIPPED):
             why = Skipped(str(why))
         job.tries += 1
-        if again and job.tries <= LATER_TRIES:
+        if isinstance(why, Unsupported) and not job.spent and self.level.lower(durability):
+            self.work.again(job)
+        elif again and job.tries <= (FULL_TRIES if isinstance(why, NoSpace) else LATER_TRIES):
             delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
-            self.work.delay(job, self._reactor.seconds() + delay)
+            due = self._reactor.seconds() + delay
+            self.work.delay(job, due)
+            if delay:
+                self.report.delayed(job, why, due)
         else:
             self._failed(job, why)
         self.wake()

@@ -11,8 +11,9 @@ promises, and the private name goes last because it is the evidence: a private
 file with two links was published, whoever died or failed in between.  Once the
 done record is written nothing can fail any more.
 
-C{none} leaves out the syncs, C{data} those of directories.  What was reached
-depends on where the name is, too: a file system in memory may be mounted there.
+C{none} leaves out the syncs, C{data} those of directories.  What is reached
+depends on where the name is: a file system in memory may be mounted there, or a
+disk in a store that is in memory.
 
 Everything here may block on the disk and may run in any thread.
 """
@@ -36,7 +37,7 @@ from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
 from connpool.transfer.stores.publish import Published, Publisher, Source
 from connpool.transfer.stores.receiptlog import DoneLog, identityOf
-from connpool.transfer.syscalls import NEW, VOLATILE, Syscalls, asTransferError
+from connpool.transfer.syscalls import CANNOT_SYNC, NEW, VOLATILE, Syscalls, asTransferError
 
 __all__ = ["Finisher", "temporaryName"]
 
@@ -62,6 +63,13 @@ def temporaryName(offer: Offer) -> str:
     if offer.key is None:
         return f"{_prefix}-{os.getpid()}-{next(_numbers)}"
     return identityOf(offer).hex()
+
+
+def _wanted(durability: str) -> int:
+    """
+    @return: the index in C{DURABILITIES} that is asked for; the strongest for C{best}.
+    """
+    return DURABILITIES.index("full" if durability == "best" else durability)
 
 
 @attrs.define
@@ -101,7 +109,9 @@ class Finisher:
         self._publisher = publisher
         self._done = done
         self._temporary = temporary
-        self._levels = {name: min(level, reach) for level, name in enumerate(DURABILITIES)}
+        self._reach = reach
+        #: whether a name was published on a disk although the private files are in memory
+        self._diskElsewhere = False
         self._fileMode = fileMode
         self._keepExec = keepExec
         self._now = now
@@ -113,7 +123,20 @@ class Finisher:
         """
         @return: the index in C{DURABILITIES} that is asked for and reachable.
         """
-        return self._levels[offer.durability]
+        wanted = _wanted(offer.durability)
+        return wanted if self._diskElsewhere else min(wanted, self._reach)
+
+    def _reached(self, durability: str, directory: Directory) -> int:
+        """
+        @return: the index in C{DURABILITIES} that is asked for and reachable in C{directory}.
+        """
+        if directory.filesystem in VOLATILE:
+            return 0
+        if self._reach:
+            return min(_wanted(durability), self._reach)
+        # another mount: a copy is synced there
+        self._diskElsewhere = True
+        return _wanted(durability)
 
     def finished(self, offer: Offer, size: int | None, root: bytes | None = None) -> Receipt | None:
         """
@@ -127,7 +150,7 @@ class Finisher:
         if recent is not None and recent[1].answers(size, root):
             return recent[1]
         try:
-            return self._done.find(offer, size, root, sync=offer.durability == "full")
+            return self._done.find(offer, size, root, sync=_wanted(offer.durability) == 2)
         except OSError as error:
             raise asTransferError(error, f'looking for the receipt of "{offer.name}"') from None
 
@@ -166,9 +189,9 @@ class Finisher:
                 self._sync(source.fd)
             if committing is not None:
                 committing()
-            published, directory = self._publish(offer, source, level)
-            if level == 2:
-                self._tree.sync(directory)
+            published, directory = self._publish(offer, source)
+            level = self._reached(offer.durability, directory)
+            level = self._syncNames(directory, level)
             receipt = self._receipt(offer, source.size, root, published, directory, level)
             if offer.key is not None:
                 index = (offer.principal, offer.key)
@@ -189,13 +212,12 @@ class Finisher:
         A process died after C{rename} had taken the private name away: take
         the steps that were left.
         """
-        level = self.level(offer)
         published = Published(offer.name, "stored")
         try:
             directory = self._tree.acquire(offer.name.components[:-1], create=True)
             try:
-                if level == 2:
-                    self._tree.sync(directory)
+                level = self._reached(offer.durability, directory)
+                level = self._syncNames(directory, level)
                 receipt = self._receipt(offer, size, root, published, directory, level)
             finally:
                 self._tree.release(directory)
@@ -203,6 +225,21 @@ class Finisher:
         except OSError as error:
             raise asTransferError(error, f'storing "{offer.name}"') from None
         return receipt
+
+    def _syncNames(self, directory: Directory, level: int) -> int:
+        """
+        Make the names in C{directory} durable, if C{level} says so.
+
+        @return: the level that is reached: some file systems cannot sync a directory.
+        """
+        if level == 2:
+            try:
+                self._tree.sync(directory)
+            except OSError as error:
+                if error.errno not in CANNOT_SYNC:
+                    raise
+                return 1
+        return level
 
     def flush(self) -> None:
         """
@@ -274,7 +311,6 @@ class Finisher:
         """
         As L{connpool.interfaces.IDirectoryStore.makeDirectory}.
         """
-        level = self._levels[durability]
         try:
             try:
                 directory = self._tree.acquire(name.components, create=False)
@@ -288,6 +324,7 @@ class Finisher:
                 if modified is not None:
                     with suppress(PermissionError):  # somebody else's: only files are put in
                         self._sys.utime(directory.fd, ns=(modified, modified))
+                level = self._reached(durability, directory)
                 if level == 2:
                     self._tree.sync(directory)
                 filesystem = directory.filesystem
@@ -295,7 +332,7 @@ class Finisher:
                 self._tree.release(directory)
         except OSError as error:
             raise asTransferError(error, f'making the directory "{name}"') from None
-        reached = DURABILITIES[0 if filesystem in VOLATILE else level]
+        reached = DURABILITIES[level]
         return DirectoryMade(made, reached, filesystem, self._now())
 
     def _syncAll(self, items: list[_Item], results: dict[int, Receipt | Failure]) -> None:
@@ -317,14 +354,14 @@ class Finisher:
 
     def _publishItem(self, item: _Item, results: dict[int, Receipt | Failure]) -> None:
         offer = item.small.offer
-        level = self.level(offer)
         try:
-            published, item.directory = self._publish(offer, item.source, level)
+            published, item.directory = self._publish(offer, item.source)
         except TransferError as error:
             results[id(item.small)] = Failure(error)
         except OSError as error:
             results[id(item.small)] = Failure(asTransferError(error, f'storing "{offer.name}"'))
         else:
+            level = self._reached(offer.durability, item.directory)
             item.receipt = self._receipt(
                 offer, item.source.size, item.small.root, published, item.directory, level
             )
@@ -333,15 +370,18 @@ class Finisher:
         """
         The directories and the done records: each once.
         """
-        full = [item for item in items if self.level(item.small.offer) == 2]
+        full = [item for item in items if item.receipt.durability == "full"]
         for directory in {item.directory for item in full}:
             assert directory is not None
+            here = [item for item in full if item.directory is directory]
             try:
-                self._tree.sync(directory)
+                level = self._syncNames(directory, 2)
             except OSError as error:
                 failure = Failure(asTransferError(error, "making a directory durable"))
-                here = [item for item in full if item.directory is directory]
                 results.update({id(item.small): failure for item in here})
+            else:
+                for item in here:
+                    item.receipt = attrs.evolve(item.receipt, durability=DURABILITIES[level])
         rest = {id(item.small): item for item in items if id(item.small) not in results}
         try:
             self._done.append(
@@ -417,13 +457,17 @@ class Finisher:
                 " the file is not trusted, send it again"
             ) from None
 
-    def _publish(self, offer: Offer, source: Source, level: int) -> tuple[Published, Directory]:
+    def _publish(self, offer: Offer, source: Source) -> tuple[Published, Directory]:
         for attempt in (1, 2):
             directory = self._tree.acquire(offer.name.components[:-1], create=True)
             try:
                 return (
                     self._publisher.publish(
-                        source, directory, offer.name, offer.ifExists, sync=level > 0
+                        source,
+                        directory,
+                        offer.name,
+                        offer.ifExists,
+                        sync=_wanted(offer.durability) > 0,
                     ),
                     directory,
                 )
@@ -453,7 +497,7 @@ class Finisher:
             wanted=offer.name.path,
             size=size,
             status=published.status,
-            durability=DURABILITIES[0 if filesystem in VOLATILE else level],
+            durability=DURABILITIES[level],
             filesystem=filesystem,
             integrity="unverified" if root is None else "verified",
             digest=offer.digest,

@@ -71,7 +71,7 @@ class _Stored(msgspec.Struct):
     digest: str | None
     blockSize: Annotated[int, msgspec.Meta(gt=0)]
     ifExists: Literal["rename", "replace", "refuse", "skip"]
-    durability: Literal["none", "data", "full"]
+    durability: Literal["none", "data", "full", "best"]
     protocol: str
     key: str | None
 

@@ -44,7 +44,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,7 @@ from connpool.transfer.stores.receiptlog import DoneLog
 from connpool.transfer.stores.recovery import Reaper
 from connpool.transfer.stores.reservations import Ledger, Space
 from connpool.transfer.syscalls import (
+    CANNOT_SYNC,
     VOLATILE,
     Syscalls,
     asTransferError,
@@ -193,14 +194,13 @@ class LocalStore:
             self._identity = (status.st_dev, status.st_ino)
             self.filesystem = filesystemType(self._root)
             level = "none" if self.filesystem in VOLATILE else "full"
-            self.caps = StoreCaps(durability=level)
             self.privateTree = Tree(sys, self._root, 0o700)
             opened.callback(self.privateTree.close)
             self._checkOwner(self._hold(opened, INTERNAL))
             held = [self._hold(opened, INTERNAL, name) for name in ("temporary", "done", "ledger")]
             if level == "full":
-                for directory in held:
-                    self.privateTree.sync(directory)
+                level = self._reach(held)
+            self.caps = StoreCaps(durability=level)
             temporary, self._receipts, ledger = (directory.fd for directory in held)
             space = Space(sys, self._root, minFree, self._seconds)
             self.ledger = Ledger(sys, ledger, space, self._quota)
@@ -235,6 +235,19 @@ class LocalStore:
                 f"directory {shown} cannot be used: {why}; it must be writable, and {INTERNAL} in"
                 " it a directory of its own"
             ) from None
+
+    def _reach(self, directories: Sequence[Directory]) -> str:
+        """
+        @return: the strongest durability that the disk reaches; these are synced.
+        """
+        try:
+            for directory in directories:
+                self.privateTree.sync(directory)
+        except OSError as error:
+            if error.errno not in CANNOT_SYNC:
+                raise
+            return "data"
+        return "full"
 
     def _hold(self, opened: contextlib.ExitStack, *components: str) -> Directory:
         directory = self.privateTree.acquire(components, create=True)

@@ -40,8 +40,10 @@ from connpool.transfer.syscalls import NEW, Syscalls, asTransferError
 
 __all__ = ["STEP", "Ledger", "Reservation", "Short", "Space"]
 
-#: Bytes that a transfer of unknown size reserves at a time.
+#: Bytes that a transfer of unknown size reserves at a time, at most: as many as it has
+#: taken before, so that a small one needs little.
 STEP = 64 << 20
+FIRST_STEP = 1 << 20
 #: The free-space floor unless the operator sets one: the smaller of these.
 FLOOR_BYTES = 1 << 30
 FLOOR_SHARE = 0.05
@@ -188,15 +190,15 @@ class Ledger:
             (L{QuotaExceeded}), or the disk has not so much (L{NoSpace}).
         """
         reservation = Reservation(principal, self._quota if quota is None else quota)
-        if size is None:
-            size = self._step(reservation)
+        size = written if size is None else size
         others = 0 if reservation.quota is None else suspended()
         self._take(reservation, size, max(0, size - written), others)
         return reservation
 
     def _step(self, reservation: Reservation) -> int:
         quota = reservation.quota
-        return self.step if quota is None else min(self.step, quota // 16)
+        step = min(self.step, max(FIRST_STEP, reservation.size))
+        return step if quota is None else min(step, quota // 16)
 
     def grow(self, reservation: Reservation, size: int) -> None:
         """
@@ -204,9 +206,13 @@ class Ledger:
 
         @raise QuotaExceeded, NoSpace: if it may not.
         """
-        size = max(self._step(reservation), size)
+        step = max(self._step(reservation), size)
         try:
-            self._take(reservation, size, size, 0)
+            try:
+                self._take(reservation, step, step, 0)
+            except Short:
+                # what is there may be enough
+                self._take(reservation, size, size, 0)
         except Short as short:
             raise short.why from None
         except OSError as error:
@@ -280,13 +286,13 @@ class Ledger:
                 totals.taken.get(principal, 0) for totals in (self._totals, *others)
             )
             if taken + size > quota:
-                raise Short(
-                    max(missing, taken + size - quota),
-                    QuotaExceeded(
-                        f"{taken} of {quota} bytes of quota are taken and {size} more are"
-                        " needed; finish or remove unfinished transfers first"
-                    ),
+                why = (
+                    f"{taken} of {quota} bytes of quota are taken and {size} more are"
+                    " needed; finish or remove unfinished transfers first"
                 )
+                if size > quota:
+                    why = f"{size} bytes are needed; the receiver's quota for one sender is {quota}"
+                raise Short(max(missing, taken + size - quota), QuotaExceeded(why))
         if missing > 0:
             raise Short(
                 missing,

@@ -30,7 +30,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import NetworkFailed, TransferError, TransferTimeout
+from connpool.addresses.tls import connectionLoss
+from connpool.errors import TransferError, TransferTimeout
 from connpool.transfer.deadlines import Pace
 from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
@@ -120,7 +121,7 @@ class Link(Protocol):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         why: BaseException | None = reason.value if reason is not None else None
-        self._end(NetworkFailed(_lost(why or ConnectionDone())))
+        self._end(connectionLoss(why or ConnectionDone()))
 
     # -- being told not to write so much: the peer does not read
 
@@ -239,8 +240,7 @@ class Link(Protocol):
         """
         The connection broke.
         """
-        why = why or ConnectionLost()
-        self.abort(why if isinstance(why, TransferError) else NetworkFailed(_lost(why)))
+        self.abort(connectionLoss(why or ConnectionLost()))
 
     def late(self, why: TransferError) -> None:
         """
@@ -465,18 +465,3 @@ class Link(Protocol):
         self._queue.clear()
         self._events = None
         self._session.linkLost(why)
-
-
-def _lost(why: BaseException) -> str:
-    # here: who does not use TLS does not wait for it to be loaded
-    from OpenSSL import SSL
-    from service_identity import VerificationError
-
-    if isinstance(why, VerificationError):
-        return "the receiver's certificate is for another host"
-    if isinstance(why, SSL.Error) and why.args and isinstance(why.args[0], list):
-        # a list of (library, function, reason)
-        text = "TLS: " + ", ".join(str(error[-1]) for error in why.args[0])
-    else:
-        text = " ".join(str(why).split()).rstrip(".")
-    return f"the connection was lost: {text or type(why).__name__}"

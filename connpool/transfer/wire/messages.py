@@ -46,6 +46,8 @@ __all__ = [
     "decode",
     "encode",
     "extensionOf",
+    "pingOf",
+    "slowIn",
 ]
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -61,6 +63,8 @@ Nanoseconds = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 BlockSize = Annotated[int, Meta(ge=1 << 12, le=1 << 47)]
 IfExists = Literal["", "rename", "replace", "refuse", "skip"]
 Durability = Literal["none", "data", "full"]
+#: C{best} needs the capability of that name.
+AskedDurability = Literal["none", "data", "full", "best"]
 
 
 class _Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -173,6 +177,23 @@ class Ping(_Message, frozen=True):
     extensions: Extensions = ()
 
 
+def pingOf(slow: str) -> Ping:
+    """
+    @param slow: what small files wait for; empty for nothing.
+    """
+    return Ping(0, (Extension("slow", False, slow.encode()),) if slow else ())
+
+
+def slowIn(ping: Ping) -> str:
+    """
+    @return: what C{ping} says that small files wait for; empty for nothing.
+    """
+    for extension in ping.extensions:
+        if extension.name == "slow":
+            return extension.value[:64].decode("utf-8", "replace")
+    return ""
+
+
 class Goaway(_Message, frozen=True):
     """
     Begin nothing new here; what runs may end.
@@ -204,7 +225,7 @@ class Put(_Message, frozen=True):
     modified: Nanoseconds | None = None
     executable: bool = False
     ifExists: IfExists = ""
-    durability: Durability = "full"
+    durability: AskedDurability = "full"
     extensions: Extensions = ()
 
 
@@ -226,7 +247,7 @@ class Offering(_Message, frozen=True):
     modified: Nanoseconds | None = None
     executable: bool = False
     ifExists: IfExists = ""
-    durability: Durability = "full"
+    durability: AskedDurability = "full"
     dry: bool = False
     extensions: Extensions = ()
 
@@ -349,7 +370,7 @@ class Directory(_Message, frozen=True):
 
     name: Name
     modified: Nanoseconds | None = None
-    durability: Durability = "full"
+    durability: AskedDurability = "full"
     extensions: Extensions = ()
 
 
