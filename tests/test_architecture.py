@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "standardstreams": set(),
     "regularfiles": set(),
     "interfaces": {"errors"},
-    "addresses": {"errors", "interfaces"},
+    "addresses": {"errors", "interfaces", "regularfiles"},
     "proxyprotocol": GROUND,
     "pool": GROUND,
     "transfer": GROUND,

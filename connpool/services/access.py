@@ -217,7 +217,7 @@ class Gate(Factory):
         objection = "" if addr is None else access.objection(addr)
         if objection and isinstance(addr, UnknownAddress):
             self._healthChecks += 1
-            return _Refused()
+            return _Refused(b"", b"")
         if objection:
             self._refusedAddress += 1
             host = str(getattr(addr, "host", "unknown"))
