@@ -19,12 +19,13 @@ __all__ = ["canWrite", "prepareStreams"]
 
 def prepareStreams(*, discard: bool) -> None:
     """
-    Open what is closed, on the null device, and escape what cannot be encoded.
+    Open what is closed, on the null device, and escape what cannot be encoded.  Reading
+    from an input that was closed still fails.
 
     @param discard: for a closed standard output: whether what is written to it
         vanishes, or fails as it should for a program whose result it is.
     """
-    modes = ((0, os.O_RDONLY), (1, os.O_WRONLY if discard else os.O_RDONLY), (2, os.O_WRONLY))
+    modes = ((0, os.O_WRONLY), (1, os.O_WRONLY if discard else os.O_RDONLY), (2, os.O_WRONLY))
     for fd, mode in modes:
         try:
             os.fstat(fd)
@@ -33,10 +34,11 @@ def prepareStreams(*, discard: bool) -> None:
             with suppress(OSError):
                 os.open(os.devnull, mode)  # the lowest free number is this one
                 os.set_inheritable(fd, True)
-    for name, fd in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+    # sys.stdin stays away: an empty input is not the same as none
+    for name, fd in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             with suppress(OSError):
-                opened = open(fd, "w" if fd else "r", closefd=False)  # noqa: SIM115 - it stays open
+                opened = open(fd, "w", closefd=False)  # noqa: SIM115 - it stays open
                 setattr(sys, name, opened)
     for stream in (sys.stdout, sys.stderr):
         # not those that a test or an embedder put in their place

@@ -146,6 +146,15 @@ def test_aClosedStreamIsNobodyElsesSocket():
     assert run([sys.executable, "-c", code], closed=(0, 1, 2)).returncode == 0
 
 
+def test_noInputIsNotAnEmptyOne(tmp_path):
+    with running(*PLAIN, "filerecv", "--listen=tcp:0:interface=127.0.0.1", cwd=tmp_path) as program:
+        to = program.waitFor(r"listens on (127\.0\.0\.1:\d+)")[1]
+        done = run([*COMMAND, "send", "--to", to, "--name=x", "-"], closed=(0,))
+    assert done.returncode == 3
+    assert "there is no standard input" in oneLine(done.stderr)
+    assert not (tmp_path / "received/x").exists()
+
+
 def test_theReaderHasHadEnough():
     done = run(["sh", "-c", '"$@" | true; exit 0', "sh", *COMMAND, "states", "--all", "--sockets"])
     assert done.stderr == ""

@@ -3,10 +3,11 @@ The last files of a reception, and a log of refusals that nobody can flood.
 
 Theory of operation
 ===================
-A file that was stored or failed is a line in the log.  An offer that was refused
-is one only at first: a sender that repeats its mistake ten thousand times a minute
-gets one line a minute for each error code, with the number of those left out.
-What happened to the last L{KEPT_TRANSFERS} of each is kept here in any case.
+A file that was stored, or failed halfway, is a line in the log.  An offer that was
+refused, or never brought a byte, is one only at first: a sender that repeats its
+mistake ten thousand times a minute gets one line a minute for each error code, with
+the number of those left out.  The last L{KEPT_TRANSFERS} of each are kept here in any
+case.
 """
 
 from __future__ import annotations
@@ -50,17 +51,28 @@ class RecentTransfers:
 
     def failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
         """
-        Keep a file that ended without being published.
+        Keep and log a file that ended without being published.  Of those that never
+        brought a byte there may be as many as of refusals.
 
         @param count: bytes that came.
         """
-        # not the exception itself: its traceback keeps buffers alive
-        text = f"{getattr(why, 'code', 'error')}: {str(why) or type(why).__name__}"
-        result = "skipped" if isinstance(why, Skipped) else "failed"
+        code, text = getattr(why, "code", "error"), str(why) or type(why).__name__
+        skipped = isinstance(why, Skipped)
         now, name = self._clock.seconds(), str(offer.name)
+        # not the exception itself: its traceback keeps buffers alive
+        result = "skipped" if skipped else "failed"
         self._files.append(
-            EndedTransfer(now, name, count, peer, result, None, offer.transferId, text)
+            EndedTransfer(
+                *(now, name, count, peer, result, None, offer.transferId, f"{code}: {text}")
+            )
         )
+        fields = {"name": name, "peer": peer, "why": text, "id": offer.transferId, "count": count}
+        template = "{name} from {peer} after {count} bytes: {code}: {why}, id {id}"
+        template = f"{'skipped' if skipped else 'did not receive'} {template}"
+        if count or skipped:
+            self._log.info(template, code=code, **fields)
+        else:
+            self._say(code, template, fields, now)
 
     def refused(
         self, name: str, peer: str, why: TransferError, transferId: str | None = None

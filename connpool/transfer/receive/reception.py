@@ -456,16 +456,6 @@ class Reception:
         self._skipped += skipped
         self._failedCount += not skipped
         self.recent.failed(offer, peer, count, why)
-        self._log.info(
-            "{what} {name} from {peer} after {count} bytes: {code}: {why}, id {id}",
-            what="skipped" if skipped else "did not receive",
-            name=str(offer.name),
-            peer=peer,
-            count=count,
-            code=getattr(why, "code", "error"),
-            why=str(why) or type(why).__name__,
-            id=offer.transferId,
-        )
         self._tell("failed", offer, peer, why)
 
     def _tell(self, event: str, *details: Any) -> None:

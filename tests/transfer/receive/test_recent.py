@@ -2,7 +2,7 @@ import attrs
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
-from connpool.errors import Exists, NameRefused, NoSpace
+from connpool.errors import Exists, NameRefused, NoSpace, Skipped
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.recent import KEPT_TRANSFERS, RecentTransfers
 from connpool.transfer.records import Offer, Receipt
@@ -45,6 +45,20 @@ def test_noMoreThanFifty():
     assert len(latest) == 2 * KEPT_TRANSFERS
     assert latest[0].size == 3 * KEPT_TRANSFERS - 1
     assert latest[KEPT_TRANSFERS].name == f"{3 * KEPT_TRANSFERS - 1}"
+
+
+def test_filesThatNeverBroughtAByteAreNotALineEach():
+    recent = RecentTransfers(Clock())
+    offer = Offer(RelativeName.parse("b"), "1" * 32, 100)
+    with capturedLogs() as logs:
+        for _ in range(100):
+            recent.failed(offer, "x", 0, NoSpace("full"))
+        for _ in range(3):
+            recent.failed(offer, "x", 60, NoSpace("full"))
+            recent.failed(offer, "x", 0, Skipped("there"))
+    lines = [formatEvent(each) for each in logs]
+    assert lines[0] == f"did not receive b from x after 0 bytes: no-space: full, id {'1' * 32}"
+    assert [line.split(" from")[0] for line in lines[1:]] == ["did not receive b", "skipped b"] * 3
 
 
 def test_tenThousandRefusalsAreAFewLines():
