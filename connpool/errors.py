@@ -35,6 +35,7 @@ __all__ = [
     "LookupFailed",
     "NameRefused",
     "NetworkFailed",
+    "NoInodes",
     "NoSpace",
     "Overloaded",
     "PoolClosed",
@@ -300,6 +301,14 @@ class NoSpace(TransferError):
     code = "no-space"
     exitCode = 4
     retryable = True
+
+
+class NoInodes(NoSpace):
+    """
+    The receiver's file system can hold no more files, whatever their size.
+    """
+
+    code = "no-inodes"
 
 
 class Busy(TransferError):

@@ -586,6 +586,19 @@ class IFileStore(Interface):
         @return: what is published under C{name}; L{None} if nothing is.
         """
 
+    def foresee(offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
+        """
+        Say what would become of a file, and change nothing: a dry run.
+
+        @param root: of its content; L{None} if the sender has not said it.
+        @param ahead: bytes of other files that would be stored before it.
+        @param whole: whether it would come by L{put}, else by L{open}.
+        @return: fires with C{stored}; with C{duplicate}, for the same content is
+            there; or with C{compare}, if that depends on C{root}, which is
+            L{None}.  Fails with a L{TransferError}, as C{put}, C{open} or
+            C{commit} would.
+        """
+
     def partials(principal: str | None = None) -> Deferred[list[PartialInfo]]:
         """
         @return: the partials of one principal, or all.

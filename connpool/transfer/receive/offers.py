@@ -1,5 +1,5 @@
 """
-Messages as offers, under a receiver's policy.  Pure.
+The offer in a message, under a receiver's policy.  Pure.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.reception import Policy
 from connpool.transfer.records import Offer
-from connpool.transfer.wire.messages import Offering, Put
+from connpool.transfer.wire.messages import Offering, Put, timeOf
 
 __all__ = ["nameOf", "offerOf"]
 
@@ -56,7 +56,7 @@ def offerOf(
         identity=identity,
         key=message.key,
         resumeKey=resumeKey,
-        modified=message.modified,
+        modified=timeOf(message),
         executable=message.executable,
         digest=digest,
         blockSize=blockSize,

@@ -157,15 +157,17 @@ class Reception:
         identity = offer.identity
         return _least(self.policy.maxFileSize, None if identity is None else identity.maxFileSize)
 
-    def check(self, offer: Offer) -> None:
+    def check(self, offer: Offer, files: int = 0, size: int = 0) -> None:
         """
         Decide about an offer, without I/O.
 
+        @param files: that would come before it, beside those under way.
+        @param size: bytes of these.
         @raise TransferError: why it is refused.
         """
         self._checkSize(offer)
         for account in self.accounts(offer.identity):
-            account.check(1, offer.size or 0, self._now(account))
+            account.check(1 + files, (offer.size or 0) + size, self._now(account))
 
     def _checkSize(self, offer: Offer) -> None:
         limit = self.largest(offer)
@@ -306,7 +308,10 @@ class Reception:
             why = TransferTimeout(f"it took more than {most:g} s, the most that a transfer may")
             incoming.deadline = self._clock.callLater(most, late, why)
 
-    def _left(self, incoming: Incoming) -> None:
+    def left(self, incoming: Incoming) -> None:
+        """
+        Give back what a transfer held, once.
+        """
         if self._active.pop(incoming, self) is None:
             accounts = self.accounts(incoming.offer.identity)
             for account in accounts:
@@ -332,10 +337,10 @@ class Reception:
         try:
             stored = self.store.put(offer, data, root)
         except Exception as e:
-            self._failed(offer, peer, size, e)
+            self.failed(offer, peer, size, e)
             raise
         if isinstance(stored, Receipt):
-            self._published(stored, offer, peer)
+            self.published(stored, offer, peer)
             if held is None:
                 return stored
             receipt = stored
@@ -343,13 +348,13 @@ class Reception:
         _small(accounts, 1, size)
 
         def published(receipt: Receipt) -> Receipt | Deferred[Receipt]:
-            self._published(receipt, offer, peer)
+            self.published(receipt, offer, peer)
             _small(accounts, -1, -size)
             return receipt if held is None else held.addCallback(lambda _: receipt)
 
         def failed(failure: Failure) -> Failure:
             why: Any = failure.value
-            self._failed(offer, peer, size, why)
+            self.failed(offer, peer, size, why)
             _small(accounts, -1, -size)
             return failure
 
@@ -423,7 +428,10 @@ class Reception:
         self.recent.refused(name, peer, why, transferId)
         self._tell("refused", name, peer, why)
 
-    def _published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
+    def published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
+        """
+        Count, log and tell that a file is stored.
+        """
         if receipt.transferId != offer.transferId:
             # nothing was received: the sender had not seen its receipt
             self._log.info(
@@ -451,7 +459,10 @@ class Reception:
         )
         self._tell("published", receipt)
 
-    def _failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
+    def failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
+        """
+        Count, log and tell that a file ended without being stored.
+        """
         skipped = isinstance(why, Skipped)
         self._skipped += skipped
         self._failedCount += not skipped

@@ -28,14 +28,12 @@ from connpool.errors import (
     Busy,
     Cancelled,
     DigestMismatch,
-    Exists,
     Expired,
     Forbidden,
     NameRefused,
     NetworkFailed,
     ProtocolError,
     QuotaExceeded,
-    Skipped,
     StoreError,
     TooLarge,
     TransferError,
@@ -46,6 +44,7 @@ from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import displayName
 from connpool.transfer.receive import greeting
+from connpool.transfer.receive.dryrun import DryRun
 from connpool.transfer.receive.earlier import earlierOf
 from connpool.transfer.receive.greeting import (
     FROM_SENDER,
@@ -63,14 +62,16 @@ from connpool.transfer.receive.stream import (
     receiptFrame,
     rejectFrame,
 )
-from connpool.transfer.records import DirectoryMade, FileStat, Offer, Receipt
+from connpool.transfer.records import DirectoryMade, Offer, Receipt
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.link import Link
 from connpool.transfer.wire.messages import (
+    ROOT,
     Accept,
     Data,
     Directory,
     Error,
+    Extension,
     Goaway,
     Join,
     Joined,
@@ -92,6 +93,8 @@ __all__ = ["ReceiverSession"]
 PROGRESS_INTERVAL = 1.0
 #: Idle timeouts that input of unknown size may be silent for.
 PATIENCE = 10
+#: Bytes that a file asked about in a dry run takes until its answer.
+DRY_BYTES = 4096
 
 
 class ReceiverSession:
@@ -119,6 +122,7 @@ class ReceiverSession:
         self._run: tuple[Delivery | None, int] = (None, 0)
         self._pending = 0
         self._tooMany = False
+        self._dryRun: DryRun | None = None
         self._acks = Acks(registry.clock, self.send)
         self._accounts: list[Account] = []
         self._pace, self._patience = self._paced(None)
@@ -401,7 +405,7 @@ class ReceiverSession:
                 raise Busy(f"{STREAMS} files are open in this session; finish one first")
             offer = self._offered(message, message.size, message.blockSize, message.resumeKey)
             if message.dry:
-                self._dry(frame.stream, offer)
+                self._dry(frame.stream, offer, message)
                 return
         except TransferError as e:
             self._refuse(frame.stream, message.name, e)
@@ -423,29 +427,21 @@ class ReceiverSession:
         identity, digest = self._identity, self.digest.name
         return offerOf(message, policy, identity, digest, size, blockSize, resumeKey)
 
-    def _dry(self, number: int, offer: Offer) -> None:
-        reception = self.registry.reception
-        reception.check(offer)
+    def _dry(self, number: int, offer: Offer, message: Offering) -> None:
+        root = next((each.value for each in message.extensions if each.name == ROOT), None)
+        if self._dryRun is None:
+            self._dryRun = DryRun(self.registry.reception, greeting.SMALL_FILE)
+        self._pendingChanged(DRY_BYTES)
 
-        def found(there: FileStat | None) -> None:
-            trouble = reception.store.trouble()
-            if trouble is not None:
-                self.send(rejectFrame(number, StoreError(trouble)))
-            elif (
-                there is not None
-                and offer.ifExists in {"refuse", "skip"}
-                # else it may be the same content
-                and there.size != offer.size
-            ):
-                taken = Skipped if offer.ifExists == "skip" else Exists
-                self.send(rejectFrame(number, taken(f"there is a file {offer.name} already")))
+        def judged(result: bool | Failure) -> None:
+            if isinstance(result, Failure):
+                self.send(rejectFrame(number, asTransferError(result)))
             else:
-                self.send(encode(Type.ACCEPT, number, Accept("dry", 0)))
+                depends = (Extension(ROOT, False, b""),) if result else ()
+                self.send(encode(Type.ACCEPT, number, Accept("dry", 0, extensions=depends)))
+            self._pendingChanged(-DRY_BYTES)
 
-        def failed(failure: Failure) -> None:
-            self.send(rejectFrame(number, asTransferError(failure)))
-
-        reception.store.stat(offer.name).addCallbacks(found, failed)
+        Deferred.fromCoroutine(self._dryRun.judge(offer, root)).addBoth(judged)
 
     def _put(self, frame: Frame, message: Put) -> None:
         self._stream(frame)

@@ -36,6 +36,7 @@ class Job:
     @ivar due: when it may be begun again.
     @ivar kept: blocks that the receiver had safe, at the most.
     @ivar accepted: whether the receiver took it before, in this run.
+    @ivar root: of the content, where a dry run depends on it.
     @ivar spent: whether some of it was read that cannot be read again.
     @ivar fresh: key to use instead of the one that belongs to it: that one got a receipt
         for another content.
@@ -56,6 +57,7 @@ class Job:
     fresh: bytes = b""
     listed: int | None = None
     held: int | None = None
+    root: bytes | None = None
 
     def letGo(self) -> None:
         """

@@ -111,8 +111,8 @@ class Run:
             status.st_dev,
             status.st_ino,
             status.st_size,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
+            _wrapped(status.st_mtime_ns),
+            _wrapped(status.st_ctime_ns),
         )
         more = [part for part in (root, self._again * afresh) if part]
         return self._mac(self._own, b"key", self._destination, path, fingerprint, name, *more)
@@ -259,3 +259,10 @@ class HeldRun(Run):
         """
         Not yet.
         """
+
+
+def _wrapped(nanoseconds: int) -> int:
+    """
+    The last 64 bits of a time, which may lie beyond them: before 1678, after 2262.
+    """
+    return (nanoseconds + (1 << 63)) % (1 << 64) - (1 << 63)

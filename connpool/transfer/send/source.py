@@ -11,16 +11,20 @@ from typing import BinaryIO
 import attrs
 
 from connpool.errors import ChangedSource, SourceError
+from connpool.transfer.digests import Digest, rootOf
 
 __all__ = [
     "Source",
     "identity",
     "openRegular",
     "openSource",
+    "readRoot",
     "readWhole",
     "unchanged",
     "wasRenamed",
 ]
+
+_CHUNK = 1 << 20
 
 
 def identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
@@ -125,6 +129,20 @@ class Source:
         """
         if not unchanged(self.file.fileno(), self.status):
             raise ChangedSource("the file changed while it was sent; send it again")
+
+
+def readRoot(fd: int, size: int, digest: Digest, blockSize: int) -> bytes:
+    """
+    The root of what C{fd} leads to; blocks on the disk.
+    """
+    blocks = []
+    for start in range(0, size, blockSize):
+        hasher, offset, end = digest.new(), start, min(start + blockSize, size)
+        while offset < end and (data := os.pread(fd, min(end - offset, _CHUNK), offset)):
+            hasher.update(data)
+            offset += len(data)
+        blocks.append(hasher.digest())
+    return rootOf(digest, size, blockSize, blocks)
 
 
 def openSource(path: str) -> Source:

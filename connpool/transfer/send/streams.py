@@ -32,6 +32,7 @@ from connpool.transfer.send.readahead import ReadAhead, blockDigests
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
+    ROOT,
     Accept,
     Ack,
     Commit,
@@ -204,6 +205,9 @@ class LargeStream:
             self.accepted = True
             if message.state == "dry":
                 transmission.session.forget(self.number)
+                if self.fd is not None and self.job.root is None and _depends(message):
+                    transmission.spawn(transmission.compare(self))
+                    return
                 self.end()
                 transmission.wouldTake(self.job)
                 return
@@ -359,3 +363,10 @@ class LargeStream:
             if revoked:
                 wire = packBlocks(revoked)
                 session.writer.send(encode(Type.REVOKE, self.number, Revoke(), len(wire)), wire)
+
+
+def _depends(message: Accept) -> bool:
+    """
+    Tell whether a dry run's answer depends on the content.
+    """
+    return any(extension.name == ROOT for extension in message.extensions)

@@ -41,19 +41,22 @@ from connpool.transfer.send.extents import Extent, Outgoing
 from connpool.transfer.send.joblist import Job, Small, WorkList, resumeKey
 from connpool.transfer.send.readahead import stdinDescriptor
 from connpool.transfer.send.session import SenderSession
-from connpool.transfer.send.source import unchanged, wasRenamed
+from connpool.transfer.send.source import readRoot, unchanged, wasRenamed
 from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import Asked, Lane, LargeStream, Level, SmallStream
 from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.frames import MAX_RUN, Type
 from connpool.transfer.wire.messages import (
+    ROOT,
     Ack,
     Data,
     Digests,
+    Extension,
     Offering,
     Progress,
     Put,
     Receipting,
+    carryTime,
     encode,
 )
 from connpool.waiting import Waiters
@@ -249,15 +252,17 @@ class Transmission:
     def _put(self, number: int, small: Small) -> bytes:
         job = small.job
         assert job.status is not None
+        modified, extensions = carryTime(job.status.st_mtime_ns)
         message = Put(
             job.transferId,
             job.name,
             job.key,
             small.root,
-            job.status.st_mtime_ns,
+            modified,
             bool(job.status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
             self.level.asked,  # type: ignore[arg-type]
+            extensions,
         )
         self.report.sent(job, len(small.data))
         return encode(Type.PUT, number, message, len(small.data))
@@ -297,6 +302,9 @@ class Transmission:
 
     def _offer(self, stream: LargeStream) -> None:
         job, status = stream.job, stream.job.status
+        modified, extensions = carryTime(None if status is None else status.st_mtime_ns)
+        if job.root is not None:
+            extensions += (Extension(ROOT, False, job.root),)
         message = Offering(
             job.transferId,
             job.name,
@@ -304,11 +312,12 @@ class Transmission:
             job.size,
             stream.blockSize,
             None if status is None else resumeKey(job, self.work.run),
-            status.st_mtime_ns if status is not None else None,
+            modified,
             status is not None and bool(status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
             self.level.asked,  # type: ignore[arg-type]
             self.asked.dry,
+            extensions,
         )
         self.session.writer.send(encode(Type.OFFER, stream.number, message))
 
@@ -548,9 +557,10 @@ class Transmission:
         if self.asked.ifExists == "skip" and str(why).endswith(_SKIPPED):
             why = Skipped(str(why))
         job.tries += 1
+        tries = FULL_TRIES if isinstance(why, NoSpace) else LATER_TRIES
         if isinstance(why, Unsupported) and not job.spent and self.level.lower(durability):
             self.work.again(job)
-        elif again and job.tries <= (FULL_TRIES if isinstance(why, NoSpace) else LATER_TRIES):
+        elif again and job.tries <= tries and not self.asked.dry:
             delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
             due = self._reactor.seconds() + delay
             self.work.delay(job, due)
@@ -558,6 +568,30 @@ class Transmission:
                 self.report.delayed(job, why, due)
         else:
             self._failed(job, why)
+        self.wake()
+
+    async def compare(self, stream: LargeStream) -> None:
+        """
+        In a dry run the answer depends on the content: read it and ask again.
+        """
+        job, fd, size = stream.job, stream.fd, stream.size
+        assert fd is not None
+        assert size is not None
+        digest, root, why = self.session.digest, None, None
+        stream.hold(1)
+        try:
+            root = await self.inThread(lambda: readRoot(fd, size, digest, stream.blockSize))
+        except OSError as e:
+            why = SourceError(f"the file cannot be read: {e.strerror}")
+        stream.hold(-1)
+        if stream.over:
+            return  # the connection was lost, and the file is asked about again
+        stream.end()
+        if why is not None:
+            self._failed(job, why)
+        else:
+            job.root = root
+            self.work.large.append(job)
         self.wake()
 
     def wouldTake(self, job: Job) -> None:

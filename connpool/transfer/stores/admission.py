@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, DeferredLock
 
-from connpool.errors import Busy, QuotaExceeded, StoreError
+from connpool.errors import Busy, StoreError
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.commit import temporaryName
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partial import LocalPartial
-from connpool.transfer.stores.partialdir import LONG_JOURNAL, PARTIALS, Slot, identityOf
+from connpool.transfer.stores.partialdir import LONG_JOURNAL, Slot, identityOf, tooManyPartials
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.stores.rehash import blocksIn
 from connpool.transfer.stores.reservations import Reservation, Short
@@ -242,9 +242,7 @@ class Admission:
     async def _makeRoom(self, offer: Offer, slot: Slot) -> None:
         excess = self._store.shelf.excess(slot) if slot.fresh else 0
         if excess > 0 and not await self._evict(offer, slot, 0, excess):
-            raise QuotaExceeded(
-                f"{PARTIALS} unfinished files of this sender are in use; finish one first"
-            )
+            raise tooManyPartials()
 
     def _evict(self, offer: Offer, slot: Slot | None, size: int, count: int) -> Deferred[bool]:
         store = self._store

@@ -16,12 +16,12 @@ from connpool.errors import (
     ConflictTakeover,
     Exists,
     NoSpace,
-    Skipped,
     StoreError,
     TooLarge,
     TransferError,
 )
 from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
+from connpool.transfer.digests import digestNamed, rootOf
 from connpool.transfer.names import RelativeName, caselessForm, displayName
 from connpool.transfer.records import (
     DirectoryMade,
@@ -33,7 +33,7 @@ from connpool.transfer.records import (
 )
 from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.journal import continues
-from connpool.transfer.stores.publish import candidates
+from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.ranges import Ranges
 
 __all__ = ["MemoryStore"]
@@ -113,14 +113,13 @@ class _MemoryPartial:
         if not self.held.covers(0, size):
             return fail(StoreError(f'"{self.offer.name}" is not complete'))
         self.gate = StoreError(f'"{self.offer.name}" was published')
+        content = bytes(self.content[:size])
         try:
-            name, status = self._store._place(self.offer, self.content[:size])
+            name, status = self._store._place(self.offer, lambda there: there == content)
         except TransferError as error:
             return fail(error)
         self._forget()
-        return succeed(
-            self._store._publish(self.offer, name, status, bytes(self.content[:size]), root)
-        )
+        return succeed(self._store._publish(self.offer, name, status, content, root))
 
     def abort(self) -> Deferred[None]:
         if not isinstance(self.gate, ConflictTakeover):
@@ -187,7 +186,7 @@ class MemoryStore:
         elif older is not None:
             older.abort()
         if free is not None and (offer.size or 0) - len(partial.content) > free:
-            return fail(NoSpace(f'"{offer.name}": the receiver\'s memory is full'))
+            return fail(_full(offer.name))
         self._partials[identity] = partial
         return succeed(partial)
 
@@ -195,7 +194,7 @@ class MemoryStore:
         done = self._finished(offer, len(data), root)
         if done is not None:
             return done
-        name, status = self._place(offer, data)
+        name, status = self._place(offer, lambda there: there == data)
         return self._publish(offer, name, status, bytes(data), root)
 
     def makeDirectory(
@@ -224,6 +223,28 @@ class MemoryStore:
         if content is None:
             return succeed(None)
         return succeed(FileStat(len(content), self._modified[name.path]))
+
+    def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
+        size = offer.size or 0
+        if self._capacity is not None and self._used + ahead + size > self._capacity:
+            return fail(_full(offer.name))
+
+        def same(content: bytes) -> bool:
+            if offer.size not in {None, len(content)}:
+                return False
+            if root is None or offer.size is None or offer.digest is None:
+                return True
+            digest, step = digestNamed(offer.digest), offer.blockSize
+            blocks = [digest.of(content[at : at + step]) for at in range(0, size, step)]
+            return rootOf(digest, size, step, blocks) == root
+
+        try:
+            _, status = self._place(offer, same)
+        except TransferError as error:
+            return fail(error)
+        if status == "duplicate" and root is None and offer.ifExists != "rename":
+            status = "compare"
+        return succeed(status)
 
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
         return succeed(
@@ -301,10 +322,9 @@ class MemoryStore:
             self._done.setdefault((offer.principal, offer.key), []).append(receipt)
         return receipt
 
-    def _place(self, offer: Offer, content: bytes | bytearray) -> tuple[RelativeName, str]:
+    def _place(self, offer: Offer, same: Callable[[bytes], bool]) -> tuple[RelativeName, str]:
         self._verifyDirectories(offer.name.components[:-1])
-        taken = Skipped if offer.ifExists == "skip" else Exists
-        why = taken(f'"{offer.name}" already exists on the receiver with different content')
+        why = isTaken(offer.name, offer.ifExists)
         for candidate in candidates(offer.name, offer.ifExists):
             if candidate.path in self.directories:
                 if offer.ifExists == "replace":
@@ -316,7 +336,7 @@ class MemoryStore:
                     why = neighbour
             elif candidate.path not in self.files or offer.ifExists == "replace":
                 return candidate, "stored"
-            elif self.files[candidate.path] == content:
+            elif same(self.files[candidate.path]):
                 return candidate, "duplicate"
         raise why
 
@@ -346,3 +366,7 @@ class MemoryStore:
 
     def _isThere(self, path: str) -> bool:
         return path in self.files or path in self.directories
+
+
+def _full(name: RelativeName) -> NoSpace:
+    return NoSpace(f'"{name}": the receiver\'s memory is full')

@@ -9,6 +9,7 @@ an error.  What a later version adds comes as an C{extension}.
 
 from __future__ import annotations
 
+import struct
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,6 +20,8 @@ from connpool.transfer.wire.frames import Frame, Type, frame
 
 __all__ = [
     "MESSAGES",
+    "ROOT",
+    "TIME",
     "Accept",
     "Ack",
     "Auth",
@@ -43,12 +46,20 @@ __all__ = [
     "Reject",
     "Repair",
     "Revoke",
+    "carryTime",
     "decode",
     "encode",
     "extensionOf",
     "pingOf",
     "slowIn",
+    "timeOf",
 ]
+#: Name of the extension of a dry C{OFFER} that says the root of the content,
+#: and, empty, of the C{ACCEPT} that asks for it.
+ROOT = "root"
+#: Name of the extension of C{OFFER} and C{PUT} that has a modification time
+#: beyond 64 bits of nanoseconds: seconds and nanoseconds, 12 bytes.
+TIME = "time"
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Word = Annotated[str, Meta(max_length=64)]
@@ -412,8 +423,32 @@ MESSAGES: dict[Type, type[_Message]] = {
     Type.DIRECTORY: Directory,
 }
 
+_TIME = struct.Struct(">qI")
 _decoders = {kind: msgspec.msgpack.Decoder(message) for kind, message in MESSAGES.items()}
 _encode = msgspec.msgpack.Encoder().encode
+
+
+def carryTime(nanoseconds: int | None) -> tuple[int | None, tuple[Extension, ...]]:
+    """
+    @return: C{modified} of a message, and the extension without which it would
+        not be this time: not every file system stops where 64 bits do.
+    """
+    if nanoseconds is None or -(2**63) <= nanoseconds < 2**63:
+        return nanoseconds, ()
+    seconds, rest = divmod(nanoseconds, 10**9)
+    nearest = min(max(nanoseconds, -(2**63)), 2**63 - 1)
+    return nearest, (Extension(TIME, False, _TIME.pack(seconds, rest)),)
+
+
+def timeOf(message: Put | Offering) -> int | None:
+    """
+    @return: what L{carryTime} was given.
+    """
+    for extension in message.extensions:
+        if extension.name == TIME and len(extension.value) == _TIME.size:
+            seconds, rest = _TIME.unpack(extension.value)
+            return int(seconds * 10**9 + min(rest, 10**9 - 1))
+    return message.modified
 
 
 def decode(received: Frame) -> Any:

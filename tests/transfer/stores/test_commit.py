@@ -551,8 +551,10 @@ def test_aNoteOfNothing(root, noted):
     store, clock, _ = inline(root)
     (root / ".connpool/temporary/copy-0123456789abcdef").write_bytes(noted)
     (root / ".connpool/temporary/copy-x").write_bytes(noted)
+    temporary = os.open(root / ".connpool/temporary", os.O_RDONLY)
     for name in ("copy-0123456789abcdef", "copy-x", "copy-0000000000000000"):
-        store.finisher.remove(name)
+        store.finisher.remove(name, temporary)
+    os.close(temporary)
     assert private(root) == []
     clock.wait(store.close())
 
@@ -583,7 +585,9 @@ def test_aNoteOfWhatIsGone(root, tmp_path, gone):
         (root / "d").rename(tmp_path / "moved")
         (root / "d").write_text("")
     [note] = [name for name in private(root) if name.startswith("copy")]
-    store.finisher.remove(note)
+    temporary = os.open(root / ".connpool/temporary", os.O_RDONLY)
+    store.finisher.remove(note, temporary)
+    os.close(temporary)
     assert [name for name in private(root) if name.startswith("copy")] == []
     clock.wait(store.close())
 

@@ -21,7 +21,7 @@ from connpool.transfer.stores.places import Places
 from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 from connpool.transfer.stores.receiptlog import KEPT, SURE, DoneLog
 from connpool.transfer.stores.recordlines import encodeLine
-from tests.transfer.stores.kit import Recorded, offer
+from tests.transfer.stores.kit import Recorded, followed, offer
 from tests.transfer.stores.powerloss import Disk, materialise
 
 #: Seconds after which a thread that should not wait counts as waiting.
@@ -58,9 +58,10 @@ class Place:
         A log as a process of its own has it.
         """
         fd = os.open(self.path, os.O_RDONLY)
+        calls = Recorded(before, lazy=lazy)
         log = DoneLog(
-            Recorded(before, lazy=lazy),
-            fd,
+            calls,
+            followed(calls, fd),
             lambda: self.clock.wall,
             lambda: self.clock.own,
             **values,
@@ -70,7 +71,8 @@ class Place:
 
     def outbox(self):
         fd = os.open(self.path, os.O_RDONLY)
-        outbox = ReceivedOutbox(Recorded(lazy=True), fd)
+        calls = Recorded(lazy=True)
+        outbox = ReceivedOutbox(calls, followed(calls, fd))
         self._close += [lambda: os.close(fd), outbox.close]
         return outbox
 
@@ -524,7 +526,7 @@ def test_aPowerCutAfterAnyCallLosesNothing(place, tmp_path, strict):
     disk = Disk(strict=strict)
     disk.load(place.path)
     log, _ = life(place)
-    fd = log._directory
+    fd = log._directory.fd
     disk._fds[fd] = disk.root
     chance = random.Random(1)
     numbers = iter(range(0, 1000, 2))
