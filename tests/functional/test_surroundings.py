@@ -98,7 +98,12 @@ def oneLine(text):
 # -- commands
 
 
-@pytest.mark.parametrize("what", WORDS)
+QUICK = {"states", "resolve json", "resolve nothing", "states help"}
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(name, marks=[pytest.mark.slow][name in QUICK :]) for name in WORDS]
+)
 def test_aFullStandardOutput(what):
     words, code = WORDS[what]
     buffered = environment()
@@ -122,7 +127,7 @@ def test_aFullStandardError(what):
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
-@pytest.mark.parametrize("what", ["states", "resolve json", "help", "no such command"])
+@pytest.mark.parametrize("what", ["states", "no such command"])
 def test_closedStreams(what, closed):
     words, code = WORDS[what]
     done = run([*COMMAND, *words], closed=closed)
@@ -171,6 +176,7 @@ LOCALES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES, ids=str)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commandsInAnyLocale(command, locale):
