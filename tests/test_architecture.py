@@ -62,6 +62,8 @@ FOREIGN: dict[str, str] = {
     "globalLogPublisher._observers": "twistd's log file is to be reopened, and has no other owner",
     "options._dispatch": "usage.Options tells by it alone which options may be repeated",
     "observer._outFile": "the same; FileLogObserver does not tell its file",
+    "endpoints._SystemdParser": "Twisted keeps the sockets that systemd passed there",
+    "endpoints._SystemdParser._sddaemon": "and there is no public way to them",
 }
 
 OPENINGS = ("What", "Which", "Who", "Whom", "How", "Where", "Whether")

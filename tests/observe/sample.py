@@ -15,7 +15,7 @@ from connpool.observe.tcpstates import StateCounts
 from connpool.pool.stats import BOUNDS, Histogram, PoolStats
 from connpool.proxyprotocol import ProxyStats
 from connpool.services.access import ListenerStats
-from connpool.services.udpprobe import ProbeStats
+from connpool.services.probing import ProbeStats
 from connpool.transfer.names import displayName
 from connpool.transfer.receive.reception import TransferStats
 from connpool.transfer.records import EndedTransfer, LiveTransfer

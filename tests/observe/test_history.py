@@ -12,7 +12,7 @@ from connpool.observe.history import (
     HistoryService,
 )
 from connpool.observe.sources import Reading
-from connpool.services.udpprobe import ProbeStats
+from connpool.services.probing import ProbeStats
 from connpool.transfer.receive.reception import TransferStats
 from tests.observe.sample import Source, busy
 
