@@ -47,6 +47,7 @@ __all__ = [
     "Skipped",
     "SourceError",
     "StartFailed",
+    "StatesUnavailable",
     "StoreError",
     "SyncFailed",
     "TooLarge",
@@ -89,6 +90,14 @@ class WrongSetting(ConnpoolError, ValueError):
 
 
 # -- addresses and the PROXY protocol ---------------------------------------
+
+
+class StatesUnavailable(ConnpoolError):
+    """
+    This system does not show its TCP sockets to us.
+    """
+
+    code = "states-unavailable"
 
 
 class AddressError(ConnpoolError, ValueError):

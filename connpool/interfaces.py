@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName
     from connpool.transfer.records import (
         DirectoryMade,
+        EndedTransfer,
         FileStat,
         LiveTransfer,
         Offer,
@@ -42,6 +43,7 @@ __all__ = [
     "IPoolObserver",
     "IPoolable",
     "IReadiness",
+    "IRecentTransfers",
     "IReflector",
     "IReloadable",
     "ISingleUseEndpoint",
@@ -421,6 +423,18 @@ class ILiveTransfers(Interface):
     def liveTransfers(limit: int) -> Sequence[LiveTransfer]:
         """
         @return: what is under way now, oldest first, at most C{limit} of it.
+        """
+
+
+class IRecentTransfers(Interface):
+    """
+    A service whose last transfers an operator may look at.
+    """
+
+    def recentTransfers() -> Sequence[EndedTransfer]:
+        """
+        @return: the last files and the last refusals, of each kind at most fifty,
+            the newest first.
         """
 
 

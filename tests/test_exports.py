@@ -26,6 +26,7 @@ PUBLIC = {
         "clientOf",
         "joinHostPort",
         "parseListen",
+        "placeOf",
         "resolveTCPAddr",
         "resolveTarget",
         "resolveUDPAddr",
@@ -129,6 +130,8 @@ PUBLIC = {
     },
     "connpool.observe": {
         "Field",
+        "History",
+        "HistoryService",
         "Protection",
         "Reading",
         "State",

@@ -24,6 +24,7 @@ from connpool.interfaces import (
     IFileStore,
     ILiveTransfers,
     IReadiness,
+    IRecentTransfers,
     IStatsSource,
     ITransferListener,
 )
@@ -40,7 +41,7 @@ from connpool.transfer.receive.classic import ClassicReceiver, ClassicRefusal
 from connpool.transfer.receive.reception import Policy, Reception, TransferStats
 from connpool.transfer.receive.registry import NativeReceiver
 from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
-from connpool.transfer.records import IF_EXISTS, LiveTransfer
+from connpool.transfer.records import IF_EXISTS, EndedTransfer, LiveTransfer
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
 from connpool.transfer.wire.handshake import refusal
@@ -70,7 +71,7 @@ def digestsOf(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-@implementer(IStatsSource, ILiveTransfers, IReadiness)
+@implementer(IStatsSource, ILiveTransfers, IRecentTransfers, IReadiness)
 class FileReceiver(MultiService):
     """
     A reception behind its listeners.
@@ -351,6 +352,9 @@ class FileReceiver(MultiService):
 
     def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
         return () if self.reception is None else self.reception.liveTransfers(limit)
+
+    def recentTransfers(self) -> Sequence[EndedTransfer]:
+        return () if self.reception is None else self.reception.recent.latest()
 
     def trouble(self) -> str | None:
         return None if self._store is None else self._store.trouble()

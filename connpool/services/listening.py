@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.addresses import Listen, joinHostPort, parseListen
+from connpool.addresses import Listen, parseListen, placeOf
 from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDrainable, IReloadable, IStatsSource
 from connpool.services.access import Access, Gate, ListenerStats
@@ -75,16 +75,6 @@ def _tryEndpoint(listen: Listen) -> None:
             return  # systemd passes sockets at the start, not to compose --check
         why = str(e).partition("\n")[0] or type(e).__name__
         raise AddressError(f"{text!r}: {why}") from None
-
-
-def placeOf(address: Any) -> str:
-    """
-    Name the place where something listens, for people: C{HOST:PORT} or the path of a
-    socket.
-    """
-    if hasattr(address, "port"):
-        return joinHostPort(address.host, address.port)
-    return os.fsdecode(getattr(address, "name", None) or "a socket of systemd")
 
 
 def describeListenError(description: str, error: BaseException | None) -> str:

@@ -117,7 +117,7 @@ class ObservedService(MultiService):
     The listener is the last to stop, so that a drain can be watched; from its
     beginning on C{/readyz} says no.
 
-    @ivar service: what is shown.
+    @ivar service: the one that is shown.
     @ivar status: the listener.
 
     @param reactor: also the clock.
@@ -143,8 +143,8 @@ class ObservedService(MultiService):
         hosts: Collection[str] = (),
         checker: ICredentialsChecker | None = None,
     ) -> None:
-        # here, so that whoever does not ask for it does not wait for twisted.web
-        from connpool.observe import Protection, makeSite
+        # here: without the page nobody waits for twisted.web
+        from connpool.observe import HistoryService, Protection, makeSite
         from connpool.observe.tcpstates_read import TCPStates
 
         super().__init__()
@@ -157,20 +157,28 @@ class ObservedService(MultiService):
         )
         refuseExposure(self._listen, self._access.allow, checker)
         self.service: Any = service
-        self._states = TCPStates(reactor, partial(_tcpListeners, service))
-        site = makeSite(reactor, [service, self._states], Protection(hosts=hosts, checker=checker))
+        states = TCPStates(reactor, partial(_tcpListeners, service))
+        history = HistoryService(reactor, [service])
+        self._watching = (states, history)
+        site = makeSite(
+            reactor,
+            [service, states],
+            Protection(hosts=hosts, checker=checker),
+            history.history,
+        )
         # a page that is watched has no end of its own to wait for
         self.status = ListeningService(
             reactor, [self._listen], site, access=self._access, drainTimeout=0, name="--status"
         )
-        for part in (service, self._states, self.status):
+        for part in (service, *self._watching, self.status):
             part.setServiceParent(self)
 
     def privilegedStartService(self) -> None:
         try:
             super().privilegedStartService()
         except StartFailed:
-            self.stopService()  # what did open
+            # close the ones that did open; not every service can be stopped before a start
+            self.stopService().addErrback(lambda _: None)
             raise
 
     @property
@@ -195,7 +203,8 @@ class ObservedService(MultiService):
         try:
             await maybeDeferred(self.service.stopService)
         finally:
-            await maybeDeferred(self._states.stopService)
+            for each in self._watching:
+                await maybeDeferred(each.stopService)
             await self.status.stopService()
 
 
