@@ -26,11 +26,14 @@ class UnknownAddress:
     spoke for itself (a health check), or did not know.
 
     Its C{host} is in no network, so no allow-list matches it.
+
+    @ivar healthCheck: whether the proxy spoke for itself.
     """
 
     type: str = "TCP"
     host: str = "unknown"
     port: int = 0
+    healthCheck: bool = False
 
 
 @attrs.frozen
