@@ -27,13 +27,14 @@ class UnknownAddress:
 
     Its C{host} is in no network, so no allow-list matches it.
 
-    @ivar healthCheck: whether the proxy spoke for itself.
+    @ivar healthCheck: whether the proxy spoke for itself.  HAProxy does so by version 2
+        for the clients of its unix sockets, too.
     """
 
     type: str = "TCP"
     host: str = "unknown"
     port: int = 0
-    healthCheck: bool = False
+    healthCheck: bool = attrs.field(default=False, eq=False)
 
 
 @attrs.frozen
