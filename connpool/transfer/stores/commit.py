@@ -26,7 +26,6 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from itertools import count
 
 import attrs
@@ -51,6 +50,9 @@ LATER = 4096
 _OLD = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
+#: Durability that is asked for to its index in C{DURABILITIES}; the strongest for C{best}.
+_WANTED = {"none": 0, "data": 1, "full": 2, "best": 2}
+
 _prefix = secrets.token_hex(8)
 _numbers = count()
 
@@ -65,13 +67,6 @@ def temporaryName(offer: Offer) -> str:
     if offer.key is None:
         return f"{_prefix}-{os.getpid()}-{next(_numbers)}"
     return identityOf(offer).hex()
-
-
-def _wanted(durability: str) -> int:
-    """
-    @return: the index in C{DURABILITIES} that is asked for; the strongest for C{best}.
-    """
-    return DURABILITIES.index("full" if durability == "best" else durability)
 
 
 @attrs.define
@@ -125,8 +120,8 @@ class Finisher:
         """
         @return: the index in C{DURABILITIES} that is asked for and reachable.
         """
-        wanted = _wanted(offer.durability)
-        return wanted if self._diskElsewhere else min(wanted, self._reach)
+        wanted = _WANTED[offer.durability]
+        return wanted if wanted <= self._reach or self._diskElsewhere else self._reach
 
     def _reached(self, durability: str, directory: Directory) -> int:
         """
@@ -135,10 +130,10 @@ class Finisher:
         if directory.filesystem in VOLATILE:
             return 0
         if self._reach:
-            return min(_wanted(durability), self._reach)
+            return min(_WANTED[durability], self._reach)
         # another mount: a copy is synced there
         self._diskElsewhere = True
-        return _wanted(durability)
+        return _WANTED[durability]
 
     def finished(self, offer: Offer, size: int | None, root: bytes | None = None) -> Receipt | None:
         """
@@ -152,7 +147,7 @@ class Finisher:
         if recent is not None and recent[1].answers(size, root):
             return recent[1]
         try:
-            return self._done.find(offer, size, root, sync=_wanted(offer.durability) == 2)
+            return self._done.find(offer, size, root, sync=_WANTED[offer.durability] == 2)
         except OSError as error:
             raise self._translated(error, f'looking for the receipt of "{offer.name}"') from None
 
@@ -187,17 +182,15 @@ class Finisher:
         directory = None
         try:
             published, directory = self._tree.enter(
-                offer.name.components[:-1],
-                partial(self._store, offer, source, level, committing),
+                offer.name.components[:-1], self._store, offer, source, level, committing
             )
             level = self._reached(offer.durability, directory)
-            level = self._syncNames(directory, level)
+            if level == 2:
+                level = self._syncNames(directory)
             receipt = self._receipt(offer, source.size, root, published, directory, level)
             if offer.key is not None:
                 index = (offer.principal, offer.key)
                 if later and source.fresh and len(self._later) < LATER and index not in self._later:
-                    if source.held is not None:
-                        self._private.hold(source.held)
                     self._later[index] = (offer, receipt, source)
                     return receipt
                 self._done.append([(offer, receipt)], sync=level == 2)
@@ -206,27 +199,27 @@ class Finisher:
         finally:
             if directory is not None:
                 self._tree.release(directory)
-        self._publisher.discard(source)
+        self._discard(source)
         return receipt
 
     def _store(
         self,
+        directory: Directory,
         offer: Offer,
         source: Source,
         level: int,
         committing: Callable[[], None] | None,
-        directory: Directory,
     ) -> Published:
         """
         Do everything up to the name, in a directory that may vanish meanwhile.
         """
-        self._dress(offer, source, directory)
+        self._dress(directory, offer, source)
         if level:
             self._sync(source.fd)
         if committing is not None:
             committing()
         return self._publisher.publish(
-            source, directory, offer.name, offer.ifExists, sync=_wanted(offer.durability) > 0
+            source, directory, offer.name, offer.ifExists, sync=_WANTED[offer.durability] > 0
         )
 
     def wasRenamed(self, offer: Offer, size: int, root: bytes | None) -> Receipt:
@@ -239,7 +232,8 @@ class Finisher:
             directory = self._tree.acquire(offer.name.components[:-1], create=True)
             try:
                 level = self._reached(offer.durability, directory)
-                level = self._syncNames(directory, level)
+                if level == 2:
+                    level = self._syncNames(directory)
                 receipt = self._receipt(offer, size, root, published, directory, level)
             finally:
                 self._tree.release(directory)
@@ -248,20 +242,19 @@ class Finisher:
             raise self._translated(error, f'storing "{offer.name}"') from None
         return receipt
 
-    def _syncNames(self, directory: Directory, level: int) -> int:
+    def _syncNames(self, directory: Directory) -> int:
         """
-        Make the names in C{directory} durable, if C{level} says so.
+        Make the names in C{directory} durable.
 
         @return: the level that is reached: some file systems cannot sync a directory.
         """
-        if level == 2:
-            try:
-                self._tree.sync(directory)
-            except OSError as error:
-                if error.errno not in CANNOT_SYNC:
-                    raise
-                return 1
-        return level
+        try:
+            self._tree.sync(directory)
+        except OSError as error:
+            if error.errno not in CANNOT_SYNC:
+                raise
+            return 1
+        return 2
 
     def flush(self) -> None:
         """
@@ -273,9 +266,7 @@ class Finisher:
         later = self._later.values()
         self._done.append([(offer, receipt) for offer, receipt, _ in later], sync=False)
         for _, _, source in later:
-            self._publisher.discard(source)
-            if source.held is not None:
-                self._private.release(source.held)
+            self._discard(source)
         self._later = {}
 
     def put(self, offer: Offer, data: bytes, root: bytes | None, *, later: bool = False) -> Receipt:
@@ -309,8 +300,7 @@ class Finisher:
                 item = _Item(small, self._write(small.offer, small.data))
                 items.append(item)
                 _, item.directory = self._tree.enter(
-                    small.offer.name.components[:-1],
-                    partial(self._dress, small.offer, item.source),
+                    small.offer.name.components[:-1], self._dress, small.offer, item.source
                 )
             except (OSError, TransferError) as error:
                 results[id(small)] = self._failure(error, small.offer)
@@ -325,7 +315,7 @@ class Finisher:
                 if item.directory is not None:
                     self._tree.release(item.directory)
                 if isinstance(results.get(id(item.small)), Receipt):
-                    self._publisher.discard(item.source)
+                    self._discard(item.source)
                     self._close(item.source)
                 else:
                     self._drop(item.source)
@@ -391,12 +381,12 @@ class Finisher:
                     item.directory,
                     offer.name,
                     offer.ifExists,
-                    sync=_wanted(offer.durability) > 0,
+                    sync=_WANTED[offer.durability] > 0,
                 )
             except FileNotFoundError:  # the directory has vanished
                 self._tree.forget(item.directory)
                 published, found = self._tree.enter(
-                    offer.name.components[:-1], partial(self._store, offer, source, level, None)
+                    offer.name.components[:-1], self._store, offer, source, level, None
                 )
                 self._tree.release(item.directory)
                 item.directory = found
@@ -417,7 +407,7 @@ class Finisher:
             assert directory is not None
             here = [item for item in full if item.directory is directory]
             try:
-                level = self._syncNames(directory, 2)
+                level = self._syncNames(directory)
             except OSError as error:
                 failure = Failure(self._translated(error, "making a directory durable"))
                 results.update({id(item.small): failure for item in here})
@@ -434,11 +424,11 @@ class Finisher:
             results.update((id(small), receipt) for small, receipt in rest)
 
     def _write(self, offer: Offer, data: bytes) -> Source:
-        source, held = self._private.enter(TEMPORARY, partial(self._writeIn, offer, data))
+        source, held = self._private.enter(TEMPORARY, self._writeIn, offer, data)
         source.held = held
         return source
 
-    def _writeIn(self, offer: Offer, data: bytes, directory: Directory) -> Source:
+    def _writeIn(self, directory: Directory, offer: Offer, data: bytes) -> Source:
         name = temporaryName(offer)
         try:
             fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
@@ -460,17 +450,24 @@ class Finisher:
         """
         It was not noted; if it was published, its private name is the evidence.
         """
-        if not source.linked:
-            self._publisher.discard(source)
+        self._discard(source, evidence=source.linked)
         self._close(source)
+
+    def _discard(self, source: Source, *, evidence: bool = False) -> None:
+        """
+        Remove the private name, unless it is needed as evidence, and let go of its directory.
+        """
+        if not evidence:
+            self._publisher.discard(source)
+        if source.held is not None:
+            self._private.release(source.held)
+            source.held = None
 
     def _close(self, source: Source) -> None:
         try:  # noqa: SIM105 - once a file: suppress() costs as much as the call
             self._sys.close(source.fd)
         except OSError:
             pass  # the descriptor is gone all the same, and what had to be synced was
-        if source.held is not None:
-            self._private.release(source.held)
 
     def _earlier(self, name: str, data: bytes, directory: int) -> Source | None:
         """
@@ -486,12 +483,12 @@ class Finisher:
         self._sys.close(fd)
         return None
 
-    def _dress(self, offer: Offer, source: Source, directory: Directory) -> None:
+    def _dress(self, directory: Directory, offer: Offer, source: Source) -> None:
         mode = self._fileMode
         if self._keepExec and offer.executable:
             mode |= (mode & 0o444) >> 2
         source.mode = mode
-        source.apart = not inherit(self._sys, source.fd, directory.fd, mode)
+        source.apart = not inherit(self._sys, source.fd, self._tree.inheritance(directory), mode)
         if offer.modified is not None:
             # the kernel moves what its file system cannot hold to the nearest it can
             self._sys.utime(source.fd, ns=(offer.modified, offer.modified))

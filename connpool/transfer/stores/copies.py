@@ -63,9 +63,7 @@ class Copies:
         token = secrets.token_hex(8)
         note, hidden = f"copy-{token}", f"{INTERNAL}-{token}"
         fd = None
-        _, temporary = self._private.enter(
-            TEMPORARY, lambda private: self._note(private.fd, note, name, sync)
-        )
+        _, temporary = self._private.enter(TEMPORARY, self._note, note, name, sync)
         try:
             fd = self._sys.open(hidden, NEW, 0o600, dir_fd=directory.fd)
             self._copy(source, fd, directory)
@@ -96,13 +94,13 @@ class Copies:
             self._removeCopy(noted, f"{INTERNAL}-{found[1]}")
         self._sys.remove(name, temporary)
 
-    def _note(self, temporary: int, note: str, name: RelativeName, sync: bool) -> None:
-        fd = self._sys.open(note, NEW, 0o600, dir_fd=temporary)
+    def _note(self, temporary: Directory, note: str, name: RelativeName, sync: bool) -> None:
+        fd = self._sys.open(note, NEW, 0o600, dir_fd=temporary.fd)
         try:
             self._sys.writeAll(fd, encodeLine(name.path), 0)
             if sync:
                 self._sys.fsync(fd)
-                self._sys.fsync(temporary)
+                self._sys.fsync(temporary.fd)
         finally:
             self._sys.close(fd)
 
@@ -111,7 +109,7 @@ class Copies:
         while data := self._sys.pread(source.fd, _CHUNK, offset):
             self._sys.writeAll(target, data, offset)
             offset += len(data)
-        inherit(self._sys, target, directory.fd, source.mode)
+        inherit(self._sys, target, self._tree.inheritance(directory), source.mode)
         status = self._sys.fstat(source.fd)
         self._sys.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 

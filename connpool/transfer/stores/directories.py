@@ -33,17 +33,18 @@ from collections.abc import Callable
 from functools import partial
 from threading import Lock
 from time import monotonic
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from connpool.errors import Exists
 from connpool.transfer.names import displayName
 from connpool.transfer.stores.caseindex import Claim, Index, keepApart
-from connpool.transfer.stores.inheritance import defaultAclOf
+from connpool.transfer.stores.inheritance import Inheritance, defaultAclOf, inheritanceOf
 from connpool.transfer.syscalls import DIRECTORY, Syscalls, filesystemType
 
 __all__ = ["FRESH", "Directory", "Followed", "Tree"]
 
 T = TypeVar("T")
+_Ts = TypeVarTuple("_Ts")
 
 #: Seconds for which a directory that was looked at is taken to be in its place.
 FRESH = 0.02
@@ -59,6 +60,8 @@ class Directory:
     @ivar filesystem: the type that it lies on: its parent's, unless something
         is mounted here.
     @ivar index: the names in it, if they are known.
+    @ivar inheritance: what it hands down, as it was at the last look; L{None} if
+        nobody has asked since.
     @ivar looked: when its name was last seen to lead to it.
     @ivar named: whether its names, from the root to it, are known to be on disk.
     """
@@ -69,6 +72,7 @@ class Directory:
         "filesystem",
         "identity",
         "index",
+        "inheritance",
         "looked",
         "named",
         "parent",
@@ -95,6 +99,7 @@ class Directory:
         self.named = parent is None
         self.users = 0
         self.index: Index | None = None
+        self.inheritance: Inheritance | None = None
 
 
 class Tree:
@@ -140,6 +145,8 @@ class Tree:
         @raise FileNotFoundError: if it is missing and C{create} is false.
         """
         if not components:
+            if monotonic() - self._root.looked >= FRESH:
+                _lookedAt(self._root)
             return self._root
         with self._lock:
             held = self._held.get(components)
@@ -158,7 +165,10 @@ class Tree:
                     self._evict()
 
     def enter(
-        self, components: tuple[str, ...], use: Callable[[Directory], T]
+        self,
+        components: tuple[str, ...],
+        use: Callable[[Directory, *_Ts], T],
+        *arguments: *_Ts,
     ) -> tuple[T, Directory]:
         """
         Call C{use} with a directory, which is made if it is missing; once more
@@ -176,7 +186,7 @@ class Tree:
                     raise
                 continue
             try:
-                return use(directory), directory
+                return use(directory, *arguments), directory
             except FileNotFoundError:
                 self.release(directory)
                 self.forget(directory)
@@ -195,6 +205,14 @@ class Tree:
             directory.users += directory is not self._root
         return directory
 
+    def inheritance(self, directory: Directory) -> Inheritance:
+        """
+        Tell what a directory that is in use hands down to files made in it.
+        """
+        if directory.inheritance is None:
+            directory.inheritance = inheritanceOf(self._sys, directory.fd)
+        return directory.inheritance
+
     @property
     def root(self) -> int:
         """
@@ -210,6 +228,7 @@ class Tree:
             self._root.identity = _identity(self._sys.fstat(self._root.fd))
             self._root.filesystem = filesystemType(self._root.fd)
             self._root.index = None
+            self._root.inheritance = None
             for held in self._held.values():
                 held.looked = float("-inf")
 
@@ -263,7 +282,7 @@ class Tree:
         if held is not None:
             if held.parent is parent and self._stillThere(held, name):
                 self._held.move_to_end(components)
-                held.looked = monotonic()
+                _lookedAt(held)
                 return held
             del self._held[components]
             if self._vanished is not None and held.parent is parent:
@@ -389,6 +408,11 @@ class Followed:
         Let go of the descriptor.
         """
         self._tree.release(self._directory)
+
+
+def _lookedAt(directory: Directory) -> None:
+    directory.looked = monotonic()
+    directory.inheritance = None
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

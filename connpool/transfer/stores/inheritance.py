@@ -15,9 +15,11 @@ from __future__ import annotations
 import stat
 import struct
 
+import attrs
+
 from connpool.transfer.syscalls import Syscalls
 
-__all__ = ["defaultAclOf", "inherit", "refuseInheritance"]
+__all__ = ["Inheritance", "defaultAclOf", "inherit", "inheritanceOf", "refuseInheritance"]
 
 _ACCESS = "system.posix_acl_access"
 _DEFAULT = "system.posix_acl_default"
@@ -28,24 +30,44 @@ _ENTRY = struct.Struct("<HHI")
 _USER_OBJ, _GROUP_OBJ, _MASK, _OTHER = 0x01, 0x04, 0x10, 0x20
 
 
-def inherit(syscalls: Syscalls, fd: int, directory: int, mode: int) -> bool:
+@attrs.frozen
+class Inheritance:
     """
-    Give a file what a new one in C{directory} would have.
+    The things that a directory hands down to files made in it.
+
+    @ivar group: the group of a setgid directory; L{None} if it is not one.
+    @ivar acl: the default ACL as Linux keeps it; L{None} if there is none.
+    """
+
+    group: int | None
+    acl: bytes | None
+
+
+def inheritanceOf(syscalls: Syscalls, directory: int) -> Inheritance:
+    """
+    Ask the directory of a descriptor.
+    """
+    status = syscalls.fstat(directory)
+    group = status.st_gid if status.st_mode & stat.S_ISGID else None
+    return Inheritance(group, defaultAclOf(syscalls, directory))
+
+
+def inherit(syscalls: Syscalls, fd: int, handed: Inheritance, mode: int) -> bool:
+    """
+    Give a file what a new one in the directory of C{handed} would have.
 
     @param mode: permission bits, whatever the umask.
-    @return: C{False} if only a file that is made in C{directory} can have it.
+    @return: C{False} if only a file that is made in that directory can have it.
     """
     whole = True
-    parent = syscalls.fstat(directory)
-    if parent.st_mode & stat.S_ISGID and syscalls.fstat(fd).st_gid != parent.st_gid:
+    if handed.group is not None and syscalls.fstat(fd).st_gid != handed.group:
         try:
-            syscalls.fchown(fd, -1, parent.st_gid)
+            syscalls.fchown(fd, -1, handed.group)
         except PermissionError:
             whole = False
-    acl = defaultAclOf(syscalls, directory)
-    if acl is not None:
+    if handed.acl is not None:
         try:
-            syscalls.setxattr(fd, _ACCESS, _masked(acl, mode))
+            syscalls.setxattr(fd, _ACCESS, _masked(handed.acl, mode))
         except OSError:  # the file lies on a file system without ACLs
             whole = False
         else:

@@ -333,6 +333,13 @@ class LocalStore:
         return self.lanes.run(self.finisher.directory, name, modified, durability, make)
 
     def trouble(self) -> str | None:
+        self._lookAround()
+        return self.ledger.trouble() if self._trouble is None else self._trouble.text
+
+    def _lookAround(self) -> None:
+        """
+        Do what is due: look at the root, note what could not be noted before, reap.
+        """
         now = self._seconds()
         if now - self._looked >= FRESH:
             self._look(now)
@@ -342,7 +349,6 @@ class LocalStore:
                 self._flush()  # what could not be noted before
             if now - self._reaped >= REAP and not self._reaping and not self._closed:
                 self.reap()
-        return self.ledger.trouble() if self._trouble is None else self._trouble.text
 
     def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
         return maybeDeferred(self._stat, name)
@@ -456,7 +462,7 @@ class LocalStore:
         if self._closed:
             raise StoreError("the receiver is stopping")
         # a full disk is refused where the size is known, as NoSpace
-        self.trouble()
+        self._lookAround()
         if self._trouble is not None:
             raise StoreError(self._trouble.told)
 

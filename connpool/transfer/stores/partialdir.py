@@ -160,9 +160,7 @@ class Shelf:
         @raise Busy: if another connection or process has it.
         """
         principal, name = identityOf(offer)
-        slot, _ = self._tree.enter(
-            (INTERNAL, "partials", principal), lambda directory: self._locked(directory, name)
-        )
+        slot, _ = self._tree.enter((INTERNAL, "partials", principal), self._locked, name)
         return slot
 
     def find(self, identity: tuple[str, str]) -> Slot | None:
@@ -191,9 +189,7 @@ class Shelf:
 
         @raise FileExistsError: if there is one of this name.
         """
-        slot, _ = self._tree.enter(
-            (INTERNAL, "temporary"), lambda directory: self._temporary(directory, name)
-        )
+        slot, _ = self._tree.enter((INTERNAL, "temporary"), self._temporary, name)
         return slot
 
     def _temporary(self, directory: Directory, name: str) -> Slot:

@@ -183,7 +183,7 @@ class Publisher:
                 if candidate is name:
                     why = neighbour
             else:
-                if source.linked and not self._wasLinked(source, directory, last):
+                if source.linked and not (source.fresh or self._wasLinked(source, directory, last)):
                     self._sys.remove(last, directory.fd)
                     source.linked = False
                     raise _swapped(name)

@@ -132,7 +132,7 @@ def test_aFileSystemWithoutAcls(root):
 
     calls.setxattr = unsupported
     fd, directory = os.open(root / "x", os.O_CREAT | os.O_RDWR), os.open(root, os.O_RDONLY)
-    assert not inheritance.inherit(calls, fd, directory, 0o604)
+    assert not inheritance.inherit(calls, fd, inheritance.inheritanceOf(calls, directory), 0o604)
     assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o604
     os.close(fd)
     os.close(directory)
