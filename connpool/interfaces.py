@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         Offer,
         PartialInfo,
         Receipt,
-        StoreCaps,
     )
 
 __all__ = [
@@ -444,8 +443,7 @@ class IPartial(Interface):
         C{data} is borrowed: the store is done with it when this returns
         L{None} or its Deferred fires.
 
-        @param offset: any offset not held; for a store with
-            C{caps.sequential}, the end of what is held.
+        @param offset: any offset not held.
         @return: L{None} when done, or a Deferred that means "pause until I
             fire"; it fails with L{TransferError}.
         @raise NoSpace, QuotaExceeded, StoreError: see the class.
@@ -530,8 +528,6 @@ class IFileStore(Interface):
     """
     Where received files go.
     """
-
-    caps: StoreCaps = Attribute("What this store can do.")
 
     def open(offer: Offer) -> Deferred[IPartial | Receipt]:
         """

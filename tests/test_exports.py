@@ -150,7 +150,6 @@ PUBLIC = {
         "RelativeName",
         "SendReport",
         "SessionFactory",
-        "StoreCaps",
         "displayName",
         "hello",
         "sendFiles",

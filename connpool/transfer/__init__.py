@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         Offer,
         PartialInfo,
         Receipt,
-        StoreCaps,
     )
     from connpool.transfer.send.client import FileOutcome, SendReport, sendFiles
     from connpool.transfer.send.session import Credentials, SessionFactory, hello
@@ -41,7 +40,6 @@ __all__ = [
     "RelativeName",
     "SendReport",
     "SessionFactory",
-    "StoreCaps",
     "displayName",
     "hello",
     "sendFiles",

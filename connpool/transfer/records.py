@@ -22,7 +22,6 @@ __all__ = [
     "Offer",
     "PartialInfo",
     "Receipt",
-    "StoreCaps",
 ]
 
 #: What a receipt may promise, weakest first: survives the death of the
@@ -165,17 +164,6 @@ class LiveTransfer:
     done: int
     phase: str
     slowedBy: str
-
-
-@attrs.frozen
-class StoreCaps:
-    """
-    @ivar sequential: takes appends only; no parallel streams, no holes.
-    @ivar durability: the strongest of L{DURABILITIES} it can reach.
-    """
-
-    sequential: bool = False
-    durability: str = "full"
 
 
 @attrs.frozen

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, DeferredLock
 
@@ -26,12 +25,10 @@ from connpool.transfer.stores.commit import temporaryName
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partial import LocalPartial
 from connpool.transfer.stores.partialdir import LONG_JOURNAL, Slot, identityOf, tooManyPartials
+from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.stores.rehash import blocksIn
 from connpool.transfer.stores.reservations import Reservation, Short
-
-if TYPE_CHECKING:
-    from connpool.transfer.stores.local import LocalStore
 
 __all__ = ["Admission"]
 
@@ -51,8 +48,8 @@ class Admission:
     @ivar closed: whether no more are opened.
     """
 
-    def __init__(self, store: LocalStore, pause: Callable[[float], Deferred[None]]) -> None:
-        self._store = store
+    def __init__(self, parts: StoreParts, pause: Callable[[float], Deferred[None]]) -> None:
+        self._parts = parts
         self._pause = pause
         self._active: set[LocalPartial] = set()
         self._resumable: dict[Identity, LocalPartial] = {}
@@ -71,7 +68,7 @@ class Admission:
         As L{connpool.interfaces.IFileStore.open}.
         """
         if offer.resumeKey is None:
-            finished = self._store.finisher.finished(offer, offer.size)
+            finished = self._parts.finisher.finished(offer, offer.size)
             return finished or await self._openTemporary(offer)
         identity = identityOf(offer)
         turn = self._turns.setdefault(identity, DeferredLock())
@@ -103,23 +100,23 @@ class Admission:
             raise StoreError("the receiver is stopping")
 
     async def _openTemporary(self, offer: Offer) -> LocalPartial:
-        store = self._store
+        parts = self._parts
         reservation = await self._reserve(offer, None)
         try:
             self._refuse()
             try:
-                slot = store.shelf.temporary(temporaryName(offer))
+                slot = parts.shelf.temporary(temporaryName(offer))
             except FileExistsError:
-                slot = store.shelf.temporary(os.urandom(16).hex())
+                slot = parts.shelf.temporary(os.urandom(16).hex())
         except BaseException:
-            store.ledger.release(reservation)
+            parts.ledger.release(reservation)
             raise
-        partial = LocalPartial(store, offer, reservation, slot)
+        partial = LocalPartial(parts, offer, reservation, slot, self.left)
         self._register(partial)
         return partial
 
     async def _openInTurn(self, identity: Identity, offer: Offer) -> LocalPartial | Receipt:
-        store = self._store
+        parts = self._parts
         while True:
             older = self._resumable.get(identity)
             if older is not None and older.ending is not None:
@@ -130,7 +127,7 @@ class Admission:
                 if receipt is not None and same and receipt.answers(offer.size):
                     return receipt
                 continue
-            receipt = store.finisher.finished(offer, offer.size)
+            receipt = parts.finisher.finished(offer, offer.size)
             if receipt is not None:
                 if older is None:
                     await self._clear(identity)
@@ -151,12 +148,12 @@ class Admission:
         Remove what a process left that died after its done record.
         """
         try:
-            await self._store.lanes.run(self._store.shelf.removeFound, identity)
+            await self._parts.lanes.run(self._parts.shelf.removeFound, identity)
         except (Busy, OSError):
             return  # the reaper finds it
 
     async def _openSlot(self, offer: Offer) -> LocalPartial | Receipt:
-        store = self._store
+        parts = self._parts
         reservation: Reservation | None = None
         while True:
             slot = await self._take(offer)
@@ -164,9 +161,9 @@ class Admission:
                 if slot.said < LONG_JOURNAL:
                     there = self._read(slot, offer)
                 else:
-                    there = await store.lanes.run(self._read, slot, offer)
-                if store.reaper.wasPublished(slot):
-                    receipt: Receipt = await store.lanes.run(store.reaper.finish, slot)
+                    there = await parts.lanes.run(self._read, slot, offer)
+                if parts.reaper.wasPublished(slot):
+                    receipt: Receipt = await parts.lanes.run(parts.reaper.finish, slot)
                     before = slot.journal.offer
                     if (
                         before is not None
@@ -177,7 +174,7 @@ class Admission:
                     continue
                 if slot.status.st_nlink > 1:
                     # somebody linked to it, and would see what we write
-                    await store.lanes.run(store.shelf.remove, slot)
+                    await parts.lanes.run(parts.shelf.remove, slot)
                     continue
                 reservation = await self._reserve(offer, slot)
                 await self._makeRoom(offer, slot)
@@ -185,11 +182,11 @@ class Admission:
                 break
             except BaseException:
                 if reservation is not None:
-                    store.ledger.release(reservation)
+                    parts.ledger.release(reservation)
                 if not slot.closed:
-                    (store.shelf.remove if slot.fresh else store.shelf.letGo)(slot)
+                    (parts.shelf.remove if slot.fresh else parts.shelf.letGo)(slot)
                 raise
-        partial = LocalPartial(store, offer, reservation, slot)
+        partial = LocalPartial(parts, offer, reservation, slot, self.left)
         self._register(partial)
         if there is not None:
             partial.resume(*there)
@@ -203,7 +200,7 @@ class Admission:
         while True:
             tries -= 1
             try:
-                return self._store.shelf.take(offer)
+                return self._parts.shelf.take(offer)
             except Busy:
                 if not tries:
                     raise
@@ -214,7 +211,7 @@ class Admission:
         @return: the blocks that the journal names; L{None} if it does not say
             anything about C{offer}.
         """
-        self._store.shelf.read(slot)
+        self._parts.shelf.read(slot)
         older = slot.journal.offer
         if older is None or not continues(offer, older):
             return None
@@ -225,25 +222,25 @@ class Admission:
         Reserve the declared size; if need be, in the place of the oldest
         suspended partials of the same principal.
         """
-        store = self._store
+        parts = self._parts
         while True:
             try:
-                return store.ledger.reserve(
+                return parts.ledger.reserve(
                     offer.principal,
                     None if offer.identity is None else offer.identity.quota,
                     offer.size,
                     0 if slot is None else slot.allocated,
-                    lambda: store.shelf.suspended(offer.principal, slot),
+                    lambda: parts.shelf.suspended(offer.principal, slot),
                 )
             except Short as short:
                 if not await self._evict(offer, slot, short.missing, 0):
                     raise short.why from None
 
     async def _makeRoom(self, offer: Offer, slot: Slot) -> None:
-        excess = self._store.shelf.excess(slot) if slot.fresh else 0
+        excess = self._parts.shelf.excess(slot) if slot.fresh else 0
         if excess > 0 and not await self._evict(offer, slot, 0, excess):
             raise tooManyPartials()
 
     def _evict(self, offer: Offer, slot: Slot | None, size: int, count: int) -> Deferred[bool]:
-        store = self._store
-        return store.lanes.run(store.shelf.evict, offer.principal, slot, size, count)
+        parts = self._parts
+        return parts.lanes.run(parts.shelf.evict, offer.principal, slot, size, count)

@@ -33,14 +33,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
+from typing import Protocol, TypeVar, TypeVarTuple
 
 from connpool.errors import Exists
 from connpool.transfer.names import caselessForm, displayName
 from connpool.transfer.syscalls import Syscalls
-
-if TYPE_CHECKING:
-    from connpool.transfer.stores.directories import Directory
 
 __all__ = ["Claim", "Index", "Neighbours", "keepApart", "neighbourExists"]
 
@@ -61,9 +58,23 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 
+class Indexed(Protocol):
+    """
+    An open directory, which remembers the index of its names.
+    """
+
+    fd: int
+    identity: tuple[int, int]
+    index: Index | None
+
+
 class Claim(Protocol):
+    """
+    The decision whether a name may be given.
+    """
+
     def __call__(
-        self, directory: Directory, name: str, place: Callable[[*_Ts], _T], /, *arguments: *_Ts
+        self, directory: Indexed, name: str, place: Callable[[*_Ts], _T], /, *arguments: *_Ts
     ) -> _T:
         """
         Call C{place}, which puts C{name} into C{directory} or raises.
@@ -73,9 +84,7 @@ class Claim(Protocol):
         """
 
 
-def keepApart(
-    _directory: Directory, _name: str, place: Callable[[*_Ts], _T], *arguments: *_Ts
-) -> _T:
+def keepApart(_directory: Indexed, _name: str, place: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
     """
     The L{Claim} of C{names="posix"}: every name stands for itself.
     """
@@ -120,7 +129,7 @@ class Neighbours:
         self._rested = float("-inf")
 
     def claim(
-        self, directory: Directory, name: str, place: Callable[[*_Ts], _T], *arguments: *_Ts
+        self, directory: Indexed, name: str, place: Callable[[*_Ts], _T], *arguments: *_Ts
     ) -> _T:
         """
         The L{Claim} of C{names="portable"}.
@@ -144,12 +153,12 @@ class Neighbours:
                 index.changed = self._sys.fstat(directory.fd).st_ctime_ns
             return placed
 
-    def _indexOf(self, directory: Directory) -> Index:
+    def _indexOf(self, directory: Indexed) -> Index:
         with self._lock:
             directory.index = self._indexes.setdefault(directory.identity, Index())
             return directory.index
 
-    def _look(self, index: Index, directory: Directory, now: float) -> bool:
+    def _look(self, index: Index, directory: Indexed, now: float) -> bool:
         """
         List the directory if that is called for.
 
@@ -193,7 +202,7 @@ class Neighbours:
         self._counted -= index.counted
         index.names, index.counted = None, 0
 
-    def _areNeighbours(self, directory: Directory, other: str, name: str) -> bool:
+    def _areNeighbours(self, directory: Indexed, other: str, name: str) -> bool:
         """
         C{other} is there, and C{name} is not beside it already.  On a file
         system that folds case both lead to the same inode.
@@ -201,7 +210,7 @@ class Neighbours:
         theirs = self._inode(directory, other)
         return theirs is not None and self._inode(directory, name) in {None, theirs}
 
-    def _inode(self, directory: Directory, name: str) -> tuple[int, int] | None:
+    def _inode(self, directory: Indexed, name: str) -> tuple[int, int] | None:
         try:
             status = self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
         except FileNotFoundError:

@@ -34,11 +34,9 @@ from twisted.python.failure import Failure
 from connpool.errors import SyncFailed, TransferError
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receipt
-from connpool.transfer.stores.copies import TEMPORARY
 from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
-from connpool.transfer.stores.inheritance import inherit
-from connpool.transfer.stores.publish import Published, Publisher, Source
+from connpool.transfer.stores.publish import TEMPORARY, Published, Publisher, Source, inherit
 from connpool.transfer.stores.receiptlog import DoneLog, identityOf
 from connpool.transfer.syscalls import CANNOT_SYNC, NEW, VOLATILE, Syscalls, asTransferError
 

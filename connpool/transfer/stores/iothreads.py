@@ -6,6 +6,14 @@ Theory of operation
 Two lanes.  What somebody waits for (syncs, slow writes, publishing, removing)
 shares the threads of one; reading again what an earlier process wrote has the
 other, because it takes minutes and would keep everybody else waiting.
+
+Handing a write to a thread and back costs more than writing into the page
+cache, so writes run inline while they are quick.  When the recent ones took
+long (the kernel throttles writers, a network file system hangs) the store moves
+to its own threads, where it delays nobody, until a run of quick ones shows that
+the disk is calm again.  A running mean decides, so that one write of 100 ms
+moves the store, and one that another program delayed by some milliseconds does
+not.
 """
 
 from __future__ import annotations
@@ -19,17 +27,57 @@ from twisted.python.threadpool import ThreadPool
 
 from connpool.waiting import Waiters
 
-__all__ = ["Lanes"]
+__all__ = ["Lanes", "Pace"]
 
 #: Threads of each lane.
 THREADS = 4
 REREADING = 2
+#: Seconds that writes may take inline, on average.
+LIMIT = 0.005
+#: Weight of the latest write in that average.
+_WEIGHT = 0.125
+#: Quick writes in a row that end the time in threads.
+CALM = 32
 
 T = TypeVar("T")
 
 
+class Pace:
+    """
+    The decision whether writes run on the reactor's thread.
+
+    @ivar inline: whether the next write runs inline.
+    """
+
+    def __init__(self, limit: float = LIMIT, calm: int = CALM) -> None:
+        self._limit = limit
+        self._calm = calm
+        self._quick = 0
+        self._mean = 0.0
+        self.inline = True
+
+    def took(self, seconds: float) -> None:
+        """
+        A write was done.
+        """
+        self._mean += _WEIGHT * (seconds - self._mean)
+        if self.inline:
+            if self._mean >= self._limit:
+                self.inline = False
+                self._quick = 0
+        elif seconds >= self._limit:
+            self._quick = 0
+        else:
+            self._quick += 1
+            if self._quick >= self._calm:
+                self.inline = True
+                self._mean = 0.0
+
+
 class Lanes:
     """
+    The threads, and the pace of the writes that run in them or inline.
+
     @param reactor: whose thread results come back to.
     @param threads: for tests: a thread pool that is both lanes.
     """
@@ -41,6 +89,7 @@ class Lanes:
         self._own: dict[str, tuple[ThreadPool, Any]] = {}
         self._working = 0
         self._idle = Waiters()
+        self.pace = Pace()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """

@@ -29,7 +29,6 @@ from connpool.transfer.records import (
     Offer,
     PartialInfo,
     Receipt,
-    StoreCaps,
 )
 from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.journal import continues
@@ -147,8 +146,6 @@ class MemoryStore:
         another one in its directory differs only in case or composition;
         C{posix} keeps them apart.
     """
-
-    caps = StoreCaps(durability="none")
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ A file on its way into a local store.
 Theory of operation
 ===================
 Bytes go to a private file at their offset, inline or in a thread
-(L{connpool.transfer.stores.pace}).  With a resume key the file lies on the
+(L{connpool.transfer.stores.iothreads}).  With a resume key the file lies on the
 shelf and has a journal; without one it is as short-lived as its connection.
 
 What an earlier process wrote is held from the beginning but not believed: its
@@ -27,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.python.failure import Failure
@@ -49,14 +49,12 @@ from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.journal import Committing, blocksRecord, continues
 from connpool.transfer.stores.journalwriter import Notes
 from connpool.transfer.stores.partialdir import Slot
+from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.ranges import Ranges, blockRange
 from connpool.transfer.stores.rehash import SLICE, digestsOf
 from connpool.transfer.stores.reservations import Reservation
 from connpool.transfer.syscalls import asTransferError
-
-if TYPE_CHECKING:
-    from connpool.transfer.stores.local import LocalStore
 from connpool.waiting import Waiters
 
 __all__ = ["LocalPartial"]
@@ -73,6 +71,7 @@ MANY_BLOCKS = 4096
 class LocalPartial:
     """
     @param slot: where it lies.
+    @param left: told when this no longer uses anything of the store.
     @ivar _flying: ranges whose writes are in threads.
     @ivar _fresh: blocks recorded since the last checkpoint.
     @ivar _unread: blocks of an earlier process that were not hashed yet.
@@ -82,17 +81,23 @@ class LocalPartial:
     """
 
     def __init__(
-        self, store: LocalStore, offer: Offer, reservation: Reservation, slot: Slot
+        self,
+        parts: StoreParts,
+        offer: Offer,
+        reservation: Reservation,
+        slot: Slot,
+        left: Callable[[LocalPartial], None],
     ) -> None:
-        self._store = store
-        self._sys = store.syscalls
+        self._parts = parts
+        self._sys = parts.syscalls
+        self._left = left
         self._offer = offer
         self._reservation: Reservation | None = reservation
         self._slot = slot
         self._fd = slot.fd
         self._notes: Notes | None = None
         if slot.journalFd is not None:
-            self._notes = Notes(self._sys, store.privateTree, store.shelf, slot, offer)
+            self._notes = Notes(self._sys, parts.private, parts.shelf, slot, offer)
         self._source: Source | None = None
         self.held = Ranges()
         self.durable = Ranges()
@@ -125,8 +130,8 @@ class LocalPartial:
         assert self._reservation is not None
         short = self.held.total + size - self._reservation.size
         if declared is None and short > 0:
-            self._store.ledger.grow(self._reservation, short)
-        pace = self._store.pace
+            self._parts.ledger.grow(self._reservation, short)
+        pace = self._parts.lanes.pace
         if pace.inline:
             began = time.perf_counter()
             try:
@@ -241,7 +246,7 @@ class LocalPartial:
         @return: one that goes on where this is, which is fenced and quiet.
         """
         assert self._reservation is not None
-        newer = LocalPartial(self._store, offer, self._reservation, self._slot)
+        newer = LocalPartial(self._parts, offer, self._reservation, self._slot, self._left)
         self._gone = True
         self._reservation = None
         newer.held = self.held
@@ -296,13 +301,13 @@ class LocalPartial:
         if self._gone:
             return
         self._gone = True
-        shelf = self._store.shelf
+        shelf = self._parts.shelf
         self._release()
         if self._keeps():
-            await self._job(shelf.letGo, self._slot, then=self._left, inline=True)
+            await self._job(shelf.letGo, self._slot, then=self._hasLeft, inline=True)
         else:
             small = max(self.held.total, self._slot.allocated) <= INLINE
-            await self._job(shelf.remove, self._slot, then=self._left, inline=small)
+            await self._job(shelf.remove, self._slot, then=self._hasLeft, inline=small)
 
     # -- writing -------------------------------------------------------------
 
@@ -316,14 +321,14 @@ class LocalPartial:
         if isinstance(result, Failure):
             error = result.value
             return Failure(self._failed(error)) if isinstance(error, OSError) else result
-        self._store.pace.took(result)
+        self._parts.lanes.pace.took(result)
         self._hold(offset, end)
         return None
 
     def _hold(self, start: int, end: int) -> None:
         self.held.add(start, end)
         if self._reservation is not None:
-            self._store.ledger.wrote(self._reservation, end - start)
+            self._parts.ledger.wrote(self._reservation, end - start)
 
     def _drop(self, start: int, end: int) -> None:
         self.held.remove(start, end)
@@ -356,7 +361,7 @@ class LocalPartial:
             blocks,
             self._rereads,
             then=lambda found: self._wereRead(blocks, found),
-            run=self._store.lanes.reread,
+            run=self._parts.lanes.reread,
         )
 
     def _rereads(self) -> bool:
@@ -394,7 +399,7 @@ class LocalPartial:
         if notes is None or self._hasName() or not (fresh or notes.committing):
             return succeed(None)
         self._fresh = []
-        level = self._store.finisher.level(self._offer)
+        level = self._parts.finisher.level(self._offer)
         return self._job(
             self._checkpointNow,
             notes,
@@ -428,7 +433,7 @@ class LocalPartial:
             receipt = await self._publish(root)
             self._gone = True
             self._release()
-            self._left(None)
+            self._hasLeft(None)
             return receipt
         except NoSpace:
             self._gate = None
@@ -457,13 +462,13 @@ class LocalPartial:
                 self._gate = None  # the sender can mend it
                 raise DigestMismatch(f'"{offer.name}": what was stored before was damaged')
             raise StoreError(f'"{offer.name}" is not complete')
-        level = self._store.finisher.level(offer)
+        level = self._parts.finisher.level(offer)
         inline = not level and size <= INLINE
         receipt: Receipt = await self._job(self._finish, size, root, level, inline=inline)
         return receipt
 
     def _finish(self, size: int, root: bytes | None, level: int) -> Receipt:
-        slot, store, notes = self._slot, self._store, self._notes
+        slot, notes = self._slot, self._notes
         before = self._sys.fstat(self._fd)
         # what a sender wrote and took back, or an earlier run left behind
         if before.st_size != size:
@@ -480,13 +485,13 @@ class LocalPartial:
                     raise self._failed(error) from None
 
         try:
-            receipt = store.finisher.one(self._offer, self._source, root, committing)
+            receipt = self._parts.finisher.one(self._offer, self._source, root, committing)
         except Exception:
             if notes is not None and not self._hasName():
                 notes.revoke(level)
             raise
         with contextlib.suppress(OSError):  # the reaper finds it
-            store.shelf.clear(slot)
+            self._parts.shelf.clear(slot)
         return receipt
 
     def _hasName(self) -> bool:
@@ -523,13 +528,13 @@ class LocalPartial:
             return False
         return bool(self.digests or self._unread)
 
-    def _left(self, ignored: object) -> None:
+    def _hasLeft(self, ignored: object) -> None:
         # an error, too: the reaper finds what is there
-        self._store.admission.left(self)
+        self._left(self)
 
     def _release(self) -> None:
         if self._reservation is not None:
-            self._store.ledger.release(self._reservation)
+            self._parts.ledger.release(self._reservation)
             self._reservation = None
         self._giveUp()
 
@@ -553,7 +558,7 @@ class LocalPartial:
         self._jobs += 1
         if inline:
             run = maybeDeferred
-        d = (run or self._store.lanes.run)(function, *arguments)
+        d = (run or self._parts.lanes.run)(function, *arguments)
         if then is not None:
             d.addBoth(then)
         return d.addBoth(self._jobDone)

@@ -10,9 +10,19 @@ before it, so any number of senders may race.
 C{link} refuses to clobber on every POSIX file system that has links, and if it
 fails with C{EEXIST} on our own inode an earlier run had succeeded.  Where there
 are no links C{renameat2(RENAME_NOREPLACE)} serves.  A directory on another
-mount (C{EXDEV}, which a bind mount also gives) gets a hidden copy first
-(L{connpool.transfer.stores.copies}), and so does a file whose private name
-somebody removed while it was received.
+mount (C{EXDEV}, which a bind mount also gives) gets a hidden copy beside the
+name first, and so does a file whose private name somebody removed while it was
+received, or whose group this process is not in.  A process may die at any time,
+and nobody searches the directories of users for what it left: before a copy is
+begun, a note among the private files says where it will lie.  The note is
+removed last, and one that became too old, like any private file, takes the copy
+along (L{Copies.remove}).
+
+A file is written among the private ones, so the kernel cannot give it what its
+directory hands down to files that are made there.  That is done here, as
+C{open(2)} does it: the group of a setgid directory, and the default ACL with the
+mode taken off it.  A process may not give a file to a group that it is not in;
+then only a copy that is made in the directory itself can have that group.
 
 The source is taken without following links, and its private name is compared
 with the inode that was written: before a rename, and after a link (a consumer
@@ -23,27 +33,52 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
+import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
 
 import attrs
 
-from connpool.errors import Exists, Skipped, StoreError
-from connpool.transfer.names import RelativeName, displayName
+from connpool.errors import Exists, Skipped, StoreError, TransferError
+from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.stores.caseindex import Claim, keepApart
-from connpool.transfer.stores.directories import Directory
+from connpool.transfer.stores.directories import Directory, Inheritance, Tree
+from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 from connpool.transfer.syscalls import NEW, READ, Syscalls, isFile
 
-if TYPE_CHECKING:
-    from connpool.transfer.stores.copies import Copies
+__all__ = [
+    "NUMBERED",
+    "TEMPORARY",
+    "Copies",
+    "Published",
+    "Publisher",
+    "Source",
+    "canLink",
+    "candidates",
+    "inherit",
+    "isTaken",
+]
 
-__all__ = ["NUMBERED", "Published", "Publisher", "Source", "canLink", "candidates", "isTaken"]
+#: The directory of private files that cannot be resumed.
+TEMPORARY = (INTERNAL, "temporary")
 
 #: Numbers that C{--if-exists rename} tries before it takes a random mark.
 NUMBERED = 100
 _RANDOM = 8
 _CHUNK = 1 << 20
+
+_NOTE = re.compile(r"copy-([0-9a-f]{16})\Z")
+#: Bytes that are read of a note: a path of 4,096, escaped.
+_MUCH = 1 << 16
+
+_ACCESS = "system.posix_acl_access"
+#: An ACL is a version and entries of tag, permissions and id, as in Linux'
+#: C{posix_acl_xattr.h}.
+_HEADER = 4
+_ENTRY = struct.Struct("<HHI")
+_USER_OBJ, _GROUP_OBJ, _MASK, _OTHER = 0x01, 0x04, 0x10, 0x20
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 
@@ -88,6 +123,96 @@ class Published:
 
     name: RelativeName
     status: str
+
+
+class Copies:
+    """
+    Copies of finished files that cannot be published as they lie.
+
+    @param private: the private directories.
+    @param tree: the published directories.
+    """
+
+    def __init__(self, syscalls: Syscalls, private: Tree, tree: Tree) -> None:
+        self._sys = syscalls
+        self._private = private
+        self._tree = tree
+
+    @contextmanager
+    def made(
+        self, source: Source, directory: Directory, name: RelativeName, sync: bool
+    ) -> Iterator[Source]:
+        """
+        Have a hidden copy of C{source} in C{directory}, for as long as it takes
+        to publish it.
+
+        @param name: the one that it is to get.
+        @param sync: whether it must be on disk.
+        """
+        token = secrets.token_hex(8)
+        note, hidden = f"copy-{token}", f"{INTERNAL}-{token}"
+        fd = None
+        _, temporary = self._private.enter(TEMPORARY, self._note, note, name, sync)
+        try:
+            fd = self._sys.open(hidden, NEW, 0o600, dir_fd=directory.fd)
+            self._copy(source, fd, directory)
+            if sync:
+                self._sys.fsync(fd)
+            yield Source(fd, directory.fd, hidden, source.size, fresh=True)
+        finally:
+            with suppress(OSError):  # then the note is still there
+                if fd is not None:
+                    self._sys.close(fd)
+                self._sys.remove(hidden, directory.fd)
+                self._sys.remove(note, temporary.fd)
+            self._private.release(temporary)
+
+    def remove(self, name: str, temporary: int) -> None:
+        """
+        Remove a private file that is too old, and the copy that it is a note of.
+
+        @param temporary: descriptor of the directory of private files.
+        """
+        found = _NOTE.match(name)
+        fd = self._sys.openIfThere(name, READ, temporary) if found else None
+        if found and fd is not None:
+            try:
+                noted = self._sys.pread(fd, _MUCH, 0)
+            finally:
+                self._sys.close(fd)
+            self._removeCopy(noted, f"{INTERNAL}-{found[1]}")
+        self._sys.remove(name, temporary)
+
+    def _note(self, temporary: Directory, note: str, name: RelativeName, sync: bool) -> None:
+        fd = self._sys.open(note, NEW, 0o600, dir_fd=temporary.fd)
+        try:
+            self._sys.writeAll(fd, encodeLine(name.path), 0)
+            if sync:
+                self._sys.fsync(fd)
+                self._sys.fsync(temporary.fd)
+        finally:
+            self._sys.close(fd)
+
+    def _copy(self, source: Source, target: int, directory: Directory) -> None:
+        offset = 0
+        while data := self._sys.pread(source.fd, _CHUNK, offset):
+            self._sys.writeAll(target, data, offset)
+            offset += len(data)
+        inherit(self._sys, target, self._tree.inheritance(directory), source.mode)
+        status = self._sys.fstat(source.fd)
+        self._sys.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def _removeCopy(self, noted: bytes, hidden: str) -> None:
+        try:
+            (line,) = (line for _, line in linesOf(noted))
+            name = RelativeName.parse(decodeLine(line), profile="posix")
+            directory = self._tree.acquire(name.components[:-1], create=False)
+        except (ValueError, TypeError, FileNotFoundError, TransferError):
+            return  # it was not begun, or its directory is gone
+        try:
+            self._sys.remove(hidden, directory.fd)
+        finally:
+            self._tree.release(directory)
 
 
 class Publisher:
@@ -299,6 +424,43 @@ class Publisher:
             return True
         finally:
             self._sys.close(fd)
+
+
+def inherit(syscalls: Syscalls, fd: int, handed: Inheritance, mode: int) -> bool:
+    """
+    Give a file what a new one in the directory of C{handed} would have.
+
+    @param mode: permission bits, whatever the umask.
+    @return: C{False} if only a file that is made in that directory can have it.
+    """
+    whole = True
+    if handed.group is not None and syscalls.fstat(fd).st_gid != handed.group:
+        try:
+            syscalls.fchown(fd, -1, handed.group)
+        except PermissionError:
+            whole = False
+    if handed.acl is not None:
+        try:
+            syscalls.setxattr(fd, _ACCESS, _masked(handed.acl, mode))
+        except OSError:  # the file lies on a file system without ACLs
+            whole = False
+        else:
+            return whole
+    syscalls.fchmod(fd, mode)
+    return whole
+
+
+def _masked(acl: bytes, mode: int) -> bytes:
+    """
+    @return: the ACL of a file that is made with C{mode}.
+    """
+    entries = list(_ENTRY.iter_unpack(acl[_HEADER:]))
+    # the mask, where there is one, limits the group's entry and all named ones
+    group = _MASK if any(tag == _MASK for tag, _, _ in entries) else _GROUP_OBJ
+    most = {_USER_OBJ: mode >> 6, group: mode >> 3, _OTHER: mode}
+    return acl[:_HEADER] + b"".join(
+        _ENTRY.pack(tag, allowed & most.get(tag, 7), whose) for tag, allowed, whose in entries
+    )
 
 
 def _inode(status: os.stat_result) -> tuple[int, int]:

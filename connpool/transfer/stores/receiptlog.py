@@ -12,8 +12,8 @@ already, whatever a clock says.  A file that was last written to more than a
 week ago is removed whole; the last one never, since somebody may be about to
 write to it.
 
-Memory holds where each receipt lies (L{connpool.transfer.stores.places}).  Most
-of that is kept on disk too, in C{index-N}, so that a start has little to read.
+Memory holds where each receipt lies (L{Places}).  Most of that is kept on disk
+too, in C{index-N}, so that a start has little to read.
 It is a hint: never synced, and who finds none reads the file.
 
 The lock is held for moments, since the reactor's thread takes it; the disk is
@@ -33,6 +33,8 @@ import errno
 import os
 import re
 import time
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -46,7 +48,6 @@ import msgspec
 
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.directories import Directory, Followed
-from connpool.transfer.stores.places import Places
 from connpool.transfer.stores.recordlines import decodeLine, linesOf
 from connpool.transfer.syscalls import READ, Syscalls
 
@@ -62,10 +63,14 @@ SIZE = 64 << 20
 FILES = 16
 #: Receipts that are worth an index when the log is closed.
 SOME = 1 << 12
+#: Places that are worth sorting in.
+MANY = 1 << 15
 #: Seconds for which nothing is taken to have come from other processes.
 FRESH = 0.02
 #: Bytes that are read at once, and bytes that a receipt has at most.
 _MUCH, _LINE = 1 << 20, 1 << 16
+
+_WHOSE, _OFFSET = 0xFFFFFFFF << 32, 0xFFFFFFFF
 
 _NAME = re.compile(r"done-([0-9]+)\Z")
 _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -100,6 +105,89 @@ class _Owner(msgspec.Struct):
 class _Whose(msgspec.Struct):
     key: str
     receipt: _Owner
+
+
+class Places:
+    """
+    The offsets of the receipts in one file.
+
+    A place is 64 bits: 32 that say whose it may be, and the offset in the file.
+    Those that came of late are in a dictionary, the others in a sorted array, 8
+    bytes each, which can be kept in a file and read back as it is.  Two keys may
+    have the same 32 bits, so a place is a hint: what lies there decides.
+
+    @ivar known: bytes of the file whose receipts were noted.
+    """
+
+    __slots__ = ("_recent", "_sorted", "known")
+
+    def __init__(self) -> None:
+        self.known = 0
+        self._sorted = array("Q")
+        self._recent: dict[bytes, int] = {}
+
+    @property
+    def many(self) -> bool:
+        """
+        Tell whether it is time for L{sort}: for a file that grows, all of them
+        together take time in proportion to it.
+        """
+        return len(self._recent) >= max(MANY, len(self._sorted) >> 2)
+
+    @property
+    def recent(self) -> int:
+        """
+        The number of those that have not been sorted in.
+        """
+        return len(self._recent)
+
+    def note(self, identity: bytes, offset: int) -> None:
+        """
+        @param identity: at least 4 bytes that look random.
+        """
+        self._recent[identity] = int.from_bytes(identity[:4], "big") << 32 | offset & _OFFSET
+
+    def of(self, identity: bytes) -> Sequence[int]:
+        """
+        @return: offsets at which its receipt may lie.
+        """
+        place = self._recent.get(identity)
+        if place is None and not self._sorted:
+            return ()
+        found = [] if place is None else [place & _OFFSET]
+        if self._sorted:
+            whose = int.from_bytes(identity[:4], "big") << 32
+            at = bisect_left(self._sorted, whose)
+            while at < len(self._sorted) and self._sorted[at] & _WHOSE == whose:
+                found.append(self._sorted[at] & _OFFSET)
+                at += 1
+        return found
+
+    def sort(self) -> bytes:
+        """
+        Sort in what came of late.
+
+        @return: what L{restore} takes.
+        """
+        self._sorted = array("Q", sorted([*self._sorted, *self._recent.values()]))
+        self._recent = {}
+        data = array("Q", [self.known, *self._sorted]).tobytes()
+        return array("Q", [crc32(data)]).tobytes() + data
+
+    def restore(self, kept: bytes, size: int) -> bool:
+        """
+        @param kept: anything.
+        @param size: bytes of the file.
+        @return: whether it is about this file.
+        """
+        if len(kept) % 8 or len(kept) < 16:
+            return False
+        places = array("Q", kept)
+        if places[0] != crc32(kept[8:]) or places[1] > size:
+            return False
+        self.known = places[1]
+        self._sorted = places[2:]
+        return True
 
 
 @attrs.define(eq=False)

@@ -26,10 +26,9 @@ from connpool.errors import Busy, TransferError
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import Receipt
 from connpool.transfer.stores.commit import Finisher
-from connpool.transfer.stores.copies import TEMPORARY
 from connpool.transfer.stores.directories import Tree
 from connpool.transfer.stores.partialdir import Entry, Shelf, Slot
-from connpool.transfer.stores.publish import Source
+from connpool.transfer.stores.publish import TEMPORARY, Source
 from connpool.transfer.syscalls import Syscalls, isFile
 
 __all__ = ["Reaper"]

@@ -139,7 +139,7 @@ def test_aRemovedRootIsMadeAgainByItsOperatorOnly(root):
 def test_theDirectoryBelowAMissingMountIsNotUsed(root):
     # what was mounted there is gone, and the disk below would fill up
     store, reactor = opened(root, roomy())
-    calls = store.syscalls
+    calls = store.parts.syscalls
     shutil.rmtree(root)
     root.mkdir()
     really = calls.fstat

@@ -207,7 +207,7 @@ def test_fiftyThreadsAndOneName(root, rule, directory):
         asked = offer(f"{directory}{name}", ifExists=rule)
         barrier.wait()
         try:
-            names.append(store.finisher.put(asked, name.encode(), None).name)
+            names.append(store.parts.finisher.put(asked, name.encode(), None).name)
         except Exists as error:
             refused.append(error)
 
@@ -233,7 +233,7 @@ def test_fiftyThreadsAndOneDirectory(root):
     def race(name):
         barrier.wait()
         try:
-            names.append(store.finisher.put(offer(f"{name}/x"), b"x", None).name)
+            names.append(store.parts.finisher.put(offer(f"{name}/x"), b"x", None).name)
         except Exists as error:
             refused.append(error)
 

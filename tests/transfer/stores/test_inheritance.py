@@ -12,7 +12,8 @@ import subprocess
 
 import pytest
 
-from connpool.transfer.stores import inheritance
+from connpool.transfer.stores.directories import inheritanceOf
+from connpool.transfer.stores.publish import inherit
 from connpool.transfer.syscalls import Syscalls
 from tests.transfer.stores import deaths
 from tests.transfer.stores.kit import offer
@@ -132,7 +133,7 @@ def test_aFileSystemWithoutAcls(root):
 
     calls.setxattr = unsupported
     fd, directory = os.open(root / "x", os.O_CREAT | os.O_RDWR), os.open(root, os.O_RDONLY)
-    assert not inheritance.inherit(calls, fd, inheritance.inheritanceOf(calls, directory), 0o604)
+    assert not inherit(calls, fd, inheritanceOf(calls, directory), 0o604)
     assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o604
     os.close(fd)
     os.close(directory)

@@ -541,7 +541,7 @@ def test_theFloorStaysFree(root):
 @pytest_twisted.ensureDeferred
 async def test_unknownSizesReserveInSteps(root, opened):
     store = opened(quota=3 * BLOCK)
-    store.ledger.step = BLOCK
+    store.parts.ledger.step = BLOCK
     incoming = await bounded(store.open(offer(size=None)))
     for number in range(3):
         incoming.write(number * BLOCK, b"x" * BLOCK)
@@ -668,7 +668,6 @@ def test_volatileFileSystemsPromiseNothing(tmp_path):
         store, clock, syscalls = inline(directory)
         receipt = clock.wait(store.put(offer(durability="full"), b"x", None))
         assert (receipt.durability, receipt.filesystem) == ("none", "tmpfs")
-        assert store.caps.durability == "none"
         assert not set(syscalls.names()) & {"fsync", "fdatasync", "syncfs"}
         clock.wait(store.close())
 
@@ -709,7 +708,7 @@ async def test_takeOverWaitsForWritesInThreads(root, opened):
     store = opened()
     asked = offer(size=3 * BLOCK, resumeKey=SECRET)
     older = await bounded(store.open(asked))
-    store.pace.inline = False
+    store.parts.lanes.pace.inline = False
     writing = older.write(0, b"x" * BLOCK)
     opening = store.open(asked)
     with pytest.raises(ConflictTakeover):
@@ -1053,7 +1052,7 @@ def test_aWriteIsOneCall(root):
     What a large file costs: one C{pwrite} of borrowed memory for each run.
     """
     store, clock, syscalls = inline(root)
-    store.pace.took = lambda seconds: None  # whatever else this machine does
+    store.parts.lanes.pace.took = lambda seconds: None  # whatever else this machine does
     run = memoryview(bytearray(1 << 20))
     for asked in (offer(size=4 << 20), offer(size=4 << 20, resumeKey=SECRET)):
         partial = clock.wait(store.open(asked))
@@ -1068,7 +1067,7 @@ def test_aWriteIsOneCall(root):
 
 def test_aSmallFileCostsFewCalls(root):
     store, clock, syscalls = inline(root)
-    store.pace.took = lambda seconds: None
+    store.parts.lanes.pace.took = lambda seconds: None
     for number in range(3):
         del syscalls.log[:]
         asked = offer(f"d/x{number}", durability="none", modified=0, key=bytes([number]) * 32)

@@ -232,7 +232,7 @@ async def test_aLongJournalIsReadInAThread(root):
     digests = [(block, block.to_bytes(32, "big")) for block in range(blocks)]
     journals(root)[0].write_bytes(header(asked) + blocksRecord(digests))
     store, clock, syscalls = inline(root, clock=Later(), minFree=0)
-    store.ledger._space.floor = -(1 << 50)
+    store.parts.ledger._space.floor = -(1 << 50)
     clock.hold = True
     del syscalls.log[:]
     opening = store.open(asked)
@@ -395,7 +395,7 @@ def test_aJournalThatCannotBeWrittenAtFirst(root):
             clock.wait(partial.checkpoint())
         syscalls.before = None
         clock.wait(partial.suspend())
-        assert store.ledger._totals.promised == 0
+        assert store.parts.ledger._totals.promised == 0
         assert store.admission.active == []
         partial = clock.wait(store.open(asked))
         assert list(partial.held) == [(0, BLOCK)]
@@ -418,7 +418,7 @@ def test_anOpenThatFailsLeavesNothingOpen(root, call):
         with pytest.raises(StoreError):
             clock.wait(store.open(asked))
     assert len(os.listdir("/proc/self/fd")) == before
-    assert store.ledger._totals.promised == 0
+    assert store.parts.ledger._totals.promised == 0
     assert list(clock.wait(store.open(asked)).held) == HELD
     clock.wait(store.close())
 
@@ -480,7 +480,7 @@ def test_suspendedTwice(root, writing):
     filled(clock, partial, CONTENT[: 3 * BLOCK])
     clock.hold = True
     if writing:
-        store.pace.inline = False
+        store.parts.lanes.pace.inline = False
         partial.write(3 * BLOCK, b"x")
     ends = [partial.suspend(), partial.suspend(), store.close()]
     for end in ends:
@@ -500,7 +500,7 @@ def test_takeOverWhileTheStoreCloses(root, digests):
     asked = offer("a", size=4 * BLOCK, resumeKey=SECRET)
     older = clock.wait(store.open(asked))
     filled(clock, older, CONTENT[: digests * BLOCK])
-    store.pace.inline = False
+    store.parts.lanes.pace.inline = False
     clock.hold = True
     writing = older.write(2 * BLOCK, CONTENT[:BLOCK])
     opening = store.open(asked)

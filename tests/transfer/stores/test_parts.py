@@ -21,6 +21,7 @@ from connpool.transfer import LocalStore
 from connpool.transfer.stores import groupcommit
 from connpool.transfer.stores.directories import Tree
 from connpool.transfer.stores.groupcommit import GroupCommit, Small, SyncChoice
+from connpool.transfer.stores.iothreads import CALM, LIMIT, Pace
 from connpool.transfer.stores.journal import (
     Committing,
     Journal,
@@ -28,7 +29,6 @@ from connpool.transfer.stores.journal import (
     committingRecord,
     header,
 )
-from connpool.transfer.stores.pace import CALM, LIMIT, Pace
 from connpool.transfer.stores.ranges import Ranges, blockRange
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf

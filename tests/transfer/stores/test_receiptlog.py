@@ -16,10 +16,9 @@ import attrs
 import pytest
 
 from connpool.transfer import Receipt
-from connpool.transfer.stores import places, receiptlog
-from connpool.transfer.stores.places import Places
+from connpool.transfer.stores import receiptlog
 from connpool.transfer.stores.receiptcursor import ReceivedOutbox
-from connpool.transfer.stores.receiptlog import KEPT, SURE, DoneLog
+from connpool.transfer.stores.receiptlog import KEPT, SURE, DoneLog, Places
 from connpool.transfer.stores.recordlines import encodeLine
 from tests.transfer.stores.kit import Recorded, followed, offer
 from tests.transfer.stores.powerloss import Disk, materialise
@@ -495,7 +494,7 @@ def life(place, before=None, **values):
 
 @pytest.fixture
 def fewPlaces(monkeypatch):
-    monkeypatch.setattr(places, "MANY", 3)
+    monkeypatch.setattr(receiptlog, "MANY", 3)
     monkeypatch.setattr(receiptlog, "SOME", 1)
 
 
@@ -569,7 +568,7 @@ def read(log):
 
 
 def test_aStartReadsLittle(place, monkeypatch):
-    monkeypatch.setattr(places, "MANY", 256)
+    monkeypatch.setattr(receiptlog, "MANY", 256)
     monkeypatch.setattr(receiptlog, "SOME", 100)
     log = place.open(size=1000 * LENGTH)
     for number in range(0, 5000, 60):

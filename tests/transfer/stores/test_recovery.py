@@ -87,7 +87,7 @@ def test_theEvidenceStaysUntilTheStepsAreTaken(root, rule, finder):
         with pytest.raises(NoSpace):
             clock.wait(store.open(asked))
     else:
-        found = store.reaper.look(0.0)
+        found = store.parts.reaper.look(0.0)
         assert [failure.type for failure in found] == [NoSpace]
     full[0] = False
     if rule == "rename":
@@ -355,8 +355,8 @@ def test_oneBadThingKeepsNobodyFromTheRest(root, expectFailure):
         (stray.parent / name).symlink_to("nowhere")
     now[0] += 30 * DAY
     expired = []
-    expire = store.finisher.expire
-    store.finisher.expire = lambda: expired.append(expire())
+    expire = store.parts.finisher.expire
+    store.parts.finisher.expire = lambda: expired.append(expire())
     with capturedLogs() as logs:
         for _ in range(2):
             clock.wait(store.reap())
@@ -377,7 +377,7 @@ def test_aReaperThatFailsIsLoggedAndComesAgain(root, expectFailure):
             raise OSError(errno.EIO, "")
 
     store, clock, _ = inline(root)
-    store.syscalls.before = before
+    store.parts.syscalls.before = before
     for logged in (1, 0):
         with capturedLogs() as logs:
             clock.wait(store.reap())

@@ -63,15 +63,15 @@ def test_whatCannotBeToldIsNotPromised(root, number):
         with pytest.raises((NoSpace, QuotaExceeded)):
             clock.wait(store.open(asked))
         syscalls.before = None
-        assert store.ledger._totals.promised == 0
-        assert store.ledger._totals.taken == {}
+        assert store.parts.ledger._totals.promised == 0
+        assert store.parts.ledger._totals.taken == {}
     partial = clock.wait(store.open(offer("b", size=None)))
     partial.write(0, b"x" * BLOCK)
     reserved = partial._reservation.size
     syscalls.before = broken(number)
     with pytest.raises((NoSpace, QuotaExceeded)):
-        store.ledger.grow(partial._reservation, 1 << 20)
-    assert partial._reservation.size == reserved == sum(store.ledger._totals.taken.values())
+        store.parts.ledger.grow(partial._reservation, 1 << 20)
+    assert partial._reservation.size == reserved == sum(store.parts.ledger._totals.taken.values())
     syscalls.before = None
     clock.wait(partial.abort())
     clock.wait(clock.wait(store.open(asked)).abort())
@@ -92,7 +92,7 @@ def test_anEndNeverFailsForTheLedger(root, end):
     else:
         clock.wait(getattr(partial, end)())
     assert partial.ending is None
-    assert store.ledger._totals.promised == 0
+    assert store.parts.ledger._totals.promised == 0
     syscalls.before = None
     # a later promise tells the others, too
     clock.wait(clock.wait(store.open(offer("b", size=1))).abort())
@@ -143,7 +143,7 @@ def test_suspendedPartialsAreNotCountedUnderTheLock(root):
 
     store, clock, _ = inline(root, quota=10 * BLOCK)
     suspend(root, store, clock, 1)
-    store.syscalls.before = before
+    store.parts.syscalls.before = before
     clock.wait(clock.wait(store.open(offer("a", size=BLOCK))).abort())
     assert held
     clock.wait(store.close())
@@ -242,7 +242,7 @@ async def test_roomIsMadeWhileOthersGoOn(root):
 
 
 def spacious(store, monkeypatch, free):
-    monkeypatch.setattr(store.ledger._space, "free", lambda: free)
+    monkeypatch.setattr(store.parts.ledger._space, "free", lambda: free)
 
 
 def test_aSmallFileOfUnknownSizeNeedsLittle(root, monkeypatch):
