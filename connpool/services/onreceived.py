@@ -30,7 +30,7 @@ from zope.interface import implementer
 
 from connpool.interfaces import ITransferListener
 from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.stores.receiptcursor import ReceivedOutbox
+from connpool.transfer.stores.receiptcursor import ReceiptCursor
 
 __all__ = ["AT_ONCE", "TIME_LIMIT", "OnReceived", "asProgram"]
 
@@ -143,7 +143,7 @@ class OnReceived:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, program: str, directory: str, outbox: ReceivedOutbox) -> None:
+    def __init__(self, reactor: Any, program: str, directory: str, outbox: ReceiptCursor) -> None:
         self._reactor = reactor
         self._program = program
         self._directory = os.path.abspath(directory)

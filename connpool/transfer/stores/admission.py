@@ -24,18 +24,23 @@ from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.commit import temporaryName
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partial import LocalPartial
-from connpool.transfer.stores.partialdir import LONG_JOURNAL, Slot, identityOf, tooManyPartials
+from connpool.transfer.stores.partialdir import (
+    LONG_JOURNAL_BYTES,
+    Slot,
+    identityOf,
+    tooManyPartials,
+)
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.stores.rehash import blocksIn
-from connpool.transfer.stores.reservations import Reservation, Short
+from connpool.transfer.stores.reservations import Reservation, Shortage
 
 __all__ = ["Admission"]
 
 #: Seconds between, and number of, tries to lock a partial: somebody may only be
 #: looking at it.
-PAUSE = 0.05
-TRIES = 3
+LOCK_RETRY_SECONDS = 0.05
+LOCK_TRIES = 3
 
 Identity = tuple[str, str]
 
@@ -68,7 +73,7 @@ class Admission:
         As L{connpool.interfaces.IFileStore.open}.
         """
         if offer.resumeKey is None:
-            finished = self._parts.finisher.finished(offer, offer.size)
+            finished = self._parts.commit.finished(offer, offer.size)
             return finished or await self._openTemporary(offer)
         identity = identityOf(offer)
         turn = self._turns.setdefault(identity, DeferredLock())
@@ -105,11 +110,11 @@ class Admission:
         try:
             self._refuse()
             try:
-                slot = parts.shelf.temporary(temporaryName(offer))
+                slot = parts.partials.temporary(temporaryName(offer))
             except FileExistsError:
-                slot = parts.shelf.temporary(os.urandom(16).hex())
+                slot = parts.partials.temporary(os.urandom(16).hex())
         except BaseException:
-            parts.ledger.release(reservation)
+            parts.reservations.release(reservation)
             raise
         partial = LocalPartial(parts, offer, reservation, slot, self.left)
         self._register(partial)
@@ -127,7 +132,7 @@ class Admission:
                 if receipt is not None and same and receipt.answers(offer.size):
                     return receipt
                 continue
-            receipt = parts.finisher.finished(offer, offer.size)
+            receipt = parts.commit.finished(offer, offer.size)
             if receipt is not None:
                 if older is None:
                     await self._clear(identity)
@@ -148,9 +153,9 @@ class Admission:
         Remove what a process left that died after its done record.
         """
         try:
-            await self._parts.lanes.run(self._parts.shelf.removeFound, identity)
+            await self._parts.threads.run(self._parts.partials.removeFound, identity)
         except (Busy, OSError):
-            return  # the reaper finds it
+            return  # the recovery finds it
 
     async def _openSlot(self, offer: Offer) -> LocalPartial | Receipt:
         parts = self._parts
@@ -158,12 +163,12 @@ class Admission:
         while True:
             slot = await self._take(offer)
             try:
-                if slot.said < LONG_JOURNAL:
+                if slot.said < LONG_JOURNAL_BYTES:
                     there = self._read(slot, offer)
                 else:
-                    there = await parts.lanes.run(self._read, slot, offer)
-                if parts.reaper.wasPublished(slot):
-                    receipt: Receipt = await parts.lanes.run(parts.reaper.finish, slot)
+                    there = await parts.threads.run(self._read, slot, offer)
+                if parts.recovery.wasPublished(slot):
+                    receipt: Receipt = await parts.threads.run(parts.recovery.finish, slot)
                     before = slot.journal.offer
                     if (
                         before is not None
@@ -174,7 +179,7 @@ class Admission:
                     continue
                 if slot.status.st_nlink > 1:
                     # somebody linked to it, and would see what we write
-                    await parts.lanes.run(parts.shelf.remove, slot)
+                    await parts.threads.run(parts.partials.remove, slot)
                     continue
                 reservation = await self._reserve(offer, slot)
                 await self._makeRoom(offer, slot)
@@ -182,9 +187,9 @@ class Admission:
                 break
             except BaseException:
                 if reservation is not None:
-                    parts.ledger.release(reservation)
+                    parts.reservations.release(reservation)
                 if not slot.closed:
-                    (parts.shelf.remove if slot.fresh else parts.shelf.letGo)(slot)
+                    (parts.partials.remove if slot.fresh else parts.partials.letGo)(slot)
                 raise
         partial = LocalPartial(parts, offer, reservation, slot, self.left)
         self._register(partial)
@@ -196,22 +201,22 @@ class Admission:
         return partial
 
     async def _take(self, offer: Offer) -> Slot:
-        tries = TRIES
+        tries = LOCK_TRIES
         while True:
             tries -= 1
             try:
-                return self._parts.shelf.take(offer)
+                return self._parts.partials.take(offer)
             except Busy:
                 if not tries:
                     raise
-            await self._pause(PAUSE)
+            await self._pause(LOCK_RETRY_SECONDS)
 
     def _read(self, slot: Slot, offer: Offer) -> tuple[dict[int, bytes], Ranges] | None:
         """
         @return: the blocks that the journal names; L{None} if it does not say
             anything about C{offer}.
         """
-        self._parts.shelf.read(slot)
+        self._parts.partials.read(slot)
         older = slot.journal.offer
         if older is None or not continues(offer, older):
             return None
@@ -225,22 +230,22 @@ class Admission:
         parts = self._parts
         while True:
             try:
-                return parts.ledger.reserve(
+                return parts.reservations.reserve(
                     offer.principal,
                     None if offer.identity is None else offer.identity.quota,
                     offer.size,
                     0 if slot is None else slot.allocated,
-                    lambda: parts.shelf.suspended(offer.principal, slot),
+                    lambda: parts.partials.suspended(offer.principal, slot),
                 )
-            except Short as short:
+            except Shortage as short:
                 if not await self._evict(offer, slot, short.missing, 0):
                     raise short.why from None
 
     async def _makeRoom(self, offer: Offer, slot: Slot) -> None:
-        excess = self._parts.shelf.excess(slot) if slot.fresh else 0
+        excess = self._parts.partials.excess(slot) if slot.fresh else 0
         if excess > 0 and not await self._evict(offer, slot, 0, excess):
             raise tooManyPartials()
 
     def _evict(self, offer: Offer, slot: Slot | None, size: int, count: int) -> Deferred[bool]:
         parts = self._parts
-        return parts.lanes.run(parts.shelf.evict, offer.principal, slot, size, count)
+        return parts.threads.run(parts.partials.evict, offer.principal, slot, size, count)

@@ -5,7 +5,7 @@ Theory of operation
 ===================
 C{Makefile} and C{makefile}, or C{é} as one character and as two, are different
 names here and the same one on a disk of Windows or macOS.  Where names are to
-be portable such a neighbour has the name: L{Neighbours.claim} gives a name to
+be portable such a neighbour has the name: L{CaseIndex.claim} gives a name to
 something only if nothing in its directory has another name of the same
 L{caselessForm}.
 
@@ -16,14 +16,14 @@ neighbour is looked for before it is believed, so a name that a consumer took
 away is free at once and no peer can make us list anything; one that somebody
 else added is seen at the next listing.
 
-That is due every C{LOOK} seconds while files arrive, but time for it is
+That is due every C{LISTING_SECONDS} seconds while files arrive, but time for it is
 rationed: after any listing there is none, but of directories not seen before,
-for C{REST} times as long as it took.  Listings that take longer than C{QUICK}
+for C{REST_FACTOR} times as long as it took.  Listings that take longer than C{QUICK_LISTING_SECONDS}
 are spared while C{ctime} says that nobody but us changed the directory.  (It
 proves less than a listing: where the kernel's clock for files has coarse ticks,
 it does not show what happened within one.)
 
-C{NAMES} names of one directory are indexed, C{ALL_NAMES} together; what was
+C{DIRECTORY_NAMES} names of one directory are indexed, C{TOTAL_NAMES} together; what was
 looked at longest ago is dropped first.  Without an index names are kept apart.
 """
 
@@ -39,20 +39,20 @@ from connpool.errors import Exists
 from connpool.transfer.names import caselessForm, displayName
 from connpool.transfer.syscalls import Syscalls
 
-__all__ = ["Claim", "Index", "Neighbours", "keepApart", "neighbourExists"]
+__all__ = ["CaseIndex", "Claim", "Index", "keepApart", "neighbourExists"]
 
 #: Names of one directory, and of all: 100 to 400 bytes each.
-NAMES = 65_536
-ALL_NAMES = 2 * NAMES
+DIRECTORY_NAMES = 65_536
+TOTAL_NAMES = 2 * DIRECTORY_NAMES
 #: Directories that are remembered, with their names or without.
-DIRECTORIES = 1024
+KEPT_DIRECTORIES = 1024
 #: Seconds between looks at a directory, and at one that has too many names.
-LOOK = 0.25
-LOOK_AT_LARGE = 60.0
+LISTING_SECONDS = 0.25
+LARGE_LISTING_SECONDS = 60.0
 #: Seconds without a listing for each second of one.
-REST = 50
+REST_FACTOR = 50
 #: Seconds of a listing that there is no point in sparing.
-QUICK = 0.001
+QUICK_LISTING_SECONDS = 0.001
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -97,7 +97,7 @@ class Index:
 
     @ivar names: hash of the caseless form to the name, since a form may be
         long and no peer can know Python's hashes; L{None} if not indexed.
-    @ivar counted: how many of them L{Neighbours} has counted.
+    @ivar counted: how many of them L{CaseIndex} has counted.
     @ivar due: when to look again.
     @ivar took: seconds of the last listing.
     @ivar changed: C{ctime} of the directory when C{names} was all there was;
@@ -115,7 +115,7 @@ class Index:
         self.changed: int | None = None
 
 
-class Neighbours:
+class CaseIndex:
     """
     The directories of one store, as far as their names are known.
     """
@@ -147,9 +147,9 @@ class Neighbours:
                 raise neighbourExists(name, other)
             placed = place(*arguments)
             names[form] = name
-            if len(names) > NAMES:
+            if len(names) > DIRECTORY_NAMES:
                 index.names = None
-            elif current and index.took > QUICK:
+            elif current and index.took > QUICK_LISTING_SECONDS:
                 index.changed = self._sys.fstat(directory.fd).st_ctime_ns
             return placed
 
@@ -165,20 +165,24 @@ class Neighbours:
         @return: whether C{index} holds what is there now.
         """
         changed = self._sys.fstat(directory.fd).st_ctime_ns
-        spared = index.names is not None and index.took > QUICK and index.changed == changed
+        spared = (
+            index.names is not None
+            and index.took > QUICK_LISTING_SECONDS
+            and index.changed == changed
+        )
         if spared or (index.changed is not None and now < self._rested):
-            index.due = now + LOOK
+            index.due = now + LISTING_SECONDS
             return spared
-        found = self._sys.listdir(directory.fd, NAMES + 1)
-        if len(found) <= NAMES:
+        found = self._sys.listdir(directory.fd, DIRECTORY_NAMES + 1)
+        if len(found) <= DIRECTORY_NAMES:
             index.names = {hash(caselessForm(name)): name for name in found}
-            index.due = now + LOOK
+            index.due = now + LISTING_SECONDS
         else:
             index.names = None
-            index.due = now + LOOK_AT_LARGE
+            index.due = now + LARGE_LISTING_SECONDS
         index.changed = changed
         index.took = monotonic() - now
-        self._rested = now + (1 + REST) * index.took
+        self._rested = now + (1 + REST_FACTOR) * index.took
         self._keep(index, directory.identity)
         return True
 
@@ -191,10 +195,10 @@ class Neighbours:
             self._indexes.move_to_end(identity)
             self._counted += len(index.names or ()) - index.counted
             index.counted = len(index.names or ())
-            if len(self._indexes) > DIRECTORIES:
+            if len(self._indexes) > KEPT_DIRECTORIES:
                 self._drop(self._indexes.popitem(last=False)[1])
             for each in self._indexes.values():
-                if self._counted <= ALL_NAMES:
+                if self._counted <= TOTAL_NAMES:
                     return
                 self._drop(each)
 

@@ -34,16 +34,16 @@ from twisted.python.failure import Failure
 from connpool.errors import SyncFailed, TransferError
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receipt
-from connpool.transfer.stores.directories import Directory, Tree
+from connpool.transfer.stores.directories import Directories, Directory
 from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
 from connpool.transfer.stores.publish import TEMPORARY, Published, Publisher, Source, inherit
-from connpool.transfer.stores.receiptlog import DoneLog, identityOf
+from connpool.transfer.stores.receiptlog import ReceiptLog, identityOf
 from connpool.transfer.syscalls import CANNOT_SYNC, NEW, VOLATILE, Syscalls, asTransferError
 
-__all__ = ["Finisher", "temporaryName"]
+__all__ = ["Commit", "temporaryName"]
 
 #: Done records that are put off while they cannot be written.
-LATER = 4096
+DEFERRED_RECEIPTS = 4096
 
 _OLD = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -75,7 +75,7 @@ class _Item:
     receipt: Receipt = attrs.field(init=False)
 
 
-class Finisher:
+class Commit:
     """
     @param tree: the published directories.
     @param private: the private directories.
@@ -89,10 +89,10 @@ class Finisher:
     def __init__(
         self,
         syscalls: Syscalls,
-        tree: Tree,
-        private: Tree,
+        tree: Directories,
+        private: Directories,
         publisher: Publisher,
-        done: DoneLog,
+        done: ReceiptLog,
         *,
         reach: int,
         fileMode: int,
@@ -100,10 +100,10 @@ class Finisher:
         now: Callable[[], float],
     ) -> None:
         self._sys = syscalls
-        self._tree = tree
+        self._directories = tree
         self._private = private
         self._publisher = publisher
-        self._done = done
+        self._receiptLog = done
         self._reach = reach
         #: whether a name was published on a disk although the private files are in memory
         self._diskElsewhere = False
@@ -112,7 +112,7 @@ class Finisher:
         self._now = now
         self._choice = SyncChoice()
         #: principal and key to what L{flush} has to do
-        self._later: dict[tuple[str, bytes], tuple[Offer, Receipt, Source]] = {}
+        self._deferred: dict[tuple[str, bytes], tuple[Offer, Receipt, Source]] = {}
 
     def level(self, offer: Offer) -> int:
         """
@@ -141,11 +141,11 @@ class Finisher:
         """
         if offer.key is None:
             return None
-        recent = self._later.get((offer.principal, offer.key))
+        recent = self._deferred.get((offer.principal, offer.key))
         if recent is not None and recent[1].answers(size, root):
             return recent[1]
         try:
-            return self._done.find(offer, size, root, sync=_WANTED[offer.durability] == 2)
+            return self._receiptLog.find(offer, size, root, sync=_WANTED[offer.durability] == 2)
         except OSError as error:
             raise self._translated(error, f'looking for the receipt of "{offer.name}"') from None
 
@@ -153,7 +153,7 @@ class Finisher:
         """
         Forget receipts that are too old.
         """
-        self._done.expire()
+        self._receiptLog.expire()
 
     def remove(self, name: str, temporary: int) -> None:
         """
@@ -179,7 +179,7 @@ class Finisher:
         level = self.level(offer)
         directory = None
         try:
-            published, directory = self._tree.enter(
+            published, directory = self._directories.enter(
                 offer.name.components[:-1], self._store, offer, source, level, committing
             )
             level = self._reached(offer.durability, directory)
@@ -188,15 +188,20 @@ class Finisher:
             receipt = self._receipt(offer, source.size, root, published, directory, level)
             if offer.key is not None:
                 index = (offer.principal, offer.key)
-                if later and source.fresh and len(self._later) < LATER and index not in self._later:
-                    self._later[index] = (offer, receipt, source)
+                if (
+                    later
+                    and source.fresh
+                    and len(self._deferred) < DEFERRED_RECEIPTS
+                    and index not in self._deferred
+                ):
+                    self._deferred[index] = (offer, receipt, source)
                     return receipt
-                self._done.append([(offer, receipt)], sync=level == 2)
+                self._receiptLog.append([(offer, receipt)], sync=level == 2)
         except OSError as error:
             raise self._translated(error, f'storing "{offer.name}"') from None
         finally:
             if directory is not None:
-                self._tree.release(directory)
+                self._directories.release(directory)
         self._discard(source)
         return receipt
 
@@ -227,15 +232,15 @@ class Finisher:
         """
         published = Published(offer.name, "stored")
         try:
-            directory = self._tree.acquire(offer.name.components[:-1], create=True)
+            directory = self._directories.acquire(offer.name.components[:-1], create=True)
             try:
                 level = self._reached(offer.durability, directory)
                 if level == 2:
                     level = self._syncNames(directory)
                 receipt = self._receipt(offer, size, root, published, directory, level)
             finally:
-                self._tree.release(directory)
-            self._done.append([(offer, receipt)], sync=level == 2)
+                self._directories.release(directory)
+            self._receiptLog.append([(offer, receipt)], sync=level == 2)
         except OSError as error:
             raise self._translated(error, f'storing "{offer.name}"') from None
         return receipt
@@ -247,7 +252,7 @@ class Finisher:
         @return: the level that is reached: some file systems cannot sync a directory.
         """
         try:
-            self._tree.sync(directory)
+            self._directories.sync(directory)
         except OSError as error:
             if error.errno not in CANNOT_SYNC:
                 raise
@@ -261,11 +266,11 @@ class Finisher:
 
         @raise OSError: they are put off still.
         """
-        later = self._later.values()
-        self._done.append([(offer, receipt) for offer, receipt, _ in later], sync=False)
+        later = self._deferred.values()
+        self._receiptLog.append([(offer, receipt) for offer, receipt, _ in later], sync=False)
         for _, _, source in later:
             self._discard(source)
-        self._later = {}
+        self._deferred = {}
 
     def put(self, offer: Offer, data: bytes, root: bytes | None, *, later: bool = False) -> Receipt:
         """
@@ -297,7 +302,7 @@ class Finisher:
             try:
                 item = _Item(small, self._write(small.offer, small.data))
                 items.append(item)
-                _, item.directory = self._tree.enter(
+                _, item.directory = self._directories.enter(
                     small.offer.name.components[:-1], self._dress, small.offer, item.source
                 )
             except (OSError, TransferError) as error:
@@ -311,7 +316,7 @@ class Finisher:
         finally:
             for item in items:
                 if item.directory is not None:
-                    self._tree.release(item.directory)
+                    self._directories.release(item.directory)
                 if isinstance(results.get(id(item.small)), Receipt):
                     self._discard(item.source)
                     self._close(item.source)
@@ -327,12 +332,12 @@ class Finisher:
         """
         try:
             try:
-                directory = self._tree.acquire(name.components, create=False)
+                directory = self._directories.acquire(name.components, create=False)
                 made = False
             except FileNotFoundError:
                 if not make:
                     return None
-                directory = self._tree.acquire(name.components, create=True)
+                directory = self._directories.acquire(name.components, create=True)
                 made = True
             try:
                 if modified is not None:
@@ -340,10 +345,10 @@ class Finisher:
                         self._sys.utime(directory.fd, ns=(modified, modified))
                 level = self._reached(durability, directory)
                 if level == 2:
-                    self._tree.sync(directory)
+                    self._directories.sync(directory)
                 filesystem = directory.filesystem
             finally:
-                self._tree.release(directory)
+                self._directories.release(directory)
         except OSError as error:
             raise self._translated(error, f'making the directory "{name}"') from None
         reached = DURABILITIES[level]
@@ -382,11 +387,11 @@ class Finisher:
                     sync=_WANTED[offer.durability] > 0,
                 )
             except FileNotFoundError:  # the directory has vanished
-                self._tree.forget(item.directory)
-                published, found = self._tree.enter(
+                self._directories.forget(item.directory)
+                published, found = self._directories.enter(
                     offer.name.components[:-1], self._store, offer, source, level, None
                 )
-                self._tree.release(item.directory)
+                self._directories.release(item.directory)
                 item.directory = found
         except (OSError, TransferError) as error:
             results[id(item.small)] = self._failure(error, offer)
@@ -414,7 +419,9 @@ class Finisher:
                     item.receipt = attrs.evolve(item.receipt, durability=DURABILITIES[level])
         rest = [(item.small, item.receipt) for item in items if id(item.small) not in results]
         try:
-            self._done.append([(small.offer, receipt) for small, receipt in rest], sync=bool(full))
+            self._receiptLog.append(
+                [(small.offer, receipt) for small, receipt in rest], sync=bool(full)
+            )
         except OSError as error:
             failure = Failure(self._translated(error, "noting what was received"))
             results.update((id(small), failure) for small, _ in rest)
@@ -486,7 +493,9 @@ class Finisher:
         if self._keepExec and offer.executable:
             mode |= (mode & 0o444) >> 2
         source.mode = mode
-        source.apart = not inherit(self._sys, source.fd, self._tree.inheritance(directory), mode)
+        source.apart = not inherit(
+            self._sys, source.fd, self._directories.inheritance(directory), mode
+        )
         if offer.modified is not None:
             # the kernel moves what its file system cannot hold to the nearest it can
             self._sys.utime(source.fd, ns=(offer.modified, offer.modified))
@@ -501,7 +510,7 @@ class Finisher:
             ) from None
 
     def _translated(self, error: OSError, doing: str) -> TransferError:
-        return asTransferError(error, doing, self._sys, self._tree.root)
+        return asTransferError(error, doing, self._sys, self._directories.root)
 
     def _failure(self, error: OSError | TransferError, offer: Offer) -> Failure:
         if isinstance(error, TransferError):

@@ -9,13 +9,13 @@ the walk ends in a real directory below the root or with an error.
 
 Descriptors are kept for the next file of the same directory.  A kept one is
 used only while its name in the parent still leads to it (one C{stat} a level,
-at most every C{FRESH} seconds); otherwise C{mv} by the operator would redirect
+at most every C{LOOK_SECONDS} seconds); otherwise C{mv} by the operator would redirect
 files that arrive later.
 
 Somebody else may remove a directory, move it, or put another one or a mount in
 its place.  The next look finds that: the directory is opened again, or made
 again where that was asked for.  Between two looks a removed one answers with
-C{ENOENT}; L{Tree.enter} then looks at once and does the same again.
+C{ENOENT}; L{Directories.enter} then looks at once and does the same again.
 
 A new file is durable when its directory was synced, and the directory is
 reachable after a power cut when its own name in its parent was.  C{named} says
@@ -52,12 +52,12 @@ from connpool.transfer.stores.caseindex import Claim, Index, keepApart
 from connpool.transfer.syscalls import DIRECTORY, Syscalls, filesystemType
 
 __all__ = [
-    "FRESH",
+    "LOOK_SECONDS",
+    "Directories",
     "Directory",
     "Followed",
     "Inheritance",
     "RootDirectory",
-    "Tree",
     "Trouble",
     "refuseInheritance",
 ]
@@ -66,13 +66,13 @@ T = TypeVar("T")
 _Ts = TypeVarTuple("_Ts")
 
 #: Seconds for which a directory that was looked at is taken to be in its place.
-FRESH = 0.02
+LOOK_SECONDS = 0.02
 #: Times that something is tried in a directory that keeps vanishing.
-TRIES = 3
+VANISHED_TRIES = 3
 
 #: The private directories that everything needs.
 _PRIVATE = ("temporary", "done", "ledger", "partials")
-_DEFAULT = "system.posix_acl_default"
+_DEFAULT_ACL = "system.posix_acl_default"
 
 
 @attrs.frozen
@@ -138,7 +138,7 @@ class Directory:
         self.inheritance: Inheritance | None = None
 
 
-class Tree:
+class Directories:
     """
     The directories below one root.
 
@@ -181,12 +181,12 @@ class Tree:
         @raise FileNotFoundError: if it is missing and C{create} is false.
         """
         if not components:
-            if monotonic() - self._root.looked >= FRESH:
+            if monotonic() - self._root.looked >= LOOK_SECONDS:
                 _lookedAt(self._root)
             return self._root
         with self._lock:
             held = self._held.get(components)
-            if held is not None and monotonic() - held.looked < FRESH:
+            if held is not None and monotonic() - held.looked < LOOK_SECONDS:
                 held.users += 1
                 return held
             directory = self._root
@@ -214,7 +214,7 @@ class Tree:
         @raise TransferError, OSError: as L{acquire} or C{use} does; nothing is
             in use then.
         """
-        for again in range(TRIES - 1, -1, -1):
+        for again in range(VANISHED_TRIES - 1, -1, -1):
             try:
                 directory = self.acquire(components, create=True)
             except FileNotFoundError:  # the one above it vanished during the walk
@@ -397,8 +397,8 @@ class Followed:
     A directory that its user keeps, and follows when somebody takes it away.
     """
 
-    def __init__(self, tree: Tree, components: tuple[str, ...]) -> None:
-        self._tree = tree
+    def __init__(self, tree: Directories, components: tuple[str, ...]) -> None:
+        self._directories = tree
         self._components = components
         self._directory = tree.acquire(components, create=True)
 
@@ -416,34 +416,34 @@ class Followed:
         @return: whether it is another one than before: what its user has open
             in the older one is lost.
         """
-        found = self._tree.acquire(self._components, create=True)
+        found = self._directories.acquire(self._components, create=True)
         older, self._directory = self._directory, found
-        self._tree.release(older)
+        self._directories.release(older)
         return found is not older
 
     def doubt(self) -> None:
         """
         Take it for vanished until somebody has looked: a call in it said so.
         """
-        self._tree.forget(self._directory)
+        self._directories.forget(self._directory)
 
     def hold(self) -> Directory:
         """
         Use the directory as it is now, until L{release}.
         """
-        return self._tree.hold(self._directory)
+        return self._directories.hold(self._directory)
 
     def release(self, directory: Directory) -> None:
         """
         Let go of what L{hold} returned.
         """
-        self._tree.release(directory)
+        self._directories.release(directory)
 
     def close(self) -> None:
         """
         Let go of the descriptor.
         """
-        self._tree.release(self._directory)
+        self._directories.release(self._directory)
 
 
 @attrs.frozen
@@ -468,7 +468,7 @@ class RootDirectory:
     """
 
     def __init__(
-        self, syscalls: Syscalls, path: str, fd: int, trees: Sequence[Tree], log: Logger
+        self, syscalls: Syscalls, path: str, fd: int, trees: Sequence[Directories], log: Logger
     ) -> None:
         self._sys = syscalls
         self._path = path
@@ -578,7 +578,7 @@ def defaultAclOf(syscalls: Syscalls, directory: int) -> bytes | None:
     @return: the default ACL as Linux keeps it; L{None} if there is none.
     """
     try:
-        acl: bytes = syscalls.getxattr(directory, _DEFAULT)
+        acl: bytes = syscalls.getxattr(directory, _DEFAULT_ACL)
     except OSError:
         return None
     return acl
@@ -593,7 +593,7 @@ def refuseInheritance(syscalls: Syscalls, directory: int) -> None:
     if mode & stat.S_ISGID:
         syscalls.fchmod(directory, mode & 0o777)
     if defaultAclOf(syscalls, directory) is not None:
-        syscalls.removexattr(directory, _DEFAULT)
+        syscalls.removexattr(directory, _DEFAULT_ACL)
 
 
 def _lookedAt(directory: Directory) -> None:

@@ -19,7 +19,7 @@ from connpool.transfer.digests import blockCount, digestNamed, rootOf
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Offer
 from connpool.transfer.stores.caseindex import Claim
-from connpool.transfer.stores.directories import Directory, Tree
+from connpool.transfer.stores.directories import Directories, Directory
 from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.rehash import digestsOf
 from connpool.transfer.syscalls import READ, Syscalls, isFile
@@ -35,10 +35,10 @@ class Foresight:
     """
 
     def __init__(
-        self, syscalls: Syscalls, tree: Tree, claim: Claim, goesOn: Callable[[], bool]
+        self, syscalls: Syscalls, tree: Directories, claim: Claim, goesOn: Callable[[], bool]
     ) -> None:
         self._sys = syscalls
-        self._tree = tree
+        self._directories = tree
         self._claim = claim
         self._goesOn = goesOn
 
@@ -48,19 +48,19 @@ class Foresight:
         name; may read a file as large as the one offered.
         """
         components = offer.name.components
-        held = self._tree.acquire((), create=False)
+        held = self._directories.acquire((), create=False)
         try:
             for depth in range(1, len(components)):
                 try:
-                    below = self._tree.acquire(components[:depth], create=False)
+                    below = self._directories.acquire(components[:depth], create=False)
                 except FileNotFoundError:
                     self._claim(held, components[depth - 1], _nothing)
                     return "stored"
-                self._tree.release(held)
+                self._directories.release(held)
                 held = below
             return self._choose(held, offer, root)
         finally:
-            self._tree.release(held)
+            self._directories.release(held)
 
     def _choose(self, directory: Directory, offer: Offer, root: bytes | None) -> str:
         if offer.ifExists == "replace":

@@ -3,7 +3,7 @@ The threads of a store, for work that may block.
 
 Theory of operation
 ===================
-Two lanes.  What somebody waits for (syncs, slow writes, publishing, removing)
+Two threads.  What somebody waits for (syncs, slow writes, publishing, removing)
 shares the threads of one; reading again what an earlier process wrote has the
 other, because it takes minutes and would keep everybody else waiting.
 
@@ -27,17 +27,17 @@ from twisted.python.threadpool import ThreadPool
 
 from connpool.waiting import Waiters
 
-__all__ = ["Lanes", "Pace"]
+__all__ = ["IOThreads", "Pace"]
 
 #: Threads of each lane.
 THREADS = 4
-REREADING = 2
+REREADING_THREADS = 2
 #: Seconds that writes may take inline, on average.
-LIMIT = 0.005
+INLINE_SECONDS = 0.005
 #: Weight of the latest write in that average.
 _WEIGHT = 0.125
 #: Quick writes in a row that end the time in threads.
-CALM = 32
+CALM_WRITES = 32
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Pace:
     @ivar inline: whether the next write runs inline.
     """
 
-    def __init__(self, limit: float = LIMIT, calm: int = CALM) -> None:
+    def __init__(self, limit: float = INLINE_SECONDS, calm: int = CALM_WRITES) -> None:
         self._limit = limit
         self._calm = calm
         self._quick = 0
@@ -74,12 +74,12 @@ class Pace:
                 self._mean = 0.0
 
 
-class Lanes:
+class IOThreads:
     """
     The threads, and the pace of the writes that run in them or inline.
 
     @param reactor: whose thread results come back to.
-    @param threads: for tests: a thread pool that is both lanes.
+    @param threads: for tests: a thread pool that is both threads.
     """
 
     def __init__(self, reactor: Any, threads: Any = None) -> None:
@@ -101,7 +101,7 @@ class Lanes:
         """
         Run a C{function} that reads for long.
         """
-        return self._run("store-rereading", REREADING, function, *arguments)
+        return self._run("store-rereading", REREADING_THREADS, function, *arguments)
 
     def during(self, d: Deferred[T]) -> Deferred[T]:
         """

@@ -31,7 +31,7 @@ from connpool.transfer.stores.ranges import Ranges, blockRange
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 
 __all__ = [
-    "MAX_JOURNAL",
+    "MAX_JOURNAL_BYTES",
     "UNREADABLE",
     "Committing",
     "Journal",
@@ -43,9 +43,9 @@ __all__ = [
 
 VERSION = 1
 #: Bytes of a journal that is read: twice what 65,536 blocks take at worst.
-MAX_JOURNAL = 16 << 20
+MAX_JOURNAL_BYTES = 16 << 20
 #: Blocks to a record: half a record is lost with its other half.
-_RECORD = 1024
+_RECORD_BLOCKS = 1024
 
 _OFFER = (
     "transferId",
@@ -205,8 +205,8 @@ def blocksRecord(digests: Sequence[tuple[int, bytes]]) -> bytes:
     """
     pairs = [(block, digest.hex()) for block, digest in digests]
     return b"".join(
-        encodeLine({"blocks": pairs[start : start + _RECORD]})
-        for start in range(0, len(pairs), _RECORD)
+        encodeLine({"blocks": pairs[start : start + _RECORD_BLOCKS]})
+        for start in range(0, len(pairs), _RECORD_BLOCKS)
     )
 
 

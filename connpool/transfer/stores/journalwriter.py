@@ -14,15 +14,15 @@ from __future__ import annotations
 import contextlib
 
 from connpool.transfer.records import Offer
-from connpool.transfer.stores.directories import Tree
+from connpool.transfer.stores.directories import Directories
 from connpool.transfer.stores.journal import Committing, committingRecord, header
-from connpool.transfer.stores.partialdir import Shelf, Slot
+from connpool.transfer.stores.partialdir import PartialDirectory, Slot
 from connpool.transfer.syscalls import Syscalls
 
-__all__ = ["Notes"]
+__all__ = ["JournalWriter"]
 
 
-class Notes:
+class JournalWriter:
     """
     The writer of one journal.
 
@@ -31,22 +31,27 @@ class Notes:
     """
 
     def __init__(
-        self, syscalls: Syscalls, tree: Tree, shelf: Shelf, slot: Slot, offer: Offer
+        self,
+        syscalls: Syscalls,
+        tree: Directories,
+        partials: PartialDirectory,
+        slot: Slot,
+        offer: Offer,
     ) -> None:
         self._sys = syscalls
-        self._tree = tree
-        self._shelf = shelf
+        self._directories = tree
+        self._partials = partials
         self._slot = slot
         self._header = header(offer)
         #: what is still to be said of the offer
         self._description = b"" if slot.journal.describes(offer) else self._header
         self.committing = False
 
-    def passOn(self, offer: Offer) -> Notes:
+    def passOn(self, offer: Offer) -> JournalWriter:
         """
         @return: the writer that goes on for C{offer}.
         """
-        newer = Notes(self._sys, self._tree, self._shelf, self._slot, offer)
+        newer = JournalWriter(self._sys, self._directories, self._partials, self._slot, offer)
         same = newer._header == self._header
         newer._description = self._description if same else newer._header
         newer.committing = self.committing
@@ -69,14 +74,14 @@ class Notes:
         slot = self._slot
         assert slot.journalFd is not None
         if slot.journal.offer is None and slot.said:
-            self._shelf.beginAnew(slot)
-        self._shelf.append(slot, self._description + record)
+            self._partials.beginAnew(slot)
+        self._partials.append(slot, self._description + record)
         self._description = b""
         self.committing = committing
         if level:
             self._sys.fdatasync(slot.journalFd)
         if level == 2 and not slot.linked:
-            self._tree.sync(slot.directory)
+            self._directories.sync(slot.directory)
             slot.linked = True
 
     def begin(self, committing: Committing, level: int) -> None:

@@ -67,27 +67,27 @@ from connpool.transfer.records import (
     Receipt,
 )
 from connpool.transfer.stores.admission import Admission
-from connpool.transfer.stores.caseindex import Neighbours, keepApart
-from connpool.transfer.stores.commit import Finisher
+from connpool.transfer.stores.caseindex import CaseIndex, keepApart
+from connpool.transfer.stores.commit import Commit
 from connpool.transfer.stores.directories import (
-    FRESH,
+    LOOK_SECONDS,
+    Directories,
     Directory,
     Followed,
     RootDirectory,
-    Tree,
     Trouble,
     refuseInheritance,
 )
 from connpool.transfer.stores.foresight import Foresight
 from connpool.transfer.stores.groupcommit import GroupCommit, Small
-from connpool.transfer.stores.iothreads import Lanes
-from connpool.transfer.stores.partialdir import PARTIALS, Shelf, tooManyPartials
+from connpool.transfer.stores.iothreads import IOThreads
+from connpool.transfer.stores.partialdir import MAX_PARTIALS, PartialDirectory, tooManyPartials
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Copies, Publisher, canLink
-from connpool.transfer.stores.receiptcursor import ReceivedOutbox
-from connpool.transfer.stores.receiptlog import DoneLog
-from connpool.transfer.stores.recovery import Reaper
-from connpool.transfer.stores.reservations import Ledger, Space
+from connpool.transfer.stores.receiptcursor import ReceiptCursor
+from connpool.transfer.stores.receiptlog import ReceiptLog
+from connpool.transfer.stores.recovery import Recovery
+from connpool.transfer.stores.reservations import Reservations, Space
 from connpool.transfer.syscalls import (
     CANNOT_SYNC,
     VOLATILE,
@@ -100,9 +100,9 @@ from connpool.transfer.syscalls import (
 __all__ = ["LocalStore"]
 
 #: Seconds between tries to note what could not be noted before.
-LOOK = 1.0
+NOTE_SECONDS = 1.0
 #: Seconds between looks for what is too old.
-REAP = 600.0
+RECOVERY_SECONDS = 600.0
 
 _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 
@@ -160,19 +160,19 @@ class LocalStore:
         self._now = now
         self._seconds = seconds
         self._sys = syscalls or Syscalls()
-        self._lanes = Lanes(reactor, threads)
+        self._threads = IOThreads(reactor, threads)
         #: principal, key and root of small files under way to those that wait as well
         self._pending: dict[tuple[str, bytes, bytes | None], list[Deferred[Receipt]]] = {}
         self._group = GroupCommit(
-            lambda batch: self._lanes.run(self.parts.finisher.batch, batch), reactor.callLater
+            lambda batch: self._threads.run(self.parts.commit.batch, batch), reactor.callLater
         )
         self._flushing: Any = None
         self._closed = False
-        self._looked = self._flushed = -LOOK
+        self._looked = self._flushed = -NOTE_SECONDS
         self._trouble: Trouble | None = None
-        self._reaped = seconds() - REAP + LOOK * 60
-        self._reaping = False
-        self._claim = Neighbours(self._sys).claim if names == "portable" else keepApart
+        self._recovered = seconds() - RECOVERY_SECONDS + NOTE_SECONDS * 60
+        self._recovering = False
+        self._claim = CaseIndex(self._sys).claim if names == "portable" else keepApart
         with contextlib.ExitStack() as opened:
             self._open(opened, fileMode & 0o777, dirMode & 0o777, keepExec, minFree)
             #: what lets go of every descriptor
@@ -200,7 +200,7 @@ class LocalStore:
         try:
             self.filesystem = filesystemType(self._root)
             level = "none" if self.filesystem in VOLATILE else "full"
-            self._private = private = Tree(
+            self._private = private = Directories(
                 sys, self._root, 0o700, accept=self._accept, vanished=self._vanished
             )
             opened.callback(private.close)
@@ -208,24 +208,26 @@ class LocalStore:
             if level == "full":
                 level = self._reach(held)
             space = Space(sys, self._root, minFree, self._seconds)
-            ledger = Ledger(sys, self._follow("ledger", opened), space, self._quota)
-            opened.callback(ledger.close)
-            done = DoneLog(sys, self._follow("done", opened), self._now, self._seconds)
+            reservations = Reservations(sys, self._follow("ledger", opened), space, self._quota)
+            opened.callback(reservations.close)
+            done = ReceiptLog(sys, self._follow("done", opened), self._now, self._seconds)
             opened.callback(done.close)
-            self._tree = Tree(sys, self._root, dirMode, claim=self._claim)
-            opened.callback(self._tree.close)
+            self._directories = Directories(sys, self._root, dirMode, claim=self._claim)
+            opened.callback(self._directories.close)
             self._rootDirectory = RootDirectory(
-                sys, self._path, self._root, (private, self._tree), self._log
+                sys, self._path, self._root, (private, self._directories), self._log
             )
-            self._foresight = Foresight(sys, self._tree, self._claim, lambda: not self._closed)
-            shelf = Shelf(sys, private)
-            finisher = Finisher(
+            self._foresight = Foresight(
+                sys, self._directories, self._claim, lambda: not self._closed
+            )
+            partials = PartialDirectory(sys, private)
+            commit = Commit(
                 sys,
-                self._tree,
+                self._directories,
                 private,
                 Publisher(
                     sys,
-                    Copies(sys, private, self._tree),
+                    Copies(sys, private, self._directories),
                     canLink=canLink(sys, held[0].fd),
                     claim=self._claim,
                 ),
@@ -235,8 +237,10 @@ class LocalStore:
                 keepExec=keepExec,
                 now=self._now,
             )
-            reaper = Reaper(sys, shelf, finisher, private, self._ttl, self._now, self._status)
-            self.parts = StoreParts(sys, self._lanes, private, shelf, ledger, finisher, reaper)
+            recovery = Recovery(sys, partials, commit, private, self._ttl, self._now, self._status)
+            self.parts = StoreParts(
+                sys, self._threads, private, partials, reservations, commit, recovery
+            )
             self.admission = Admission(self.parts, partial(deferLater, self._reactor))
         except (OSError, TransferError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
@@ -301,7 +305,7 @@ class LocalStore:
 
     def open(self, offer: Offer) -> Deferred[IPartial | Receipt]:
         opening: Deferred[Any] = Deferred.fromCoroutine(self._openNow(offer))
-        return self._lanes.during(opening)
+        return self._threads.during(opening)
 
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
         self._refuse()
@@ -311,17 +315,17 @@ class LocalStore:
                 d: Deferred[Receipt] = Deferred()
                 others.append(d)
                 return d
-            receipt = self.parts.finisher.finished(offer, len(data), root)
+            receipt = self.parts.commit.finished(offer, len(data), root)
             if receipt is not None:
                 return receipt
-        if not self.parts.ledger.fits(len(data)):
-            raise self.parts.ledger.full()
-        if self.parts.finisher.level(offer):
+        if not self.parts.reservations.fits(len(data)):
+            raise self.parts.reservations.full()
+        if self.parts.commit.level(offer):
             small = Small(offer, data, root, Deferred())
             self._group.add(small)
             return self._share(offer, root, small.done)
-        if not self._lanes.pace.inline:
-            stored = self._lanes.run(self._timedPut, offer, data, root, False)
+        if not self._threads.pace.inline:
+            stored = self._threads.run(self._timedPut, offer, data, root, False)
             return self._share(offer, root, stored)
         if offer.key is not None and self._flushing is None:
             self._flushing = self._reactor.callLater(0, self._flush)
@@ -331,26 +335,30 @@ class LocalStore:
         self, name: RelativeName, modified: int | None, durability: str, make: bool = True
     ) -> Deferred[DirectoryMade | None]:
         self._refuse()
-        if not self.parts.ledger.fits(0):
-            raise self.parts.ledger.full()
-        return self._lanes.run(self.parts.finisher.directory, name, modified, durability, make)
+        if not self.parts.reservations.fits(0):
+            raise self.parts.reservations.full()
+        return self._threads.run(self.parts.commit.directory, name, modified, durability, make)
 
     def trouble(self) -> str | None:
         self._lookAround()
-        return self.parts.ledger.trouble() if self._trouble is None else self._trouble.text
+        return self.parts.reservations.trouble() if self._trouble is None else self._trouble.text
 
     def _lookAround(self) -> None:
         """
         Do what is due: look at the root, note what could not be noted before, reap.
         """
         now = self._seconds()
-        if now - self._looked >= FRESH:
+        if now - self._looked >= LOOK_SECONDS:
             self._look(now)
-        if now - self._flushed >= LOOK:
+        if now - self._flushed >= NOTE_SECONDS:
             self._flushed = now
             if self._flushing is None:
                 self._flush()  # what could not be noted before
-            if now - self._reaped >= REAP and not self._reaping and not self._closed:
+            if (
+                now - self._recovered >= RECOVERY_SECONDS
+                and not self._recovering
+                and not self._closed
+            ):
                 self.reap()
 
     def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
@@ -358,13 +366,13 @@ class LocalStore:
 
     def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
         foreseeing: Deferred[str] = Deferred.fromCoroutine(self._foresee(offer, root, ahead, whole))
-        return self._lanes.during(foreseeing)
+        return self._threads.during(foreseeing)
 
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
-        return self._lanes.run(self._list, principal)
+        return self._threads.run(self._list, principal)
 
     def delete(self, info: PartialInfo) -> Deferred[None]:
-        return self._lanes.run(self._delete, info.partialId)
+        return self._threads.run(self._delete, info.partialId)
 
     def close(self) -> Deferred[None]:
         if self._closed:
@@ -377,7 +385,7 @@ class LocalStore:
             [each.suspend() for each in self.admission.active], consumeErrors=True
         )
         d.addBoth(lambda _: self._group.drained())
-        d.addBoth(lambda _: self._lanes.quiet())
+        d.addBoth(lambda _: self._threads.quiet())
         return d.addBoth(self._letGo)
 
     def reap(self) -> Deferred[None]:
@@ -385,19 +393,19 @@ class LocalStore:
         Finish what a process that died was publishing, and remove what is too
         old.  Happens by itself when files arrive.
         """
-        self._reaping = True
-        self._reaped = self._seconds()
-        return self._lanes.run(self.parts.reaper.look, self._reaped).addBoth(self._reapEnded)
+        self._recovering = True
+        self._recovered = self._seconds()
+        return self._threads.run(self.parts.recovery.look, self._recovered).addBoth(self._reapEnded)
 
-    def receivedOutbox(self) -> ReceivedOutbox:
+    def receivedOutbox(self) -> ReceiptCursor:
         """
         @return: the receipts that a program is still to be told about.
         @raise StartFailed: another process has them; one line.
         """
-        return ReceivedOutbox(self._sys, Followed(self._private, (INTERNAL, "done")))
+        return ReceiptCursor(self._sys, Followed(self._private, (INTERNAL, "done")))
 
     async def _openNow(self, offer: Offer) -> IPartial | Receipt:
-        self._looked = -LOOK
+        self._looked = -NOTE_SECONDS
         self._refuse()
         try:
             return await self.admission.open(offer)
@@ -406,22 +414,22 @@ class LocalStore:
             raise asTransferError(error, doing, self._sys, self._root) from None
 
     async def _foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> str:
-        self._looked = -LOOK
+        self._looked = -NOTE_SECONDS
         self._refuse()
         try:
             count, free, suspended = 0, 0, 0
             if not whole:
-                count, free, suspended = await self._lanes.run(
-                    self.parts.shelf.tally, offer.principal
+                count, free, suspended = await self._threads.run(
+                    self.parts.partials.tally, offer.principal
                 )
-            if offer.resumeKey is not None and count + 1 - PARTIALS > free:
+            if offer.resumeKey is not None and count + 1 - MAX_PARTIALS > free:
                 raise tooManyPartials()
             quota = None if offer.identity is None else offer.identity.quota
-            self.parts.ledger.foresee(
+            self.parts.reservations.foresee(
                 offer.principal, quota, offer.size, ahead, suspended, whole=whole
             )
             # it may read for long, which keeps nobody else waiting there
-            status: str = await self._lanes.reread(self._foresight.status, offer, root)
+            status: str = await self._threads.reread(self._foresight.status, offer, root)
             return status
         except OSError as error:
             doing = f'looking for "{offer.name}"'
@@ -431,8 +439,8 @@ class LocalStore:
 
     def _timedPut(self, offer: Offer, data: bytes, root: bytes | None, later: bool) -> Receipt:
         began = time.perf_counter()
-        receipt = self.parts.finisher.put(offer, data, root, later=later)
-        self._lanes.pace.took(time.perf_counter() - began)
+        receipt = self.parts.commit.put(offer, data, root, later=later)
+        self._threads.pace.took(time.perf_counter() - began)
         return receipt
 
     def _flush(self) -> None:
@@ -441,7 +449,7 @@ class LocalStore:
         """
         self._flushing = None
         try:
-            self.parts.finisher.flush()
+            self.parts.commit.flush()
         except (OSError, TransferError) as error:
             # the files are where they belong, and it is tried again
             why = error.strerror if isinstance(error, OSError) else str(error)
@@ -485,7 +493,7 @@ class LocalStore:
 
     def _status(self, name: RelativeName) -> os.stat_result | None:
         try:
-            directory = self._tree.acquire(name.components[:-1], create=False)
+            directory = self._directories.acquire(name.components[:-1], create=False)
         except (OSError, TransferError):
             return None
         try:
@@ -495,26 +503,26 @@ class LocalStore:
         except OSError as error:
             raise asTransferError(error, f'looking at "{name}"') from None
         finally:
-            self._tree.release(directory)
+            self._directories.release(directory)
 
     def _list(self, principal: str | None) -> list[PartialInfo]:
         found = []
-        for entry in self.parts.shelf.everything():
+        for entry in self.parts.partials.everything():
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                found.append(self.parts.shelf.info(entry))
+                found.append(self.parts.partials.info(entry))
         return [info for info in found if principal in {None, info.principal}]
 
     def _delete(self, partialId: str) -> None:
         found = _PARTIAL_ID.match(partialId)
         if found is None:
             raise StoreError(f'"{displayName(partialId)}" is not the id of a partial')
-        self.parts.shelf.removeFound((found[1], found[2]))
+        self.parts.partials.removeFound((found[1], found[2]))
 
     def _reapEnded(self, result: Any) -> None:
-        self._reaping = False
+        self._recovering = False
         for failure in [result] if isinstance(result, Failure) else result:
             self._log.failure("cannot finish or remove what was left", failure=failure)
 
     def _letGo(self, ignored: object) -> None:
-        self._lanes.stop()
+        self._threads.stop()
         self._opened.close()

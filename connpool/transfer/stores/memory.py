@@ -165,7 +165,7 @@ class MemoryStore:
         self._now = now
         self._partials: dict[str, _MemoryPartial] = {}
         #: the newest last
-        self._done: dict[tuple[str, bytes], list[Receipt]] = {}
+        self._receiptLog: dict[tuple[str, bytes], list[Receipt]] = {}
 
     def open(self, offer: Offer) -> Deferred[IPartial | Receipt]:
         done = self._finished(offer, offer.size)
@@ -277,7 +277,7 @@ class MemoryStore:
     ) -> Receipt | None:
         if offer.key is None:
             return None
-        receipts = self._done.get((offer.principal, offer.key), ())
+        receipts = self._receiptLog.get((offer.principal, offer.key), ())
         return next((each for each in reversed(receipts) if each.answers(size, root)), None)
 
     def _take(self, size: int) -> None:
@@ -316,7 +316,7 @@ class MemoryStore:
                 self._forms.update((caselessForm(path), path) for path in (*paths, name.path))
             self._modified[name.path] = int(now * 1e9) if offer.modified is None else offer.modified
         if offer.key is not None:
-            self._done.setdefault((offer.principal, offer.key), []).append(receipt)
+            self._receiptLog.setdefault((offer.principal, offer.key), []).append(receipt)
         return receipt
 
     def _place(self, offer: Offer, same: Callable[[bytes], bool]) -> tuple[RelativeName, str]:

@@ -47,12 +47,12 @@ from connpool.errors import (
 from connpool.interfaces import IPartial
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.journal import Committing, blocksRecord, continues
-from connpool.transfer.stores.journalwriter import Notes
+from connpool.transfer.stores.journalwriter import JournalWriter
 from connpool.transfer.stores.partialdir import Slot
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.ranges import Ranges, blockRange
-from connpool.transfer.stores.rehash import SLICE, digestsOf
+from connpool.transfer.stores.rehash import REHASH_SLICE_BYTES, digestsOf
 from connpool.transfer.stores.reservations import Reservation
 from connpool.transfer.syscalls import asTransferError
 from connpool.waiting import Waiters
@@ -62,9 +62,9 @@ __all__ = ["LocalPartial"]
 #: Files larger than this are published and removed in a thread whatever the
 #: level: the comparison with a file of the same name reads both, and the disk
 #: takes its time to free them.
-INLINE = 1 << 20
+INLINE_BYTES = 1 << 20
 #: Blocks of a checkpoint that is written in a thread whatever the level.
-MANY_BLOCKS = 4096
+INLINE_BLOCKS = 4096
 
 
 @implementer(IPartial)
@@ -73,7 +73,7 @@ class LocalPartial:
     @param slot: where it lies.
     @param left: told when this no longer uses anything of the store.
     @ivar _flying: ranges whose writes are in threads.
-    @ivar _fresh: blocks recorded since the last checkpoint.
+    @ivar _unsaved: blocks recorded since the last checkpoint.
     @ivar _unread: blocks of an earlier process that were not hashed yet.
     @ivar _learned: digests of such blocks while no journal names them.
     @ivar _notes: what is told to the journal; L{None} if there is none.
@@ -95,15 +95,15 @@ class LocalPartial:
         self._reservation: Reservation | None = reservation
         self._slot = slot
         self._fd = slot.fd
-        self._notes: Notes | None = None
+        self._notes: JournalWriter | None = None
         if slot.journalFd is not None:
-            self._notes = Notes(self._sys, parts.private, parts.shelf, slot, offer)
+            self._notes = JournalWriter(self._sys, parts.private, parts.partials, slot, offer)
         self._source: Source | None = None
         self.held = Ranges()
         self.durable = Ranges()
         self.digests: dict[int, bytes] = {}
         self._flying = Ranges()
-        self._fresh: list[int] = []
+        self._unsaved: list[int] = []
         self._unread: list[int] = []
         self._learned: dict[int, bytes] | None = None
         self._damaged: list[tuple[int, int]] = []
@@ -130,8 +130,8 @@ class LocalPartial:
         assert self._reservation is not None
         short = self.held.total + size - self._reservation.size
         if declared is None and short > 0:
-            self._parts.ledger.grow(self._reservation, short)
-        pace = self._parts.lanes.pace
+            self._parts.reservations.grow(self._reservation, short)
+        pace = self._parts.threads.pace
         if pace.inline:
             began = time.perf_counter()
             try:
@@ -151,7 +151,7 @@ class LocalPartial:
             raise self._gate
         self.digests[block] = digest
         if self._notes is not None:
-            self._fresh.append(block)
+            self._unsaved.append(block)
 
     def discard(self, start: int, end: int) -> None:
         if self._gate is not None:
@@ -230,7 +230,7 @@ class LocalPartial:
         self._learned = None
         self.digests = learned
         self.held = self._bytesOf(learned)
-        self._fresh = list(learned)
+        self._unsaved = list(learned)
         with contextlib.suppress(TransferError):  # the next one does it
             await self._checkpoint()
 
@@ -252,7 +252,7 @@ class LocalPartial:
         newer.held = self.held
         newer.durable = self.durable
         newer.digests = self.digests
-        newer._fresh = self._fresh
+        newer._unsaved = self._unsaved
         newer._unread = self._unread
         newer._damaged = self._damaged
         newer._notes = None if self._notes is None else self._notes.passOn(offer)
@@ -301,13 +301,13 @@ class LocalPartial:
         if self._gone:
             return
         self._gone = True
-        shelf = self._parts.shelf
+        partials = self._parts.partials
         self._release()
         if self._keeps():
-            await self._job(shelf.letGo, self._slot, then=self._hasLeft, inline=True)
+            await self._job(partials.letGo, self._slot, then=self._hasLeft, inline=True)
         else:
-            small = max(self.held.total, self._slot.allocated) <= INLINE
-            await self._job(shelf.remove, self._slot, then=self._hasLeft, inline=small)
+            small = max(self.held.total, self._slot.allocated) <= INLINE_BYTES
+            await self._job(partials.remove, self._slot, then=self._hasLeft, inline=small)
 
     # -- writing -------------------------------------------------------------
 
@@ -321,14 +321,14 @@ class LocalPartial:
         if isinstance(result, Failure):
             error = result.value
             return Failure(self._failed(error)) if isinstance(error, OSError) else result
-        self._parts.lanes.pace.took(result)
+        self._parts.threads.pace.took(result)
         self._hold(offset, end)
         return None
 
     def _hold(self, start: int, end: int) -> None:
         self.held.add(start, end)
         if self._reservation is not None:
-            self._parts.ledger.wrote(self._reservation, end - start)
+            self._parts.reservations.wrote(self._reservation, end - start)
 
     def _drop(self, start: int, end: int) -> None:
         self.held.remove(start, end)
@@ -352,7 +352,7 @@ class LocalPartial:
     def _reread(self) -> None:
         if not self._unread or not self._rereads():
             return
-        blocks = self._unread[: max(1, SLICE // self._offer.blockSize)]
+        blocks = self._unread[: max(1, REHASH_SLICE_BYTES // self._offer.blockSize)]
         self._job(
             digestsOf,
             self._sys,
@@ -361,7 +361,7 @@ class LocalPartial:
             blocks,
             self._rereads,
             then=lambda found: self._wereRead(blocks, found),
-            run=self._parts.lanes.reread,
+            run=self._parts.threads.reread,
         )
 
     def _rereads(self) -> bool:
@@ -394,29 +394,31 @@ class LocalPartial:
     # -- checkpoints ---------------------------------------------------------
 
     def _checkpoint(self) -> Deferred[None]:
-        fresh = sorted({block for block in self._fresh if block in self.digests})
+        fresh = sorted({block for block in self._unsaved if block in self.digests})
         notes = self._notes
         if notes is None or self._hasName() or not (fresh or notes.committing):
             return succeed(None)
-        self._fresh = []
-        level = self._parts.finisher.level(self._offer)
+        self._unsaved = []
+        level = self._parts.commit.level(self._offer)
         return self._job(
             self._checkpointNow,
             notes,
             [(block, self.digests[block]) for block in fresh],
             level,
-            inline=not level and len(fresh) < MANY_BLOCKS,
+            inline=not level and len(fresh) < INLINE_BLOCKS,
             then=lambda result: self._checkpointed(result, fresh),
         )
 
-    def _checkpointNow(self, notes: Notes, digests: list[tuple[int, bytes]], level: int) -> None:
+    def _checkpointNow(
+        self, notes: JournalWriter, digests: list[tuple[int, bytes]], level: int
+    ) -> None:
         if level:
             self._sys.fdatasync(self._fd)
         notes.write(blocksRecord(digests), level)
 
     def _checkpointed(self, result: Failure | None, fresh: list[int]) -> Failure | None:
         if isinstance(result, Failure):
-            self._fresh += fresh
+            self._unsaved += fresh
             error = result.value
             return Failure(self._failed(error)) if isinstance(error, OSError) else result
         for start, end in self._bytesOf(block for block in fresh if block in self.digests):
@@ -462,8 +464,8 @@ class LocalPartial:
                 self._gate = None  # the sender can mend it
                 raise DigestMismatch(f'"{offer.name}": what was stored before was damaged')
             raise StoreError(f'"{offer.name}" is not complete')
-        level = self._parts.finisher.level(offer)
-        inline = not level and size <= INLINE
+        level = self._parts.commit.level(offer)
+        inline = not level and size <= INLINE_BYTES
         receipt: Receipt = await self._job(self._finish, size, root, level, inline=inline)
         return receipt
 
@@ -485,13 +487,13 @@ class LocalPartial:
                     raise self._failed(error) from None
 
         try:
-            receipt = self._parts.finisher.one(self._offer, self._source, root, committing)
+            receipt = self._parts.commit.one(self._offer, self._source, root, committing)
         except Exception:
             if notes is not None and not self._hasName():
                 notes.revoke(level)
             raise
-        with contextlib.suppress(OSError):  # the reaper finds it
-            self._parts.shelf.clear(slot)
+        with contextlib.suppress(OSError):  # the recovery finds it
+            self._parts.partials.clear(slot)
         return receipt
 
     def _hasName(self) -> bool:
@@ -529,12 +531,12 @@ class LocalPartial:
         return bool(self.digests or self._unread)
 
     def _hasLeft(self, ignored: object) -> None:
-        # an error, too: the reaper finds what is there
+        # an error, too: the recovery finds what is there
         self._left(self)
 
     def _release(self) -> None:
         if self._reservation is not None:
-            self._parts.ledger.release(self._reservation)
+            self._parts.reservations.release(self._reservation)
             self._reservation = None
         self._giveUp()
 
@@ -558,7 +560,7 @@ class LocalPartial:
         self._jobs += 1
         if inline:
             run = maybeDeferred
-        d = (run or self._parts.lanes.run)(function, *arguments)
+        d = (run or self._parts.threads.run)(function, *arguments)
         if then is not None:
             d.addBoth(then)
         return d.addBoth(self._jobDone)

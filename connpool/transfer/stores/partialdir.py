@@ -36,31 +36,31 @@ import attrs
 from connpool.errors import Busy, QuotaExceeded, StoreError, TransferError
 from connpool.transfer.names import INTERNAL
 from connpool.transfer.records import Offer, PartialInfo
-from connpool.transfer.stores.directories import Directory, Tree
-from connpool.transfer.stores.journal import MAX_JOURNAL, UNREADABLE, Journal
+from connpool.transfer.stores.directories import Directories, Directory
+from connpool.transfer.stores.journal import MAX_JOURNAL_BYTES, UNREADABLE, Journal
 from connpool.transfer.syscalls import NEW, Syscalls, isFile
 
 __all__ = [
-    "LONG_JOURNAL",
-    "PARTIALS",
+    "LONG_JOURNAL_BYTES",
+    "MAX_PARTIALS",
     "Entry",
-    "Shelf",
+    "PartialDirectory",
     "Slot",
     "identityOf",
     "tooManyPartials",
 ]
 
 #: Partials of one principal.
-PARTIALS = 100
+MAX_PARTIALS = 100
 #: Bytes of a journal that takes long to read: about a millisecond.
-LONG_JOURNAL = 64 << 10
+LONG_JOURNAL_BYTES = 64 << 10
 
-_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: What opening a link, a directory, a socket or a device may say.
 _NO_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV}
 _HASH = re.compile(r"[0-9a-f]{32}\Z")
 _JOURNAL = ".journal"
-_TRIES = 5
+_LOCK_TRIES = 5
 
 
 def identityOf(offer: Offer) -> tuple[str, str]:
@@ -75,7 +75,9 @@ def tooManyPartials() -> QuotaExceeded:
     """
     The answer where a principal has as many partials as it may.
     """
-    return QuotaExceeded(f"{PARTIALS} unfinished files of this sender are in use; finish one first")
+    return QuotaExceeded(
+        f"{MAX_PARTIALS} unfinished files of this sender are in use; finish one first"
+    )
 
 
 def _principal(principal: str) -> str:
@@ -140,14 +142,14 @@ class Entry:
     free: bool
 
 
-class Shelf:
+class PartialDirectory:
     """
     @param tree: of the store's private directories.
     """
 
-    def __init__(self, syscalls: Syscalls, tree: Tree) -> None:
+    def __init__(self, syscalls: Syscalls, tree: Directories) -> None:
         self._sys = syscalls
-        self._tree = tree
+        self._directories = tree
         tree.release(tree.acquire((INTERNAL, "partials"), create=True))
 
     # -- one partial
@@ -160,7 +162,7 @@ class Shelf:
         @raise Busy: if another connection or process has it.
         """
         principal, name = identityOf(offer)
-        slot, _ = self._tree.enter((INTERNAL, "partials", principal), self._locked, name)
+        slot, _ = self._directories.enter((INTERNAL, "partials", principal), self._locked, name)
         return slot
 
     def find(self, identity: tuple[str, str]) -> Slot | None:
@@ -171,11 +173,11 @@ class Shelf:
         """
         principal, name = identity
         try:
-            directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
+            directory = self._directories.acquire((INTERNAL, "partials", principal), create=False)
         except FileNotFoundError:
             return None
         with contextlib.ExitStack() as undo:
-            undo.callback(self._tree.release, directory)
+            undo.callback(self._directories.release, directory)
             if self._status(directory, name) or self._status(directory, name + _JOURNAL):
                 with contextlib.suppress(FileNotFoundError):  # the directory has vanished
                     slot = self._locked(directory, name)
@@ -189,7 +191,7 @@ class Shelf:
 
         @raise FileExistsError: if there is one of this name.
         """
-        slot, _ = self._tree.enter((INTERNAL, "temporary"), self._temporary, name)
+        slot, _ = self._directories.enter((INTERNAL, "temporary"), self._temporary, name)
         return slot
 
     def _temporary(self, directory: Directory, name: str) -> Slot:
@@ -208,7 +210,11 @@ class Shelf:
         """
         assert slot.journalFd is not None
         slot.journal = journal = self._read(slot.journalFd, slot.said)
-        if slot.said < LONG_JOURNAL or journal.offer is None or journal.committing is not None:
+        if (
+            slot.said < LONG_JOURNAL_BYTES
+            or journal.offer is None
+            or journal.committing is not None
+        ):
             return
         record = journal.record()
         if 2 * len(record) < slot.said:
@@ -241,7 +247,7 @@ class Shelf:
         finally:
             if slot.journalFd is not None:
                 self._sys.close(slot.journalFd)
-            self._tree.release(slot.directory)
+            self._directories.release(slot.directory)
 
     def remove(self, slot: Slot) -> None:
         """
@@ -296,7 +302,7 @@ class Shelf:
         @return: how many partials there are too many of this one's principal.
         """
         try:
-            return len(self._names(slot.directory)) - PARTIALS
+            return len(self._names(slot.directory)) - MAX_PARTIALS
         except FileNotFoundError:  # somebody removed the directory, with all of them
             return 0
 
@@ -325,10 +331,10 @@ class Shelf:
         """
         List the partials of every principal.
         """
-        names, shelf = self._tree.enter(
+        names, directory = self._directories.enter(
             (INTERNAL, "partials"), lambda directory: self._sys.listdir(directory.fd)
         )
-        self._tree.release(shelf)
+        self._directories.release(directory)
         principals = [name for name in names if _HASH.match(name)]
         found: list[Entry] = []
         for principal in principals:
@@ -342,16 +348,16 @@ class Shelf:
         """
         principal, name = entry.identity
         journal = UNREADABLE
-        directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
+        directory = self._directories.acquire((INTERNAL, "partials", principal), create=False)
         try:
-            fd = self._sys.openIfThere(name + _JOURNAL, _OPEN, directory.fd)
+            fd = self._sys.openIfThere(name + _JOURNAL, _OPEN_FLAGS, directory.fd)
             if fd is not None:
                 try:
                     journal = self._read(fd, self._sys.fstat(fd).st_size)
                 finally:
                     self._sys.close(fd)
         finally:
-            self._tree.release(directory)
+            self._directories.release(directory)
         offer = journal.offer
         received = len(journal.digests) * offer.blockSize if offer else 0
         if offer is not None and offer.size is not None:
@@ -370,13 +376,13 @@ class Shelf:
     # -- how
 
     def _read(self, journalFd: int, size: int) -> Journal:
-        if size > MAX_JOURNAL:
+        if size > MAX_JOURNAL_BYTES:
             return UNREADABLE
         return Journal.read(self._sys.pread(journalFd, size, 0) if size else b"")
 
     def _locked(self, directory: Directory, name: str) -> Slot:
         sys = self._sys
-        for _ in range(_TRIES):
+        for _ in range(_LOCK_TRIES):
             with contextlib.ExitStack() as undo:
                 journalFd, _ = self._open(directory, name + _JOURNAL)
                 undo.callback(sys.close, journalFd)
@@ -397,8 +403,8 @@ class Shelf:
         Open or make a regular file of ours; whatever else is there was put in
         our way and is removed.
         """
-        flags = _OPEN | os.O_CREAT | (os.O_APPEND if name.endswith(_JOURNAL) else 0)
-        for _ in range(_TRIES):
+        flags = _OPEN_FLAGS | os.O_CREAT | (os.O_APPEND if name.endswith(_JOURNAL) else 0)
+        for _ in range(_LOCK_TRIES):
             try:
                 fd = self._sys.open(name, flags, 0o600, dir_fd=directory.fd)
             except OSError as error:
@@ -433,7 +439,7 @@ class Shelf:
 
     def _entries(self, principal: str) -> list[Entry]:
         try:
-            directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
+            directory = self._directories.acquire((INTERNAL, "partials", principal), create=False)
         except FileNotFoundError:
             return []
         try:
@@ -447,7 +453,7 @@ class Shelf:
         except FileNotFoundError:  # the directory has vanished
             return []
         finally:
-            self._tree.release(directory)
+            self._directories.release(directory)
 
     def _entry(self, principal: str, directory: Directory, name: str) -> Entry | None:
         sys = self._sys
@@ -455,7 +461,7 @@ class Shelf:
         if status is not None and not isFile(status):
             return None
         allocated = 0 if status is None else status.st_blocks * 512
-        fd = sys.openIfThere(name + _JOURNAL, _OPEN, directory.fd)
+        fd = sys.openIfThere(name + _JOURNAL, _OPEN_FLAGS, directory.fd)
         if fd is None:
             if status is None:
                 return None

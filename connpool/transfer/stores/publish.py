@@ -44,12 +44,12 @@ import attrs
 from connpool.errors import Exists, Skipped, StoreError, TransferError
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.stores.caseindex import Claim, keepApart
-from connpool.transfer.stores.directories import Directory, Inheritance, Tree
+from connpool.transfer.stores.directories import Directories, Directory, Inheritance
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 from connpool.transfer.syscalls import NEW, READ, Syscalls, isFile
 
 __all__ = [
-    "NUMBERED",
+    "NUMBERED_NAMES",
     "TEMPORARY",
     "Copies",
     "Published",
@@ -65,19 +65,19 @@ __all__ = [
 TEMPORARY = (INTERNAL, "temporary")
 
 #: Numbers that C{--if-exists rename} tries before it takes a random mark.
-NUMBERED = 100
-_RANDOM = 8
-_CHUNK = 1 << 20
+NUMBERED_NAMES = 100
+_RANDOM_NAMES = 8
+_CHUNK_BYTES = 1 << 20
 
 _NOTE = re.compile(r"copy-([0-9a-f]{16})\Z")
 #: Bytes that are read of a note: a path of 4,096, escaped.
-_MUCH = 1 << 16
+_NOTE_BYTES = 1 << 16
 
-_ACCESS = "system.posix_acl_access"
+_ACCESS_ACL = "system.posix_acl_access"
 #: An ACL is a version and entries of tag, permissions and id, as in Linux'
 #: C{posix_acl_xattr.h}.
-_HEADER = 4
-_ENTRY = struct.Struct("<HHI")
+_ACL_HEADER_BYTES = 4
+_ACL_ENTRY = struct.Struct("<HHI")
 _USER_OBJ, _GROUP_OBJ, _MASK, _OTHER = 0x01, 0x04, 0x10, 0x20
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
@@ -133,10 +133,10 @@ class Copies:
     @param tree: the published directories.
     """
 
-    def __init__(self, syscalls: Syscalls, private: Tree, tree: Tree) -> None:
+    def __init__(self, syscalls: Syscalls, private: Directories, tree: Directories) -> None:
         self._sys = syscalls
         self._private = private
-        self._tree = tree
+        self._directories = tree
 
     @contextmanager
     def made(
@@ -177,7 +177,7 @@ class Copies:
         fd = self._sys.openIfThere(name, READ, temporary) if found else None
         if found and fd is not None:
             try:
-                noted = self._sys.pread(fd, _MUCH, 0)
+                noted = self._sys.pread(fd, _NOTE_BYTES, 0)
             finally:
                 self._sys.close(fd)
             self._removeCopy(noted, f"{INTERNAL}-{found[1]}")
@@ -195,10 +195,10 @@ class Copies:
 
     def _copy(self, source: Source, target: int, directory: Directory) -> None:
         offset = 0
-        while data := self._sys.pread(source.fd, _CHUNK, offset):
+        while data := self._sys.pread(source.fd, _CHUNK_BYTES, offset):
             self._sys.writeAll(target, data, offset)
             offset += len(data)
-        inherit(self._sys, target, self._tree.inheritance(directory), source.mode)
+        inherit(self._sys, target, self._directories.inheritance(directory), source.mode)
         status = self._sys.fstat(source.fd)
         self._sys.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -206,13 +206,13 @@ class Copies:
         try:
             (line,) = (line for _, line in linesOf(noted))
             name = RelativeName.parse(decodeLine(line), profile="posix")
-            directory = self._tree.acquire(name.components[:-1], create=False)
+            directory = self._directories.acquire(name.components[:-1], create=False)
         except (ValueError, TypeError, FileNotFoundError, TransferError):
             return  # it was not begun, or its directory is gone
         try:
             self._sys.remove(hidden, directory.fd)
         finally:
-            self._tree.release(directory)
+            self._directories.release(directory)
 
 
 class Publisher:
@@ -415,7 +415,7 @@ class Publisher:
                 return False
             offset = 0
             while offset < source.size:
-                ours = self._sys.pread(source.fd, _CHUNK, offset)
+                ours = self._sys.pread(source.fd, _CHUNK_BYTES, offset)
                 if not ours or ours != self._sys.pread(fd, len(ours), offset):
                     return False
                 offset += len(ours)
@@ -441,7 +441,7 @@ def inherit(syscalls: Syscalls, fd: int, handed: Inheritance, mode: int) -> bool
             whole = False
     if handed.acl is not None:
         try:
-            syscalls.setxattr(fd, _ACCESS, _masked(handed.acl, mode))
+            syscalls.setxattr(fd, _ACCESS_ACL, _masked(handed.acl, mode))
         except OSError:  # the file lies on a file system without ACLs
             whole = False
         else:
@@ -454,12 +454,12 @@ def _masked(acl: bytes, mode: int) -> bytes:
     """
     @return: the ACL of a file that is made with C{mode}.
     """
-    entries = list(_ENTRY.iter_unpack(acl[_HEADER:]))
+    entries = list(_ACL_ENTRY.iter_unpack(acl[_ACL_HEADER_BYTES:]))
     # the mask, where there is one, limits the group's entry and all named ones
     group = _MASK if any(tag == _MASK for tag, _, _ in entries) else _GROUP_OBJ
     most = {_USER_OBJ: mode >> 6, group: mode >> 3, _OTHER: mode}
-    return acl[:_HEADER] + b"".join(
-        _ENTRY.pack(tag, allowed & most.get(tag, 7), whose) for tag, allowed, whose in entries
+    return acl[:_ACL_HEADER_BYTES] + b"".join(
+        _ACL_ENTRY.pack(tag, allowed & most.get(tag, 7), whose) for tag, allowed, whose in entries
     )
 
 
@@ -482,9 +482,9 @@ def isTaken(name: RelativeName, ifExists: str) -> Exists:
 def candidates(name: RelativeName, ifExists: str) -> Iterator[RelativeName]:
     yield name
     if ifExists == "rename":
-        for number in range(1, NUMBERED + 1):
+        for number in range(1, NUMBERED_NAMES + 1):
             yield name.variant(str(number))
-        for _ in range(_RANDOM):
+        for _ in range(_RANDOM_NAMES):
             yield name.variant(secrets.token_hex(4))
 
 

@@ -33,16 +33,16 @@ from connpool.transfer.stores.directories import Followed
 from connpool.transfer.stores.recordlines import decodeLine, linesOf
 from connpool.transfer.syscalls import Syscalls
 
-__all__ = ["ReceivedOutbox"]
+__all__ = ["ReceiptCursor"]
 
 Position = tuple[int, int]
 
 _NAME = re.compile(r"done-([0-9]+)\Z")
 _KEPT = re.compile(rb"^([0-9]{20}) ([0-9]{20})\n", re.MULTILINE)
-_MUCH = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
-class ReceivedOutbox:
+class ReceiptCursor:
     """
     @param directory: that of the done log; closed with this.
     @raise StartFailed: another process tells already; one line.
@@ -182,10 +182,10 @@ class ReceivedOutbox:
         except FileNotFoundError:
             return
         try:
-            while not self._ready and (data := self._sys.pread(fd, _MUCH, offset)):
+            while not self._ready and (data := self._sys.pread(fd, _CHUNK_BYTES, offset)):
                 end = data.rfind(b"\n") + 1
                 if not end:
-                    if len(data) < _MUCH:
+                    if len(data) < _CHUNK_BYTES:
                         return  # being written
                     end = len(data)  # no line of ours is that long
                 for start, line in linesOf(data[:end]):

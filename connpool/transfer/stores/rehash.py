@@ -15,11 +15,11 @@ from connpool.transfer.records import Offer
 from connpool.transfer.stores.ranges import blockRange
 from connpool.transfer.syscalls import Syscalls
 
-__all__ = ["SLICE", "blocksIn", "digestsOf"]
+__all__ = ["REHASH_SLICE_BYTES", "blocksIn", "digestsOf"]
 
 #: Bytes that are read before others have their turn.
-SLICE = 64 << 20
-_CHUNK = 1 << 20
+REHASH_SLICE_BYTES = 64 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 def blocksIn(status: os.stat_result, offer: Offer) -> range:
@@ -57,7 +57,9 @@ def digestsOf(
         start, end = blockRange(block, offer.blockSize, offer.size)
         hasher = digest.new()
         try:
-            while start < end and (data := syscalls.pread(fd, min(end - start, _CHUNK), start)):
+            while start < end and (
+                data := syscalls.pread(fd, min(end - start, _CHUNK_BYTES), start)
+            ):
                 hasher.update(data)
                 start += len(data)
         except OSError:

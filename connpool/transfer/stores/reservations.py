@@ -42,18 +42,18 @@ from connpool.errors import NoInodes, NoSpace, QuotaExceeded, TransferError
 from connpool.transfer.stores.directories import Followed
 from connpool.transfer.syscalls import NEW, NO_INODES, Syscalls, asTransferError, outOfInodes
 
-__all__ = ["STEP", "Ledger", "Reservation", "Short", "Space"]
+__all__ = ["STEP_BYTES", "Reservation", "Reservations", "Shortage", "Space"]
 
 #: Bytes that a transfer of unknown size reserves at a time, at most: as many as it has
 #: taken before, so that a small one needs little.
-STEP = 64 << 20
-FIRST_STEP = 1 << 20
+STEP_BYTES = 64 << 20
+FIRST_STEP_BYTES = 1 << 20
 #: The free-space floor unless the operator sets one: the smaller of these.
 FLOOR_BYTES = 1 << 30
 FLOOR_SHARE = 0.05
 
-_THERE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Space:
@@ -67,8 +67,8 @@ class Space:
     """
 
     #: Seconds and bytes after which C{statvfs} is asked again.
-    AGE = 0.5
-    DRIFT = 16 << 20
+    ASK_SECONDS = 0.5
+    DRIFT_BYTES = 16 << 20
 
     def __init__(
         self, syscalls: Syscalls, fd: int, minFree: int | None, seconds: Callable[[], float]
@@ -84,7 +84,7 @@ class Space:
         self._free = 0
         self._noInodes = False
         self._spent = 0
-        self._asked = -self.AGE
+        self._asked = -self.ASK_SECONDS
 
     def free(self) -> int:
         """
@@ -102,7 +102,7 @@ class Space:
         @param promised: bytes that others were promised.
         @return: whether a small file fits; asks the kernel now and then only.
         """
-        if self._spent > self.DRIFT or self._seconds() - self._asked >= self.AGE:
+        if self._spent > self.DRIFT_BYTES or self._seconds() - self._asked >= self.ASK_SECONDS:
             self.free()
         if self._spent + size + promised > self._free or self._noInodes:
             return False
@@ -114,12 +114,12 @@ class Space:
         Tell whether no file more can be made, whatever its size; asks the
         kernel now and then only.
         """
-        if self._seconds() - self._asked >= self.AGE:
+        if self._seconds() - self._asked >= self.ASK_SECONDS:
             self.free()
         return self._noInodes
 
 
-class Short(Exception):
+class Shortage(Exception):
     """
     A transfer may not have what it needs.
 
@@ -160,7 +160,7 @@ class _Totals(msgspec.Struct):
     taken: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-class Ledger:
+class Reservations:
     """
     @param directory: the one that all processes share.
     @param quota: bytes that live and suspended transfers of one principal may
@@ -175,7 +175,7 @@ class Ledger:
         self._space = space
         self._quota = quota
         #: Bytes reserved at once for a file whose size is not known, at most.
-        self.step = STEP
+        self.step = STEP_BYTES
         self._totals = _Totals()
         self._name = f"process-{secrets.token_hex(8)}"
         self._moved = False
@@ -190,13 +190,13 @@ class Ledger:
         suspended: Callable[[], int],
     ) -> Reservation:
         """
-        @param quota: the principal's own; L{None} for the ledger's.
+        @param quota: the principal's own; L{None} for the store's.
         @param size: bytes the transfer may come to take, those written
             included; L{None} if nobody knows.
         @param written: bytes that it takes already.
         @param suspended: counts the bytes that the principal's suspended
             partials take, this one left out; called only where there is a quota.
-        @raise Short: because the principal may not take so much
+        @raise Shortage: because the principal may not take so much
             (L{QuotaExceeded}), or the disk has not so much (L{NoSpace}).
         @raise NoInodes: because no file more can be made.
         """
@@ -235,12 +235,12 @@ class Ledger:
         try:
             # what is suspended may go: it is not counted, and it is room
             self._check(reservation, size, size + ahead - suspended, 0, others)
-        except Short as short:
+        except Shortage as short:
             raise short.why from None
 
     def _step(self, reservation: Reservation) -> int:
         quota = reservation.quota
-        step = min(self.step, max(FIRST_STEP, reservation.size))
+        step = min(self.step, max(FIRST_STEP_BYTES, reservation.size))
         return step if quota is None else min(step, quota // 16)
 
     def grow(self, reservation: Reservation, size: int) -> None:
@@ -253,10 +253,10 @@ class Ledger:
         try:
             try:
                 self._take(reservation, step, step, 0)
-            except Short:
+            except Shortage:
                 # what is there may be enough
                 self._take(reservation, size, size, 0)
-        except Short as short:
+        except Shortage as short:
             raise short.why from None
         except OSError as error:
             raise asTransferError(error, "reserving space") from None
@@ -315,7 +315,7 @@ class Ledger:
         """
         sys, directory = self._sys, self._directory.fd
         with contextlib.ExitStack() as undo:
-            lock = sys.open("lock", _LOCK, 0o600, dir_fd=directory)
+            lock = sys.open("lock", _LOCK_FLAGS, 0o600, dir_fd=directory)
             undo.callback(sys.close, lock)
             # or somebody would take it for a dead one's before it is locked
             with _Locked(sys, lock):
@@ -383,9 +383,9 @@ class Ledger:
                 )
                 if size > quota:
                     why = f"{size} bytes are needed; the receiver's quota for one sender is {quota}"
-                raise Short(max(missing, taken + size - quota), QuotaExceeded(why))
+                raise Shortage(max(missing, taken + size - quota), QuotaExceeded(why))
         if missing > 0:
-            raise Short(
+            raise Shortage(
                 missing,
                 NoSpace(
                     f"the receiver has {max(0, free)} bytes to give and {unwritten} are needed;"
@@ -406,7 +406,7 @@ class Ledger:
         for name in self._sys.listdir(self._directory.fd):
             if not name.startswith("process-") or name == self._name:
                 continue
-            fd = self._sys.openIfThere(name, _THERE, self._directory.fd)
+            fd = self._sys.openIfThere(name, _OPEN_FLAGS, self._directory.fd)
             if fd is None:
                 continue
             try:

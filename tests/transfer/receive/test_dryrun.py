@@ -15,7 +15,7 @@ from connpool.transfer.receive.greeting import SMALL_FILE
 from connpool.transfer.receive.reception import Policy
 from connpool.transfer.send.streams import Asked
 from connpool.transfer.stores import MemoryStore
-from connpool.transfer.stores.partialdir import PARTIALS
+from connpool.transfer.stores.partialdir import MAX_PARTIALS
 from connpool.transfer.syscalls import Syscalls
 from tests.transfer.raw import connect
 from tests.transfer.stores.kit import InlineReactor, offer
@@ -183,7 +183,7 @@ def test_whatIsSuspendedIsRoom(root):
 
 def test_tooManyUnfinishedFiles(root):
     store, reactor = opened("local", root)
-    for number in range(PARTIALS):
+    for number in range(MAX_PARTIALS):
         asked = offer(f"f{number}", size=1, resumeKey=number.to_bytes(32, "big"))
         partial = reactor.wait(store.open(asked))
     last = offer("last", size=1, resumeKey=b"l" * 32)
