@@ -96,6 +96,8 @@ def _renameNoReplace(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: i
 
 def _listdir(fd: int, most: int | None = None) -> list[str]:
     """
+    List a directory.
+
     @param most: read no more names than that; L{None} for all.
     """
     if most is None:
@@ -177,7 +179,7 @@ class Syscalls:
 
     def openIfThere(self, name: str, flags: int, directory: int) -> int | None:
         """
-        @return: a descriptor, or L{None} if nothing has this name.
+        Return a descriptor, or L{None} if nothing has this name.
         """
         try:
             return self.open(name, flags, dir_fd=directory)
@@ -203,9 +205,8 @@ def isFile(status: os.stat_result) -> bool:
 
 def filesystemType(fd: int) -> str:
     """
-    @return: C{ext4}, C{tmpfs}, …, as the kernel's list of mounts names what
-        C{fd} lies on, or C{fstatfs} where there is no such list; C{unknown} if
-        nothing tells.
+    Return C{ext4}, C{tmpfs}, …, as the kernel's list of mounts names what C{fd} lies on, or
+    C{fstatfs} where there is no such list; C{unknown} if nothing tells.
     """
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:

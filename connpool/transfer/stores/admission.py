@@ -1,13 +1,13 @@
 """
-Which partial an offer gets.
+The choice of the partial that an offer gets.
 
 Theory of operation
 ===================
 Offers of one principal and resume key have their turns: each finds the partial
 as the one before left it.  That is in use in this process (then it is taken
-over, or its publishing waited for), on the shelf, or new.
+over, or its publishing waited for), on disk, or new.
 
-What lies on the shelf may have been published by a process that died; then the
+What lies on disk may have been published by a process that died; then the
 steps that it left are taken.  Room is made only when it will be enough, and a
 partial is registered only when nothing can fail any more but the disk under it.
 """
@@ -64,13 +64,13 @@ class Admission:
     @property
     def active(self) -> list[LocalPartial]:
         """
-        Those that hold descriptors.
+        The partials that hold descriptors.
         """
         return list(self._active)
 
     async def open(self, offer: Offer) -> LocalPartial | Receipt:
         """
-        As L{connpool.interfaces.IFileStore.open}.
+        Open a partial as L{connpool.interfaces.IFileStore.open} says.
         """
         if offer.resumeKey is None:
             finished = self._parts.commit.finished(offer, offer.size)
@@ -213,8 +213,8 @@ class Admission:
 
     def _read(self, slot: Slot, offer: Offer) -> tuple[dict[int, bytes], Ranges] | None:
         """
-        @return: the blocks that the journal names; L{None} if it does not say
-            anything about C{offer}.
+        Return the blocks that the journal names; L{None} if it does not say anything about
+        C{offer}.
         """
         self._parts.partials.read(slot)
         older = slot.journal.offer

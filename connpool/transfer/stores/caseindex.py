@@ -16,15 +16,16 @@ neighbour is looked for before it is believed, so a name that a consumer took
 away is free at once and no peer can make us list anything; one that somebody
 else added is seen at the next listing.
 
-That is due every C{LISTING_SECONDS} seconds while files arrive, but time for it is
+That is due every C{LISTING_SECONDS} while files arrive, but time for it is
 rationed: after any listing there is none, but of directories not seen before,
-for C{REST_FACTOR} times as long as it took.  Listings that take longer than C{QUICK_LISTING_SECONDS}
-are spared while C{ctime} says that nobody but us changed the directory.  (It
-proves less than a listing: where the kernel's clock for files has coarse ticks,
-it does not show what happened within one.)
+for C{REST_FACTOR} times as long as it took.  Listings that take longer than
+C{QUICK_LISTING_SECONDS} are spared while C{ctime} says that nobody but us
+changed the directory.  (It proves less than a listing: where the kernel's clock
+for files has coarse ticks, it does not show what happened within one.)
 
-C{DIRECTORY_NAMES} names of one directory are indexed, C{TOTAL_NAMES} together; what was
-looked at longest ago is dropped first.  Without an index names are kept apart.
+C{DIRECTORY_NAMES} names of one directory are indexed, C{TOTAL_NAMES} together;
+what was looked at longest ago is dropped first.  Without an index names are kept
+apart.
 """
 
 from __future__ import annotations
@@ -224,6 +225,8 @@ class CaseIndex:
 
 def neighbourExists(name: str, other: str) -> Exists:
     """
+    Return the refusal of a name that a neighbour has.
+
     @param name: the component that was wanted.
     @param other: the one that is there.
     """

@@ -69,6 +69,10 @@ def temporaryName(offer: Offer) -> str:
 
 @attrs.define
 class _Item:
+    """
+    A small file of a batch, written under its private name.
+    """
+
     small: Small
     source: Source
     directory: Directory | None = None
@@ -77,6 +81,8 @@ class _Item:
 
 class Commit:
     """
+    The steps from the last byte to the receipt.
+
     @param tree: the published directories.
     @param private: the private directories.
     @param reach: index in C{DURABILITIES} of the strongest level there is on
@@ -116,14 +122,14 @@ class Commit:
 
     def level(self, offer: Offer) -> int:
         """
-        @return: the index in C{DURABILITIES} that is asked for and reachable.
+        Return the index in C{DURABILITIES} that is asked for and reachable.
         """
         wanted = _WANTED[offer.durability]
         return wanted if wanted <= self._reach or self._diskElsewhere else self._reach
 
     def _reached(self, durability: str, directory: Directory) -> int:
         """
-        @return: the index in C{DURABILITIES} that is asked for and reachable in C{directory}.
+        Return the index in C{DURABILITIES} that is asked for and reachable in C{directory}.
         """
         if directory.filesystem in VOLATILE:
             return 0
@@ -135,9 +141,10 @@ class Commit:
 
     def finished(self, offer: Offer, size: int | None, root: bytes | None = None) -> Receipt | None:
         """
+        Find the receipt that this offer's key has already for this content.
+
         @param size: bytes of the content; L{None} if that is not known.
         @param root: of the content that came; L{None} if that is not known yet.
-        @return: the receipt that this offer's key has already for this content.
         """
         if offer.key is None:
             return None
@@ -171,6 +178,8 @@ class Commit:
         later: bool = False,
     ) -> Receipt:
         """
+        Publish one file.
+
         @param committing: notes that publishing begins, and syncs the note.
         @param later: leave the done record and the private name to L{flush}.
         @raise TransferError: as L{IPartial.commit} fails; C{source} says what
@@ -328,7 +337,7 @@ class Commit:
         self, name: RelativeName, modified: int | None, durability: str, make: bool = True
     ) -> DirectoryMade | None:
         """
-        As L{connpool.interfaces.IDirectoryStore.makeDirectory}.
+        Make a directory as L{connpool.interfaces.IDirectoryStore.makeDirectory} says.
         """
         try:
             try:
@@ -476,7 +485,7 @@ class Commit:
 
     def _earlier(self, name: str, data: bytes, directory: int) -> Source | None:
         """
-        @return: what a process that died had published under this key, if that is C{data}.
+        Return what a process that died had published under this key, if that is C{data}.
         """
         fd = self._sys.openIfThere(name, _OLD, directory)
         if fd is None:

@@ -175,6 +175,8 @@ class Directories:
 
     def acquire(self, components: tuple[str, ...], *, create: bool) -> Directory:
         """
+        Reach a directory and hold it.
+
         @return: the directory, in use until L{release}.
         @raise Exists: if something else than a directory is in the way, or a
             neighbour of one that would be made.
@@ -461,6 +463,8 @@ class Trouble:
 
 class RootDirectory:
     """
+    The root of a store, as long as its path leads to it.
+
     @param path: of the root.
     @param fd: the descriptor that holds it.
     @param trees: of the private directories, and of the published ones.
@@ -575,7 +579,7 @@ def inheritanceOf(syscalls: Syscalls, directory: int) -> Inheritance:
 
 def defaultAclOf(syscalls: Syscalls, directory: int) -> bytes | None:
     """
-    @return: the default ACL as Linux keeps it; L{None} if there is none.
+    Return the default ACL as Linux keeps it; L{None} if there is none.
     """
     try:
         acl: bytes = syscalls.getxattr(directory, _DEFAULT_ACL)

@@ -29,6 +29,8 @@ __all__ = ["Foresight"]
 
 class Foresight:
     """
+    The verdicts of one store.
+
     @param tree: the published directories.
     @param claim: decides whether a name may be given.
     @param goesOn: asked before each block that is read.
@@ -44,8 +46,8 @@ class Foresight:
 
     def status(self, offer: Offer, root: bytes | None) -> str:
         """
-        As L{IFileStore.foresee<connpool.interfaces.IFileStore.foresee>}, of the
-        name; may read a file as large as the one offered.
+        Foresee what becomes of the name, as L{connpool.interfaces.IFileStore.foresee}
+        says; this may read a file as large as the one offered.
         """
         components = offer.name.components
         held = self._directories.acquire((), create=False)
@@ -105,7 +107,8 @@ class Foresight:
         root: bytes | None,
     ) -> bool | None:
         """
-        @return: L{None} if only the content can tell, and nobody said what it is.
+        Tell whether the content there is the one offered; L{None} if only its root
+        can tell, and nobody said it.
         """
         if not isFile(status) or offer.size not in {None, status.st_size}:
             return False

@@ -71,7 +71,7 @@ class SyncChoice:
 
     def together(self, files: int) -> bool:
         """
-        @return: whether C{syncfs} is the way for a batch of C{files}.
+        Tell whether C{syncfs} is the way for a batch of C{files}.
         """
         if files < self.LEAST_FILES:
             return False
@@ -94,6 +94,8 @@ class SyncChoice:
 
 class GroupCommit:
     """
+    The small files that wait for a sync, and the batch that has its turn.
+
     @param run: takes a batch and returns a Deferred of as many receipts or
         Failures.
     @param callLater: the reactor's.
@@ -112,7 +114,7 @@ class GroupCommit:
 
     def drained(self) -> Deferred[None]:
         """
-        @return: fires when no file is under way.
+        Return a Deferred that fires when no file is under way.
         """
         drained = self._draining.wait()
         if not self._busy:

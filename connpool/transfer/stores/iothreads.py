@@ -112,7 +112,7 @@ class IOThreads:
 
     def quiet(self) -> Deferred[None]:
         """
-        @return: fires when no work is left.
+        Return a Deferred that fires when no work is left.
         """
         if not self._working:
             return succeed(None)

@@ -62,6 +62,10 @@ _OFFER = (
 
 
 class _Stored(msgspec.Struct):
+    """
+    An offer as a journal describes it.
+    """
+
     name: str
     transferId: str
     size: Annotated[int, msgspec.Meta(ge=0)] | None
@@ -82,6 +86,8 @@ _Blocks = list[tuple[Annotated[int, msgspec.Meta(ge=0)], str]]
 @attrs.frozen
 class Committing:
     """
+    The record before publishing.
+
     @ivar size: bytes of the file whose publishing began.
     @ivar root: the digest that was verified.
     @ivar inode: its number, to know it by under its new name.
@@ -95,6 +101,8 @@ class Committing:
 @attrs.frozen
 class Journal:
     """
+    The contents of one journal.
+
     @ivar offer: what the partial was opened for, without its resume key;
         L{None} if that cannot be read.
     @ivar digests: block number to digest.
@@ -145,6 +153,8 @@ class Journal:
 
     def whole(self, offer: Offer, size: int) -> tuple[dict[int, bytes], Ranges]:
         """
+        Select the blocks that may be whole.
+
         @param size: bytes that are there.
         @return: the digests of the blocks of C{offer} that may be whole, in
             order, and their bytes.
@@ -158,7 +168,7 @@ class Journal:
 
     def record(self) -> bytes:
         """
-        @return: a journal that says the same of the blocks, each thing once.
+        Return a journal that says the same of the blocks, each thing once.
         """
         assert self.offer is not None
         return header(self.offer) + blocksRecord(sorted(self.digests.items()))

@@ -49,7 +49,7 @@ class JournalWriter:
 
     def passOn(self, offer: Offer) -> JournalWriter:
         """
-        @return: the writer that goes on for C{offer}.
+        Return the writer that goes on for C{offer}.
         """
         newer = JournalWriter(self._sys, self._directories, self._partials, self._slot, offer)
         same = newer._header == self._header
@@ -67,6 +67,8 @@ class JournalWriter:
 
     def write(self, record: bytes, level: int, *, committing: bool = False) -> None:
         """
+        Append a record, after the description if that is still to be written.
+
         @param level: at 1 and 2 it is on disk when this returns, at 2 the
             names of the partial are, too.
         @param committing: whether it says so.

@@ -110,6 +110,8 @@ _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 @implementer(IFileStore, IDirectoryStore)
 class LocalStore:
     """
+    A store in a local directory.
+
     @param reactor: for threads and delayed calls.
     @param path: the root; it must exist.
     @param fileMode: permission bits of published files, whatever the umask.
@@ -251,7 +253,7 @@ class LocalStore:
 
     def _reach(self, directories: Sequence[Directory]) -> str:
         """
-        @return: the strongest durability that the disk reaches; these are synced.
+        Return the strongest durability that the disk reaches; these are synced.
         """
         try:
             for directory in directories:
@@ -399,6 +401,8 @@ class LocalStore:
 
     def receivedOutbox(self) -> ReceiptCursor:
         """
+        Open the receipts that a program is still to be told about.
+
         @return: the receipts that a program is still to be told about.
         @raise StartFailed: another process has them; one line.
         """

@@ -40,6 +40,10 @@ __all__ = ["MemoryStore"]
 
 @implementer(IPartial)
 class _MemoryPartial:
+    """
+    A file on its way into a store in memory.
+    """
+
     def __init__(self, store: MemoryStore, offer: Offer, identity: str) -> None:
         self._store = store
         self.offer = offer
@@ -339,6 +343,8 @@ class MemoryStore:
 
     def _verifyDirectories(self, components: tuple[str, ...]) -> list[str]:
         """
+        Check the way to a directory.
+
         @return: the paths from the root to the directory C{components}.
         @raise Exists: if something else is in the way, or a neighbour of one of them.
         """
@@ -354,7 +360,7 @@ class MemoryStore:
 
     def _neighbour(self, path: str) -> Exists | None:
         """
-        @return: why nothing can be made at C{path}, if a neighbour is there.
+        Tell why nothing can be made at C{path}, if a neighbour is there.
         """
         other = self._forms.get(caselessForm(path), path)
         if other == path or self._isThere(path) or not self._isThere(other):

@@ -4,8 +4,8 @@ A file on its way into a local store.
 Theory of operation
 ===================
 Bytes go to a private file at their offset, inline or in a thread
-(L{connpool.transfer.stores.iothreads}).  With a resume key the file lies on the
-shelf and has a journal; without one it is as short-lived as its connection.
+(L{connpool.transfer.stores.iothreads}).  With a resume key the file lies among the
+partials and has a journal; without one it is as short-lived as its connection.
 
 What an earlier process wrote is held from the beginning but not believed: its
 blocks are read and hashed in a thread while new bytes arrive, and C{commit}
@@ -70,6 +70,8 @@ INLINE_BLOCKS = 4096
 @implementer(IPartial)
 class LocalPartial:
     """
+    A file on its way into a local store.
+
     @param slot: where it lies.
     @param left: told when this no longer uses anything of the store.
     @ivar _flying: ranges whose writes are in threads.
@@ -243,7 +245,7 @@ class LocalPartial:
 
     def takeOver(self, offer: Offer) -> LocalPartial:
         """
-        @return: one that goes on where this is, which is fenced and quiet.
+        Return one that goes on where this is, which is fenced and quiet.
         """
         assert self._reservation is not None
         newer = LocalPartial(self._parts, offer, self._reservation, self._slot, self._left)
@@ -372,6 +374,8 @@ class LocalPartial:
 
     def _wereRead(self, blocks: list[int], found: list[bytes | None] | Failure) -> None:
         """
+        Compare or learn the digests of blocks that were read.
+
         @param found: the digests of C{blocks}, as far as it came.
         """
         digests = [None] * len(blocks) if isinstance(found, Failure) else found
@@ -554,6 +558,8 @@ class LocalPartial:
         run: Callable[..., Deferred[Any]] | None = None,
     ) -> Deferred[Any]:
         """
+        Run something in a thread, or inline, and count it until it has ended.
+
         @param then: takes the result, a Failure too, before the job counts as
             ended.
         """
@@ -573,7 +579,7 @@ class LocalPartial:
 
     def _quiet(self) -> Deferred[None]:
         """
-        @return: fires when no job is in a thread.
+        Return a Deferred that fires when no job is in a thread.
         """
         if not self._jobs:
             return succeed(None)

@@ -65,7 +65,7 @@ _LOCK_TRIES = 5
 
 def identityOf(offer: Offer) -> tuple[str, str]:
     """
-    @return: the names of the principal's directory and of the partial.
+    Return the names of the principal's directory and of the partial.
     """
     assert offer.resumeKey is not None
     return _principal(offer.principal), sha256(offer.resumeKey).hexdigest()[:32]
@@ -144,6 +144,8 @@ class Entry:
 
 class PartialDirectory:
     """
+    The partials of one store, on disk.
+
     @param tree: of the store's private directories.
     """
 
@@ -206,7 +208,7 @@ class PartialDirectory:
     def read(self, slot: Slot) -> None:
         """
         Take in the journal.  One that says everything many times over is
-        written anew: whoever dies meanwhile leaves blocks to be hashed again.
+        written anew: a process that dies meanwhile leaves blocks to be hashed again.
         """
         assert slot.journalFd is not None
         slot.journal = journal = self._read(slot.journalFd, slot.said)
@@ -284,14 +286,14 @@ class PartialDirectory:
 
     def suspended(self, principal: str, besides: Slot | None) -> int:
         """
-        @return: bytes on disk of suspended partials, those of C{besides} left out.
+        Return bytes on disk of suspended partials, those of C{besides} left out.
         """
         return sum(entry.allocated for entry in self._free(principal, besides))
 
     def tally(self, principal: str) -> tuple[int, int, int]:
         """
-        @return: the partials of a principal, how many of them are suspended,
-            and the bytes on disk of these.
+        Return the partials of a principal, how many of them are suspended, and the bytes on disk of
+        these.
         """
         entries = self._entries(_principal(principal))
         free = [entry.allocated for entry in entries if entry.free]
@@ -299,7 +301,7 @@ class PartialDirectory:
 
     def excess(self, slot: Slot) -> int:
         """
-        @return: how many partials there are too many of this one's principal.
+        Return how many partials there are too many of this one's principal.
         """
         try:
             return len(self._names(slot.directory)) - MAX_PARTIALS

@@ -20,6 +20,8 @@ __all__ = ["StoreParts"]
 @attrs.frozen
 class StoreParts:
     """
+    The parts of one store, by name.
+
     @ivar syscalls: the layer between the store and the kernel.
     @ivar threads: for work that may block.
     @ivar private: the private directories.

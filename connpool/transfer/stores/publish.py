@@ -117,6 +117,8 @@ class Source:
 @attrs.frozen
 class Published:
     """
+    The outcome of publishing.
+
     @ivar name: what it is called now.
     @ivar status: C{stored} or C{duplicate}.
     """
@@ -217,6 +219,8 @@ class Copies:
 
 class Publisher:
     """
+    The step that gives a finished file its name.
+
     @param copies: makes those for other mounts.
     @param canLink: whether the file system has hard links.
     @param claim: decides whether a name may be given.
@@ -317,6 +321,8 @@ class Publisher:
 
     def _place(self, source: Source, directory: Directory, last: str) -> None:
         """
+        Give the file a name that nothing has.
+
         @raise FileExistsError: if the name is taken.
         """
         if self._canLink:
@@ -452,7 +458,7 @@ def inherit(syscalls: Syscalls, fd: int, handed: Inheritance, mode: int) -> bool
 
 def _masked(acl: bytes, mode: int) -> bytes:
     """
-    @return: the ACL of a file that is made with C{mode}.
+    Return the ACL of a file that is made with C{mode}.
     """
     entries = list(_ACL_ENTRY.iter_unpack(acl[_ACL_HEADER_BYTES:]))
     # the mask, where there is one, limits the group's entry and all named ones

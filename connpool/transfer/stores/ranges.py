@@ -13,8 +13,9 @@ __all__ = ["Ranges", "blockRange"]
 
 def blockRange(block: int, blockSize: int, size: int | None) -> tuple[int, int]:
     """
+    Return the beginning and the end of C{block}.
+
     @param size: bytes of the file, where its last block ends; L{None} if unknown.
-    @return: where C{block} begins and ends.
     """
     start = block * blockSize
     end = start + blockSize
@@ -39,8 +40,9 @@ class Ranges(Sequence[tuple[int, int]]):
     @classmethod
     def ofBlocks(cls, blocks: Iterable[int], blockSize: int, size: int | None) -> Ranges:
         """
+        Return the bytes of C{blocks}.
+
         @param blocks: in ascending order; each begins before C{size}.
-        @return: the bytes of C{blocks}.
         """
         ranges = cls()
         starts, ends = ranges._starts, ranges._ends
@@ -59,7 +61,7 @@ class Ranges(Sequence[tuple[int, int]]):
 
     def copy(self) -> Ranges:
         """
-        @return: one of its own with the same bytes.
+        Return one of its own with the same bytes.
         """
         copied = Ranges()
         copied._starts, copied._ends = self._starts[:], self._ends[:]

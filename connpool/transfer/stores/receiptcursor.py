@@ -44,6 +44,8 @@ _CHUNK_BYTES = 1 << 20
 
 class ReceiptCursor:
     """
+    The position of one program in the receipt log.
+
     @param directory: that of the done log; closed with this.
     @raise StartFailed: another process tells already; one line.
     """
@@ -78,6 +80,8 @@ class ReceiptCursor:
 
     def take(self) -> tuple[Position, Receipt] | None:
         """
+        Take the next receipt.
+
         @return: the next receipt, and what to give to L{told}; L{None} if
             there is none now.
         """
@@ -112,6 +116,8 @@ class ReceiptCursor:
 
     def _locked(self) -> int:
         """
+        Open the file of positions and lock it.
+
         @raise BlockingIOError: another process has the lock.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -1,5 +1,5 @@
 """
-What was finished, so that nothing is finished twice.
+The receipts of published files, so that nothing is published twice.
 
 Theory of operation
 ===================
@@ -86,7 +86,7 @@ _ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def identityOf(offer: Offer) -> bytes:
     """
-    @return: 16 bytes for the principal and the key, which the offer must have.
+    Return 16 bytes for the principal and the key, which the offer must have.
     """
     assert offer.key is not None
     return _identity(offer.key, offer.principal)
@@ -101,15 +101,27 @@ _identity = lru_cache(maxsize=4096)(_identityOf)
 
 
 class _Finished(msgspec.Struct):
+    """
+    One line of the log.
+    """
+
     key: str
     receipt: Receipt
 
 
 class _Owner(msgspec.Struct):
+    """
+    The part of a receipt that says whose it is.
+    """
+
     principal: str
 
 
 class _Whose(msgspec.Struct):
+    """
+    The part of a line that says whose it is.
+    """
+
     key: str
     receipt: _Owner
 
@@ -150,13 +162,15 @@ class ReceiptOffsets:
 
     def note(self, identity: bytes, offset: int) -> None:
         """
+        Note the offset of a receipt.
+
         @param identity: at least 4 bytes that look random.
         """
         self._recent[identity] = int.from_bytes(identity[:4], "big") << 32 | offset & _OFFSET_MASK
 
     def of(self, identity: bytes) -> Sequence[int]:
         """
-        @return: offsets at which its receipt may lie.
+        Return offsets at which its receipt may lie.
         """
         place = self._recent.get(identity)
         if place is None and not self._sorted:
@@ -183,6 +197,8 @@ class ReceiptOffsets:
 
     def restore(self, kept: bytes, size: int) -> bool:
         """
+        Take in what L{sort} returned once.
+
         @param kept: anything.
         @param size: bytes of the file.
         @return: whether it is about this file.
@@ -200,6 +216,8 @@ class ReceiptOffsets:
 @attrs.define(eq=False)
 class _File:
     """
+    One file of receipts.
+
     @ivar directory: where it lies, held until it is closed.
     @ivar end: bytes that it has, as far as we know.
     @ivar offsets: where its receipts lie, as far as it was read.
@@ -287,10 +305,11 @@ class ReceiptLog:
         sync: bool = False,
     ) -> Receipt | None:
         """
+        Find the receipt that this principal got for this key and this content.
+
         @param size: bytes of the content; L{None} if that is not known.
         @param root: of the content that came; L{None} if that is not known yet.
         @param sync: whether it must be on disk when this returns.
-        @return: the receipt that this principal got for this key and this content.
         """
         if offer.key is None:
             return None
@@ -349,8 +368,7 @@ class ReceiptLog:
 
     def _last(self) -> _File:
         """
-        @return: the file to append to, after everything that others appended
-            was read.
+        Return the file to append to, after everything that others appended was read.
         """
         try:
             return self._lastHere()

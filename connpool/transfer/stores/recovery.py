@@ -43,6 +43,8 @@ _OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 class Recovery:
     """
+    The steps that are missing of what earlier processes left.
+
     @param private: the private directories.
     @param ttl: seconds that a suspended partial is kept.
     @param now: wall-clock seconds.

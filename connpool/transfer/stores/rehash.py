@@ -24,8 +24,9 @@ _CHUNK_BYTES = 1 << 20
 
 def blocksIn(status: os.stat_result, offer: Offer) -> range:
     """
+    Return the blocks of C{offer} that may lie there whole.
+
     @param status: of the bytes.
-    @return: the blocks of C{offer} that may lie there whole.
     """
     # somebody may have made it sparse and huge
     end = min(status.st_size, status.st_blocks * 512)

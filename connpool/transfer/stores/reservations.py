@@ -88,7 +88,7 @@ class Space:
 
     def free(self) -> int:
         """
-        @return: bytes above the floor, asked now.
+        Return bytes above the floor, asked now.
         """
         status = self._sys.fstatvfs(self._fd)
         self._free = status.f_bavail * status.f_frsize - self.floor
@@ -99,8 +99,9 @@ class Space:
 
     def spend(self, size: int, promised: int) -> bool:
         """
+        Tell whether a small file fits; ask the kernel now and then only.
+
         @param promised: bytes that others were promised.
-        @return: whether a small file fits; asks the kernel now and then only.
         """
         if self._spent > self.DRIFT_BYTES or self._seconds() - self._asked >= self.ASK_SECONDS:
             self.free()
@@ -152,6 +153,8 @@ class Reservation:
 
 class _Totals(msgspec.Struct):
     """
+    The sums that one process tells the others.
+
     @ivar promised: bytes reserved and not written.
     @ivar taken: principal to bytes reserved.
     """
@@ -162,6 +165,8 @@ class _Totals(msgspec.Struct):
 
 class Reservations:
     """
+    The reservations of this process, and the sums of the others.
+
     @param directory: the one that all processes share.
     @param quota: bytes that live and suspended transfers of one principal may
         take, unless it has a quota of its own; L{None} for no limit.
@@ -190,6 +195,8 @@ class Reservations:
         suspended: Callable[[], int],
     ) -> Reservation:
         """
+        Reserve the bytes of a transfer.
+
         @param quota: the principal's own; L{None} for the store's.
         @param size: bytes the transfer may come to take, those written
             included; L{None} if nobody knows.
@@ -263,7 +270,7 @@ class Reservations:
 
     def wrote(self, reservation: Reservation, size: int) -> None:
         """
-        So many bytes of it are on disk now.
+        Note that C{size} bytes more are on disk.
         """
         size = min(size, reservation.unwritten)
         reservation.unwritten -= size
@@ -271,7 +278,7 @@ class Reservations:
 
     def trouble(self) -> str | None:
         """
-        @return: that the disk is full, in one line; L{None} if it is not.
+        Tell that the disk is full, in one line; L{None} if it is not.
         """
         if self._space.outOfInodes():
             return "the disk has no inodes left, though it may have space; remove files from it"
@@ -281,7 +288,7 @@ class Reservations:
 
     def full(self) -> NoSpace:
         """
-        @return: why a small file does not fit.
+        Tell why a small file does not fit.
         """
         if self._space.outOfInodes():
             return NoInodes(NO_INODES)
@@ -289,7 +296,7 @@ class Reservations:
 
     def fits(self, size: int) -> bool:
         """
-        @return: whether a small file fits beside what this process promised.
+        Tell whether a small file fits beside what this process promised.
         """
         return self._space.spend(size, self._totals.promised)
 
@@ -429,6 +436,10 @@ class Reservations:
 
 
 class _Locked:
+    """
+    The lock that all processes share, while it is held.
+    """
+
     def __init__(self, syscalls: Syscalls, fd: int) -> None:
         self._sys = syscalls
         self._fd = fd
