@@ -96,9 +96,7 @@ def _renameNoReplace(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: i
 
 def _listdir(fd: int, most: int | None = None) -> list[str]:
     """
-    List a directory.
-
-    @param most: read no more names than that; L{None} for all.
+    List a directory; no more than C{most} names, unless that is L{None}.
     """
     if most is None:
         return os.listdir(fd)
@@ -147,7 +145,6 @@ class Syscalls:
     renameNoReplace = staticmethod(_renameNoReplace)
     unlink = staticmethod(os.unlink)
     mkdir = staticmethod(os.mkdir)
-    rmdir = staticmethod(os.rmdir)
     stat = staticmethod(os.stat)
     fstat = staticmethod(os.fstat)
     fstatvfs = staticmethod(os.fstatvfs)

@@ -225,10 +225,7 @@ class CaseIndex:
 
 def neighbourExists(name: str, other: str) -> Exists:
     """
-    Return the refusal of a name that a neighbour has.
-
-    @param name: the component that was wanted.
-    @param other: the one that is there.
+    Return the refusal of the component C{name} because C{other} is there.
     """
     return Exists(
         f'"{displayName(name)}" differs only in case or composition from'

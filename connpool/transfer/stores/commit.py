@@ -80,18 +80,6 @@ class _Item:
 
 
 class Commit:
-    """
-    The steps from the last byte to the receipt.
-
-    @param tree: the published directories.
-    @param private: the private directories.
-    @param reach: index in C{DURABILITIES} of the strongest level there is on
-        the file system of the private files.
-    @param fileMode: permission bits of published files, whatever the umask.
-    @param keepExec: give the source's exec bit where C{fileMode} can read.
-    @param now: wall-clock seconds.
-    """
-
     def __init__(
         self,
         syscalls: Syscalls,

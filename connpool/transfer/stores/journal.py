@@ -62,10 +62,6 @@ _OFFER = (
 
 
 class _Stored(msgspec.Struct):
-    """
-    An offer as a journal describes it.
-    """
-
     name: str
     transferId: str
     size: Annotated[int, msgspec.Meta(ge=0)] | None
@@ -153,11 +149,8 @@ class Journal:
 
     def whole(self, offer: Offer, size: int) -> tuple[dict[int, bytes], Ranges]:
         """
-        Select the blocks that may be whole.
-
-        @param size: bytes that are there.
-        @return: the digests of the blocks of C{offer} that may be whole, in
-            order, and their bytes.
+        Return the digests of the blocks of C{offer} that may be whole where there are
+        C{size} bytes, in order, and their bytes.
         """
         digests = {}
         for block in sorted(self.digests):

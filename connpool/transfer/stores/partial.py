@@ -47,8 +47,7 @@ from connpool.errors import (
 from connpool.interfaces import IPartial
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.journal import Committing, blocksRecord, continues
-from connpool.transfer.stores.journalwriter import JournalWriter
-from connpool.transfer.stores.partialdir import Slot
+from connpool.transfer.stores.partialdir import JournalWriter, Slot
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.ranges import Ranges, blockRange
@@ -78,7 +77,7 @@ class LocalPartial:
     @ivar _unsaved: blocks recorded since the last checkpoint.
     @ivar _unread: blocks of an earlier process that were not hashed yet.
     @ivar _learned: digests of such blocks while no journal names them.
-    @ivar _notes: what is told to the journal; L{None} if there is none.
+    @ivar _journal: what is told to the journal; L{None} if there is none.
     @ivar _source: what a commit that failed had given to be published.
     """
 
@@ -97,9 +96,9 @@ class LocalPartial:
         self._reservation: Reservation | None = reservation
         self._slot = slot
         self._fd = slot.fd
-        self._notes: JournalWriter | None = None
+        self._journal: JournalWriter | None = None
         if slot.journalFd is not None:
-            self._notes = JournalWriter(self._sys, parts.private, parts.partials, slot, offer)
+            self._journal = JournalWriter(parts.partials, slot, offer)
         self._source: Source | None = None
         self.held = Ranges()
         self.durable = Ranges()
@@ -152,7 +151,7 @@ class LocalPartial:
         if self._gate is not None:
             raise self._gate
         self.digests[block] = digest
-        if self._notes is not None:
+        if self._journal is not None:
             self._unsaved.append(block)
 
     def discard(self, start: int, end: int) -> None:
@@ -207,8 +206,8 @@ class LocalPartial:
         """
         Let operators see whose it is.
         """
-        if self._notes is not None and self._gate is None:
-            self._notes.describe()
+        if self._journal is not None and self._gate is None:
+            self._journal.describe()
 
     def resume(self, digests: dict[int, bytes], held: Ranges) -> None:
         """
@@ -257,7 +256,7 @@ class LocalPartial:
         newer._unsaved = self._unsaved
         newer._unread = self._unread
         newer._damaged = self._damaged
-        newer._notes = None if self._notes is None else self._notes.passOn(offer)
+        newer._journal = None if self._journal is None else self._journal.passOn(offer)
         self._giveUp()
         newer._reread()
         return newer
@@ -374,9 +373,7 @@ class LocalPartial:
 
     def _wereRead(self, blocks: list[int], found: list[bytes | None] | Failure) -> None:
         """
-        Compare or learn the digests of blocks that were read.
-
-        @param found: the digests of C{blocks}, as far as it came.
+        Take in the digests of C{blocks}, as far as they came.
         """
         digests = [None] * len(blocks) if isinstance(found, Failure) else found
         for block, digest in zip(blocks, digests, strict=False):
@@ -399,14 +396,14 @@ class LocalPartial:
 
     def _checkpoint(self) -> Deferred[None]:
         fresh = sorted({block for block in self._unsaved if block in self.digests})
-        notes = self._notes
-        if notes is None or self._hasName() or not (fresh or notes.committing):
+        journal = self._journal
+        if journal is None or self._hasName() or not (fresh or journal.committing):
             return succeed(None)
         self._unsaved = []
         level = self._parts.commit.level(self._offer)
         return self._job(
             self._checkpointNow,
-            notes,
+            journal,
             [(block, self.digests[block]) for block in fresh],
             level,
             inline=not level and len(fresh) < INLINE_BLOCKS,
@@ -414,11 +411,11 @@ class LocalPartial:
         )
 
     def _checkpointNow(
-        self, notes: JournalWriter, digests: list[tuple[int, bytes]], level: int
+        self, journal: JournalWriter, digests: list[tuple[int, bytes]], level: int
     ) -> None:
         if level:
             self._sys.fdatasync(self._fd)
-        notes.write(blocksRecord(digests), level)
+        journal.write(blocksRecord(digests), level)
 
     def _checkpointed(self, result: Failure | None, fresh: list[int]) -> Failure | None:
         if isinstance(result, Failure):
@@ -474,7 +471,7 @@ class LocalPartial:
         return receipt
 
     def _finish(self, size: int, root: bytes | None, level: int) -> Receipt:
-        slot, notes = self._slot, self._notes
+        slot, journal = self._slot, self._journal
         before = self._sys.fstat(self._fd)
         # what a sender wrote and took back, or an earlier run left behind
         if before.st_size != size:
@@ -484,17 +481,17 @@ class LocalPartial:
         self._source.size = size
 
         def committing() -> None:
-            if notes is not None:
+            if journal is not None:
                 try:
-                    notes.begin(Committing(size, root, before.st_ino), level)
+                    journal.begin(Committing(size, root, before.st_ino), level)
                 except OSError as error:
                     raise self._failed(error) from None
 
         try:
             receipt = self._parts.commit.one(self._offer, self._source, root, committing)
         except Exception:
-            if notes is not None and not self._hasName():
-                notes.revoke(level)
+            if journal is not None and not self._hasName():
+                journal.revoke(level)
             raise
         with contextlib.suppress(OSError):  # the recovery finds it
             self._parts.partials.clear(slot)
@@ -530,7 +527,7 @@ class LocalPartial:
         """
         if self._hasName():
             return True
-        if self._notes is None or self._aborted or self._poisoned:
+        if self._journal is None or self._aborted or self._poisoned:
             return False
         return bool(self.digests or self._unread)
 
@@ -558,10 +555,8 @@ class LocalPartial:
         run: Callable[..., Deferred[Any]] | None = None,
     ) -> Deferred[Any]:
         """
-        Run something in a thread, or inline, and count it until it has ended.
-
-        @param then: takes the result, a Failure too, before the job counts as
-            ended.
+        Run something in a thread or inline; C{then} takes the result, a Failure too,
+        before the job counts as ended.
         """
         self._jobs += 1
         if inline:

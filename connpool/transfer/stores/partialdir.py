@@ -37,13 +37,21 @@ from connpool.errors import Busy, QuotaExceeded, StoreError, TransferError
 from connpool.transfer.names import INTERNAL
 from connpool.transfer.records import Offer, PartialInfo
 from connpool.transfer.stores.directories import Directories, Directory
-from connpool.transfer.stores.journal import MAX_JOURNAL_BYTES, UNREADABLE, Journal
+from connpool.transfer.stores.journal import (
+    MAX_JOURNAL_BYTES,
+    UNREADABLE,
+    Committing,
+    Journal,
+    committingRecord,
+    header,
+)
 from connpool.transfer.syscalls import NEW, Syscalls, isFile
 
 __all__ = [
     "LONG_JOURNAL_BYTES",
     "MAX_PARTIALS",
     "Entry",
+    "JournalWriter",
     "PartialDirectory",
     "Slot",
     "identityOf",
@@ -158,10 +166,7 @@ class PartialDirectory:
 
     def take(self, offer: Offer) -> Slot:
         """
-        Lock the partial of this principal and resume key; create it if there
-        is none.
-
-        @raise Busy: if another connection or process has it.
+        The partials of one store, on disk among its private directories.
         """
         principal, name = identityOf(offer)
         slot, _ = self._directories.enter((INTERNAL, "partials", principal), self._locked, name)
@@ -238,6 +243,17 @@ class PartialDirectory:
         assert slot.journalFd is not None
         self._sys.ftruncate(slot.journalFd, 0)
         slot.said = 0
+
+    def syncJournal(self, slot: Slot, level: int) -> None:
+        """
+        Put the journal on disk at the levels 1 and 2, at 2 the names of the partial, too.
+        """
+        assert slot.journalFd is not None
+        if level:
+            self._sys.fdatasync(slot.journalFd)
+        if level == 2 and not slot.linked:
+            self._directories.sync(slot.directory)
+            slot.linked = True
 
     def letGo(self, slot: Slot) -> None:
         """
@@ -481,3 +497,73 @@ class PartialDirectory:
         finally:
             sys.close(fd)
         return Entry((principal, name), status, said.st_mtime, allocated, free)
+
+
+class JournalWriter:
+    """
+    The writer of one journal.
+
+    The offer is described before anything else is said, with the first record that
+    has to be written, and a journal that nobody could read is begun anew by it.
+    C{committing} counts only as the last record, so the description follows it when
+    publishing came to nothing, and nothing does when the file has its name.
+
+    @ivar committing: whether the last record says that publishing began.
+    """
+
+    def __init__(self, partials: PartialDirectory, slot: Slot, offer: Offer) -> None:
+        self._partials = partials
+        self._slot = slot
+        self._header = header(offer)
+        #: what is still to be said of the offer
+        self._description = b"" if slot.journal.describes(offer) else self._header
+        self.committing = False
+
+    def passOn(self, offer: Offer) -> JournalWriter:
+        """
+        Return the writer that goes on for C{offer}.
+        """
+        newer = JournalWriter(self._partials, self._slot, offer)
+        same = newer._header == self._header
+        newer._description = self._description if same else newer._header
+        newer.committing = self.committing
+        return newer
+
+    def describe(self) -> None:
+        """
+        Let operators see whose it is.
+        """
+        if self._description:
+            with contextlib.suppress(OSError):  # it goes with the first checkpoint
+                self.write(b"", 0)
+
+    def write(self, record: bytes, level: int, *, committing: bool = False) -> None:
+        """
+        Append a record, after the description if that is still to be written.
+
+        @param level: at 1 and 2 it is on disk when this returns, at 2 the
+            names of the partial are, too.
+        @param committing: whether it says so.
+        """
+        slot = self._slot
+        if slot.journal.offer is None and slot.said:
+            self._partials.beginAnew(slot)
+        self._partials.append(slot, self._description + record)
+        self._description = b""
+        self.committing = committing
+        self._partials.syncJournal(slot, level)
+
+    def begin(self, committing: Committing, level: int) -> None:
+        """
+        Publishing begins.
+        """
+        self.write(committingRecord(committing), level, committing=True)
+
+    def revoke(self, level: int) -> None:
+        """
+        Publishing came to nothing.
+        """
+        if self.committing:
+            self._description = self._header
+            with contextlib.suppress(OSError):  # it goes with the next record
+                self.write(b"", level)

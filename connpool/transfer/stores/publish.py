@@ -321,9 +321,7 @@ class Publisher:
 
     def _place(self, source: Source, directory: Directory, last: str) -> None:
         """
-        Give the file a name that nothing has.
-
-        @raise FileExistsError: if the name is taken.
+        Give the name, or raise L{FileExistsError} if something has it.
         """
         if self._canLink:
             try:

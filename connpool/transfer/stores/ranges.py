@@ -13,9 +13,8 @@ __all__ = ["Ranges", "blockRange"]
 
 def blockRange(block: int, blockSize: int, size: int | None) -> tuple[int, int]:
     """
-    Return the beginning and the end of C{block}.
-
-    @param size: bytes of the file, where its last block ends; L{None} if unknown.
+    Return the beginning and the end of C{block}; the last one ends at C{size}, if that
+    is known.
     """
     start = block * blockSize
     end = start + blockSize
@@ -40,9 +39,7 @@ class Ranges(Sequence[tuple[int, int]]):
     @classmethod
     def ofBlocks(cls, blocks: Iterable[int], blockSize: int, size: int | None) -> Ranges:
         """
-        Return the bytes of C{blocks}.
-
-        @param blocks: in ascending order; each begins before C{size}.
+        Return the bytes of C{blocks}, which ascend and begin before C{size}.
         """
         ranges = cls()
         starts, ends = ranges._starts, ranges._ends

@@ -116,9 +116,7 @@ class ReceiptCursor:
 
     def _locked(self) -> int:
         """
-        Open the file of positions and lock it.
-
-        @raise BlockingIOError: another process has the lock.
+        Open the file of positions and lock it, or raise L{BlockingIOError}.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = self._sys.open("hook", flags, 0o600, dir_fd=self._directory.fd)

@@ -101,27 +101,15 @@ _identity = lru_cache(maxsize=4096)(_identityOf)
 
 
 class _Finished(msgspec.Struct):
-    """
-    One line of the log.
-    """
-
     key: str
     receipt: Receipt
 
 
 class _Owner(msgspec.Struct):
-    """
-    The part of a receipt that says whose it is.
-    """
-
     principal: str
 
 
 class _Whose(msgspec.Struct):
-    """
-    The part of a line that says whose it is.
-    """
-
     key: str
     receipt: _Owner
 
@@ -162,9 +150,7 @@ class ReceiptOffsets:
 
     def note(self, identity: bytes, offset: int) -> None:
         """
-        Note the offset of a receipt.
-
-        @param identity: at least 4 bytes that look random.
+        Note an offset; C{identity} is at least 4 bytes that look random.
         """
         self._recent[identity] = int.from_bytes(identity[:4], "big") << 32 | offset & _OFFSET_MASK
 
@@ -197,11 +183,8 @@ class ReceiptOffsets:
 
     def restore(self, kept: bytes, size: int) -> bool:
         """
-        Take in what L{sort} returned once.
-
-        @param kept: anything.
-        @param size: bytes of the file.
-        @return: whether it is about this file.
+        Take in what L{sort} returned, or anything else, and tell whether it is about a
+        file of C{size} bytes.
         """
         if len(kept) % 8 or len(kept) < 16:
             return False

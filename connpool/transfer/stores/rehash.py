@@ -24,9 +24,7 @@ _CHUNK_BYTES = 1 << 20
 
 def blocksIn(status: os.stat_result, offer: Offer) -> range:
     """
-    Return the blocks of C{offer} that may lie there whole.
-
-    @param status: of the bytes.
+    Return the blocks of C{offer} that may lie whole in a file of this status.
     """
     # somebody may have made it sparse and huge
     end = min(status.st_size, status.st_blocks * 512)

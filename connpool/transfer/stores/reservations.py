@@ -99,9 +99,8 @@ class Space:
 
     def spend(self, size: int, promised: int) -> bool:
         """
-        Tell whether a small file fits; ask the kernel now and then only.
-
-        @param promised: bytes that others were promised.
+        Tell whether a small file fits beside C{promised} bytes; ask the kernel now and
+        then only.
         """
         if self._spent > self.DRIFT_BYTES or self._seconds() - self._asked >= self.ASK_SECONDS:
             self.free()
@@ -153,10 +152,7 @@ class Reservation:
 
 class _Totals(msgspec.Struct):
     """
-    The sums that one process tells the others.
-
-    @ivar promised: bytes reserved and not written.
-    @ivar taken: principal to bytes reserved.
+    Bytes that are reserved and not written, and bytes reserved, by principal.
     """
 
     promised: int = 0

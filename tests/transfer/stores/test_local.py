@@ -769,7 +769,7 @@ def test_oldPartialsAreRemovedWhenThatIsSure(root):
 
 def test_reapingHappensByItself(root):
     store, clock, syscalls = inline(root)
-    clock.now += local_.REAP
+    clock.now += local_.RECOVERY_SECONDS
     assert store.trouble() is None
     assert "partials" not in syscalls.names()
     assert any(name == "listdir" for name in syscalls.names())

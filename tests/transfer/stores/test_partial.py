@@ -581,7 +581,7 @@ async def test_rereadingKeepsNobodyWaiting(root):
 
 
 def test_aLongRereadingLetsOthersHaveTheirTurn(root, monkeypatch):
-    monkeypatch.setattr(partial_, "SLICE", BLOCK)
+    monkeypatch.setattr(partial_, "REHASH_SLICE_BYTES", BLOCK)
     keys = [b"1" * 32, b"2" * 32]
     for key in keys:
         suspended(root, resumeKey=key)
