@@ -29,6 +29,7 @@ from connpool.errors import (
 __all__ = [
     "CANNOT_SYNC",
     "DIRECTORY",
+    "EXISTING",
     "NEW",
     "NO_INODES",
     "READ",
@@ -42,6 +43,8 @@ __all__ = [
 
 #: Create a private file that nobody could have put there before.
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Open a private file that is there, if it is one.
+EXISTING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Read what may be anything: no link is followed, no FIFO waited for.
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Open a directory to hold it.
@@ -221,7 +224,10 @@ def filesystemType(fd: int) -> str:
 
 
 def asTransferError(
-    error: OSError, doing: str, syscalls: Syscalls | None = None, fd: int | None = None
+    error: OSError | TransferError,
+    doing: str,
+    syscalls: Syscalls | None = None,
+    fd: int | None = None,
 ) -> TransferError:
     """
     Say what went wrong, and nothing of where on this machine it did.

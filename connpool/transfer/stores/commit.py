@@ -37,16 +37,20 @@ from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receip
 from connpool.transfer.stores.directories import Directories, Directory
 from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
 from connpool.transfer.stores.publish import TEMPORARY, Published, Publisher, Source, inherit
-from connpool.transfer.stores.receiptlog import ReceiptLog, identityOf
-from connpool.transfer.syscalls import CANNOT_SYNC, NEW, VOLATILE, Syscalls, asTransferError
+from connpool.transfer.stores.receiptlog import ReceiptLog, receiptId
+from connpool.transfer.syscalls import (
+    CANNOT_SYNC,
+    EXISTING,
+    NEW,
+    VOLATILE,
+    Syscalls,
+    asTransferError,
+)
 
 __all__ = ["Commit", "temporaryName"]
 
 #: Done records that are put off while they cannot be written.
 DEFERRED_RECEIPTS = 4096
-
-_OLD = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
 
 #: Durability that is asked for to its index in C{DURABILITIES}; the strongest for C{best}.
 _WANTED = {"none": 0, "data": 1, "full": 2, "best": 2}
@@ -64,7 +68,7 @@ def temporaryName(offer: Offer) -> str:
     """
     if offer.key is None:
         return f"{_prefix}-{os.getpid()}-{next(_numbers)}"
-    return identityOf(offer).hex()
+    return receiptId(offer.key, offer.principal).hex()
 
 
 @attrs.define
@@ -154,7 +158,7 @@ class Commit:
         """
         Remove a private file that nobody asked for again.
         """
-        self._publisher.copies.remove(name, temporary)
+        self._publisher.remove(name, temporary)
 
     def one(
         self,
@@ -475,7 +479,7 @@ class Commit:
         """
         Return what a process that died had published under this key, if that is C{data}.
         """
-        fd = self._sys.openIfThere(name, _OLD, directory)
+        fd = self._sys.openIfThere(name, EXISTING, directory)
         if fd is None:
             return None
         status = self._sys.fstat(fd)
@@ -506,12 +510,10 @@ class Commit:
                 " the file is not trusted, send it again"
             ) from None
 
-    def _translated(self, error: OSError, doing: str) -> TransferError:
+    def _translated(self, error: OSError | TransferError, doing: str) -> TransferError:
         return asTransferError(error, doing, self._sys, self._directories.root)
 
     def _failure(self, error: OSError | TransferError, offer: Offer) -> Failure:
-        if isinstance(error, TransferError):
-            return Failure(error)
         return Failure(self._translated(error, f'storing "{offer.name}"'))
 
     def _receipt(

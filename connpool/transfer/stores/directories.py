@@ -78,10 +78,7 @@ _DEFAULT_ACL = "system.posix_acl_default"
 @attrs.frozen
 class Inheritance:
     """
-    The things that a directory hands down to files made in it.
-
-    @ivar group: the group of a setgid directory; L{None} if it is not one.
-    @ivar acl: the default ACL as Linux keeps it; L{None} if there is none.
+    The group and the default ACL, as Linux keeps it, that a directory hands down.
     """
 
     group: int | None
@@ -142,7 +139,7 @@ class Directories:
     """
     The directories below one root.
 
-    @param root: descriptor of the root, which stays the caller's.
+    @ivar root: descriptor of the root, which stays the caller's.
     @param dirMode: permission bits of new directories, whatever the umask; a
         setgid bit and a default ACL that the parent hands down are kept.
     @param keep: how many descriptors are kept without a user.
@@ -169,6 +166,7 @@ class Directories:
         self._vanished = vanished
         self._dirMode = dirMode
         self._keep = keep
+        self.root = root
         self._root = Directory(root, _identity(syscalls.fstat(root)), None, ())
         self._held: OrderedDict[tuple[str, ...], Directory] = OrderedDict()
         self._lock = Lock()
@@ -248,15 +246,10 @@ class Directories:
         Tell what a directory that is in use hands down to files made in it.
         """
         if directory.inheritance is None:
-            directory.inheritance = inheritanceOf(self._sys, directory.fd)
+            status = self._sys.fstat(directory.fd)
+            group = status.st_gid if status.st_mode & stat.S_ISGID else None
+            directory.inheritance = Inheritance(group, defaultAclOf(self._sys, directory.fd))
         return directory.inheritance
-
-    @property
-    def root(self) -> int:
-        """
-        The descriptor of the root.
-        """
-        return self._root.fd
 
     def rooted(self) -> None:
         """
@@ -480,9 +473,6 @@ class RootDirectory:
         self._trees = trees
         self._log = log
         self._trouble: Trouble | None = None
-        self._vanishing = self._troubleOf(
-            "is being removed by somebody", "find out who cleans up there"
-        )
 
     def trouble(self) -> Trouble | None:
         """
@@ -499,12 +489,7 @@ class RootDirectory:
                 self._log.warn("no files are taken: {text}", text=found.text)
         return found
 
-    def _look(self) -> Trouble | None:
-        found = self._lookOnce()
-        # it may have been removed during the look: the next one says so
-        return self._lookOnce() if found == self._vanishing else found
-
-    def _lookOnce(self) -> Trouble | None:
+    def _look(self, again: bool = True) -> Trouble | None:
         if not self._isThere():
             return self._troubleOf(
                 "was moved away, replaced or covered by a mount",
@@ -518,7 +503,9 @@ class RootDirectory:
                 _, directory = private.enter((INTERNAL, name), lambda _: None)
                 private.release(directory)
         except FileNotFoundError:
-            return self._vanishing
+            if again:  # it may have been removed during the look: the next one says so
+                return self._look(again=False)
+            return self._troubleOf("is being removed by somebody", "find out who cleans up there")
         except (OSError, TransferError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             return Trouble(
@@ -566,15 +553,6 @@ class RootDirectory:
             path=displayName(self._path),
         )
         return True
-
-
-def inheritanceOf(syscalls: Syscalls, directory: int) -> Inheritance:
-    """
-    Ask the directory of a descriptor.
-    """
-    status = syscalls.fstat(directory)
-    group = status.st_gid if status.st_mode & stat.S_ISGID else None
-    return Inheritance(group, defaultAclOf(syscalls, directory))
 
 
 def defaultAclOf(syscalls: Syscalls, directory: int) -> bytes | None:

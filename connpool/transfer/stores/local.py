@@ -83,7 +83,7 @@ from connpool.transfer.stores.groupcommit import GroupCommit, Small
 from connpool.transfer.stores.iothreads import IOThreads
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, PartialDirectory, tooManyPartials
 from connpool.transfer.stores.parts import StoreParts
-from connpool.transfer.stores.publish import Copies, Publisher, canLink
+from connpool.transfer.stores.publish import Publisher, canLink
 from connpool.transfer.stores.receiptcursor import ReceiptCursor
 from connpool.transfer.stores.receiptlog import ReceiptLog
 from connpool.transfer.stores.recovery import Recovery
@@ -229,7 +229,8 @@ class LocalStore:
                 private,
                 Publisher(
                     sys,
-                    Copies(sys, private, self._directories),
+                    private,
+                    self._directories,
                     canLink=canLink(sys, held[0].fd),
                     claim=self._claim,
                 ),
@@ -240,9 +241,7 @@ class LocalStore:
                 now=self._now,
             )
             recovery = Recovery(sys, partials, commit, private, self._ttl, self._now, self._status)
-            self.parts = StoreParts(
-                sys, self._threads, private, partials, reservations, commit, recovery
-            )
+            self.parts = StoreParts(sys, self._threads, partials, reservations, commit, recovery)
             self.admission = Admission(self.parts, partial(deferLater, self._reactor))
         except (OSError, TransferError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)

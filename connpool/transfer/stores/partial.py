@@ -71,7 +71,8 @@ class LocalPartial:
     """
     A file on its way into a local store.
 
-    @param slot: where it lies.
+    @ivar offer: the one that it was opened for.
+    @ivar slot: where it lies.
     @param left: told when this no longer uses anything of the store.
     @ivar _flying: ranges whose writes are in threads.
     @ivar _unsaved: blocks recorded since the last checkpoint.
@@ -92,9 +93,9 @@ class LocalPartial:
         self._parts = parts
         self._sys = parts.syscalls
         self._left = left
-        self._offer = offer
+        self.offer = offer
         self._reservation: Reservation | None = reservation
-        self._slot = slot
+        self.slot = slot
         self._fd = slot.fd
         self._journal: JournalWriter | None = None
         if slot.journalFd is not None:
@@ -123,11 +124,11 @@ class LocalPartial:
             raise self._gate
         size = len(data)
         end = offset + size
-        declared = self._offer.size
+        declared = self.offer.size
         if declared is not None and end > declared:
-            raise TooLarge(f'"{self._offer.name}": more bytes arrive than the {declared} announced')
+            raise TooLarge(f'"{self.offer.name}": more bytes arrive than the {declared} announced')
         if self.held.overlaps(offset, end) or self._flying.overlaps(offset, end):
-            raise StoreError(f'"{self._offer.name}": bytes {offset} to {end} are held already')
+            raise StoreError(f'"{self.offer.name}": bytes {offset} to {end} are held already')
         assert self._reservation is not None
         short = self.held.total + size - self._reservation.size
         if declared is None and short > 0:
@@ -182,25 +183,11 @@ class LocalPartial:
     def commit(self, root: bytes | None) -> Deferred[Receipt]:
         if self._gate is not None:
             return fail(self._gate)
-        self._gate = StoreError(f'"{self._offer.name}" is being published')
+        self._gate = StoreError(f'"{self.offer.name}" is being published')
         self.ending = Deferred()
         return Deferred.fromCoroutine(self._commit(root))
 
     # -- for the store -------------------------------------------------------
-
-    @property
-    def offer(self) -> Offer:
-        """
-        The offer that it was opened for.
-        """
-        return self._offer
-
-    @property
-    def slot(self) -> Slot:
-        """
-        The place where it lies.
-        """
-        return self._slot
 
     def describe(self) -> None:
         """
@@ -240,14 +227,14 @@ class LocalPartial:
         Tell whether a newer connection may go on where this one was.
         """
         over = self._poisoned or self._aborted or self._gone or self._hasName()
-        return not over and continues(offer, self._offer)
+        return not over and continues(offer, self.offer)
 
     def takeOver(self, offer: Offer) -> LocalPartial:
         """
         Return one that goes on where this is, which is fenced and quiet.
         """
         assert self._reservation is not None
-        newer = LocalPartial(self._parts, offer, self._reservation, self._slot, self._left)
+        newer = LocalPartial(self._parts, offer, self._reservation, self.slot, self._left)
         self._gone = True
         self._reservation = None
         newer.held = self.held
@@ -269,7 +256,7 @@ class LocalPartial:
         """
         self._close(
             ConflictTakeover(
-                f'"{self._offer.name}": a newer connection of the same sender took over'
+                f'"{self.offer.name}": a newer connection of the same sender took over'
             )
         )
         return self._quiet()
@@ -305,10 +292,10 @@ class LocalPartial:
         partials = self._parts.partials
         self._release()
         if self._keeps():
-            await self._job(partials.letGo, self._slot, then=self._hasLeft, inline=True)
+            await self._job(partials.letGo, self.slot, then=self._hasLeft, inline=True)
         else:
-            small = max(self.held.total, self._slot.allocated) <= INLINE_BYTES
-            await self._job(partials.remove, self._slot, then=self._hasLeft, inline=small)
+            small = max(self.held.total, self.slot.allocated) <= INLINE_BYTES
+            await self._job(partials.remove, self.slot, then=self._hasLeft, inline=small)
 
     # -- writing -------------------------------------------------------------
 
@@ -334,15 +321,15 @@ class LocalPartial:
     def _drop(self, start: int, end: int) -> None:
         self.held.remove(start, end)
         self.durable.remove(start, end)
-        size = self._offer.blockSize
+        size = self.offer.blockSize
         for block in range(start // size, -(-end // size)):
             self.digests.pop(block, None)
 
     def _bytesOf(self, blocks: Iterable[int]) -> Ranges:
-        return Ranges.ofBlocks(blocks, self._offer.blockSize, self._offer.size)
+        return Ranges.ofBlocks(blocks, self.offer.blockSize, self.offer.size)
 
     def _failed(self, error: OSError) -> TransferError:
-        translated = asTransferError(error, f'writing "{self._offer.name}"')
+        translated = asTransferError(error, f'writing "{self.offer.name}"')
         if not isinstance(translated, (NoSpace, Busy, QuotaExceeded)):
             self._poisoned = True
             self._close(translated)
@@ -353,12 +340,12 @@ class LocalPartial:
     def _reread(self) -> None:
         if not self._unread or not self._rereads():
             return
-        blocks = self._unread[: max(1, REHASH_SLICE_BYTES // self._offer.blockSize)]
+        blocks = self._unread[: max(1, REHASH_SLICE_BYTES // self.offer.blockSize)]
         self._job(
             digestsOf,
             self._sys,
             self._fd,
-            self._offer,
+            self.offer,
             blocks,
             self._rereads,
             then=lambda found: self._wereRead(blocks, found),
@@ -381,7 +368,7 @@ class LocalPartial:
                 if digest is not None:
                     self._learned[block] = digest
             elif block in self.digests and self.digests[block] != digest:
-                damaged = blockRange(block, self._offer.blockSize, self._offer.size)
+                damaged = blockRange(block, self.offer.blockSize, self.offer.size)
                 self._drop(*damaged)
                 self._damaged.append(damaged)
         del self._unread[: len(digests)]
@@ -400,7 +387,7 @@ class LocalPartial:
         if journal is None or self._hasName() or not (fresh or journal.committing):
             return succeed(None)
         self._unsaved = []
-        level = self._parts.commit.level(self._offer)
+        level = self._parts.commit.level(self.offer)
         return self._job(
             self._checkpointNow,
             journal,
@@ -455,7 +442,7 @@ class LocalPartial:
             ending.callback(receipt)
 
     async def _publish(self, root: bytes | None) -> Receipt:
-        offer = self._offer
+        offer = self.offer
         if self._poisoned:
             assert self._gate is not None
             raise self._gate
@@ -471,7 +458,7 @@ class LocalPartial:
         return receipt
 
     def _finish(self, size: int, root: bytes | None, level: int) -> Receipt:
-        slot, journal = self._slot, self._journal
+        slot, journal = self.slot, self._journal
         before = self._sys.fstat(self._fd)
         # what a sender wrote and took back, or an earlier run left behind
         if before.st_size != size:
@@ -488,7 +475,7 @@ class LocalPartial:
                     raise self._failed(error) from None
 
         try:
-            receipt = self._parts.commit.one(self._offer, self._source, root, committing)
+            receipt = self._parts.commit.one(self.offer, self._source, root, committing)
         except Exception:
             if journal is not None and not self._hasName():
                 journal.revoke(level)
@@ -514,7 +501,7 @@ class LocalPartial:
                 lambda _: self._end(how, aborted=aborted)
             )
         self._aborted = self._aborted or aborted
-        self._close(StoreError(f'"{self._offer.name}" {how}'))
+        self._close(StoreError(f'"{self.offer.name}" {how}'))
         return Deferred.fromCoroutine(self.leave())
 
     def _close(self, why: TransferError) -> None:

@@ -45,7 +45,7 @@ from connpool.transfer.stores.journal import (
     committingRecord,
     header,
 )
-from connpool.transfer.syscalls import NEW, Syscalls, isFile
+from connpool.transfer.syscalls import EXISTING, NEW, Syscalls, isFile
 
 __all__ = [
     "LONG_JOURNAL_BYTES",
@@ -63,7 +63,6 @@ MAX_PARTIALS = 100
 #: Bytes of a journal that takes long to read: about a millisecond.
 LONG_JOURNAL_BYTES = 64 << 10
 
-_OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: What opening a link, a directory, a socket or a device may say.
 _NO_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV}
 _HASH = re.compile(r"[0-9a-f]{32}\Z")
@@ -368,7 +367,7 @@ class PartialDirectory:
         journal = UNREADABLE
         directory = self._directories.acquire((INTERNAL, "partials", principal), create=False)
         try:
-            fd = self._sys.openIfThere(name + _JOURNAL, _OPEN_FLAGS, directory.fd)
+            fd = self._sys.openIfThere(name + _JOURNAL, EXISTING, directory.fd)
             if fd is not None:
                 try:
                     journal = self._read(fd, self._sys.fstat(fd).st_size)
@@ -421,7 +420,7 @@ class PartialDirectory:
         Open or make a regular file of ours; whatever else is there was put in
         our way and is removed.
         """
-        flags = _OPEN_FLAGS | os.O_CREAT | (os.O_APPEND if name.endswith(_JOURNAL) else 0)
+        flags = EXISTING | os.O_CREAT | (os.O_APPEND if name.endswith(_JOURNAL) else 0)
         for _ in range(_LOCK_TRIES):
             try:
                 fd = self._sys.open(name, flags, 0o600, dir_fd=directory.fd)
@@ -479,7 +478,7 @@ class PartialDirectory:
         if status is not None and not isFile(status):
             return None
         allocated = 0 if status is None else status.st_blocks * 512
-        fd = sys.openIfThere(name + _JOURNAL, _OPEN_FLAGS, directory.fd)
+        fd = sys.openIfThere(name + _JOURNAL, EXISTING, directory.fd)
         if fd is None:
             if status is None:
                 return None

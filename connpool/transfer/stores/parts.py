@@ -7,7 +7,6 @@ from __future__ import annotations
 import attrs
 
 from connpool.transfer.stores.commit import Commit
-from connpool.transfer.stores.directories import Directories
 from connpool.transfer.stores.iothreads import IOThreads
 from connpool.transfer.stores.partialdir import PartialDirectory
 from connpool.transfer.stores.recovery import Recovery
@@ -24,7 +23,6 @@ class StoreParts:
 
     @ivar syscalls: the layer between the store and the kernel.
     @ivar threads: for work that may block.
-    @ivar private: the private directories.
     @ivar partials: the partials on disk.
     @ivar reservations: the shares of the disk that are reserved.
     @ivar commit: publishes what is complete.
@@ -33,7 +31,6 @@ class StoreParts:
 
     syscalls: Syscalls
     threads: IOThreads
-    private: Directories
     partials: PartialDirectory
     reservations: Reservations
     commit: Commit

@@ -16,7 +16,7 @@ received, or whose group this process is not in.  A process may die at any time,
 and nobody searches the directories of users for what it left: before a copy is
 begun, a note among the private files says where it will lie.  The note is
 removed last, and one that became too old, like any private file, takes the copy
-along (L{Copies.remove}).
+along (L{Publisher.remove}).
 
 A file is written among the private ones, so the kernel cannot give it what its
 directory hands down to files that are made there.  That is done here, as
@@ -51,7 +51,6 @@ from connpool.transfer.syscalls import NEW, READ, Syscalls, isFile
 __all__ = [
     "NUMBERED_NAMES",
     "TEMPORARY",
-    "Copies",
     "Published",
     "Publisher",
     "Source",
@@ -127,101 +126,12 @@ class Published:
     status: str
 
 
-class Copies:
-    """
-    Copies of finished files that cannot be published as they lie.
-
-    @param private: the private directories.
-    @param tree: the published directories.
-    """
-
-    def __init__(self, syscalls: Syscalls, private: Directories, tree: Directories) -> None:
-        self._sys = syscalls
-        self._private = private
-        self._directories = tree
-
-    @contextmanager
-    def made(
-        self, source: Source, directory: Directory, name: RelativeName, sync: bool
-    ) -> Iterator[Source]:
-        """
-        Have a hidden copy of C{source} in C{directory}, for as long as it takes
-        to publish it.
-
-        @param name: the one that it is to get.
-        @param sync: whether it must be on disk.
-        """
-        token = secrets.token_hex(8)
-        note, hidden = f"copy-{token}", f"{INTERNAL}-{token}"
-        fd = None
-        _, temporary = self._private.enter(TEMPORARY, self._note, note, name, sync)
-        try:
-            fd = self._sys.open(hidden, NEW, 0o600, dir_fd=directory.fd)
-            self._copy(source, fd, directory)
-            if sync:
-                self._sys.fsync(fd)
-            yield Source(fd, directory.fd, hidden, source.size, fresh=True)
-        finally:
-            with suppress(OSError):  # then the note is still there
-                if fd is not None:
-                    self._sys.close(fd)
-                self._sys.remove(hidden, directory.fd)
-                self._sys.remove(note, temporary.fd)
-            self._private.release(temporary)
-
-    def remove(self, name: str, temporary: int) -> None:
-        """
-        Remove a private file that is too old, and the copy that it is a note of.
-
-        @param temporary: descriptor of the directory of private files.
-        """
-        found = _NOTE.match(name)
-        fd = self._sys.openIfThere(name, READ, temporary) if found else None
-        if found and fd is not None:
-            try:
-                noted = self._sys.pread(fd, _NOTE_BYTES, 0)
-            finally:
-                self._sys.close(fd)
-            self._removeCopy(noted, f"{INTERNAL}-{found[1]}")
-        self._sys.remove(name, temporary)
-
-    def _note(self, temporary: Directory, note: str, name: RelativeName, sync: bool) -> None:
-        fd = self._sys.open(note, NEW, 0o600, dir_fd=temporary.fd)
-        try:
-            self._sys.writeAll(fd, encodeLine(name.path), 0)
-            if sync:
-                self._sys.fsync(fd)
-                self._sys.fsync(temporary.fd)
-        finally:
-            self._sys.close(fd)
-
-    def _copy(self, source: Source, target: int, directory: Directory) -> None:
-        offset = 0
-        while data := self._sys.pread(source.fd, _CHUNK_BYTES, offset):
-            self._sys.writeAll(target, data, offset)
-            offset += len(data)
-        inherit(self._sys, target, self._directories.inheritance(directory), source.mode)
-        status = self._sys.fstat(source.fd)
-        self._sys.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-    def _removeCopy(self, noted: bytes, hidden: str) -> None:
-        try:
-            (line,) = (line for _, line in linesOf(noted))
-            name = RelativeName.parse(decodeLine(line), profile="posix")
-            directory = self._directories.acquire(name.components[:-1], create=False)
-        except (ValueError, TypeError, FileNotFoundError, TransferError):
-            return  # it was not begun, or its directory is gone
-        try:
-            self._sys.remove(hidden, directory.fd)
-        finally:
-            self._directories.release(directory)
-
-
 class Publisher:
     """
     The step that gives a finished file its name.
 
-    @param copies: makes those for other mounts.
+    @param private: the private directories.
+    @param directories: the published ones.
     @param canLink: whether the file system has hard links.
     @param claim: decides whether a name may be given.
     """
@@ -229,13 +139,15 @@ class Publisher:
     def __init__(
         self,
         syscalls: Syscalls,
-        copies: Copies,
+        private: Directories,
+        directories: Directories,
         *,
         canLink: bool = True,
         claim: Claim = keepApart,
     ) -> None:
         self._sys = syscalls
-        self.copies = copies
+        self._private = private
+        self._directories = directories
         self._canLink = canLink
         self._claim = claim
 
@@ -271,7 +183,7 @@ class Publisher:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-        with self.copies.made(source, directory, name, sync) as copy:
+        with self._copied(source, directory, name, sync) as copy:
             return self._choose(copy, directory, name, ifExists, sync)
 
     def discard(self, source: Source) -> None:
@@ -284,6 +196,22 @@ class Publisher:
                 self._sys.unlink(source.name, dir_fd=source.directory)
         except OSError:
             pass
+
+    def remove(self, name: str, temporary: int) -> None:
+        """
+        Remove a private file that is too old, and the copy that it is a note of.
+
+        @param temporary: descriptor of the directory of private files.
+        """
+        found = _NOTE.match(name)
+        fd = self._sys.openIfThere(name, READ, temporary) if found else None
+        if found and fd is not None:
+            try:
+                noted = self._sys.pread(fd, _NOTE_BYTES, 0)
+            finally:
+                self._sys.close(fd)
+            self._removeCopy(noted, f"{INTERNAL}-{found[1]}")
+        self._sys.remove(name, temporary)
 
     def _choose(
         self,
@@ -428,6 +356,68 @@ class Publisher:
             return True
         finally:
             self._sys.close(fd)
+
+    # -- copies
+
+    @contextmanager
+    def _copied(
+        self, source: Source, directory: Directory, name: RelativeName, sync: bool
+    ) -> Iterator[Source]:
+        """
+        Have a hidden copy of C{source} in C{directory}, for as long as it takes
+        to publish it.
+
+        @param name: the one that it is to get.
+        @param sync: whether it must be on disk.
+        """
+        token = secrets.token_hex(8)
+        note, hidden = f"copy-{token}", f"{INTERNAL}-{token}"
+        fd = None
+        _, temporary = self._private.enter(TEMPORARY, self._note, note, name, sync)
+        try:
+            fd = self._sys.open(hidden, NEW, 0o600, dir_fd=directory.fd)
+            self._copy(source, fd, directory)
+            if sync:
+                self._sys.fsync(fd)
+            yield Source(fd, directory.fd, hidden, source.size, fresh=True)
+        finally:
+            with suppress(OSError):  # then the note is still there
+                if fd is not None:
+                    self._sys.close(fd)
+                self._sys.remove(hidden, directory.fd)
+                self._sys.remove(note, temporary.fd)
+            self._private.release(temporary)
+
+    def _note(self, temporary: Directory, note: str, name: RelativeName, sync: bool) -> None:
+        fd = self._sys.open(note, NEW, 0o600, dir_fd=temporary.fd)
+        try:
+            self._sys.writeAll(fd, encodeLine(name.path), 0)
+            if sync:
+                self._sys.fsync(fd)
+                self._sys.fsync(temporary.fd)
+        finally:
+            self._sys.close(fd)
+
+    def _copy(self, source: Source, target: int, directory: Directory) -> None:
+        offset = 0
+        while data := self._sys.pread(source.fd, _CHUNK_BYTES, offset):
+            self._sys.writeAll(target, data, offset)
+            offset += len(data)
+        inherit(self._sys, target, self._directories.inheritance(directory), source.mode)
+        status = self._sys.fstat(source.fd)
+        self._sys.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def _removeCopy(self, noted: bytes, hidden: str) -> None:
+        try:
+            (line,) = (line for _, line in linesOf(noted))
+            name = RelativeName.parse(decodeLine(line), profile="posix")
+            directory = self._directories.acquire(name.components[:-1], create=False)
+        except (ValueError, TypeError, FileNotFoundError, TransferError):
+            return  # it was not begun, or its directory is gone
+        try:
+            self._sys.remove(hidden, directory.fd)
+        finally:
+            self._directories.release(directory)
 
 
 def inherit(syscalls: Syscalls, fd: int, handed: Inheritance, mode: int) -> bool:

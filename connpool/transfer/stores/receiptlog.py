@@ -57,7 +57,7 @@ __all__ = [
     "KEPT_SECONDS",
     "OVERDUE_SECONDS",
     "ReceiptLog",
-    "identityOf",
+    "receiptId",
 ]
 
 #: Seconds that a receipt is kept at least.
@@ -84,20 +84,12 @@ _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def identityOf(offer: Offer) -> bytes:
+@lru_cache(maxsize=4096)  # a small file needs it at its beginning and at its end
+def receiptId(key: bytes, principal: str) -> bytes:
     """
-    Return 16 bytes for the principal and the key, which the offer must have.
+    Return 16 bytes for an offer's key and its principal.
     """
-    assert offer.key is not None
-    return _identity(offer.key, offer.principal)
-
-
-def _identityOf(key: bytes, principal: str) -> bytes:
     return blake2b(key + principal.encode(), digest_size=16).digest()
-
-
-#: A small file needs it at its beginning and at its end.
-_identity = lru_cache(maxsize=4096)(_identityOf)
 
 
 class _Finished(msgspec.Struct):
@@ -270,7 +262,9 @@ class ReceiptLog:
                     offer.key.hex().encode(),
                     msgspec.json.encode(receipt),
                 )
-                lines.append((identityOf(offer), b"\n%08x %b\n" % (crc32(body), body)))
+                lines.append(
+                    (receiptId(offer.key, offer.principal), b"\n%08x %b\n" % (crc32(body), body))
+                )
         if lines:
             with self._lock:
                 file = self._last()
@@ -450,7 +444,8 @@ class ReceiptLog:
                         key = bytes.fromhex(whose.key)
                     except ValueError:
                         continue
-                    file.offsets.note(_identityOf(key, whose.receipt.principal), known + offset)
+                    identity = receiptId.__wrapped__(key, whose.receipt.principal)
+                    file.offsets.note(identity, known + offset)
             self._known(file, known + end)
 
     def _known(self, file: _File, known: int) -> None:
@@ -461,7 +456,7 @@ class ReceiptLog:
     def _found(
         self, offer: Offer, size: int | None, root: bytes | None, sync: bool
     ) -> tuple[_File, int, Receipt] | None:
-        identity = _identity(offer.key, offer.principal)
+        identity = receiptId(offer.key, offer.principal)
         for file in reversed(self._files):
             for offset in file.offsets.of(identity):
                 lost = sync and file.failed and offset >= file.synced

@@ -29,7 +29,7 @@ from connpool.transfer.stores.commit import Commit
 from connpool.transfer.stores.directories import Directories
 from connpool.transfer.stores.partialdir import Entry, PartialDirectory, Slot
 from connpool.transfer.stores.publish import TEMPORARY, Source
-from connpool.transfer.syscalls import Syscalls, isFile
+from connpool.transfer.syscalls import EXISTING, Syscalls, isFile
 
 __all__ = ["Recovery"]
 
@@ -37,8 +37,6 @@ __all__ = ["Recovery"]
 OVERDUE_SECONDS = 3600.0
 #: Seconds that private files which cannot be resumed are kept.
 TEMPORARY_SECONDS = 86400.0
-
-_OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Recovery:
@@ -172,7 +170,7 @@ class Recovery:
                 self._partials.letGo(slot)
 
     def _removeTemporary(self, name: str, status: os.stat_result, directory: int) -> None:
-        fd = self._sys.openIfThere(name, _OPEN_FLAGS, directory) if isFile(status) else None
+        fd = self._sys.openIfThere(name, EXISTING, directory) if isFile(status) else None
         try:
             if fd is not None:
                 self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
