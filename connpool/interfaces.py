@@ -397,12 +397,12 @@ class IPoolObserver(Interface):
 
 class IReloadable(Interface):
     """
-    Something that read files which an operator may renew: certificates.
+    Something that read files which an operator may renew: certificates, targets.
     """
 
     def reload() -> None:
         """
-        Read them again, for connections from now on.
+        Read them again, for work that begins from now on.
 
         @raise Exception: its text is one line; what was read before stays in
             use.
@@ -724,6 +724,11 @@ class IDatagramResponder(Interface):
     excess: int = Attribute(
         "How many bytes an answer may be longer than its request, once a second "
         "for each IPv4 /24 and IPv6 /64; 0 for responders with nothing to negotiate."
+    )
+    symmetricPorts: AbstractSet[int] = Attribute(
+        "Source ports that are answered although programs that answer use them: the "
+        "standard's own, for a protocol that tells an answer from a request; the port "
+        "that it listens on is then one too.  Empty for all others."
     )
     refused: Mapping[str, int] = Attribute(
         "Datagrams that got no answer from C{respond}, by reason; only grows."

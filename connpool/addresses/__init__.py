@@ -10,6 +10,7 @@ from connpool.addresses.hostport import joinHostPort, splitHostPort
 from connpool.addresses.names import NameResolver
 from connpool.addresses.networks import Networks
 from connpool.addresses.resolve import resolveTCPAddr, resolveUDPAddr
+from connpool.addresses.targets import resolveTarget
 
 __all__ = [
     "Client",
@@ -24,6 +25,7 @@ __all__ = [
     "joinHostPort",
     "parseListen",
     "resolveTCPAddr",
+    "resolveTarget",
     "resolveUDPAddr",
     "splitHostPort",
     "tokenize",
