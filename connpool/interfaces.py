@@ -39,6 +39,7 @@ __all__ = [
     "ILease",
     "ILiveTransfers",
     "IPartial",
+    "IPartialHolder",
     "IPoolObserver",
     "IPoolable",
     "IReadiness",
@@ -436,6 +437,7 @@ class IPartial(Interface):
         "The part of C{held} that the last L{checkpoint} made safe against a restart."
     )
     digests: Mapping[int, bytes] = Attribute("Block number to the digest recorded for it.")
+    epoch: int = Attribute("The number of offers that it was taken over from, one by one.")
 
     def write(offset: int, data: bytes | bytearray | memoryview) -> Deferred[None] | None:
         """
@@ -505,6 +507,26 @@ class IPartial(Interface):
         """
 
 
+class IPartialHolder(Interface):
+    """
+    The transfer that opens a partial.
+    """
+
+    def ready() -> Deferred[None]:
+        """
+        Wait until the transfer may begin; called once, before anything is opened for it.
+
+        @return: fails with a L{TransferError}, or because it was cancelled: then nothing
+            is opened, and C{open} fails in the same way.
+        """
+
+    def evicted() -> None:
+        """
+        Let go of the partial, which may not be open yet: a newer offer of the same sender
+        takes it over.  One that is being published goes on.
+        """
+
+
 class IAuthenticator(Interface):
     """
     Says who a sender is.
@@ -533,19 +555,22 @@ class IFileStore(Interface):
 
     caps: StoreCaps = Attribute("What this store can do.")
 
-    def open(offer: Offer) -> Deferred[IPartial | Receipt]:
+    def open(offer: Offer, holder: IPartialHolder | None = None) -> Deferred[IPartial | Receipt]:
         """
         Create the partial for C{offer}, or resume the one that the same
         principal began with the same resume key.
 
         Reserves the declared size; makes no name and no directory.
 
-        A partial that is open in this process is taken over: its writes under
+        A partial that is open in this process is taken over: its holder is told, and this
+        waits until it has let go of the partial.  Where there is no holder its writes under
         way end first, later ones and its commit fail with L{ConflictTakeover}.
 
         Only whole blocks that were recorded come back after a restart, so a
         protocol without block digests resumes at nothing.
 
+        @param holder: told when a newer offer takes over.  What has no resume key is taken
+            over by nobody, and waits for C{ready} all the same.
         @return: a partial; or the receipt, when this principal already
             finished a file with this offer's key.  Fails with a
             L{TransferError}; with L{Busy} while another process has it open.

@@ -7,7 +7,7 @@ Each file is judged as it would be stored, after all those that this session
 asked about before and that would be taken: their bytes are missing from the
 space that is left, they count against the files and bytes of a day, and their
 names are taken.  The names are kept in a store in memory, where the root stands
-for the content; no more than C{NAMES}, and those that come later are judged
+for the content; no more than C{COMPARED_NAMES}, and those that come later are judged
 against what the receiver has.
 
 A quota is about files under way, so each file is judged as if it came alone.
@@ -26,11 +26,13 @@ from connpool.transfer.stores.memory import MemoryStore
 __all__ = ["DryRun"]
 
 #: Names of one run that are compared with each other, about 1 KiB each.
-NAMES = 16_384
+COMPARED_NAMES = 16_384
 
 
 class DryRun:
     """
+    The dry run of one session.
+
     @param small: bytes of a file that would come in one piece.
     """
 
@@ -57,12 +59,14 @@ class DryRun:
 
     async def _judge(self, offer: Offer, root: bytes | None) -> bool:
         reception, size = self._reception, offer.size or 0
-        reception.check(offer, self._files, self._bytes)
+        quotas = reception.quotas
+        quotas.checkSize(offer)
+        quotas.check(quotas.accounts(offer.identity), 1 + self._files, size + self._bytes)
         whole = offer.size is not None and offer.size <= self._small
         status = await reception.store.foresee(offer, root, self._bytes, whole)
         if status == "compare":
             return True
-        if self._files < NAMES:
+        if self._files < COMPARED_NAMES:
             # equal roots are equal content; without them equal sizes may be
             standIn = b"%d " % size + (root or b"")
             self._taken.put(attrs.evolve(offer, key=None, size=len(standIn)), standIn, None)

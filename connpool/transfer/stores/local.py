@@ -56,7 +56,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import StartFailed, StoreError, TransferError
-from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
+from connpool.interfaces import IDirectoryStore, IFileStore, IPartial, IPartialHolder
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
@@ -296,8 +296,10 @@ class LocalStore:
 
     # -- IFileStore ---------------------------------------------------------
 
-    def open(self, offer: Offer) -> Deferred[IPartial | Receipt]:
-        opening: Deferred[Any] = Deferred.fromCoroutine(self._openNow(offer))
+    def open(
+        self, offer: Offer, holder: IPartialHolder | None = None
+    ) -> Deferred[IPartial | Receipt]:
+        opening: Deferred[Any] = Deferred.fromCoroutine(self._openNow(offer, holder))
         return self.lanes.during(opening)
 
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
@@ -387,11 +389,11 @@ class LocalStore:
         """
         return ReceivedOutbox(self.syscalls, Followed(self.privateTree, (INTERNAL, "done")))
 
-    async def _openNow(self, offer: Offer) -> IPartial | Receipt:
+    async def _openNow(self, offer: Offer, holder: IPartialHolder | None) -> IPartial | Receipt:
         self._looked = -LOOK
         self._refuse()
         try:
-            return await self.admission.open(offer)
+            return await self.admission.open(offer, holder)
         except OSError as error:
             doing = f'receiving "{offer.name}"'
             raise asTransferError(error, doing, self.syscalls, self._root) from None

@@ -20,7 +20,7 @@ from connpool.errors import (
     TooLarge,
     TransferError,
 )
-from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
+from connpool.interfaces import IDirectoryStore, IFileStore, IPartial, IPartialHolder
 from connpool.transfer.digests import digestNamed, rootOf
 from connpool.transfer.names import RelativeName, caselessForm, displayName
 from connpool.transfer.records import (
@@ -32,6 +32,7 @@ from connpool.transfer.records import (
     StoreCaps,
 )
 from connpool.transfer.stores.caseindex import neighbourExists
+from connpool.transfer.stores.claims import Claim, Claims
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.ranges import Ranges
@@ -41,8 +42,12 @@ __all__ = ["MemoryStore"]
 
 @implementer(IPartial)
 class _MemoryPartial:
-    def __init__(self, store: MemoryStore, offer: Offer, identity: str) -> None:
+    def __init__(
+        self, store: MemoryStore, offer: Offer, identity: str, claim: Claim | None
+    ) -> None:
         self._store = store
+        self._claim = claim
+        self.epoch = 0 if claim is None else claim.epoch
         self.offer = offer
         self.identity = identity
         self.content = bytearray()
@@ -104,6 +109,7 @@ class _MemoryPartial:
         if self.gate is None:
             self.durable = Ranges(list(self.held))
             self.gate = StoreError(f'"{self.offer.name}" is suspended')
+            self._letGo()
         return succeed(None)
 
     def commit(self, root: bytes | None) -> Deferred[Receipt]:
@@ -127,7 +133,12 @@ class _MemoryPartial:
             self._forget()
         return succeed(None)
 
+    def _letGo(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+
     def _forget(self) -> None:
+        self._letGo()
         if self._store._partials.get(self.identity) is self:
             del self._store._partials[self.identity]
             self._store._used -= len(self.content)
@@ -167,28 +178,49 @@ class MemoryStore:
         self._used = 0
         self._now = now
         self._partials: dict[str, _MemoryPartial] = {}
+        self._claims = Claims()
         #: the newest last
         self._done: dict[tuple[str, bytes], list[Receipt]] = {}
 
-    def open(self, offer: Offer) -> Deferred[IPartial | Receipt]:
+    def open(
+        self, offer: Offer, holder: IPartialHolder | None = None
+    ) -> Deferred[IPartial | Receipt]:
+        return Deferred.fromCoroutine(self._open(offer, holder))
+
+    async def _open(self, offer: Offer, holder: IPartialHolder | None) -> IPartial | Receipt:
+        if offer.resumeKey is None:
+            if holder is not None:
+                await holder.ready()
+            return self._openClaimed(offer, secrets.token_hex(16), None)
+        secret = hashlib.sha256(offer.resumeKey).hexdigest()
+        identity = f"{offer.principal}\0{secret}"
+        claim = await self._claims.claim(identity, holder)
+        try:
+            opened = self._openClaimed(offer, identity, claim)
+        except BaseException:
+            claim.release()
+            raise
+        if isinstance(opened, Receipt):
+            claim.release()
+        return opened
+
+    def _openClaimed(
+        self, offer: Offer, identity: str, claim: Claim | None
+    ) -> _MemoryPartial | Receipt:
         done = self._finished(offer, offer.size)
         if done is not None:
-            return succeed(done)
+            return done
         free = None if self._capacity is None else self._capacity - self._used
-        identity = secrets.token_hex(16)
-        if offer.resumeKey is not None:
-            secret = hashlib.sha256(offer.resumeKey).hexdigest()
-            identity = f"{offer.principal}\0{secret}"
-        partial = _MemoryPartial(self, offer, identity)
+        partial = _MemoryPartial(self, offer, identity, claim)
         older = self._partials.get(identity)
         if older is not None and continues(offer, older.offer):
             partial.takeOver(older)
         elif older is not None:
             older.abort()
         if free is not None and (offer.size or 0) - len(partial.content) > free:
-            return fail(_full(offer.name))
+            raise _full(offer.name)
         self._partials[identity] = partial
-        return succeed(partial)
+        return partial
 
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt:
         done = self._finished(offer, len(data), root)

@@ -7,8 +7,8 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 
 from connpool.errors import StoreError
-from connpool.transfer.receive import greeting, session
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive import greeting, session, smallfiles
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import DirectoryMade
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import HEADER, MAX_RUN, PREAMBLE, Type
@@ -148,7 +148,7 @@ def test_offerFlood(world):
     client = raw(world)
     for number in range(1, 300):
         client.offer(number, name=b"%d" % number)
-    assert client.kinds().count(Type.ACCEPT) == session.STREAMS
+    assert client.kinds().count(Type.ACCEPT) == greeting.STREAMS
     assert client.last(Type.REJECT).code == "busy"
     for number in range(1, 300):
         client.say(Type.CANCEL, number, Cancel("x", False))
@@ -355,7 +355,7 @@ def test_putThatIsNotWhatItSays(world):
 
     client.say(Type.PUT, 1, Put(bytes(16), b"a", bytes(32), bytes(32)), b"content")
     assert client.last(Type.REJECT).code == "digest-mismatch"
-    refused(client.put(2, b"b", bytes(greeting.SMALL_FILE + 1)))
+    refused(client.put(2, b"b", bytes(smallfiles.SMALL_FILE_BYTES + 1)))
     assert not world.store.files
 
 
@@ -705,7 +705,7 @@ def test_directoriesOnTheirWayAreBounded(world):
         client.transport.write(batch)
         world.pump()
     assert link.holds
-    assert len(waiting) <= greeting.PENDING_BYTES // len(name) + 1000
+    assert len(waiting) <= smallfiles.PENDING_BYTES // len(name) + 1000
     for d in waiting:
         d.callback(DirectoryMade(False, "none", "memory", 0.0))
     world.settle(1)
