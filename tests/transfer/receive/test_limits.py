@@ -50,7 +50,7 @@ class OneIdentity:
 @pytest.fixture
 def worlds(tmp_path, monkeypatch):
     for module in (greeting, session):
-        monkeypatch.setattr(module, safety.credentialsAreSafe.__name__, lambda transport: True)
+        monkeypatch.setattr(module, "credentialsAreSafe", lambda transport: True)
     monkeypatch.setattr(smallfiles, "SMALL_FILE_BYTES", 2048)
     made = []
 
