@@ -34,6 +34,7 @@ __all__ = [
     "IDatagramResponderFactory",
     "IDirectoryStore",
     "IDrainable",
+    "IDrainableProtocol",
     "IFileStore",
     "IFileStoreFactory",
     "ILease",
@@ -112,6 +113,17 @@ class IDrainable(Interface):
         """
         End what still runs, at once.  Deferreds of L{drain} fire once the
         connections are gone.
+        """
+
+
+class IDrainableProtocol(Interface):
+    """
+    A connection that can be asked to finish.
+    """
+
+    def drain() -> None:
+        """
+        Begin nothing new, and close the connection once what runs has ended.
         """
 
 

@@ -38,7 +38,7 @@ from connpool.transfer.receive.classic import ClassicReceiver, ClassicRefusal
 from connpool.transfer.receive.policy import Policy, TransferStats
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.session import NativeReceiver
-from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
+from connpool.transfer.receive.sniffer import Choice, SnifferFactory
 from connpool.transfer.records import IF_EXISTS, LiveTransfer
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
@@ -251,7 +251,7 @@ class FileReceiverService(MultiService):
         self.listening = ListeningService(
             reactor,
             options["listen"],
-            FrontDoorFactory(reactor, [Door(PREAMBLE, self._native), Door(b"", self._classic)]),
+            SnifferFactory(reactor, [Choice(PREAMBLE, self._native), Choice(b"", self._classic)]),
             access=options.access,
             drainTimeout=options["drain-timeout"],
             name=self.name,

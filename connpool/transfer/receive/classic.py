@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import NameRefused, NetworkFailed, TransferError, TransferTimeout
+from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.deadlines import Pace
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.reception import Incoming, Reception
@@ -43,7 +44,7 @@ LONGEST_NAME_BYTES = 255
 READ_BYTES = 1 << 20
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IDrainableProtocol)
 class ClassicReceiver(Protocol):
     """
     One connection, one file.
@@ -253,14 +254,11 @@ class ClassicReceiver(Protocol):
                 self._ended.errback(NetworkFailed("the sender's connection was reset"))
 
     def drain(self) -> None:
-        """
-        The service stops: end unless a file is on its way.
-        """
         if not self._named.called:
             self._leave()
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IDrainableProtocol)
 class ClassicRefusal(Protocol):
     """
     The answer to a classic sender at a receiver that does not take classic from it.
@@ -285,6 +283,4 @@ class ClassicRefusal(Protocol):
         """
 
     def drain(self) -> None:
-        """
-        Closing already.
-        """
+        pass  # closing already
