@@ -448,7 +448,10 @@ class IPartial(Interface):
     durable: Sequence[tuple[int, int]] = Attribute(
         "The part of C{held} that the last L{checkpoint} made safe against a restart."
     )
-    digests: Mapping[int, bytes] = Attribute("Block number to the digest recorded for it.")
+    digests: Mapping[int, bytes] = Attribute(
+        "Block number to the digest recorded for it: one mapping, which L{record}, L{discard} "
+        "and damage that is found change."
+    )
     epoch: int = Attribute("The number of offers that it was taken over from, one by one.")
 
     def write(offset: int, data: bytes | bytearray | memoryview) -> Deferred[None] | None:

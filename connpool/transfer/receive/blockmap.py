@@ -61,7 +61,8 @@ class Blockmap:
     The blocks of one file.
 
     @ivar size: bytes of the file, L{None} until known.
-    @ivar verified: digests of the blocks that are right.
+    @ivar verified: digests of the blocks that are right: those of the partial, which alone
+        adds and removes them.
     @ivar expected: digests the sender told for blocks that are not verified.
     @ivar computed: digests of complete blocks that the sender told none for.
     """
@@ -73,7 +74,7 @@ class Blockmap:
             raise ProtocolError(f"a block size of {blockSize} makes more than {MAX_BLOCKS} blocks")
         self.size = size
         self.blockSize = blockSize
-        self.verified: dict[int, bytes] = dict(verified)
+        self.verified = verified
         self.expected: dict[int, bytes] = {}
         self.computed: dict[int, bytes] = {}
         self.arriving: dict[int, Arrival] = {}
@@ -105,13 +106,19 @@ class Blockmap:
             raise ProtocolError(f"offset {offset} is not in a file of {self.size} bytes")
         arrival = self.arriving.get(block)
         if arrival is None:
-            if within or block in self.verified or block in self.computed:
+            if within or not self.absent(block):
                 return None, end
             arrival = self.arriving[block] = Arrival(lane, block, offset, end, newHasher())
             self.latest[lane] = arrival
         elif arrival.lane is not lane or arrival.next != offset or arrival.dropped:
             return None, end
         return arrival, end
+
+    def absent(self, block: int) -> bool:
+        """
+        Tell whether nothing is there of C{block}.
+        """
+        return not (block in self.verified or block in self.computed or block in self.arriving)
 
     def span(self, block: int) -> tuple[int, int]:
         """
@@ -132,19 +139,18 @@ class Blockmap:
         if expected is None:
             self.computed[arrival.block] = digest
             return None
-        if expected == digest:
-            self.verified[arrival.block] = digest
-            return True
-        return False
+        return expected == digest
 
-    def tell(self, first: int, digests: Iterable[bytes]) -> tuple[list[int], list[int]]:
+    def tell(self, first: int, digests: Iterable[bytes]) -> tuple[dict[int, bytes], list[int]]:
         """
         Take digests that the sender tells.
 
-        @return: the complete blocks that are right by them, and the wrong ones.
+        @return: the complete blocks that are right by them, with their digests, and the
+            wrong ones.
         @raise ProtocolError: outside the file.
         """
-        right, wrong = [], []
+        right: dict[int, bytes] = {}
+        wrong = []
         for block, digest in enumerate(digests, first):
             if block >= MAX_BLOCKS or (self.size is not None and self.span(block)[0] >= self.size):
                 raise ProtocolError(f"there is no block {block} in this file")
@@ -155,8 +161,7 @@ class Blockmap:
                 if block in self.arriving or len(self.expected) < DIGESTS_AHEAD:
                     self.expected[block] = digest
             elif computed == digest:
-                self.verified[block] = digest
-                right.append(block)
+                right[block] = digest
             else:
                 wrong.append(block)
         return right, wrong
@@ -168,8 +173,7 @@ class Blockmap:
         @return: whether bytes of it are held and must be forgotten.
         """
         self.expected.pop(block, None)
-        held = self.verified.pop(block, None) or self.computed.pop(block, None)
-        return held is not None
+        return self.computed.pop(block, None) is not None or block in self.verified
 
     def missing(self) -> list[int]:
         """

@@ -16,38 +16,68 @@ Other sessions, joined or not, are not looked at.
 
 from __future__ import annotations
 
-import attrs
-from twisted.internet.defer import DeferredLock
+from collections.abc import Callable
 
-from connpool.transfer.receive.reception import Reception
+import attrs
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.python.failure import Failure
+
+from connpool.transfer.receive import smallfiles
+from connpool.transfer.receive.reception import Reception, storeFailure
+from connpool.transfer.receive.smallfiles import SmallFiles
 from connpool.transfer.records import Offer
 from connpool.transfer.stores.memory import MemoryStore
+from connpool.transfer.wire.answers import rejectFrame
+from connpool.transfer.wire.frames import Type
+from connpool.transfer.wire.messages import ROOT, Accept, Extension, encode
 
 __all__ = ["DryRun"]
 
 #: Names of one run that are compared with each other, about 1 KiB each.
 COMPARED_NAMES = 16_384
+#: Bytes that a file that was asked about takes until its answer.
+QUESTION_BYTES = 4096
 
 
 class DryRun:
     """
     The dry run of one session.
 
-    @param small: bytes of a file that would come in one piece.
+    @param small: counts the questions that wait for the store.
+    @param send: writes a frame.
     """
 
-    def __init__(self, reception: Reception, small: int) -> None:
+    def __init__(
+        self, reception: Reception, small: SmallFiles, send: Callable[[bytes], None]
+    ) -> None:
         self._reception = reception
         self._small = small
+        self._send = send
         self._taken = MemoryStore(names=reception.policy.names)
         self._turn = DeferredLock()
         self._files = self._bytes = 0
 
-    async def judge(self, offer: Offer, root: bytes | None) -> bool:
+    def answer(self, number: int, offer: Offer, root: bytes | None) -> None:
         """
-        Judge the next file.
+        Judge the next file, and tell the sender.
 
+        @param number: the stream.
         @param root: of its content; L{None} if the sender has not said it.
+        """
+        self._small.pendingChanged(QUESTION_BYTES)
+
+        def judged(result: bool | Failure) -> None:
+            if isinstance(result, Failure):
+                self._send(rejectFrame(number, storeFailure(result)))
+            else:
+                depends = (Extension(ROOT, False, b""),) if result else ()
+                self._send(encode(Type.ACCEPT, number, Accept("dry", 0, extensions=depends)))
+            self._small.pendingChanged(-QUESTION_BYTES)
+
+        Deferred.fromCoroutine(self._inTurn(offer, root)).addBoth(judged)
+
+    async def _inTurn(self, offer: Offer, root: bytes | None) -> bool:
+        """
         @return: whether it depends on C{root}, which is L{None}.
         @raise TransferError: why it would not be taken.
         """
@@ -62,7 +92,7 @@ class DryRun:
         quotas = reception.quotas
         quotas.checkSize(offer)
         quotas.check(quotas.accounts(offer.identity), 1 + self._files, size + self._bytes)
-        whole = offer.size is not None and offer.size <= self._small
+        whole = offer.size is not None and offer.size <= smallfiles.SMALL_FILE_BYTES
         status = await reception.store.foresee(offer, root, self._bytes, whole)
         if status == "compare":
             return True

@@ -22,7 +22,6 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from connpool.errors import (
     Busy,
@@ -44,19 +43,15 @@ from connpool.transfer.receive.dryrun import DryRun
 from connpool.transfer.receive.greeting import STREAMS, Greeting
 from connpool.transfer.receive.offers import Sender, offerOf
 from connpool.transfer.receive.quotas import Account
-from connpool.transfer.receive.reception import Reception, storeFailure
+from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.smallfiles import SmallFiles
 from connpool.transfer.receive.stream import Stream
-from connpool.transfer.records import Offer
-from connpool.transfer.wire.answers import rejectFrame
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.link import Link
 from connpool.transfer.wire.messages import (
     ROOT,
-    Accept,
     Data,
     Error,
-    Extension,
     Goaway,
     Join,
     Joined,
@@ -74,8 +69,6 @@ __all__ = ["NativeReceiver", "ReceiverSession"]
 PROGRESS_SECONDS = 1.0
 #: Idle timeouts that input of unknown size may be silent for.
 UNKNOWN_SIZE_TIMEOUTS = 10
-#: Bytes that a file asked about in a dry run takes until its answer.
-DRY_BYTES = 4096
 #: The types that begin something, and all that are taken after the greeting and on a
 #: connection that has joined another.
 BEGINNINGS = frozenset({Type.PUT, Type.OFFER, Type.DIRECTORY})
@@ -221,7 +214,7 @@ class ReceiverSession:
         self._flush()
 
     def _flush(self) -> None:
-        if self._smallFiles is not None:
+        if self._smallFiles is not None and self._smallFiles.acks.collected:
             self._smallFiles.acks.flush()
 
     def late(self, why: TransferError) -> None:
@@ -437,11 +430,11 @@ class ReceiverSession:
             small.directory(frame, message)
         else:
             try:
-                self._offer(number, message)
+                self._offer(number, message, small)
             except TransferError as e:
                 small.refuse(number, message.name, e)
 
-    def _offer(self, number: int, message: Offering) -> None:
+    def _offer(self, number: int, message: Offering, small: SmallFiles) -> None:
         if len(self._streams) >= STREAMS:
             raise Busy(f"{STREAMS} files are open in this session; finish one first")
         sender, reception = self._sender, self._reception
@@ -450,7 +443,9 @@ class ReceiverSession:
             *(message.size, message.blockSize, message.resumeKey),
         )
         if message.dry:
-            self._judge(number, offer, extensionOf(message, ROOT))
+            if self._dryRun is None:
+                self._dryRun = DryRun(reception, small, self.send)
+            self._dryRun.answer(number, offer, extensionOf(message, ROOT))
             return
         stream = self._streams[number] = Stream(
             self, number, offer, sender, reception, self._clock, self._receiver.lanes
@@ -458,26 +453,6 @@ class ReceiverSession:
         self.receivingChanged()
         d = Deferred.fromCoroutine(stream.begin())
         d.addErrback(lambda f: self._log.failure("a transfer failed to begin", failure=f))
-
-    def _judge(self, number: int, offer: Offer, root: bytes | None) -> None:
-        """
-        Answer a dry run.
-        """
-        small = self._smallFiles
-        assert small is not None
-        if self._dryRun is None:
-            self._dryRun = DryRun(self._reception, smallfiles.SMALL_FILE_BYTES)
-        small.pendingChanged(DRY_BYTES)
-
-        def judged(result: bool | Failure) -> None:
-            if isinstance(result, Failure):
-                self.send(rejectFrame(number, storeFailure(result)))
-            else:
-                depends = (Extension(ROOT, False, b""),) if result else ()
-                self.send(encode(Type.ACCEPT, number, Accept("dry", 0, extensions=depends)))
-            small.pendingChanged(-DRY_BYTES)
-
-        Deferred.fromCoroutine(self._dryRun.judge(offer, root)).addBoth(judged)
 
     # -- told by the files
 

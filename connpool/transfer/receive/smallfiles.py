@@ -219,12 +219,13 @@ class Acks:
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @param send: writes a frame.
+    @ivar collected: runs of streams, as C{[first, count]}.
     """
 
     def __init__(self, clock: Any, send: Callable[[bytes], None]) -> None:
         self._clock = clock
         self._send = send
-        self._streams: list[list[int]] = []
+        self.collected: list[list[int]] = []
         self._receipt: Receipt | DirectoryMade | None = None
         self._call: Any = None
 
@@ -239,11 +240,11 @@ class Acks:
         ):
             self.flush()
         self._receipt = receipt
-        if self._streams and sum(self._streams[-1]) == number:
-            self._streams[-1][1] += 1
+        if self.collected and sum(self.collected[-1]) == number:
+            self.collected[-1][1] += 1
         else:
-            self._streams.append([number, 1])
-            if len(self._streams) >= _ACK_RUNS:
+            self.collected.append([number, 1])
+            if len(self.collected) >= _ACK_RUNS:
                 self.flush()
         if self._call is None:
             self._call = self._clock.callLater(0, self.flush)
@@ -254,14 +255,14 @@ class Acks:
         """
         self.stop()
         receipt = self._receipt
-        if self._streams and receipt is not None:
+        if self.collected and receipt is not None:
             ack = Ack(
-                tuple((first, count) for first, count in self._streams),
+                tuple((first, count) for first, count in self.collected),
                 receipt.durability,  # type: ignore[arg-type]
                 receipt.filesystem,
                 int(receipt.finished * 1000),
             )
-            self._streams = []
+            self.collected = []
             self._send(encode(Type.ACK, 0, ack))
 
     def stop(self) -> None:

@@ -114,7 +114,8 @@ class Upload:
             block
             for start, end in ranges
             for block in range(start // blockmap.blockSize, -(-end // blockmap.blockSize))
-            if blockmap.verified.pop(block, None) is not None
+            # else it comes again already
+            if blockmap.absent(block)
         ]
         for block in blocks:
             # the store may have dropped a part of it only
@@ -140,8 +141,7 @@ class Upload:
                 else:
                     wrong.append((at, until))
                 at = until
-        for block in [b for b in blockmap.verified if b not in whole]:
-            del blockmap.verified[block]
+        wrong += [blockmap.span(block) for block in blockmap.verified if block not in whole]
         for start, end in wrong:
             partial.discard(start, end)
 
@@ -244,15 +244,16 @@ class Upload:
         self.checkpoint()
 
     def _decide(self, arrival: Arrival) -> None:
-        right = self.blockmap.finish(arrival, arrival.hasher.digest())
+        digest = arrival.hasher.digest()
+        right = self.blockmap.finish(arrival, digest)
         if right:
-            self._verified(arrival.block)
+            self._verified(arrival.block, digest)
         elif right is False:
             self._wrong([arrival.block])
 
-    def _verified(self, block: int) -> None:
+    def _verified(self, block: int, digest: bytes) -> None:
         try:
-            self.incoming.partial.record(block, self.blockmap.verified[block])
+            self.incoming.partial.record(block, digest)
         except TransferError:
             self._storeFailed(Failure())
 
@@ -304,8 +305,8 @@ class Upload:
         right, wrong = self.blockmap.tell(
             first, (wire[at : at + length] for at in range(0, len(wire), length))
         )
-        for block in right:
-            self._verified(block)
+        for block, digest in right.items():
+            self._verified(block, digest)
         if wrong:
             self._wrong(wrong)
 
