@@ -74,20 +74,16 @@ class DryRun:
                 self._send(encode(Type.ACCEPT, number, Accept("dry", 0, extensions=depends)))
             self._small.pendingChanged(-QUESTION_BYTES)
 
-        Deferred.fromCoroutine(self._inTurn(offer, root)).addBoth(judged)
+        def judge() -> Deferred[bool]:
+            return Deferred.fromCoroutine(self._judge(offer, root))
 
-    async def _inTurn(self, offer: Offer, root: bytes | None) -> bool:
+        self._turn.run(judge).addBoth(judged)
+
+    async def _judge(self, offer: Offer, root: bytes | None) -> bool:
         """
         @return: whether it depends on C{root}, which is L{None}.
         @raise TransferError: why it would not be taken.
         """
-        await self._turn.acquire()
-        try:
-            return await self._judge(offer, root)
-        finally:
-            self._turn.release()
-
-    async def _judge(self, offer: Offer, root: bytes | None) -> bool:
         reception, size = self._reception, offer.size or 0
         quotas = reception.quotas
         quotas.checkSize(offer)

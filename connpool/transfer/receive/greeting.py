@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -50,29 +50,13 @@ STREAMS = 256
 INFLIGHT_FILES = 16_384
 
 
-class Owner(Protocol):
-    """
-    The session that is told the end of its greeting.
-    """
-
-    def letIn(self, sender: Sender, transcript: bytes) -> None:
-        """
-        All is right.
-
-        @param transcript: confirmed by C{READY}.
-        @raise Busy: if the sender has too many sessions already.
-        """
-
-    def broken(self, why: TransferError) -> None:
-        """
-        The sender is not let in.
-        """
-
-
 class Greeting:
     """
     The greeting of one connection.
 
+    @param letIn: told the sender, and the transcript that C{READY} confirms; it may raise
+        L{Busy}.
+    @param broken: told why the sender is not let in.
     @param peer: the sender's name in logs.
     @param digests: algorithms in order of preference.
     @param authenticator: L{None} if everybody may send.
@@ -82,7 +66,8 @@ class Greeting:
 
     def __init__(
         self,
-        owner: Owner,
+        letIn: Callable[[Sender, bytes], None],
+        broken: Callable[[TransferError], None],
         link: Link,
         peer: str,
         clock: Any,
@@ -90,7 +75,8 @@ class Greeting:
         digests: Sequence[str],
         authenticator: IAuthenticator | None,
     ) -> None:
-        self._owner = owner
+        self._tellLetIn = letIn
+        self._broken = broken
         self._link = link
         self._peer = peer
         self._clock = clock
@@ -111,7 +97,7 @@ class Greeting:
         self._deadline: Any = self._clock.callLater(seconds, self._tooLate, kind.name)
 
     def _tooLate(self, what: str) -> None:
-        self._owner.broken(TransferTimeout(f"no {what} in time"))
+        self._broken(TransferTimeout(f"no {what} in time"))
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         """
@@ -195,9 +181,9 @@ class Greeting:
         self.stop()
         try:
             sender = Sender(self._peer, identity, self._digest, self._agreed)
-            self._owner.letIn(sender, self._transcript)
+            self._tellLetIn(sender, self._transcript)
         except Busy as e:
-            self._owner.broken(e)
+            self._broken(e)
 
     def _denied(self, failure: Failure) -> None:
         self._log.info("refused the credentials of {peer}", peer=self._peer)
@@ -205,4 +191,4 @@ class Greeting:
         if not isinstance(why, AuthenticationFailed):
             self._log.failure("credentials could not be checked", failure)
             why = AuthenticationFailed("user or password is wrong")
-        self._owner.broken(why)
+        self._broken(why)

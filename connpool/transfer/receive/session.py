@@ -167,7 +167,7 @@ class ReceiverSession:
         transport.registerProducer(link, True)
         receiver = self._receiver
         self._greeting = Greeting(
-            *(self, link, self.peer, self._clock, self._reception),
+            *(self._letIn, self.broken, link, self.peer, self._clock, self._reception),
             *(receiver.digests, receiver.authenticator),
         )
         self._state: Callable[[Frame, Any], None] = self._greeting.frameReceived
@@ -321,12 +321,9 @@ class ReceiverSession:
                     stream.fail(Busy("the receiver is stopping"))
             self._maybeClose()
 
-    def letIn(self, sender: Sender, transcript: bytes) -> None:
+    def _letIn(self, sender: Sender, transcript: bytes) -> None:
         """
         Begin to take files: the greeting is over.
-
-        @param transcript: confirmed by READY.
-        @raise Busy: if the sender has too many sessions already.
         """
         quotas = self._reception.quotas
         for account in quotas.accounts(sender.identity):
@@ -334,7 +331,10 @@ class ReceiverSession:
             self._accounts.append(account)
         self._sender = sender
         self.principal = sender.principal
-        self._smallFiles = SmallFiles(self, self._link, self._clock, self._reception, sender)
+        self._smallFiles = SmallFiles(
+            *(self.send, self._pendingChanged, self._link),
+            *(self._clock, self._reception, sender),
+        )
         # nothing is paced yet
         self._pace, self._patience = self._paced(sender.identity)
         self._link.keepPace(*quotas.pace(sender.identity))
@@ -470,7 +470,7 @@ class ReceiverSession:
         self.receivingChanged()
         self._maybeClose()
 
-    def pendingChanged(self) -> None:
+    def _pendingChanged(self) -> None:
         """
         Go on: more or fewer bytes of small files wait for the store.
         """

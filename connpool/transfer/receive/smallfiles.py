@@ -15,7 +15,7 @@ At either bound the connection is not read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -54,26 +54,12 @@ _OVERHEAD_BYTES = 512
 _ACK_RUNS = 4096
 
 
-class Owner(Protocol):
-    """
-    The session that the files belong to.
-    """
-
-    def send(self, *parts: bytes) -> None:
-        """
-        Write to the sender, unless it is gone.
-        """
-
-    def pendingChanged(self) -> None:
-        """
-        More or fewer bytes wait for the store.
-        """
-
-
 class SmallFiles:
     """
     The small files of one session.
 
+    @param send: writes a frame, unless the sender is gone.
+    @param changed: told that more or fewer bytes wait for the store.
     @ivar pending: bytes that wait for the store.
     @ivar acks: the acknowledgements that are collected.
     """
@@ -81,13 +67,20 @@ class SmallFiles:
     _log = Logger()
 
     def __init__(
-        self, owner: Owner, link: Link, clock: Any, reception: Reception, sender: Sender
+        self,
+        send: Callable[[bytes], None],
+        changed: Callable[[], None],
+        link: Link,
+        clock: Any,
+        reception: Reception,
+        sender: Sender,
     ) -> None:
-        self._owner = owner
+        self._send = send
+        self._changed = changed
         self._link = link
         self._reception = reception
         self._sender = sender
-        self.acks = Acks(clock, owner.send)
+        self.acks = Acks(clock, send)
         self._held = self._over = False
         self.pending = 0
 
@@ -117,9 +110,7 @@ class SmallFiles:
             return
         except Exception as e:
             self._log.failure("storing a file failed")
-            self._owner.send(
-                rejectFrame(number, StoreError(f"the store failed: {type(e).__name__}"))
-            )
+            self._send(rejectFrame(number, StoreError(f"the store failed: {type(e).__name__}")))
             return
         if isinstance(stored, Receipt):
             self._stored(number, offer, stored)
@@ -127,7 +118,7 @@ class SmallFiles:
 
         def done(result: Any) -> None:
             if isinstance(result, Failure):
-                self._owner.send(rejectFrame(number, storeFailure(result)))
+                self._send(rejectFrame(number, storeFailure(result)))
             else:
                 self._stored(number, offer, result)
 
@@ -139,12 +130,10 @@ class SmallFiles:
         sender = self._sender
         if receipt.transferId != offer.transferId and "earlier" in sender.capabilities:
             earlierOf(self._reception.store, sender, offer, receipt).addCallback(
-                lambda there: self._owner.send(
-                    receiptFrame(number, receipt, sender.identity, there)
-                )
+                lambda there: self._send(receiptFrame(number, receipt, sender.identity, there))
             )
         elif receipt.status != "stored" or receipt.name != offer.name.path:
-            self._owner.send(receiptFrame(number, receipt, sender.identity))
+            self._send(receiptFrame(number, receipt, sender.identity))
         else:
             self.acks.add(number, receipt)
 
@@ -194,7 +183,7 @@ class SmallFiles:
         if hold != self._held and not self._over:
             self._held = hold
             (self._link.hold if hold else self._link.release)()
-        self._owner.pendingChanged()
+        self._changed()
 
     def progress(self) -> None:
         """
@@ -202,7 +191,7 @@ class SmallFiles:
         """
         if self.pending:
             slow = self._reception.quotas.slowedBy(self._sender.identity)
-            self._owner.send(encode(Type.PING, 0, pingOf(slow)))
+            self._send(encode(Type.PING, 0, pingOf(slow)))
 
     def refuse(self, number: int, name: bytes, why: TransferError) -> None:
         """
@@ -210,7 +199,7 @@ class SmallFiles:
         """
         if isinstance(why, NameRefused | Forbidden | Busy | TooLarge | QuotaExceeded):
             self._reception.refuse(displayName(name), self._sender.peer, why)
-        self._owner.send(rejectFrame(number, why))
+        self._send(rejectFrame(number, why))
 
 
 class Acks:
