@@ -35,9 +35,10 @@ from connpool.services.thirdparty import makeListener, makeStore
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import PROFILES, RelativeName
 from connpool.transfer.receive.classic import ClassicReceiver, ClassicRefusal
-from connpool.transfer.receive.reception import Policy, Reception, TransferStats
-from connpool.transfer.receive.registry import NativeReceiver
-from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
+from connpool.transfer.receive.policy import Policy, TransferStats
+from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.session import NativeReceiver
+from connpool.transfer.receive.sniffer import Choice, SnifferFactory
 from connpool.transfer.records import IF_EXISTS, LiveTransfer
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
@@ -250,7 +251,7 @@ class FileReceiverService(MultiService):
         self.listening = ListeningService(
             reactor,
             options["listen"],
-            FrontDoorFactory(reactor, [Door(PREAMBLE, self._native), Door(b"", self._classic)]),
+            SnifferFactory(reactor, [Choice(PREAMBLE, self._native), Choice(b"", self._classic)]),
             access=options.access,
             drainTimeout=options["drain-timeout"],
             name=self.name,
@@ -346,7 +347,7 @@ class FileReceiverService(MultiService):
         # its listener's drain lets running transfers end in the store
         await super().stopService()
         if self.reception is not None:
-            self.reception.hurry()
+            self.reception.quotas.hurry()
         hook, self._hook = self._hook, None
         if hook is not None:
             await hook.stop()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName, displayName
-    from connpool.transfer.receive.registry import NativeReceiver
+    from connpool.transfer.receive.session import NativeReceiver
     from connpool.transfer.records import (
         DURABILITIES,
         IF_EXISTS,
@@ -45,7 +45,7 @@ __all__ = [
     "sendFiles",
 ]
 
-_MODULES = ("names", "records", "send.client", "send.session", "receive.registry", "stores")
+_MODULES = ("names", "records", "send.client", "send.session", "receive.session", "stores")
 
 
 def __getattr__(name: str) -> object:

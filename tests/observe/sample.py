@@ -15,7 +15,7 @@ from connpool.pool.stats import BOUNDS, Histogram, PoolStats
 from connpool.proxyprotocol import ProxyStats
 from connpool.services.access import ListenerStats
 from connpool.transfer.names import displayName
-from connpool.transfer.receive.reception import TransferStats
+from connpool.transfer.receive.policy import TransferStats
 from connpool.transfer.records import LiveTransfer
 
 #: Names as hostile senders choose them.

@@ -11,7 +11,7 @@ import pytest
 from connpool.errors import Skipped
 from connpool.transfer.digests import DIGESTS, rootOf
 from connpool.transfer.receive import greeting
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send import keys
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.keys import HeldRun, SenderKeys

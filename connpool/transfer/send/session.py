@@ -37,7 +37,13 @@ from connpool.transfer.names import displayName
 from connpool.transfer.send.writer import Writer
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.frames import frame as pack
-from connpool.transfer.wire.handshake import CAPABILITIES, VERSIONS, agree, transcriptOf
+from connpool.transfer.wire.handshake import (
+    CAPABILITIES,
+    VERSIONS,
+    agree,
+    credentialsAreSafe,
+    transcriptOf,
+)
 from connpool.transfer.wire.link import Link
 from connpool.transfer.wire.messages import (
     Ack,
@@ -56,7 +62,6 @@ from connpool.transfer.wire.messages import (
     extensionOf,
     slowIn,
 )
-from connpool.transfer.wire.safety import credentialsAreSafe
 
 __all__ = ["Credentials", "IStream", "SenderSession", "SessionFactory", "hello"]
 

@@ -24,12 +24,12 @@ from connpool.errors import (
 )
 from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.hashing import InThread
-from connpool.transfer.receive.blockmap import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.records import DURABILITIES
 from connpool.transfer.send.extents import EXTENT, Outgoing
 from connpool.transfer.send.joblist import Job, Small
 from connpool.transfer.send.readahead import ReadAhead, blockDigests
 from connpool.transfer.send.session import SenderSession
+from connpool.transfer.wire.blocklists import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
     ROOT,

@@ -5,7 +5,8 @@ Theory of operation
 ===================
 Offers of one principal and resume key have their turns: each finds the partial
 as the one before left it.  That is in use in this process (then it is taken
-over, or its publishing waited for), on disk, or new.
+over, see L{connpool.transfer.stores.claims}, or its publishing waited for), on
+disk, or new.
 
 What lies on disk may have been published by a process that died; then the
 steps that it left are taken.  Room is made only when it will be enough, and a
@@ -20,7 +21,9 @@ from collections.abc import Callable
 from twisted.internet.defer import Deferred, DeferredLock
 
 from connpool.errors import Busy, StoreError
+from connpool.interfaces import IPartialHolder
 from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.stores.claims import Claim, Claims
 from connpool.transfer.stores.commit import temporaryName
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partial import LocalPartial
@@ -56,7 +59,8 @@ class Admission:
     def __init__(self, parts: StoreParts, pause: Callable[[float], Deferred[None]]) -> None:
         self._parts = parts
         self._pause = pause
-        self._active: set[LocalPartial] = set()
+        self._active: dict[LocalPartial, Claim | None] = {}
+        self._claims = Claims()
         self._resumable: dict[Identity, LocalPartial] = {}
         self._turns: dict[Identity, DeferredLock] = {}
         self.closed = False
@@ -68,19 +72,31 @@ class Admission:
         """
         return list(self._active)
 
-    async def open(self, offer: Offer) -> LocalPartial | Receipt:
+    async def open(self, offer: Offer, holder: IPartialHolder | None) -> LocalPartial | Receipt:
         """
         Open a partial as L{connpool.interfaces.IFileStore.open} says.
         """
         if offer.resumeKey is None:
+            if holder is not None:
+                await holder.ready()
             finished = self._parts.commit.finished(offer, offer.size)
             return finished or await self._openTemporary(offer)
         identity = identityOf(offer)
+        claim = await self._claims.claim(identity, holder)
+        opened: LocalPartial | Receipt | None = None
         turn = self._turns.setdefault(identity, DeferredLock())
         await turn.acquire()
         try:
-            return await self._openInTurn(identity, offer)
+            opened = await self._openInTurn(identity, offer)
+            if isinstance(opened, LocalPartial) and opened in self._active:
+                opened.epoch = claim.epoch
+                self._active[opened] = claim
+            else:
+                claim.release()
+            return opened
         finally:
+            if opened is None:
+                claim.release()
             turn.release()
             if not turn.locked and self._turns.get(identity) is turn:
                 del self._turns[identity]
@@ -89,14 +105,16 @@ class Admission:
         """
         C{partial} no longer uses anything of the store.
         """
-        self._active.discard(partial)
+        claim = self._active.pop(partial, None)
         slot = partial.slot
         identity = (slot.directory.components[-1], slot.name)
         if self._resumable.get(identity) is partial:
             del self._resumable[identity]
+        if claim is not None:
+            claim.release()
 
     def _register(self, partial: LocalPartial) -> None:
-        self._active.add(partial)
+        self._active[partial] = None
         if partial.offer.resumeKey is not None:
             self._resumable[identityOf(partial.offer)] = partial
 

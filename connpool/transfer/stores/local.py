@@ -56,7 +56,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import StartFailed, StoreError, TransferError
-from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
+from connpool.interfaces import IDirectoryStore, IFileStore, IPartial, IPartialHolder
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
@@ -304,8 +304,10 @@ class LocalStore:
 
     # -- IFileStore ---------------------------------------------------------
 
-    def open(self, offer: Offer) -> Deferred[IPartial | Receipt]:
-        opening: Deferred[Any] = Deferred.fromCoroutine(self._openNow(offer))
+    def open(
+        self, offer: Offer, holder: IPartialHolder | None = None
+    ) -> Deferred[IPartial | Receipt]:
+        opening: Deferred[Any] = Deferred.fromCoroutine(self._openNow(offer, holder))
         return self._threads.during(opening)
 
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
@@ -407,11 +409,11 @@ class LocalStore:
         """
         return ReceiptCursor(self._sys, Followed(self._private, (INTERNAL, "done")))
 
-    async def _openNow(self, offer: Offer) -> IPartial | Receipt:
+    async def _openNow(self, offer: Offer, holder: IPartialHolder | None) -> IPartial | Receipt:
         self._looked = -NOTE_SECONDS
         self._refuse()
         try:
-            return await self.admission.open(offer)
+            return await self.admission.open(offer, holder)
         except OSError as error:
             doing = f'receiving "{offer.name}"'
             raise asTransferError(error, doing, self._sys, self._root) from None

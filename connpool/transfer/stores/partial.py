@@ -104,6 +104,7 @@ class LocalPartial:
         self.held = Ranges()
         self.durable = Ranges()
         self.digests: dict[int, bytes] = {}
+        self.epoch = 0
         self._flying = Ranges()
         self._unsaved: list[int] = []
         self._unread: list[int] = []

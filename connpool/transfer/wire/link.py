@@ -32,6 +32,7 @@ from zope.interface import implementer
 
 from connpool.addresses.tls import connectionLoss
 from connpool.errors import TransferError, TransferTimeout
+from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.deadlines import Pace
 from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
@@ -52,7 +53,7 @@ _LARGE_READ, _SMALL_READ = 1 << 20, 8 * 1024
 _GREETING_READ_BYTES = 16 * 1024
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
+@implementer(IHalfCloseableProtocol, IPushProducer, IDrainableProtocol)
 class Link(Protocol):
     """
     @param reactor: times, and lends descriptors if it can.
@@ -223,9 +224,6 @@ class Link(Protocol):
         self._quiet = self._reactor.callLater(10.0, transport.abortConnection)
 
     def drain(self) -> None:
-        """
-        Begin nothing new.
-        """
         self._session.drain()
 
     def abort(self, why: BaseException) -> None:

@@ -6,8 +6,9 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from connpool.transfer.receive.classic import SETTLE, ClassicReceiver
-from connpool.transfer.receive.reception import Policy, Reception
+from connpool.transfer.receive.classic import SETTLE_SECONDS, ClassicReceiver
+from connpool.transfer.receive.policy import Policy
+from connpool.transfer.receive.reception import Reception
 from connpool.transfer.stores import MemoryStore
 
 
@@ -29,9 +30,9 @@ def test_aNameMayComeInPieces():
     name = "二.txt".encode()
     for byte in name:
         receiver.dataReceived(bytes([byte]))
-        clock.advance(SETTLE * 0.9)
+        clock.advance(SETTLE_SECONDS * 0.9)
         assert transport.value() == b""
-    clock.advance(SETTLE)
+    clock.advance(SETTLE_SECONDS)
     clock.advance(0)
     assert transport.value() == b"ok"
     receiver.readConnectionLost()
@@ -41,7 +42,7 @@ def test_aNameMayComeInPieces():
 def test_theTimeOfATransferEnds():
     clock, receiver, transport = build(maxTime=30.0)
     receiver.dataReceived(b"name")
-    clock.advance(SETTLE)
+    clock.advance(SETTLE_SECONDS)
     clock.advance(0)
     for _ in range(30):
         assert not transport.disconnecting
@@ -55,7 +56,7 @@ def test_theTimeOfATransferEnds():
 def test_whoFindsNoPlaceIsToldSo():
     clock, receiver, transport = build(maxTransfers=0)
     receiver.dataReceived(b"name")
-    clock.advance(SETTLE)
+    clock.advance(SETTLE_SECONDS)
     clock.advance(0)
     assert transport.value() == b"busy: 0 transfers are under way; try later\n"
     assert clock.getDelayedCalls() == []

@@ -5,8 +5,8 @@ can use.
 
 import pytest
 
-from connpool.transfer.receive import greeting
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive import greeting, smallfiles
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.wire.frames import BOUNDS, HEADER, HEADER_SIZE, PREAMBLE, Type
 from connpool.transfer.wire.frames import frame as pack
 from connpool.transfer.wire.messages import (
@@ -203,8 +203,8 @@ def test_aPutIsBoundedByWhatWasSaid(world):
     assert flood(client, encode(Type.PUT, 1, put, MIB), chunk=64 * 1024) == 0
     assert client.last(Type.ERROR).code == "protocol"
     client = connect(world).greet()
-    wire = encode(Type.PUT, 1, put, greeting.SMALL_FILE)
-    assert 0 < flood(client, wire, 1024, 8) <= len(wire) + greeting.SMALL_FILE
+    wire = encode(Type.PUT, 1, put, smallfiles.SMALL_FILE_BYTES)
+    assert 0 < flood(client, wire, 1024, 8) <= len(wire) + smallfiles.SMALL_FILE_BYTES
 
 
 def test_controlPartsOfTheLargestSize(world):

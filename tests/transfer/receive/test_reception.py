@@ -13,7 +13,8 @@ from zope.interface.verify import verifyObject
 from connpool.errors import NoSpace, StoreError, TooLarge, TransferError
 from connpool.interfaces import ILiveTransfers, IStatsSource, ITransferListener
 from connpool.transfer.names import RelativeName
-from connpool.transfer.receive.reception import Policy, Reception
+from connpool.transfer.receive.policy import Policy
+from connpool.transfer.receive.reception import Reception
 from connpool.transfer.records import Offer
 from connpool.transfer.stores import MemoryStore
 from tests.helpers.waiting import bounded, failureResultOf
@@ -48,7 +49,7 @@ class Store:
         self.partial = partial
         self.put = put
 
-    def open(self, offer):
+    def open(self, offer, holder=None):
         return succeed(self.partial)
 
 

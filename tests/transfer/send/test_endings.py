@@ -11,7 +11,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
 from connpool.errors import Busy, Forbidden, NoSpace, ProtocolError, Unanswered
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.streams import Asked
 from connpool.transfer.wire import handshake
@@ -310,7 +310,7 @@ def test_aPlaceAmongTheTransfersIsCalledThat(tmp_path, files):
     from tests.transfer.world import World
 
     world = World(tmp_path / "state", Policy(minimumRate=0, maxTransfers=1))
-    first = world.reception.accounts(None)[0]
+    first = world.reception.quotas.accounts(None)[0]
     first.take(False)
     sending = world.sending(files[1])
     results = world.start(sending)

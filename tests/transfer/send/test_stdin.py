@@ -188,11 +188,11 @@ class Occupied(MemoryStore):
 
     times = 1
 
-    def open(self, offer):
+    def open(self, offer, holder=None):
         if self.times:
             self.times -= 1
             raise Busy("another process receives it")
-        return super().open(offer)
+        return super().open(offer, holder)
 
 
 def test_whatWasNotReadIs(tmp_path, stdin):
