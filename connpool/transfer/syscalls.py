@@ -186,6 +186,15 @@ class Syscalls:
         except FileNotFoundError:
             return None
 
+    def statIfThere(self, name: str, directory: int) -> os.stat_result | None:
+        """
+        Return the status of what has this name, links not followed; L{None} if nothing has it.
+        """
+        try:
+            return self.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
     def remove(self, name: str, directory: int) -> None:
         """
         Unlink what may be gone already.

@@ -30,7 +30,7 @@ from connpool.transfer.stores.partial import LocalPartial
 from connpool.transfer.stores.partialdir import (
     LONG_JOURNAL_BYTES,
     Slot,
-    identityOf,
+    namesOf,
     tooManyPartials,
 )
 from connpool.transfer.stores.parts import StoreParts
@@ -81,7 +81,7 @@ class Admission:
                 await holder.ready()
             finished = self._parts.commit.finished(offer, offer.size)
             return finished or await self._openTemporary(offer)
-        identity = identityOf(offer)
+        identity = namesOf(offer)
         claim = await self._claims.claim(identity, holder)
         opened: LocalPartial | Receipt | None = None
         turn = self._turns.setdefault(identity, DeferredLock())
@@ -116,7 +116,7 @@ class Admission:
     def _register(self, partial: LocalPartial) -> None:
         self._active[partial] = None
         if partial.offer.resumeKey is not None:
-            self._resumable[identityOf(partial.offer)] = partial
+            self._resumable[namesOf(partial.offer)] = partial
 
     def _refuse(self) -> None:
         if self.closed:

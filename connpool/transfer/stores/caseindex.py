@@ -216,11 +216,8 @@ class CaseIndex:
         return theirs is not None and self._inode(directory, name) in {None, theirs}
 
     def _inode(self, directory: Indexed, name: str) -> tuple[int, int] | None:
-        try:
-            status = self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        return status.st_dev, status.st_ino
+        status = self._sys.statIfThere(name, directory.fd)
+        return None if status is None else (status.st_dev, status.st_ino)
 
 
 def neighbourExists(name: str, other: str) -> Exists:

@@ -222,9 +222,7 @@ class Commit:
             self._sync(source.fd)
         if committing is not None:
             committing()
-        return self._publisher.publish(
-            source, directory, offer.name, offer.ifExists, sync=_WANTED[offer.durability] > 0
-        )
+        return self._publisher.publish(source, directory, offer)
 
     def wasRenamed(self, offer: Offer, size: int, root: bytes | None) -> Receipt:
         """
@@ -380,13 +378,7 @@ class Commit:
         assert item.directory is not None
         try:
             try:
-                published = self._publisher.publish(
-                    source,
-                    item.directory,
-                    offer.name,
-                    offer.ifExists,
-                    sync=_WANTED[offer.durability] > 0,
-                )
+                published = self._publisher.publish(source, item.directory, offer)
             except FileNotFoundError:  # the directory has vanished
                 self._directories.forget(item.directory)
                 published, found = self._directories.enter(

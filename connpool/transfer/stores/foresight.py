@@ -68,14 +68,14 @@ class Foresight:
         if offer.ifExists == "replace":
             last = offer.name.components[-1]
             self._claim(directory, last, _nothing)
-            status = self._status(directory, last)
+            status = self._sys.statIfThere(last, directory.fd)
             if status is not None and stat.S_ISDIR(status.st_mode):
                 raise Exists(f'"{displayName(last)}" is a directory on the receiver')
             return "stored"
         why: Exists | None = None
-        for candidate in candidates(offer.name, offer.ifExists):
+        for candidate in candidates(offer):
             last = candidate.components[-1]
-            status = self._status(directory, last)
+            status = self._sys.statIfThere(last, directory.fd)
             if status is not None:
                 same = self._same(directory, last, status, offer, root)
                 if same:
@@ -90,13 +90,7 @@ class Foresight:
                     why = neighbour
             else:
                 return "stored"
-        raise why or isTaken(offer.name, offer.ifExists)
-
-    def _status(self, directory: Directory, name: str) -> os.stat_result | None:
-        try:
-            return self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
+        raise why or isTaken(offer)
 
     def _same(
         self,

@@ -27,7 +27,7 @@ from twisted.python.threadpool import ThreadPool
 
 from connpool.waiting import Waiters
 
-__all__ = ["IOThreads", "Pace"]
+__all__ = ["IOThreads", "WriteLatency"]
 
 #: Threads of each lane.
 THREADS = 4
@@ -42,16 +42,14 @@ CALM_WRITES = 32
 T = TypeVar("T")
 
 
-class Pace:
+class WriteLatency:
     """
     The decision whether writes run on the reactor's thread.
 
     @ivar inline: whether the next write runs inline.
     """
 
-    def __init__(self, limit: float = INLINE_SECONDS, calm: int = CALM_WRITES) -> None:
-        self._limit = limit
-        self._calm = calm
+    def __init__(self) -> None:
         self._quick = 0
         self._mean = 0.0
         self.inline = True
@@ -62,21 +60,21 @@ class Pace:
         """
         self._mean += _WEIGHT * (seconds - self._mean)
         if self.inline:
-            if self._mean >= self._limit:
+            if self._mean >= INLINE_SECONDS:
                 self.inline = False
                 self._quick = 0
-        elif seconds >= self._limit:
+        elif seconds >= INLINE_SECONDS:
             self._quick = 0
         else:
             self._quick += 1
-            if self._quick >= self._calm:
+            if self._quick >= CALM_WRITES:
                 self.inline = True
                 self._mean = 0.0
 
 
 class IOThreads:
     """
-    The threads, and the pace of the writes that run in them or inline.
+    The threads, and the latency of the writes that run in them or inline.
 
     @param reactor: whose thread results come back to.
     @param threads: for tests: a thread pool that is both threads.
@@ -89,7 +87,7 @@ class IOThreads:
         self._own: dict[str, tuple[ThreadPool, Any]] = {}
         self._working = 0
         self._idle = Waiters()
-        self.pace = Pace()
+        self.latency = WriteLatency()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """

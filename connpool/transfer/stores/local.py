@@ -327,7 +327,7 @@ class LocalStore:
             small = Small(offer, data, root, Deferred())
             self._group.add(small)
             return self._share(offer, root, small.done)
-        if not self._threads.pace.inline:
+        if not self._threads.latency.inline:
             stored = self._threads.run(self._timedPut, offer, data, root, False)
             return self._share(offer, root, stored)
         if offer.key is not None and self._flushing is None:
@@ -445,7 +445,7 @@ class LocalStore:
     def _timedPut(self, offer: Offer, data: bytes, root: bytes | None, later: bool) -> Receipt:
         began = time.perf_counter()
         receipt = self.parts.commit.put(offer, data, root, later=later)
-        self._threads.pace.took(time.perf_counter() - began)
+        self._threads.latency.took(time.perf_counter() - began)
         return receipt
 
     def _flush(self) -> None:
@@ -502,9 +502,7 @@ class LocalStore:
         except (OSError, TransferError):
             return None
         try:
-            return self._sys.stat(name.components[-1], dir_fd=directory.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
+            return self._sys.statIfThere(name.components[-1], directory.fd)
         except OSError as error:
             raise asTransferError(error, f'looking at "{name}"') from None
         finally:

@@ -340,8 +340,8 @@ class MemoryStore:
 
     def _place(self, offer: Offer, same: Callable[[bytes], bool]) -> tuple[RelativeName, str]:
         self._verifyDirectories(offer.name.components[:-1])
-        why = isTaken(offer.name, offer.ifExists)
-        for candidate in candidates(offer.name, offer.ifExists):
+        why = isTaken(offer)
+        for candidate in candidates(offer):
             if candidate.path in self.directories:
                 if offer.ifExists == "replace":
                     raise Exists(f'"{candidate}" is a directory on the receiver')

@@ -134,14 +134,14 @@ class LocalPartial:
         short = self.held.total + size - self._reservation.size
         if declared is None and short > 0:
             self._parts.reservations.grow(self._reservation, short)
-        pace = self._parts.threads.pace
-        if pace.inline:
+        latency = self._parts.threads.latency
+        if latency.inline:
             began = time.perf_counter()
             try:
                 self._sys.writeAll(self._fd, data, offset)
             except OSError as error:
                 raise self._failed(error) from None
-            pace.took(time.perf_counter() - began)
+            latency.took(time.perf_counter() - began)
             self._hold(offset, end)
             return None
         self._flying.add(offset, end)
@@ -310,7 +310,7 @@ class LocalPartial:
         if isinstance(result, Failure):
             error = result.value
             return Failure(self._failed(error)) if isinstance(error, OSError) else result
-        self._parts.threads.pace.took(result)
+        self._parts.threads.latency.took(result)
         self._hold(offset, end)
         return None
 

@@ -54,7 +54,7 @@ __all__ = [
     "JournalWriter",
     "PartialDirectory",
     "Slot",
-    "identityOf",
+    "namesOf",
     "tooManyPartials",
 ]
 
@@ -70,7 +70,7 @@ _JOURNAL = ".journal"
 _LOCK_TRIES = 5
 
 
-def identityOf(offer: Offer) -> tuple[str, str]:
+def namesOf(offer: Offer) -> tuple[str, str]:
     """
     Return the names of the principal's directory and of the partial.
     """
@@ -167,7 +167,7 @@ class PartialDirectory:
         """
         The partials of one store, on disk among its private directories.
         """
-        principal, name = identityOf(offer)
+        principal, name = namesOf(offer)
         slot, _ = self._directories.enter((INTERNAL, "partials", principal), self._locked, name)
         return slot
 
@@ -184,7 +184,9 @@ class PartialDirectory:
             return None
         with contextlib.ExitStack() as undo:
             undo.callback(self._directories.release, directory)
-            if self._status(directory, name) or self._status(directory, name + _JOURNAL):
+            if self._sys.statIfThere(name, directory.fd) or self._sys.statIfThere(
+                name + _JOURNAL, directory.fd
+            ):
                 with contextlib.suppress(FileNotFoundError):  # the directory has vanished
                     slot = self._locked(directory, name)
                     undo.pop_all()
@@ -437,12 +439,6 @@ class PartialDirectory:
             self._sys.remove(name, directory.fd)
         raise StoreError("something keeps getting in the way of a private file of the receiver")
 
-    def _status(self, directory: Directory, name: str) -> os.stat_result | None:
-        try:
-            return self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-
     def _names(self, directory: Directory) -> set[str]:
         names = {name.removesuffix(_JOURNAL) for name in self._sys.listdir(directory.fd)}
         return {name for name in names if _HASH.match(name)}
@@ -474,7 +470,7 @@ class PartialDirectory:
 
     def _entry(self, principal: str, directory: Directory, name: str) -> Entry | None:
         sys = self._sys
-        status = self._status(directory, name)
+        status = self._sys.statIfThere(name, directory.fd)
         if status is not None and not isFile(status):
             return None
         allocated = 0 if status is None else status.st_blocks * 512

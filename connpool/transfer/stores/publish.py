@@ -43,6 +43,7 @@ import attrs
 
 from connpool.errors import Exists, Skipped, StoreError, TransferError
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
+from connpool.transfer.records import Offer
 from connpool.transfer.stores.caseindex import Claim, keepApart
 from connpool.transfer.stores.directories import Directories, Directory, Inheritance
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
@@ -151,40 +152,32 @@ class Publisher:
         self._canLink = canLink
         self._claim = claim
 
-    def publish(
-        self,
-        source: Source,
-        directory: Directory,
-        name: RelativeName,
-        ifExists: str,
-        sync: bool,
-    ) -> Published:
+    def publish(self, source: Source, directory: Directory, offer: Offer) -> Published:
         """
-        The caller has synced what must be synced before, and afterwards syncs
-        C{directory} and lets go of the private name (L{discard}).
+        Give a file its name.  The caller has synced what must be synced before, and
+        afterwards syncs C{directory} and lets go of the private name (L{discard});
+        here a copy is synced, or the file that was there already.
 
-        @param sync: whether the content must be on disk when this returns: a
-            copy, or the file that was there already.
         @raise Exists: if the rule says so.
         @raise FileNotFoundError: if C{directory} has vanished.
         """
-        if source.linked and ifExists != "replace":
+        if source.linked and offer.ifExists != "replace":
             status = self._sys.fstat(source.fd)
             if status.st_nlink > 1:
                 # the second link is ours; a consumer may have moved it away since
-                earlier = self._publishedBefore(status, directory, name, ifExists)
-                return Published(earlier or name, "stored")
+                earlier = self._publishedBefore(status, directory, offer)
+                return Published(earlier or offer.name, "stored")
         try:
             if not source.apart:
-                return self._choose(source, directory, name, ifExists, sync)
+                return self._choose(source, directory, offer)
         except FileNotFoundError:
             if self._leadsToIt(source, source.name, source.directory):
                 raise
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-        with self._copied(source, directory, name, sync) as copy:
-            return self._choose(copy, directory, name, ifExists, sync)
+        with self._copied(source, directory, offer) as copy:
+            return self._choose(copy, directory, offer)
 
     def discard(self, source: Source) -> None:
         """
@@ -213,39 +206,32 @@ class Publisher:
             self._removeCopy(noted, f"{INTERNAL}-{found[1]}")
         self._sys.remove(name, temporary)
 
-    def _choose(
-        self,
-        source: Source,
-        directory: Directory,
-        name: RelativeName,
-        ifExists: str,
-        sync: bool,
-    ) -> Published:
+    def _choose(self, source: Source, directory: Directory, offer: Offer) -> Published:
         if not self._stillOurs(source):
-            raise _swapped(name)
-        if ifExists == "replace":
-            last = name.components[-1]
+            raise _swapped(offer.name)
+        if offer.ifExists == "replace":
+            last = offer.name.components[-1]
             self._claim(directory, last, self._replace, source, directory, last)
-            return Published(name, "stored")
+            return Published(offer.name, "stored")
         why: Exists | None = None
-        for candidate in candidates(name, ifExists):
+        for candidate in candidates(offer):
             last = candidate.components[-1]
             try:
                 self._claim(directory, last, self._place, source, directory, last)
             except FileExistsError:
                 # also under a number: who sends it every night stores it once
-                if self._sameContent(source, directory, last, sync):
+                if self._sameContent(source, directory, last, _syncs(offer)):
                     return Published(candidate, "duplicate")
             except Exists as neighbour:
-                if candidate is name:
+                if candidate is offer.name:
                     why = neighbour
             else:
                 if source.linked and not (source.fresh or self._wasLinked(source, directory, last)):
                     self._sys.remove(last, directory.fd)
                     source.linked = False
-                    raise _swapped(name)
+                    raise _swapped(offer.name)
                 return Published(candidate, "stored")
-        raise why or isTaken(name, ifExists)
+        raise why or isTaken(offer)
 
     def _place(self, source: Source, directory: Directory, last: str) -> None:
         """
@@ -316,23 +302,15 @@ class Publisher:
         """
         Tell whether C{name} is one of C{source}.
         """
-        try:
-            status = self._sys.stat(name, dir_fd=directory, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return _inode(status) == _inode(self._sys.fstat(source.fd))
+        status = self._sys.statIfThere(name, directory)
+        return status is not None and _inode(status) == _inode(self._sys.fstat(source.fd))
 
     def _publishedBefore(
-        self, ours: os.stat_result, directory: Directory, name: RelativeName, ifExists: str
+        self, ours: os.stat_result, directory: Directory, offer: Offer
     ) -> RelativeName | None:
-        for candidate in candidates(name, ifExists):
-            try:
-                status = self._sys.stat(
-                    candidate.components[-1], dir_fd=directory.fd, follow_symlinks=False
-                )
-            except FileNotFoundError:
-                continue
-            if _inode(status) == _inode(ours):
+        for candidate in candidates(offer):
+            status = self._sys.statIfThere(candidate.components[-1], directory.fd)
+            if status is not None and _inode(status) == _inode(ours):
                 return candidate
         return None
 
@@ -360,20 +338,16 @@ class Publisher:
     # -- copies
 
     @contextmanager
-    def _copied(
-        self, source: Source, directory: Directory, name: RelativeName, sync: bool
-    ) -> Iterator[Source]:
+    def _copied(self, source: Source, directory: Directory, offer: Offer) -> Iterator[Source]:
         """
         Have a hidden copy of C{source} in C{directory}, for as long as it takes
         to publish it.
-
-        @param name: the one that it is to get.
-        @param sync: whether it must be on disk.
         """
+        sync = _syncs(offer)
         token = secrets.token_hex(8)
         note, hidden = f"copy-{token}", f"{INTERNAL}-{token}"
         fd = None
-        _, temporary = self._private.enter(TEMPORARY, self._note, note, name, sync)
+        _, temporary = self._private.enter(TEMPORARY, self._note, note, offer.name, sync)
         try:
             fd = self._sys.open(hidden, NEW, 0o600, dir_fd=directory.fd)
             self._copy(source, fd, directory)
@@ -465,17 +439,25 @@ def _swapped(name: RelativeName) -> StoreError:
     return StoreError(f'"{name}": somebody else replaced the private file before it was published')
 
 
-def isTaken(name: RelativeName, ifExists: str) -> Exists:
+def _syncs(offer: Offer) -> bool:
+    return offer.durability != "none"
+
+
+def isTaken(offer: Offer) -> Exists:
     """
     The answer where the name is taken and the rule does not give another one.
     """
-    taken = Skipped if ifExists == "skip" else Exists
-    return taken(f'"{name}" already exists on the receiver with different content')
+    taken = Skipped if offer.ifExists == "skip" else Exists
+    return taken(f'"{offer.name}" already exists on the receiver with different content')
 
 
-def candidates(name: RelativeName, ifExists: str) -> Iterator[RelativeName]:
+def candidates(offer: Offer) -> Iterator[RelativeName]:
+    """
+    Yield the names that a file may get, the wanted one first.
+    """
+    name = offer.name
     yield name
-    if ifExists == "rename":
+    if offer.ifExists == "rename":
         for number in range(1, NUMBERED_NAMES + 1):
             yield name.variant(str(number))
         for _ in range(_RANDOM_NAMES):

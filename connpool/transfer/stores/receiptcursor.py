@@ -157,12 +157,8 @@ class ReceiptCursor:
         return sorted(int(found[1]) for found in names if found)
 
     def _size(self, number: int) -> int:
-        try:
-            return self._sys.stat(
-                f"done-{number}", dir_fd=self._directory.fd, follow_symlinks=False
-            ).st_size
-        except FileNotFoundError:
-            return 0  # its week is over
+        status = self._sys.statIfThere(f"done-{number}", self._directory.fd)
+        return 0 if status is None else status.st_size  # its week is over
 
     def _read(self) -> None:
         """

@@ -103,9 +103,8 @@ class Recovery:
             names, directory = self._private.enter(TEMPORARY, lambda d: self._sys.listdir(d.fd))
             try:
                 for name in names:
-                    try:
-                        status = self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-                    except FileNotFoundError:
+                    status = self._sys.statIfThere(name, directory.fd)
+                    if status is None:
                         continue
                     how = status.st_ino, status.st_ctime_ns
                     if isOver(name, how, now - status.st_ctime, TEMPORARY_SECONDS):

@@ -708,7 +708,7 @@ async def test_takeOverWaitsForWritesInThreads(root, opened):
     store = opened()
     asked = offer(size=3 * BLOCK, resumeKey=SECRET)
     older = await bounded(store.open(asked))
-    store.parts.threads.pace.inline = False
+    store.parts.threads.latency.inline = False
     writing = older.write(0, b"x" * BLOCK)
     opening = store.open(asked)
     with pytest.raises(ConflictTakeover):
@@ -1052,7 +1052,7 @@ def test_aWriteIsOneCall(root):
     What a large file costs: one C{pwrite} of borrowed memory for each run.
     """
     store, clock, syscalls = inline(root)
-    store.parts.threads.pace.took = lambda seconds: None  # whatever else this machine does
+    store.parts.threads.latency.took = lambda seconds: None  # whatever else this machine does
     run = memoryview(bytearray(1 << 20))
     for asked in (offer(size=4 << 20), offer(size=4 << 20, resumeKey=SECRET)):
         partial = clock.wait(store.open(asked))
@@ -1067,7 +1067,7 @@ def test_aWriteIsOneCall(root):
 
 def test_aSmallFileCostsFewCalls(root):
     store, clock, syscalls = inline(root)
-    store.parts.threads.pace.took = lambda seconds: None
+    store.parts.threads.latency.took = lambda seconds: None
     for number in range(3):
         del syscalls.log[:]
         asked = offer(f"d/x{number}", durability="none", modified=0, key=bytes([number]) * 32)

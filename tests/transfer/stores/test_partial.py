@@ -480,7 +480,7 @@ def test_suspendedTwice(root, writing):
     filled(clock, partial, CONTENT[: 3 * BLOCK])
     clock.hold = True
     if writing:
-        store.parts.threads.pace.inline = False
+        store.parts.threads.latency.inline = False
         partial.write(3 * BLOCK, b"x")
     ends = [partial.suspend(), partial.suspend(), store.close()]
     for end in ends:
@@ -500,7 +500,7 @@ def test_takeOverWhileTheStoreCloses(root, digests):
     asked = offer("a", size=4 * BLOCK, resumeKey=SECRET)
     older = clock.wait(store.open(asked))
     filled(clock, older, CONTENT[: digests * BLOCK])
-    store.parts.threads.pace.inline = False
+    store.parts.threads.latency.inline = False
     clock.hold = True
     writing = older.write(2 * BLOCK, CONTENT[:BLOCK])
     opening = store.open(asked)

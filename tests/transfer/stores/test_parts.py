@@ -21,7 +21,7 @@ from connpool.transfer import LocalStore
 from connpool.transfer.stores import groupcommit
 from connpool.transfer.stores.directories import Directories
 from connpool.transfer.stores.groupcommit import GroupCommit, Small, SyncChoice
-from connpool.transfer.stores.iothreads import CALM_WRITES, INLINE_SECONDS, Pace
+from connpool.transfer.stores.iothreads import CALM_WRITES, INLINE_SECONDS, WriteLatency
 from connpool.transfer.stores.journal import (
     Committing,
     Journal,
@@ -77,38 +77,38 @@ def test_rangesOfBlocks(blocks, blockSize, size):
     assert (ranges, ranges.total) == (expected, expected.total)
 
 
-# -- pace ---------------------------------------------------------------------
+# -- latency ------------------------------------------------------------------
 
 
 def test_slowWritesLeaveTheReactor():
-    pace = Pace()
+    latency = WriteLatency()
     for _ in range(100):
-        pace.took(INLINE_SECONDS * 0.9)
-    assert pace.inline
-    pace.took(INLINE_SECONDS * 4)
-    assert not pace.inline
+        latency.took(INLINE_SECONDS * 0.9)
+    assert latency.inline
+    latency.took(INLINE_SECONDS * 4)
+    assert not latency.inline
 
 
 def test_oneLateWriteIsNothing():
-    pace = Pace()
+    latency = WriteLatency()
     for turn in range(200):
-        pace.took(INLINE_SECONDS * 3 if turn % 40 == 0 else INLINE_SECONDS / 100)
-        assert pace.inline
+        latency.took(INLINE_SECONDS * 3 if turn % 40 == 0 else INLINE_SECONDS / 100)
+        assert latency.inline
 
 
 def test_oneVerySlowWriteIsEnough():
-    pace = Pace()
-    pace.took(0.1)
-    assert not pace.inline
+    latency = WriteLatency()
+    latency.took(0.1)
+    assert not latency.inline
     for _ in range(CALM_WRITES - 1):
-        pace.took(0.0001)
-        assert not pace.inline
-    pace.took(0.1)
+        latency.took(0.0001)
+        assert not latency.inline
+    latency.took(0.1)
     for _ in range(CALM_WRITES - 1):
-        pace.took(0.0001)
-        assert not pace.inline
-    pace.took(0.0001)
-    assert pace.inline
+        latency.took(0.0001)
+        assert not latency.inline
+    latency.took(0.0001)
+    assert latency.inline
 
 
 # -- batches ------------------------------------------------------------------
