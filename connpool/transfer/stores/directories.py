@@ -214,24 +214,23 @@ class Directories:
         @raise TransferError, OSError: as L{acquire} or C{use} does; nothing is
             in use then.
         """
-        for again in range(VANISHED_TRIES - 1, -1, -1):
+        tries = VANISHED_TRIES
+        while True:
+            directory = None
             try:
                 directory = self.acquire(components, create=True)
-            except FileNotFoundError:  # the one above it vanished during the walk
-                if not again:
-                    raise
-                continue
-            try:
                 return use(directory, *arguments), directory
             except FileNotFoundError:
-                self.release(directory)
-                self.forget(directory)
-                if not again:
+                tries -= 1
+                if directory is not None:  # else one above it vanished during the walk
+                    self.release(directory)
+                    self.forget(directory)
+                if not tries:
                     raise
             except BaseException:
-                self.release(directory)
+                if directory is not None:
+                    self.release(directory)
                 raise
-        raise AssertionError("unreachable")
 
     def hold(self, directory: Directory) -> Directory:
         """
