@@ -117,9 +117,11 @@ class Identities:
     @classmethod
     def parse(cls, text: str, asSize: Callable[[str], int] = int) -> Identities:
         """
+        Read a table.
+
         @param text: TOML, as the module's docstring shows.
         @param asSize: reads a size that is a text; raises L{ValueError}.
-        @raise IdentitiesError: for anything else.
+        @raise IdentitiesError: if the table has a mistake.
         """
         try:
             table = tomllib.loads(text)
@@ -147,6 +149,8 @@ class Identities:
 
     def ofCertificate(self, fingerprint: str, commonNames: list[str]) -> Identity | None:
         """
+        Find a certificate in the table.
+
         @param fingerprint: SHA-256 of the DER form, lower-case hexadecimal.
         @param commonNames: all of the subject; more than one is nobody's.
         @return: the identity of a verified certificate, or L{None}.

@@ -59,6 +59,8 @@ class Sender:
 
 def nameOf(raw: bytes, policy: Policy, identity: Identity | None) -> RelativeName:
     """
+    Read the name in an offer.
+
     @param raw: a name as the sender wrote it.
     @return: that of the store, in the directory of C{identity}.
     @raise NameRefused: it is not taken.
@@ -78,6 +80,8 @@ def offerOf(
     resumeKey: bytes | None = None,
 ) -> Offer:
     """
+    Read an offer.
+
     @raise TransferError: it may not be offered.
     """
     name = nameOf(message.name, policy, sender.identity)

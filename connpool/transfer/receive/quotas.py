@@ -58,6 +58,8 @@ class Window:
 
     def add(self, count: int, now: float) -> None:
         """
+        Add to the sum.
+
         @param now: seconds.
         """
         slot = int(now // self.SLOT)
@@ -68,7 +70,7 @@ class Window:
 
     def sum(self, now: float) -> int:
         """
-        @return: what was added in the last 24 hours, and up to one more.
+        @return: the sum of the last 24 hours, and up to one more.
         """
         while self._slots and self.relief(now) <= 0:
             self._sum -= self._slots.popleft()[1]
@@ -85,6 +87,8 @@ class Window:
 
 class Account:
     """
+    The account of one sender, or of all together.
+
     @param limits: of the sender whose account it is.
     @param whose: for messages, C{" of 'alice'"}; empty for all together.
     @ivar connections: sessions now.
@@ -109,7 +113,7 @@ class Account:
 
     def connect(self) -> None:
         """
-        A session begins.
+        Count a session that begins.
 
         @raise Busy: if there are too many.
         """
@@ -120,7 +124,7 @@ class Account:
 
     def disconnect(self) -> None:
         """
-        It has ended.
+        Count a session that has ended.
         """
         self.connections -= 1
 
@@ -139,7 +143,7 @@ class Account:
         Take a place for a transfer, until L{leave}.
 
         @param wait: whether to wait if there is none.
-        @return: L{None}: it is taken; else what fires when it is.  Cancelling
+        @return: L{None}: it is taken; else a Deferred that fires when it is.  Cancelling
             that leaves the queue.
         @raise Busy: if there is none and C{wait} is false.
         """
@@ -183,7 +187,7 @@ class Account:
 
     def room(self) -> Deferred[None] | None:
         """
-        @return: L{None} if a small file may come, else what fires when one may.
+        @return: L{None} if a small file may come, else a Deferred that fires when one may.
         """
         if not self._crowded:
             return None
@@ -200,6 +204,8 @@ class Account:
 
     def check(self, files: int, size: int, now: float) -> None:
         """
+        Decide whether more may come.
+
         @param files: that are going to come, beside those that have a place.
         @param size: bytes that are going to come, beside those promised.
         @param now: seconds.
@@ -225,13 +231,13 @@ class Account:
 
     def promise(self, size: int) -> None:
         """
-        A transfer is going to bring C{size} bytes; or, below 0, it will not.
+        Count on C{size} bytes that a transfer is going to bring; below 0, on fewer.
         """
         self._promised += size
 
     def came(self, count: int, now: float) -> float:
         """
-        Bytes came.
+        Count bytes that came.
 
         @return: seconds until more may come; 0 for now.
         """
@@ -241,7 +247,7 @@ class Account:
 
     def stored(self, now: float) -> None:
         """
-        A file was stored.
+        Count a file that was stored.
         """
         if self._files is not None:
             self._files.add(1, now)

@@ -319,13 +319,14 @@ class Stream:
         Say how it goes.
         """
         upload = self._upload
+        if upload is not None:
+            # also when nothing comes any more; it may fail, and end the stream
+            upload.checkpoint()
+        if self.phase is Phase.ENDED:
+            return
         if upload is None:
             message = Progress("receive", 0, "place" if self.queued else "disk")
         else:
-            # also when nothing comes any more
-            upload.checkpoint()
-            if self.phase is Phase.ENDED:
-                return
             slow = upload.incoming.slowedBy
             phase: Any = self.phase.value
             message = Progress(phase, upload.durable, "" if slow == "peer" else slow)

@@ -45,7 +45,7 @@ from connpool.transfer.send.source import readRoot, unchanged, wasRenamed
 from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import Asked, Lane, LargeStream, Level, SmallStream
 from connpool.transfer.send.walking import STDIN
-from connpool.transfer.wire.frames import MAX_RUN, Type
+from connpool.transfer.wire.frames import MAX_RUN_BYTES, Type
 from connpool.transfer.wire.messages import (
     ROOT,
     Ack,
@@ -359,7 +359,7 @@ class Transmission:
             while at < extent.end:
                 if stream.over:
                     return False
-                end = min(at + MAX_RUN, extent.end)
+                end = min(at + MAX_RUN_BYTES, extent.end)
                 # a block that spans runs has its digest after the last one
                 digests: list[bytes] = []
                 first = 0

@@ -52,6 +52,8 @@ class Agreement:
 
 def agree(sender: Hello, receiver: Hello) -> Agreement:
     """
+    Find the terms that both sides can keep.
+
     @raise Unsupported: if there is no common version or digest; names both
         lists.
     """
@@ -74,6 +76,8 @@ def _nothingInCommon(what: str, sender: Sequence[object], receiver: Sequence[obj
 
 def transcriptOf(sender: bytes, receiver: bytes) -> bytes:
     """
+    The hash by which both sides see that nobody changed their C{HELLO}s.
+
     @param sender: the sender's C{HELLO} frame as it was on the wire.
     @param receiver: the receiver's.
     """

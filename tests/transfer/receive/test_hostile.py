@@ -11,9 +11,9 @@ from connpool.transfer.receive import greeting, smallfiles
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import DirectoryMade
 from connpool.transfer.stores import MemoryStore
-from connpool.transfer.wire.frames import HEADER, MAX_RUN, PREAMBLE, Type
+from connpool.transfer.wire.frames import HEADER, MAX_RUN_BYTES, PREAMBLE, Type
 from connpool.transfer.wire.handshake import transcriptOf
-from connpool.transfer.wire.link import TURN
+from connpool.transfer.wire.link import TURN_SECONDS
 from connpool.transfer.wire.messages import (
     Accept,
     Auth,
@@ -208,7 +208,7 @@ def test_cheapFramesThatCostMuchLetOthersHaveTheirTurn(world):
     opening = world.store.open
 
     def slow(*arguments):
-        world.clock.rightNow += TURN / 2
+        world.clock.rightNow += TURN_SECONDS / 2
         return opening(*arguments)
 
     world.store.open = slow
@@ -515,7 +515,7 @@ def test_timeInWhichWeDoNotReadDoesNotCount(tmp_path):
 
 def test_runsAreBounded(world):
     client = raw(world).offer(1, size=1 << 30, blockSize=1 << 20)
-    client.transport.write(HEADER.pack(Type.DATA, 0, 2, 1, MAX_RUN + 1) + bytes(6))
+    client.transport.write(HEADER.pack(Type.DATA, 0, 2, 1, MAX_RUN_BYTES + 1) + bytes(6))
     world.pump()
     refused(client)
 

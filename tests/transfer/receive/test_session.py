@@ -10,12 +10,12 @@ from connpool.errors import NoSpace, StoreError
 from connpool.transfer.digests import DIGESTS
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName
-from connpool.transfer.receive import blockmap
+from connpool.transfer.receive import blockmap, upload
 from connpool.transfer.receive.policy import Policy
-from connpool.transfer.receive.stream import COMPARE_BYTES_PER_SECOND
+from connpool.transfer.receive.stream import COMPARE_BYTES_PER_SECOND, Phase
 from connpool.transfer.wire import blocklists
 from connpool.transfer.wire.frames import HEADER, PREAMBLE, Type
-from connpool.transfer.wire.messages import Commit, Data, Digests, Ping, Repair, encode
+from connpool.transfer.wire.messages import Cancel, Commit, Data, Digests, Ping, Repair, encode
 from tests.transfer.raw import connect
 from tests.transfer.world import World
 
@@ -368,3 +368,42 @@ def test_aSecondCommitIsAnError(worlds):
     client.say(Type.COMMIT, 1, Commit(BLOCK, bytes(32)))
     assert client.last(Type.ERROR).code == "protocol"
     late.go()
+
+
+def test_aCheckpointThatFailsEndsItsFileAlone(worlds):
+    """
+    Also while all files of the session are told how they go.
+    """
+    world = worlds()
+    client = connect(world).greet().offer(1, size=2 * BLOCK).offer(2, b"g", size=2 * BLOCK)
+    session = world.wires[-1].ends[1].protocol.session
+    session._streams[1]._upload.incoming.partial.checkpoint = lambda: fail(StoreError("broken"))
+    world.clock.advance(upload.CHECKPOINT_SECONDS - 0.5)
+    client.data(1, 0, bytes(BLOCK))
+    world.clock.advance(1)
+    world.pump()
+    assert client.last(Type.REJECT).code == "store-error"
+    told = [frame.stream for frame, _ in client.frames if frame.type is Type.PROGRESS]
+    assert told[-1] == 2
+    assert list(session._streams) == [2]
+    content = bytes(2 * BLOCK)
+    client.data(2, 0, content).digests(2, 0, bytes(BLOCK), bytes(BLOCK)).commit(2, content)
+    assert client.last(Type.RECEIPT).status == "stored"
+
+
+def test_cancelIsTooLateWhileItIsPublished(worlds):
+    world = worlds()
+    client = connect(world).greet().offer(1, size=BLOCK)
+    session = world.wires[-1].ends[1].protocol.session
+    partial = session._streams[1]._upload.incoming.partial
+    commit, gate = partial.commit, Deferred()
+    partial.commit = lambda root: gate.addCallback(lambda _: commit(root))
+    client.data(1, 0, bytes(BLOCK)).digests(1, 0, bytes(BLOCK)).commit(1, bytes(BLOCK))
+    assert session._streams[1].phase is Phase.PUBLISHING
+    client.say(Type.CANCEL, 1, Cancel("no", keep=False))
+    session._streams[1].fail(StoreError("too late"))
+    assert Type.REJECT not in client.kinds()
+    gate.callback(None)
+    world.pump()
+    assert client.last(Type.RECEIPT).status == "stored"
+    assert session._streams == {}
