@@ -73,10 +73,6 @@ def temporaryName(offer: Offer) -> str:
 
 @attrs.define
 class _Item:
-    """
-    A small file of a batch, written under its private name.
-    """
-
     small: Small
     source: Source
     directory: Directory | None = None
@@ -84,13 +80,25 @@ class _Item:
 
 
 class Commit:
+    """
+    The steps from the last byte to the receipt.
+
+    @param directories: the published directories.
+    @param private: the private directories.
+    @param reach: index in C{DURABILITIES} of the strongest level there is on
+        the file system of the private files.
+    @param fileMode: permission bits of published files, whatever the umask.
+    @param keepExec: give the source's exec bit where C{fileMode} can read.
+    @param now: wall-clock seconds.
+    """
+
     def __init__(
         self,
         syscalls: Syscalls,
-        tree: Directories,
+        directories: Directories,
         private: Directories,
         publisher: Publisher,
-        done: ReceiptLog,
+        receiptLog: ReceiptLog,
         *,
         reach: int,
         fileMode: int,
@@ -98,10 +106,10 @@ class Commit:
         now: Callable[[], float],
     ) -> None:
         self._sys = syscalls
-        self._directories = tree
+        self._directories = directories
         self._private = private
         self._publisher = publisher
-        self._receiptLog = done
+        self._receiptLog = receiptLog
         self._reach = reach
         #: whether a name was published on a disk although the private files are in memory
         self._diskElsewhere = False
@@ -147,18 +155,6 @@ class Commit:
             return self._receiptLog.find(offer, size, root, sync=_WANTED[offer.durability] == 2)
         except OSError as error:
             raise self._translated(error, f'looking for the receipt of "{offer.name}"') from None
-
-    def expire(self) -> None:
-        """
-        Forget receipts that are too old.
-        """
-        self._receiptLog.expire()
-
-    def remove(self, name: str, temporary: int) -> None:
-        """
-        Remove a private file that nobody asked for again.
-        """
-        self._publisher.remove(name, temporary)
 
     def one(
         self,

@@ -391,10 +391,10 @@ class Followed:
     A directory that its user keeps, and follows when somebody takes it away.
     """
 
-    def __init__(self, tree: Directories, components: tuple[str, ...]) -> None:
-        self._directories = tree
+    def __init__(self, directories: Directories, components: tuple[str, ...]) -> None:
+        self._directories = directories
         self._components = components
-        self._directory = tree.acquire(components, create=True)
+        self._directory = directories.acquire(components, create=True)
 
     @property
     def fd(self) -> int:
@@ -545,8 +545,8 @@ class RootDirectory:
             self._sys.dup2(fd, self._fd, False)
         finally:
             self._sys.close(fd)
-        for tree in self._trees:
-            tree.rooted()
+        for each in self._trees:
+            each.rooted()
         self._log.warn(
             "directory {path} had been removed and was made again; what was in it is lost",
             path=displayName(self._path),

@@ -31,16 +31,16 @@ class Foresight:
     """
     The verdicts of one store.
 
-    @param tree: the published directories.
+    @param directories: the published directories.
     @param claim: decides whether a name may be given.
     @param goesOn: asked before each block that is read.
     """
 
     def __init__(
-        self, syscalls: Syscalls, tree: Directories, claim: Claim, goesOn: Callable[[], bool]
+        self, syscalls: Syscalls, directories: Directories, claim: Claim, goesOn: Callable[[], bool]
     ) -> None:
         self._sys = syscalls
-        self._directories = tree
+        self._directories = directories
         self._claim = claim
         self._goesOn = goesOn
 

@@ -212,8 +212,8 @@ class LocalStore:
             space = Space(sys, self._root, minFree, self._seconds)
             reservations = Reservations(sys, self._follow("ledger", opened), space, self._quota)
             opened.callback(reservations.close)
-            done = ReceiptLog(sys, self._follow("done", opened), self._now, self._seconds)
-            opened.callback(done.close)
+            receiptLog = ReceiptLog(sys, self._follow("done", opened), self._now, self._seconds)
+            opened.callback(receiptLog.close)
             self._directories = Directories(sys, self._root, dirMode, claim=self._claim)
             opened.callback(self._directories.close)
             self._rootDirectory = RootDirectory(
@@ -223,24 +223,31 @@ class LocalStore:
                 sys, self._directories, self._claim, lambda: not self._closed
             )
             partials = PartialDirectory(sys, private)
+            publisher = Publisher(
+                sys, private, self._directories, canLink(sys, held[0].fd), self._claim
+            )
             commit = Commit(
                 sys,
                 self._directories,
                 private,
-                Publisher(
-                    sys,
-                    private,
-                    self._directories,
-                    canLink=canLink(sys, held[0].fd),
-                    claim=self._claim,
-                ),
-                done,
+                publisher,
+                receiptLog,
                 reach=DURABILITIES.index(level),
                 fileMode=fileMode,
                 keepExec=keepExec,
                 now=self._now,
             )
-            recovery = Recovery(sys, partials, commit, private, self._ttl, self._now, self._status)
+            recovery = Recovery(
+                sys,
+                partials,
+                commit,
+                publisher,
+                receiptLog,
+                private,
+                self._ttl,
+                self._now,
+                self._status,
+            )
             self.parts = StoreParts(sys, self._threads, partials, reservations, commit, recovery)
             self.admission = Admission(self.parts, partial(deferLater, self._reactor))
         except (OSError, TransferError) as error:

@@ -145,6 +145,19 @@ class _MemoryPartial:
 
 @implementer(IFileStore, IDirectoryStore)
 class MemoryStore:
+    """
+    A store in dictionaries: no reactor, no threads, no disk.
+
+    @ivar files: path to content of everything published.
+    @ivar directories: path of every directory to its modification time, nanoseconds since
+        the epoch; L{None} if no sender told it.
+    @param capacity: bytes it holds before it says L{NoSpace}; L{None} for no
+        limit.
+    @param names: one of C{PROFILES}: with C{portable} a name is taken if
+        another one in its directory differs only in case or composition;
+        C{posix} keeps them apart.
+    """
+
     def __init__(
         self,
         *,

@@ -153,19 +153,22 @@ class PartialDirectory:
     """
     The partials of one store, on disk.
 
-    @param tree: of the store's private directories.
+    @param directories: of the store's private directories.
     """
 
-    def __init__(self, syscalls: Syscalls, tree: Directories) -> None:
+    def __init__(self, syscalls: Syscalls, directories: Directories) -> None:
         self._sys = syscalls
-        self._directories = tree
-        tree.release(tree.acquire((INTERNAL, "partials"), create=True))
+        self._directories = directories
+        directories.release(directories.acquire((INTERNAL, "partials"), create=True))
 
     # -- one partial
 
     def take(self, offer: Offer) -> Slot:
         """
-        The partials of one store, on disk among its private directories.
+        Lock the partial of this principal and resume key; create it if there
+        is none.
+
+        @raise Busy: if another connection or process has it.
         """
         principal, name = namesOf(offer)
         slot, _ = self._directories.enter((INTERNAL, "partials", principal), self._locked, name)

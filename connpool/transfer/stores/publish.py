@@ -44,7 +44,7 @@ import attrs
 from connpool.errors import Exists, Skipped, StoreError, TransferError
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import Offer
-from connpool.transfer.stores.caseindex import Claim, keepApart
+from connpool.transfer.stores.caseindex import Claim
 from connpool.transfer.stores.directories import Directories, Directory, Inheritance
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 from connpool.transfer.syscalls import NEW, READ, Syscalls, isFile
@@ -142,9 +142,8 @@ class Publisher:
         syscalls: Syscalls,
         private: Directories,
         directories: Directories,
-        *,
-        canLink: bool = True,
-        claim: Claim = keepApart,
+        canLink: bool,
+        claim: Claim,
     ) -> None:
         self._sys = syscalls
         self._private = private
@@ -220,7 +219,7 @@ class Publisher:
                 self._claim(directory, last, self._place, source, directory, last)
             except FileExistsError:
                 # also under a number: who sends it every night stores it once
-                if self._sameContent(source, directory, last, _syncs(offer)):
+                if self._sameContent(source, directory, last, offer.durability != "none"):
                     return Published(candidate, "duplicate")
             except Exists as neighbour:
                 if candidate is offer.name:
@@ -343,7 +342,7 @@ class Publisher:
         Have a hidden copy of C{source} in C{directory}, for as long as it takes
         to publish it.
         """
-        sync = _syncs(offer)
+        sync = offer.durability != "none"
         token = secrets.token_hex(8)
         note, hidden = f"copy-{token}", f"{INTERNAL}-{token}"
         fd = None
@@ -437,10 +436,6 @@ def _inode(status: os.stat_result) -> tuple[int, int]:
 
 def _swapped(name: RelativeName) -> StoreError:
     return StoreError(f'"{name}": somebody else replaced the private file before it was published')
-
-
-def _syncs(offer: Offer) -> bool:
-    return offer.durability != "none"
 
 
 def isTaken(offer: Offer) -> Exists:

@@ -28,7 +28,8 @@ from connpool.transfer.records import Receipt
 from connpool.transfer.stores.commit import Commit
 from connpool.transfer.stores.directories import Directories
 from connpool.transfer.stores.partialdir import Entry, PartialDirectory, Slot
-from connpool.transfer.stores.publish import TEMPORARY, Source
+from connpool.transfer.stores.publish import TEMPORARY, Publisher, Source
+from connpool.transfer.stores.receiptlog import ReceiptLog
 from connpool.transfer.syscalls import EXISTING, Syscalls, isFile
 
 __all__ = ["Recovery"]
@@ -54,6 +55,8 @@ class Recovery:
         syscalls: Syscalls,
         partials: PartialDirectory,
         commit: Commit,
+        publisher: Publisher,
+        receiptLog: ReceiptLog,
         private: Directories,
         ttl: float,
         now: Callable[[], float],
@@ -62,6 +65,8 @@ class Recovery:
         self._sys = syscalls
         self._partials = partials
         self._commit = commit
+        self._publisher = publisher
+        self._receiptLog = receiptLog
         self._private = private
         self._ttl = ttl
         self._now = now
@@ -114,7 +119,7 @@ class Recovery:
 
         attempt(lookAtPartials)
         attempt(lookAtTemporary)
-        attempt(self._commit.expire)
+        attempt(self._receiptLog.expire)
         return failures
 
     def wasPublished(self, slot: Slot) -> bool:
@@ -173,7 +178,7 @@ class Recovery:
         try:
             if fd is not None:
                 self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._commit.remove(name, directory)
+            self._publisher.remove(name, directory)
         except BlockingIOError:
             pass  # in use
         finally:

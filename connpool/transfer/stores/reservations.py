@@ -33,8 +33,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -233,7 +232,7 @@ class Reservations:
         if size is None:
             size = self._step(reservation)
         self._follow()
-        with _Locked(self._sys, self._lock):
+        with _locked(self._sys, self._lock):
             others = self._others()
         try:
             # what is suspended may go: it is not counted, and it is room
@@ -301,7 +300,7 @@ class Reservations:
         The transfer is over, or suspended.  Never fails.
         """
         self._add(reservation, -reservation.size, -reservation.unwritten)
-        with contextlib.suppress(OSError), _Locked(self._sys, self._lock):
+        with contextlib.suppress(OSError), _locked(self._sys, self._lock):
             self._publish()
 
     def close(self) -> None:
@@ -321,7 +320,7 @@ class Reservations:
             lock = sys.open("lock", _LOCK_FLAGS, 0o600, dir_fd=directory)
             undo.callback(sys.close, lock)
             # or somebody would take it for a dead one's before it is locked
-            with _Locked(sys, lock):
+            with _locked(sys, lock):
                 own = sys.open(self._name, NEW, 0o600, dir_fd=directory)
                 undo.callback(sys.close, own)
                 sys.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -349,7 +348,7 @@ class Reservations:
         except FileNotFoundError:
             self._directory.doubt()
             self._follow()
-        with _Locked(self._sys, self._lock):
+        with _locked(self._sys, self._lock):
             others = self._others()
             self._check(reservation, size, unwritten, suspended, others)
             self._add(reservation, size, unwritten)
@@ -431,17 +430,10 @@ class Reservations:
         self._sys.ftruncate(self._own, len(data))
 
 
-class _Locked:
-    """
-    The lock that all processes share, while it is held.
-    """
-
-    def __init__(self, syscalls: Syscalls, fd: int) -> None:
-        self._sys = syscalls
-        self._fd = fd
-
-    def __enter__(self) -> None:
-        self._sys.flock(self._fd, fcntl.LOCK_EX)
-
-    def __exit__(self, *details: Any) -> None:
-        self._sys.flock(self._fd, fcntl.LOCK_UN)
+@contextlib.contextmanager
+def _locked(syscalls: Syscalls, fd: int) -> Iterator[None]:
+    syscalls.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        syscalls.flock(fd, fcntl.LOCK_UN)

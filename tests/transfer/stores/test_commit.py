@@ -561,7 +561,7 @@ def test_aNoteOfNothing(root, noted):
     (root / ".connpool/temporary/copy-x").write_bytes(noted)
     temporary = os.open(root / ".connpool/temporary", os.O_RDONLY)
     for name in ("copy-0123456789abcdef", "copy-x", "copy-0000000000000000"):
-        store.parts.commit.remove(name, temporary)
+        store.parts.recovery._publisher.remove(name, temporary)
     os.close(temporary)
     assert private(root) == []
     clock.wait(store.close())
@@ -594,7 +594,7 @@ def test_aNoteOfWhatIsGone(root, tmp_path, gone):
         (root / "d").write_text("")
     [note] = [name for name in private(root) if name.startswith("copy")]
     temporary = os.open(root / ".connpool/temporary", os.O_RDONLY)
-    store.parts.commit.remove(note, temporary)
+    store.parts.recovery._publisher.remove(note, temporary)
     os.close(temporary)
     assert [name for name in private(root) if name.startswith("copy")] == []
     clock.wait(store.close())

@@ -355,8 +355,8 @@ def test_oneBadThingKeepsNobodyFromTheRest(root, expectFailure):
         (stray.parent / name).symlink_to("nowhere")
     now[0] += 30 * DAY
     expired = []
-    expire = store.parts.commit.expire
-    store.parts.commit.expire = lambda: expired.append(expire())
+    expire = store.parts.recovery._receiptLog.expire
+    store.parts.recovery._receiptLog.expire = lambda: expired.append(expire())
     with capturedLogs() as logs:
         for _ in range(2):
             clock.wait(store.reap())
