@@ -338,7 +338,7 @@ class _Run:
             seconds = round(max(0.0, wait.until - self._reactor.seconds()), 1)
             self._progress.say(f"{whose}{wait.why}; trying again in {seconds:g} s")
         if "json" in self._outputs:
-            said = dict.fromkeys(("path", "name", "good", "asked", "receipt", "error"))
+            said = dict.fromkeys(("path", "name", "earlier", "good", "asked", "receipt", "error"))
             said.update(name=wait.name or None, status="waiting")
             self._outputs["json"].write(
                 {**said, "wait": {"for": wait.what, "why": wait.why, "seconds": seconds}}

@@ -186,7 +186,7 @@ class Greeting:
             self._broken(e)
 
     def _denied(self, failure: Failure) -> None:
-        self._log.info("refused the credentials of {peer}", peer=self._peer)
+        self._reception.recent.deniedEntry(self._peer)
         why = failure.value
         if not isinstance(why, AuthenticationFailed):
             self._log.failure("credentials could not be checked", failure)
