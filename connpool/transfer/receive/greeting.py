@@ -37,7 +37,7 @@ from connpool.transfer.wire.handshake import (
     transcriptOf,
 )
 from connpool.transfer.wire.link import Link
-from connpool.transfer.wire.messages import Auth, Hello, Limits, encode
+from connpool.transfer.wire.messages import Auth, Hello, ReceiverLimits, encode
 
 __all__ = ["STREAMS", "Greeting"]
 
@@ -118,7 +118,7 @@ class Greeting:
         policy, store = self._reception.policy, self._reception.store
         if not IDirectoryStore.providedBy(store):
             self._capabilities = tuple(c for c in CAPABILITIES if c != "directories")
-        limits = Limits(
+        limits = ReceiverLimits(
             policy.maxFileSize,
             smallfiles.SMALL_FILE_BYTES,
             smallfiles.PENDING_BYTES * 2,
