@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName
     from connpool.transfer.records import (
         DirectoryMade,
+        EndedTransfer,
         FileStat,
         LiveTransfer,
         Offer,
@@ -43,6 +44,7 @@ __all__ = [
     "IPoolObserver",
     "IPoolable",
     "IReadiness",
+    "IRecentTransfers",
     "IReflector",
     "IReloadable",
     "ISingleUseEndpoint",
@@ -436,6 +438,18 @@ class ILiveTransfers(Interface):
         """
 
 
+class IRecentTransfers(Interface):
+    """
+    A service whose last transfers an operator may look at.
+    """
+
+    def recentTransfers() -> Sequence[EndedTransfer]:
+        """
+        @return: the last files and the last refusals, of each kind at most fifty,
+            the newest first.
+        """
+
+
 class IPartial(Interface):
     """
     A file that is being received: private, never under its final name.
@@ -563,7 +577,7 @@ class IAuthenticator(Interface):
 
 class IFileStore(Interface):
     """
-    Where received files go.
+    A place for received files.
     """
 
     def open(offer: Offer, holder: IPartialHolder | None = None) -> Deferred[IPartial | Receipt]:

@@ -19,6 +19,7 @@ PUBLIC = {
         "clientOf",
         "joinHostPort",
         "parseListen",
+        "placeOf",
         "resolveTCPAddr",
         "resolveTarget",
         "resolveUDPAddr",
@@ -122,6 +123,8 @@ PUBLIC = {
     },
     "connpool.observe": {
         "Field",
+        "History",
+        "HistoryService",
         "Protection",
         "Reading",
         "State",

@@ -4,12 +4,14 @@ C{HOST:PORT} and C{[HOST]:PORT}.
 
 from __future__ import annotations
 
+import os
 import re
+from typing import Any
 
 from connpool.addresses.servicenames import Services, systemServices
 from connpool.errors import AddressError
 
-__all__ = ["joinHostPort", "parsePortNumber", "splitHostPort"]
+__all__ = ["joinHostPort", "parsePortNumber", "placeOf", "splitHostPort"]
 
 #: RFC 6335 5.1, and the underscore and dot of a few old names.
 _SERVICE = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9][A-Za-z0-9_.+-]{0,31}")
@@ -78,3 +80,15 @@ def joinHostPort(host: str, port: int) -> str:
     The inverse of L{splitHostPort}.
     """
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def placeOf(address: Any) -> str:
+    """
+    Show an address to people.
+
+    @param address: of a listener or a connection, as Twisted has it.
+    @return: C{HOST:PORT} or the path of a socket.
+    """
+    if hasattr(address, "port"):
+        return joinHostPort(address.host, address.port)
+    return os.fsdecode(getattr(address, "name", None) or "a socket of systemd")

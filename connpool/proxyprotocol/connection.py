@@ -92,6 +92,7 @@ class Owner(Protocol):
     @ivar clock: measures C{timeout}.
     @ivar wrapped: builds the application's protocols.
     @ivar timeout: seconds that a header may take.
+    @ivar maxHeader: bytes that a v2 header may have.
     @ivar counts: events, by name.
     """
 
@@ -99,6 +100,7 @@ class Owner(Protocol):
     wrapped: IProtocolFactory
     policy: Policy
     timeout: float
+    maxHeader: int
     counts: Counter[str]
 
     def admits(self, connection: ProxiedConnection, /) -> bool:
@@ -162,7 +164,7 @@ class ProxiedConnection:
         if not factory.admits(self):
             self._close()
         elif self._trusted and factory.policy is not Policy.REJECT:
-            self._parser = HeaderParser()
+            self._parser = HeaderParser(factory.maxHeader)
             self._receive = self._readHeader
             self._startTimer()
         else:

@@ -29,6 +29,7 @@ from zope.interface import implementer
 from connpool.addresses.tls import readCertificates, trustRootFiles
 from connpool.errors import AddressError
 from connpool.interfaces import IReloadable
+from connpool.regularfiles import readRegular
 
 __all__ = ["LAST_WORD_SECONDS", "SecuredEndpoint", "ServerCertificate"]
 
@@ -42,7 +43,7 @@ UNEXPECTED_MESSAGE = bytes([21, 3, 3, 0, 2, 2, 10])
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return readRegular(path)
     except OSError as e:
         raise AddressError(f"{what} {str(path)!r}: {e.strerror}") from None
 

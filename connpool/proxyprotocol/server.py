@@ -25,7 +25,7 @@ from zope.interface import implementer
 from connpool.addresses import Networks, joinHostPort
 from connpool.interfaces import IStatsSource
 from connpool.proxyprotocol.connection import Policy, ProxiedConnection
-from connpool.proxyprotocol.header import Header
+from connpool.proxyprotocol.header import MAX_HEADER, Header
 
 __all__ = ["ProxiedEndpoint", "ProxiedFactory", "ProxyStats", "Trusted"]
 
@@ -111,6 +111,7 @@ class ProxiedFactory:
     Wraps a factory: its protocols are built when the client is known.
 
     @param clock: measures C{timeout}.
+    @param maxHeader: bytes of a v2 header at most.
     """
 
     _log = Logger()
@@ -122,12 +123,14 @@ class ProxiedFactory:
         trusted: Trusted,
         policy: Policy = Policy.REQUIRE,
         timeout: float = 5.0,
+        maxHeader: int = MAX_HEADER,
     ) -> None:
         self.clock = clock
         self.wrapped = wrapped
         self.trusted = trusted
         self.policy = policy
         self.timeout = timeout
+        self.maxHeader = maxHeader
         self.counts: Counter[str] = Counter()
         self._pending: set[ProxiedConnection] = set()
         self._unlogged = 0
@@ -217,6 +220,7 @@ class ProxiedEndpoint:
     @param endpoint: what is listened on.
     @param trusted: whose headers are believed.
     @param timeout: seconds a trusted peer has for its whole header.
+    @param maxHeader: bytes of a v2 header at most.
     @ivar name: for metrics; set it where one process has several.
     """
 
@@ -230,17 +234,24 @@ class ProxiedEndpoint:
         trusted: Trusted,
         policy: Policy = Policy.REQUIRE,
         timeout: float = 5.0,
+        maxHeader: int = MAX_HEADER,
     ) -> None:
         self._reactor = reactor
         self.endpoint = endpoint
         self.trusted = trusted
         self.policy = policy
         self.timeout = timeout
+        self.maxHeader = maxHeader
         self._factory: ProxiedFactory | None = None
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         self._factory = ProxiedFactory(
-            self._reactor, protocolFactory, self.trusted, self.policy, self.timeout
+            self._reactor,
+            protocolFactory,
+            self.trusted,
+            self.policy,
+            self.timeout,
+            self.maxHeader,
         )
         return self.endpoint.listen(self._factory)
 

@@ -85,6 +85,8 @@ class ListenerStats:
     @ivar accepted: let in since the start.
     @ivar refusedAddress: turned away by allow and deny.
     @ivar refusedLimit: turned away by a connection limit.
+    @ivar healthChecks: of a proxy itself, with no client, where a list says who may
+        connect: closed, and no refusal.
     """
 
     GAUGES: ClassVar[frozenset[str]] = frozenset({"connections"})
@@ -93,6 +95,7 @@ class ListenerStats:
     accepted: int
     refusedAddress: int
     refusedLimit: int
+    healthChecks: int = 0
 
 
 class _Visit:
@@ -194,7 +197,7 @@ class Gate(Factory):
         self.name = name
         self._visits: set[_Visit] = set()
         self._perPeer: Counter[str] = Counter()
-        self._accepted = self._refusedAddress = self._refusedLimit = 0
+        self._accepted = self._refusedAddress = self._refusedLimit = self._healthChecks = 0
         self._drained = Waiters()
 
     def logPrefix(self) -> str:
@@ -213,6 +216,9 @@ class Gate(Factory):
         access = self.access
         peer = networkOf(getattr(addr, "host", ""))
         objection = "" if addr is None else access.objection(addr)
+        if objection and isinstance(addr, UnknownAddress):
+            self._healthChecks += 1
+            return _Refused(b"", b"")
         if objection:
             self._refusedAddress += 1
             host = str(getattr(addr, "host", "unknown"))
@@ -276,5 +282,9 @@ class Gate(Factory):
 
     def stats(self) -> ListenerStats:
         return ListenerStats(
-            len(self._visits), self._accepted, self._refusedAddress, self._refusedLimit
+            len(self._visits),
+            self._accepted,
+            self._refusedAddress,
+            self._refusedLimit,
+            self._healthChecks,
         )

@@ -16,7 +16,13 @@ from zope.interface import implementer
 
 from connpool.addresses import clientOf
 from connpool.errors import Busy, Forbidden, NameRefused, StartFailed, Unsupported
-from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
+from connpool.interfaces import (
+    IFileStore,
+    ILiveTransfers,
+    IReadiness,
+    IRecentTransfers,
+    IStatsSource,
+)
 from connpool.services.credentials import CredentialOptions, authenticatorOf
 from connpool.services.hints import sendHint, sendHintElsewhere
 from connpool.services.listening import ListeningService, placeOf
@@ -39,7 +45,7 @@ from connpool.transfer.receive.policy import Policy, TransferStats
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.session import NativeReceiver
 from connpool.transfer.receive.sniffer import Choice, SnifferFactory
-from connpool.transfer.records import IF_EXISTS, LiveTransfer
+from connpool.transfer.records import IF_EXISTS, EndedTransfer, LiveTransfer
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
 from connpool.transfer.wire.handshake import refusal
@@ -226,7 +232,7 @@ def _digests(text: str) -> tuple[str, ...]:
     return names
 
 
-@implementer(IStatsSource, ILiveTransfers, IReadiness)
+@implementer(IStatsSource, ILiveTransfers, IRecentTransfers, IReadiness)
 class FileReceiverService(MultiService):
     """
     A reception behind its listeners.
@@ -347,7 +353,7 @@ class FileReceiverService(MultiService):
         # its listener's drain lets running transfers end in the store
         await super().stopService()
         if self.reception is not None:
-            self.reception.quotas.hurry()
+            self.reception.hurry()
         hook, self._hook = self._hook, None
         if hook is not None:
             await hook.stop()
@@ -380,6 +386,9 @@ class FileReceiverService(MultiService):
 
     def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
         return () if self.reception is None else self.reception.liveTransfers(limit)
+
+    def recentTransfers(self) -> Sequence[EndedTransfer]:
+        return () if self.reception is None else self.reception.recent.latest()
 
     def trouble(self) -> str | None:
         return None if self._store is None else self._store.trouble()

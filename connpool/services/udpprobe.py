@@ -10,7 +10,7 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
-from connpool.services.limits import RESERVED, descriptorLimit
+from connpool.services.limits import RESERVED_DESCRIPTORS, descriptorLimit
 from connpool.services.probetargets import (
     DEFAULTS,
     MOST_TARGETS,
@@ -109,7 +109,7 @@ class Options(StatusOptions):
                     f"--targets: {target.name} is named twice; give one of them another name="
                 )
             seen.add(target.name)
-        most = min(MOST_TARGETS, descriptorLimit() - RESERVED)
+        most = min(MOST_TARGETS, descriptorLimit() - RESERVED_DESCRIPTORS)
         if len(targets) > most:
             raise ValueError(
                 f"--targets: {len(targets)} targets; open files and memory are enough for "

@@ -1,7 +1,7 @@
 """
 Hashing beside the reactor.
 
-A L{HashLane} does its jobs in order, in a thread.  While one batch is being
+A L{HashQueue} does its jobs in order, in a thread.  While one batch is being
 done the next one collects, so a fast connection costs few trips to the thread
 and a slow one has no delay.
 """
@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-__all__ = ["HashLane", "inThread", "inline"]
+__all__ = ["HashQueue", "inThread", "inline"]
 
 #: Bytes of a job that is done where it is, if nothing is waiting: the trip to a
 #: thread takes longer.
@@ -48,7 +48,7 @@ def inline(function: Callable[[], Any]) -> Deferred[Any]:
     return d
 
 
-class HashLane:
+class HashQueue:
     """
     Hashes for one connection, in the order of coming.
 

@@ -102,7 +102,7 @@ async def test_twoAtATimeAndEachOnce(tmp_path, root, told):
     receiver = start(root, program(tmp_path, told, body))
     for n in range(6):
         await send(receiver, b"%d" % n, b"x")
-    assert len(receiver._hook._running) <= onreceived.AT_ONCE
+    assert len(receiver._hook._running) <= onreceived.PROGRAMS_AT_ONCE
     await until(lambda: len(receipts(told)) == 6)
     assert {receipt["name"] for receipt in receipts(told)} == set("012345")
     await bounded(receiver.stopService())
@@ -122,7 +122,7 @@ async def test_failuresAndLongOutputChangeNothing(tmp_path, root, told):
 
 @pytest_twisted.ensureDeferred
 async def test_aProgramThatHangsIsKilledAndTheNextRuns(tmp_path, root, told, monkeypatch):
-    monkeypatch.setattr(onreceived, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(onreceived, "TIME_LIMIT_SECONDS", 0.5)
     receiver = start(root, program(tmp_path, told, "time.sleep(1000)"))
     for n in range(4):
         await send(receiver, b"%d" % n, b"x")
@@ -136,7 +136,7 @@ async def test_whatAProgramLeavesBehindHoldsNobodyUp(tmp_path, root, told, monke
     """
     A process of its own that keeps its output open, as C{sleep} in a script does.
     """
-    monkeypatch.setattr(onreceived, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(onreceived, "TIME_LIMIT_SECONDS", 0.5)
     pids = tmp_path / "pids"
     body = (
         "import subprocess\n"
@@ -156,13 +156,13 @@ async def test_whatAProgramLeavesBehindHoldsNobodyUp(tmp_path, root, told, monke
 
 @pytest_twisted.ensureDeferred
 async def test_whatWasNotToldIsToldAfterARestart(tmp_path, root, told, monkeypatch):
-    monkeypatch.setattr(onreceived, "AT_ONCE", 0)
+    monkeypatch.setattr(onreceived, "PROGRAMS_AT_ONCE", 0)
     receiver = start(root, program(tmp_path, told))
     for n in range(5):
         await send(receiver, b"%d" % n, b"x")
     await bounded(receiver.stopService())
     assert receipts(told) == []
-    monkeypatch.setattr(onreceived, "AT_ONCE", 2)
+    monkeypatch.setattr(onreceived, "PROGRAMS_AT_ONCE", 2)
     receiver = start(root, program(tmp_path, told))
     await until(lambda: len(receipts(told)) == 5)
     await bounded(receiver.stopService())
@@ -179,8 +179,8 @@ async def test_aProgramThatComesBackIsToldEverything(tmp_path, root, told, monke
     Removed, or replaced by what the kernel cannot run: one line, and no file is
     taken for told.
     """
-    monkeypatch.setattr(onreceived, "FIRST_WAIT", 0.05)
-    monkeypatch.setattr(onreceived, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(onreceived, "FIRST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(onreceived, "LONGEST_WAIT_SECONDS", 0.05)
     receiver = start(root, program(tmp_path, told))
     path = tmp_path / "program"
     good = path.read_text()
@@ -206,7 +206,7 @@ async def test_aProgramThatComesBackIsToldEverything(tmp_path, root, told, monke
 
 @pytest_twisted.ensureDeferred
 async def test_forksThatFailAreTriedAgain(tmp_path, root, told, monkeypatch):
-    monkeypatch.setattr(onreceived, "FIRST_WAIT", 0.2)
+    monkeypatch.setattr(onreceived, "FIRST_WAIT_SECONDS", 0.2)
     receiver = start(root, program(tmp_path, told))
     fork = os.fork
     short = True

@@ -37,7 +37,7 @@ from connpool.transfer.wire.handshake import (
     transcriptOf,
 )
 from connpool.transfer.wire.link import Link
-from connpool.transfer.wire.messages import Auth, Hello, Limits, encode
+from connpool.transfer.wire.messages import Auth, Hello, ReceiverLimits, encode
 
 __all__ = ["STREAMS", "Greeting"]
 
@@ -118,7 +118,7 @@ class Greeting:
         policy, store = self._reception.policy, self._reception.store
         if not IDirectoryStore.providedBy(store):
             self._capabilities = tuple(c for c in CAPABILITIES if c != "directories")
-        limits = Limits(
+        limits = ReceiverLimits(
             policy.maxFileSize,
             smallfiles.SMALL_FILE_BYTES,
             smallfiles.PENDING_BYTES * 2,
@@ -186,7 +186,7 @@ class Greeting:
             self._broken(e)
 
     def _denied(self, failure: Failure) -> None:
-        self._log.info("refused the credentials of {peer}", peer=self._peer)
+        self._reception.recent.deniedEntry(self._peer)
         why = failure.value
         if not isinstance(why, AuthenticationFailed):
             self._log.failure("credentials could not be checked", failure)

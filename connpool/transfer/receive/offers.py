@@ -21,7 +21,7 @@ from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import FileStat, Offer, Receipt
-from connpool.transfer.wire.messages import Offering, Put, timeOf
+from connpool.transfer.wire.messages import OfferMessage, Put, timeOf
 
 __all__ = ["GONE", "THERE", "UNKNOWN", "Sender", "earlierOf", "nameOf", "offerOf"]
 
@@ -72,7 +72,7 @@ def nameOf(raw: bytes, policy: Policy, identity: Identity | None) -> RelativeNam
 
 
 def offerOf(
-    message: Offering | Put,
+    message: OfferMessage | Put,
     policy: Policy,
     sender: Sender,
     size: int | None,

@@ -43,6 +43,7 @@ from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.policy import Policy, TransferStats
 from connpool.transfer.receive.quotas import Account, Quotas
+from connpool.transfer.receive.recent import RecentTransfers
 from connpool.transfer.records import DirectoryMade, LiveTransfer, Offer, Receipt
 
 __all__ = ["Incoming", "Reception", "storeFailure"]
@@ -316,6 +317,7 @@ class Reception:
         self.listeners = listeners
         self.name = name
         self.quotas = Quotas(self.policy, clock)
+        self.recent = RecentTransfers(clock)
         #: in the order they began
         self._active: dict[Incoming, None] = {}
         self._started = self._publishedCount = self._failedCount = self._refused = 0
@@ -363,6 +365,13 @@ class Reception:
             incoming.endAfter(most, end)
         self.tell("started", offer, peer)
         return incoming
+
+    def hurry(self) -> None:
+        """
+        Let all that wait for a rate go on, and log what was only counted: the reception stops.
+        """
+        self.quotas.hurry()
+        self.recent.flush()
 
     def left(self, incoming: Incoming) -> None:
         """
@@ -463,14 +472,7 @@ class Reception:
         @param transferId: the offer's, if it came that far.
         """
         self._refused += 1
-        self._log.info(
-            "refused {name} from {peer}: {code}: {why}" + (", id {id}" if transferId else ""),
-            name=name,
-            id=transferId,
-            peer=peer,
-            code=why.code,
-            why=str(why),
-        )
+        self.recent.refused(name, peer, why, transferId)
         self.tell("refused", name, peer, why)
 
     def published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
@@ -489,6 +491,7 @@ class Reception:
         self._publishedCount += 1
         if receipt.status == "stored":
             self.quotas.stored(self.quotas.accounts(offer.identity))
+        self.recent.stored(receipt, peer)
         shown = displayName(receipt.name)
         # formatted here: the logger's own formatting takes ten times as long,
         # which small files feel
@@ -509,16 +512,7 @@ class Reception:
         skipped = isinstance(why, Skipped)
         self._skipped += skipped
         self._failedCount += not skipped
-        self._log.info(
-            "{what} {name} from {peer} after {count} bytes: {code}: {why}, id {id}",
-            what="skipped" if skipped else "did not receive",
-            name=str(offer.name),
-            peer=peer,
-            count=count,
-            code=getattr(why, "code", "error"),
-            why=str(why) or type(why).__name__,
-            id=offer.transferId,
-        )
+        self.recent.failed(offer, peer, count, why)
         self.tell("failed", offer, peer, why)
 
     def tell(self, event: str, *details: Any) -> None:

@@ -35,7 +35,7 @@ from connpool.errors import (
 from connpool.interfaces import IAuthenticator
 from connpool.transfer.deadlines import Pace
 from connpool.transfer.digests import digestNamed
-from connpool.transfer.hashing import HashLane, InThread, inThread
+from connpool.transfer.hashing import HashQueue, InThread, inThread
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import displayName
 from connpool.transfer.receive import smallfiles
@@ -55,7 +55,7 @@ from connpool.transfer.wire.messages import (
     Goaway,
     Join,
     Joined,
-    Offering,
+    OfferMessage,
     Ping,
     Ready,
     decode,
@@ -109,7 +109,7 @@ class NativeReceiver:
             digestNamed(name)
         self.authenticator = authenticator
         run = run or inThread(reactor)
-        self.lanes = lambda: HashLane(run)
+        self.newHashQueue = lambda: HashQueue(run)
         self.tickets: dict[bytes, ReceiverSession] = {}
 
     def build(self, transport: Any) -> Link:
@@ -434,7 +434,7 @@ class ReceiverSession:
             except TransferError as e:
                 small.refuse(number, message.name, e)
 
-    def _offer(self, number: int, message: Offering, small: SmallFiles) -> None:
+    def _offer(self, number: int, message: OfferMessage, small: SmallFiles) -> None:
         if len(self._streams) >= STREAMS:
             raise Busy(f"{STREAMS} files are open in this session; finish one first")
         sender, reception = self._sender, self._reception
@@ -448,7 +448,7 @@ class ReceiverSession:
             self._dryRun.answer(number, offer, extensionOf(message, ROOT))
             return
         stream = self._streams[number] = Stream(
-            self, number, offer, sender, reception, self._clock, self._receiver.lanes
+            self, number, offer, sender, reception, self._clock, self._receiver.newHashQueue
         )
         self.receivingChanged()
         d = Deferred.fromCoroutine(stream.begin())

@@ -28,7 +28,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from connpool.errors import Cancelled, DigestMismatch, ProtocolError, TransferError
-from connpool.transfer.hashing import HashLane
+from connpool.transfer.hashing import HashQueue
 from connpool.transfer.receive.offers import Sender, earlierOf
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.upload import Upload
@@ -127,7 +127,7 @@ class Stream:
 
     @param number: of the stream.
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
-    @param lanes: makes a L{HashLane}.
+    @param newHashQueue: makes a L{HashQueue}.
     @ivar phase: its state, set by the machine alone.
     """
 
@@ -141,7 +141,7 @@ class Stream:
         sender: Sender,
         reception: Reception,
         clock: Any,
-        lanes: Callable[[], HashLane],
+        newHashQueue: Callable[[], HashQueue],
     ) -> None:
         self._owner = owner
         self._number = number
@@ -149,7 +149,7 @@ class Stream:
         self._sender = sender
         self._reception = reception
         self._clock = clock
-        self._lanes = lanes
+        self._newHashQueue = newHashQueue
         self._life: _Life = _machine(self)
         self.phase = Phase.WAITING
         self._upload: Upload | None = None
@@ -199,7 +199,7 @@ class Stream:
                 self._life.finish(receiptFrame(self._number, found, sender.identity, there))
                 return
             try:
-                upload = Upload(found, sender.digest, self._lanes, self._clock.seconds, self)
+                upload = Upload(found, sender.digest, self._newHashQueue, self._clock.seconds, self)
             except TransferError as e:
                 await found.abort(e)
                 raise

@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 
 from connpool.errors import DigestMismatch, ProtocolError, StoreError, TransferError
 from connpool.transfer.digests import MAX_BLOCKS, Digest, rootOf
-from connpool.transfer.hashing import HashLane
+from connpool.transfer.hashing import HashQueue
 from connpool.transfer.receive.blockmap import Arrival, Blockmap
 from connpool.transfer.receive.reception import Incoming
 from connpool.waiting import Waiters
@@ -70,7 +70,7 @@ class Upload:
     The bytes of one large file.
 
     @param digest: of the session.
-    @param lanes: makes a L{HashLane}.
+    @param newHashQueue: makes a L{HashQueue}.
     @param seconds: the time.
     @ivar incoming: the reception's hand on the partial.
     @ivar blockmap: its blocks.
@@ -82,17 +82,17 @@ class Upload:
         self,
         incoming: Incoming,
         digest: Digest,
-        lanes: Callable[[], HashLane],
+        newHashQueue: Callable[[], HashQueue],
         seconds: Callable[[], float],
         owner: Owner,
     ) -> None:
         self.incoming = incoming
         partial, offer = incoming.partial, incoming.offer
         self._digest = digest
-        self._lanes = lanes
+        self._newHashQueue = newHashQueue
         self._seconds = seconds
         self._owner = owner
-        self._hashing: dict[Any, HashLane] = {}
+        self._hashing: dict[Any, HashQueue] = {}
         self._busy = 0
         self._idle = Waiters()
         self._since = incoming.received
@@ -201,7 +201,7 @@ class Upload:
             raise
         hashing = self._hashing.get(lane)
         if hashing is None:
-            hashing = self._hashing[lane] = self._lanes()
+            hashing = self._hashing[lane] = self._newHashQueue()
         left = 2 if written is not None else 1
         wait: Deferred[None] | None = None
         over = False

@@ -52,10 +52,10 @@ from connpool.transfer.wire.messages import (
     Error,
     Hello,
     Join,
-    Limits,
     Ping,
     Ready,
-    Receipting,
+    ReceiptMessage,
+    ReceiverLimits,
     Reject,
     decode,
     encode,
@@ -109,7 +109,7 @@ class IStream(Protocol):
         C{ACCEPT}, C{REPAIR} or C{PROGRESS}.
         """
 
-    def stored(self, receipt: Receipting | Ack) -> None:
+    def stored(self, receipt: ReceiptMessage | Ack) -> None:
         """
         The file is stored; the stream is over.
         """
@@ -178,7 +178,7 @@ class SenderSession:
         self._token = 0
         self._unread = 0
         self._owed: int | None = None
-        self.limits: Limits
+        self.limits: ReceiverLimits
         self.digest: Digest
         self.writer: Writer
         self.ticket = b""

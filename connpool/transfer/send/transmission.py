@@ -52,10 +52,10 @@ from connpool.transfer.wire.messages import (
     Data,
     Digests,
     Extension,
-    Offering,
+    OfferMessage,
     Progress,
     Put,
-    Receipting,
+    ReceiptMessage,
     carryTime,
     encode,
 )
@@ -305,7 +305,7 @@ class Transmission:
         modified, extensions = carryTime(None if status is None else status.st_mtime_ns)
         if job.root is not None:
             extensions += (Extension(ROOT, False, job.root),)
-        message = Offering(
+        message = OfferMessage(
             job.transferId,
             job.name,
             job.key,
@@ -525,7 +525,7 @@ class Transmission:
     def stored(
         self,
         job: Job,
-        receipt: Receipting | Ack,
+        receipt: ReceiptMessage | Ack,
         root: bytes | None,
         size: int,
         earlier: str = "",

@@ -8,7 +8,7 @@ from connpool.errors import Skipped, TransferError
 from connpool.transfer.identities import Identity
 from connpool.transfer.records import Receipt
 from connpool.transfer.wire.frames import Type
-from connpool.transfer.wire.messages import Extension, Receipting, Reject, encode
+from connpool.transfer.wire.messages import Extension, ReceiptMessage, Reject, encode
 
 __all__ = ["receiptFrame", "rejectFrame"]
 
@@ -34,7 +34,7 @@ def receiptFrame(
     name = receipt.name
     if identity is not None and identity.directory is not None:
         name = name.removeprefix(identity.directory.path + "/")
-    message = Receipting(
+    message = ReceiptMessage(
         receipt.status,  # type: ignore[arg-type]
         name.encode("utf-8"),
         receipt.size,

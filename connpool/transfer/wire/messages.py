@@ -36,13 +36,13 @@ __all__ = [
     "Hello",
     "Join",
     "Joined",
-    "Limits",
-    "Offering",
+    "OfferMessage",
     "Ping",
     "Progress",
     "Put",
     "Ready",
-    "Receipting",
+    "ReceiptMessage",
+    "ReceiverLimits",
     "Reject",
     "Repair",
     "Revoke",
@@ -101,7 +101,7 @@ class _Message(_Array, frozen=True):
     pass
 
 
-class Limits(_Array, frozen=True):
+class ReceiverLimits(_Array, frozen=True):
     """
     The limits of a receiver.
 
@@ -134,7 +134,7 @@ class Hello(_Message, frozen=True):
     capabilities: Annotated[tuple[Word, ...], Meta(max_length=32)]
     digests: Annotated[tuple[Word, ...], Meta(max_length=8)]
     nonce: Secret
-    limits: Limits | None = None
+    limits: ReceiverLimits | None = None
     methods: Annotated[tuple[Word, ...], Meta(max_length=8)] = ()
     extensions: Extensions = ()
 
@@ -242,7 +242,7 @@ class Put(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Offering(_Message, frozen=True):
+class OfferMessage(_Message, frozen=True):
     """
     C{OFFER}: a file that comes in C{DATA} runs.
 
@@ -357,7 +357,7 @@ class Ack(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Receipting(_Message, frozen=True):
+class ReceiptMessage(_Message, frozen=True):
     """
     C{RECEIPT}: a file is stored; the fields are those of a receipt.
     """
@@ -411,7 +411,7 @@ MESSAGES: dict[Type, type[_Message]] = {
     Type.GOAWAY: Goaway,
     Type.ERROR: Error,
     Type.PUT: Put,
-    Type.OFFER: Offering,
+    Type.OFFER: OfferMessage,
     Type.ACCEPT: Accept,
     Type.REJECT: Reject,
     Type.DATA: Data,
@@ -421,7 +421,7 @@ MESSAGES: dict[Type, type[_Message]] = {
     Type.COMMIT: Commit,
     Type.PROGRESS: Progress,
     Type.ACK: Ack,
-    Type.RECEIPT: Receipting,
+    Type.RECEIPT: ReceiptMessage,
     Type.CANCEL: Cancel,
     Type.DIRECTORY: Directory,
 }
@@ -443,7 +443,7 @@ def carryTime(nanoseconds: int | None) -> tuple[int | None, tuple[Extension, ...
     return nearest, (Extension(TIME, False, _TIME.pack(seconds, rest)),)
 
 
-def timeOf(message: Put | Offering) -> int | None:
+def timeOf(message: Put | OfferMessage) -> int | None:
     """
     @return: the time that L{carryTime} was given.
     """

@@ -5,11 +5,14 @@ The classic receiver's timing, with a clock of our own.
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from zope.interface.verify import verifyObject
 
-from connpool.transfer.receive.classic import SETTLE_SECONDS, ClassicReceiver
+from connpool.interfaces import IDrainableProtocol
+from connpool.transfer.receive.classic import SETTLE_SECONDS, ClassicReceiver, ClassicRefusal
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.stores import MemoryStore
+from connpool.transfer.wire.link import Link
 
 
 class Transport(StringTransport):
@@ -23,6 +26,15 @@ def build(**policy):
     transport = Transport(peerAddress=IPv4Address("TCP", "127.0.0.1", 1))
     receiver.makeConnection(transport)
     return clock, receiver, transport
+
+
+def test_provides():
+    _, receiver, transport = build()
+    verifyObject(IDrainableProtocol, receiver)
+    verifyObject(IDrainableProtocol, ClassicRefusal())
+    verifyObject(IDrainableProtocol, Link(Clock(), None))
+    receiver.drain()
+    assert transport.disconnecting
 
 
 def test_aNameMayComeInPieces():

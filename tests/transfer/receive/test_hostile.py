@@ -24,7 +24,7 @@ from connpool.transfer.wire.messages import (
     Goaway,
     Hello,
     Join,
-    Offering,
+    OfferMessage,
     Ping,
     Repair,
     Revoke,
@@ -213,7 +213,7 @@ def test_cheapFramesThatCostMuchLetOthersHaveTheirTurn(world):
 
     world.store.open = slow
     client = raw(world)
-    offer = Offering(bytes(16), b"f", bytes(32), 8192, 4096, durability="none")
+    offer = OfferMessage(bytes(16), b"f", bytes(32), 8192, 4096, durability="none")
     for stream in range(1, 11):
         client.transport.write(encode(Type.OFFER, stream, offer))
     world.wires[-1].step()

@@ -15,7 +15,7 @@ from connpool.transfer.wire.messages import (
     Digests,
     Hello,
     Join,
-    Offering,
+    OfferMessage,
     Put,
     Revoke,
     encode,
@@ -217,7 +217,7 @@ def test_controlPartsOfTheLargestSize(world):
 def test_manyOpenStreamsKeepNoFrames(world):
     client = connect(world).greet()
     for number in range(1, 1 + greeting.STREAMS):
-        offering = Offering(bytes(16), b"n%d" % number, bytes(32), BLOCK, BLOCK)
+        offering = OfferMessage(bytes(16), b"n%d" % number, bytes(32), BLOCK, BLOCK)
         client.say(Type.OFFER, number, offering)
     assert client.kinds().count(Type.ACCEPT) == greeting.STREAMS
     # incomplete runs of two streams: of the first one nothing is left

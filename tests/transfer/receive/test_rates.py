@@ -70,7 +70,7 @@ def test_aStopDoesNotWaitForTheRate():
     incoming = begin(reception)
     assert isinstance(incoming, Incoming)
     held = incoming.write(0, bytes(1000))
-    reception.quotas.hurry()
+    reception.hurry()
     assert successResultOf(held) is None
     assert clock.getDelayedCalls() == []
 

@@ -249,11 +249,11 @@ def test_whatComesAfterCommitDoesNotRemoveThePartial(worlds, what):
     client = connect(world).greet()
     client.offer(1, resumeKey=KEY, size=4 * BLOCK)
     client.data(1, 0, bytes(3 * BLOCK)).digests(1, 0, *[bytes(BLOCK)] * 3)
-    lanes = world.receiver.lanes
-    world.receiver.lanes = late = Late(lanes)
+    lanes = world.receiver.newHashQueue
+    world.receiver.newHashQueue = late = Late(lanes)
     upload = world.wires[-1].ends[1].protocol.session._streams[1]._upload
     upload._hashing.clear()
-    upload._lanes = late
+    upload._newHashQueue = late
     client.data(1, 3 * BLOCK, bytes(BLOCK)).digests(1, 3, bytes(BLOCK))
     client.commit(1, bytes(4 * BLOCK))
     if what == "damaged":
@@ -266,7 +266,7 @@ def test_whatComesAfterCommitDoesNotRemoveThePartial(worlds, what):
     late.go()
     world.settle(15)
     assert client.lost
-    world.receiver.lanes = lanes
+    world.receiver.newHashQueue = lanes
     again = connect(world).greet()
     again.offer(1, resumeKey=KEY, size=4 * BLOCK)
     assert again.last(Type.ACCEPT).state == "resume"
@@ -279,7 +279,7 @@ def test_oneRepairForACommit(worlds):
     in one of their own that the sender may not act upon yet.
     """
     world = worlds()
-    world.receiver.lanes = late = Late(world.receiver.lanes)
+    world.receiver.newHashQueue = late = Late(world.receiver.newHashQueue)
     client = connect(world).greet().offer(1, size=3 * BLOCK)
     content = b"x" * 3 * BLOCK
     client.digests(1, 0, *[b"x" * BLOCK] * 3)
@@ -362,7 +362,7 @@ def test_aDryRunIsAnsweredByWhatIsThere(worlds):
 
 def test_aSecondCommitIsAnError(worlds):
     world = worlds()
-    world.receiver.lanes = late = Late(world.receiver.lanes)
+    world.receiver.newHashQueue = late = Late(world.receiver.newHashQueue)
     client = connect(world).greet().offer(1, size=BLOCK)
     client.data(1, 0, bytes(BLOCK)).digests(1, 0, bytes(BLOCK)).commit(1, bytes(BLOCK))
     client.say(Type.COMMIT, 1, Commit(BLOCK, bytes(32)))

@@ -17,7 +17,7 @@ from connpool.transfer.send.streams import Asked
 from connpool.transfer.wire import handshake
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.handshake import refusal
-from connpool.transfer.wire.messages import Ack, Progress, Put, Receipting, Reject
+from connpool.transfer.wire.messages import Ack, Progress, Put, ReceiptMessage, Reject
 from tests.helpers.processes import CHECKOUT
 from tests.transfer.scripted import scripted
 
@@ -60,7 +60,7 @@ def storing(*refuses):
         elif frame.type is Type.OFFER:
             receiver.accept(frame.stream)
         elif frame.type is Type.COMMIT:
-            receipt = Receipting(
+            receipt = ReceiptMessage(
                 "stored", b"large", message.size, "none", "memory", "verified", "blake3",
                 message.root, 1,
             )  # fmt: skip
