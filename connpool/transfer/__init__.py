@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName, displayName
-    from connpool.transfer.receive.registry import NativeReceiver
+    from connpool.transfer.receive.session import NativeReceiver
     from connpool.transfer.records import (
         DURABILITIES,
         IF_EXISTS,
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         Offer,
         PartialInfo,
         Receipt,
-        StoreCaps,
     )
     from connpool.transfer.send.client import FileOutcome, SendReport, sendFiles
     from connpool.transfer.send.session import Credentials, SessionFactory, hello
@@ -41,13 +40,12 @@ __all__ = [
     "RelativeName",
     "SendReport",
     "SessionFactory",
-    "StoreCaps",
     "displayName",
     "hello",
     "sendFiles",
 ]
 
-_MODULES = ("names", "records", "send.client", "send.session", "receive.registry", "stores")
+_MODULES = ("names", "records", "send.client", "send.session", "receive.session", "stores")
 
 
 def __getattr__(name: str) -> object:
