@@ -175,7 +175,6 @@ PUBLIC = {
         "RelativeName",
         "SendReport",
         "SessionFactory",
-        "StoreCaps",
         "displayName",
         "hello",
         "sendFiles",

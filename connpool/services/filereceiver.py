@@ -38,9 +38,10 @@ from connpool.transfer.digests import digestNamed
 from connpool.transfer.identities import Identities
 from connpool.transfer.names import PROFILES, RelativeName
 from connpool.transfer.receive.classic import ClassicReceiver, ClassicRefusal
-from connpool.transfer.receive.reception import Policy, Reception, TransferStats
-from connpool.transfer.receive.registry import NativeReceiver
-from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
+from connpool.transfer.receive.policy import Policy, TransferStats
+from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.session import NativeReceiver
+from connpool.transfer.receive.sniffer import Choice, SnifferFactory
 from connpool.transfer.records import IF_EXISTS, EndedTransfer, LiveTransfer
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
@@ -175,7 +176,7 @@ class FileReceiver(MultiService):
         self.listening = ListeningService(
             reactor,
             self._listens,
-            FrontDoorFactory(reactor, [Door(PREAMBLE, self._native), Door(b"", self._classic)]),
+            SnifferFactory(reactor, [Choice(PREAMBLE, self._native), Choice(b"", self._classic)]),
             access=self._access,
             drainTimeout=drainTimeout,
             name=name,

@@ -24,7 +24,7 @@ from connpool.services.options import (
 from connpool.services.status import StatusOptions, observed
 from connpool.services.thirdparty import makeListener, makeStore
 from connpool.transfer.names import PROFILES
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import IF_EXISTS
 
 __all__ = ["DEFAULT_DIRECTORY", "FileReceiver", "Options", "makeService"]

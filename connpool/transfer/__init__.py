@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName, displayName
-    from connpool.transfer.receive.reception import Policy
-    from connpool.transfer.receive.registry import NativeReceiver
+    from connpool.transfer.receive.policy import Policy
+    from connpool.transfer.receive.session import NativeReceiver
     from connpool.transfer.records import (
         DURABILITIES,
         IF_EXISTS,
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         Offer,
         PartialInfo,
         Receipt,
-        StoreCaps,
     )
     from connpool.transfer.send.client import FileOutcome, SendReport, sendFiles
     from connpool.transfer.send.session import Credentials, SessionFactory, hello
@@ -43,7 +42,6 @@ __all__ = [
     "RelativeName",
     "SendReport",
     "SessionFactory",
-    "StoreCaps",
     "displayName",
     "hello",
     "sendFiles",
@@ -54,8 +52,8 @@ _MODULES = (
     "records",
     "send.client",
     "send.session",
-    "receive.reception",
-    "receive.registry",
+    "receive.policy",
+    "receive.session",
     "stores",
 )
 

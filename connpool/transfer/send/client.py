@@ -43,7 +43,7 @@ from connpool.transfer.send.session import Credentials, SenderSession, SessionFa
 from connpool.transfer.send.streams import Asked
 from connpool.transfer.send.transmission import Transmission
 from connpool.transfer.send.walking import Found, walk
-from connpool.transfer.wire.messages import Ack, Receipting
+from connpool.transfer.wire.messages import Ack, ReceiptMessage
 
 __all__ = [
     "FileOutcome",
@@ -318,7 +318,7 @@ class Sending:
     def stored(
         self,
         job: Job,
-        message: Receipting | Ack,
+        message: ReceiptMessage | Ack,
         root: bytes | None,
         size: int,
         session: SenderSession,

@@ -24,12 +24,12 @@ from connpool.errors import (
 )
 from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.hashing import InThread
-from connpool.transfer.receive.blockmap import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.records import DURABILITIES
 from connpool.transfer.send.extents import EXTENT, Outgoing
 from connpool.transfer.send.joblist import Job, Small
 from connpool.transfer.send.readahead import ReadAhead, blockDigests
 from connpool.transfer.send.session import SenderSession
+from connpool.transfer.wire.blocklists import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
     ROOT,
@@ -37,7 +37,7 @@ from connpool.transfer.wire.messages import (
     Ack,
     Commit,
     Progress,
-    Receipting,
+    ReceiptMessage,
     Revoke,
     encode,
     extensionOf,
@@ -112,7 +112,7 @@ class Lane:
 _EARLIER = {b"\0": "gone", b"\1": "there", b"\2": "unknown"}
 
 
-def _earlier(receipt: Receipting | Ack) -> str:
+def _earlier(receipt: ReceiptMessage | Ack) -> str:
     """
     @return: what became of a file that an earlier run stored: C{gone}, C{there} or
         C{unknown}; empty if it was stored now.
@@ -140,9 +140,9 @@ class SmallStream:
     def frameReceived(self, frame: Frame, message: Any) -> None:
         raise ProtocolError(f"{frame.type.name} for a PUT")
 
-    def stored(self, receipt: Receipting | Ack) -> None:
+    def stored(self, receipt: ReceiptMessage | Ack) -> None:
         self._transmission.smallAnswered(self)
-        if isinstance(receipt, Receipting) and receipt.root != self._root:
+        if isinstance(receipt, ReceiptMessage) and receipt.root != self._root:
             self._transmission.anew(self.job)
         else:
             self._transmission.stored(self.job, receipt, self._root, self.size, _earlier(receipt))
@@ -245,8 +245,8 @@ class LargeStream:
         self.size, self.root = size, root
         self._transmission.session.writer.send(encode(Type.COMMIT, self.number, Commit(size, root)))
 
-    def stored(self, receipt: Receipting | Ack) -> None:
-        if not isinstance(receipt, Receipting):
+    def stored(self, receipt: ReceiptMessage | Ack) -> None:
+        if not isinstance(receipt, ReceiptMessage):
             raise ProtocolError("ACK for an OFFER")
         if self.root is None and self.size is not None:
             # it had all of it before, it says: nothing goes any more
@@ -255,14 +255,14 @@ class LargeStream:
         else:
             self._judge(receipt, self.root)
 
-    def _judge(self, receipt: Receipting, root: bytes | None, earlier: str = "") -> None:
+    def _judge(self, receipt: ReceiptMessage, root: bytes | None, earlier: str = "") -> None:
         self.end()
         if root is None or self.size is None or receipt.root != root:
             self._transmission.anew(self.job)
         else:
             self._transmission.stored(self.job, receipt, root, self.size, earlier)
 
-    async def _reread(self, receipt: Receipting, size: int) -> None:
+    async def _reread(self, receipt: ReceiptMessage, size: int) -> None:
         """
         Compare a receipt with our file, which may be removed by its word.
         """
