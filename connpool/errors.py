@@ -29,7 +29,6 @@ __all__ = [
     "ForeignLease",
     "FrameDamaged",
     "HeaderError",
-    "HookRefused",
     "LeaseError",
     "LeaseReleased",
     "LookupFailed",
@@ -59,6 +58,7 @@ __all__ = [
     "Unanswered",
     "Unconfirmed",
     "Unsupported",
+    "WrongSetting",
 ]
 
 
@@ -77,6 +77,16 @@ class StartFailed(ConnpoolError):
     """
 
     code = "start-failed"
+
+
+class WrongSetting(ConnpoolError, ValueError):
+    """
+    A service cannot be made of these values: the text says in one line which, and
+    names the option of the plugin that has the same meaning.
+    """
+
+    code = "wrong-setting"
+    exitCode = 2
 
 
 # -- addresses and the PROXY protocol ---------------------------------------
@@ -336,15 +346,6 @@ class Unsupported(TransferError):
     """
 
     code = "unsupported"
-    exitCode = 4
-
-
-class HookRefused(TransferError):
-    """
-    A listener of the receiver refused the file.
-    """
-
-    code = "hook-refused"
     exitCode = 4
 
 

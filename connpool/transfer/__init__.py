@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName, displayName
+    from connpool.transfer.receive.policy import Policy
     from connpool.transfer.receive.session import NativeReceiver
     from connpool.transfer.records import (
         DURABILITIES,
@@ -36,6 +37,7 @@ __all__ = [
     "NativeReceiver",
     "Offer",
     "PartialInfo",
+    "Policy",
     "Receipt",
     "RelativeName",
     "SendReport",
@@ -45,7 +47,15 @@ __all__ = [
     "sendFiles",
 ]
 
-_MODULES = ("names", "records", "send.client", "send.session", "receive.session", "stores")
+_MODULES = (
+    "names",
+    "records",
+    "send.client",
+    "send.session",
+    "receive.policy",
+    "receive.session",
+    "stores",
+)
 
 
 def __getattr__(name: str) -> object:

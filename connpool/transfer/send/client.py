@@ -297,17 +297,6 @@ class Sending:
         if self._session is not None:
             self._session.link.abort(Cancelled("interrupted"))
 
-    def drop(self, path: str) -> bool:
-        """
-        Give up one large file; the others go on over the same connection.
-
-        @param path: as in its L{FileOutcome}.
-        @return: whether it could still be given up.
-        """
-        if self._work.drop(path, Cancelled("given up")):
-            return True
-        return self._transmission is not None and self._transmission.drop(path)
-
     def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
         return tuple(
             LiveTransfer(

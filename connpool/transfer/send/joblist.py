@@ -234,20 +234,6 @@ class WorkList:
             self.later.remove(job)
             self._again.append(job)
 
-    def drop(self, path: str, why: TransferError) -> bool:
-        """
-        Give up one file that has not been begun.
-
-        @return: whether there was one.
-        """
-        for jobs in (self._again, self.large, self.later):
-            for job in jobs:
-                if job.path == path:
-                    jobs.remove(job)
-                    self._failed(job, why)
-                    return True
-        return False
-
     async def abandon(self, why: TransferError) -> None:
         """
         Fail what is left.

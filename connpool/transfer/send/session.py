@@ -63,7 +63,7 @@ from connpool.transfer.wire.messages import (
     slowIn,
 )
 
-__all__ = ["Credentials", "IStream", "SenderSession", "SessionFactory", "hello"]
+__all__ = ["Credentials", "IStream", "SenderLink", "SenderSession", "SessionFactory", "hello"]
 
 #: Seconds a greeting may take.
 GREETING_TIMEOUT = 30.0

@@ -25,7 +25,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from connpool.errors import (
-    Cancelled,
     ChangedSource,
     DigestMismatch,
     NoSpace,
@@ -500,18 +499,6 @@ class Transmission:
             self._lanes -= 1
             await lane.reader.stop()
             connection.discard()
-
-    def drop(self, path: str) -> bool:
-        """
-        Give up one file that has been begun here; the others go on.
-
-        @return: whether there was one.
-        """
-        for stream in self._large:
-            if stream.job.path == path:
-                stream.giveUp(Cancelled("given up"), keep=False)
-                return True
-        return False
 
     # -- what became of them
 
