@@ -289,7 +289,7 @@ class IConnectionPool(Interface):
 
 class IPoolable(Interface):
     """
-    What a pool may ask a protocol.  The pool adapts each new protocol to this
+    The questions that a pool may ask a protocol.  The pool adapts each new protocol to this
     interface; a protocol that does not care needs none.
     """
 

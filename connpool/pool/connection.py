@@ -51,9 +51,19 @@ def site(code: Any, offset: int) -> str:
 
 class Owner(Protocol):
     """
-    What a connection tells its pool.  The first three only book what happened;
+    The pool, as far as its connections and their leases see it.
+
+    Of what a connection reports, the first three only book what happened;
     L{settle} follows once the connection's own state is final.
+
+    @ivar name: the pool's.
+    @ivar core: its decisions.
+    @ivar seconds: its clock.
     """
+
+    name: str
+    core: Any
+    seconds: Callable[[], float]
 
     def connectionReady(self, connection: Connection) -> None:
         """
@@ -83,6 +93,50 @@ class Owner(Protocol):
     def idleEnd(self, connection: Connection) -> None:
         """
         The peer closed its side although nobody was talking.
+        """
+
+    def acquire(self, timeout: Any, code: Any, offset: int) -> Deferred[Any]:
+        """
+        Lease a connection.
+
+        @param code: the code object that asks, and
+        @param offset: the place in it.
+        """
+
+    def giveBack(self, connection: Connection, lease: Any) -> None:
+        """
+        A lease ended well.
+        """
+
+    def throwAway(self, connection: Connection, lease: Any, reason: str = ...) -> None:
+        """
+        A lease ended and its connection is of no use.
+        """
+
+    def leave(self, connection: Connection, lease: Any, *, failed: bool) -> None:
+        """
+        A block that used a lease ended.
+        """
+
+    def detach(self, connection: Connection, lease: Any) -> Any:
+        """
+        See L{ILease.detach}.
+        """
+
+    def later(self, f: Callable[..., Any], *args: Any) -> None:
+        """
+        Call C{f} in the reactor's thread.  The garbage collector runs anywhere,
+        in any thread, between any two byte codes.
+        """
+
+    def reclaim(self, connection: Connection) -> None:
+        """
+        A lease was garbage-collected without having ended.
+        """
+
+    def releasedTwice(self) -> None:
+        """
+        A lease was given back that had ended.
         """
 
 
@@ -223,7 +277,7 @@ class _GuardFactory:
 
 class _Life(Protocol):
     """
-    What happens to a connection.
+    The events in the life of a connection.
     """
 
     def connected(self) -> None:
@@ -371,7 +425,7 @@ class Connection(Slot):
 
     def busy(self) -> bool:
         """
-        Whether it cannot become idle: it is dying, or a producer writes to it.
+        Tell whether it cannot become idle: it is dying, or a producer writes to it.
         """
         for wire in self.wires:
             if wire.disconnecting or getattr(wire, "producer", None) is not None:

@@ -1,5 +1,5 @@
 """
-What the pool decides; it does nothing itself.
+The decisions of a pool; it does nothing itself.
 
 Theory of operation
 ===================
@@ -48,6 +48,7 @@ from typing import Any
 
 from connpool.errors import ConnectFailed, PoolError
 from connpool.pool.destination import Destination
+from connpool.pool.inventory import Inventory
 from connpool.pool.refusals import closed, outage, overloaded, timedOut
 from connpool.pool.settings import Settings
 from connpool.pool.sizing import Supply
@@ -58,16 +59,16 @@ from connpool.pool.waiters import CodelQueue, FifoQueue
 __all__ = ["Core"]
 
 #: Deadlines this close are due: float arithmetic of two clocks may be off by an ulp.
-SLACK = 1e-6
+SLACK_SECONDS = 1e-6
 
 #: A connection that passed a check is not validated again for this long: it is
 #: on its way to the acquire that asked for it.
-FIT = 0.5
+FIT_SECONDS = 0.5
 
 CONNECTING, IDLE, LEASED, CHECKING, CLOSING, GONE = State
 
 
-class Core(Supply):
+class Core:
     """
     The decisions of one pool.
     """
@@ -80,16 +81,24 @@ class Core(Supply):
         newSlot: Callable[[int, int, Destination, float], Slot] = Slot,
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(endpoints, newSlot)
+        self.inventory = inventory = Inventory()
+        self.supply = Supply(inventory, endpoints, newSlot)
+        self._idle = inventory.idle
         self.name = name
+        self.phase = Phase.OPEN
+        self.calm = False
         self.watched = False  # somebody wants to see every lease: no calm path
         self._uniform = uniform
         self.refusing = False  # paused, and told not to queue
         self.floor = 0  # with fewer idle than this, there is something to dial
         self.armed = NEVER  # when the shell calls "next" in any case; it keeps this
         self.end = End()
+        # counters and histograms, see PoolStats
+        self.acquires = 0
         self.waited = 0
         self.releases = 0
+        self.useBuckets = [0] * 64
+        self.useTotal = 0.0
         self.waitBuckets = [0] * 64
         self.waitTotal = 0.0
         self.waitMost = 0.0
@@ -107,19 +116,19 @@ class Core(Supply):
         Take new settings.  Connections keep the lifetime they were born with.
         """
         self.calm = False
-        self.settings = settings
-        self._pop = self.idle.pop if settings.order == "lifo" else self.idle.popleft
+        self.settings = self.inventory.settings = self.supply.settings = settings
+        self._pop = self._idle.pop if settings.order == "lifo" else self._idle.popleft
         self.idleTimeout = NEVER if settings.idleTimeout is None else settings.idleTimeout
         self._validateAfter = (
             NEVER if settings.validateAfterIdle is None else settings.validateAfterIdle
         )
         # idle for this long, a connection is looked at before it is handed out
-        self._stale = min(self.idleTimeout - SLACK, self._validateAfter)
+        self._stale = min(self.idleTimeout - SLACK_SECONDS, self._validateAfter)
         self._maxUses = NEVER if settings.maxUses is None else settings.maxUses
-        for slot in self.slots:
+        for slot in self.inventory.slots:
             slot.plain = slot.plain and self._maxUses == NEVER
             if slot.state is LEASED and settings.leakThreshold is None:
-                self.agenda.cancel(slot)
+                self.inventory.agenda.cancel(slot)
         queueOf = (settings.queue, settings.queueTarget, settings.queueInterval)
         if queueOf != self._queueOf:
             self._queueOf = queueOf
@@ -132,6 +141,13 @@ class Core(Supply):
             for waiter in waiting:
                 self.queue.join(waiter)
 
+    def start(self) -> None:
+        """
+        Keep C{minIdle} connections from now on.
+        """
+        self.calm = False
+        self.supply.started = True
+
     # -- acquire and release
 
     def take(self, now: float) -> Slot | None:
@@ -141,14 +157,15 @@ class Core(Supply):
         @return: the slot, leased; or L{None} if there is none that can be
             handed out as it is.
         """
-        while self.idle:
+        while self._idle:
             slot = self._pop()
             if slot.state is not IDLE:
-                self.dead -= 1
+                self.inventory.dead -= 1
                 continue
             for wire in slot.wires:
                 if wire.disconnecting:
-                    self._close(slot, "peer", now, popped=True)
+                    self.calm = False
+                    self.inventory.close(slot, "peer", now, popped=True)
                     break
             else:
                 if now - slot.since < self._stale or self._fresh(slot, now):
@@ -156,7 +173,7 @@ class Core(Supply):
                     slot.since = now
                     slot.uses += 1
                     self.acquires += 1
-                    if self.floor and len(self.idle) - self.dead < self.floor:
+                    if self.floor and len(self._idle) - self.inventory.dead < self.floor:
                         self.calm = False
                     return slot
         return None
@@ -166,16 +183,20 @@ class Core(Supply):
         Decide about a slot that was idle for long and is off the deque: close
         it, begin to validate it, or (L{True}) hand it out.
         """
+        self.calm = False
         age = now - slot.since
         # what minIdle keeps does not expire; slot itself is off the deque
-        if age >= self.idleTimeout - SLACK and self.idleCount >= self.settings.minIdle:
-            self._close(slot, "idle", now, popped=True)
+        if (
+            age >= self.idleTimeout - SLACK_SECONDS
+            and self.inventory.idleCount >= self.settings.minIdle
+        ):
+            self.inventory.close(slot, "idle", now, popped=True)
             return False
-        if age < self._validateAfter or (slot.fit and age < FIT):
+        if age < self._validateAfter or (slot.fit and age < FIT_SECONDS):
             slot.fit = False
             return True
-        self._check(slot, now)
-        self.todo.append(Action("check", slot))
+        self.inventory.check(slot, now)
+        self.inventory.todo.append(Action("check", slot))
         return False
 
     def give(self, slot: Slot, now: float) -> bool:
@@ -191,9 +212,12 @@ class Core(Supply):
         if self.calm and slot.plain:
             slot.state = IDLE
             slot.since = now
-            self.idle.append(slot)
+            self._idle.append(slot)
             # no timer yet for the first that can expire
-            return self.armed > now + self.idleTimeout and self.idleCount > self.settings.minIdle
+            return (
+                self.armed > now + self.idleTimeout
+                and self.inventory.idleCount > self.settings.minIdle
+            )
         self._park(slot, now)
         return True
 
@@ -206,15 +230,15 @@ class Core(Supply):
         if reason is None:
             if slot.uses >= self._maxUses:
                 reason = "uses"
-            elif len(self.slots) - self.closing > self.settings.maxSize:
+            elif len(self.inventory.slots) - self.inventory.closing > self.settings.maxSize:
                 reason = "shrunk"
             elif self.phase is Phase.CLOSING:
                 reason = "pool"
         if reason is not None:
-            self._close(slot, reason, now)
+            self.inventory.close(slot, reason, now)
             return
-        self._rest(slot, now)
-        self._elide(now)
+        self.inventory.rest(slot, now)
+        self.supply.elide(now, self.queue)
 
     def check(self, slot: Slot, now: float) -> None:
         """
@@ -222,7 +246,7 @@ class Core(Supply):
         """
         self._ended(slot, now)
         self.releases += 1
-        self._check(slot, now)
+        self.inventory.check(slot, now)
 
     def checked(self, slot: Slot, now: float, failed: str | None) -> None:
         """
@@ -237,8 +261,8 @@ class Core(Supply):
             slot.fit = True
             self._park(slot, now)
         else:
-            self.counts[failed] += 1
-            self._close(slot, failed, now)
+            self.inventory.counts[failed] += 1
+            self.inventory.close(slot, failed, now)
 
     def discard(self, slot: Slot, now: float, reason: str = "discarded") -> None:
         """
@@ -246,19 +270,27 @@ class Core(Supply):
         """
         self.calm = False
         if slot.state is LEASED:
-            self.counts["discards"] += 1
+            self.inventory.counts["discards"] += 1
             self._ended(slot, now)
         elif slot.state is IDLE:
-            self._died(slot, now)
-        self._close(slot, reason, now)
+            self.supply.died(slot, now, self.acquires)
+        self.inventory.close(slot, reason, now)
+
+    def _ended(self, slot: Slot, now: float) -> None:
+        """
+        Record how long the lease that ends now was held.
+        """
+        held = now - slot.since
+        self.useBuckets[int(held * 1e6).bit_length()] += 1
+        self.useTotal += held
 
     def detach(self, slot: Slot) -> None:
         """
         A leased slot's connection belongs to the caller from now on.
         """
         self.calm = False
-        self.counts["detaches"] += 1
-        self._forget(slot, "detached")
+        self.inventory.counts["detaches"] += 1
+        self.inventory.forget(slot, "detached")
 
     # -- waiting
 
@@ -271,20 +303,23 @@ class Core(Supply):
             armed already, that ends this wait.
         """
         self.calm = False
-        self.started = True
+        self.supply.started = True
         self.queue.join(waiter)
         if timeout is not None:
-            self.agenda.enter(waiter, waiter.since + timeout)
+            self.inventory.agenda.enter(waiter, waiter.since + timeout)
         armed = self.armed
         late = waiter.deadline < armed or armed <= waiter.since
-        return late or bool(self.todo) or not self._full
+        return late or bool(self.inventory.todo) or not self._full
 
     @property
     def _full(self) -> bool:
         """
-        Whether nothing can be served, expired or dialled.
+        Tell whether nothing can be served, expired or dialled.
         """
-        return len(self.idle) == self.dead and len(self.slots) >= self.settings.maxSize
+        return (
+            len(self._idle) == self.inventory.dead
+            and len(self.inventory.slots) >= self.settings.maxSize
+        )
 
     def leave(self, waiter: Waiter) -> None:
         """
@@ -292,16 +327,16 @@ class Core(Supply):
         """
         if self.queue.leave(waiter):
             self.calm = False
-            self.counts["cancels"] += 1
-            self.agenda.cancel(waiter)
+            self.inventory.counts["cancels"] += 1
+            self.inventory.agenda.cancel(waiter)
 
     def _reject(self, waiter: Any, error: PoolError) -> None:
         """
         C{waiter} is out of the queue: tell it why.
         """
-        self.agenda.cancel(waiter)
-        self.counts["rejected"] += 1
-        self.todo.append(Action("reject", waiter=waiter, error=error))
+        self.inventory.agenda.cancel(waiter)
+        self.inventory.counts["rejected"] += 1
+        self.inventory.todo.append(Action("reject", waiter=waiter, error=error))
 
     def _rejectAll(self, error: Callable[[], PoolError]) -> None:
         while (waiter := self.queue.oldest()) is not None:
@@ -327,15 +362,15 @@ class Core(Supply):
         if life is not None:
             slot.lifetime = Lifetime(slot)
             jitter = 1 - self.settings.lifetimeJitter * self._uniform()
-            self.agenda.enter(slot.lifetime, now + life * jitter)
+            self.inventory.agenda.enter(slot.lifetime, now + life * jitter)
         replaced = slot.replaces
         slot.replaces = None
         if replaced is not None:
-            self._retire(replaced, now)
-        if len(self.slots) - self.closing > self.settings.maxSize:
-            self._close(slot, "shrunk", now)
+            self.supply.retire(replaced, now)
+        if len(self.inventory.slots) - self.inventory.closing > self.settings.maxSize:
+            self.inventory.close(slot, "shrunk", now)
             return
-        self._rest(slot, now)
+        self.inventory.rest(slot, now)
 
     def failed(self, slot: Slot, now: float, error: ConnectFailed, *, gone: bool) -> None:
         """
@@ -349,20 +384,20 @@ class Core(Supply):
                 self.gone(slot, now)
             return
         self.calm = False
-        self.counts["dialFailures"] += 1
+        self.inventory.counts["dialFailures"] += 1
         self.lastError = (now, error.__cause__ or error)
         slot.destination.failed(slot.since, now, self.settings.pause)
         replaced = slot.replaces
-        self.owed = 0
+        self.supply.owed = 0
         if gone:
-            self._forget(slot, "failed")
+            self.inventory.forget(slot, "failed")
         else:
-            self._close(slot, "failed", now, abort=True)
+            self.inventory.close(slot, "failed", now, abort=True)
         if replaced is not None:
-            self._retire(replaced, now)
-        if self.settings.onDown != "fail" or self.promising:
+            self.supply.retire(replaced, now)
+        if self.settings.onDown != "fail" or self.supply.promising:
             return
-        if any(not destination.down(now) for destination in self.destinations):
+        if any(not destination.down(now) for destination in self.supply.destinations):
             return  # there is another one to try
         waiter = self.queue.oldest()
         if waiter is not None:
@@ -380,8 +415,8 @@ class Core(Supply):
         if slot.state is LEASED:
             self._ended(slot, now)
         elif slot.state is IDLE:
-            self._died(slot, now)
-        self._forget(slot, "peer" if slot.state is not CLOSING else None)
+            self.supply.died(slot, now, self.acquires)
+        self.inventory.forget(slot, "peer" if slot.state is not CLOSING else None)
 
     # -- what comes next
 
@@ -392,29 +427,31 @@ class Core(Supply):
         @return: L{None} when nothing is to be done before L{wakeAt}.
         """
         while True:
-            if self.todo:
-                return self.todo.popleft()
+            if self.inventory.todo:
+                return self.inventory.todo.popleft()
             if action := self._serve(now):
                 return action
             if (
                 self.phase is Phase.OPEN
                 and self._full
-                and not self.retiring
-                and not self.todo
-                and self.agenda.first() > now + SLACK
+                and not self.supply.retiring
+                and not self.inventory.todo
+                and self.inventory.agenda.first() > now + SLACK_SECONDS
             ):
                 return None
-            if self._due(now) or self.todo:
+            if self._due(now) or self.inventory.todo:
                 continue
-            if action := self._dial(now):
-                return action
-            if self.todo:
+            if self.phase is Phase.OPEN or self.phase is Phase.DRAINING:
+                draining = self.phase is Phase.DRAINING
+                if action := self.supply.dial(now, self.queue, draining=draining):
+                    return action
+            if self.inventory.todo:
                 continue
             return self._finish(now)
 
     def _serve(self, now: float) -> Action | None:
         queue = self.queue
-        if len(self.idle) == self.dead or not len(queue):
+        if len(self._idle) == self.inventory.dead or not len(queue):
             return None
         if self.phase is not Phase.OPEN and self.phase is not Phase.DRAINING:
             return None
@@ -423,10 +460,10 @@ class Core(Supply):
             return None
         waiter = queue.pop(now)
         while (shed := queue.shed(now)) is not None:
-            self.counts["dropped"] += 1
+            self.inventory.counts["dropped"] += 1
             self._reject(shed, overloaded(self, shed, now))
         assert isinstance(waiter, Waiter)
-        self.agenda.cancel(waiter)
+        self.inventory.agenda.cancel(waiter)
         waited = now - waiter.since
         self.waitBuckets[int(waited * 1e6).bit_length()] += 1
         self.waitTotal += waited
@@ -440,17 +477,17 @@ class Core(Supply):
 
         @return: whether anything was due.
         """
-        item = self.agenda.pop(now + SLACK)
+        item = self.inventory.agenda.pop(now + SLACK_SECONDS)
         if item is None:
             return self._expire(now)
         if isinstance(item, Waiter):
             self.queue.leave(item)
-            self.counts["timeouts"] += 1
+            self.inventory.counts["timeouts"] += 1
             self._reject(item, timedOut(self, item, now))
         elif isinstance(item, Lifetime):
             # one that goes after its lease anyhow needs no replacement now
             if item.slot.state not in {CLOSING, GONE} and item.slot.uses < self._maxUses:
-                self.retiring.append(item.slot)
+                self.supply.retiring.append(item.slot)
         elif isinstance(item, Slot):
             self._overdue(item, now)
         else:
@@ -459,33 +496,33 @@ class Core(Supply):
 
     def _overdue(self, slot: Slot, now: float) -> None:
         if slot.state is CONNECTING:
-            self.todo.append(Action("fail", slot))
+            self.inventory.todo.append(Action("fail", slot))
         elif slot.state is CHECKING:
-            self.todo.append(Action("overdue", slot))
+            self.inventory.todo.append(Action("overdue", slot))
         elif slot.state is LEASED:
-            self.counts["leaksSuspected"] += 1
-            self.todo.append(Action("leak", slot))
+            self.inventory.counts["leaksSuspected"] += 1
+            self.inventory.todo.append(Action("leak", slot))
         elif slot.doom != "aborted":
-            self._abort(slot, now)
+            self.inventory.abort(slot, now)
         else:
-            self._forget(slot, None)
-            self.counts["writtenOff"] += 1
-            self.todo.append(Action("lost", slot))
+            self.inventory.forget(slot, None)
+            self.inventory.counts["writtenOff"] += 1
+            self.inventory.todo.append(Action("lost", slot))
 
     def _expire(self, now: float) -> bool:
         """
         Close the coldest connection if it was idle for long enough or is over
         the cap.
         """
-        over = len(self.slots) - self.closing > self.settings.maxSize
-        if self.idleCount > self.settings.minIdle or over:
-            slot = self.coldest()
+        over = len(self.inventory.slots) - self.inventory.closing > self.settings.maxSize
+        if self.inventory.idleCount > self.settings.minIdle or over:
+            slot = self.inventory.coldest()
             if slot is not None:
                 if over:
-                    self._close(slot, "shrunk", now)
+                    self.inventory.close(slot, "shrunk", now)
                     return True
-                if now - slot.since >= self.idleTimeout - SLACK:
-                    self._close(slot, "idle", now)
+                if now - slot.since >= self.idleTimeout - SLACK_SECONDS:
+                    self.inventory.close(slot, "idle", now)
                     return True
         return False
 
@@ -493,13 +530,13 @@ class Core(Supply):
         """
         The end of draining and of closing.
         """
-        if self.phase is Phase.DRAINING and not len(self.queue) and not self.leased:
-            if not self.checking:
+        if self.phase is Phase.DRAINING and not len(self.queue) and not self.inventory.leased:
+            if not self.inventory.checking:
                 self.close(now, None)
                 return self.next(now)
-        elif self.phase is Phase.CLOSING and not self.slots:
+        elif self.phase is Phase.CLOSING and not self.inventory.slots:
             self.phase = Phase.CLOSED
-            self.agenda.cancel(self.end)
+            self.inventory.agenda.cancel(self.end)
             return Action("closed")
         return None
 
@@ -508,28 +545,43 @@ class Core(Supply):
         There is nothing more to do now: decide whether the calm path may be
         taken until the next event.
         """
-        room = self.started and len(self.slots) < self.settings.maxSize
+        room = self.supply.started and len(self.inventory.slots) < self.settings.maxSize
         self.floor = self.settings.minIdle if room else 0
         self.calm = (
             self.phase is Phase.OPEN
             and not len(self.queue)
-            and not self.connecting
-            and not self.retiring
+            and not self.inventory.connecting
+            and not self.supply.retiring
             and not self.watched
-            and not (self.budget is not None and self.budget.starving)
-            and len(self.slots) - self.closing <= self.settings.maxSize
+            and not (self.inventory.budget is not None and self.inventory.budget.starving)
+            and len(self.inventory.slots) - self.inventory.closing <= self.settings.maxSize
         )
 
     def wakeAt(self, now: float) -> float:
         """
         @return: when L{next} has something to do although nothing happens.
         """
-        when = self.agenda.first()
-        if self.idleTimeout != NEVER and self.idleCount > self.settings.minIdle:
-            coldest = self.coldest()
+        when = self.inventory.agenda.first()
+        if self.idleTimeout != NEVER and self.inventory.idleCount > self.settings.minIdle:
+            coldest = self.inventory.coldest()
             if coldest is not None:
                 when = min(when, coldest.since + self.idleTimeout)
-        return min(when, self._dialAt(now))
+        if self.phase is Phase.OPEN or self.phase is Phase.DRAINING:
+            when = min(when, self.supply.dialAt(now, self.queue))
+        return when
+
+    def evict(self, now: float) -> bool:
+        """
+        Close the coldest connection, to make room for another pool's.
+
+        @return: whether there was one.
+        """
+        slot = self.inventory.coldest()
+        if slot is None:
+            return False
+        self.calm = False
+        self.inventory.close(slot, "evicted", now)
+        return True
 
     # -- the pool as a whole
 
@@ -538,12 +590,12 @@ class Core(Supply):
         Let no connection that exists now be leased again.
         """
         self.calm = False
-        self.generation += 1
-        self.owed = 0
-        self.retiring.clear()
-        for slot in list(self.slots):
+        self.inventory.generation += 1
+        self.supply.owed = 0
+        self.supply.retiring.clear()
+        for slot in list(self.inventory.slots):
             if slot.state is IDLE or slot.state is CONNECTING:
-                self._close(slot, reason, now)
+                self.inventory.close(slot, reason, now)
             elif slot.state is LEASED or slot.state is CHECKING:
                 slot.doom = slot.doom or reason
                 slot.plain = False
@@ -585,15 +637,15 @@ class Core(Supply):
         self.phase = Phase.CLOSING
         self._hurry(now, timeout)
         self._rejectAll(lambda: closed(self))
-        for slot in list(self.slots):
+        for slot in list(self.inventory.slots):
             if slot.state is IDLE or slot.state is CONNECTING:
-                self._close(slot, "pool", now)
+                self.inventory.close(slot, "pool", now)
             else:
                 slot.plain = False
 
     def _hurry(self, now: float, timeout: float | None) -> None:
         if timeout is not None and now + timeout < self.end.deadline:
-            self.agenda.enter(self.end, now + timeout)
+            self.inventory.agenda.enter(self.end, now + timeout)
 
     def _endOfPatience(self, now: float) -> None:
         """
@@ -601,8 +653,8 @@ class Core(Supply):
         """
         draining = self.phase is Phase.DRAINING
         self.close(now, None)
-        for slot in list(self.slots):
+        for slot in list(self.inventory.slots):
             if slot.state is LEASED or slot.state is CHECKING:
-                self._close(slot, "pool", now, abort=True)
+                self.inventory.close(slot, "pool", now, abort=True)
             elif not draining and slot.state is CLOSING and slot.doom != "aborted":
-                self._abort(slot, now)
+                self.inventory.abort(slot, now)

@@ -1,5 +1,5 @@
 """
-Where the pool dials, and what it knows about it being down.
+A place where the pool dials, and whether it is down.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Destination:
 
     def down(self, now: float) -> bool:
         """
-        Whether the last dial failed and the next one is not due.
+        Tell whether the last dial failed and the next one is not due.
         """
         return self.failures > 0 and now < self.retryAt
 

@@ -26,7 +26,7 @@ def explain(core: Core, now: float) -> str:
         )
         parts.append(f"{waits} because {_why(core, now)}.")
     longest: Any = max(
-        (slot for slot in core.slots if slot.state is State.LEASED),
+        (slot for slot in core.inventory.slots if slot.state is State.LEASED),
         key=lambda slot: now - slot.since,
         default=None,
     )
@@ -35,15 +35,15 @@ def explain(core: Core, now: float) -> str:
             f"The longest lease is held for {now - longest.since:.3g} s "
             f"since {site(longest.code, longest.offset)}."
         )
-    if now < core.refillAt:
+    if now < core.supply.refillAt:
         parts.append(
             "Connections ended before anybody used them, so the next that nobody waits for "
-            f"is made in {core.refillAt - now:.3g} s; does the server accept this client?"
+            f"is made in {core.supply.refillAt - now:.3g} s; does the server accept this client?"
         )
     parts.extend(
         f"{each.endpoint!r} failed {each.failures} times in a row ({trouble(core, now)}) "
         f"and is dialled again in {max(0.0, each.retryAt - now):.3g} s."
-        for each in core.destinations
+        for each in core.supply.destinations
         if each.failures
     )
     return " ".join(parts)
@@ -52,14 +52,14 @@ def explain(core: Core, now: float) -> str:
 def _why(core: Core, now: float) -> str:
     if core.phase is Phase.PAUSED:
         return "the pool is paused"
-    if core.connecting:
-        return f"{core.connecting} dials are on their way"
-    if core.leased >= core.settings.maxSize:
+    if core.inventory.connecting:
+        return f"{core.inventory.connecting} dials are on their way"
+    if core.inventory.leased >= core.settings.maxSize:
         return "all connections are leased; give them back sooner, or raise maxSize"
-    if core.checking:
-        return f"{core.checking} connections are being reset or validated"
-    if core.size >= core.settings.maxSize and core.closing:
-        return f"{core.closing} connections are still closing"
-    if all(destination.down(now) for destination in core.destinations):
+    if core.inventory.checking:
+        return f"{core.inventory.checking} connections are being reset or validated"
+    if core.inventory.size >= core.settings.maxSize and core.inventory.closing:
+        return f"{core.inventory.closing} connections are still closing"
+    if all(destination.down(now) for destination in core.supply.destinations):
         return "the destination is down"
     return "the limit shared with other keys is reached"

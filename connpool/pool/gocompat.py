@@ -82,7 +82,7 @@ class SeedPool:
             raise ForeignLease(f"{protocol!r} is not of this pool; put it where it came from")
 
     def _known(self) -> list[Any]:
-        slots: Any = self.pool._core.slots
+        slots: Any = self.pool.shell.core.inventory.slots
         return [slot.protocol.adopted for slot in slots if slot.protocol is not None]
 
     def close(self) -> Deferred[None]:

@@ -1,5 +1,5 @@
 """
-What a pool has: its connections, counted by state.
+The connections of a pool, counted by state.
 
 Nothing is decided here; every change of state is booked completely at once.
 """
@@ -55,7 +55,6 @@ class Inventory:
 
     def __init__(self) -> None:
         self.budget: Budget | None = None
-        self.calm = False
         self.generation = 0
         self.agenda = Agenda()
         self.todo: deque[Action] = deque()
@@ -67,12 +66,9 @@ class Inventory:
         self.checking = 0
         self.closing = 0
         self.dials: dict[Slot, None] = {}
-        # counters and histograms, see PoolStats
-        self.acquires = 0
+        # see PoolStats
         self.counts: Counter[str] = Counter()
         self.closed: Counter[str] = Counter()
-        self.useBuckets = [0] * 64
-        self.useTotal = 0.0
 
     @property
     def size(self) -> int:
@@ -109,7 +105,7 @@ class Inventory:
         """
         return len(self.slots) - self.connecting - self.closing
 
-    def _rest(self, slot: Slot, now: float) -> None:
+    def rest(self, slot: Slot, now: float) -> None:
         """
         Make a slot idle.
         """
@@ -130,32 +126,25 @@ class Inventory:
             self.dead -= 1
         return None
 
-    def _ended(self, slot: Slot, now: float) -> None:
+    def check(self, slot: Slot, now: float) -> None:
         """
-        Record how long the lease that ends now was held.
+        Count a slot as being reset or validated.
         """
-        held = now - slot.since
-        self.useBuckets[int(held * 1e6).bit_length()] += 1
-        self.useTotal += held
-
-    def _check(self, slot: Slot, now: float) -> None:
-        self.calm = False
         slot.state = CHECKING
         slot.since = now
         self.checking += 1
         self.agenda.enter(slot, now + self.settings.resetTimeout)
 
-    def _close(
+    def close(
         self, slot: Slot, reason: str, now: float, *, popped: bool = False, abort: bool = False
     ) -> None:
         """
-        Begin to close a slot: it stays counted until L{gone}.
+        Begin to close a slot: it stays counted until L{forget}.
 
         @param popped: it was idle and is off the deque already.
         """
         if slot.state in {CLOSING, GONE}:
             return
-        self.calm = False
         if not popped:
             self._leaveState(slot)
         if slot.lifetime is not None:
@@ -168,7 +157,7 @@ class Inventory:
         self.agenda.enter(slot, now + self.settings.closeTimeout)
         self.todo.append(Action("abort" if abort else "close", slot, detail=reason))
 
-    def _abort(self, slot: Slot, now: float) -> None:
+    def abort(self, slot: Slot, now: float) -> None:
         """
         A closing slot takes too long.
         """
@@ -199,7 +188,7 @@ class Inventory:
                 self.dead = 0
         self.agenda.cancel(slot)
 
-    def _forget(self, slot: Slot, reason: str | None) -> None:
+    def forget(self, slot: Slot, reason: str | None) -> None:
         """
         The end of a slot.
         """

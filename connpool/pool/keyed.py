@@ -15,10 +15,11 @@ from zope.interface import implementer
 
 from connpool.errors import PoolClosed
 from connpool.interfaces import IStatsSource
+from connpool.pool.acquire import UNSET, checkedTimeout
 from connpool.pool.clock import steady
 from connpool.pool.core import Core
-from connpool.pool.lease import Lease, Scope
-from connpool.pool.pool import UNSET, ConnectionPool
+from connpool.pool.lease import Lease, Scope, use
+from connpool.pool.pool import ConnectionPool
 
 __all__ = ["KeyedConnectionPool", "KeyedPoolStats"]
 
@@ -107,7 +108,7 @@ class KeyedConnectionPool:
         self._feeding = False
         self._closed = False
         # the limits are checked now, not at the first acquire
-        ConnectionPool(reactor, [None], factory, **limits)
+        ConnectionPool(reactor, _Nowhere(), factory, **limits)
 
     def acquire(self, key: Hashable, timeout: float | None = UNSET) -> Deferred[Lease]:
         """
@@ -116,19 +117,17 @@ class KeyedConnectionPool:
         if self._closed:
             return fail(self._refusal())
         frame = _getframe(1)
-        return self._pool(key)._acquire(timeout, frame.f_code, frame.f_lasti)
+        return self._pool(key).shell.acquire(checkedTimeout(timeout), frame.f_code, frame.f_lasti)
 
     def tryAcquire(self, key: Hashable) -> Lease | None:
         """
         L{IConnectionPool.tryAcquire} of C{key}'s pool.
         """
         pool = self._pools.get(key)
-        lease = None if pool is None else pool.tryAcquire()
-        if lease is not None and (connection := lease._connection) is not None:
-            frame = _getframe(1)
-            connection.code = frame.f_code
-            connection.offset = frame.f_lasti
-        return lease
+        if pool is None:
+            return None
+        frame = _getframe(1)
+        return pool.shell.tryAcquire(frame.f_code, frame.f_lasti)
 
     def lease(self, key: Hashable, timeout: float | None = UNSET) -> Scope:
         """
@@ -154,9 +153,9 @@ class KeyedConnectionPool:
         """
         if self._closed:
             return fail(self._refusal())
-        return self._pool(key)._run(
-            _getframe(1), timeout, lambda protocol: f(protocol, *args, **kwargs)
-        )
+        frame = _getframe(1)
+        d = self._pool(key).shell.acquire(checkedTimeout(timeout), frame.f_code, frame.f_lasti)
+        return d.addCallback(use, lambda protocol: f(protocol, *args, **kwargs))
 
     def pools(self) -> dict[Hashable, ConnectionPool]:
         """
@@ -212,8 +211,8 @@ class KeyedConnectionPool:
                 name=f"{self.name}[{key!r}]",
                 **self._limits,
             )
-            pool._core.budget = _Share(self, key, pool._core)
-            pool.settled = lambda: self._settled(key, pool)
+            pool.shell.core.inventory.budget = _Share(self, key, pool.shell.core)
+            pool.shell.settled = lambda: self._settled(key, pool)
             self._pools[key] = pool
         return pool
 
@@ -223,17 +222,17 @@ class KeyedConnectionPool:
         """
         if self._pools.get(key) is not pool:
             return
-        core = pool._core
+        core = pool.shell.core
         if not len(core.queue):
             self._starving.pop(key, None)
-        if core.size:
+        if core.inventory.size:
             self._idlers[key] = core.acquires
             self._idlers.move_to_end(key)
         else:
             self._idlers.pop(key, None)
         if core.calm:
             self._calm.add(core)
-        if core.size or len(core.queue):
+        if core.inventory.size or len(core.queue):
             self._lingering.pop(key, None)
         else:
             self._vanish(key, pool)
@@ -244,7 +243,7 @@ class KeyedConnectionPool:
         C{key} has nothing left; but while its destination is down, that is
         remembered: else every acquire would dial.
         """
-        until = max(each.retryAt for each in pool._core.destinations)
+        until = max(each.retryAt for each in pool.shell.core.supply.destinations)
         if until > self._seconds():
             self._lingering[key] = until
         else:
@@ -256,7 +255,7 @@ class KeyedConnectionPool:
         Whoever still has the pool from L{pools} must not dial past the total.
         """
         pool = self._pools.pop(key)
-        self._calm.discard(pool._core)
+        self._calm.discard(pool.shell.core)
         pool.close()
 
     def _sweep(self) -> None:
@@ -292,8 +291,8 @@ class KeyedConnectionPool:
                 if self._size < self._maxTotal:
                     key, _none = self._starving.popitem(last=False)
                     pool = self._pools[key]
-                    self._turn = pool._core
-                    pool.settle()
+                    self._turn = pool.shell.core
+                    pool.shell.settle()
                     self._turn = None
                 elif self._evicting >= len(self._starving) or not self._evict():
                     break
@@ -307,14 +306,14 @@ class KeyedConnectionPool:
         while self._idlers:
             key, acquires = next(iter(self._idlers.items()))
             pool = self._pools[key]
-            core = pool._core
+            core = pool.shell.core
             if core.acquires != acquires:
                 self._idlers[key] = core.acquires
                 self._idlers.move_to_end(key)
             elif core.evict(self._seconds()):
                 self._evictions += 1
                 self._evicting += 1
-                pool.settle()
+                pool.shell.settle()
                 return True
             else:
                 del self._idlers[key]  # until something comes back to it
@@ -329,7 +328,7 @@ class _KeyedScope(Scope):
     __slots__ = ("_key", "_keyed")
 
     def __init__(self, keyed: KeyedConnectionPool, key: Hashable, timeout: Any, frame: Any) -> None:
-        super().__init__(None, timeout, frame.f_code, frame.f_lasti)  # type: ignore[arg-type]
+        super().__init__(None, checkedTimeout(timeout), frame.f_code, frame.f_lasti)  # type: ignore[arg-type]
         self._keyed = keyed
         self._key = key
 
@@ -337,8 +336,20 @@ class _KeyedScope(Scope):
         if self._connection is None:
             if self._keyed._closed:
                 raise self._keyed._refusal()
-            self._pool = self._keyed._pool(self._key)
+            self.owner = self._keyed._pool(self._key).shell
         return await super().__aenter__()
+
+
+class _Nowhere:
+    """
+    In place of an endpoint, when limits are checked before there is one.
+    """
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        """
+        Not called.
+        """
+        raise NotImplementedError
 
 
 class _Share:

@@ -1,24 +1,22 @@
 """
-What is done for those who want to see every lease: observers,
+Services for those who want to see every lease: observers,
 C{leakThreshold}, C{debug}.  None of them can harm the pool.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.logger import Logger
 
 from connpool.interfaces import IPoolObserver
+from connpool.pool.acquire import Acquire
 from connpool.pool.connection import Connection, site
 from connpool.pool.core import Core
+from connpool.pool.lease import Lease
 from connpool.pool.owners import Holder, currentHolder, whole
 from connpool.pool.states import State
-
-if TYPE_CHECKING:
-    from connpool.pool.lease import Lease
-    from connpool.pool.shell import Acquire
 
 __all__ = ["Watch"]
 
@@ -78,7 +76,7 @@ class Watch:
         core = self._core
         if not core.watched:
             return
-        core.watch(connection, now)
+        core.inventory.watch(connection, now)
         if core.settings.debug:
             connection.stack = whole() if waiter is None else waiter.stack
             holder: Holder | None = currentHolder() if waiter is None else waiter.holder
@@ -106,7 +104,7 @@ class Watch:
             connection.holder.connections.pop(connection, None)
             connection.holder = None
         if lease is not None and self._core.settings.debug:
-            lease._released = whole()
+            lease.stack = whole()
         self.tell("released", connection.number, held)
 
     def leak(self, connection: Connection, now: float) -> None:
@@ -129,7 +127,7 @@ class Watch:
         """
         A lease was garbage-collected.
         """
-        self._core.counts["leasesLostToGC"] += 1
+        self._core.inventory.counts["leasesLostToGC"] += 1
         self._log.warn(
             "pool {name}: a lease acquired at {where} was never given back; "
             "its connection is closed{stack}",
@@ -144,9 +142,9 @@ class Watch:
         something back is waiting too.
         """
         core = self._core
-        if waiter.holder is None or core.leased < core.settings.maxSize:
+        if waiter.holder is None or core.inventory.leased < core.settings.maxSize:
             return
-        leased: list[Any] = [slot for slot in core.slots if slot.state is State.LEASED]
+        leased: list[Any] = [slot for slot in core.inventory.slots if slot.state is State.LEASED]
         if not all(each.holder is not None and each.holder.waiting for each in leased):
             return
         self._log.warn(

@@ -58,5 +58,5 @@ class ConnectionPoolService(Service):
         """
         See L{IReadiness.trouble}.
         """
-        error = outage(self.pool._core, self.pool._seconds())
+        error = outage(self.pool.shell.core, self.pool.shell.seconds())
         return None if error is None else str(error)

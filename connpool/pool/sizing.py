@@ -1,30 +1,32 @@
 """
-How many connections there should be: when to dial, and which dials and
-connections are too many.
+The number of connections: when to dial, and which dials and connections are
+too many.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 from connpool.pool.destination import Destination
 from connpool.pool.inventory import Inventory
-from connpool.pool.states import Action, Phase, Slot, State
+from connpool.pool.settings import Settings
+from connpool.pool.states import Action, Slot, State
 from connpool.pool.timers import NEVER
-from connpool.pool.waiters import FifoQueue
 
 __all__ = ["Supply"]
 
 CONNECTING, IDLE, LEASED, CHECKING, CLOSING, GONE = State
 
 
-class Supply(Inventory):
+class Supply:
     """
-    An inventory that follows the demand.
+    Dials and retirements, so that an inventory follows the demand: the acquires
+    that wait, and C{minIdle}.
 
-    @ivar queue: the acquires that wait: they, and C{minIdle}, are the demand.
+    @ivar settings: the pool's.
+    @ivar destinations: where it dials, in the order of preference.
     @ivar started: whether C{minIdle} counts yet.
     @ivar retiring: connections past their lifetime that wait for a replacement.
     @ivar owed: dials in place of connections that closed at the cap, where
@@ -34,32 +36,25 @@ class Supply(Inventory):
     @ivar refillAt: no dial that nobody waits for before this time.
     """
 
-    queue: FifoQueue
+    settings: Settings
 
     def __init__(
         self,
+        inventory: Inventory,
         endpoints: Sequence[Any],
         newSlot: Callable[[int, int, Destination, float], Slot],
     ) -> None:
-        super().__init__()
+        self._inventory = inventory
         self._newSlot = newSlot
-        self._born = 0
+        self.born = 0
         self.destinations = [Destination(endpoint) for endpoint in endpoints]
-        self.phase = Phase.OPEN
         self.started = False
         self.retiring: deque[Slot] = deque()
         self.owed = 0
         self.warm = 0
         self.wasted = 0
-        self._acquiresThen = 0
+        self.acquiresThen = 0
         self.refillAt = -NEVER
-
-    def start(self) -> None:
-        """
-        Keep C{minIdle} connections from now on.
-        """
-        self.calm = False
-        self.started = True
 
     @property
     def promising(self) -> int:
@@ -67,19 +62,29 @@ class Supply(Inventory):
         Connections that may serve who waits, now or when they come back; used
         once, none comes back.
         """
-        return self.live if self.settings.maxUses != 1 else self.idleCount + self.checking
+        return (
+            self._inventory.live
+            if self.settings.maxUses != 1
+            else self._inventory.idleCount + self._inventory.checking
+        )
 
-    def _want(self, now: float) -> int:
+    def _want(self, now: float, waiting: Sized) -> int:
         """
-        How many more dials the demand asks for.
+        Count the dials that the demand asks for beside those that run.
         """
-        want = len(self.queue) + self.owed - self.idleCount - len(self.dials) - self.checking
+        want = (
+            len(waiting)
+            + self.owed
+            - self._inventory.idleCount
+            - len(self._inventory.dials)
+            - self._inventory.checking
+        )
         if now < self.refillAt:
             return want
         minIdle = self.settings.minIdle if self.started else 0
-        return max(want + minIdle, self.warm - self.live - self.connecting)
+        return max(want + minIdle, self.warm - self._inventory.live - self._inventory.connecting)
 
-    def _died(self, slot: Slot, now: float) -> None:
+    def died(self, slot: Slot, now: float, acquires: int) -> None:
         """
         An idle connection ended by itself.  If nobody ever used it, the next one
         may fare likewise: a server that accepts and closes, or says no after
@@ -89,8 +94,8 @@ class Supply(Inventory):
         """
         if slot.uses or now < self.refillAt:
             return
-        if self._acquiresThen != self.acquires:
-            self._acquiresThen = self.acquires
+        if self.acquiresThen != acquires:
+            self.acquiresThen = acquires
             self.wasted = 0
         pause = self.settings.pause(self.wasted) if self.wasted else 0.0
         if now - slot.bornAt < pause:
@@ -99,19 +104,22 @@ class Supply(Inventory):
         else:
             self.wasted = 1
 
-    def _dial(self, now: float) -> Action | None:
-        if self.phase not in {Phase.OPEN, Phase.DRAINING}:
+    def dial(self, now: float, waiting: Sized, *, draining: bool) -> Action | None:
+        """
+        Begin a dial if one is wanted and may be made.
+
+        @param waiting: the acquires that wait.
+        @param draining: nobody but these matters any more.
+        """
+        if self._inventory.connecting >= self.settings.maxConnecting:
             return None
-        if self.connecting >= self.settings.maxConnecting:
-            return None
-        if len(self.slots) >= self.settings.maxSize:
+        if len(self._inventory.slots) >= self.settings.maxSize:
             self._makeRoom(now)
             return None
-        opened = self.phase is Phase.OPEN
-        want = self._want(now) if opened else len(self.queue) - len(self.dials)
+        want = len(waiting) - len(self._inventory.dials) if draining else self._want(now, waiting)
         replaces = None
         if want <= 0:
-            replaces = self._nextRetiring(now) if opened else None
+            replaces = None if draining else self._nextRetiring(now)
             if replaces is None:
                 return None
         for destination in self.destinations:
@@ -119,42 +127,41 @@ class Supply(Inventory):
                 break
         else:
             if replaces is not None:
-                self._retire(replaces, now)
+                self.retire(replaces, now)
             return None
-        if self.budget is not None and not self.budget.claim():
+        if self._inventory.budget is not None and not self._inventory.budget.claim():
             if replaces is not None:
-                self._retire(replaces, now)
+                self.retire(replaces, now)
             return None
         return Action("dial", self._begin(destination, replaces, now))
 
-    def _dialAt(self, now: float) -> float:
+    def dialAt(self, now: float, waiting: Sized) -> float:
         """
         @return: when a pause ends after which there is something to dial.
         """
         when = NEVER
-        opened = self.phase is Phase.OPEN or self.phase is Phase.DRAINING
-        if opened and len(self.slots) < self.settings.maxSize:
-            if self._want(now) > 0:
+        if len(self._inventory.slots) < self.settings.maxSize:
+            if self._want(now, waiting) > 0:
                 for destination in self.destinations:
                     if destination.down(now):
                         when = min(when, destination.retryAt)
-            elif now < self.refillAt and self._want(self.refillAt) > 0:
+            elif now < self.refillAt and self._want(self.refillAt, waiting) > 0:
                 when = self.refillAt
         return when
 
     def _begin(self, destination: Destination, replaces: Slot | None, now: float) -> Slot:
-        self._born += 1
-        slot = self._newSlot(self._born, self.generation, destination, now)
+        self.born += 1
+        slot = self._newSlot(self.born, self._inventory.generation, destination, now)
         slot.replaces = replaces
-        self.slots[slot] = None
-        self.connecting += 1
+        self._inventory.slots[slot] = None
+        self._inventory.connecting += 1
         destination.connecting += 1
         if replaces is None:
-            self.dials[slot] = None
+            self._inventory.dials[slot] = None
             if self.owed:
                 self.owed -= 1
-        self.counts["dials"] += 1
-        self.agenda.enter(slot, now + self.settings.connectTimeout)
+        self._inventory.counts["dials"] += 1
+        self._inventory.agenda.enter(slot, now + self.settings.connectTimeout)
         return slot
 
     def _nextRetiring(self, now: float) -> Slot | None:
@@ -163,9 +170,13 @@ class Supply(Inventory):
         """
         while self.retiring:
             slot = self.retiring.popleft()
-            if slot.state is IDLE and not slot.uses and self.idleCount > self.settings.minIdle:
+            if (
+                slot.state is IDLE
+                and not slot.uses
+                and self._inventory.idleCount > self.settings.minIdle
+            ):
                 # its replacement would begin to be idle anew: nothing would ever expire
-                self._close(slot, "lifetime", now)
+                self._inventory.close(slot, "lifetime", now)
             elif slot.state in {IDLE, LEASED, CHECKING} and slot.doom is None:
                 return slot
         return None
@@ -175,38 +186,26 @@ class Supply(Inventory):
         At the cap the old one closes first.
         """
         while (slot := self._nextRetiring(now)) is not None:
-            self._retire(slot, now)
+            self.retire(slot, now)
             self.owed += 1
 
-    def _retire(self, slot: Slot, now: float) -> None:
+    def retire(self, slot: Slot, now: float) -> None:
         """
         A slot's lifetime is over and its replacement is not waited for.
         """
         if slot.state is IDLE:
-            self._close(slot, "lifetime", now)
+            self._inventory.close(slot, "lifetime", now)
         elif slot.state in {LEASED, CHECKING}:
             slot.doom = slot.doom or "lifetime"
             slot.plain = False
 
-    def _elide(self, now: float) -> None:
+    def elide(self, now: float, waiting: Sized) -> None:
         """
         A connection came back: end the newest dial if nobody needs it now.
         """
-        if self.dials and not len(self.queue) and not self.warm:
-            needed = max(0, self.settings.minIdle + self.owed - self.idleCount)
-            if len(self.dials) > needed:
-                slot = next(reversed(self.dials))
-                self.counts["elided"] += 1
-                self._close(slot, "elided", now)
-
-    def evict(self, now: float) -> bool:
-        """
-        Close the coldest connection, to make room for another pool's.
-
-        @return: whether there was one.
-        """
-        slot = self.coldest()
-        if slot is None:
-            return False
-        self._close(slot, "evicted", now)
-        return True
+        if self._inventory.dials and not len(waiting) and not self.warm:
+            needed = max(0, self.settings.minIdle + self.owed - self._inventory.idleCount)
+            if len(self._inventory.dials) > needed:
+                slot = next(reversed(self._inventory.dials))
+                self._inventory.counts["elided"] += 1
+                self._inventory.close(slot, "elided", now)

@@ -16,7 +16,7 @@ __all__ = ["Action", "End", "Lifetime", "Phase", "Slot", "State", "Waiter"]
 
 class State(Enum):
     """
-    What a slot is doing.
+    The state of one slot.
     """
 
     __hash__ = object.__hash__  # Enum's own is Python and hashes the name
@@ -31,7 +31,7 @@ class State(Enum):
 
 class Phase(Enum):
     """
-    What the pool is doing.
+    The state of the whole pool.
     """
 
     __hash__ = object.__hash__
@@ -45,7 +45,7 @@ class Phase(Enum):
 
 class Slot:
     """
-    What the core knows of one connection.
+    One connection, as far as the core knows it.
 
     @ivar state: see L{State}.
     @ivar number: 1, 2, … in the order of dialling, unique in the pool.

@@ -31,7 +31,7 @@ class Histogram:
     @property
     def count(self) -> int:
         """
-        How many durations there were.
+        The number of durations.
         """
         return sum(self.counts)
 
@@ -50,12 +50,12 @@ class Histogram:
 
 
 #: 1 us, 2 us, 4 us … 134 s, infinity
-BOUNDS = (*(2.0**power / 1e6 for power in range(28)), float("inf"))
+BOUNDS_SECONDS = (*(2.0**power / 1e6 for power in range(28)), float("inf"))
 
 
 def _histogram(buckets: list[int], total: float) -> Histogram:
-    last = len(BOUNDS) - 1
-    return Histogram(BOUNDS, (*buckets[:last], sum(buckets[last:])), total)
+    last = len(BOUNDS_SECONDS) - 1
+    return Histogram(BOUNDS_SECONDS, (*buckets[:last], sum(buckets[last:])), total)
 
 
 @attrs.frozen(kw_only=True)
@@ -157,17 +157,18 @@ def snapshot(core: Core, now: float) -> PoolStats:
     """
     @return: C{core} as of C{now}.
     """
-    counts = core.counts
+    inventory = core.inventory
+    counts = inventory.counts
     return PoolStats(
         state=core.phase.value,
-        down=all(each.down(now) for each in core.destinations) and not core.promising,
+        down=all(each.down(now) for each in core.supply.destinations) and not core.supply.promising,
         maxSize=core.settings.maxSize,
-        size=core.size,
-        leased=core.leased,
-        idle=core.idleCount,
-        connecting=core.connecting,
-        checking=core.checking,
-        closing=core.closing,
+        size=inventory.size,
+        leased=inventory.leased,
+        idle=inventory.idleCount,
+        connecting=inventory.connecting,
+        checking=inventory.checking,
+        closing=inventory.closing,
         waiting=len(core.queue),
         acquires=core.acquires,
         acquiresWaited=core.waited,
@@ -183,7 +184,7 @@ def snapshot(core: Core, now: float) -> PoolStats:
         dialsElided=counts["elided"],
         resetFailures=counts["reset"],
         validateFailures=counts["validate"],
-        closed=dict(core.closed),
+        closed=dict(inventory.closed),
         aborted=counts["aborted"],
         leaksSuspected=counts["leaksSuspected"],
         leasesLostToGC=counts["leasesLostToGC"],

@@ -74,7 +74,7 @@ class Options(StatusOptions, AccessOptions):
 
     def opt_upstream(self, endpoint: str) -> None:
         """
-        Where to connect, as tcp:db.example:5432; more for fail-over (repeatable).
+        Connect there, as tcp:db.example:5432; more for fail-over (repeatable).
         """
         self.collect("upstream", endpoint)
 

@@ -67,7 +67,7 @@ class Violation(AssertionError):
 @attrs.frozen
 class Exploration:
     """
-    What was explored.
+    The extent of an exploration.
 
     @ivar depth: the length of the longest stories.
     @ivar states: how many different states there were.
@@ -194,7 +194,7 @@ class World:
         """
         A byte comes.
         """
-        slots: Any = self.pool._core.slots
+        slots: Any = self.pool.shell.core.inventory.slots
         if any(slot.state is State.IDLE and slot.guard.transport is transport for slot in slots):
             self.dirty.add(transport)
         transport.receive(b"x")
@@ -230,16 +230,16 @@ class World:
         owned = sum(each.connected and not each.aborting for each in transports)
         assert stats.leased == owned, f"{stats.leased} counted as leased, {owned} are"
         assert stats.waiting == len(self.asked), f"{stats.waiting} counted, {len(self.asked)} wait"
-        core = self.pool._core
+        core = self.pool.shell.core
         if (
             stats.state == "open"
-            and core.started
+            and core.supply.started
             and stats.size < cap
             and stats.connecting < core.settings.maxConnecting
-            and not any(each.failures or each.window for each in core.destinations)
+            and not any(each.failures or each.window for each in core.supply.destinations)
         ):
             coming = stats.idle + stats.connecting + stats.checking
-            refilled = self.clock.seconds() >= core.refillAt
+            refilled = self.clock.seconds() >= core.supply.refillAt
             wanted = stats.waiting + (core.settings.minIdle if refilled else 0)
             assert coming >= wanted, f"{coming} connections are there or coming, {wanted} wanted"
         if stats.state == "closed":
@@ -256,7 +256,7 @@ class World:
         @raise AssertionError: if a promise is broken on the way.
         """
         cap = self.pool.settings.maxSize
-        if self.pool._core.phase in {Phase.OPEN, Phase.PAUSED}:
+        if self.pool.shell.core.phase in {Phase.OPEN, Phase.PAUSED}:
             self.pool.resume()
             self.endpoint.answer = "accept"
             while self.held:
@@ -312,7 +312,10 @@ def _acquire(world: World) -> Iterable[tuple[str, Any]]:
 
 
 def _tryAcquire(world: World) -> Iterable[tuple[str, Any]]:
-    if len(world.asked) + len(world.held) < world.actors and world.pool._core.idleCount:
+    if (
+        len(world.asked) + len(world.held) < world.actors
+        and world.pool.shell.core.inventory.idleCount
+    ):
         yield "tryAcquire", world.tryAcquire
 
 
@@ -365,12 +368,12 @@ def _tick(world: World) -> Iterable[tuple[str, Any]]:
 
 
 def _purge(world: World) -> Iterable[tuple[str, Any]]:
-    if world.pool._core.size:
+    if world.pool.shell.core.inventory.size:
         yield "purge", world.pool.purge
 
 
 def _pause(world: World) -> Iterable[tuple[str, Any]]:
-    phase = world.pool._core.phase
+    phase = world.pool.shell.core.phase
     if phase is Phase.OPEN:
         yield "pause", world.pool.pause
     elif phase is Phase.PAUSED:
@@ -378,7 +381,7 @@ def _pause(world: World) -> Iterable[tuple[str, Any]]:
 
 
 def _close(world: World) -> Iterable[tuple[str, Any]]:
-    if world.pool._core.phase in {Phase.OPEN, Phase.PAUSED}:
+    if world.pool.shell.core.phase in {Phase.OPEN, Phase.PAUSED}:
         yield "close", lambda: world.pool.close().addBoth(world.closed.append)
         yield "drain", lambda: world.pool.drain(3.0).addBoth(world.closed.append)
 
@@ -407,34 +410,35 @@ def fingerprint(world: World) -> Any:
     Everything that the future of C{world} depends on.  Counters, names and
     absolute times are no part of it.
     """
-    core: Any = world.pool._core
+    core: Any = world.pool.shell.core
     now = world.clock.seconds()
 
     def ahead(when: float) -> float:
         return when if when == NEVER else round(when - now, 6)
 
-    number = {slot: index for index, slot in enumerate(core.slots)}
-    order = {slot: index for index, slot in enumerate(core.idle)}
-    owners = [number.get(held.lease._connection) for held in world.held]
+    index = {slot.number: index for index, slot in enumerate(core.inventory.slots)}
+    number = {slot: index for index, slot in enumerate(core.inventory.slots)}
+    order = {slot: index for index, slot in enumerate(core.inventory.idle)}
+    owners = [index.get(held.lease.number) for held in world.held]
     attempts = {id(attempt): index for index, attempt in enumerate(world.endpoint.pending)}
     slots = []
-    for slot in core.slots:
+    for slot in core.inventory.slots:
         transport = slot.guard.transport if slot.guard is not None else None
         slots.append(
             (
                 slot.state,
                 ahead(slot.since) if slot.state in {State.IDLE, State.CONNECTING} else 0,
                 order.get(slot),
-                slot.uses if core._maxUses != NEVER else 0,
+                slot.uses if core.settings.maxUses else 0,
                 slot.doom,
                 slot.plain,
                 slot.fit,
-                core.wasted and ahead(slot.bornAt),
+                core.supply.wasted and ahead(slot.bornAt),
                 ahead(slot.deadline),
                 slot.lifetime and ahead(slot.lifetime.deadline),
                 number.get(slot.replaces),
-                slot in core.dials,
-                slot.destination.retryAt and core.destinations.index(slot.destination),
+                slot in core.inventory.dials,
+                slot.destination.retryAt and core.supply.destinations.index(slot.destination),
                 slot.pending is not None and not slot.pending.called,
                 transport
                 and (
@@ -449,7 +453,7 @@ def fingerprint(world: World) -> Any:
     return (
         core.phase,
         core.refusing,
-        core.started,
+        core.supply.started,
         tuple(slots),
         tuple(owners),
         len(attempts),
@@ -462,13 +466,13 @@ def fingerprint(world: World) -> Any:
                 destination.window,
                 destination.connecting,
             )
-            for destination in core.destinations
+            for destination in core.supply.destinations
         ),
-        core.owed,
-        core.wasted,
-        core.wasted and core._acquiresThen != core.acquires,
-        max(0.0, ahead(core.refillAt)),
-        tuple(number.get(slot) for slot in core.retiring),
+        core.supply.owed,
+        core.supply.wasted,
+        core.supply.wasted and core.supply.acquiresThen != core.acquires,
+        max(0.0, ahead(core.supply.refillAt)),
+        tuple(number.get(slot) for slot in core.supply.retiring),
         ahead(core.end.deadline),
         tuple(sorted(ahead(call.getTime()) for call in world.clock.getDelayedCalls())),
         len(world.closed),

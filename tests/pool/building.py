@@ -51,7 +51,7 @@ class Setup:
 
     @property
     def core(self):
-        return self.pool._core
+        return self.pool.shell.core
 
     def turn(self):
         """

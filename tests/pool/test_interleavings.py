@@ -132,12 +132,16 @@ def test_theSearchIsExhaustiveToItsDepth():
 # -- planted bugs: each is one that another pool had
 
 
+closeInventory = Inventory.close
+forget = Inventory.forget
+
+
 def freeWhenAskedToClose(self, slot, reason, now, *, popped=False, abort=False):
     """
     pgx #2425: the slot is free before the socket is gone.
     """
-    Inventory._close(self, slot, reason, now, popped=popped, abort=abort)
-    self._forget(slot, None)
+    closeInventory(self, slot, reason, now, popped=popped, abort=abort)
+    self.forget(slot, None)
 
 
 def forwardEverything(self, data):
@@ -160,7 +164,7 @@ def keepFailed(self, slot, reason):
     if slot.state is State.CONNECTING:
         self.agenda.cancel(slot)
     else:
-        Inventory._forget(self, slot, reason)
+        forget(self, slot, reason)
 
 
 def overtake(self):
@@ -193,10 +197,10 @@ adopt = Connection._adopt
 
 
 MUTANTS = {
-    "freed too early": (Core, "_close", freeWhenAskedToClose, "sockets with maxSize"),
+    "freed too early": (Inventory, "close", freeWhenAskedToClose, "sockets with maxSize"),
     "bytes kept": (Guard, "dataReceived", forwardEverything, "bytes came while it was idle"),
     "waiter kept": (Core, "leave", keepCancelled, "counted, 0 wait"),
-    "slot leaked": (Core, "_forget", keepFailed, "slots are lost|does not end"),
+    "slot leaked": (Inventory, "forget", keepFailed, "slots are lost|does not end"),
     "waiter forgotten": (Core, "settle", overtake, "waits beside an idle connection|never"),
     "level not kept": (Core, "settle", lookAway, "wanted"),
     "dead handed out": (Connection, "_adopt", trustTheDead, "closed or closing"),

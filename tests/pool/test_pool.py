@@ -212,7 +212,7 @@ def test_aConnectionWhosePeerEndedIsForNobodyElse():
     assert setup.pool.stats().closed == {"peer": 1}
     # while it is prepared, it is a failed dial
     setup.pool.purge()
-    setup.pool._prepare = lambda protocol: protocol.transport.endReading() or Deferred()
+    setup.pool.shell.prepare = lambda protocol: protocol.transport.endReading() or Deferred()
     setup.turn()
     failureResultOf(setup.pool.acquire(), ConnectFailed)
     setup.turn()
@@ -378,7 +378,7 @@ def test_aConnectionThatItsProtocolClosedIsAFailedDial(closes):
         connectionMade = hangUp
 
     setup = Setup(protocol=Shy if closes == "connectionMade" else Echoing)
-    setup.pool._prepare = hangUp if closes == "prepare" else None
+    setup.pool.shell.prepare = hangUp if closes == "prepare" else None
     failureResultOf(setup.pool.acquire(), ConnectFailed)
     setup.turn()
     failureResultOf(setup.pool.acquire(), PoolDown)
@@ -495,7 +495,7 @@ def test_anEndpointThatIgnoresTheFactoryIsAFailedDial():
 
 def test_aFactoryThatRefusesIsAFailedDial():
     setup = Setup(maxSize=1)
-    setup.pool._factory.buildProtocol = lambda _: None
+    setup.pool.shell.factory.buildProtocol = lambda _: None
     failureResultOf(setup.pool.acquire(), ConnectFailed)
     setup.end()
 
@@ -845,7 +845,7 @@ def test_whenReadyTellsAndTimesOut():
     cancelled = setup.pool.whenReady(5)
     cancelled.cancel()
     failureResultOf(cancelled)
-    assert setup.core.warm == 0
+    assert setup.core.supply.warm == 0
     never = setup.pool.whenReady(5)
     setup.end()
     failureResultOf(never, PoolClosed)
