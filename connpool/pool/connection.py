@@ -11,27 +11,21 @@ from automat import TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
-    IFileDescriptorReceiver,
-    IHalfCloseableProtocol,
-    IHandshakeListener,
-    ILoggingContext,
     INegotiated,
-    IProtocol,
-    IProtocolFactory,
     ISSLTransport,
 )
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import alsoProvides, directlyProvides, implementer
 
 from connpool.interfaces import IPoolable
+from connpool.pool.arguments import lacking
+from connpool.pool.guard import Guard, GuardFactory
 from connpool.pool.states import Slot, State
+from connpool.pool.unread import unreadOf
 
-__all__ = ["Connection", "Guard", "site"]
+__all__ = ["Connection", "Owner", "site"]
 
 _log = Logger()
-
-IDLE = State.IDLE
 
 
 def site(code: Any, offset: int) -> str:
@@ -95,6 +89,16 @@ class Owner(Protocol):
         The peer closed its side although nobody was talking.
         """
 
+    def firstBytes(self, connection: Connection) -> None:
+        """
+        The server has said something.
+        """
+
+    def readDelivered(self, connection: Connection) -> None:
+        """
+        A read is over during which the connection was given back.
+        """
+
     def acquire(self, timeout: Any, code: Any, offset: int) -> Deferred[Any]:
         """
         Lease a connection.
@@ -138,141 +142,6 @@ class Owner(Protocol):
         """
         A lease was given back that had ended.
         """
-
-
-@implementer(IProtocol, IHandshakeListener)
-class Guard:
-    """
-    The protocol that the endpoint sees, in front of the user's.
-
-    It costs a leased connection one call and one comparison for each chunk,
-    and lets the pool see everything that happens on an idle one.
-    """
-
-    def __init__(self, connection: Connection, protocol: Any) -> None:
-        self._connection = connection
-        self.protocol = protocol
-        self.transport: Any = None
-        self.handshaken = False
-        # decided when it is built, as Twisted's own endpoint wrappers do
-        optional = (IHalfCloseableProtocol, IFileDescriptorReceiver)
-        self._optional = [each for each in optional if each.providedBy(protocol)]
-        if self._optional:
-            directlyProvides(self, *self._optional)
-
-    def logPrefix(self) -> str:
-        """
-        The user's protocol's.
-        """
-        if ILoggingContext.providedBy(self.protocol):
-            return str(self.protocol.logPrefix())
-        return type(self.protocol).__name__
-
-    def connectionMade(self) -> None:
-        """
-        Not called: L{makeConnection} goes to the user's protocol.
-        """
-
-    def makeConnection(self, transport: Any) -> None:
-        """
-        Connect the user's protocol.
-        """
-        self.transport = transport
-        wrapper = getattr(transport, "protocol", None)
-        if self._optional and getattr(wrapper, "_wrappedProtocol", None) is self:
-            # of several interfaces Twisted's wrapper mirrors the last only, and
-            # that is IHandshakeListener; TCP asks it for the others
-            alsoProvides(wrapper, *self._optional)
-        if self._connection.tcpKeepAlive:
-            keepAlive = getattr(transport, "setTcpKeepAlive", None)
-            if keepAlive is not None:
-                keepAlive(True)
-        self.protocol.makeConnection(transport)
-        if self._connection.guard is not self:
-            # its dial was given up before
-            transport.abortConnection()
-
-    def handshakeCompleted(self) -> None:
-        """
-        TLS is up.
-        """
-        if IHandshakeListener.providedBy(self.protocol):
-            self.protocol.handshakeCompleted()
-        if not self.handshaken:
-            self.handshaken = True
-            if self._connection.guard is self:
-                self._connection.life.handshaken()
-                self._connection.owner.settle()
-
-    def dataReceived(self, data: bytes) -> None:
-        """
-        The user's protocol's, unless nobody asked for anything.
-        """
-        if self._connection.state is IDLE:
-            self._connection.owner.idleData(self._connection, data)
-        else:
-            self.protocol.dataReceived(data)
-
-    def readConnectionLost(self) -> None:
-        """
-        The peer sends no more.
-        """
-        if self._connection.state is IDLE:
-            self._connection.owner.idleEnd(self._connection)
-        else:
-            self._connection.ebb()
-            self.protocol.readConnectionLost()
-
-    def writeConnectionLost(self) -> None:
-        """
-        Our side sends no more.
-        """
-        self.protocol.writeConnectionLost()
-
-    def fileDescriptorReceived(self, descriptor: int) -> None:
-        """
-        A descriptor came over a UNIX socket.
-        """
-        self.protocol.fileDescriptorReceived(descriptor)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """
-        The socket is gone: the slot is free before the user's code runs.
-        """
-        connection = self._connection
-        if connection.guard is self:
-            connection.lost(reason, self.protocol)
-        else:
-            self.protocol.connectionLost(reason)
-
-
-@implementer(IProtocolFactory)
-class _GuardFactory:
-    """
-    The user's factory, with a L{Guard} around what it builds.
-    """
-
-    def __init__(self, connection: Connection, factory: Any) -> None:
-        self._connection = connection
-        self._factory = factory
-
-    def buildProtocol(self, address: Any) -> Guard | None:
-        """
-        @return: L{None} where the user's factory refuses.
-        """
-        protocol = self._factory.buildProtocol(address)
-        if protocol is None:
-            return None
-        guard = Guard(self._connection, protocol)
-        if self._connection.wanted:
-            self._connection.guard = guard
-        return guard
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._factory, name)
-
-    def __repr__(self) -> str:
-        return f"<pooled {self._factory!r}>"
 
 
 class _Life(Protocol):
@@ -334,11 +203,14 @@ class Connection(Slot):
     @ivar guard: the guard of the transport in use.
     @ivar protocol: the user's.
     @ivar poolable: the user's protocol as L{IPoolable}, or L{None}.
+    @ivar layered: whether something, such as TLS, lies between it and its socket.
+    @ivar socketed: whether the kernel has a socket for it.
     @ivar code: the code object that acquired the lease, and
     @ivar offset: the place in it.
     @ivar holder: with C{debug}, who holds it, and
     @ivar stack: where it was acquired.
     @ivar suspected: whether its lease was reported as a leak.
+    @ivar unreset: whether it was given back and its reset has not begun.
     @ivar validating: whether the check that runs is a validation.
     @ivar why: the reason for which it was closed.
     """
@@ -349,6 +221,7 @@ class Connection(Slot):
         "failure",
         "guard",
         "holder",
+        "layered",
         "life",
         "offset",
         "owner",
@@ -357,9 +230,11 @@ class Connection(Slot):
         "prepare",
         "protocol",
         "resume",
+        "socketed",
         "stack",
         "suspected",
         "tcpKeepAlive",
+        "unreset",
         "validating",
         "wanted",
         "why",
@@ -383,14 +258,17 @@ class Connection(Slot):
         self.offset = 0
         self.holder: Any = None
         self.suspected = False
+        self.layered = False
+        self.socketed = False
         self.validating = False
+        self.unreset = False
         self.stack = ""
         self.why = ""
         self.resume: Callable[[], Any] = _nothing
         self.life: _Life = _machine(self)
         self.wanted = True
         self.attempt: Deferred[Any] | None = None
-        attempt = maybeDeferred(self.destination.endpoint.connect, _GuardFactory(self, factory))
+        attempt = maybeDeferred(self.destination.endpoint.connect, GuardFactory(self, factory))
         attempt.addCallbacks(self._delivered, self._refused)
         if not attempt.called:
             self.attempt = attempt
@@ -422,6 +300,27 @@ class Connection(Slot):
         if self.state is State.CONNECTING:
             self.life.fail(Failure(ConnectionDone("the peer sends no more")))
             self.owner.settle()
+
+    def handshaken(self) -> None:
+        """
+        TLS is up.
+        """
+        self.life.handshaken()
+        self.owner.settle()
+
+    def turnsToReturn(self) -> int:
+        """
+        Count the turns of the reactor after a read in which it was given back,
+        before it can be handed on.
+
+        The kernel is asked in any case.  But a server that closes after each answer
+        may do so a moment later: once it has kept a connection over two turns, in
+        which the reactor looked at all sockets, it is trusted.  TLS delivers one
+        read in several pieces, all within one turn.
+        """
+        if self.unread is None or (self.uses == 1 and self.socketed):
+            return 2
+        return 1 if self.layered else 0
 
     def busy(self) -> bool:
         """
@@ -473,6 +372,10 @@ class Connection(Slot):
         transport = guard.transport
         self.protocol = guard.protocol
         self.poolable = IPoolable(guard.protocol, None)
+        if self.poolable is not None and (missing := lacking(self.poolable)):
+            text = f"{self.poolable!r} provides IPoolable without {', '.join(missing)}(); define it"
+            self.life.fail(Failure(TypeError(text)))
+            return
         self.plain = self.poolable is None
         wires = [transport]
         # TLS: the peer's goodbye shows on the socket's transport only
@@ -481,6 +384,9 @@ class Connection(Slot):
         self.wires = tuple(wire for wire in wires if hasattr(wire, "disconnecting"))
         # the calm path asks for both without looking whether they are there
         self.plain = self.plain and all(hasattr(wire, "producer") for wire in self.wires)
+        self.layered = len(wires) > 1
+        self.unread = unreadOf(wires[-1])
+        self.socketed = self.unread is not None and not hasattr(wires[-1], "pollUnread")
         self.resume = getattr(transport, "resumeProducing", _nothing)
         secure = INegotiated.providedBy(transport) or ISSLTransport.providedBy(transport)
         if secure and not guard.handshaken:
@@ -500,6 +406,7 @@ class Connection(Slot):
         pending.addBoth(lambda _: self.owner.settle())
 
     def _prepared(self, _: Any = None) -> None:
+        self.asked = self.prepare is not None
         if any(wire.disconnecting for wire in self.wires):
             # else it would be dialled again at once, as long as somebody waits
             self._unprepared(Failure(ConnectionDone("its own protocol closed it")))

@@ -52,8 +52,20 @@ from connpool.pool.inventory import Inventory
 from connpool.pool.refusals import closed, outage, overloaded, timedOut
 from connpool.pool.settings import Settings
 from connpool.pool.sizing import Supply
-from connpool.pool.states import Action, End, Lifetime, Phase, Slot, State, Waiter
+from connpool.pool.states import (
+    Action,
+    End,
+    Lifetime,
+    Phase,
+    Probation,
+    Pulse,
+    Slot,
+    Slowness,
+    State,
+    Waiter,
+)
 from connpool.pool.timers import NEVER
+from connpool.pool.unread import endsToo
 from connpool.pool.waiters import CodelQueue, FifoQueue
 
 __all__ = ["Core"]
@@ -65,7 +77,7 @@ SLACK_SECONDS = 1e-6
 #: on its way to the acquire that asked for it.
 FIT_SECONDS = 0.5
 
-CONNECTING, IDLE, LEASED, CHECKING, CLOSING, GONE = State
+CONNECTING, IDLE, LEASED, RETURNING, CHECKING, CLOSING, GONE = State
 
 
 class Core:
@@ -127,8 +139,8 @@ class Core:
         self._maxUses = NEVER if settings.maxUses is None else settings.maxUses
         for slot in self.inventory.slots:
             slot.plain = slot.plain and self._maxUses == NEVER
-            if slot.state is LEASED and settings.leakThreshold is None:
-                self.inventory.agenda.cancel(slot)
+            if slot.state is LEASED:
+                self.inventory.watch(slot, 0.0)
         queueOf = (settings.queue, settings.queueTarget, settings.queueInterval)
         if queueOf != self._queueOf:
             self._queueOf = queueOf
@@ -143,10 +155,13 @@ class Core:
 
     def start(self) -> None:
         """
-        Keep C{minIdle} connections from now on.
+        Keep C{minIdle} connections from now on, and look whether the destination is
+        there; a pool that was closed begins anew.
         """
         self.calm = False
-        self.supply.started = True
+        self.supply.started = self.supply.kept = True
+        if self.phase is Phase.CLOSED:
+            self.phase = Phase.OPEN
 
     # -- acquire and release
 
@@ -168,6 +183,9 @@ class Core:
                     self.inventory.close(slot, "peer", now, popped=True)
                     break
             else:
+                unread = slot.unread
+                if unread is not None and (news := unread(0)) and self._held(slot, news, now):
+                    continue
                 if now - slot.since < self._stale or self._fresh(slot, now):
                     slot.state = LEASED
                     slot.since = now
@@ -176,12 +194,26 @@ class Core:
                     if self.floor and len(self._idle) - self.inventory.dead < self.floor:
                         self.calm = False
                     return slot
+                if slot.state is IDLE:
+                    return None  # it is back: those that are validated have to do
         return None
+
+    def _held(self, slot: Slot, news: list[Any], now: float) -> bool:
+        """
+        The kernel holds something for a slot that is off the deque.  Bytes for one
+        that nobody used are a greeting; anything else the reactor gets first.
+        """
+        if not slot.asked and not endsToo(news):
+            return False
+        self.calm = False
+        self.inventory.hold(slot, now)
+        return True
 
     def _fresh(self, slot: Slot, now: float) -> bool:
         """
         Decide about a slot that was idle for long and is off the deque: close
-        it, begin to validate it, or (L{True}) hand it out.
+        it, begin to validate it, or (L{True}) hand it out.  It goes back if enough
+        are being validated for those who wait.
         """
         self.calm = False
         age = now - slot.since
@@ -195,8 +227,12 @@ class Core:
         if age < self._validateAfter or (slot.fit and age < FIT_SECONDS):
             slot.fit = False
             return True
-        self.inventory.check(slot, now)
-        self.inventory.todo.append(Action("check", slot))
+        inventory = self.inventory
+        if inventory.checking >= max(1, len(self.queue)):
+            (self._idle.append if self.settings.order == "lifo" else self._idle.appendleft)(slot)
+        else:
+            inventory.check(slot, now)
+            inventory.todo.append(Action("check", slot))
         return False
 
     def give(self, slot: Slot, now: float) -> bool:
@@ -209,13 +245,37 @@ class Core:
         self.useBuckets[int(held * 1e6).bit_length()] += 1
         self.useTotal += held
         self.releases += 1
+        slot.asked = True
         if self.calm and slot.plain:
-            slot.state = IDLE
             slot.since = now
+            if slot.reading:
+                slot.state = RETURNING
+                self.inventory.returning += 1
+                return False
+            slot.state = IDLE
             self._idle.append(slot)
             # no timer yet for the first that can expire
             return (
                 self.armed > now + self.idleTimeout
+                and self.inventory.idleCount > self.settings.minIdle
+            )
+        self._park(slot, now)
+        return True
+
+    def returned(self, slot: Slot, now: float) -> bool:
+        """
+        The read in which a slot was given back has been delivered.
+
+        @return: whether there is something to decide (L{next}).
+        """
+        if slot.state is not RETURNING:
+            return False
+        if self.calm and slot.plain and not slot.shelved:
+            self.inventory.returning -= 1
+            slot.state = IDLE
+            self._idle.append(slot)
+            return (
+                self.armed > slot.since + self.idleTimeout
                 and self.inventory.idleCount > self.settings.minIdle
             )
         self._park(slot, now)
@@ -226,6 +286,7 @@ class Core:
         Make a leased or checked slot idle, unless it has to go.
         """
         self.calm = False
+        slot.asked = True
         reason = slot.doom
         if reason is None:
             if slot.uses >= self._maxUses:
@@ -242,11 +303,22 @@ class Core:
 
     def check(self, slot: Slot, now: float) -> None:
         """
-        A leased slot came back and is being reset.
+        A slot that came back is being reset.
         """
+        if slot.state is LEASED:
+            self._ended(slot, now)
+            self.releases += 1
+        self.inventory.check(slot, now)
+
+    def setAside(self, slot: Slot, now: float) -> None:
+        """
+        A leased slot came back, to be reset when all that was sent to its user is
+        delivered.
+        """
+        self.calm = False
         self._ended(slot, now)
         self.releases += 1
-        self.inventory.check(slot, now)
+        self.inventory.setAside(slot, now)
 
     def checked(self, slot: Slot, now: float, failed: str | None) -> None:
         """
@@ -274,7 +346,23 @@ class Core:
             self._ended(slot, now)
         elif slot.state is IDLE:
             self.supply.died(slot, now, self.acquires)
-        self.inventory.close(slot, reason, now)
+        self.inventory.close(slot, reason, now, abort=reason == "expired")
+
+    def condemn(self, slot: Slot, now: float) -> None:
+        """
+        A slot's destination is of no use, though it accepts connections: count that
+        as a failed dial, and let nothing that leads there be leased again.
+        """
+        self.calm = False
+        destination = slot.destination
+        destination.failed(now, now, self.settings.pause)
+        for other in list(self.inventory.slots):
+            if other.destination is destination and other is not slot:
+                if other.state is IDLE or other.state is CONNECTING:
+                    self.inventory.close(other, "condemned", now)
+                elif other.state is not CLOSING:
+                    other.doom = other.doom or "condemned"
+                    other.plain = False
 
     def _ended(self, slot: Slot, now: float) -> None:
         """
@@ -309,7 +397,10 @@ class Core:
             self.inventory.agenda.enter(waiter, waiter.since + timeout)
         armed = self.armed
         late = waiter.deadline < armed or armed <= waiter.since
-        return late or bool(self.inventory.todo) or not self._full
+        if late or self.inventory.todo or self.inventory.probes:
+            return True
+        # a read that is being delivered ends by itself
+        return not self._full and self.inventory.returning < len(self.queue)
 
     @property
     def _full(self) -> bool:
@@ -354,8 +445,14 @@ class Core:
         took = now - slot.since
         self.dialBuckets[int(took * 1e6).bit_length()] += 1
         self.dialTotal += took
-        slot.destination.succeeded(self.settings.maxConnecting)
         slot.bornAt = now
+        if self.supply.connected(slot, now):
+            self._begin(slot, now)
+
+    def _begin(self, slot: Slot, now: float) -> None:
+        """
+        The dial of a slot proved good: use it.
+        """
         slot.fit = True
         slot.plain = slot.plain and slot.doom is None and self._maxUses == NEVER
         life = self.settings.maxLifetime
@@ -363,14 +460,32 @@ class Core:
             slot.lifetime = Lifetime(slot)
             jitter = 1 - self.settings.lifetimeJitter * self._uniform()
             self.inventory.agenda.enter(slot.lifetime, now + life * jitter)
+        self._pulse(slot, now)
         replaced = slot.replaces
         slot.replaces = None
         if replaced is not None:
-            self.supply.retire(replaced, now)
-        if len(self.inventory.slots) - self.inventory.closing > self.settings.maxSize:
-            self.inventory.close(slot, "shrunk", now)
-            return
+            self.supply.retire(*replaced, now)
         self.inventory.rest(slot, now)
+
+    def _pulse(self, slot: Slot, now: float) -> None:
+        """
+        Set the time of the next validation in the background, not the same for all.
+        """
+        every = self.settings.keepaliveTime
+        if every is not None:
+            slot.pulse = slot.pulse or Pulse(slot)
+            self.inventory.agenda.enter(slot.pulse, now + every * (1 - self._uniform() / 5))
+
+    def proved(self, slot: Slot, now: float) -> None:
+        """
+        The first bytes came from a slot's server.
+        """
+        slot.proven = True
+        destination = slot.destination
+        destination.early = 0
+        if destination.barren:
+            self.calm = False
+            destination.recovered()
 
     def failed(self, slot: Slot, now: float, error: ConnectFailed, *, gone: bool) -> None:
         """
@@ -394,7 +509,14 @@ class Core:
         else:
             self.inventory.close(slot, "failed", now, abort=True)
         if replaced is not None:
-            self.supply.retire(replaced, now)
+            self.supply.retire(*replaced, now)
+        self._without(error, now)
+
+    def _without(self, error: ConnectFailed, now: float) -> None:
+        """
+        A dial failed, or its connection ended at once: fail those who wait if there
+        is nothing to wait for.
+        """
         if self.settings.onDown != "fail" or self.supply.promising:
             return
         if any(not destination.down(now) for destination in self.supply.destinations):
@@ -405,18 +527,37 @@ class Core:
         if outage(self, now) is not None:
             self._rejectAll(lambda: outage(self, now) or error)
 
-    def gone(self, slot: Slot, now: float) -> None:
+    def gone(self, slot: Slot, now: float, error: ConnectFailed | None = None) -> None:
         """
         A slot's socket is gone.
+
+        @param error: for those who wait, if that counts as a failed dial; L{None}: it
+            was our side that hung up.
         """
-        if slot.state is GONE:
+        state = slot.state
+        if state is GONE:
             return
         self.calm = False
-        if slot.state is LEASED:
+        if state is CLOSING:
+            self.inventory.forget(slot, None)
+            return
+        barren = False
+        if state is CONNECTING:
+            # a probe that did not last
+            slot.destination.failed(slot.since, now, self.settings.pause, barren=True)
+            barren = True
+            if slot.replaces is not None:
+                self.supply.retire(*slot.replaces, now)
+        elif error is not None:
+            barren = self.supply.barren(slot, now, self.queue)
+        if state is LEASED:
             self._ended(slot, now)
-        elif slot.state is IDLE:
+        elif not barren and state is not CHECKING:
             self.supply.died(slot, now, self.acquires)
-        self.inventory.forget(slot, "peer" if slot.state is not CLOSING else None)
+        self.inventory.forget(slot, "peer")
+        if barren and error is not None:
+            self.lastError = (now, error.__cause__ or error)
+            self._without(error, now)
 
     # -- what comes next
 
@@ -436,6 +577,7 @@ class Core:
                 and self._full
                 and not self.supply.retiring
                 and not self.inventory.todo
+                and not self.inventory.probes
                 and self.inventory.agenda.first() > now + SLACK_SECONDS
             ):
                 return None
@@ -455,6 +597,12 @@ class Core:
             return None
         if self.phase is not Phase.OPEN and self.phase is not Phase.DRAINING:
             return None
+        budget = self.inventory.budget
+        if budget is not None and budget.starving:
+            slot = self.inventory.coldest()
+            if slot is not None and budget.yields(next(iter(queue)).since, now):
+                self.inventory.close(slot, "evicted", now)
+                return self.inventory.todo.popleft()
         slot = self.take(now)
         if slot is None:
             return None
@@ -479,15 +627,21 @@ class Core:
         """
         item = self.inventory.agenda.pop(now + SLACK_SECONDS)
         if item is None:
-            return self._expire(now)
+            return self.supply.shrink(now, SLACK_SECONDS)
         if isinstance(item, Waiter):
             self.queue.leave(item)
             self.inventory.counts["timeouts"] += 1
             self._reject(item, timedOut(self, item, now))
         elif isinstance(item, Lifetime):
-            # one that goes after its lease anyhow needs no replacement now
-            if item.slot.state not in {CLOSING, GONE} and item.slot.uses < self._maxUses:
-                self.supply.retiring.append(item.slot)
+            self.supply.overdue(item)
+        elif isinstance(item, Slowness):
+            self.supply.slow(item.slot, now)
+        elif isinstance(item, Probation):
+            self.supply.proved(item.slot.destination, now)
+            if item.slot.state is CONNECTING:
+                self._begin(item.slot, now)
+        elif isinstance(item, Pulse):
+            self._keepAlive(item.slot, now)
         elif isinstance(item, Slot):
             self._overdue(item, now)
         else:
@@ -500,8 +654,14 @@ class Core:
         elif slot.state is CHECKING:
             self.inventory.todo.append(Action("overdue", slot))
         elif slot.state is LEASED:
+            limit = self.settings.leaseTimeout
+            if limit is not None and now - slot.since >= limit - SLACK_SECONDS:
+                self.inventory.counts["leasesExpired"] += 1
+                self.inventory.todo.append(Action("expire", slot))
+                return
             self.inventory.counts["leaksSuspected"] += 1
             self.inventory.todo.append(Action("leak", slot))
+            self.inventory.watch(slot, now + SLACK_SECONDS)
         elif slot.doom != "aborted":
             self.inventory.abort(slot, now)
         else:
@@ -509,29 +669,33 @@ class Core:
             self.inventory.counts["writtenOff"] += 1
             self.inventory.todo.append(Action("lost", slot))
 
-    def _expire(self, now: float) -> bool:
+    def _keepAlive(self, slot: Slot, now: float) -> None:
         """
-        Close the coldest connection if it was idle for long enough or is over
-        the cap.
+        Validate a slot in the background if nobody used it for C{keepaliveTime}, and
+        few are being validated already.
         """
-        over = len(self.inventory.slots) - self.inventory.closing > self.settings.maxSize
-        if self.inventory.idleCount > self.settings.minIdle or over:
-            slot = self.inventory.coldest()
-            if slot is not None:
-                if over:
-                    self.inventory.close(slot, "shrunk", now)
-                    return True
-                if now - slot.since >= self.idleTimeout - SLACK_SECONDS:
-                    self.inventory.close(slot, "idle", now)
-                    return True
-        return False
+        every = self.settings.keepaliveTime
+        if every is None:
+            return
+        inventory = self.inventory
+        if slot.state is not IDLE:
+            self._pulse(slot, now)
+        elif now - slot.since < every * 0.8 - SLACK_SECONDS:
+            self._pulse(slot, slot.since)
+        elif inventory.checking >= self.settings.maxConnecting or (slot.unread and slot.unread(0)):
+            self._pulse(slot, now - every * 0.75)
+        else:
+            self._pulse(slot, now)
+            inventory.counts["keepalives"] += 1
+            inventory.check(slot, now, shelve=True)
+            inventory.todo.append(Action("check", slot))
 
     def _finish(self, now: float) -> Action | None:
         """
         The end of draining and of closing.
         """
         if self.phase is Phase.DRAINING and not len(self.queue) and not self.inventory.leased:
-            if not self.inventory.checking:
+            if not self.inventory.checking and not self.inventory.returning:
                 self.close(now, None)
                 return self.next(now)
         elif self.phase is Phase.CLOSING and not self.inventory.slots:
@@ -585,18 +749,24 @@ class Core:
 
     # -- the pool as a whole
 
-    def purge(self, now: float, reason: str = "stale") -> None:
+    def purge(self, now: float, reason: str = "stale", over: float = 0.0) -> None:
         """
         Let no connection that exists now be leased again.
+
+        @param over: replace them within so many seconds instead, one after another.
         """
         self.calm = False
         self.inventory.generation += 1
+        if over > 0:
+            dialled = [slot for slot in self.inventory.slots if slot.state is not CLOSING]
+            self.supply.replaceWithin(dialled, over, reason, now)
+            return
         self.supply.owed = 0
         self.supply.retiring.clear()
         for slot in list(self.inventory.slots):
             if slot.state is IDLE or slot.state is CONNECTING:
                 self.inventory.close(slot, reason, now)
-            elif slot.state is LEASED or slot.state is CHECKING:
+            elif slot.state is not CLOSING:
                 slot.doom = slot.doom or reason
                 slot.plain = False
 
@@ -654,7 +824,7 @@ class Core:
         draining = self.phase is Phase.DRAINING
         self.close(now, None)
         for slot in list(self.inventory.slots):
-            if slot.state is LEASED or slot.state is CHECKING:
+            if slot.state in {LEASED, RETURNING, CHECKING}:
                 self.inventory.close(slot, "pool", now, abort=True)
             elif not draining and slot.state is CLOSING and slot.doom != "aborted":
                 self.inventory.abort(slot, now)

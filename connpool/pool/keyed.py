@@ -383,6 +383,22 @@ class _Share:
             keyed._starve(self._key)
         return False
 
+    def spare(self) -> bool:
+        """
+        See L{Budget.spare}.
+        """
+        keyed = self._keyed
+        if keyed._starving or keyed._size >= keyed._maxTotal:
+            return False
+        keyed._size += 1
+        return True
+
+    def yields(self, since: float, now: float) -> bool:
+        """
+        See L{Budget.yields}.
+        """
+        return False
+
     def free(self) -> None:
         """
         See L{Budget.free}.

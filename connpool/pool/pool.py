@@ -175,7 +175,7 @@ class ConnectionPool:
         """
         See L{IStatsSource.stats}.
         """
-        return snapshot(self._core, self._seconds())
+        return snapshot(self._core)
 
     def explain(self) -> str:
         """

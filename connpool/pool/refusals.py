@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from connpool.addresses import joinHostPort
 from connpool.errors import (
     AcquireTimeout,
     Overloaded,
@@ -39,6 +40,23 @@ class Known(Protocol):
     lastError: tuple[float, BaseException] | None
 
 
+def placeOf(endpoint: Any) -> str:
+    """
+    @return: an endpoint in words: host and port where it tells them, as Twisted's do
+        in attributes that have no public name.
+    """
+    wrapped = getattr(endpoint, "_wrappedEndpoint", None)
+    if wrapped is not None:
+        return placeOf(wrapped)
+    port = getattr(endpoint, "_port", None)
+    for attribute in ("_hostText", "_host"):
+        host = getattr(endpoint, attribute, None)
+        if isinstance(host, str) and isinstance(port, int):
+            return joinHostPort(host, port)
+    path = getattr(endpoint, "_path", None)
+    return repr(endpoint) if path is None else str(path)
+
+
 def figures(core: Known) -> str:
     """
     The gauges.
@@ -47,6 +65,7 @@ def figures(core: Known) -> str:
     return (
         f"size {inventory.size} of {core.settings.maxSize}, leased {inventory.leased}, "
         f"idle {inventory.idleCount}, connecting {inventory.connecting}, "
+        f"returning {inventory.returning}, "
         f"checking {inventory.checking}, closing {inventory.closing}, waiting {len(core.queue)}"
     )
 
@@ -89,6 +108,7 @@ def _room(core: Known) -> int:
     free = core.settings.maxSize - core.inventory.size
     return (
         core.inventory.idleCount
+        + core.inventory.returning
         + core.inventory.checking
         + len(core.inventory.dials)
         + max(0, free)
@@ -107,13 +127,15 @@ def outage(core: Known, now: float) -> PoolDown | None:
     @return: the error for acquires while there is nothing to wait for: no
         connection that may serve them, and no dial due.
     """
-    if core.settings.onDown != "fail" or core.supply.promising or core.inventory.connecting:
+    if core.settings.onDown != "fail" or core.inventory.connecting:
         return None
     wait = NEVER
     for destination in core.supply.destinations:
         if not destination.down(now):
             return None
         wait = min(wait, destination.retryAt - now)
+    if core.supply.promising:
+        return None
     error = PoolDown(
         f"pool {core.name} cannot reach its destination ({trouble(core, now)}); "
         f"it tries again in {wait:.3g} s",

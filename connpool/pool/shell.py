@@ -17,9 +17,10 @@ from connpool.pool.acquire import UNSET, Acquire
 from connpool.pool.clock import steady
 from connpool.pool.connection import Connection, site
 from connpool.pool.core import Core
+from connpool.pool.inventory import MOST_DELAYS
 from connpool.pool.lease import Lease
 from connpool.pool.observation import Watch
-from connpool.pool.refusals import refusal
+from connpool.pool.refusals import placeOf, refusal
 from connpool.pool.states import Action, Phase, State
 from connpool.pool.timers import NEVER
 from connpool.waiting import Waiters
@@ -29,6 +30,22 @@ __all__ = ["Shell"]
 LEASED = State.LEASED
 
 
+#: The beginning of the cause, if a server accepted and ended a connection.
+EARLY = "it accepted the connection and ended it before it said anything: "
+
+
+def _failure(name: str, connection: Connection, reason: Failure, prefix: str = "") -> ConnectFailed:
+    """
+    The error for those who wait for a dial that failed.
+    """
+    error = ConnectFailed(
+        f"pool {name} cannot connect to {placeOf(connection.destination.endpoint)}: "
+        f"{prefix}{reason.getErrorMessage() or reason.type}"
+    )
+    error.__cause__ = reason.value
+    return error
+
+
 class Shell:
     """
     A pool's reactor side: the loop that asks L{Core.next} and acts, the one
@@ -36,6 +53,7 @@ class Shell:
 
     @ivar core: the decisions.
     @ivar watch: the observers.
+    @ivar turning: connections that return after so many turns of the reactor.
     @ivar settled: called after each batch of decisions; the keyed pool wants to
         know.
     """
@@ -59,6 +77,8 @@ class Shell:
         self._dispatching = False
         self._timer: Any = None
         self._closers = Waiters()
+        self.turning: dict[Connection, int] = {}
+        self._nextTurn: Any = None
         self._readies: dict[Deferred[None], int] = {}
         self.settled: Callable[[], None] | None = None
 
@@ -89,6 +109,10 @@ class Shell:
             self._fireReady()
         if self.settled is not None:
             self.settled()
+        if core.phase is Phase.CLOSED and self._nextTurn is not None:
+            self._nextTurn.cancel()
+            self._nextTurn = None
+            self.turning.clear()
         if core.phase is Phase.CLOSED and len(self._closers):
             self._closers.wake()  # last, when no timer is left: whoever waited may look
 
@@ -217,11 +241,7 @@ class Shell:
         """
         See L{Owner}.
         """
-        error = ConnectFailed(
-            f"pool {self.name} cannot connect to {connection.destination.endpoint!r}: "
-            f"{reason.getErrorMessage() or reason.type}"
-        )
-        error.__cause__ = reason.value
+        error = _failure(self.name, connection, reason)
         connection.why = connection.why or "failed"
         self.core.failed(connection, self.seconds(), error, gone=gone)
         if gone:
@@ -235,7 +255,8 @@ class Shell:
             return  # detached, or a dial that failed
         if connection.state is LEASED:
             self.watch.ended(connection, self.seconds())
-        self.core.gone(connection, self.seconds())
+        early = None if connection.busy() else _failure(self.name, connection, reason, EARLY)
+        self.core.gone(connection, self.seconds(), early)
         self.watch.tell("connectionClosed", connection.number, connection.why or "peer")
 
     def idleData(self, connection: Connection, data: bytes) -> None:
@@ -251,7 +272,7 @@ class Shell:
                 self._log.failure(
                     "idleDataReceived() of {protocol!r} failed", protocol=connection.protocol
                 )
-            if connection.state is not State.IDLE:
+            if connection.state not in {State.IDLE, State.RETURNING}:
                 return
         self._log.info(
             "pool {name}: {count} bytes came on an idle connection last used at {where}; closed",
@@ -260,6 +281,65 @@ class Shell:
             where=site(connection.code, connection.offset),
         )
         self.core.discard(connection, self.seconds(), "data")
+        self.settle()
+
+    def firstBytes(self, connection: Connection) -> None:
+        """
+        See L{Owner}.
+        """
+        self.core.proved(connection, self.seconds())
+        if not self.core.calm:
+            self.settle()
+
+    def readDelivered(self, connection: Connection) -> None:
+        """
+        See L{Owner}.
+        """
+        turns = connection.turnsToReturn()
+        if turns:
+            self._letTurn(connection, turns)
+            return
+        if self._return(connection):
+            self.settle()
+
+    def _return(self, connection: Connection) -> bool:
+        """
+        All that was read for a connection has been delivered.
+
+        @return: whether there is something to decide.
+        """
+        connection.reading = False
+        if not connection.unreset or connection.state is not State.RETURNING:
+            return self.core.returned(connection, self.seconds())
+        if connection.delays < MOST_DELAYS and self._unread(connection):
+            connection.delays += 1
+            self._letTurn(connection, 2)
+            return False
+        self._reset(connection)
+        return True
+
+    def _unread(self, connection: Connection) -> bool:
+        return connection.unread is not None and bool(connection.unread(0))
+
+    def _hold(self, action: Action) -> None:
+        self._letTurn(action.slot, 2)
+
+    def _letTurn(self, connection: Connection, turns: int) -> None:
+        """
+        Let a connection return after so many turns of the reactor: one call for all.
+        """
+        if not self.turning:
+            self._nextTurn = self._reactor.callLater(0, self._turn)
+        self.turning[connection] = turns
+
+    def _turn(self) -> None:
+        self._nextTurn = None
+        turning, self.turning = self.turning, {}
+        for connection, turns in turning.items():
+            if turns > 1:
+                self._letTurn(connection, turns - 1)
+            else:
+                self._return(connection)
         self.settle()
 
     def idleEnd(self, connection: Connection) -> None:
@@ -350,12 +430,19 @@ class Shell:
                 self.seconds(),
                 "peer" if any(wire.disconnecting for wire in connection.wires) else "discarded",
             )
-        elif connection.poolable is not None:
-            self._reset(connection)
-        else:
+        elif connection.poolable is None:
             connection.resume()
             if connection.state is LEASED:
                 core.give(connection, self.seconds())
+        elif connection.reading or self._unread(connection):
+            connection.unreset = True
+            connection.delays = 0
+            core.setAside(connection, self.seconds())
+            connection.resume()
+            if not connection.reading:
+                self._letTurn(connection, 2)
+        else:
+            self._reset(connection)
         self.settle()
 
     def throwAway(
@@ -446,12 +533,14 @@ class Shell:
         """
         Ask the protocol whether its connection may be used again.
         """
+        before = connection.state
         try:
             reusable = connection.poolable.isReusable()
         except Exception:
             self._log.failure("isReusable() of {protocol!r} failed", protocol=connection.protocol)
             reusable = False
-        if connection.state is not LEASED:
+        connection.unreset = False
+        if connection.state is not before:
             return
         if not reusable:
             self.core.discard(connection, self.seconds())
@@ -508,6 +597,7 @@ _VERBS: dict[str, Callable[[Shell, Action], None]] = {
     "overdue": Shell._overdue,
     "close": Shell._close,
     "abort": Shell._abort,
+    "hold": Shell._hold,
     "leak": Shell._leak,
     "lost": Shell._lost,
     "closed": Shell._closed,

@@ -66,10 +66,11 @@ class PoolStats:
     @ivar state: C{open}, C{paused}, C{draining}, C{closing} or C{closed}.
     @ivar down: whether the pool cannot reach any destination.
     @ivar maxSize: the cap.
-    @ivar size: all connections: the five gauges that follow, together.
+    @ivar size: all connections: the six gauges that follow, together.
     @ivar leased: handed out.
     @ivar idle: ready to be handed out.
     @ivar connecting: being dialled, handshaken or prepared.
+    @ivar returning: given back while a read was being delivered.
     @ivar checking: being reset or validated.
     @ivar closing: asked to close, socket not gone yet.
     @ivar waiting: acquires in the queue.
@@ -111,6 +112,7 @@ class PoolStats:
             "leased",
             "idle",
             "connecting",
+            "returning",
             "checking",
             "closing",
             "waiting",
@@ -125,6 +127,7 @@ class PoolStats:
     leased: int
     idle: int
     connecting: int
+    returning: int
     checking: int
     closing: int
     waiting: int
@@ -153,20 +156,21 @@ class PoolStats:
     dial: Histogram
 
 
-def snapshot(core: Core, now: float) -> PoolStats:
+def snapshot(core: Core) -> PoolStats:
     """
-    @return: C{core} as of C{now}.
+    @return: the numbers of C{core} now.
     """
     inventory = core.inventory
     counts = inventory.counts
     return PoolStats(
         state=core.phase.value,
-        down=all(each.down(now) for each in core.supply.destinations) and not core.supply.promising,
+        down=core.supply.down(),
         maxSize=core.settings.maxSize,
         size=inventory.size,
         leased=inventory.leased,
         idle=inventory.idleCount,
         connecting=inventory.connecting,
+        returning=inventory.returning,
         checking=inventory.checking,
         closing=inventory.closing,
         waiting=len(core.queue),

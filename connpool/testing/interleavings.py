@@ -122,6 +122,7 @@ class World:
         self.held: list[_Held] = []
         self.dirty: set[FakeTransport] = set()
         self.closed: list[Any] = []
+        self.reading: FakeTransport | None = None
         self.trouble: str | None = None
 
     # -- acquires
@@ -166,6 +167,10 @@ class World:
         transport = lease.protocol.transport
         if not transport.connected or transport.disconnecting:
             self.trouble = "a connection was handed out that is closed or closing"
+        elif transport is self.reading:
+            self.trouble = "a connection was handed out inside a read"
+        elif transport.kernelEnd or transport.kernel:
+            self.trouble = "a connection was handed out while the kernel held something for it"
         elif transport in self.dirty:
             self.trouble = "a connection was handed out on which bytes came while it was idle"
         elif any(
@@ -194,15 +199,53 @@ class World:
         """
         A byte comes.
         """
-        slots: Any = self.pool.shell.core.inventory.slots
-        if any(slot.state is State.IDLE and slot.guard.transport is transport for slot in slots):
-            self.dirty.add(transport)
+        self._soil(transport)
         transport.receive(b"x")
+
+    def _soil(self, transport: FakeTransport) -> None:
+        slots: Any = self.pool.shell.core.inventory.slots
+        unused = {State.IDLE, State.RETURNING}
+        if any(slot.state in unused and slot.guard.transport is transport for slot in slots):
+            self.dirty.add(transport)
+
+    def answer(self, index: int, how: str, *, more: bool = False, end: bool = False) -> None:
+        """
+        An answer comes, and ends the lease that waits for it inside the read.
+
+        @param how: C{release} or C{discard}.
+        @param more: a second one lies in the kernel behind it, and
+        @param end: the peer's end.
+        """
+        protocol = self.held[index].lease.protocol
+        transport: FakeTransport = protocol.transport
+        if more or end:
+            transport.arrive(b"x" if more else b"", end=end)
+
+        def dataReceived(data: bytes) -> None:
+            del protocol.dataReceived
+            self.reading = transport
+            self.giveBack(index, how)
+            protocol.dataReceived(data)  # there was more than one answer in it
+            self.reading = None
+
+        protocol.dataReceived = dataReceived
+        transport.receive(b"xx")
+
+    def deliver(self, transport: FakeTransport) -> None:
+        """
+        The reactor delivers what the kernel holds.
+        """
+        if transport.kernel and transport.reading:
+            self._soil(transport)
+        transport.deliver()
 
     def tick(self) -> None:
         """
-        Time passes until something is due.  What was aborted is gone by then.
+        Time passes until something is due.  What was aborted is gone by then, what
+        the kernel had is delivered.
         """
+        for transport in self.live():
+            self.deliver(transport)
         for transport in self.live():
             if transport.aborting:
                 transport.finish()
@@ -222,7 +265,8 @@ class World:
         cap = stats.maxSize
         sockets = self.endpoint.opened + len(self.endpoint.pending)
         assert sockets <= cap, f"{sockets} sockets with maxSize={cap}"
-        parts = (stats.leased, stats.idle, stats.connecting, stats.checking, stats.closing)
+        parts = [stats.leased, stats.idle, stats.connecting, stats.returning]
+        parts += [stats.checking, stats.closing]
         assert min(parts) >= 0, f"a gauge is negative: {stats}"
         assert sum(parts) == stats.size, f"the gauges are not the size: {stats}"
         transports = [held.lease.protocol.transport for held in self.held]
@@ -238,7 +282,7 @@ class World:
             and stats.connecting < core.settings.maxConnecting
             and not any(each.failures or each.window for each in core.supply.destinations)
         ):
-            coming = stats.idle + stats.connecting + stats.checking
+            coming = stats.idle + stats.connecting + stats.returning + stats.checking
             refilled = self.clock.seconds() >= core.supply.refillAt
             wanted = stats.waiting + (core.settings.minIdle if refilled else 0)
             assert coming >= wanted, f"{coming} connections are there or coming, {wanted} wanted"
@@ -246,7 +290,7 @@ class World:
             assert not self.clock.getDelayedCalls(), "a closed pool has a timer"
         if self.asked and stats.state == "open":
             assert not stats.idle, "an acquire waits beside an idle connection"
-            coming = stats.connecting + stats.checking + stats.closing + stats.leased
+            coming = stats.size
             assert coming or self.clock.getDelayedCalls(), "nobody will ever serve who waits"
 
     def end(self) -> None:
@@ -271,7 +315,7 @@ class World:
             self._quiet()
             for _ in range(cap):
                 self.acquire()
-                self._quiet(0)
+                self._quiet()
             assert len(self.held) == cap, f"{cap - len(self.held)} of {cap} slots are lost"
             while self.held:
                 self.giveBack(0, "release")
@@ -289,6 +333,8 @@ class World:
         Let what was asked to close be gone, and time pass.
         """
         for turn in range(ticks + 1):
+            for transport in self.live():
+                self.deliver(transport)
             for transport in self.live():
                 if transport.disconnecting:
                     transport.finish()
@@ -362,8 +408,23 @@ def _byte(world: World) -> Iterable[tuple[str, Any]]:
     return _indexed("byte", len(live), lambda n: world.receive(live[n]))
 
 
+def _answer(world: World) -> Iterable[tuple[str, Any]]:
+    """
+    A read in which a lease ends: with more answers in it than one, with one more or
+    an end in the kernel behind it.
+    """
+    for index, held in enumerate(world.held):
+        transport = held.lease.protocol.transport
+        if transport.connected and transport.reading and not transport.disconnecting:
+            yield f"answer {index}", partial(world.answer, index, "release")
+            yield f"answer {index} and more", partial(world.answer, index, "release", more=True)
+            yield f"answer {index} and end", partial(world.answer, index, "release", end=True)
+            yield f"answer {index} and discard", partial(world.answer, index, "discard")
+
+
 def _tick(world: World) -> Iterable[tuple[str, Any]]:
-    if world.clock.getDelayedCalls():
+    unread = any(each.kernel or each.kernelEnd for each in world.live())
+    if unread or world.clock.getDelayedCalls():
         yield "tick", world.tick
 
 
@@ -398,6 +459,7 @@ EVENTS: dict[str, Event] = {
     "lose": _lose,
     "hangUp": _hangUp,
     "byte": _byte,
+    "answer": _answer,
     "tick": _tick,
     "purge": _purge,
     "pause": _pause,
@@ -433,10 +495,15 @@ def fingerprint(world: World) -> Any:
                 slot.doom,
                 slot.plain,
                 slot.fit,
+                slot.asked,
+                slot.shelved,
+                slot.proven and slot.destination.barren,
+                slot.delays if slot.delayedAt == slot.uses else 0,
+                world.pool.shell.turning.get(slot),
                 core.supply.wasted and ahead(slot.bornAt),
                 ahead(slot.deadline),
                 slot.lifetime and ahead(slot.lifetime.deadline),
-                number.get(slot.replaces),
+                number.get(slot.replaces[0]) if slot.replaces else None,
                 slot in core.inventory.dials,
                 slot.destination.retryAt and core.supply.destinations.index(slot.destination),
                 slot.pending is not None and not slot.pending.called,
@@ -447,6 +514,8 @@ def fingerprint(world: World) -> Any:
                     transport.aborting,
                     transport.reading,
                     transport in world.dirty,
+                    transport.kernel,
+                    transport.kernelEnd,
                 ),
             )
         )
@@ -462,6 +531,9 @@ def fingerprint(world: World) -> Any:
         tuple(
             (
                 destination.failures,
+                destination.barren,
+                destination.slow,
+                destination.early,
                 ahead(destination.retryAt) if destination.down(now) else 0,
                 destination.window,
                 destination.connecting,
@@ -472,7 +544,7 @@ def fingerprint(world: World) -> Any:
         core.supply.wasted,
         core.supply.wasted and core.supply.acquiresThen != core.acquires,
         max(0.0, ahead(core.supply.refillAt)),
-        tuple(number.get(slot) for slot in core.supply.retiring),
+        tuple((number.get(slot), reason) for slot, reason in core.supply.retiring),
         ahead(core.end.deadline),
         tuple(sorted(ahead(call.getTime()) for call in world.clock.getDelayedCalls())),
         len(world.closed),

@@ -15,8 +15,9 @@ from zope.interface import implementer
 
 from connpool.interfaces import IPoolable
 from connpool.pool import ConnectionPool
-from connpool.pool.connection import Connection, Guard
+from connpool.pool.connection import Connection
 from connpool.pool.core import Core
+from connpool.pool.guard import Guard
 from connpool.pool.inventory import Inventory
 from connpool.pool.states import State
 from connpool.testing import Violation, checkInterleavings
@@ -101,12 +102,12 @@ KINDS = {
 }
 
 
-def explore(kind, depth):
+def explore(kind, depth, without=("answer",)):
     """
     @return: what was explored.
     """
     depth = int(os.environ.get("CONNPOOL_DEPTH", depth))
-    return checkInterleavings(pools(**KINDS[kind]), depth, extra=[answers])
+    return checkInterleavings(pools(**KINDS[kind]), depth, extra=[answers], without=without)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,10 +115,16 @@ def test_noOrderOfEventsBreaksAPromise(kind):
     assert explore(kind, 6).states > 200
 
 
+@pytest.mark.parametrize("kind", ["plain", "one", "minIdle", "reset", "abrupt", "validate"])
+def test_noReadReachesTheNextLease(kind):
+    without = ["hangUp", "pause", "purge", "close", "byte", "refuse", "cancel"]
+    assert explore(kind, 7, without).states > 100
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_noLongOrderOfEventsBreaksAPromise(kind):
-    assert explore(kind, 7).states > 500
+    assert explore(kind, 7, ()).states > 500
 
 
 def test_theSearchIsExhaustiveToItsDepth():
@@ -196,9 +203,34 @@ def trustTheDead(self, guard):
 adopt = Connection._adopt
 
 
+def forgetTheRead(self, data):
+    """
+    This pool, before: who releases inside a read hands on what the read still holds.
+    """
+    connection = self._connection
+    if connection.state is State.IDLE:
+        connection.owner.idleData(connection, data)
+    else:
+        self.protocol.dataReceived(data)
+
+
+def doNotAsk(self, slot, news, now):
+    """
+    This pool, before: nobody asks the kernel.
+    """
+    return False
+
+
 MUTANTS = {
     "freed too early": (Inventory, "close", freeWhenAskedToClose, "sockets with maxSize"),
-    "bytes kept": (Guard, "dataReceived", forwardEverything, "bytes came while it was idle"),
+    "bytes kept": (
+        Guard,
+        "dataReceived",
+        forwardEverything,
+        "bytes came while it was idle|inside a read",
+    ),
+    "read forgotten": (Guard, "dataReceived", forgetTheRead, "inside a read"),
+    "kernel not asked": (Core, "_held", doNotAsk, "kernel held something"),
     "waiter kept": (Core, "leave", keepCancelled, "counted, 0 wait"),
     "slot leaked": (Inventory, "forget", keepFailed, "slots are lost|does not end"),
     "waiter forgotten": (Core, "settle", overtake, "waits beside an idle connection|never"),
