@@ -20,6 +20,7 @@ __all__ = [
     "ConflictTakeover",
     "ConnectFailed",
     "ConnpoolError",
+    "DestinationBad",
     "DigestMismatch",
     "DoubleRelease",
     "Exists",
@@ -166,6 +167,16 @@ class Overloaded(PoolError):
     """
 
     code = "overloaded"
+
+
+class DestinationBad(PoolError):
+    """
+    A server accepts connections and is of no use, such as a database that is
+    read-only after a fail-over.  Raised by users' own code, see
+    L{connpool.interfaces.IPoolable}.
+    """
+
+    code = "destination-bad"
 
 
 class ConnectFailed(PoolError):

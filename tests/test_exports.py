@@ -61,6 +61,7 @@ PUBLIC = {
         "ConnectFailed",
         "ConnectionPool",
         "ConnectionPoolService",
+        "DestinationBad",
         "DoubleRelease",
         "ForeignLease",
         "Histogram",

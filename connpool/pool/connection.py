@@ -138,6 +138,11 @@ class Owner(Protocol):
         A lease was garbage-collected without having ended.
         """
 
+    def condemn(self, connection: Connection) -> None:
+        """
+        A lease's destination is of no use, though it accepts connections.
+        """
+
     def releasedTwice(self) -> None:
         """
         A lease was given back that had ended.
@@ -210,7 +215,9 @@ class Connection(Slot):
     @ivar holder: with C{debug}, who holds it, and
     @ivar stack: where it was acquired.
     @ivar suspected: whether its lease was reported as a leak.
+    @ivar polite: whether it is closed while nobody is in the middle of anything.
     @ivar unreset: whether it was given back and its reset has not begun.
+    @ivar tenant: with C{leaseTimeout}, a weak reference to the lease.
     @ivar validating: whether the check that runs is a validation.
     @ivar why: the reason for which it was closed.
     """
@@ -226,6 +233,7 @@ class Connection(Slot):
         "offset",
         "owner",
         "pending",
+        "polite",
         "poolable",
         "prepare",
         "protocol",
@@ -234,6 +242,7 @@ class Connection(Slot):
         "stack",
         "suspected",
         "tcpKeepAlive",
+        "tenant",
         "unreset",
         "validating",
         "wanted",
@@ -261,7 +270,9 @@ class Connection(Slot):
         self.layered = False
         self.socketed = False
         self.validating = False
+        self.tenant: Callable[[], Any] = _nothing
         self.unreset = False
+        self.polite = True
         self.stack = ""
         self.why = ""
         self.resume: Callable[[], Any] = _nothing
@@ -445,7 +456,7 @@ class Connection(Slot):
         Let the protocol say goodbye first, if it wants to.
         """
         self._stop()
-        if self.poolable is None or self.busy():
+        if self.poolable is None or not self.polite or self.busy():
             self.life.parted()
             return
         self.pending = said = maybeDeferred(self.poolable.goodbye)

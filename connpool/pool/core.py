@@ -734,13 +734,20 @@ class Core:
             when = min(when, self.supply.dialAt(now, self.queue))
         return when
 
+    def mayDial(self, now: float) -> bool:
+        """
+        Tell whether somebody who waits could be dialled for now, but for the limits
+        that pools share.
+        """
+        return self.phase in {Phase.OPEN, Phase.DRAINING} and self.supply.mayDial(now)
+
     def evict(self, now: float) -> bool:
         """
         Close the coldest connection, to make room for another pool's.
 
         @return: whether there was one.
         """
-        slot = self.inventory.coldest()
+        slot = self.inventory.coldest() or next(iter(self.inventory.probes), None)
         if slot is None:
             return False
         self.calm = False

@@ -25,9 +25,13 @@ class Budget(Protocol):
     """
     A limit that several pools share (see L{KeyedConnectionPool}).
 
+    @ivar limit: the limit in words.
     @ivar starving: whether a pool waits for room: then every return counts, and
         no pool is calm.
     """
+
+    @property
+    def limit(self) -> str: ...
 
     @property
     def starving(self) -> bool: ...

@@ -33,15 +33,20 @@ class Lease:
 
     @param owner: whose lease it is.
     @ivar stack: with C{debug}, where it was given back.
+    @ivar running: the Deferred of a C{run}, cancelled when the pool ends the lease.
+    @ivar limit: the C{leaseTimeout} after which the pool ended it.
     """
 
-    __slots__ = ("__weakref__", "_connection", "owner", "stack")
+    __slots__ = ("__weakref__", "_connection", "limit", "owner", "running", "stack")
 
     def __init__(self, owner: Owner, connection: Connection) -> None:
         self.owner = owner
         self._connection: Connection | None = connection
 
+    # set only where they are needed
     stack: str
+    running: Deferred[Any]
+    limit: float
 
     def __del__(self) -> None:
         connection = self._connection
@@ -54,7 +59,7 @@ class Lease:
         See L{ILease.protocol}.
         """
         if self._connection is None:
-            raise LeaseReleased(
+            raise self._expired() or LeaseReleased(
                 f"this lease of pool {self.owner.name} was given back{self._where()}; "
                 "acquire another one"
             )
@@ -91,12 +96,14 @@ class Lease:
         self._connection = None
         self.owner.giveBack(connection, self)
 
-    def discard(self) -> None:
+    def discard(self, *, destinationBad: bool = False) -> None:
         """
         See L{ILease.discard}.
         """
         connection = self._owned()
         self._connection = None
+        if destinationBad:
+            self.owner.condemn(connection)
         self.owner.throwAway(connection, self)
 
     def detach(self) -> Any:
@@ -126,7 +133,27 @@ class Lease:
             raise self._twice()
         return self._connection
 
-    def _twice(self) -> DoubleRelease:
+    def expire(self, seconds: float) -> None:
+        """
+        The pool ends the lease: it was held for longer than C{seconds}.
+        """
+        self._connection = None
+        self.limit = seconds
+        if (running := getattr(self, "running", None)) is not None:
+            running.cancel()
+
+    def _expired(self) -> LeaseReleased | None:
+        limit = getattr(self, "limit", None)
+        if limit is None:
+            return None
+        return LeaseReleased(
+            f"pool {self.owner.name} ended this lease after leaseTimeout={limit:g} s; "
+            "acquire another one, or raise leaseTimeout"
+        )
+
+    def _twice(self) -> LeaseError:
+        if error := self._expired():
+            return error
         self.owner.releasedTwice()
         return DoubleRelease(
             f"this lease of pool {self.owner.name} was given back already{self._where()}; "
@@ -150,9 +177,12 @@ def use(lease: Lease, f: Callable[[Any], Any]) -> Deferred[Any]:
         connection, lease._connection = lease._connection, None
         if connection is not None:
             lease.owner.leave(connection, lease, failed=isinstance(result, Failure))
+        elif isinstance(result, Failure) and (expired := lease._expired()) is not None:
+            return Failure(expired)
         return result
 
-    return maybeDeferred(f, lease.protocol).addBoth(used)
+    lease.running = running = maybeDeferred(f, lease.protocol)
+    return running.addBoth(used)
 
 
 def _leave(
@@ -178,32 +208,42 @@ class Scope:
     It can be entered again after it was left.
     """
 
-    __slots__ = ("_code", "_connection", "_offset", "_timeout", "owner")
+    __slots__ = ("_code", "_connection", "_entered", "_lease", "_offset", "_timeout", "owner")
 
     def __init__(self, owner: Owner, timeout: Any, code: Any, offset: int) -> None:
         self.owner = owner
         self._timeout = timeout
         self._code = code
         self._offset = offset
+        self._entered = False
         self._connection: Connection | None = None
+        self._lease: Lease | None = None
+
+    def __del__(self) -> None:
+        connection = self._connection
+        if connection is not None and connection.state is LEASED:
+            self.owner.later(self.owner.reclaim, connection)
 
     async def __aenter__(self) -> Any:
-        if self._connection is not None:
+        if self._entered:
             raise LeaseError("this scope is entered already; call lease() once for each block")
         owner = self.owner
         core = owner.core
+        self._entered = True
         connection: Any
         if core.calm and (connection := core.take(owner.seconds())) is not None:
+            self._connection = connection
             connection.code = self._code
             connection.offset = self._offset
             if not core.calm:
                 owner.settle()
-        else:
-            lease = await owner.acquire(self._timeout, self._code, self._offset)
-            connection = lease._connection
-            lease._connection = None
-        self._connection = connection
-        return connection.protocol
+            return connection.protocol
+        try:
+            self._lease = lease = await owner.acquire(self._timeout, self._code, self._offset)
+        except BaseException:
+            self._entered = False
+            raise
+        return lease.protocol
 
     async def __aexit__(
         self,
@@ -211,7 +251,12 @@ class Scope:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        connection = self._connection
-        assert connection is not None
-        self._connection = None
-        _leave(self.owner, connection, None, kind)
+        if not self._entered:
+            raise LeaseError("this scope was left already; call lease() once for each block")
+        self._entered = False
+        connection, self._connection = self._connection, None
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            connection, lease._connection = lease._connection, None
+        if connection is not None:
+            _leave(self.owner, connection, lease, kind)

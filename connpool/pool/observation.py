@@ -40,7 +40,10 @@ class Watch:
         """
         settings = self._core.settings
         self._core.watched = bool(
-            self._observers or settings.leakThreshold is not None or settings.debug
+            self._observers
+            or settings.leakThreshold is not None
+            or settings.leaseTimeout is not None
+            or settings.debug
         )
 
     def tell(self, event: str, *args: Any) -> None:
@@ -60,7 +63,8 @@ class Watch:
         if self._core.settings.debug:
             waiter.stack = whole()
             waiter.holder = currentHolder()
-            waiter.holder.waiting += 1
+            if waiter.holder is not None:
+                waiter.holder.waiting += 1
 
     def waited(self, waiter: Acquire) -> None:
         """
@@ -68,6 +72,7 @@ class Watch:
         """
         if waiter.holder is not None:
             waiter.holder.waiting -= 1
+            waiter.holder.changed()
 
     def began(self, connection: Connection, now: float, waiter: Acquire | None = None) -> None:
         """
@@ -102,6 +107,7 @@ class Watch:
             )
         if connection.holder is not None:
             connection.holder.connections.pop(connection, None)
+            connection.holder.changed()
             connection.holder = None
         if lease is not None and self._core.settings.debug:
             lease.stack = whole()
@@ -122,6 +128,19 @@ class Watch:
             stack=connection.stack and f" Acquired here:\n{connection.stack}",
         )
         self.tell("leakSuspected", connection.number, where, now - connection.since)
+
+    def expired(self, connection: Connection, limit: float) -> None:
+        """
+        The pool ends a lease that is held for longer than C{limit} seconds.
+        """
+        self._log.warn(
+            "pool {name}: the lease acquired at {where} was held for more than "
+            "leaseTimeout={limit:g} s; its connection is closed{stack}",
+            name=self._core.name,
+            where=site(connection.code, connection.offset),
+            limit=limit,
+            stack=connection.stack and f". Acquired here:\n{connection.stack}",
+        )
 
     def leaked(self, connection: Connection) -> None:
         """

@@ -5,6 +5,7 @@ The pool: what L{Core} decides, done with endpoints, transports and Deferreds.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from sys import _getframe
 from typing import Any
@@ -137,11 +138,17 @@ class ConnectionPool:
         """
         self._mine(lease).release()
 
-    def discard(self, lease: ILease) -> None:
+    def discard(self, lease: ILease, *, destinationBad: bool = False) -> None:
         """
         See L{IConnectionPool.discard}.
         """
-        self._mine(lease).discard()
+        self._mine(lease).discard(destinationBad=destinationBad)
+
+    def condemn(self, number: int, *, destinationBad: bool = False) -> None:
+        """
+        See L{IConnectionPool.condemn}.
+        """
+        self.shell.condemnNumber(number, destinationBad=destinationBad)
 
     def detach(self, lease: ILease) -> Any:
         """
@@ -177,6 +184,12 @@ class ConnectionPool:
         """
         return snapshot(self._core)
 
+    def trouble(self) -> str | None:
+        """
+        See L{IReadiness.trouble}.
+        """
+        return self.shell.trouble()
+
     def explain(self) -> str:
         """
         See L{IConnectionPool.explain}.
@@ -201,11 +214,13 @@ class ConnectionPool:
         self.shell.watch.configured()
         self.shell.settle()
 
-    def purge(self) -> None:
+    def purge(self, over: float = 0.0) -> None:
         """
         See L{IConnectionPool.purge}.
         """
-        self._core.purge(self._seconds())
+        if not (isinstance(over, (int, float)) and 0 <= over < math.inf):
+            raise ValueError(f"over={over!r} is out of range: it must be seconds, 0 or more")
+        self._core.purge(self._seconds(), over=over)
         self.shell.watch.tell("poolPurged", self._core.inventory.generation)
         self.shell.settle()
 

@@ -22,7 +22,18 @@ from connpool.pool.sizing import Supply
 from connpool.pool.states import Phase, Waiter
 from connpool.pool.timers import NEVER
 
-__all__ = ["closed", "figures", "outage", "overloaded", "refusal", "timedOut", "trouble"]
+__all__ = [
+    "closed",
+    "figures",
+    "late",
+    "outage",
+    "overloaded",
+    "placeOf",
+    "refusal",
+    "timedOut",
+    "trouble",
+    "unreachable",
+]
 
 
 class Known(Protocol):
@@ -136,22 +147,50 @@ def outage(core: Known, now: float) -> PoolDown | None:
         wait = min(wait, destination.retryAt - now)
     if core.supply.promising:
         return None
-    error = PoolDown(
-        f"pool {core.name} cannot reach its destination ({trouble(core, now)}); "
-        f"it tries again in {wait:.3g} s",
-        wait,
-    )
+    error = PoolDown(_unreachable(core, now, wait), wait)
     if core.lastError is not None:
         error.__cause__ = core.lastError[1]
     return error
 
 
+def _unreachable(core: Known, now: float, wait: float) -> str:
+    return (
+        f"pool {core.name} cannot reach its destination ({trouble(core, now)}); "
+        f"it tries again in {wait:.3g} s"
+    )
+
+
+def unreachable(core: Known, now: float) -> str | None:
+    """
+    @return: the text for operators while nothing can be reached: the last dial to
+        every destination failed, and no connection is left.
+    """
+    if not core.supply.down():
+        return None
+    wait = min(each.retryAt for each in core.supply.destinations) - now
+    return _unreachable(core, now, max(0.0, wait))
+
+
 def timedOut(core: Known, waiter: Waiter, now: float) -> AcquireTimeout:
     """
-    C{waiter} has waited long enough.  A failed dial is the cause only if it
-    was the latest (HikariCP #1819 blamed one of six days ago).
+    C{waiter} has waited long enough.
     """
-    text = f"no connection of pool {core.name} within {now - waiter.since:.3g} s: {figures(core)}"
+    text = f"no connection of pool {core.name} within {now - waiter.since:.3g} s"
+    if core.phase is Phase.PAUSED:
+        return late(core, f"{text}, because it is paused; resume() it", now)
+    budget = core.inventory.budget
+    if budget is not None and budget.starving and core.inventory.size < core.settings.maxSize:
+        shared = f"the total shared with other keys is reached ({budget.limit})"
+        return late(core, f"{text}, because {shared}; raise maxTotal", now)
+    return late(core, text, now)
+
+
+def late(core: Known, text: str, now: float) -> AcquireTimeout:
+    """
+    Something did not come in time.  A failed dial is the cause only if it was the
+    latest (HikariCP #1819 blamed one of six days ago).
+    """
+    text = f"{text}: {figures(core)}"
     if core.lastError is None or not any(each.failures for each in core.supply.destinations):
         return AcquireTimeout(text)
     error = AcquireTimeout(f"{text}; {trouble(core, now)}")

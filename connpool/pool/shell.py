@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from connpool.errors import AcquireTimeout, ConnectFailed, LeaseError, PoolClosed
+from connpool.errors import ConnectFailed, DestinationBad, LeaseError, PoolClosed
 from connpool.pool.acquire import UNSET, Acquire
 from connpool.pool.clock import steady
 from connpool.pool.connection import Connection, site
@@ -20,7 +21,7 @@ from connpool.pool.core import Core
 from connpool.pool.inventory import MOST_DELAYS
 from connpool.pool.lease import Lease
 from connpool.pool.observation import Watch
-from connpool.pool.refusals import placeOf, refusal
+from connpool.pool.refusals import late, placeOf, refusal, unreachable
 from connpool.pool.states import Action, Phase, State
 from connpool.pool.timers import NEVER
 from connpool.waiting import Waiters
@@ -28,7 +29,13 @@ from connpool.waiting import Waiters
 __all__ = ["Shell"]
 
 LEASED = State.LEASED
+CLOSING = State.CLOSING
 
+
+#: The reasons for which a connection is closed that nobody is in the middle of.
+CLEAN = frozenset(
+    {"idle", "lifetime", "uses", "stale", "failback", "shrunk", "evicted", "condemned", "pool"}
+)
 
 #: The beginning of the cause, if a server accepted and ended a connection.
 EARLY = "it accepted the connection and ended it before it said anything: "
@@ -141,10 +148,9 @@ class Shell:
         waiter, connection = action.waiter, action.slot
         connection.code = waiter.code
         connection.offset = waiter.offset
-        self.watch.waited(waiter)
         self.watch.began(connection, self.seconds(), waiter)
-        lease = Lease(self, connection)
-        waiter.deferred.callback(lease)
+        self.watch.waited(waiter)
+        waiter.deferred.callback(self._lend(connection))
 
     def _reject(self, action: Action) -> None:
         waiter = action.waiter
@@ -186,6 +192,8 @@ class Shell:
 
     def _close(self, action: Action) -> None:
         action.slot.why = action.detail
+        # a goodbye after half a request, or on what is broken, would never be answered
+        action.slot.polite = action.detail in CLEAN
         action.slot.close(Failure(ConnectionDone(f"the pool closed it: {action.detail}")))
 
     def _abort(self, action: Action) -> None:
@@ -370,7 +378,7 @@ class Shell:
             if connection is not None:
                 connection.code = code
                 connection.offset = offset
-                lease = Lease(self, connection)
+                lease = self._lend(connection)
                 if not core.calm:
                     self.watch.began(connection, now)
                     self.settle()
@@ -398,7 +406,7 @@ class Shell:
             if connection is not None:
                 connection.code = code
                 connection.offset = offset
-                lease = Lease(self, connection)
+                lease = self._lend(connection)
                 if not core.calm:
                     self.watch.began(connection, connection.since)
                     self.settle()
@@ -492,6 +500,46 @@ class Shell:
             self.watch.leaked(connection)
             self.throwAway(connection, None, "leaked")
 
+    def _lend(self, connection: Connection) -> Lease:
+        lease = Lease(self, connection)
+        if self.core.settings.leaseTimeout is not None:
+            connection.tenant = ref(lease)
+        return lease
+
+    def _expire(self, action: Action) -> None:
+        """
+        A lease was held for too long: end it, then tell its owner.
+        """
+        connection = action.slot
+        limit: Any = self.core.settings.leaseTimeout
+        lease = connection.tenant()
+        self.watch.expired(connection, limit)
+        self.throwAway(connection, None, "expired")
+        if lease is not None:
+            lease.expire(limit)
+
+    def condemn(self, connection: Connection) -> None:
+        """
+        See L{Owner}.
+        """
+        if connection.state is LEASED:
+            self.core.condemn(connection, self.seconds())
+
+    def condemnNumber(self, number: int, *, destinationBad: bool) -> None:
+        """
+        See L{IConnectionPool.condemn}.
+        """
+        for connection in list(self.core.inventory.slots):
+            if connection.number == number and connection.state not in {CLOSING, State.GONE}:
+                if destinationBad:
+                    self.core.condemn(connection, self.seconds())
+                if connection.state is LEASED:
+                    connection.doom = connection.doom or "condemned"
+                    connection.plain = False
+                else:
+                    self.core.discard(connection, self.seconds(), "condemned")
+                self.settle()
+
     def releasedTwice(self) -> None:
         """
         See L{Owner}.
@@ -516,6 +564,8 @@ class Shell:
                 protocol=connection.protocol,
                 error=reason.getErrorMessage(),
             )
+            if reason.check(DestinationBad) is not None:
+                self.core.condemn(connection, self.seconds())
             ended(what)
 
         def ended(failure: str | None) -> None:
@@ -536,6 +586,9 @@ class Shell:
         before = connection.state
         try:
             reusable = connection.poolable.isReusable()
+        except DestinationBad:
+            self.core.condemn(connection, self.seconds())
+            reusable = False
         except Exception:
             self._log.failure("isReusable() of {protocol!r} failed", protocol=connection.protocol)
             reusable = False
@@ -551,6 +604,12 @@ class Shell:
 
     # -- the pool as a whole
 
+    def trouble(self) -> str | None:
+        """
+        See L{IReadiness.trouble}.
+        """
+        return unreachable(self.core, self.seconds())
+
     def whenReady(self, count: int | None, timeout: float | None) -> Deferred[None]:
         """
         See L{IConnectionPool.whenReady}.
@@ -563,14 +622,16 @@ class Shell:
             )
         self._readies[ready] = settings.minIdle if count is None else count
         self._fireReady()
-        self.core.start()
+        if self.core.phase is not Phase.CLOSED:
+            self.core.start()
         self.settle()
         if timeout is not None:
 
-            def late(_: Any, seconds: float) -> Any:
-                raise AcquireTimeout(f"pool {self.name} was not ready within {seconds:g} s")
+            def expire(_: Any, seconds: float) -> Any:
+                text = f"pool {self.name} was not ready within {seconds:g} s"
+                raise late(self.core, text, self.seconds())
 
-            ready.addTimeout(timeout, self._reactor, late)
+            ready.addTimeout(timeout, self._reactor, expire)
         return ready
 
     def _unready(self, ready: Deferred[None]) -> None:
@@ -599,6 +660,7 @@ _VERBS: dict[str, Callable[[Shell, Action], None]] = {
     "abort": Shell._abort,
     "hold": Shell._hold,
     "leak": Shell._leak,
+    "expire": Shell._expire,
     "lost": Shell._lost,
     "closed": Shell._closed,
 }

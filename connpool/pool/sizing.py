@@ -139,7 +139,7 @@ class Supply:
                     self._makeRoomForProbe(now)
             return None
         if inventory.connecting - len(inventory.probes) >= self.settings.maxConnecting:
-            return None
+            return None if draining else self._probe(now, waiting)
         replaces = None
         destination = self._choose(now) if want > 0 else None
         if destination is None and not draining:
@@ -166,6 +166,17 @@ class Supply:
             if not each.failures and each.connecting < limit:
                 return each
         return next((each for each in self.destinations if each.open(now, limit)), None)
+
+    def mayDial(self, now: float) -> bool:
+        """
+        Tell whether there is room, and a destination that is not in back-off.
+        """
+        inventory = self._inventory
+        return (
+            len(inventory.slots) < self.settings.maxSize
+            and inventory.connecting - len(inventory.probes) < self.settings.maxConnecting
+            and self._choose(now) is not None
+        )
 
     def _claim(self) -> bool:
         budget = self._inventory.budget
@@ -214,14 +225,11 @@ class Supply:
 
     def _makeRoomForProbe(self, now: float) -> None:
         """
-        Close an idle connection to a later destination, or try again later.
+        Close an idle connection to a later destination, if there is one.
         """
         slot = self._inventory.coldest()
-        destination = self._probed(now, ())
-        if slot is not None:
+        if slot is not None and not self._inventory.closing:
             self._inventory.close(slot, "failback", now)
-        elif destination is not None and not self._inventory.closing:
-            destination.retryAt = now + NO_ROOM_SECONDS
 
     def dialAt(self, now: float, waiting: Sized) -> float:
         """
@@ -231,7 +239,9 @@ class Supply:
         if len(self.destinations) > 1:
             for each in self._suspects(waiting):
                 if not each.connecting:
-                    when = min(when, max(now, each.retryAt))
+                    # one that is due already found no room: look again later
+                    due = each.retryAt if each.retryAt > now else now + NO_ROOM_SECONDS
+                    when = min(when, due)
         if len(self._inventory.slots) < self.settings.maxSize:
             if self._want(now, waiting) > 0:
                 for destination in self.destinations:

@@ -97,6 +97,8 @@ class PoolStats:
         it), C{detached}.
     @ivar aborted: closings that took longer than C{closeTimeout}.
     @ivar leaksSuspected: leases held longer than C{leakThreshold}.
+    @ivar leasesExpired: leases that the pool ended after C{leaseTimeout}.
+    @ivar keepalives: validations in the background, after C{keepaliveTime}.
     @ivar leasesLostToGC: leases nobody gave back.
     @ivar doubleReleases: leases given back twice (refused).
     @ivar wait: how long acquires waited in the queue.
@@ -148,6 +150,8 @@ class PoolStats:
     closed: Mapping[str, int]
     aborted: int
     leaksSuspected: int
+    leasesExpired: int
+    keepalives: int
     leasesLostToGC: int
     doubleReleases: int
     wait: Histogram
@@ -191,6 +195,8 @@ def snapshot(core: Core) -> PoolStats:
         closed=dict(inventory.closed),
         aborted=counts["aborted"],
         leaksSuspected=counts["leaksSuspected"],
+        leasesExpired=counts["leasesExpired"],
+        keepalives=counts["keepalives"],
         leasesLostToGC=counts["leasesLostToGC"],
         doubleReleases=counts["doubleReleases"],
         wait=_histogram(core.waitBuckets, core.waitTotal),

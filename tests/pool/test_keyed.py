@@ -463,7 +463,7 @@ class Chance:
             if (
                 len(core.queue)
                 and key not in keyed._starving
-                and core.inventory.size < core.settings.maxSize
+                and core.mayDial(self.keyed.clock.seconds())
             ):
                 assert core.inventory.connecting, f"{key} is forgotten: {pool.explain()}"
 
