@@ -377,7 +377,7 @@ class KeyedConnectionPool:
             if self._pausing is not None:
                 pool.pause(queue=self._pausing)
             if self._started:
-                pool.start()
+                pool.shell.core.start()  # what follows is up to whoever asked for the key
         return pool
 
     def _settled(self, key: Hashable, pool: ConnectionPool) -> None:
