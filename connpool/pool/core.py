@@ -101,6 +101,7 @@ class Core:
         self.calm = False
         self.watched = False  # somebody wants to see every lease: no calm path
         self._uniform = uniform
+        self.expecting = 0  # while calm: waiters whose connections are returning
         self.refusing = False  # paused, and told not to queue
         self.floor = 0  # with fewer idle than this, there is something to dial
         self.armed = NEVER  # when the shell calls "next" in any case; it keeps this
@@ -141,6 +142,7 @@ class Core:
             slot.plain = slot.plain and self._maxUses == NEVER
             if slot.state is LEASED:
                 self.inventory.watch(slot, 0.0)
+        self._fifo = settings.queue == "fifo"
         queueOf = (settings.queue, settings.queueTarget, settings.queueInterval)
         if queueOf != self._queueOf:
             self._queueOf = queueOf
@@ -255,12 +257,44 @@ class Core:
             slot.state = IDLE
             self._idle.append(slot)
             # no timer yet for the first that can expire
-            return (
+            return bool(self.expecting) or (
                 self.armed > now + self.idleTimeout
                 and self.inventory.idleCount > self.settings.minIdle
             )
         self._park(slot, now)
         return True
+
+    def passOn(self, slot: Slot, now: float) -> Any:
+        """
+        The read in which a slot was given back has been delivered: lease it to the
+        waiter who came first, where there is nothing else to decide.
+
+        @return: the waiter; or L{None}, then L{returned} is to be called.
+        """
+        if not (self.calm and self.expecting and slot.plain and slot.state is RETURNING):
+            return None
+        if any(wire.disconnecting for wire in slot.wires) or slot.shelved:
+            return None
+        if slot.unread is not None and slot.unread(0):
+            return None
+        waiter = self.queue.oldest()
+        assert waiter is not None
+        self.expecting -= 1
+        self.inventory.returning -= 1
+        self.inventory.agenda.cancel(waiter)
+        self._waitEnded(waiter, now)
+        slot.state = LEASED
+        slot.since = now
+        slot.uses += 1
+        self.acquires += 1
+        return waiter
+
+    def _waitEnded(self, waiter: Waiter, now: float) -> None:
+        waited = now - waiter.since
+        self.waitBuckets[int(waited * 1e6).bit_length()] += 1
+        self.waitTotal += waited
+        self.waitMost = max(self.waitMost, waited)
+        self.waited += 1
 
     def returned(self, slot: Slot, now: float) -> bool:
         """
@@ -270,7 +304,7 @@ class Core:
         """
         if slot.state is not RETURNING:
             return False
-        if self.calm and slot.plain and not slot.shelved:
+        if self.calm and slot.plain and not slot.shelved and not self.expecting:
             self.inventory.returning -= 1
             slot.state = IDLE
             self._idle.append(slot)
@@ -390,6 +424,13 @@ class Core:
             nothing idle there is not: it is an event, or the timer that is
             armed already, that ends this wait.
         """
+        if self.calm and self._fifo and self.expecting < self.inventory.returning:
+            # a read that is being delivered ends by itself: nothing to decide till then
+            self.queue.join(waiter)
+            self.expecting += 1
+            if timeout is not None:
+                self.inventory.agenda.enter(waiter, waiter.since + timeout)
+            return waiter.deadline < self.armed or self.armed <= waiter.since
         self.calm = False
         self.supply.started = True
         self.queue.join(waiter)
@@ -612,11 +653,7 @@ class Core:
             self._reject(shed, overloaded(self, shed, now))
         assert isinstance(waiter, Waiter)
         self.inventory.agenda.cancel(waiter)
-        waited = now - waiter.since
-        self.waitBuckets[int(waited * 1e6).bit_length()] += 1
-        self.waitTotal += waited
-        self.waitMost = max(self.waitMost, waited)
-        self.waited += 1
+        self._waitEnded(waiter, now)
         return Action("serve", slot, waiter)
 
     def _due(self, now: float) -> bool:
@@ -709,6 +746,7 @@ class Core:
         There is nothing more to do now: decide whether the calm path may be
         taken until the next event.
         """
+        self.expecting = 0
         room = self.supply.started and len(self.inventory.slots) < self.settings.maxSize
         self.floor = self.settings.minIdle if room else 0
         self.calm = (

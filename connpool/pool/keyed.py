@@ -541,7 +541,7 @@ class _KeyedScope(Scope):
         self._key = key
 
     async def __aenter__(self) -> Any:
-        if not self._entered:
+        if self._held is None:
             if self._keyed._closed:
                 raise self._keyed._refusal()
             self.owner = self._keyed._pool(self._key).shell

@@ -200,6 +200,9 @@ def _leave(
         owner.leave(connection, lease, failed=True)
 
 
+_WAITING = object()
+
+
 class Scope:
     """
     The object that C{async with pool.lease() as protocol} enters: the connection
@@ -208,40 +211,39 @@ class Scope:
     It can be entered again after it was left.
     """
 
-    __slots__ = ("_code", "_connection", "_entered", "_lease", "_offset", "_timeout", "owner")
+    __slots__ = ("_code", "_held", "_offset", "_timeout", "owner")
 
     def __init__(self, owner: Owner, timeout: Any, code: Any, offset: int) -> None:
         self.owner = owner
         self._timeout = timeout
         self._code = code
         self._offset = offset
-        self._entered = False
-        self._connection: Connection | None = None
-        self._lease: Lease | None = None
+        # the connection, or the lease if it was waited for; _WAITING meanwhile
+        self._held: Any = None
 
     def __del__(self) -> None:
-        connection = self._connection
-        if connection is not None and connection.state is LEASED:
-            self.owner.later(self.owner.reclaim, connection)
+        held = self._held
+        if held is not None and isinstance(held, Connection) and held.state is LEASED:
+            self.owner.later(self.owner.reclaim, held)
 
     async def __aenter__(self) -> Any:
-        if self._entered:
+        if self._held is not None:
             raise LeaseError("this scope is entered already; call lease() once for each block")
         owner = self.owner
         core = owner.core
-        self._entered = True
         connection: Any
         if core.calm and (connection := core.take(owner.seconds())) is not None:
-            self._connection = connection
+            self._held = connection
             connection.code = self._code
             connection.offset = self._offset
             if not core.calm:
                 owner.settle()
             return connection.protocol
+        self._held = _WAITING
         try:
-            self._lease = lease = await owner.acquire(self._timeout, self._code, self._offset)
+            self._held = lease = await owner.acquire(self._timeout, self._code, self._offset)
         except BaseException:
-            self._entered = False
+            self._held = None
             raise
         return lease.protocol
 
@@ -251,12 +253,16 @@ class Scope:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._entered:
+        held, self._held = self._held, None
+        if held is None:
             raise LeaseError("this scope was left already; call lease() once for each block")
-        self._entered = False
-        connection, self._connection = self._connection, None
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            connection, lease._connection = lease._connection, None
-        if connection is not None:
-            _leave(self.owner, connection, lease, kind)
+        lease = None
+        if isinstance(held, Lease):
+            lease = held
+            held, lease._connection = lease._connection, None
+        if held is None:
+            return  # the pool has ended it
+        if kind is None:
+            self.owner.giveBack(held, lease)
+        else:
+            _leave(self.owner, held, lease, kind)

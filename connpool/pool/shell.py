@@ -130,7 +130,7 @@ class Shell:
         core = self.core
         now = self.seconds()
         when = core.wakeAt(now)
-        if when >= core.armed > now and when != NEVER:
+        if when >= core.armed > now and (when != NEVER or core.inventory.leased):
             return  # it wakes up for nothing once, and is set again then
         if self._timer is not None:
             self._timer.cancel()
@@ -307,7 +307,13 @@ class Shell:
         if turns:
             self._letTurn(connection, turns)
             return
-        if self._return(connection):
+        waiter = self.core.passOn(connection, self.seconds())
+        if waiter is not None:
+            connection.reading = False
+            connection.code = waiter.code
+            connection.offset = waiter.offset
+            waiter.deferred.callback(Lease(self, connection))
+        elif self._return(connection):
             self.settle()
 
     def _return(self, connection: Connection) -> bool:
