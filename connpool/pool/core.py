@@ -66,6 +66,7 @@ from connpool.pool.states import (
 )
 from connpool.pool.timers import NEVER
 from connpool.pool.unread import endsToo
+from connpool.pool.upkeep import Upkeep
 from connpool.pool.waiters import CodelQueue, FifoQueue
 
 __all__ = ["Core"]
@@ -95,12 +96,12 @@ class Core:
     ) -> None:
         self.inventory = inventory = Inventory()
         self.supply = Supply(inventory, endpoints, newSlot)
+        self.upkeep = Upkeep(inventory, uniform, SLACK_SECONDS)
         self._idle = inventory.idle
         self.name = name
         self.phase = Phase.OPEN
         self.calm = False
         self.watched = False  # somebody wants to see every lease: no calm path
-        self._uniform = uniform
         self.expecting = 0  # while calm: waiters whose connections are returning
         self.refusing = False  # paused, and told not to queue
         self.floor = 0  # with fewer idle than this, there is something to dial
@@ -390,13 +391,8 @@ class Core:
         self.calm = False
         destination = slot.destination
         destination.failed(now, now, self.settings.pause)
-        for other in list(self.inventory.slots):
-            if other.destination is destination and other is not slot:
-                if other.state is IDLE or other.state is CONNECTING:
-                    self.inventory.close(other, "condemned", now)
-                elif other.state is not CLOSING:
-                    other.doom = other.doom or "condemned"
-                    other.plain = False
+        others = [each for each in self.inventory.slots if each.destination is destination]
+        self.inventory.doom([each for each in others if each is not slot], "condemned", now)
 
     def _ended(self, slot: Slot, now: float) -> None:
         """
@@ -496,26 +492,12 @@ class Core:
         """
         slot.fit = True
         slot.plain = slot.plain and slot.doom is None and self._maxUses == NEVER
-        life = self.settings.maxLifetime
-        if life is not None:
-            slot.lifetime = Lifetime(slot)
-            jitter = 1 - self.settings.lifetimeJitter * self._uniform()
-            self.inventory.agenda.enter(slot.lifetime, now + life * jitter)
-        self._pulse(slot, now)
+        self.upkeep.began(slot, now)
         replaced = slot.replaces
         slot.replaces = None
         if replaced is not None:
             self.supply.retire(*replaced, now)
         self.inventory.rest(slot, now)
-
-    def _pulse(self, slot: Slot, now: float) -> None:
-        """
-        Set the time of the next validation in the background, not the same for all.
-        """
-        every = self.settings.keepaliveTime
-        if every is not None:
-            slot.pulse = slot.pulse or Pulse(slot)
-            self.inventory.agenda.enter(slot.pulse, now + every * (1 - self._uniform() / 5))
 
     def proved(self, slot: Slot, now: float) -> None:
         """
@@ -619,6 +601,7 @@ class Core:
                 and not self.supply.retiring
                 and not self.inventory.todo
                 and not self.inventory.probes
+                and len(self.inventory.slots) - self.inventory.closing <= self.settings.maxSize
                 and self.inventory.agenda.first() > now + SLACK_SECONDS
             ):
                 return None
@@ -678,54 +661,12 @@ class Core:
             if item.slot.state is CONNECTING:
                 self._begin(item.slot, now)
         elif isinstance(item, Pulse):
-            self._keepAlive(item.slot, now)
+            self.upkeep.keepAlive(item.slot, now)
         elif isinstance(item, Slot):
-            self._overdue(item, now)
+            self.upkeep.overdue(item, now)
         else:
             self._endOfPatience(now)
         return True
-
-    def _overdue(self, slot: Slot, now: float) -> None:
-        if slot.state is CONNECTING:
-            self.inventory.todo.append(Action("fail", slot))
-        elif slot.state is CHECKING:
-            self.inventory.todo.append(Action("overdue", slot))
-        elif slot.state is LEASED:
-            limit = self.settings.leaseTimeout
-            if limit is not None and now - slot.since >= limit - SLACK_SECONDS:
-                self.inventory.counts["leasesExpired"] += 1
-                self.inventory.todo.append(Action("expire", slot))
-                return
-            self.inventory.counts["leaksSuspected"] += 1
-            self.inventory.todo.append(Action("leak", slot))
-            self.inventory.watch(slot, now + SLACK_SECONDS)
-        elif slot.doom != "aborted":
-            self.inventory.abort(slot, now)
-        else:
-            self.inventory.forget(slot, None)
-            self.inventory.counts["writtenOff"] += 1
-            self.inventory.todo.append(Action("lost", slot))
-
-    def _keepAlive(self, slot: Slot, now: float) -> None:
-        """
-        Validate a slot in the background if nobody used it for C{keepaliveTime}, and
-        few are being validated already.
-        """
-        every = self.settings.keepaliveTime
-        if every is None:
-            return
-        inventory = self.inventory
-        if slot.state is not IDLE:
-            self._pulse(slot, now)
-        elif now - slot.since < every * 0.8 - SLACK_SECONDS:
-            self._pulse(slot, slot.since)
-        elif inventory.checking >= self.settings.maxConnecting or (slot.unread and slot.unread(0)):
-            self._pulse(slot, now - every * 0.75)
-        else:
-            self._pulse(slot, now)
-            inventory.counts["keepalives"] += 1
-            inventory.check(slot, now, shelve=True)
-            inventory.todo.append(Action("check", slot))
 
     def _finish(self, now: float) -> Action | None:
         """
@@ -808,12 +749,7 @@ class Core:
             return
         self.supply.owed = 0
         self.supply.retiring.clear()
-        for slot in list(self.inventory.slots):
-            if slot.state is IDLE or slot.state is CONNECTING:
-                self.inventory.close(slot, reason, now)
-            elif slot.state is not CLOSING:
-                slot.doom = slot.doom or reason
-                slot.plain = False
+        self.inventory.doom(list(self.inventory.slots), reason, now)
 
     def pause(self, *, queue: bool) -> None:
         """

@@ -7,6 +7,7 @@ Nothing is decided here; every change of state is booked completely at once.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Protocol
 
 from connpool.pool.settings import Settings
@@ -146,6 +147,18 @@ class Inventory:
                 self.dead -= 1
             else:
                 self.idle.append(slot)
+
+    def doom(self, slots: Iterable[Slot], reason: str, now: float) -> None:
+        """
+        Let slots not be leased again: close what is idle or connecting now, the rest
+        when it comes back.
+        """
+        for slot in slots:
+            if slot.state is IDLE or slot.state is CONNECTING:
+                self.close(slot, reason, now)
+            elif slot.state is not CLOSING:
+                slot.doom = slot.doom or reason
+                slot.plain = False
 
     def setAside(self, slot: Slot, now: float) -> None:
         """

@@ -11,9 +11,8 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from sys import _getframe
-from typing import Any, ClassVar
+from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred, fail, gatherResults
 from zope.interface import implementer
 
@@ -22,68 +21,11 @@ from connpool.interfaces import IStatsSource
 from connpool.pool.acquire import UNSET, checkedTimeout
 from connpool.pool.clock import steady
 from connpool.pool.core import Core
+from connpool.pool.keyedstats import COUNTERS_OF_KEYS, GAUGES_OF_KEYS, KeyedPoolStats
 from connpool.pool.lease import Lease, Scope, use
 from connpool.pool.pool import ConnectionPool
 
 __all__ = ["KeyedConnectionPool", "KeyedPoolStats"]
-
-
-@attrs.frozen(kw_only=True)
-class KeyedPoolStats:
-    """
-    A keyed pool at one moment.
-
-    @ivar state: C{open}, C{paused} or C{closed}.
-    @ivar maxTotal: the cap over all keys.
-    @ivar size: all connections of all keys.
-    @ivar keys: keys that have a connection or a waiter.
-    @ivar starving: keys that wait for room under the cap.
-    @ivar evictions: connections closed to make room for another key.
-    @ivar down: keys whose destination cannot be reached.
-
-    The others are the sums over all keys, see L{PoolStats}.
-    """
-
-    GAUGES: ClassVar[frozenset[str]] = frozenset(
-        {"maxTotal", "size", "keys", "starving", "down", "leased", "idle", "waiting"}
-    )
-
-    state: str
-    maxTotal: int
-    size: int
-    keys: int
-    starving: int
-    evictions: int
-    down: int
-    leased: int
-    idle: int
-    waiting: int
-    acquires: int
-    acquiresWaited: int
-    acquireTimeouts: int
-    acquiresRejected: int
-    releases: int
-    discards: int
-    dials: int
-    dialFailures: int
-    keepalives: int
-    leasesExpired: int
-
-
-#: The numbers of all keys together.
-_GAUGES = ("leased", "idle", "waiting")
-_COUNTERS = (
-    "acquires",
-    "acquiresWaited",
-    "acquireTimeouts",
-    "acquiresRejected",
-    "releases",
-    "discards",
-    "dials",
-    "dialFailures",
-    "keepalives",
-    "leasesExpired",
-)
 
 
 @implementer(IStatsSource)
@@ -233,8 +175,11 @@ class KeyedConnectionPool:
         See L{IStatsSource.stats}.
         """
         each = [pool.stats() for pool in self._pools.values()]
-        sums = {name: sum(getattr(one, name) for one in each) for name in _GAUGES + _COUNTERS}
-        sums.update((name, sums[name] + self._past[name]) for name in _COUNTERS)
+        sums = {
+            name: sum(getattr(one, name) for one in each)
+            for name in GAUGES_OF_KEYS + COUNTERS_OF_KEYS
+        }
+        sums.update((name, sums[name] + self._past[name]) for name in COUNTERS_OF_KEYS)
         paused = "paused" if self._pausing is not None else "open"
         return KeyedPoolStats(
             state="closed" if self._closed else paused,
@@ -420,7 +365,7 @@ class KeyedConnectionPool:
         """
         pool = self._pools.pop(key)
         stats = pool.stats()
-        self._past.update({name: getattr(stats, name) for name in _COUNTERS})
+        self._past.update({name: getattr(stats, name) for name in COUNTERS_OF_KEYS})
         self._calm.discard(pool.shell.core)
         pool.close()
 

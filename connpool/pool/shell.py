@@ -13,44 +13,25 @@ from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from connpool.errors import ConnectFailed, DestinationBad, LeaseError, PoolClosed
+from connpool.errors import DestinationBad, LeaseError, PoolClosed
 from connpool.pool.acquire import UNSET, Acquire
 from connpool.pool.clock import steady
 from connpool.pool.connection import Connection, site
 from connpool.pool.core import Core
+from connpool.pool.failures import CLEAN, EARLY, dialFailure
 from connpool.pool.inventory import MOST_DELAYS
 from connpool.pool.lease import Lease
 from connpool.pool.observation import Watch
-from connpool.pool.refusals import late, placeOf, refusal, unreachable
+from connpool.pool.refusals import late, refusal, unreachable
 from connpool.pool.states import Action, Phase, State
 from connpool.pool.timers import NEVER
+from connpool.pool.turns import Turns
 from connpool.waiting import Waiters
 
 __all__ = ["Shell"]
 
 LEASED = State.LEASED
 CLOSING = State.CLOSING
-
-
-#: The reasons for which a connection is closed that nobody is in the middle of.
-CLEAN = frozenset(
-    {"idle", "lifetime", "uses", "stale", "failback", "shrunk", "evicted", "condemned", "pool"}
-)
-
-#: The beginning of the cause, if a server accepted and ended a connection.
-EARLY = "it accepted the connection and ended it before it said anything: "
-
-
-def _failure(name: str, connection: Connection, reason: Failure, prefix: str = "") -> ConnectFailed:
-    """
-    The error for those who wait for a dial that failed.
-    """
-    error = ConnectFailed(
-        f"pool {name} cannot connect to {placeOf(connection.destination.endpoint)}: "
-        f"{prefix}{reason.getErrorMessage() or reason.type}"
-    )
-    error.__cause__ = reason.value
-    return error
 
 
 class Shell:
@@ -60,7 +41,7 @@ class Shell:
 
     @ivar core: the decisions.
     @ivar watch: the observers.
-    @ivar turning: connections that return after so many turns of the reactor.
+    @ivar turns: the connections that return after some turns of the reactor.
     @ivar settled: called after each batch of decisions; the keyed pool wants to
         know.
     """
@@ -84,8 +65,7 @@ class Shell:
         self._dispatching = False
         self._timer: Any = None
         self._closers = Waiters()
-        self.turning: dict[Connection, int] = {}
-        self._nextTurn: Any = None
+        self.turns = Turns(reactor, self._turned)
         self._readies: dict[Deferred[None], int] = {}
         self.settled: Callable[[], None] | None = None
 
@@ -116,10 +96,8 @@ class Shell:
             self._fireReady()
         if self.settled is not None:
             self.settled()
-        if core.phase is Phase.CLOSED and self._nextTurn is not None:
-            self._nextTurn.cancel()
-            self._nextTurn = None
-            self.turning.clear()
+        if core.phase is Phase.CLOSED:
+            self.turns.stop()
         if core.phase is Phase.CLOSED and len(self._closers):
             self._closers.wake()  # last, when no timer is left: whoever waited may look
 
@@ -249,7 +227,7 @@ class Shell:
         """
         See L{Owner}.
         """
-        error = _failure(self.name, connection, reason)
+        error = dialFailure(self.name, connection, reason)
         connection.why = connection.why or "failed"
         self.core.failed(connection, self.seconds(), error, gone=gone)
         if gone:
@@ -263,7 +241,7 @@ class Shell:
             return  # detached, or a dial that failed
         if connection.state is LEASED:
             self.watch.ended(connection, self.seconds())
-        early = None if connection.busy() else _failure(self.name, connection, reason, EARLY)
+        early = None if connection.busy() else dialFailure(self.name, connection, reason, EARLY)
         self.core.gone(connection, self.seconds(), early)
         self.watch.tell("connectionClosed", connection.number, connection.why or "peer")
 
@@ -305,7 +283,7 @@ class Shell:
         """
         turns = connection.turnsToReturn()
         if turns:
-            self._letTurn(connection, turns)
+            self.turns.let(connection, turns)
             return
         waiter = self.core.passOn(connection, self.seconds())
         if waiter is not None:
@@ -327,7 +305,7 @@ class Shell:
             return self.core.returned(connection, self.seconds())
         if connection.delays < MOST_DELAYS and self._unread(connection):
             connection.delays += 1
-            self._letTurn(connection, 2)
+            self.turns.let(connection, 2)
             return False
         self._reset(connection)
         return True
@@ -335,26 +313,13 @@ class Shell:
     def _unread(self, connection: Connection) -> bool:
         return connection.unread is not None and bool(connection.unread(0))
 
-    def _hold(self, action: Action) -> None:
-        self._letTurn(action.slot, 2)
-
-    def _letTurn(self, connection: Connection, turns: int) -> None:
-        """
-        Let a connection return after so many turns of the reactor: one call for all.
-        """
-        if not self.turning:
-            self._nextTurn = self._reactor.callLater(0, self._turn)
-        self.turning[connection] = turns
-
-    def _turn(self) -> None:
-        self._nextTurn = None
-        turning, self.turning = self.turning, {}
-        for connection, turns in turning.items():
-            if turns > 1:
-                self._letTurn(connection, turns - 1)
-            else:
-                self._return(connection)
+    def _turned(self, connections: list[Connection]) -> None:
+        for connection in connections:
+            self._return(connection)
         self.settle()
+
+    def _hold(self, action: Action) -> None:
+        self.turns.let(action.slot, 2)
 
     def idleEnd(self, connection: Connection) -> None:
         """
@@ -373,6 +338,12 @@ class Shell:
         if timeout is UNSET:
             timeout = core.settings.acquireTimeout
         now = self.seconds()
+        if core.calm and core.expecting < core.inventory.returning:
+            # request after request on one connection: it is about to return
+            waiter = Acquire(self._left, now, code, offset)
+            if core.join(waiter, timeout):
+                self.settle()
+            return waiter.deferred
         self.watch.tell("acquireStarted")
         if (
             len(core.inventory.idle) > core.inventory.dead
@@ -454,7 +425,7 @@ class Shell:
             core.setAside(connection, self.seconds())
             connection.resume()
             if not connection.reading:
-                self._letTurn(connection, 2)
+                self.turns.let(connection, 2)
         else:
             self._reset(connection)
         self.settle()

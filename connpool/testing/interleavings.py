@@ -499,7 +499,7 @@ def fingerprint(world: World) -> Any:
                 slot.shelved,
                 slot.proven and slot.destination.barren,
                 slot.delays if slot.delayedAt == slot.uses else 0,
-                world.pool.shell.turning.get(slot),
+                world.pool.shell.turns.waiting.get(slot),
                 core.supply.wasted and ahead(slot.bornAt),
                 ahead(slot.deadline),
                 slot.lifetime and ahead(slot.lifetime.deadline),
