@@ -16,6 +16,7 @@ __all__ = [
     "AuthenticationFailed",
     "Busy",
     "Cancelled",
+    "CertificateRefused",
     "ChangedSource",
     "ConflictTakeover",
     "ConnectFailed",
@@ -35,6 +36,7 @@ __all__ = [
     "LookupFailed",
     "NameRefused",
     "NetworkFailed",
+    "NoInodes",
     "NoSpace",
     "Overloaded",
     "PoolClosed",
@@ -44,6 +46,7 @@ __all__ = [
     "ProbeFailed",
     "ProtocolError",
     "QuotaExceeded",
+    "Skipped",
     "SourceError",
     "StartFailed",
     "StoreError",
@@ -53,6 +56,7 @@ __all__ = [
     "TooSlow",
     "TransferError",
     "TransferTimeout",
+    "Unanswered",
     "Unconfirmed",
     "Unsupported",
 ]
@@ -267,6 +271,12 @@ class Exists(TransferError):
     exitCode = 4
 
 
+class Skipped(Exists):
+    """
+    A different file already has this name, and the rule C{skip} leaves it there.
+    """
+
+
 class TooLarge(TransferError):
     """
     The file is larger than the receiver takes.
@@ -293,6 +303,14 @@ class NoSpace(TransferError):
     code = "no-space"
     exitCode = 4
     retryable = True
+
+
+class NoInodes(NoSpace):
+    """
+    The receiver's file system can hold no more files, whatever their size.
+    """
+
+    code = "no-inodes"
 
 
 class Busy(TransferError):
@@ -339,6 +357,15 @@ class AuthenticationFailed(TransferError):
 
     code = "auth-failed"
     exitCode = 6
+
+
+class CertificateRefused(TransferError):
+    """
+    A certificate, the receiver's or ours, is not trusted by the other side.
+    """
+
+    code = "certificate"
+    exitCode = 7
 
 
 class DigestMismatch(TransferError):
@@ -437,6 +464,14 @@ class NetworkFailed(TransferError):
     code = "network"
     exitCode = 7
     retryable = True
+
+
+class Unanswered(NetworkFailed):
+    """
+    The peer closed the connection and said nothing at all.
+    """
+
+    code = "unanswered"
 
 
 class ProtocolError(TransferError):

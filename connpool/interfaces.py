@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from connpool.transfer.identities import Identity
     from connpool.transfer.names import RelativeName
     from connpool.transfer.records import (
+        DirectoryMade,
         FileStat,
         LiveTransfer,
         Offer,
@@ -31,6 +32,7 @@ __all__ = [
     "IConnectionPool",
     "IDatagramResponder",
     "IDatagramResponderFactory",
+    "IDirectoryStore",
     "IDrainable",
     "IFileStore",
     "IFileStoreFactory",
@@ -413,12 +415,12 @@ class IPoolObserver(Interface):
 
 class IReloadable(Interface):
     """
-    Something that read files which an operator may renew: certificates.
+    Something that read files which an operator may renew: certificates, targets.
     """
 
     def reload() -> None:
         """
-        Read them again, for connections from now on.
+        Read them again, for work that begins from now on.
 
         @raise Exception: its text is one line; what was read before stays in
             use.
@@ -587,6 +589,19 @@ class IFileStore(Interface):
         @return: what is published under C{name}; L{None} if nothing is.
         """
 
+    def foresee(offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
+        """
+        Say what would become of a file, and change nothing: a dry run.
+
+        @param root: of its content; L{None} if the sender has not said it.
+        @param ahead: bytes of other files that would be stored before it.
+        @param whole: whether it would come by L{put}, else by L{open}.
+        @return: fires with C{stored}; with C{duplicate}, for the same content is
+            there; or with C{compare}, if that depends on C{root}, which is
+            L{None}.  Fails with a L{TransferError}, as C{put}, C{open} or
+            C{commit} would.
+        """
+
     def partials(principal: str | None = None) -> Deferred[list[PartialInfo]]:
         """
         @return: the partials of one principal, or all.
@@ -600,6 +615,32 @@ class IFileStore(Interface):
     def close() -> Deferred[None]:
         """
         Let go of every descriptor; partials in use are suspended.
+        """
+
+
+class IDirectoryStore(Interface):
+    """
+    The part that an L{IFileStore} provides too if it has directories of its own, which may be
+    empty and have a time.  Senders are told by a capability; a store that does not provide this
+    is sent files only.
+    """
+
+    def makeDirectory(
+        name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> Deferred[DirectoryMade | None]:
+        """
+        Make a directory, and those above it, unless it is there; and give it its time.
+
+        The time is set also if the directory was there: a run that goes on where another
+        one was interrupted finds those that it made itself.  Where the file system does
+        not let us (the directory belongs to somebody else) the time stays as it is.
+
+        @param modified: nanoseconds since the epoch; L{None} to leave it.
+        @param durability: one of C{DURABILITIES}: at C{full} the directory and its names
+            survive a power cut once this fires.
+        @param make: whether it may be made; if not and it is missing, this fires with L{None}.
+        @return: fires when it is there; fails with L{Exists} if something else than a
+            directory has the name, or is in the way, and as L{IPartial.commit} fails.
         """
 
 
@@ -704,6 +745,11 @@ class IDatagramResponder(Interface):
     excess: int = Attribute(
         "How many bytes an answer may be longer than its request, once a second "
         "for each IPv4 /24 and IPv6 /64; 0 for responders with nothing to negotiate."
+    )
+    symmetricPorts: AbstractSet[int] = Attribute(
+        "Source ports that are answered although programs that answer use them: the "
+        "standard's own, for a protocol that tells an answer from a request; the port "
+        "that it listens on is then one too.  Empty for all others."
     )
     refused: Mapping[str, int] = Attribute(
         "Datagrams that got no answer from C{respond}, by reason; only grows."

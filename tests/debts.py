@@ -7,7 +7,6 @@ LEGS = {
     "connpool.transfer.send.streams",
 }
 CIRCLES = {
-    frozenset({"connpool.proxyprotocol.connection", "connpool.proxyprotocol.server"}),
     frozenset(
         {
             "connpool.transfer.receive.greeting",
@@ -28,8 +27,6 @@ CIRCLES = {
     frozenset({"connpool.transfer.stores.copies", "connpool.transfer.stores.publish"}),
 }
 FOREIGN = {
-    "endpoints._SystemdParser",
-    "endpoints._SystemdParser._sddaemon",
     "options._dispatch",
     "self._reception._left",
     "self._reception._published",
@@ -37,24 +34,9 @@ FOREIGN = {
     "self._secured._wrapperFactory",
 }
 DOCSTRINGS = {
-    "connpool.addresses.clients": 3,
-    "connpool.addresses.descriptions": 5,
-    "connpool.addresses.goaddress": 2,
-    "connpool.addresses.networks": 1,
-    "connpool.addresses.resolve": 2,
-    "connpool.commands.ping": 1,
     "connpool.commands.progress": 2,
     "connpool.commands.sendnative": 1,
     "connpool.commands.states": 1,
-    "connpool.datagram.answering": 1,
-    "connpool.datagram.figures": 2,
-    "connpool.datagram.info": 2,
-    "connpool.datagram.limits": 2,
-    "connpool.datagram.mmsg": 2,
-    "connpool.datagram.port": 2,
-    "connpool.datagram.responders": 1,
-    "connpool.datagram.stamp": 1,
-    "connpool.datagram.wire": 1,
     "connpool.interfaces": 1,
     "connpool.observe.feed": 1,
     "connpool.observe.protection": 1,
@@ -63,11 +45,6 @@ DOCSTRINGS = {
     "connpool.observe.tcpstates": 1,
     "connpool.observe.tcpstates_read": 1,
     "connpool.plugin": 1,
-    "connpool.proxyprotocol.connection": 4,
-    "connpool.proxyprotocol.header": 3,
-    "connpool.proxyprotocol.server": 1,
-    "connpool.proxyprotocol.strings": 1,
-    "connpool.proxyprotocol.tlvs": 1,
     "connpool.services.access": 3,
     "connpool.services.compose": 2,
     "connpool.services.composefile": 2,
@@ -79,7 +56,6 @@ DOCSTRINGS = {
     "connpool.services.startfailure": 1,
     "connpool.services.status": 1,
     "connpool.services.thirdparty": 1,
-    "connpool.services.udpecho": 1,
     "connpool.transfer.identities": 2,
     "connpool.transfer.names": 1,
     "connpool.transfer.receive.blockmap": 3,
@@ -97,7 +73,6 @@ DOCSTRINGS = {
     "connpool.transfer.send.extents": 2,
     "connpool.transfer.send.joblist": 2,
     "connpool.transfer.send.keys": 1,
-    "connpool.transfer.send.outbox": 3,
     "connpool.transfer.send.session": 3,
     "connpool.transfer.send.source": 2,
     "connpool.transfer.send.streams": 3,

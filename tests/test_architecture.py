@@ -52,7 +52,10 @@ LEGS = {
 CIRCLES: dict[frozenset[str], str] = {}
 
 #: Private names of other projects that we use, and the reason for each.
-FOREIGN: dict[str, str] = {}
+FOREIGN: dict[str, str] = {
+    "endpoints._SystemdParser": "Twisted keeps the sockets that systemd passed there",
+    "endpoints._SystemdParser._sddaemon": "and there is no public way to them",
+}
 
 OPENINGS = ("What", "Which", "Who", "Whom", "How", "Where", "Whether")
 

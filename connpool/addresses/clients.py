@@ -1,5 +1,5 @@
 """
-Who is at the other end of a connection, for decisions that depend on it.
+The other end of a connection, for decisions that depend on it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class UnknownAddress:
 @attrs.frozen
 class Client:
     """
-    What L{clientOf} found.
+    The other end of a connection, as L{clientOf} found it.
 
     @ivar host: the client's IP address; L{None} if it has none that is known
         (a unix socket, or a proxy that did not say).
@@ -54,7 +54,7 @@ class Client:
 
 def clientOf(transport: Any) -> Client:
     """
-    Who is at the other end of C{transport}.
+    Find out about the other end of C{transport}.
 
     Privileges of a direct local connection hang on C{local}; allow and deny
     rules on C{host}, with L{None} in no network.

@@ -4,49 +4,32 @@ Text to an address, names included.
 
 from __future__ import annotations
 
-import socket
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.endpoints import HostnameEndpoint, TCP6ClientEndpoint, clientFromString
-from twisted.internet.interfaces import IReactorPluggableNameResolver, IStreamClientEndpoint
-from zope.interface import directlyProvides, providedBy
 
 from connpool.addresses.goaddress import (
     Found,
-    Services,
     TCPAddr,
     UDPAddr,
-    isDomainName,
-    parseLiteral,
     parseWanted,
 )
-from connpool.addresses.hostport import splitHostPort
 from connpool.addresses.names import resolverOf
+from connpool.addresses.servicenames import Services, systemServices
 from connpool.errors import AddressError
 
-__all__ = ["clientEndpoint", "resolveTCPAddr", "resolveUDPAddr", "systemServices"]
+__all__ = ["resolveTCPAddr", "resolveUDPAddr", "systemServices"]
 
 
 class Resolver(Protocol):
     """
-    What L{connpool.addresses.NameResolver} does.
+    The part of L{connpool.addresses.NameResolver} that is needed here.
     """
 
     def lookUp(self, host: str) -> Deferred[list[Found]]:
         """
         See L{connpool.addresses.NameResolver.lookUp}.
         """
-
-
-def systemServices(name: str, protocol: str) -> int | None:
-    """
-    The port of a service, from this machine's list (C{/etc/services}).
-    """
-    try:
-        return socket.getservbyname(name, protocol)
-    except (OSError, UnicodeError, ValueError):
-        return None
 
 
 def resolveTCPAddr(
@@ -100,49 +83,3 @@ def _resolve(
     if literal is not None:
         return succeed(literal)
     return (resolver or resolverOf(reactor)).lookUp(wanted.host).addCallback(wanted.choose)
-
-
-class _WithResolver:
-    """
-    A reactor whose names are looked up by L{connpool.addresses.NameResolver}.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self.nameResolver = resolverOf(reactor)
-        directlyProvides(self, providedBy(reactor), IReactorPluggableNameResolver)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)
-
-
-def clientEndpoint(reactor: Any, text: str, timeout: float = 30.0) -> IStreamClientEndpoint:
-    """
-    Where C{--to} says to connect.
-
-    @param text: C{HOST:PORT} (exactly one colon outside brackets), tried on
-        every address of the name; or any client endpoint string, such as
-        C{unix:/run/x.sock} or C{tls:example.com:443}.
-    @param timeout: seconds for each attempt to connect to C{HOST:PORT}.
-    @raise AddressError: for a text that is neither; one line.
-    """
-    try:
-        host, port = splitHostPort(text)
-    except AddressError as notHostPort:
-        try:
-            endpoint: IStreamClientEndpoint = clientFromString(reactor, text)
-            return endpoint
-        except Exception as e:
-            kind = text.partition(":")[0]
-            if isinstance(e, ValueError) and "Unknown endpoint type" in str(e):
-                raise notHostPort from None
-            raise AddressError(f"{text!r} is not a {kind}: endpoint: {e}") from None
-    if "%" in host:
-        # a zone: HostnameEndpoint would lose it
-        return TCP6ClientEndpoint(reactor, host, port, timeout=timeout)
-    if parseLiteral(host) is None and not isDomainName(host):
-        raise AddressError(
-            f"{text!r}: {host!r} is not a host name or address; "
-            "a name is made of letters, digits and hyphens"
-        )
-    return HostnameEndpoint(_WithResolver(reactor), host, port, timeout=timeout)

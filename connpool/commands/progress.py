@@ -32,8 +32,8 @@ def sized(count: float) -> str:
 
 class Progress:
     """
-    How C{connpool send} goes, and lines that stay, on standard error.  What cannot
-    be written is lost.  A context manager: the bar is gone afterwards.
+    The progress of C{connpool send}, and lines that stay, on standard error.  Text that
+    cannot be written is lost.  A context manager: the bar is gone afterwards.
 
     @param bar: draw one, if standard error is a terminal.
     """
@@ -80,7 +80,7 @@ class Progress:
 
     def close(self) -> None:
         """
-        No bar any more; lines can still be said.
+        Remove the bar; lines can still be said.
         """
         bar, self._bar = self._bar, None
         if bar is not None:
@@ -88,7 +88,7 @@ class Progress:
 
     def show(self, text: str, done: int, total: int | None) -> None:
         """
-        How it goes with all of it; often called, seldom shown.
+        Show how far all of it is; often called, seldom shown.
 
         @param text: fit to be displayed.
         @param total: bytes; L{None} if not known.

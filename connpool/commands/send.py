@@ -16,7 +16,7 @@ from connpool.commands.progress import Progress
 from connpool.errors import AddressError, TransferError, Unconfirmed, Unsupported
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import displayName
-from connpool.transfer.records import DURABILITIES, IF_EXISTS
+from connpool.transfer.records import ASKABLE_DURABILITIES, IF_EXISTS
 
 __all__ = ["addArguments", "run"]
 
@@ -50,7 +50,13 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         default=DEFAULT_TO,
         metavar="HOST:PORT",
-        help="the receiver, or an endpoint such as unix:/run/s (default %(default)s)",
+        help="the receiver, or an endpoint such as tls:HOST or unix:/run/s (default %(default)s)",
+    )
+    parser.add_argument(
+        "--ca",
+        metavar="FILE",
+        help="for tls:HOST: trust the certificates in this PEM file (or *.pem in this directory), "
+        "an authority's or the receiver's own, instead of the system's authorities",
     )
     parser.add_argument(
         "--protocol",
@@ -62,10 +68,11 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
     native = parser.add_argument_group("native only")
     native.add_argument(
         "--durability",
-        choices=DURABILITIES,
-        default="full",
+        choices=ASKABLE_DURABILITIES,
+        default="best",
         help="what the receiver shall promise: none survives the death of its process, data has "
-        "the contents synced before the name, full the name as well (default %(default)s)",
+        "the contents synced before the name, full the name as well; less than that is exit code "
+        "3. best is the strongest that its file system reaches (default %(default)s)",
     )
     native.add_argument(
         "--if-exists",
@@ -157,7 +164,7 @@ def _send(arguments: argparse.Namespace, progress: Progress) -> int:
     from twisted.internet import reactor
 
     try:
-        endpoint = clientEndpoint(reactor, arguments.to, arguments.timeout)
+        endpoint = clientEndpoint(reactor, arguments.to, arguments.timeout, ca=arguments.ca)
     except AddressError as e:
         progress.say(f"--to: {e}")
         return 2

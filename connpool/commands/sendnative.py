@@ -25,16 +25,27 @@ from connpool.commands.running import INTERRUPTED, runUntilEnded
 from connpool.errors import TransferError
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
-from connpool.transfer.send.client import FileOutcome, Sending, dialled, pooled
+from connpool.transfer.send.client import (
+    FileOutcome,
+    Sending,
+    SendReport,
+    Wait,
+    dialled,
+    pooled,
+)
 from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.send.session import SessionFactory, hello
 from connpool.transfer.send.streams import Asked
-from connpool.transfer.send.walking import STDIN, walk
+from connpool.transfer.send.walking import FILE, STDIN, walk
 
 __all__ = ["sendNative"]
 
 #: Seconds between two looks at how it goes.
 _TICK = 0.1
+#: Seconds without a byte after which it is said what is waited for.
+_STALLED_SECONDS = 2.0
+#: Seconds between two lines about a wait for one and the same reason, after a few.
+_AGAIN_SECONDS = 10.0
 #: Files that are named for one and the same reason.
 _EXAMPLES = 3
 
@@ -84,7 +95,7 @@ class _Run:
         self._arguments = arguments
         self._progress = progress
         self._outputs = outputs
-        factory = SessionFactory(
+        self._factory = factory = SessionFactory(
             reactor, arguments.digests, arguments.credentials, idleTimeout=arguments.timeout
         )
         self._pool: Any = None
@@ -112,9 +123,17 @@ class _Run:
         self._resumable = self._sending.resumable
         self._total: int | None = None
         self._reasons: Counter[str] = Counter()
+        self._waited: Wait | None = None
+        #: how often each reason was said, and when
+        self._waitsSaid: dict[str, tuple[int, float]] = {}
+        self._moved: tuple[int, ...] = ()
+        self._movedAt = time.monotonic()
+        self._fewer = arguments.jobs == 1
 
     async def send(self) -> int:
         """
+        Send until it is over.
+
         @return: the exit code.
         """
         reactor, sending = self._reactor, self._sending
@@ -131,6 +150,7 @@ class _Run:
             return INTERRUPTED
         finally:
             look.stop()
+            self._sayFewer()
             if self._pool is not None:
                 await self._pool.close(timeout=5.0)
         self._others()
@@ -139,7 +159,7 @@ class _Run:
 
     def stop(self) -> None:
         """
-        Interrupted.
+        Stop, because the user interrupts.
         """
         self._sending.cancel()
 
@@ -151,7 +171,9 @@ class _Run:
             self._outputs["receipt"].write(attrs.asdict(receipt))
         if "json" in self._outputs:
             self._outputs["json"].write(_asJSON(outcome))
-        if outcome.error is not None:
+        if outcome.status == "skipped":
+            self._progress.line(f"{outcome.name}: skipped, there is another one already")
+        elif outcome.error is not None:
             # refusals quote the name
             reason = str(outcome.error).replace(f'"{outcome.name}"', '"…"')
             self._reasons[reason] += 1
@@ -165,7 +187,7 @@ class _Run:
 
     def _others(self) -> None:
         """
-        What failed for a reason that was said often enough.
+        Count the files that failed for a reason that was said often enough.
         """
         for reason, count in self._reasons.items():
             if count > _EXAMPLES:
@@ -174,7 +196,10 @@ class _Run:
 
     def _summary(self, seconds: float) -> None:
         report = self._sending.report
-        receipts = [o.receipt for o in report.outcomes if o.receipt is not None]
+        self._besides(report)
+        receipts = [
+            o.receipt for o in report.outcomes if o.receipt is not None and o.status != "taken-away"
+        ]
         if not receipts:
             return
         short = [o for o in report.outcomes if o.receipt is not None and not o.good]
@@ -187,23 +212,70 @@ class _Run:
                 f"{reached.durability} on {displayName(reached.filesystem)}, not "
                 f"{short[0].asked}; --durability {reached.durability} accepts that"
             )
-        files, total = len(receipts), len(report.outcomes)
+        files = len(receipts)
+        total = files + sum(outcome.status == "failed" for outcome in report.outcomes)
         count = f"{files}{f' of {total}' * (files < total)} file{'s' * (total > 1)}"
-        levels = sorted({receipt.durability for receipt in receipts})
+        levels = sorted({_level(receipt) for receipt in receipts})
         resumed = f", {sized(report.resumedBytes)} of it held before" * bool(report.resumedBytes)
         repeated = sum(receipt.status == "duplicate" for receipt in receipts)
         were = "was" if repeated == 1 else "were"
         duplicates = f", {repeated} {were} there already" * bool(repeated)
+        directories = f", {_many(report.directories, 'directory')}" * bool(report.directories)
         self._progress.line(
             f"{count}, {sized(report.doneBytes)}{resumed} in {seconds:.2f} s "
-            f"({sized(report.doneBytes / max(seconds, 1e-6))}/s){duplicates}; "
+            f"({sized(report.doneBytes / max(seconds, 1e-6))}/s){duplicates}{directories}; "
             f"{receipts[0].integrity} by {receipts[0].digest}, durability {'/'.join(levels)}"
         )
+
+    def _besides(self, report: SendReport) -> None:
+        """
+        Say the things that the count of stored files leaves out.
+        """
+        ends = Counter(outcome.status for outcome in report.outcomes)
+        earlier = Counter(outcome.earlier for outcome in report.outcomes)
+        for count, text in (
+            (ends["skipped"], "{}, skipped: another content has that name at the receiver"),
+            (earlier["there"], "{}, stored by an earlier run and still there"),
+            (earlier["gone"], "{}, stored by an earlier run and taken away at the receiver since"),
+            (
+                earlier["unknown"],
+                "{}, stored by an earlier run; the receiver does not tell whether still there",
+            ),
+        ):
+            if count:
+                self._progress.line(text.format(_many(count, "file")))
+        if report.directories and not report.outcomes:
+            self._progress.line(f"{_many(report.directories, 'directory')}, no files")
+        dry = self._arguments.dry_run
+        # a dry run is about files, unless there are none
+        leftOut = 0 if dry and report.outcomes else report.directoriesLeftOut
+        if leftOut:
+            why = (
+                "not asked about in a dry run"
+                if dry
+                else "left out (empty ones, and the times of all): the receiver takes files only"
+            )
+            self._progress.line(f"{_many(leftOut, 'directory')} {why}")
+        if report.passedOver:
+            self._progress.line(f"{_many(report.passedOver, 'symbolic link')} passed over")
+        if "json" in self._outputs and (report.directories or leftOut or report.passedOver):
+            # a line like those of files, for what has none
+            self._outputs["json"].write(
+                {
+                    **dict.fromkeys(("path", "name", "receipt", "error", "earlier")),
+                    "status": "summary",
+                    "good": not report.failed,
+                    "files": len(report.outcomes),
+                    "directories": report.directories,
+                    "directoriesLeftOut": leftOut,
+                    "passedOver": report.passedOver,
+                }
+            )
 
     def _interrupted(self) -> None:
         self._others()
         report = self._sending.report
-        stored = sum(outcome.receipt is not None for outcome in report.outcomes)
+        stored = sum(outcome.status in {"stored", "duplicate"} for outcome in report.outcomes)
         kept = ""
         name, size = max(report.open.items(), key=itemgetter(1), default=("", 0))
         if size and self._resumable and STDIN not in self._arguments.paths:
@@ -214,28 +286,111 @@ class _Run:
 
     def _look(self) -> None:
         report = self._sending.report
+        wait = self._waiting()
+        if wait is not None and wait != self._waited and self._isNews(wait):
+            self._waited = wait
+            self._sayWait(wait)
+        self._sayFewer()
         state = report.phase if report.phase in {"verify", "publish"} else ""
-        slow = f"waiting for {report.slow}" * bool(report.slow)
+        what = report.slow if wait is None else wait.what
+        slow = f"waiting for {what}" * bool(what)
         name = next(iter(report.open), "")
-        text = " ".join(part for part in (name, state, slow) if part) or "sending"
+        begun = "sending" if report.connections else "connecting"
+        text = " ".join(part for part in (name, state, slow) if part) or begun
         self._progress.show(text, report.progress, self._total)
+
+    def _waiting(self) -> Wait | None:
+        """
+        @return: what is worth saying: the next try, or what has stopped all bytes for a
+            while, not each pause of a receiver that keeps up.
+        """
+        report, now = self._sending.report, time.monotonic()
+        moved = (report.sentBytes, report.progress, len(report.outcomes))
+        if moved != self._moved:
+            self._moved, self._movedAt = moved, now
+        wait = report.wait
+        if wait is not None and wait.until is not None:
+            return wait
+        if now - self._movedAt < _STALLED_SECONDS:
+            return None
+        if wait is None and report.connections and STDIN not in self._arguments.paths:
+            return Wait("receiver", "the receiver's answer")
+        return wait
+
+    def _isNews(self, wait: Wait) -> bool:
+        """
+        @return: whether to say it: of one reason not more than a few, then one now and then.
+        """
+        # the reason quotes the name
+        now, reason = time.monotonic(), wait.why.replace(f'"{wait.name}"', '"…"')
+        count, at = self._waitsSaid.get(reason, (0, 0.0))
+        if count >= _EXAMPLES and now - at < _AGAIN_SECONDS:
+            return False
+        self._waitsSaid[reason] = (count + 1, now)
+        return True
+
+    def _sayWait(self, wait: Wait) -> None:
+        whose = f"{wait.name}: " * bool(wait.name)
+        seconds = None
+        if wait.until is None:
+            self._progress.say(f"{whose}waiting for {wait.why}")
+        else:
+            seconds = round(max(0.0, wait.until - self._reactor.seconds()), 1)
+            self._progress.say(f"{whose}{wait.why}; trying again in {seconds:g} s")
+        if "json" in self._outputs:
+            said = dict.fromkeys(("path", "name", "earlier", "good", "asked", "receipt", "error"))
+            said.update(name=wait.name or None, status="waiting")
+            self._outputs["json"].write(
+                {**said, "wait": {"for": wait.what, "why": wait.why, "seconds": seconds}}
+            )
+
+    def _sayFewer(self) -> None:
+        """
+        Say once that the receiver takes fewer connections than were asked for.
+        """
+        if not self._sending.report.connections:
+            # the first one was not let in: that is another matter
+            self._factory.refusal = None
+        why = self._factory.refusal
+        if why is not None and not self._fewer:
+            self._fewer = True
+            self._progress.say(
+                f"going on with fewer than {self._arguments.jobs} connections: {why}"
+            )
 
     def _measure(self) -> None:
         """
-        In a thread: how much there is.
+        Find out, in a thread, how many bytes there are.
         """
         self._total = _measured(self._arguments.paths)
 
 
+def _many(count: int, thing: str) -> str:
+    if count == 1:
+        return f"1 {thing}"
+    return f"{count} {thing[:-1]}ies" if thing.endswith("y") else f"{count} {thing}s"
+
+
+def _level(receipt: Receipt) -> str:
+    """
+    @return: the durability that was reached, and what kept it from being more.
+    """
+    if receipt.durability == "full":
+        return "full"
+    return f"{receipt.durability} (on {displayName(receipt.filesystem)})"
+
+
 def _measured(paths: Sequence[str]) -> int | None:
     """
+    Add up what C{paths} lead to.
+
     @return: bytes; L{None} if that is not known.
     """
     if STDIN in paths:
         return None
     size = 0
     for found in walk(paths):
-        if found.error is None:
+        if found.error is None and found.kind == FILE:
             with contextlib.suppress(OSError):
                 size += os.stat(found.path).st_size
     return size
@@ -244,15 +399,13 @@ def _measured(paths: Sequence[str]) -> int | None:
 def _asJSON(outcome: FileOutcome) -> dict[str, Any]:
     receipt: Receipt | None = outcome.receipt
     error = outcome.error
-    if receipt is not None:
-        status = receipt.status
-    else:
-        status = "would-be-taken" if error is None else "failed"
     return {
         "path": displayName(outcome.path),
         "name": outcome.name,
-        "status": status,
+        "status": outcome.status,
+        "earlier": outcome.earlier or None,
         "good": outcome.good,
+        "asked": outcome.asked,
         "receipt": None if receipt is None else attrs.asdict(receipt),
         "error": None if error is None else {"code": error.code, "text": str(error)},
     }

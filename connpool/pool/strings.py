@@ -11,10 +11,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 from zope.interface import implementer
 
+from connpool.addresses.clientstrings import clientString
 from connpool.pool.endpoint import PooledEndpoint
 from connpool.pool.settings import Settings
 
@@ -68,7 +68,7 @@ def parsePool(reactor: Any, *args: str, **kwargs: str) -> _Described:
     settings = {"minIdle": 1, **limits}
     Settings(**settings)
     description = ":".join(inner)
-    clientFromString(reactor, description)  # a mistake is told now, not at the first connect
+    clientString(reactor, description)  # a mistake is told now, not at the first connect
     return _Described(reactor, description, settings)
 
 
@@ -95,7 +95,7 @@ class _Described:
         if endpoint is None:
             endpoint = PooledEndpoint(
                 self._reactor,
-                clientFromString(self._reactor, self._description),
+                clientString(self._reactor, self._description),
                 name=self._canonical,
                 **self._limits,
             )

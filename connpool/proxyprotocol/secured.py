@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.x509 import Certificate, load_pem_x509_certificates
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -22,19 +21,23 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import connectionDone
-from twisted.internet.ssl import Certificate as TwistedCertificate
-from twisted.internet.ssl import CertificateOptions, trustRootFromCertificates
+from twisted.internet.ssl import CertificateOptions
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from connpool.addresses.tls import readCertificates, trustRootFiles
 from connpool.errors import AddressError
 from connpool.interfaces import IReloadable
 
-__all__ = ["LAST_WORD", "SecuredEndpoint", "ServerCertificate"]
+__all__ = ["LAST_WORD_SECONDS", "SecuredEndpoint", "ServerCertificate"]
 
 #: Seconds of silence that a close waits for the other side to close its TLS too.
-LAST_WORD = 10.0
+LAST_WORD_SECONDS = 10.0
+#: The type of the record that a TLS client begins with (RFC 8446, section 5.1),
+HANDSHAKE = 22
+#: and the alert for a peer that begins with something else.
+UNEXPECTED_MESSAGE = bytes([21, 3, 3, 0, 2, 2, 10])
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -42,17 +45,6 @@ def _read(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as e:
         raise AddressError(f"{what} {str(path)!r}: {e.strerror}") from None
-
-
-def _certificates(path: Path, what: str) -> list[Certificate]:
-    """
-    @raise AddressError: for a file without a certificate, or a broken one.
-    """
-    text = _read(path, what)
-    try:
-        return load_pem_x509_certificates(text)
-    except ValueError:
-        raise AddressError(f"{what} {str(path)!r} has no valid certificate in PEM form") from None
 
 
 @implementer(IOpenSSLServerConnectionCreator, IReloadable)
@@ -81,7 +73,7 @@ class ServerCertificate:
         @raise AddressError: for files that cannot be used.
         """
         # Any: Twisted's annotations still say X509 and PKey, which pyOpenSSL deprecates
-        chain: list[Any] = _certificates(self._certificate, "certificate")
+        chain: list[Any] = readCertificates(self._certificate, "certificate")
         text = _read(self._privateKey, "privateKey")
         try:
             key: Any = load_pem_private_key(text, None)
@@ -94,7 +86,7 @@ class ServerCertificate:
             privateKey=key,
             certificate=chain[0],
             extraCertChain=chain[1:],
-            trustRoot=self._roots(),
+            trustRoot=None if self._trustRoots is None else trustRootFiles(self._trustRoots),
         )
         try:
             options.getContext()
@@ -105,21 +97,6 @@ class ServerCertificate:
                 f"{str(self._certificate)!r}: {why}"
             ) from None
         self._options = options
-
-    def _roots(self) -> Any:
-        path = self._trustRoots
-        if path is None:
-            return None
-        files = sorted(path.glob("*.pem")) if path.is_dir() else [path]
-        if not files:
-            raise AddressError(f"trustRoots {str(path)!r} has no *.pem files")
-        return trustRootFromCertificates(
-            [
-                TwistedCertificate(crypto.X509.from_cryptography(each))
-                for file in files
-                for each in _certificates(file, "trustRoots")
-            ]
-        )
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         return self._options.serverConnectionForTLS(tlsProtocol)
@@ -132,6 +109,7 @@ class _SecuredTransport(BufferingTLSTransport):
     """
 
     _late: Any = None
+    _first = True
 
     def loseConnection(self) -> None:
         super().loseConnection()
@@ -139,11 +117,17 @@ class _SecuredTransport(BufferingTLSTransport):
         if self._late is None and self.connected and transport is not None:
             # what is still to be written is, and then the connection is closed
             factory: Any = self.factory
-            self._late = factory.clock.callLater(LAST_WORD, transport.loseConnection)
+            self._late = factory.clock.callLater(LAST_WORD_SECONDS, transport.loseConnection)
 
     def dataReceived(self, data: bytes) -> None:
+        first, self._first = self._first, False
+        if first and data[0] != HANDSHAKE and self.transport is not None:
+            # OpenSSL would hang up without a word
+            self.transport.write(UNEXPECTED_MESSAGE)
+            self.transport.loseConnection()
+            return
         if self._late is not None and self._late.active():
-            self._late.reset(LAST_WORD)
+            self._late.reset(LAST_WORD_SECONDS)
         super().dataReceived(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

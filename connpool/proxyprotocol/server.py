@@ -33,16 +33,16 @@ __all__ = ["ProxiedEndpoint", "ProxiedFactory", "ProxyStats", "Trusted"]
 MAX_PENDING = 1024
 
 #: Seconds between two log lines about refusals of one listener.
-LOG_INTERVAL = 60.0
+LOG_INTERVAL_SECONDS = 60.0
 
 
 @attrs.frozen
 class Trusted:
     """
-    Whose headers are believed.
+    The proxies whose headers are believed.
 
     @ivar networks: proxies by address.
-    @ivar unix: whether who connects to a unix socket is one.
+    @ivar unix: whether every client of a unix socket is one.
     """
 
     networks: Networks
@@ -152,7 +152,7 @@ class ProxiedFactory:
 
     def admits(self, connection: ProxiedConnection) -> bool:
         """
-        Whether a new connection may go on; if it is to send a header, it is
+        Decide whether a new connection may go on; if it is to send a header, it is
         pending from now on.
         """
         if not connection.proxyInfo.trusted:
@@ -174,9 +174,9 @@ class ProxiedFactory:
         self._unlogged += 1
         now = self.clock.seconds()
         # not less either: the clock may be set back
-        if self._nextLine - LOG_INTERVAL <= now < self._nextLine:
+        if self._nextLine - LOG_INTERVAL_SECONDS <= now < self._nextLine:
             return
-        self._nextLine = now + LOG_INTERVAL
+        self._nextLine = now + LOG_INTERVAL_SECONDS
         count, self._unlogged = self._unlogged, 0
         self._log.warn(
             "refused {count} connections behind proxies, the last from {peer}: {why}",

@@ -1,7 +1,7 @@
 r"""
 The endpoint strings C{proxied:}, C{secured:} and C{proxyheader:}.
 
-What follows the prefix is another endpoint string; keys of both are written
+Another endpoint string follows the prefix; keys of both are written
 in one list: C{proxied:tcp:443:interface=10.0.0.1:trusted=10.0.0.0/8}.
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.endpoints import (
-    clientFromString,
     quoteStringArgument,
     serverFromString,
 )
 
+from connpool.addresses.clientstrings import clientString
 from connpool.errors import AddressError
 from connpool.proxyprotocol.client import ProxyHeaderEndpoint
 from connpool.proxyprotocol.connection import Policy
@@ -43,8 +43,10 @@ def parseTrust(prefix: str, keywords: dict[str, str]) -> tuple[Trusted, Policy, 
         seconds = float(timeout)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= MAX_TIMEOUT:
-        raise AddressError(f"{prefix} timeout={timeout!r}: write seconds, up to {MAX_TIMEOUT:g}")
+    if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        raise AddressError(
+            f"{prefix} timeout={timeout!r}: write seconds, up to {MAX_TIMEOUT_SECONDS:g}"
+        )
     try:
         return trusted, Policy(policy), seconds
     except ValueError:
@@ -54,7 +56,7 @@ def parseTrust(prefix: str, keywords: dict[str, str]) -> tuple[Trusted, Policy, 
 
 def parseDatagramHeaders(keywords: dict[str, str]) -> DatagramHeaders:
     """
-    What C{proxied:udp:…:trusted=LIST[:policy=…]} says about headers.
+    Read the keywords of C{proxied:udp:…:trusted=LIST[:policy=…]}.
 
     @raise AddressError: with the mistake in one line.
     """
@@ -65,7 +67,7 @@ def parseDatagramHeaders(keywords: dict[str, str]) -> DatagramHeaders:
 
 
 #: The longest C{timeout}, in seconds: a peer holds a descriptor so long.
-MAX_TIMEOUT = 3600.0
+MAX_TIMEOUT_SECONDS = 3600.0
 
 
 def parseProxied(reactor: Any, *args: str, **kwargs: str) -> ProxiedEndpoint:
@@ -107,7 +109,7 @@ def parseProxyHeader(reactor: Any, *args: str, **kwargs: str) -> ProxyHeaderEndp
     """
     C{proxyheader:ENDPOINT}: connect on our own behalf, and say who we are.
     """
-    endpoint = clientFromString(reactor, _inner("proxyheader:", args, kwargs))
+    endpoint = clientString(reactor, _inner("proxyheader:", args, kwargs))
     return ProxyHeaderEndpoint(endpoint, own=True)
 
 

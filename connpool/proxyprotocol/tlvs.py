@@ -81,7 +81,7 @@ def text(value: bytes, what: str) -> str:
 @attrs.frozen
 class SSLInfo:
     """
-    What the proxy says about the client's TLS session (spec 2.2.6).
+    The proxy's statement about the client's TLS session (spec 2.2.6).
 
     @ivar overTLS: the client came over TLS.
     @ivar certificateOnConnection: it showed a certificate on this connection.

@@ -1,11 +1,13 @@
 """
-The gate in front of every stream service: who may connect, how many at once,
-and who is still here when the service stops.
+The gate in front of every stream service: addresses that may connect, how many at once,
+and the connections that are left when the service stops.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import attrs
@@ -18,42 +20,61 @@ from zope.interface import directlyProvides, implementer, providedBy
 
 from connpool.addresses import Networks, UnknownAddress
 from connpool.addresses.networks import networkOf
+from connpool.addresses.tls import ACCESS_DENIED
 from connpool.interfaces import IDrainable, IStatsSource
+from connpool.logonce import LogRarely
 
 __all__ = ["Access", "Gate", "ListenerStats"]
 
 NOBODY = Networks()
+#: Refused addresses that one log line names.
+LOGGED_ADDRESSES = 16
 
 
 @attrs.frozen
 class Access:
     """
-    Who may connect.
+    The addresses that may connect, and the limits of connections.
 
     @ivar allow: networks that may; empty means everybody.
     @ivar deny: networks that may not; wins.
     @ivar maxConnections: connections at once, all peers together.
     @ivar maxPerPeer: connections at once from one IPv4 address or IPv6 /64;
         L{None} for no limit.
+    @ivar option: the option that C{allow} came by, for messages.
     """
 
     allow: Networks = NOBODY
     deny: Networks = NOBODY
     maxConnections: int = 1000
     maxPerPeer: int | None = None
+    option: str = "--allow"
 
     def permits(self, address: IAddress) -> bool:
         """
-        Whether C{address} may connect.  A unix socket's client may: the
+        Decide whether C{address} may connect.
+        """
+        return not self.objection(address)
+
+    def objection(self, address: IAddress) -> str:
+        """
+        Say why C{address} may not connect.  A unix socket's client may: the
         socket's permissions said so.  A client whose address is not known
         (a proxy said so) may only where no list says who may and who may not.
+
+        @return: the reason, which names the option; empty if it may.
         """
         if isinstance(address, UNIXAddress):
-            return True
+            return ""
         if isinstance(address, UnknownAddress):
-            return not (self.allow or self.deny)
+            unlimited = not (self.allow or self.deny)
+            return "" if unlimited else f"an unknown address is in no {self.option}"
         host = getattr(address, "host", "")
-        return host not in self.deny and (not self.allow or host in self.allow)
+        if host in self.deny:
+            return "--deny names it"
+        if self.allow and host not in self.allow:
+            return f"{self.option} does not name it"
+        return ""
 
 
 @attrs.frozen
@@ -105,30 +126,68 @@ class _Visit:
 
 class _Refused(Protocol):
     """
-    Hangs up.  L{None} in its place is a traceback under C{ssl:} endpoints:
+    Says that nobody is served here, in less than a packet, and hangs up without
+    waiting for anything.  L{None} in its place is a traceback under C{ssl:} endpoints:
     Twisted's TLS wrapper cannot take it.
+
+    @param answer: bytes for the peer.
+    @param alert: a record for a peer whose TLS handshake has not begun; empty to abort.
     """
+
+    def __init__(self, answer: bytes, alert: bytes) -> None:
+        self._answer = answer
+        self._alert = alert
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
         if ISSLTransport.providedBy(transport):
+            from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+            if isinstance(transport, TLSMemoryBIOProtocol):
+                # a handshake is work that whoever is refused shall not cause
+                self._refuseHandshake(transport)
+                return
+        if self._answer:
+            transport.write(self._answer)
+        transport.loseConnection()
+
+    def _refuseHandshake(self, transport: Any) -> None:
+        if self._alert:
+            transport.transport.write(self._alert)
+            transport.transport.loseConnection()
+        else:
             # a close that the other side would have to answer
             transport.abortConnection()
-        else:
-            transport.loseConnection()
 
 
 @implementer(IDrainable, IStatsSource)
 class Gate(Factory):
     """
     Wraps a service's factory.
+
+    @param answers: bytes that refused peers are sent: C{"address"} for those that
+        C{access} leaves out (before a TLS handshake they get an alert instead), C{"limit"} for
+        those that are too many.
+    @param seconds: monotonic, times the log lines.
     """
 
     kind = "listener"
     noisy = False
     _log = Logger()
 
-    def __init__(self, factory: Any, access: Access, name: str) -> None:
+    def __init__(
+        self,
+        factory: Any,
+        access: Access,
+        name: str,
+        answers: Mapping[str, bytes] | None = None,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._answers = answers or {}
+        self._seconds = seconds
+        self._rarely = LogRarely(self._logRefusals)
+        #: refused addresses since the last line, the first ones of them
+        self._turnedAway: Counter[str] = Counter()
         self.factory = factory
         self.access = access
         self.name = name
@@ -139,7 +198,7 @@ class Gate(Factory):
 
     def logPrefix(self) -> str:
         """
-        What Twisted's "starting on PORT" line begins with.
+        The beginning of Twisted's "starting on PORT" line.
         """
         return self.name
 
@@ -152,14 +211,20 @@ class Gate(Factory):
     def buildProtocol(self, addr: IAddress | None) -> Any:
         access = self.access
         peer = networkOf(getattr(addr, "host", ""))
-        if addr is not None and not access.permits(addr):
+        objection = "" if addr is None else access.objection(addr)
+        if objection:
             self._refusedAddress += 1
-            return _Refused()
+            host = str(getattr(addr, "host", "unknown"))
+            if host in self._turnedAway or len(self._turnedAway) < LOGGED_ADDRESSES:
+                self._turnedAway[host] += 1
+            self._rarely.happened(objection, self._seconds())
+            answer = self._answers.get("address", b"")
+            return _Refused(answer, ACCESS_DENIED if answer else b"")
         if len(self._visits) >= access.maxConnections or (
             access.maxPerPeer is not None and peer and self._perPeer[peer] >= access.maxPerPeer
         ):
             self._refusedLimit += 1
-            return _Refused()
+            return _Refused(self._answers.get("limit", b""), b"")
         protocol = self.factory.buildProtocol(addr)
         if protocol is None:
             return None
@@ -168,6 +233,22 @@ class Gate(Factory):
         self._perPeer[peer] += 1
         self._accepted += 1
         return visit
+
+    def _logRefusals(self, objection: str, unsaid: int) -> None:
+        """
+        Log who was refused since the last line.
+        """
+        hosts = [f"{host} ({n})" if n > 1 else host for host, n in self._turnedAway.items()]
+        self._turnedAway.clear()
+        count = unsaid + 1
+        self._log.warn(
+            "{name} refused {n} connection{s} from {hosts}: {why}",
+            name=self.name,
+            n=count,
+            s="s" * (count > 1),
+            hosts=", ".join(hosts),
+            why=objection,
+        )
 
     def _left(self, visit: _Visit) -> None:
         self._visits.discard(visit)
@@ -180,6 +261,7 @@ class Gate(Factory):
                 d.callback(None)
 
     def drain(self) -> Deferred[None]:
+        self._rarely.flush()
         gone: Deferred[None] = Deferred()
         ends: list[Deferred[Any]] = [gone]
         if IDrainable.providedBy(self.factory):

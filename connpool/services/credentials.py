@@ -26,11 +26,11 @@ from zope.interface import implementer
 
 from connpool.addresses import clientOf
 from connpool.addresses.networks import networkOf
-from connpool.datagram.limits import RateTable
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
 from connpool.services.checkers import passwordChecker
 from connpool.services.options import ServiceOptions, asSize
+from connpool.tokenbucket import TokenBuckets
 from connpool.transfer.identities import Identities, IdentitiesError, Identity
 
 __all__ = ["BURST", "INTERVAL", "Authenticator", "CredentialOptions", "authenticatorOf"]
@@ -117,7 +117,7 @@ class Authenticator:
         ]
         self.takesPasswords = bool(self._checkers)
         self._identities = identities
-        self._wrong = RateTable(_SLOTS, 1.0 / INTERVAL, BURST)
+        self._wrong = TokenBuckets(_SLOTS, 1.0 / INTERVAL, BURST)
         self._key = os.urandom(16)
 
     def certified(self, transport: Any) -> Identity | None:

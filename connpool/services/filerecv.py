@@ -15,9 +15,10 @@ from twisted.python import usage
 from zope.interface import implementer
 
 from connpool.addresses import clientOf
-from connpool.errors import NameRefused, StartFailed, Unsupported
+from connpool.errors import Busy, Forbidden, NameRefused, StartFailed, Unsupported
 from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
 from connpool.services.credentials import CredentialOptions, authenticatorOf
+from connpool.services.hints import sendHint, sendHintElsewhere
 from connpool.services.listening import ListeningService, placeOf
 from connpool.services.onreceived import OnReceived, asProgram
 from connpool.services.options import (
@@ -40,6 +41,7 @@ from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
 from connpool.transfer.records import IF_EXISTS, LiveTransfer
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
+from connpool.transfer.wire.handshake import refusal
 from connpool.transfer.wire.link import Link
 
 __all__ = ["DEFAULT_DIRECTORY", "FileReceiverService", "Options", "makeService"]
@@ -47,6 +49,9 @@ __all__ = ["DEFAULT_DIRECTORY", "FileReceiverService", "Options", "makeService"]
 #: The only directory that is created for the operator.
 DEFAULT_DIRECTORY = "received"
 
+#: What refused connections are told.
+SHUT_OUT = Forbidden("this address may not send here; see --allow and --deny of the receiver")
+CROWDED = Busy("the receiver has as many connections as it takes; try later, or use fewer --jobs")
 
 #: What only the local store understands.
 _LOCAL = (
@@ -155,7 +160,7 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
 
     def _checkExposure(self) -> None:
         """
-        Nobody shall find out from an attacker that the receiver was open.
+        Refuse to start a receiver that is open to everybody by accident.
         """
         certified = all(listen.certified for listen in self["listen"])
         if self["identities"] is not None and not (self["auth"] or certified):
@@ -249,6 +254,7 @@ class FileReceiverService(MultiService):
             access=options.access,
             drainTimeout=options["drain-timeout"],
             name=self.name,
+            answers={"address": refusal(SHUT_OUT), "limit": refusal(CROWDED)},
         )
         self.listening.setServiceParent(self)
 
@@ -277,18 +283,26 @@ class FileReceiverService(MultiService):
             name=options["name"],
         )
         super().startService()
-        places = [placeOf(host) for host in self.listening.getHosts()]
-        to = next((place for place in places if ":" in place), "HOST:PORT")
+        hosts = self.listening.getHosts()
+        hint, *others = [
+            sendHint(listen, host, options.access, credentials=bool(options["auth"]))
+            for listen, host in zip(options["listen"], hosts, strict=True)
+        ]
         self._log.info(
-            "{name} listens on {places}, files go to {where}; send one with: "
-            "connpool send --to {to} FILE",
+            "{name} listens on {places}, files go to {where}; send one with: {hint}",
             name=self.name,
-            places=", ".join(places),
+            places=", ".join(map(placeOf, hosts)),
             where=f"the store {options.storeName}"
             if options["store"]
             else os.path.abspath(options["directory"]),
-            to=to,
+            hint=hint,
         )
+        for other in others:
+            self._log.info("{name}: or with: {hint}", name=self.name, hint=other)
+        for listen, host in zip(options["listen"], hosts, strict=True):
+            elsewhere = sendHintElsewhere(listen, host, credentials=bool(options["auth"]))
+            if elsewhere is not None:
+                self._log.info("{name}: elsewhere: {hint}", name=self.name, hint=elsewhere)
 
     def _hooks(self, store: IFileStore) -> list[OnReceived]:
         program = self._options["on-received"]

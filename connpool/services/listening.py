@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import MultiService, Service
@@ -34,7 +34,8 @@ __all__ = ["ListeningService", "ShownSource", "describeListenError", "placeOf"]
 
 def placeOf(address: Any) -> str:
     """
-    Where something listens, for people: C{HOST:PORT} or the path of a socket.
+    Name the place where something listens, for people: C{HOST:PORT} or the path of a
+    socket.
     """
     if hasattr(address, "port"):
         return joinHostPort(address.host, address.port)
@@ -43,7 +44,7 @@ def placeOf(address: Any) -> str:
 
 def describeListenError(description: str, error: BaseException | None) -> str:
     """
-    Why nothing can listen on C{description}, in one line with the remedy.
+    Say why nothing can listen on C{description}, in one line with the remedy.
     """
     cause = error.socketError if isinstance(error, CannotListenError) else error
     number = getattr(cause, "errno", None)
@@ -90,6 +91,7 @@ class ListeningService(MultiService):
     @param access: who may connect.
     @param drainTimeout: seconds that a stop waits for connections to end
         before it aborts them.
+    @param answers: bytes that refused peers are sent; see L{Gate}.
     """
 
     kind = "listener"
@@ -104,11 +106,12 @@ class ListeningService(MultiService):
         access: Access | None = None,
         drainTimeout: float = 60.0,
         name: str = "listener",
+        answers: Mapping[str, bytes] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.drainTimeout = drainTimeout
-        self.gate = Gate(factory, access or Access(), name)
+        self.gate = Gate(factory, access or Access(), name, answers)
         self._reactor = reactor
         self._listens = listens
         self._ports: list[IListeningPort] = []
@@ -154,7 +157,7 @@ class ListeningService(MultiService):
     @property
     def listens(self) -> bool:
         """
-        Whether something is open now.
+        True while something is open.
         """
         return bool(self._ports)
 

@@ -242,8 +242,9 @@ class OnReceived:
         self._outbox.close()
 
     def published(self, receipt: Receipt) -> None:
-        if self._next is None:
-            self.look()
+        if self._next is None and not self._stopped:
+            # a store writes down after this turn what need not be synced
+            self._next = self._reactor.callLater(0, self.look)
 
     def offered(self, offer: Offer, peer: str) -> None:
         """

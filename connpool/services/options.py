@@ -1,6 +1,6 @@
 """
-What the options of all plugins share: how texts become values, how mistakes
-become one line, and who may connect.
+The part that the options of all plugins share: texts become values, mistakes become one
+line, and addresses are allowed or denied.
 """
 
 from __future__ import annotations
@@ -91,13 +91,14 @@ class _NoReactor:
     """
 
 
-def asDestination(text: str) -> str:
+def asDestination(text: str, ca: str | None = None) -> str:
     """
+    @param ca: the authorities to trust, as L{clientEndpoint} takes them.
     @return: C{text}, which L{clientEndpoint} takes.
     @raise ValueError: if it does not.
     """
     with contextlib.suppress(AttributeError):  # a parser that wants a real reactor
-        clientEndpoint(_NoReactor(), text)
+        clientEndpoint(_NoReactor(), text, ca=ca)
     return text
 
 
@@ -297,7 +298,7 @@ class AccessOptions(ServiceOptions):
     @property
     def access(self) -> Access:
         """
-        Who may connect.
+        The addresses that may connect, and the limits.
         """
         return Access(
             allow=self["allow"],

@@ -15,7 +15,6 @@ from typing import Any
 
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
@@ -31,6 +30,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.addresses import joinHostPort, tokenize
+from connpool.addresses.clientstrings import clientString
 from connpool.errors import AddressError
 from connpool.interfaces import IReloadable
 from connpool.pool import ConnectionPoolService, PooledEndpoint, Settings
@@ -125,7 +125,7 @@ class Options(StatusOptions, AccessOptions):
             with warnings.catch_warnings():
                 # no reactor yet: importing it here would defeat --reactor
                 warnings.simplefilter("ignore", DeprecationWarning)
-                clientFromString(None, text)
+                clientString(None, text)
         except AttributeError:
             pass  # a parser that wants a reactor; makeService asks it again
         except Exception as e:
@@ -468,7 +468,7 @@ class RelayService(MultiService):
 
     def _upstream(self, reactor: Any, text: str) -> IStreamClientEndpoint:
         try:
-            endpoint: IStreamClientEndpoint = clientFromString(reactor, text)
+            endpoint: IStreamClientEndpoint = clientString(reactor, text)
             return endpoint
         except Exception as e:
             failStart(f"{self._name}: --upstream {text!r}: {e}")

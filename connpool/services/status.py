@@ -17,6 +17,7 @@ from connpool.addresses import Listen
 from connpool.errors import StartFailed
 from connpool.services.access import Access
 from connpool.services.checkers import passwordChecker
+from connpool.services.hints import localPlace
 from connpool.services.listening import ListeningService, placeOf
 from connpool.services.options import ServiceOptions, asNetworks
 
@@ -106,15 +107,26 @@ class ObservedService(MultiService):
     @ivar status: the listener.
 
     @param states: what looks at the service's connections.
+    @param listen: what the listener listens on.
+    @param access: whom it lets in.
     """
 
     _log = Logger()
 
-    def __init__(self, service: IService, states: IService, status: ListeningService) -> None:
+    def __init__(
+        self,
+        service: IService,
+        states: IService,
+        status: ListeningService,
+        listen: Listen,
+        access: Access,
+    ) -> None:
         super().__init__()
         self.service: Any = service
         self.status = status
         self._states = states
+        self._listen = listen
+        self._access = access
         for part in (service, states, status):
             part.setServiceParent(self)
 
@@ -125,9 +137,19 @@ class ObservedService(MultiService):
             self.stopService()  # what did open
             raise
 
+    @property
+    def _where(self) -> str:
+        """
+        The page's place, as this machine reaches it.
+        """
+        host: Any = self.status.getHost()
+        if "proxied" in self._listen.wrappers or not hasattr(host, "port"):
+            return placeOf(host)
+        return localPlace(host, self._access)
+
     def startService(self) -> None:
         super().startService()
-        self._log.info("status page at {where}", where=placeOf(self.status.getHost()))
+        self._log.info("status page at {where}", where=self._where)
 
     def stopService(self) -> Deferred[None]:
         self.running = 0
@@ -168,6 +190,7 @@ def observed(options: StatusOptions, service: IService, reactor: Any) -> IServic
 
     access = Access(
         allow=options["status-allow"],
+        option="--status-allow",
         maxConnections=MOST_CONNECTIONS,
         maxPerPeer=MOST_PER_ADDRESS,
     )
@@ -178,4 +201,4 @@ def observed(options: StatusOptions, service: IService, reactor: Any) -> IServic
     status = ListeningService(
         reactor, [options["status"]], site, access=access, drainTimeout=0, name="--status"
     )
-    return ObservedService(service, states, status)
+    return ObservedService(service, states, status, options["status"], access)

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from zope.interface import implementer
 
-from connpool.addresses import Listen, joinHostPort
+from connpool.addresses import Listen, joinHostPort, tokenize
 from connpool.datagram import (
     NOTHING,
     RULES,
@@ -38,6 +38,8 @@ from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDatagramResponder, IStatsSource
 from connpool.proxyprotocol import DatagramHeaders
 from connpool.proxyprotocol.strings import parseDatagramHeaders
+from connpool.services.access import Access
+from connpool.services.hints import commandLine, localPlace
 from connpool.services.listening import ListeningService, ShownSource, describeListenError
 from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds
 from connpool.services.startfailure import failStart
@@ -95,6 +97,7 @@ class Options(StatusOptions, AccessOptions):
         for name in ("rate", "burst", "max-rate"):
             self.convert(name, asCount)
         self.convert("log-interval", asSeconds)
+        self.pingOptions = _pingOptions(self["protocol"])
         self.convert("protocol", makeResponder)
         self.setdefault("relax", [])
         unknown = [rule for rule in self["relax"] if rule not in RULES]
@@ -112,9 +115,22 @@ class Options(StatusOptions, AccessOptions):
                 raise usage.UsageError(f"--listen: {listen.description!r}: {e}") from None
 
 
+def _pingOptions(protocol: str) -> tuple[str, ...]:
+    """
+    @param protocol: as after C{--protocol}.
+    @return: the options with which C{connpool ping} speaks it.
+    """
+    name, _, arguments = protocol.partition(":")
+    if name not in {"irtt", "stamp"}:
+        return ()
+    key = tokenize(arguments)[1].get("key-file") if arguments else None
+    return ("--protocol", name, *(("--key-file", key) if key else ()))
+
+
 def _headersOf(listen: Listen) -> DatagramHeaders | None:
     """
-    What takes datagrams out of a proxy's envelope, for C{proxied:udp:}.
+    Read the keywords of C{proxied:udp:}: they take datagrams out of a proxy's
+    envelope.
 
     @raise AddressError: for a mistake in it.
     """
@@ -147,6 +163,8 @@ class DatagramService(MultiService):
 
     Everything is bound in C{privilegedStartService}; if one cannot be, none
     stays open.  It can be started again after a stop.
+
+    @param pingOptions: what C{connpool ping} needs to be understood.
     """
 
     kind = "datagram"
@@ -161,6 +179,7 @@ class DatagramService(MultiService):
         *,
         logInterval: float = 60.0,
         name: str = "datagram",
+        pingOptions: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.name: str = name
@@ -168,6 +187,7 @@ class DatagramService(MultiService):
         self.limits = Limits(policy or Policy())
         self._reactor = reactor
         self._listens = listens
+        self._pingOptions = pingOptions
         self._ports: list[AnsweringPort] = []
         self._past = NOTHING
         self._summarised = NOTHING
@@ -191,9 +211,12 @@ class DatagramService(MultiService):
         for old in list(self):
             old.disownServiceParent()
         opened: list[AnsweringPort] = []
+        places: list[tuple[IPv4Address | IPv6Address, Listen]] = []
         for listen in self._listens:
             try:
-                opened += openPorts(listen, self._maker(listen))
+                ports = openPorts(listen, self._maker(listen))
+                opened += ports
+                places += [(port.getHost(), listen) for port in ports]
             except (AddressError, CannotListenError, OSError) as e:
                 for port in opened:
                     port.stopListening()
@@ -201,12 +224,25 @@ class DatagramService(MultiService):
                     failStart(f"{self.name}: {e}")
                 failStart(f"{self.name}: {describeListenError(listen.description, e)}")
         self._ports = opened
-        for host in self.getHosts():
+        for host, listen in places:
             self._log.info(
-                "{name}: answers on {where}; try: connpool ping {where}",
+                "{name}: answers on {where}{hint}",
                 name=self.name,
                 where=joinHostPort(host.host, host.port),
+                hint=self._hint(listen, host),
             )
+
+    def _hint(self, listen: Listen, host: IPv4Address | IPv6Address) -> str:
+        """
+        @return: the end of a line, with a command that measures the path to C{host}; empty
+            where a proxy's header is asked for, which that command has not.
+        """
+        if "proxied" in listen.wrappers:
+            return ""
+        policy = self.limits.policy
+        access = Access(allow=policy.allow, deny=policy.deny)
+        words = ["connpool", "ping", localPlace(host, access), *self._pingOptions]
+        return f"; try: {commandLine(words)}"
 
     def _maker(self, listen: Listen) -> Callable[..., AnsweringPort]:
         headers = _headersOf(listen)
@@ -341,6 +377,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             policy,
             logInterval=options["log-interval"],
             name=name,
+            pingOptions=options.pingOptions,
         )
     if tcp:
         streams = ListeningService(

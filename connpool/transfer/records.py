@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName
 
 __all__ = [
+    "ASKABLE_DURABILITIES",
     "DURABILITIES",
     "IF_EXISTS",
+    "DirectoryMade",
     "FileStat",
     "LiveTransfer",
     "Offer",
@@ -26,6 +28,8 @@ __all__ = [
 #: What a receipt may promise, weakest first: survives the death of the
 #: process; contents synced before the name; contents, name and directories synced.
 DURABILITIES = ("none", "data", "full")
+#: What may be asked for: C{best} is the strongest that the file system reaches.
+ASKABLE_DURABILITIES = ("best", *DURABILITIES)
 
 #: What happens at publish when the name is taken.
 IF_EXISTS = ("rename", "replace", "refuse", "skip")
@@ -42,7 +46,8 @@ class Offer:
         receipt and hook; it grants nothing and is never part of a path.
     @ivar principal: whose file it is: a user, a certificate, or C{anonymous}.
     @ivar identity: what the operator's table says about the principal, if anything.
-    @ivar key: idempotence key (32 bytes): the same key gets the same receipt.
+    @ivar key: idempotence key (32 bytes): the same content under the same key gets the
+        same receipt.
     @ivar resumeKey: secret (32 bytes) that entitles to resume the partial.
     @ivar modified: modification time, nanoseconds since the epoch.
     @ivar executable: the source had an exec bit.
@@ -50,7 +55,7 @@ class Offer:
         C{xxh3}), or L{None} where the protocol has none.
     @ivar blockSize: bytes to a block digest.
     @ivar ifExists: one of L{IF_EXISTS}.
-    @ivar durability: one of L{DURABILITIES}.
+    @ivar durability: one of L{ASKABLE_DURABILITIES}.
     @ivar protocol: C{classic}, C{native}, …
     """
 
@@ -73,7 +78,7 @@ class Offer:
 @attrs.frozen
 class Receipt:
     """
-    What was done with a file: the one schema for the wire, C{--receipt}, hooks,
+    The account of a file: the one schema for the wire, C{--receipt}, hooks,
     listeners and logs.
 
     @ivar transferId: as in the offer.
@@ -103,6 +108,34 @@ class Receipt:
     root: str | None
     protocol: str
     principal: str
+    finished: float
+
+    def answers(self, size: int | None, root: bytes | None = None) -> bool:
+        """
+        Tell whether this, which was given for a key, is a receipt for the content that comes
+        under that key now.
+
+        @param size: bytes of that content; L{None} if unknown: then there is nothing to
+            compare, and it is not answered.
+        @param root: of that content, where it is known; it covers the size.
+        """
+        return self.size == size if root is None else self.root == root.hex()
+
+
+@attrs.frozen
+class DirectoryMade:
+    """
+    A directory that a sender asked for.
+
+    @ivar made: L{False} if it was there.
+    @ivar durability: the level reached, one of L{DURABILITIES}.
+    @ivar filesystem: the type it lies on.
+    @ivar finished: wall-clock time, seconds since the epoch.
+    """
+
+    made: bool
+    durability: str
+    filesystem: str
     finished: float
 
 

@@ -16,9 +16,29 @@ import stat
 import sys
 from itertools import islice
 
-from connpool.errors import Busy, NameRefused, NoSpace, StoreError, TooLarge, TransferError
+from connpool.errors import (
+    Busy,
+    NameRefused,
+    NoInodes,
+    NoSpace,
+    StoreError,
+    TooLarge,
+    TransferError,
+)
 
-__all__ = ["NEW", "READ", "VOLATILE", "Syscalls", "asTransferError", "filesystemType", "isFile"]
+__all__ = [
+    "CANNOT_SYNC",
+    "DIRECTORY",
+    "NEW",
+    "NO_INODES",
+    "READ",
+    "VOLATILE",
+    "Syscalls",
+    "asTransferError",
+    "filesystemType",
+    "isFile",
+    "outOfInodes",
+]
 
 #: Create a private file that nobody could have put there before.
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -26,6 +46,14 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Open a directory to hold it.
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: What a sync says where the file system has none for that kind of file.
+CANNOT_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
+#: The one line about a file system that has bytes left and no inodes.
+NO_INODES = (
+    "the receiver's disk has no inodes left, though it may have space; files have to be removed"
+    " from it, of any size"
+)
 
 #: File systems that forget everything at power-off, and the one nobody knows.
 VOLATILE = frozenset({"tmpfs", "ramfs", "unknown"})
@@ -76,9 +104,22 @@ def _listdir(fd: int, most: int | None = None) -> list[str]:
         return [entry.name for entry in islice(entries, most)]
 
 
+def _noXattr(*_details: object) -> bytes:
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+
+def outOfInodes(status: os.statvfs_result) -> bool:
+    """
+    Tell whether there is space, but no inode for one more file.
+    """
+    # some file systems make inodes as they are needed: they say 0 of 0, or count
+    # those that the space would be enough for
+    return status.f_files > 0 and status.f_favail == 0 and status.f_bavail > 0
+
+
 class Syscalls:
     """
-    What the functions of L{os} do, one attribute each and nothing around
+    The functions of L{os}, one attribute each and nothing around
     them: a call costs what the function costs.
     """
 
@@ -90,6 +131,11 @@ class Syscalls:
     pwrite = staticmethod(os.pwrite)
     ftruncate = staticmethod(os.ftruncate)
     fchmod = staticmethod(os.fchmod)
+    fchown = staticmethod(os.fchown)
+    getxattr = staticmethod(getattr(os, "getxattr", _noXattr))
+    setxattr = staticmethod(getattr(os, "setxattr", _noXattr))
+    removexattr = staticmethod(getattr(os, "removexattr", _noXattr))
+    dup2 = staticmethod(os.dup2)
     utime = staticmethod(os.utime)
     fsync = staticmethod(os.fsync)
     fdatasync = staticmethod(getattr(os, "fdatasync", os.fsync))
@@ -118,6 +164,17 @@ class Syscalls:
                 written = self.pwrite(fd, rest, offset)
                 rest = rest[written:]
 
+    def outOfInodes(self, fd: int | None) -> bool:
+        """
+        Tell whether the file system of C{fd} can hold no more files, whatever
+        their size.
+        """
+        try:
+            status = None if fd is None else self.fstatvfs(fd)
+        except OSError:
+            return False
+        return status is not None and outOfInodes(status)
+
     def openIfThere(self, name: str, flags: int, directory: int) -> int | None:
         """
         @return: a descriptor, or L{None} if nothing has this name.
@@ -139,7 +196,7 @@ class Syscalls:
 
 def isFile(status: os.stat_result) -> bool:
     """
-    Whether this is a regular file.
+    Tell whether this is a regular file.
     """
     return stat.S_ISREG(status.st_mode)
 
@@ -165,19 +222,36 @@ def filesystemType(fd: int) -> str:
     return _MAGIC.get(status[0] & 0xFFFFFFFF, "unknown")
 
 
-def asTransferError(error: OSError, doing: str) -> TransferError:
+def asTransferError(
+    error: OSError, doing: str, syscalls: Syscalls | None = None, fd: int | None = None
+) -> TransferError:
     """
+    Say what went wrong, and nothing of where on this machine it did.
+
     @param doing: what failed, for the text: C{"writing report.txt"}.
+    @param fd: any descriptor on the file system, asked through C{syscalls}
+        about the reason.
     """
     if isinstance(error, TransferError):
         return error
     number = error.errno
-    if number in {errno.ENOSPC, errno.EDQUOT}:
+    if number == errno.EDQUOT:
+        return NoSpace(
+            f"{doing}: the receiver's user has used up its disk quota; its operator can raise it "
+            "or remove files"
+        )
+    if number == errno.ENOSPC and syscalls is not None and syscalls.outOfInodes(fd):
+        return NoInodes(f"{doing}: {NO_INODES}")
+    if number == errno.ENOSPC:
         return NoSpace(f"{doing}: the receiver's disk is full; try again when there is space")
     if number in {errno.EMFILE, errno.ENFILE}:
         return Busy(f"{doing}: the receiver has too many open files; try again later")
+    if number in {errno.ENOENT, errno.ESTALE}:
+        return Busy(
+            f"{doing}: somebody removes the receiver's directories while it works; try again later"
+        )
     if number == errno.ENAMETOOLONG:
         return NameRefused(f"{doing}: the name is too long for the receiver's file system")
     if number == errno.EFBIG:
         return TooLarge(f"{doing}: larger than the receiver's file system takes")
-    return StoreError(f"{doing}: {os.strerror(number) if number else error}")
+    return StoreError(f"{doing}: {os.strerror(number) if number else type(error).__name__}")

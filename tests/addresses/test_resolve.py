@@ -407,11 +407,11 @@ def test_clientEndpointKinds():
     [
         ("localhost", "no port"),
         ("::1:80", "too many colons"),
-        ("h:http", "1 to 65535"),
+        ("h:no-such-service", "no tcp service is named"),
         ("a" * 64 + ".example:80", "not a host name"),
         ("127.1:80", "not a host name"),
         ("bücher.example:80", "not a host name"),
-        ("tcp:h:80:timeout=x", "is not a tcp: endpoint"),
+        ("tcp:h:80:timeout=x", "timeout= is seconds above 0"),
         ("", "no port"),
     ],
 )

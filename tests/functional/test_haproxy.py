@@ -219,7 +219,7 @@ def test_filerecvBehindHAProxy(tmp_path, how):
             receiver.waitFor(r"received.* from ::1")
             # a loopback address behind a proxy is not a local client,
             assert send(connect("127.0.0.3"), b"b.txt").startswith(b"forbidden")
-            assert send(connect("127.0.0.4"), b"c.txt") == b""
+            assert send(connect("127.0.0.4"), b"c.txt").count(b"forbidden") == 1
             # and a unix socket's client behind one is nobody
             unix = socket.socket(socket.AF_UNIX)
             unix.connect(str(front.path))

@@ -238,6 +238,13 @@ def test_peerSends(receiving):
     # nine are forgotten: COMMIT brings them up
     kind, fields = sender.commit(stream, data, 1 << 16)
     assert (kind, fields[0], fields[5]) == (peer.RECEIPT, "stored", "verified")
+    made = [sender.directory(b"tree/empty", -1_500_000_000), sender.directory(b"small", 10**18)]
+    bad = sender.directory(b"../up")
+    answers = sender.answers([*made, bad])
+    assert {answers[stream][0] for stream in made} == {peer.ACK}
+    assert answers[bad][1][0] == "name-refused"
+    assert (receiving.root / "tree/empty").stat().st_mtime_ns == -1_500_000_000
+    assert (receiving.root / "small").stat().st_mtime_ns == 10**18
     sender.socket.close()
     files = receiving.files()
     assert files.pop("large") == data
@@ -270,6 +277,9 @@ def test_peerJoinsAndResumes(receiving):
 def test_peerReceives(source, tmp_path):
     (source / "small").write_bytes(b"x" * 4096)
     (source / "large").write_bytes(content(2 * MIB + 3))
+    (source / "empty").mkdir()
+    os.utime(source / "empty", ns=(0, 123_456_789))
+    os.utime(source, ns=(0, 10**18 + 1))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(30)
         served = []
@@ -301,6 +311,7 @@ def test_peerReceives(source, tmp_path):
         b"source/small": b"x" * 4096,
         b"source/large": content(2 * MIB + 3),
     }
+    assert receiver.directories == {b"source/empty": 123_456_789, b"source": 10**18 + 1}
 
 
 def test_everyHostileNameThroughASocket(receiving, tmp_path):

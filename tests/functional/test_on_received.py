@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import signal
+import socket
 import stat
 import sys
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 from twisted.python import usage
 from zope.interface.verify import verifyObject
@@ -24,6 +26,8 @@ from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 from connpool.transfer.syscalls import Syscalls
 from tests.functional.test_filerecv_classic import send
 from tests.helpers.waiting import bounded, pause, until
+from tests.transfer import peer
+from tests.transfer.stores.kit import followed
 
 
 @pytest.fixture
@@ -71,6 +75,24 @@ async def test_theProgramGetsTheReceiptAndNothingElse(tmp_path, root, told):
     assert receipt["integrity"] == "unverified"
     assert receipt["directory"] == str(root)
     assert os.listdir(root) == [".connpool", name] or os.listdir(root) == [name, ".connpool"]
+    await bounded(receiver.stopService())
+
+
+@pytest_twisted.ensureDeferred
+async def test_aFileThatWasNotSyncedIsTold(tmp_path, root, told):
+    """
+    Its receipt is written down after the sender was answered.
+    """
+    receiver = start(root, program(tmp_path, told))
+    port = receiver.listening.getHost().port
+
+    def put():
+        with socket.create_connection(("127.0.0.1", port), 20) as connection:
+            sender = peer.Sender(connection).greet()
+            sender.answers([sender.put(b"a", b"x", durability="none")])
+
+    await bounded(deferToThread(put))
+    assert [receipt["name"] for receipt in await until(lambda: receipts(told))] == ["a"]
     await bounded(receiver.stopService())
 
 
@@ -211,7 +233,7 @@ async def test_onlyOneProcessTells(tmp_path, root, told):
     receiver = start(root, program(tmp_path, told))
     done = os.open(root / ".connpool/done", os.O_RDONLY)
     with pytest.raises(StartFailed, match="one of them"):
-        ReceivedOutbox(Syscalls(), done)
+        ReceivedOutbox(Syscalls(), followed(Syscalls(), done))
     os.close(done)
     await bounded(receiver.stopService())
 

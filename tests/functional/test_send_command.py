@@ -410,3 +410,87 @@ def test_withoutAHome(tmp_path):
     )
     assert done.returncode == 7, done.stderr
     assert "Traceback" not in done.stderr
+
+
+# -- what is not stored now, and is no failure --------------------------------------------
+
+
+def lines(done):
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_skippedIsSaid(receiving, source):
+    (source / "f").write_bytes(b"one")
+    receiving.send(source / "f")
+    (source / "f").write_bytes(b"two")
+    done = receiving.send(source / "f", "--if-exists", "skip", "--json")
+    assert done.returncode == 0
+    assert "1 file, skipped" in done.stderr
+    [line] = lines(done)
+    assert (line["status"], line["good"], line["receipt"]) == ("skipped", True, None)
+    assert receiving.files() == {"f": b"one"}
+
+
+def test_emptyDirectoriesAndTheirTimes(receiving, source):
+    (source / "project/logs/archive").mkdir(parents=True)
+    (source / "project/file").write_bytes(b"x")
+    for number, name in enumerate(["project/logs/archive", "project/logs", "project"]):
+        os.utime(source / name, ns=(0, 10**18 + number))
+    for _ in range(2):  # also those that are there
+        done = receiving.send(source / "project", "--json", durability="full")
+        assert "3 directories" in done.stderr
+        assert lines(done)[-1]["directories"] == 3
+        for name in ("project/logs/archive", "project/logs", "project"):
+            there = os.stat(receiving.root / name).st_mtime_ns
+            assert there == os.stat(source / name).st_mtime_ns
+
+
+def test_onlyLinks(receiving, source, tmp_path):
+    (source / "links").mkdir()
+    os.symlink(tmp_path, source / "links/a")
+    done = receiving.send(source / "links", "--json")
+    assert done.returncode == 0
+    assert "1 symbolic link passed over" in done.stderr
+    assert lines(done)[-1]["passedOver"] == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/version"), reason="there is no /proc")
+def test_aFileOfTheKernel(receiving):
+    done = receiving.send("/proc/version")
+    assert done.returncode == 0
+    with open("/proc/version", "rb") as file:
+        assert receiving.files() == {"version": file.read()}
+
+
+def test_whatWasTakenAwaySinceAnEarlierRun(tmp_path):
+    """
+    Interrupted, emptied by a consumer, run again: delivered once, and said so.
+    """
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(5):
+        (source / f"s{number}").write_bytes(content(number, number + 1))
+    (source / "zlarge").write_bytes(content(16 << 20))
+    receiving = Receiving(tmp_path, "--max-rate", "8M")
+    with receiving:
+        command = [*COMMAND, "--to", receiving.place, "--durability", "none", source]
+        state = str(tmp_path / "state")
+        with running(*command, XDG_STATE_HOME=state) as sender:
+            assert within((receiving.root / "source/s4").exists, 20)
+            time.sleep(0.3)
+            sender.process.send_signal(signal.SIGINT)
+            assert sender.process.wait(20) == 130
+        for number in range(4):
+            (receiving.root / f"source/s{number}").unlink()
+        done = receiving.send(source, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "4 files, stored by an earlier run and taken away" in done.stderr
+    assert "1 file, stored by an earlier run and still there" in done.stderr
+    assert "2 files, " in done.stderr
+    status = {line["name"]: (line["status"], line["earlier"]) for line in lines(done)[:-1]}
+    assert status == {
+        **{f"source/s{number}": ("taken-away", "gone") for number in range(4)},
+        "source/s4": ("stored", "there"),
+        "source/zlarge": ("stored", None),
+    }
+    assert set(receiving.files()) == {"source/s4", "source/zlarge"}

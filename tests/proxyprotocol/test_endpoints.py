@@ -288,7 +288,7 @@ async def test_whoDoesNotCloseItsTLSHoldsNoConnection(files, monkeypatch, header
     """
     And what was to be written to it is, however slowly it reads.
     """
-    monkeypatch.setattr(secured, "LAST_WORD", 0.2)
+    monkeypatch.setattr(secured, "LAST_WORD_SECONDS", 0.2)
     trusted = ":trusted=127.0.0.1:policy=use" if header else ""
     service = ListeningService(
         reactor,

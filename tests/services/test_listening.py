@@ -1,12 +1,15 @@
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
+import trustme
+from twisted.internet import reactor, ssl
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs, formatEvent
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
@@ -129,6 +132,75 @@ def test_unixPeersMayConnectAndUnknownOnesMatchNoList():
     assert not access.permits(UnknownAddress())
     assert not Access(deny=Networks.parse(["192.0.2.1"])).permits(UnknownAddress())
     assert Access().permits(UnknownAddress())
+
+
+def said(gate, host):
+    transport = StringTransport()
+    gate.buildProtocol(IPv4Address("TCP", host, 1)).makeConnection(transport)
+    return transport.value(), transport.disconnecting
+
+
+def test_whoIsRefusedHearsItAtOnceAndInLessThanAPacket():
+    access = Access(allow=Networks.parse(["10.0.0.0/8"]), maxConnections=1)
+    answers = {"address": b"not you", "limit": b"not now"}
+    gate = Gate(Factory.forProtocol(Echo), access, "gate", answers)
+    assert said(gate, "192.0.2.1") == (b"not you", True)
+    assert said(gate, "10.0.0.1") == (b"", False)
+    assert said(gate, "10.0.0.2") == (b"not now", True)
+    assert said(build(access)[0], "192.0.2.1") == (b"", True)
+
+
+def test_withinTLSAnAlertGoesBeforeAnyHandshake():
+    access = Access(allow=Networks.parse(["10.0.0.0/8"]), maxConnections=0)
+    gate = Gate(Factory.forProtocol(Echo), access, "gate", {"address": b"not you"})
+    key = trustme.CA().issue_cert("localhost")
+    pem = key.private_key_and_cert_chain_pem.bytes()
+    options = ssl.PrivateCertificate.loadPEM(pem).options()
+    factory = TLSMemoryBIOFactory(options, False, gate)
+    for host, expected in (("192.0.2.1", bytes.fromhex("15 03 03 00 02 02 31")), ("10.0.0.1", b"")):
+        below = StringTransport()
+        protocol = factory.buildProtocol(IPv4Address("TCP", host, 1))
+        protocol.makeConnection(below)
+        assert below.value() == expected
+        assert below.disconnecting
+
+
+def test_refusedAddressesAreLoggedTogether():
+    now, lines = [0.0], []
+    gate = Gate(
+        Factory.forProtocol(Echo),
+        Access(allow=Networks.parse(["10.0.0.0/8"]), deny=Networks.parse(["10.6.6.6"])),
+        "inbox",
+        seconds=lambda: now[0],
+    )
+    with capturedLogs() as events:
+        said(gate, "192.0.2.1")
+        for host in ["192.0.2.2"] * 3 + ["192.0.2.3", "10.6.6.6"]:
+            said(gate, host)
+        assert len(events) == 1
+        now[0] += 60
+        said(gate, "192.0.2.2")
+        said(gate, "192.0.2.9")
+        gate.drain()
+        lines = [formatEvent(event) for event in events]
+    assert lines == [
+        f"inbox refused {what}: --allow does not name it"
+        for what in (
+            "1 connection from 192.0.2.1",
+            "6 connections from 192.0.2.2 (4), 192.0.2.3, 10.6.6.6",
+            "1 connection from 192.0.2.9",
+        )
+    ]
+
+
+def test_aFloodOfRefusedAddressesIsBounded():
+    gate, _ = build(Access(allow=Networks.parse(["10.0.0.0/8"])))
+    with capturedLogs() as events:
+        for number in range(1000):
+            said(gate, f"192.0.{number % 250}.{number // 250}")
+        gate.drain()
+    assert len(events) == 2
+    assert len(formatEvent(events[1])) < 500
 
 
 def test_limitsCountWhatIsOpen():

@@ -18,8 +18,9 @@ from connpool.services.onreceived import AT_ONCE, FIRST_WAIT, LONGEST_WAIT, OnRe
 from connpool.transfer import Receipt
 from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 from connpool.transfer.stores.receiptlog import DoneLog
+from connpool.transfer.syscalls import Syscalls
 from tests.helpers.waiting import successResultOf
-from tests.transfer.stores.kit import Recorded, offer
+from tests.transfer.stores.kit import Recorded, followed, offer
 
 DAY = 86400
 NOON = 20_000 * DAY + DAY // 2
@@ -37,7 +38,13 @@ class Place:
         self.path = path
         self.now = NOON
         self.syscalls = Recorded()
-        self.log = DoneLog(self.syscalls, self.fd, lambda: self.now, lambda: self.now, size=1000)
+        self.log = DoneLog(
+            self.syscalls,
+            followed(self.syscalls, self.fd),
+            lambda: self.now,
+            lambda: self.now,
+            size=1000,
+        )
         self.outbox = None
         self.restart()
         self._made = 0
@@ -45,7 +52,7 @@ class Place:
     def restart(self):
         if self.outbox is not None:
             self.outbox.close()
-        self.outbox = ReceivedOutbox(self.syscalls, self.fd)
+        self.outbox = ReceivedOutbox(self.syscalls, followed(self.syscalls, self.fd))
 
     def receive(self, *names):
         for name in names:
@@ -243,7 +250,7 @@ def test_whatWaitsAtAStopIsToldAfterIt(machine, place, hook, broken):
         machine.end(code=9)
     successResultOf(stopping)
     assert not machine.getDelayedCalls()
-    place.outbox = ReceivedOutbox(place.syscalls, place.fd)
+    place.outbox = ReceivedOutbox(place.syscalls, followed(place.syscalls, place.fd))
     assert place.left() == ["a", "b", "c"]
 
 
@@ -340,7 +347,7 @@ def test_whatCannotBeKeptEndsNothing(machine, place, hook, heals):
         place.syscalls.before = None
     successResultOf(ensureDeferred(hook.stop()))
     place.syscalls.before = None
-    place.outbox = ReceivedOutbox(place.syscalls, place.fd)
+    place.outbox = ReceivedOutbox(place.syscalls, followed(place.syscalls, place.fd))
     assert place.left() == ([] if heals else NAMES), "at least once"
 
 
@@ -414,7 +421,7 @@ def test_whatIsToldOutOfOrder(place):
 def test_onlyWhatComesLaterIsNew(tmp_path):
     (tmp_path / "done").mkdir()
     fd = os.open(tmp_path / "done", os.O_RDONLY)
-    log = DoneLog(Recorded(), fd, lambda: NOON)
+    log = DoneLog(Recorded(), followed(Syscalls(), fd), lambda: NOON)
     log.append([(offer("old", key=bytes(32)), receiptOf("old"))], sync=False)
     log.close()
     os.close(fd)
@@ -430,7 +437,7 @@ def test_whatWasToldIsToldAgainIfNobodyKnows(place, text):
     place.tell()
     place.outbox.close()
     (place.path / "hook").write_bytes(text)
-    place.outbox = ReceivedOutbox(place.syscalls, place.fd)
+    place.outbox = ReceivedOutbox(place.syscalls, followed(place.syscalls, place.fd))
     assert place.left() == ["a"]
 
 

@@ -15,7 +15,8 @@ HELLO, AUTH, READY, JOIN, JOINED, PING, PONG, GOAWAY, ERROR = range(1, 10)
 (PUT, OFFER, ACCEPT, REJECT, DATA, DIGESTS, REPAIR, REVOKE, COMMIT, PROGRESS, ACK, RECEIPT) = range(
     0x10, 0x1C
 )
-CANCEL = 0x1C
+CANCEL, DIRECTORY = 0x1C, 0x1D
+CAPABILITIES = ["join", "best", "earlier", "directories"]
 SMALL_BLOCK = 1 << 20
 
 
@@ -165,7 +166,7 @@ class Sender(Channel):
 
     def greet(self):
         hello = self.frame(
-            HELLO, 0, [[1], "peer/1", ["join"], ["sha256"], os.urandom(32), None, []]
+            HELLO, 0, [[1], "peer/1", CAPABILITIES, ["sha256"], os.urandom(32), None, []]
         )
         self.socket.sendall(PREAMBLE + hello)
         assert self.read(8) == PREAMBLE
@@ -173,7 +174,9 @@ class Sender(Channel):
         assert kind == HELLO
         assert 1 in fields[0]
         assert "sha256" in fields[3]
+        self.capabilities = set(fields[2]) & set(CAPABILITIES)
         self.limits = fields[5]
+        self.best = "best" in fields[2]
         transcript = hashlib.sha256(hello + theirs).digest()
         self.send(AUTH, 0, [transcript, "none", "", b""])
         kind, _, fields, _, _ = self.receive()
@@ -195,6 +198,15 @@ class Sender(Channel):
         self.stream += 1
         fields = [os.urandom(16), name, key or os.urandom(32), root(content, SMALL_BLOCK)]
         self.send(PUT, self.stream, [*fields, None, False, "", durability], content)
+        return self.stream
+
+    def directory(self, name, modified=None, durability="none"):
+        """
+        @return: the number of the stream; L{answers} has the answer.
+        """
+        assert "directories" in self.capabilities
+        self.stream += 1
+        self.send(DIRECTORY, self.stream, [name, modified, durability])
         return self.stream
 
     def answers(self, streams):
@@ -283,13 +295,18 @@ class Sender(Channel):
 
 class Receiver(Channel):
     """
-    Keeps what it gets in C{files}; damages the first block of each large file
-    once, to see it repaired.
+    Keeps what it gets in C{files} and C{directories}; damages the first block of each
+    large file once, to see it repaired.
     """
 
-    def __init__(self, socket):
+    def __init__(self, socket, capabilities=(), refuses=()):
         super().__init__(socket)
+        self.capabilities = ["directories", *capabilities]
+        #: levels that it does not reach, and those that it was asked for
+        self.refuses = refuses
+        self.asked = []
         self.files = {}
+        self.directories = {}
         self.damaged = 0
 
     def serve(self):
@@ -300,7 +317,9 @@ class Receiver(Channel):
         self.socket.sendall(PREAMBLE)
         limits = [None, 4096, 1 << 20, 16_384, 4, 60]
         hello = self.send(
-            HELLO, 0, [[1], "peer/1", [], ["sha256"], os.urandom(32), limits, ["none"]]
+            HELLO,
+            0,
+            [[1], "peer/1", self.capabilities, ["sha256"], os.urandom(32), limits, ["none"]],
         )
         kind, _, fields, _, _ = self.receive()
         assert kind == AUTH
@@ -314,15 +333,31 @@ class Receiver(Channel):
         except EOFError:
             return
 
+    def _refused(self, stream, durability):
+        assert durability in ["none", "data", "full", *self.capabilities]
+        self.asked.append(durability)
+        if durability in self.refuses:
+            self.send(REJECT, stream, ["unsupported", False, "this level is not reached here"])
+        return durability in self.refuses
+
     def frameReceived(self, kind, stream, fields, data, raw):
         if kind == PING:
             self.send(PONG, 0, [fields[0]])
         elif kind == PUT:
             assert root(data, SMALL_BLOCK) == fields[3]
             assert len(data) <= 4096
+            if self._refused(stream, fields[7]):
+                return
             self.files[fields[1]] = data
             self.send(ACK, 0, [[[stream, 1]], "none", "memory", 1])
+        elif kind == DIRECTORY:
+            # what is in it came before
+            assert not self.open
+            self.directories[fields[0]] = fields[1]
+            self.send(ACK, 0, [[[stream, 1]], "none", "memory", 1])
         elif kind == OFFER:
+            if self._refused(stream, fields[9]):
+                return
             self.open[stream] = {
                 "name": fields[1],
                 "block": fields[4],
@@ -352,5 +387,6 @@ class Receiver(Channel):
             self.files[file["name"]] = content
             receipt = ["stored", file["name"], len(content), "none", "memory", "verified", "sha256"]
             self.send(RECEIPT, stream, [*receipt, fields[1], 1])
+            del self.open[stream]
         else:
             raise AssertionError(f"frame 0x{kind:02x}")

@@ -373,3 +373,44 @@ def test_shrunkSource(world, source):
     report = world.finish(results)
     assert report.exitCode == 0
     assert world.store.files == {"a": content(SMALL * 2)[:300_000]}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["today", "without the extension"])
+@pytest.mark.parametrize("way", ["put", "offer"])
+@pytest.mark.parametrize("year", [1960, 1678, 2200, 2400, 9999])
+def test_anyTimeArrives(root, source, monkeypatch, year, way, old):
+    when = int((year - 1970) * 31_556_952) * 10**9 + 123_456_789
+    if old:  # it takes 64 bits, and ignores what it does not know
+        monkeypatch.setattr("connpool.transfer.receive.offers.timeOf", lambda m: m.modified)
+    path = source / "dated"
+    path.write_bytes(content(SMALL * 2) if way == "offer" else b"x")
+    really = os.fstat
+
+    def fstat(fd):
+        # whatever this machine's file systems can hold
+        status = really(fd)
+        if status.st_ino != path.stat().st_ino:
+            return status
+        return StatusAt(status, when)
+
+    monkeypatch.setattr("connpool.transfer.send.source.os.fstat", fstat)
+    world = World()
+    report = world.send(path)
+    assert report.exitCode == 0
+    monkeypatch.undo()
+    held = min(max(when, -(2**63)), 2**63 - 1) if old else when
+    assert world.store._modified["dated"] == held
+    world.close()
+
+
+class StatusAt:
+    """
+    A file's status with another modification time.
+    """
+
+    def __init__(self, status, when):
+        self._status = status
+        self.st_mtime_ns = when
+
+    def __getattr__(self, name):
+        return getattr(self._status, name)

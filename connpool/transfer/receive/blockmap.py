@@ -79,9 +79,16 @@ class Board:
         #: the block that came last by each lane
         self.latest: dict[Any, Arrival] = {}
 
+    @property
+    def most(self) -> int:
+        """
+        The number of blocks that the file has, at the most.
+        """
+        return MAX_BLOCKS if self.size is None else blockCount(self.size, self.blockSize)
+
     def place(self, offset: int, lane: Any, newHasher: Any) -> tuple[Arrival | None, int]:
         """
-        Where bytes at C{offset} belong.
+        Find the block of the bytes at C{offset}.
 
         @return: the arrival they continue or begin, or L{None} to drop them;
             and the offset at which the block ends.
@@ -107,7 +114,7 @@ class Board:
 
     def span(self, block: int) -> tuple[int, int]:
         """
-        Where a block begins and ends in the file.
+        The beginning and the end of a block in the file.
         """
         start = block * self.blockSize
         end = start + self.blockSize

@@ -127,7 +127,7 @@ class ClassicReceiver(Protocol):
 
     def _forget(self) -> None:
         """
-        How the connection ends makes no difference any more.
+        Ignore from now on how the connection ends.
         """
         self._pace.stop()
         self._ended.addErrback(lambda _: None)
@@ -264,7 +264,7 @@ class ClassicReceiver(Protocol):
 @implementer(IHalfCloseableProtocol)
 class ClassicRefusal(Protocol):
     """
-    What a classic sender meets where classic is not taken.
+    The answer that a classic sender meets where classic is not taken.
     """
 
     def connectionMade(self) -> None:

@@ -19,6 +19,7 @@ from connpool.errors import (
     ProtocolError,
     TransferTimeout,
 )
+from connpool.interfaces import IDirectoryStore
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.identities import Identity
 from connpool.transfer.wire.frames import Frame, Type
@@ -31,7 +32,7 @@ from connpool.transfer.wire.safety import credentialsAreSafe
 if TYPE_CHECKING:
     from connpool.transfer.receive.session import ReceiverSession
 
-__all__ = ["PENDING_BYTES", "SMALL_FILE", "STREAMS", "Greeting"]
+__all__ = ["FROM_SENDER", "ON_JOINED", "PENDING_BYTES", "SMALL_FILE", "STREAMS", "Greeting"]
 
 #: Seconds until a sender has said HELLO, and until it has authenticated.
 HELLO_TIMEOUT = 10.0
@@ -42,6 +43,14 @@ SMALL_FILE = 256 * 1024
 PENDING_BYTES = 32 << 20
 #: Offers open at once in one session.
 STREAMS = 256
+#: The types that are taken after the greeting, and on a connection that has joined another.
+FROM_SENDER = frozenset(
+    {
+        *(Type.PUT, Type.OFFER, Type.DATA, Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL),
+        *(Type.PING, Type.PONG, Type.JOIN, Type.ERROR),
+    }
+)
+ON_JOINED = frozenset({Type.DATA, Type.DIGESTS, Type.PING, Type.PONG, Type.ERROR})
 
 
 class Greeting:
@@ -60,6 +69,8 @@ class Greeting:
         self._identity: Identity | None = None
         self._digest: Digest
         self._transcript = b""
+        self._capabilities: tuple[str, ...] = CAPABILITIES
+        self._agreed: frozenset[str] = frozenset()
         self._await(Type.HELLO, HELLO_TIMEOUT)
 
     def _await(self, kind: Type, seconds: float) -> None:
@@ -86,7 +97,9 @@ class Greeting:
     def _hello(self, frame: Frame, message: Any) -> None:
         if not isinstance(message, Hello):
             raise ProtocolError(f"{frame.type.name} before HELLO")
-        policy = self._registry.reception.policy
+        policy, store = self._registry.reception.policy, self._registry.reception.store
+        if not IDirectoryStore.providedBy(store):
+            self._capabilities = tuple(c for c in CAPABILITIES if c != "directories")
         limits = Limits(
             policy.maxFileSize,
             SMALL_FILE,
@@ -99,7 +112,7 @@ class Greeting:
         ours = Hello(
             VERSIONS,
             f"connpool/{connpool.__version__}",
-            CAPABILITIES,
+            self._capabilities,
             self._registry.digests,
             os.urandom(32),
             limits,
@@ -111,6 +124,7 @@ class Greeting:
         if not methods:
             raise Forbidden("credentials are needed, and are taken only within TLS")
         self._digest = digestNamed(agreement.digest)
+        self._agreed = agreement.capabilities
         self._transcript = transcriptOf(pack(frame.type, 0, frame.control), wire)
         self.stop()
         self._state = self._auth
@@ -148,7 +162,7 @@ class Greeting:
             return
         self.stop()
         try:
-            self._session.letIn(identity, self._digest, self._transcript)
+            self._session.letIn(identity, self._digest, self._agreed, self._transcript)
         except Busy as e:
             self._session.broken(e)
 

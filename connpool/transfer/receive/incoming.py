@@ -32,7 +32,7 @@ class Incoming:
     One file on its way in.
 
     @ivar offer: what was agreed on.
-    @ivar peer: who sends, for logs.
+    @ivar peer: the sender, for logs.
     @ivar partial: where it goes.
     @ivar received: payload bytes written so far.
     """
@@ -88,7 +88,7 @@ class Incoming:
     @property
     def slowedBy(self) -> str:
         """
-        What it waits for now: C{rate}, C{disk} or C{peer}.
+        The thing that it waits for now: C{rate}, C{disk} or C{peer}.
         """
         if self._held:
             return "rate"
@@ -116,8 +116,8 @@ class Incoming:
             finally:
                 self._failed(e)
             raise
-        self._reception._published(receipt, self.offer, self.peer)
-        self._reception._left(self)
+        self._reception.published(receipt, self.offer, self.peer)
+        self._reception.left(self)
         return receipt
 
     async def suspend(self, why: BaseException) -> None:
@@ -149,12 +149,12 @@ class Incoming:
         return True
 
     def _failed(self, why: BaseException) -> None:
-        self._reception._failed(self.offer, self.peer, self.received, why)
-        self._reception._left(self)
+        self._reception.failed(self.offer, self.peer, self.received, why)
+        self._reception.left(self)
 
     def tells(self, now: float) -> bool:
         """
-        Whether listeners should hear how far it is.
+        Tell whether listeners should hear how far it is.
         """
         if now - self._told < TELL:
             return False

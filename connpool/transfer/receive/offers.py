@@ -1,5 +1,5 @@
 """
-What a message offers, under a receiver's policy.  Pure.
+The offer in a message, under a receiver's policy.  Pure.
 """
 
 from __future__ import annotations
@@ -9,12 +9,24 @@ from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.reception import Policy
 from connpool.transfer.records import Offer
-from connpool.transfer.wire.messages import Offering, Put
+from connpool.transfer.wire.messages import Offering, Put, timeOf
 
-__all__ = ["offerOf"]
+__all__ = ["nameOf", "offerOf"]
 
-#: What a sender may ask for under each rule of ours, beside that rule itself.
+#: The rules that a sender may ask for under each rule of ours, beside that rule itself.
 _MAY_ASK = {"rename": ("refuse", "skip"), "replace": ("rename", "refuse", "skip")}
+
+
+def nameOf(raw: bytes, policy: Policy, identity: Identity | None) -> RelativeName:
+    """
+    @param raw: a name as the sender wrote it.
+    @return: that of the store, in the directory of C{identity}.
+    @raise NameRefused: it is not taken.
+    """
+    name = RelativeName.parse(raw, profile=policy.names, dotfiles=policy.dotfiles)
+    if identity is not None and identity.directory is not None:
+        name = name.under(identity.directory)
+    return name
 
 
 def offerOf(
@@ -31,9 +43,7 @@ def offerOf(
     @param digest: the session's algorithm.
     @raise TransferError: it may not be offered.
     """
-    name = RelativeName.parse(message.name, profile=policy.names, dotfiles=policy.dotfiles)
-    if identity is not None and identity.directory is not None:
-        name = name.under(identity.directory)
+    name = nameOf(message.name, policy, identity)
     rule = policy.ifExists
     asked = message.ifExists or rule
     if asked != rule and asked not in _MAY_ASK.get(rule, ()):
@@ -46,7 +56,7 @@ def offerOf(
         identity=identity,
         key=message.key,
         resumeKey=resumeKey,
-        modified=message.modified,
+        modified=timeOf(message),
         executable=message.executable,
         digest=digest,
         blockSize=blockSize,

@@ -17,12 +17,12 @@ from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import TooLarge, TransferError, TransferTimeout
+from connpool.errors import QuotaExceeded, Skipped, TooLarge, TransferError, TransferTimeout
 from connpool.interfaces import (
     IFileStore,
     ILiveTransfers,
@@ -31,10 +31,10 @@ from connpool.interfaces import (
     ITransferListener,
 )
 from connpool.transfer.identities import Identity
-from connpool.transfer.names import displayName
+from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.receive.quotas import Account, Limits
-from connpool.transfer.records import LiveTransfer, Offer, Receipt
+from connpool.transfer.records import DirectoryMade, LiveTransfer, Offer, Receipt
 
 __all__ = ["Policy", "Reception", "TransferStats"]
 
@@ -44,7 +44,7 @@ N = TypeVar("N", int, float)
 @attrs.frozen(kw_only=True)
 class Policy(Limits):
     """
-    What a reception takes, and the L{Limits} of all senders together.
+    The rules of a reception, and the L{Limits} of all senders together.
 
     @ivar ifExists: what to do when a name is taken, one of L{IF_EXISTS}.
     @ivar names: C{portable} or C{posix}: which names are taken.
@@ -70,6 +70,7 @@ class TransferStats:
     @ivar refused: offers turned away before a byte was stored.
     @ivar receivedBytes: payload bytes given to the store.
     @ivar waiting: transfers that wait because others are under way.
+    @ivar skipped: files that were left out because the rule C{skip} keeps another one.
     """
 
     GAUGES: ClassVar[frozenset[str]] = frozenset({"active", "waiting"})
@@ -81,6 +82,7 @@ class TransferStats:
     refused: int = 0
     receivedBytes: int = 0
     waiting: int = 0
+    skipped: int = 0
 
 
 @implementer(IStatsSource, ILiveTransfers)
@@ -116,6 +118,7 @@ class Reception:
         self._everybody = Account(self.policy)
         self._accounts: dict[str, tuple[Account, ...]] = {}
         self._started = self._publishedCount = self._failedCount = self._refused = 0
+        self._skipped = 0
 
     # -- limits
 
@@ -152,15 +155,17 @@ class Reception:
         identity = offer.identity
         return _least(self.policy.maxFileSize, None if identity is None else identity.maxFileSize)
 
-    def check(self, offer: Offer) -> None:
+    def check(self, offer: Offer, files: int = 0, size: int = 0) -> None:
         """
         Decide about an offer, without I/O.
 
+        @param files: that would come before it, beside those under way.
+        @param size: bytes of these.
         @raise TransferError: why it is refused.
         """
         self._checkSize(offer)
         for account in self.accounts(offer.identity):
-            account.check(1, offer.size or 0, self._now(account))
+            account.check(1 + files, (offer.size or 0) + size, self._now(account))
 
     def _checkSize(self, offer: Offer) -> None:
         limit = self.largest(offer)
@@ -210,6 +215,13 @@ class Reception:
     def _release(self, held: Deferred[None]) -> None:
         del self._waits[held]
         held.callback(None)
+
+    def slowedBy(self, identity: Identity | None) -> str:
+        """
+        @return: what small files of C{identity} wait for: C{rate} or C{disk}.
+        """
+        limited = any(account.limits.maxRate for account in self.accounts(identity))
+        return "rate" if limited and self._waits else "disk"
 
     def hurry(self) -> None:
         """
@@ -293,7 +305,10 @@ class Reception:
             why = TransferTimeout(f"it took more than {most:g} s, the most that a transfer may")
             incoming.deadline = self._clock.callLater(most, late, why)
 
-    def _left(self, incoming: Incoming) -> None:
+    def left(self, incoming: Incoming) -> None:
+        """
+        Give back what a transfer held, once.
+        """
         if self._active.pop(incoming, self) is None:
             accounts = self.accounts(incoming.offer.identity)
             for account in accounts:
@@ -319,10 +334,10 @@ class Reception:
         try:
             stored = self.store.put(offer, data, root)
         except Exception as e:
-            self._failed(offer, peer, size, e)
+            self.failed(offer, peer, size, e)
             raise
         if isinstance(stored, Receipt):
-            self._published(stored, offer, peer)
+            self.published(stored, offer, peer)
             if held is None:
                 return stored
             receipt = stored
@@ -330,17 +345,61 @@ class Reception:
         _small(accounts, 1, size)
 
         def published(receipt: Receipt) -> Receipt | Deferred[Receipt]:
-            self._published(receipt, offer, peer)
+            self.published(receipt, offer, peer)
             _small(accounts, -1, -size)
             return receipt if held is None else held.addCallback(lambda _: receipt)
 
         def failed(failure: Failure) -> Failure:
             why: Any = failure.value
-            self._failed(offer, peer, size, why)
+            self.failed(offer, peer, size, why)
             _small(accounts, -1, -size)
             return failure
 
         return stored.addCallbacks(published, failed)
+
+    def makeDirectory(
+        self,
+        name: RelativeName,
+        identity: Identity | None,
+        modified: int | None,
+        durability: str,
+        peer: str,
+    ) -> Deferred[DirectoryMade]:
+        """
+        Make a directory, as L{connpool.interfaces.IDirectoryStore.makeDirectory}; one that
+        is new counts as a file.
+
+        @raise TransferError: why it is refused.
+        """
+        accounts = self.accounts(identity)
+        full: QuotaExceeded | None = None
+        try:
+            for account in accounts:
+                account.check(1, 0, self._now(account))
+        except QuotaExceeded as e:
+            full = e  # one that is there takes nothing
+        store: Any = self.store
+        making: Deferred[Any] = maybeDeferred(
+            store.makeDirectory, name, modified, durability, full is None
+        )
+        _small(accounts, 1, 0)
+
+        def ended(result: DirectoryMade | Failure | None) -> DirectoryMade | Failure:
+            _small(accounts, -1, 0)
+            if isinstance(result, Failure):
+                return result
+            if result is None:
+                assert full is not None
+                raise full
+            if result.made:
+                for account in accounts:
+                    account.stored(self._now(account))
+                self._log.info(
+                    "made directory {name} for {peer}", name=displayName(name.path), peer=peer
+                )
+            return result
+
+        return making.addBoth(ended)
 
     def room(self, identity: Identity | None) -> Deferred[None] | None:
         """
@@ -373,7 +432,19 @@ class Reception:
         )
         self._tell("refused", name, peer, why)
 
-    def _published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
+    def published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
+        """
+        Count, log and tell that a file is stored.
+        """
+        if receipt.transferId != offer.transferId:
+            # nothing was received: the sender had not seen its receipt
+            self._log.info(
+                "{name} from {peer} was received before, id {id}",
+                name=displayName(receipt.name),
+                peer=peer,
+                id=receipt.transferId,
+            )
+            return
         self._publishedCount += 1
         if receipt.status == "stored":
             for account in self.accounts(offer.identity):
@@ -391,10 +462,16 @@ class Reception:
         )
         self._tell("published", receipt)
 
-    def _failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
-        self._failedCount += 1
+    def failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
+        """
+        Count, log and tell that a file ended without being stored.
+        """
+        skipped = isinstance(why, Skipped)
+        self._skipped += skipped
+        self._failedCount += not skipped
         self._log.info(
-            "did not receive {name} from {peer} after {count} bytes: {code}: {why}, id {id}",
+            "{what} {name} from {peer} after {count} bytes: {code}: {why}, id {id}",
+            what="skipped" if skipped else "did not receive",
             name=str(offer.name),
             peer=peer,
             count=count,
@@ -421,6 +498,7 @@ class Reception:
             self.receivedBytes,
             self._everybody.waiting
             + sum(account.waiting for _, account in self._accounts.values()),
+            self._skipped,
         )
 
     @property

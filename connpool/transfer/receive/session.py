@@ -20,7 +20,7 @@ import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -28,7 +28,6 @@ from connpool.errors import (
     Busy,
     Cancelled,
     DigestMismatch,
-    Exists,
     Expired,
     Forbidden,
     NameRefused,
@@ -45,18 +44,34 @@ from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import displayName
 from connpool.transfer.receive import greeting
-from connpool.transfer.receive.greeting import PENDING_BYTES, STREAMS, Greeting
-from connpool.transfer.receive.offers import offerOf
+from connpool.transfer.receive.dryrun import DryRun
+from connpool.transfer.receive.earlier import earlierOf
+from connpool.transfer.receive.greeting import (
+    FROM_SENDER,
+    ON_JOINED,
+    PENDING_BYTES,
+    STREAMS,
+    Greeting,
+)
+from connpool.transfer.receive.offers import nameOf, offerOf
 from connpool.transfer.receive.quotas import Account
 from connpool.transfer.receive.smallfiles import Acks
-from connpool.transfer.receive.stream import Delivery, receiptFrame, rejectFrame
-from connpool.transfer.records import FileStat, Offer, Receipt
+from connpool.transfer.receive.stream import (
+    Delivery,
+    asTransferError,
+    receiptFrame,
+    rejectFrame,
+)
+from connpool.transfer.records import DirectoryMade, Offer, Receipt
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.link import Link
 from connpool.transfer.wire.messages import (
+    ROOT,
     Accept,
     Data,
+    Directory,
     Error,
+    Extension,
     Goaway,
     Join,
     Joined,
@@ -66,6 +81,7 @@ from connpool.transfer.wire.messages import (
     Ready,
     decode,
     encode,
+    pingOf,
 )
 
 if TYPE_CHECKING:
@@ -77,20 +93,15 @@ __all__ = ["ReceiverSession"]
 PROGRESS_INTERVAL = 1.0
 #: Idle timeouts that input of unknown size may be silent for.
 PATIENCE = 10
-
-_FROM_SENDER = frozenset(
-    {
-        *(Type.PUT, Type.OFFER, Type.DATA, Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL),
-        *(Type.PING, Type.PONG, Type.JOIN, Type.ERROR),
-    }
-)
+#: Bytes that a file asked about in a dry run takes until its answer.
+DRY_BYTES = 4096
 
 
 class ReceiverSession:
     """
     One connection of a sender.
 
-    @ivar peer: who it is, for logs.
+    @ivar peer: the sender, for logs.
     @ivar principal: whose files these are.
     """
 
@@ -102,6 +113,7 @@ class ReceiverSession:
         self.principal = ""
         self._identity: Identity | None = None
         self.digest: Digest
+        self._capabilities: frozenset[str] = frozenset()
         self._ticket = b""
         self._joined: ReceiverSession | None = None
         self._joiners: list[ReceiverSession] = []
@@ -110,6 +122,7 @@ class ReceiverSession:
         self._run: tuple[Delivery | None, int] = (None, 0)
         self._pending = 0
         self._tooMany = False
+        self._dryRun: DryRun | None = None
         self._acks = Acks(registry.clock, self.send)
         self._accounts: list[Account] = []
         self._pace, self._patience = self._paced(None)
@@ -275,10 +288,17 @@ class ReceiverSession:
                     delivery.fail(Busy("the receiver is stopping"))
             self._maybeClose()
 
-    def letIn(self, identity: Identity | None, digest: Digest, transcript: bytes) -> None:
+    def letIn(
+        self,
+        identity: Identity | None,
+        digest: Digest,
+        capabilities: frozenset[str],
+        transcript: bytes,
+    ) -> None:
         """
         The greeting is over.
 
+        @param capabilities: those that both sides have.
         @param transcript: what READY confirms.
         @raise Busy: if the sender has too many sessions already.
         """
@@ -287,6 +307,7 @@ class ReceiverSession:
             account.connect()
             self._accounts.append(account)
         self._identity = identity
+        self._capabilities = capabilities
         self.digest = digest
         self.principal = principal = ANONYMOUS if identity is None else identity.principal
         # nothing is paced yet
@@ -297,14 +318,28 @@ class ReceiverSession:
         ready = Ready(transcript, secrets.token_bytes(16), self._ticket, principal)
         self.send(encode(Type.READY, 0, ready))
         self._state = self._open
-        self._link.reader.expected = _FROM_SENDER
+        directories = {Type.DIRECTORY} if "directories" in capabilities else frozenset()
+        self._link.reader.expected = FROM_SENDER | directories
+        self._link.reader.wants = self._wants
+        self._link.admit()
         if self._draining:
             self.send(encode(Type.GOAWAY, 0, Goaway("the receiver is stopping")))
 
     # -- files
 
+    def _wants(self, kind: Type, number: int, length: int) -> bool:
+        """
+        Tell whether a run that is announced is to be kept; see L{FrameReader.wants}.
+        """
+        if kind is Type.PUT:
+            return length <= greeting.SMALL_FILE and not self._over
+        delivery = (self._joined or self)._deliveries.get(number)
+        return delivery is not None and delivery.takes(kind, length)
+
     def _open(self, frame: Frame, message: Any) -> None:
         kind = frame.type
+        if frame.length != len(frame.data):
+            self._run = None, 0  # unless it is DATA of a file that is open, nobody gets it
         if kind is Type.DATA:
             data: Data = message
             if not frame.length:
@@ -314,6 +349,8 @@ class ReceiverSession:
             self._put(frame, message)
         elif kind is Type.OFFER:
             self._offer(frame, message)
+        elif kind is Type.DIRECTORY:
+            self._directory(frame, message)
         elif kind in {Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL}:
             if self._joined is not None and kind is not Type.DIGESTS:
                 raise ProtocolError(f"{kind.name} on a joined connection")
@@ -351,6 +388,7 @@ class ReceiverSession:
         del self.registry.tickets[self._ticket]
         self._joined = owner
         owner._joiners.append(self)
+        self._link.reader.expected = ON_JOINED
         self.send(encode(Type.JOINED, 0, Joined()))
 
     def _stream(self, frame: Frame) -> None:
@@ -367,7 +405,7 @@ class ReceiverSession:
                 raise Busy(f"{STREAMS} files are open in this session; finish one first")
             offer = self._offered(message, message.size, message.blockSize, message.resumeKey)
             if message.dry:
-                self._dry(frame.stream, offer)
+                self._dry(frame.stream, offer, message)
                 return
         except TransferError as e:
             self._refuse(frame.stream, message.name, e)
@@ -389,34 +427,27 @@ class ReceiverSession:
         identity, digest = self._identity, self.digest.name
         return offerOf(message, policy, identity, digest, size, blockSize, resumeKey)
 
-    def _dry(self, number: int, offer: Offer) -> None:
-        reception = self.registry.reception
-        reception.check(offer)
+    def _dry(self, number: int, offer: Offer, message: Offering) -> None:
+        root = next((each.value for each in message.extensions if each.name == ROOT), None)
+        if self._dryRun is None:
+            self._dryRun = DryRun(self.registry.reception, greeting.SMALL_FILE)
+        self._pendingChanged(DRY_BYTES)
 
-        def found(there: FileStat | None) -> None:
-            trouble = reception.store.trouble()
-            if trouble is not None:
-                self.send(rejectFrame(number, StoreError(trouble)))
-            elif (
-                there is not None
-                and offer.ifExists in {"refuse", "skip"}
-                # else it may be the same content
-                and there.size != offer.size
-            ):
-                self.send(rejectFrame(number, Exists(f"there is a file {offer.name} already")))
+        def judged(result: bool | Failure) -> None:
+            if isinstance(result, Failure):
+                self.send(rejectFrame(number, asTransferError(result)))
             else:
-                self.send(encode(Type.ACCEPT, number, Accept("dry", 0)))
+                depends = (Extension(ROOT, False, b""),) if result else ()
+                self.send(encode(Type.ACCEPT, number, Accept("dry", 0, extensions=depends)))
+            self._pendingChanged(-DRY_BYTES)
 
-        def failed(failure: Failure) -> None:
-            self.send(rejectFrame(number, _asTransferError(failure)))
-
-        reception.store.stat(offer.name).addCallbacks(found, failed)
+        Deferred.fromCoroutine(self._dryRun.judge(offer, root)).addBoth(judged)
 
     def _put(self, frame: Frame, message: Put) -> None:
         self._stream(frame)
         number, data = frame.stream, frame.data
-        if len(data) > greeting.SMALL_FILE:
-            raise ProtocolError(f"PUT carries {len(data)} bytes; at most {greeting.SMALL_FILE}")
+        if frame.length > greeting.SMALL_FILE:
+            raise ProtocolError(f"PUT carries {frame.length} bytes; at most {greeting.SMALL_FILE}")
         self._arrived(len(data))
         try:
             offer = self._offered(message, len(data), BLOCK_SIZE, None)
@@ -442,7 +473,7 @@ class ReceiverSession:
 
         def done(result: Any) -> None:
             if isinstance(result, Failure):
-                self.send(rejectFrame(number, _asTransferError(result)))
+                self.send(rejectFrame(number, asTransferError(result)))
             else:
                 self._stored(number, offer, result)
             self._pendingChanged(-size)
@@ -466,10 +497,51 @@ class ReceiverSession:
     def _stored(self, number: int, offer: Offer, receipt: Receipt) -> None:
         if self._over:
             return
+        if receipt.transferId != offer.transferId and "earlier" in self._capabilities:
+            self.earlier(offer, receipt).addCallback(
+                lambda there: self.send(receiptFrame(number, receipt, self._identity, there))
+            )
+            return
         if receipt.status != "stored" or receipt.name != offer.name.path:
             self.send(receiptFrame(number, receipt, self._identity))
             return
         self._acks.add(number, receipt)
+
+    def earlier(self, offer: Offer, receipt: Receipt) -> Deferred[bytes | None]:
+        """
+        @return: see L{earlierOf}; fires with L{None} for a sender that is not told.
+        """
+        if "earlier" not in self._capabilities:
+            return succeed(None)
+        return earlierOf(self.registry.reception.store, offer, receipt)
+
+    def _directory(self, frame: Frame, message: Directory) -> None:
+        self._stream(frame)
+        number, reception = frame.stream, self.registry.reception
+        try:
+            if self._draining:
+                raise Busy("the receiver is stopping")
+            name = nameOf(message.name, reception.policy, self._identity)
+            making = reception.makeDirectory(
+                name, self._identity, message.modified, message.durability, self.peer
+            )
+        except TransferError as e:
+            self._refuse(number, message.name, e)
+            return
+        size = len(message.name) + 512
+        self._pendingChanged(size)
+        room = reception.room(self._identity)
+        if room is not None:
+            self._link.waitFor(room)
+
+        def done(result: DirectoryMade | Failure) -> None:
+            if isinstance(result, Failure):
+                self._refuse(number, message.name, asTransferError(result))
+            elif not self._over:
+                self._acks.add(number, result)
+            self._pendingChanged(-size)
+
+        making.addBoth(done)
 
     # -- the deliveries' side
 
@@ -515,13 +587,14 @@ class ReceiverSession:
             for delivery in self._deliveries.values():
                 delivery.progress()
             if self._pending:
-                self.send(encode(Type.PING, 0, Ping(0)))
+                slow = self.registry.reception.slowedBy(self._identity)
+                self.send(encode(Type.PING, 0, pingOf(slow)))
         self._keepTelling()
 
     @property
     def _waited(self) -> bool:
         """
-        Whether it is our turn.
+        Tell whether it is our turn.
         """
         return self._pending > 0 or any(not d.receiving for d in self._deliveries.values())
 
@@ -536,10 +609,3 @@ class ReceiverSession:
         if (self._closing or self._draining) and not self._over and not self._busy:
             self._acks.flush()
             self._link.close()
-
-
-def _asTransferError(failure: Failure) -> TransferError:
-    if isinstance(failure.value, TransferError):
-        return failure.value
-    Logger(__name__).failure("storing a file failed", failure=failure)
-    return StoreError(f"the store failed: {type(failure.value).__name__}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from connpool.transfer.records import Receipt
+from connpool.transfer.records import DirectoryMade, Receipt
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Ack, encode
 
@@ -19,7 +19,7 @@ _MOST = 4096
 
 class Acks:
     """
-    Collects what is stored as it was asked for, until the end of the turn.
+    The streams that are stored as they were asked for, collected until the end of the turn.
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @param send: writes a frame.
@@ -29,10 +29,10 @@ class Acks:
         self._clock = clock
         self._send = send
         self._streams: list[list[int]] = []
-        self._receipt: Receipt | None = None
+        self._receipt: Receipt | DirectoryMade | None = None
         self._call: Any = None
 
-    def add(self, number: int, receipt: Receipt) -> None:
+    def add(self, number: int, receipt: Receipt | DirectoryMade) -> None:
         """
         Stream C{number} is stored.
         """

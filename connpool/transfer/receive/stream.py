@@ -20,12 +20,15 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from connpool.errors import (
     Cancelled,
     ConflictTakeover,
     DigestMismatch,
     ProtocolError,
+    Skipped,
+    StoreError,
     TransferError,
 )
 from connpool.transfer.identities import Identity
@@ -39,6 +42,7 @@ from connpool.transfer.wire.messages import (
     Cancel,
     Commit,
     Digests,
+    Extension,
     Progress,
     Receipting,
     Reject,
@@ -46,10 +50,12 @@ from connpool.transfer.wire.messages import (
     encode,
 )
 
-__all__ = ["COMPARE_RATE", "Delivery", "receiptFrame", "rejectFrame"]
+__all__ = ["COMPARE_RATE", "Delivery", "asTransferError", "receiptFrame", "rejectFrame"]
 
 #: Bytes/s at which a sender compares what is held with its file, at least.
 COMPARE_RATE = 8 << 20
+#: Bytes of a block number in C{REVOKE}.
+_NUMBER_BYTES = 4
 
 
 class Delivery:
@@ -79,14 +85,14 @@ class Delivery:
     @property
     def receiving(self) -> bool:
         """
-        Whether it is the sender's turn.
+        Tell whether it is the sender's turn.
         """
         return self._upload is not None and not self._ending and not self._committing
 
     @property
     def comparing(self) -> bool:
         """
-        Whether the sender may be reading what is held, and send nothing.
+        Tell whether the sender may be reading what is held, and send nothing.
         """
         return self.receiving and self._comparing is not None and self._comparing.active()
 
@@ -128,7 +134,8 @@ class Delivery:
         @return: whether there is something to receive.
         """
         if isinstance(found, Receipt):
-            self._answer(receiptFrame(self._number, found, self.offer.identity))
+            there = await self._session.earlier(self.offer, found)
+            self._answer(receiptFrame(self._number, found, self.offer.identity, there))
             return False
         if self._ending:
             # cancelled or taken over meanwhile
@@ -183,6 +190,8 @@ class Delivery:
             raise ProtocolError(f"{frame.type.name} before ACCEPT")
         if self._committing:
             raise ProtocolError(f"{frame.type.name} after COMMIT")
+        if frame.length != len(frame.data):
+            raise ProtocolError(f"{frame.type.name} carries more than the file has blocks")
         if frame.type is Type.DIGESTS:
             first: Digests = message
             self._upload.digests(first.first, frame.data)
@@ -195,6 +204,15 @@ class Delivery:
             d.addErrback(lambda f: self._log.failure("a commit failed", failure=f))
         else:
             raise ProtocolError(f"{frame.type.name} is not for a receiver")
+
+    def takes(self, kind: Type, length: int) -> bool:
+        """
+        Tell whether a run of block digests or numbers is to be kept now.
+        """
+        if self._upload is None or self._ending or self._committing:
+            return False
+        each = self._session.digest.length if kind is Type.DIGESTS else _NUMBER_BYTES
+        return length <= each * self._upload.board.most
 
     async def _commit(self, message: Commit) -> None:
         assert self._upload is not None
@@ -235,7 +253,7 @@ class Delivery:
             # also when nothing comes any more
             upload.checkpoint()
         message = (
-            Progress("receive", 0, "quota" if self.queued else "disk")
+            Progress("receive", 0, "place" if self.queued else "disk")
             if upload is None
             else Progress(upload.phase, upload.durable, _slow(upload))  # type: ignore[arg-type]
         )
@@ -271,7 +289,7 @@ class Delivery:
     @property
     def queued(self) -> bool:
         """
-        Whether it waits for others to make way.
+        Tell whether it waits for others to make way.
         """
         return self._place is not None and not self._place.called
 
@@ -337,18 +355,33 @@ class Delivery:
         self.fail(why, keep=why.retryable)
 
 
+def asTransferError(failure: Failure) -> TransferError:
+    """
+    @return: what a sender is told of a store's failure.
+    """
+    if isinstance(failure.value, TransferError):
+        return failure.value
+    Logger(__name__).failure("storing a file failed", failure=failure)
+    return StoreError(f"the store failed: {type(failure.value).__name__}")
+
+
 def rejectFrame(number: int, why: TransferError) -> bytes:
     """
     C{REJECT}.
     """
     detail = " ".join(str(why).split())[:1024]
-    return encode(Type.REJECT, number, Reject(why.code, why.retryable, detail))
+    skipped = (Extension("skipped", False, b""),) if isinstance(why, Skipped) else ()
+    return encode(Type.REJECT, number, Reject(why.code, why.retryable, detail, skipped))
 
 
-def receiptFrame(number: int, receipt: Receipt, identity: Identity | None) -> bytes:
+def receiptFrame(
+    number: int, receipt: Receipt, identity: Identity | None, there: bytes | None = None
+) -> bytes:
     """
     C{RECEIPT}, with the name as the sender may use it: its directory is the
     operator's business.
+
+    @param there: value of the extension C{earlier}, for a receipt that an earlier offer got.
     """
     name = receipt.name
     if identity is not None and identity.directory is not None:
@@ -363,12 +396,14 @@ def receiptFrame(number: int, receipt: Receipt, identity: Identity | None) -> by
         receipt.digest,
         bytes.fromhex(receipt.root) if receipt.root is not None else None,
         int(receipt.finished * 1000),
+        () if there is None else (Extension("earlier", False, there),),
     )
     return encode(Type.RECEIPT, number, message)
 
 
 def _slow(upload: Upload) -> str:
     """
-    What the receiver waits for, if it does.
+    The word for the thing that the receiver waits for, if it does.
     """
-    return upload.incoming.slowedBy if upload.slow else ""
+    word = upload.incoming.slowedBy
+    return "" if word == "peer" else word

@@ -73,7 +73,6 @@ class Upload:
         self._idle = Waiters()
         self._open = True
         self.phase = "receive"
-        self.slow = False
         self._since = incoming.received
         self._checked = seconds()
         self._checking: Deferred[None] | None = None
@@ -207,14 +206,12 @@ class Upload:
                 self._done(arrival)
 
         def wrote(result: Any) -> None:
-            self.slow = False
             if isinstance(result, Failure):
                 arrival.dropped = True
                 self._storeFailed(result)
             one()
 
         if written is not None:
-            self.slow = True
             written.addBoth(wrote)
         hashing.update(arrival.hasher, piece, one)
         if not over:

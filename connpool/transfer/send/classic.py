@@ -26,6 +26,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from connpool.addresses.tls import TLS_ALERT, connectionLoss
 from connpool.errors import (
     Forbidden,
     NetworkFailed,
@@ -47,6 +48,28 @@ SMALL_CHUNK = 1 << 16
 
 #: Longest refusal that is read.
 LONGEST_ANSWER = 1024
+
+
+def refusalIn(answer: bytes) -> TransferError | None:
+    """
+    Read the native refusal of a receiver that does not know yet what we speak.
+
+    @return: what it says; L{None} if that is not all there, or something else.
+    """
+    # here: a receiver that says ok does not make us wait for them
+    from connpool.transfer.send.session import errorFor
+    from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader
+    from connpool.transfer.wire.messages import Error, decode
+
+    if not answer.startswith(PREAMBLE):
+        return None
+    try:
+        for frame in FrameReader().feed(answer[len(PREAMBLE) :]):
+            message = decode(frame) if isinstance(frame, Frame) else None
+            return errorFor(message.code, message.detail) if isinstance(message, Error) else None
+    except ProtocolError:
+        pass
+    return None
 
 
 @implementer(IPullProducer, IHalfCloseableProtocol)
@@ -86,7 +109,7 @@ class _ClassicSender(Protocol):
 
     def _watch(self) -> None:
         """
-        Now and then: has the receiver taken anything?
+        Look now and then whether the receiver has taken anything.
         """
         now = self._clock.seconds()
         waiting = unconfirmedBytes(self._socket)
@@ -116,14 +139,20 @@ class _ClassicSender(Protocol):
             self._since = self._clock.seconds()
             transport: Any = self.transport
             transport.registerProducer(self, streaming=False)
+        elif self._answer.startswith(b"\0") and len(self._answer) < LONGEST_ANSWER:
+            if refusalIn(self._answer) is not None:
+                self._refused()
         elif len(self._answer) >= LONGEST_ANSWER or (
             not b"ok".startswith(answer) and b"\n" in self._answer
         ):
             self._refused()
 
     def _refused(self) -> None:
-        if self._answer.startswith(b"\0CPT1"):
-            self._fail(ProtocolError("the receiver speaks native; leave out --protocol classic"))
+        if self._answer.startswith(b"\0"):
+            native = ProtocolError("the receiver speaks native; leave out --protocol classic")
+            self._fail(refusalIn(self._answer) or native)
+        elif self._answer.startswith(TLS_ALERT):
+            self._fail(ProtocolError("the receiver speaks TLS; write --to tls:HOST:PORT"))
         else:
             self._fail(Forbidden(f"the receiver answered: {displayName(self._answer.strip())}"))
 
@@ -186,10 +215,14 @@ class _ClassicSender(Protocol):
             self._look.cancel()
         if self.ended.called:
             return
-        if self._sent and reason is not None and reason.check(ConnectionDone):
+        why = None if reason is None else reason.value
+        if self._sent and isinstance(why, ConnectionDone):
             self.ended.callback(None)
-        elif reason is not None and not reason.check(ConnectionDone):
-            self.ended.errback(NetworkFailed("the receiver reset the connection"))
+        elif why is not None and not isinstance(why, ConnectionDone):
+            final = connectionLoss(why)
+            if isinstance(final, NetworkFailed):
+                final = NetworkFailed("the receiver reset the connection")
+            self.ended.errback(final)
         else:
             self.ended.errback(self._early())
 

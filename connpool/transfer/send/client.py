@@ -26,146 +26,38 @@ from zope.interface import implementer
 
 from connpool.errors import (
     Cancelled,
-    ConnpoolError,
     NetworkFailed,
     ProtocolError,
     SourceError,
     TransferError,
+    Unanswered,
 )
 from connpool.interfaces import ILiveTransfers
 from connpool.transfer.hashing import InThread, inThread
 from connpool.transfer.names import displayName
-from connpool.transfer.records import DURABILITIES, LiveTransfer, Receipt
+from connpool.transfer.records import LiveTransfer, Receipt
 from connpool.transfer.send.joblist import Job, WorkList
 from connpool.transfer.send.keys import HeldRun, Run, SenderKeys
+from connpool.transfer.send.report import FileOutcome, SendReport, UnderWay, Wait, waitAfter
 from connpool.transfer.send.session import Credentials, SenderSession, SessionFactory, hello
 from connpool.transfer.send.streams import Asked
 from connpool.transfer.send.transmission import Transmission
 from connpool.transfer.send.walking import Found, walk
 from connpool.transfer.wire.messages import Ack, Receipting
 
-__all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "dialled", "pooled", "sendFiles"]
+__all__ = [
+    "FileOutcome",
+    "Retry",
+    "SendReport",
+    "Sending",
+    "Wait",
+    "dialled",
+    "pooled",
+    "sendFiles",
+]
 
-
-@attrs.frozen
-class FileOutcome:
-    """
-    What became of one file.
-
-    @ivar path: of the source.
-    @ivar name: what the receiver was to call it, fit to be displayed.
-    @ivar receipt: if it is stored.
-    @ivar error: if it is not.  Both are L{None} in a dry run: it would be taken.
-    @ivar asked: the durability that was asked for.
-    """
-
-    path: str
-    name: str
-    receipt: Receipt | None = None
-    error: ConnpoolError | None = None
-    asked: str = "full"
-
-    @property
-    def good(self) -> bool:
-        """
-        Whether it is stored at the level that was asked for, or would be taken.
-        """
-        if self.receipt is None:
-            return self.error is None
-        return DURABILITIES.index(self.receipt.durability) >= DURABILITIES.index(self.asked)
-
-
-@attrs.define(eq=False)
-class _UnderWay:
-    """
-    How far a large file is that was begun and not answered.
-
-    @ivar sent: bytes sent or held.
-    @ivar phase: what the receiver says it is doing.
-    @ivar slow: what the receiver says it waits for.
-    """
-
-    job: Job
-    sent: int = 0
-    phase: str = ""
-    slow: str = ""
-
-    @property
-    def done(self) -> int:
-        # what was damaged is sent again, and counted again
-        return self.sent if self.job.size is None else min(self.sent, self.job.size)
-
-
-@attrs.define
-class SendReport:
-    """
-    How it went, kept up to date while it goes.
-
-    @ivar outcomes: in the order of the answers.
-    @ivar sentBytes: content bytes given to connections, repetitions included.
-    @ivar resumedBytes: content bytes the receiver held when this call began with their files.
-    @ivar doneBytes: bytes of files that are stored.
-    @ivar connections: how many were made.
-    """
-
-    outcomes: list[FileOutcome] = attrs.Factory(list)
-    sentBytes: int = 0
-    resumedBytes: int = 0
-    doneBytes: int = 0
-    connections: int = 0
-    _underWay: dict[Job, _UnderWay] = attrs.field(factory=dict, repr=False)
-
-    @property
-    def progress(self) -> int:
-        """
-        Bytes of files that are stored, and bytes sent or held of those begun.
-        """
-        return self.doneBytes + sum(each.done for each in self._underWay.values())
-
-    @property
-    def open(self) -> dict[str, int]:
-        """
-        Names of large files begun and not answered, fit to be displayed, to bytes sent or held;
-        those that wait for the receiver last.
-        """
-        return {displayName(each.job.name): each.done for each in self._shown()}
-
-    @property
-    def phase(self) -> str:
-        """
-        What the receiver says it is doing with the first of L{open}.
-        """
-        return next((each.phase for each in self._shown()), "")
-
-    @property
-    def slow(self) -> str:
-        """
-        What the receiver says the first of L{open} waits for.
-        """
-        return next((each.slow for each in self._shown()), "")
-
-    def _shown(self) -> list[_UnderWay]:
-        return sorted(self._underWay.values(), key=lambda each: not each.sent)
-
-    @property
-    def failed(self) -> list[FileOutcome]:
-        """
-        The files that are not stored as asked.
-        """
-        return [outcome for outcome in self.outcomes if not outcome.good]
-
-    @property
-    def exitCode(self) -> int:
-        """
-        For a command: 0 if every file reached the level asked for; the code all failures
-        share; else 3.
-        """
-        codes = {
-            outcome.error.exitCode if outcome.error is not None else 3 for outcome in self.failed
-        }
-        if not codes:
-            return 0
-        return codes.pop() if len(codes) == 1 else 3
+#: Connections that are tried where nobody has ever said anything.
+UNHEARD_ATTEMPTS = 4
 
 
 @attrs.frozen
@@ -282,19 +174,25 @@ class Sending:
         self._run = (
             Run.ephemeral() if self._asked.dry else (keys or SenderKeys()).begin(destination)
         )
-        self._work = WorkList(walk(paths, stdinName), self._run, self._inThread, self._failedEarly)
+        self._work = WorkList(
+            walk(paths, stdinName),
+            self._run,
+            self._inThread,
+            self._failedEarly,
+            self._passedOver,
+        )
         self._session: SenderSession | None = None
         self._transmission: Transmission | None = None
         self._cancelled = False
-        self._somebodyAnswered = False
+        self._somebodyAnswered = self._heard = False
         self._destination = destination
         self.report = SendReport()
-        self._underWay = self.report._underWay
+        self._underWay = self.report.underWay
 
     @property
     def resumable(self) -> bool:
         """
-        Whether a later process can go on where this one was interrupted.
+        Tell whether a later process can go on where this one was interrupted.
         """
         return self._run.resumable
 
@@ -314,22 +212,25 @@ class Sending:
                 failures = 1 if advanced else failures + 1
                 if (
                     not self._worthRetrying(why)
-                    or failures >= retry.attempts
+                    or failures
+                    >= (retry.attempts if self._heard else min(retry.attempts, UNHEARD_ATTEMPTS))
                     or not self._somebodyAnswered
                 ):
                     await self._work.abandon(why)
                     return self.report
                 delay = min(retry.first * 2 ** (failures - 1), retry.longest)
-                await task.deferLater(
-                    self._reactor,
-                    delay * random.uniform(0.75, 1.25),  # noqa: S311 - spreads retries
-                    lambda: None,
-                )
+                delay *= random.uniform(0.75, 1.25)  # noqa: S311 - spreads retries
+                self.report.retry = waitAfter(why, "", self._reactor.seconds() + delay)
+                try:
+                    await task.deferLater(self._reactor, delay, lambda: None)
+                finally:
+                    self.report.retry = None
         finally:
             unanswered = any(
                 isinstance(outcome.error, TransferError) and outcome.error.retryable
                 for outcome in self.report.outcomes
             )
+            self._work.close()
             self._run.end(self._work.empty and not unanswered and not self._cancelled)
 
     def _worthRetrying(self, why: TransferError) -> bool:
@@ -338,7 +239,7 @@ class Sending:
 
     async def _once(self) -> tuple[TransferError | None, bool]:
         """
-        One connection.
+        Send over one connection.
 
         @return: what ended it early, and whether any file was brought forward.
         """
@@ -350,13 +251,14 @@ class Sending:
                 raise
             why = _greetingError(e)
             self._somebodyAnswered = self._somebodyAnswered or why is not None
+            self._heard = self._heard or not isinstance(why, Unanswered)
             return why or _cannotConnect(e), False
         if self._cancelled:
             connection.discard()
             raise CancelledError
         session = self._session = connection.session
         self.report.connections += 1
-        self._somebodyAnswered = True
+        self._somebodyAnswered = self._heard = True
         transmission = self._transmission = Transmission(
             self._reactor,
             session,
@@ -431,9 +333,10 @@ class Sending:
         root: bytes | None,
         size: int,
         session: SenderSession,
+        earlier: str = "",
     ) -> None:
         """
-        A file has its receipt.
+        Note that a file has its receipt.
         """
         wanted = job.name.decode("utf-8")
         receipt = Receipt(
@@ -445,60 +348,98 @@ class Sending:
             durability=message.durability,
             filesystem=message.filesystem,
             integrity="verified" if isinstance(message, Ack) else message.integrity,
-            digest=session.digest.name,
+            digest=(
+                session.digest.name
+                if isinstance(message, Ack) or message.digest is None
+                else message.digest
+            ),
             root=root.hex() if root is not None else None,
             protocol="native",
             principal=session.principal,
             finished=message.finished / 1000,
         )
-        self.report.doneBytes += size
-        self._outcome(job, receipt=receipt)
+        if earlier != "gone":
+            self.report.doneBytes += size
+        self.report.slowed = ""
+        self._outcome(job, receipt=receipt, earlier=earlier)
 
     def failed(self, job: Job, why: TransferError) -> None:
         """
-        A file is not going to be stored.
+        Note that a file is not going to be stored.
         """
         self._outcome(job, error=why)
 
     _failedEarly = failed
 
+    def _passedOver(self, link: Found) -> None:
+        self.report.passedOver += 1
+
+    def directoryMade(self) -> None:
+        """
+        A directory is there, with its time.
+        """
+        self.report.directories += 1
+
+    def directoriesLeftOut(self, count: int) -> None:
+        """
+        The receiver is not asked for directories.
+        """
+        self.report.directoriesLeftOut += count
+
     def wouldTake(self, job: Job) -> None:
         """
-        A dry run.
+        Note the answer of a dry run.
         """
         self._outcome(job)
 
     def sent(self, job: Job, count: int) -> None:
         """
-        Bytes were given to a connection.
+        Count bytes that were given to a connection.
         """
+        self.report.delayed.pop(job, None)
         self.report.sentBytes += count
         if job.size is None or job in self._underWay:
             self._of(job).sent += count
 
     def resumed(self, job: Job, count: int) -> None:
         """
-        The receiver takes it, and holds some of it already.
+        Note that the receiver takes a file, and holds some of it already.
         """
-        self._underWay[job] = _UnderWay(job, count)
+        self._underWay[job] = UnderWay(job, count)
+        self.report.delayed.pop(job, None)
         if not job.accepted:
             # the next time it holds what we sent
             job.accepted = True
             self.report.resumedBytes += count
 
+    def slowed(self, word: str) -> None:
+        """
+        Note what the receiver says that small files wait for; empty for nothing.
+        """
+        self.report.slowed = displayName(word)
+
+    def delayed(self, job: Job, why: TransferError, due: float) -> None:
+        """
+        Note that the receiver does not take a file now; it is offered again.
+        """
+        self._underWay.pop(job, None)
+        self.report.delayed[job] = waitAfter(why, displayName(job.name), due)
+
     def phase(self, job: Job, phase: str, slow: str) -> None:
         """
-        What the receiver is doing.
+        Note the phase that the receiver is in.
         """
         each = self._of(job)
         each.phase, each.slow = phase, displayName(slow)
 
-    def _of(self, job: Job) -> _UnderWay:
-        return self._underWay.setdefault(job, _UnderWay(job))
+    def _of(self, job: Job) -> UnderWay:
+        return self._underWay.setdefault(job, UnderWay(job))
 
     def _outcome(self, job: Job, **what: Any) -> None:
         name = displayName(job.name or job.path)
         self._underWay.pop(job, None)
+        job.letGo()
+        self.report.delayed.pop(job, None)
         outcome = FileOutcome(job.path, name, asked=self._asked.durability, **what)
         self.report.outcomes.append(outcome)
         self._answered(outcome)
@@ -511,7 +452,7 @@ def sendFiles(
     *,
     destination: str = "",
     ifExists: str = "",
-    durability: str = "full",
+    durability: str = "best",
     dry: bool = False,
     digests: Sequence[str] = ("blake3", "sha256"),
     credentials: Credentials | None = None,
@@ -530,7 +471,8 @@ def sendFiles(
     @param destination: a name for the receiver that is the same each time, so
         that files are resumed; left out, they are resumed within this call only.
     @param ifExists: one of L{IF_EXISTS}; empty for the receiver's rule.
-    @param durability: one of L{DURABILITIES}.
+    @param durability: one of L{ASKABLE_DURABILITIES}: C{best} is the strongest that the
+        receiver's file system reaches, and takes what that is for success.
     @param dry: only ask what the receiver would take.
     @param digests: algorithms this side trusts.
     @param answered: called with each L{FileOutcome}.
@@ -574,7 +516,7 @@ def sendFiles(
 
 def _greetingError(why: BaseException | None) -> TransferError | None:
     """
-    What went wrong between us and somebody who answered.
+    Find the error of a peer that answered in what a connection attempt raised.
     """
     # a pool's own error says why in its cause
     while why is not None and not isinstance(why, TransferError):

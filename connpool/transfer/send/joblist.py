@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
 import attrs
@@ -17,12 +17,12 @@ from connpool.errors import ChangedSource, SourceError, TransferError
 from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
 from connpool.transfer.hashing import InThread
 from connpool.transfer.send.keys import Run
-from connpool.transfer.send.source import openRegular, unchanged
-from connpool.transfer.send.walking import STDIN, Found
+from connpool.transfer.send.source import openRegular, readWhole
+from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, STDIN, Found, Walk
 
 __all__ = ["Job", "Small", "WorkList", "openJob", "resumeKey"]
 
-#: What is prepared in one trip to a thread.
+#: The files and bytes that are prepared in one trip to a thread.
 _BATCH_FILES, _BATCH_BYTES = 256, 1 << 20
 
 
@@ -36,7 +36,12 @@ class Job:
     @ivar due: when it may be begun again.
     @ivar kept: blocks that the receiver had safe, at the most.
     @ivar accepted: whether the receiver took it before, in this run.
+    @ivar root: of the content, where a dry run depends on it.
     @ivar spent: whether some of it was read that cannot be read again.
+    @ivar fresh: key to use instead of the one that belongs to it: that one got a receipt
+        for another content.
+    @ivar listed: number of the inode that its directory listed.
+    @ivar held: descriptor of a file that was renamed while it was sent.
     """
 
     path: str
@@ -49,6 +54,18 @@ class Job:
     kept: int = 0
     accepted: bool = False
     spent: bool = False
+    fresh: bytes = b""
+    listed: int | None = None
+    held: int | None = None
+    root: bytes | None = None
+
+    def letGo(self) -> None:
+        """
+        Close the descriptor that is held.
+        """
+        if self.held is not None:
+            os.close(self.held)
+            self.held = None
 
     @property
     def size(self) -> int | None:
@@ -76,8 +93,12 @@ def openJob(job: Job, run: Run) -> int:
     @return: a descriptor.
     @raise SourceError: it cannot be sent.
     """
-    fd, job.status = openRegular(job.path)
-    job.key = run.key(_absolute(job), job.status, job.name)
+    if job.held is not None:
+        fd, job.held = job.held, None
+        job.status = os.fstat(fd)
+    else:
+        fd, job.status = openRegular(job.path)
+    job.key = job.fresh or run.key(_absolute(job), job.status, job.name)
     return fd
 
 
@@ -93,36 +114,56 @@ def _absolute(job: Job) -> bytes:
     return os.fsencode(os.path.abspath(job.path))
 
 
+#: Files with what became of their reading, directories and links.
+_Prepared = list[tuple[Job | Found, Small | TransferError | None]]
+
+
 class WorkList:
     """
     Jobs in order, some of them read already.
 
     @param found: the files; advanced in a thread.
     @param failed: told about a file that cannot be sent.
+    @param passedOver: told about a link, which is not sent.
     """
 
     def __init__(
         self,
-        found: Iterator[Found],
+        found: Walk,
         run: Run,
         inThread: InThread,
         failed: Callable[[Job, TransferError], None],
+        passedOver: Callable[[Found], None] = lambda _: None,
     ) -> None:
         self._found = found
         self.run = run
         self._inThread = inThread
         self._failed = failed
         self._again: deque[Job] = deque()
-        self._exhausted = False
+        self._passedOver = passedOver
+        self._ended = False
         self._filling = False
+        #: by the number of their parts
+        self._directories: dict[int, list[Found]] = {}
         self.small: deque[Small] = deque()
         self.large: deque[Job] = deque()
         self.later: list[Job] = []
 
     @property
+    def _exhausted(self) -> bool:
+        return self._ended and not self._found.unfinished
+
+    @property
     def empty(self) -> bool:
         """
-        Whether nothing is left, not even to be looked for.
+        Tell whether nothing is left, not even to be looked for.
+        """
+        return self.filesDone and not self._directories
+
+    @property
+    def filesDone(self) -> bool:
+        """
+        Tell whether directories are all that may be left.
         """
         return (
             self._exhausted
@@ -133,9 +174,44 @@ class WorkList:
     @property
     def wantsMore(self) -> bool:
         """
-        Whether looking for more makes sense now.
+        Tell whether looking for more makes sense now.
         """
         return not self._filling and (bool(self._again) or not self._exhausted)
+
+    def keep(self, directory: Found) -> None:
+        """
+        Make a directory in the end.
+        """
+        depth = directory.name.count(b"/")
+        self._directories.setdefault(depth, []).append(directory)
+
+    def deepest(self) -> list[Found]:
+        """
+        Take the directories that have nothing below them that is still left.
+        """
+        return self._directories.pop(max(self._directories), []) if self._directories else []
+
+    def open(self, job: Job) -> int:
+        """
+        As L{openJob}; a file of a tree that is not what was listed was moved.
+        """
+        try:
+            fd = openJob(job, self.run)
+        except SourceError:
+            self.moved(job)
+            raise
+        assert job.status is not None
+        if job.listed != job.status.st_ino:
+            self.moved(job)
+            job.listed = None
+        return fd
+
+    def moved(self, job: Job) -> None:
+        """
+        A file changed: if it is one of a tree, its content may have another name there now.
+        """
+        if job.listed is not None:
+            self._found.moved()
 
     def again(self, job: Job) -> None:
         """
@@ -181,39 +257,63 @@ class WorkList:
         self.small.clear()
         self.large.clear()
         self.later.clear()
+        told = bool(left)
         for job in left:
             self._failed(job, why)
         while not self._exhausted:
             # in a thread: a whole disk may be left
             batch = await self._inThread(lambda: list(islice(self._found, _BATCH_FILES)))
-            self._exhausted = not batch
+            self._ended = not batch
             for found in batch:
-                self._failed(Job(found.path, found.name), found.error or why)
+                if found.kind == LINK:
+                    self._passedOver(found)
+                elif found.kind == DIRECTORY:
+                    self.keep(found)
+                else:
+                    told = True
+                    self._failed(Job(found.path, found.name), found.error or why)
+        while directories := self.deepest():
+            # the files say it for the directories that they are in
+            for found in () if told else directories:
+                self._failed(Job(found.path, found.name), why)
 
-    def fill(self, largest: int, digest: Digest) -> Deferred[None]:
+    def close(self) -> None:
+        """
+        Let go of every descriptor.
+        """
+        for job in [*self._again, *self.large, *self.later]:
+            job.letGo()
+
+    def fill(self, largest: int, digest: Digest, afresh: bool = False) -> Deferred[None]:
         """
         Read the next small files and find the next large ones.
 
         @param largest: bytes of a file that is read.
+        @param afresh: see L{Run.key}.
         """
         again = [self._again.popleft() for _ in range(min(len(self._again), _BATCH_FILES))]
         self._filling = True
 
-        def prepared(jobs: list[tuple[Job, Small | TransferError | None]]) -> None:
+        def prepared(jobs: _Prepared) -> None:
             # those that did not fit into this batch come first in the next
             self._again.extendleft(reversed(again))
             self._filled(jobs)
 
-        return self._inThread(lambda: self._prepare(again, largest, digest)).addCallback(prepared)
+        return self._inThread(lambda: self._prepare(again, largest, digest, afresh)).addCallback(
+            prepared
+        )
 
-    def _filled(self, prepared: list[tuple[Job, Small | TransferError | None]]) -> None:
+    def _filled(self, prepared: _Prepared) -> None:
         self._filling = False
         for job, result in prepared:
-            if isinstance(result, Small):
+            if isinstance(job, Found):
+                (self.keep if job.kind == DIRECTORY else self._passedOver)(job)
+            elif isinstance(result, Small):
                 self.small.append(result)
             elif result is None:
                 self.large.append(job)
             elif isinstance(result, ChangedSource):
+                self.moved(job)
                 job.tries += 1
                 if job.tries < 3:
                     self._again.append(job)
@@ -222,13 +322,11 @@ class WorkList:
             else:
                 self._failed(job, result)
 
-    def _prepare(
-        self, again: list[Job], largest: int, digest: Digest
-    ) -> list[tuple[Job, Small | TransferError | None]]:
+    def _prepare(self, again: list[Job], largest: int, digest: Digest, afresh: bool) -> _Prepared:
         """
         In a thread, one at a time.  Leaves in C{again} what it did not come to.
         """
-        prepared: list[tuple[Job, Small | TransferError | None]] = []
+        prepared: _Prepared = []
         total = 0
         while total < _BATCH_BYTES and len(prepared) < _BATCH_FILES:
             if again:
@@ -236,14 +334,17 @@ class WorkList:
             else:
                 found = None if self._exhausted else next(self._found, None)
                 if found is None:
-                    self._exhausted = True
+                    self._ended = True
                     break
-                job = Job(found.path, found.name)
+                if found.kind != FILE:
+                    prepared.append((found, None))
+                    continue
+                job = Job(found.path, found.name, listed=found.inode)
                 if found.error is not None:
                     prepared.append((job, found.error))
                     continue
             try:
-                result = self._read(job, largest, digest)
+                result = self._read(job, largest, digest, afresh)
             except TransferError as e:
                 prepared.append((job, e))
                 continue
@@ -252,25 +353,25 @@ class WorkList:
             prepared.append((job, result))
         return prepared
 
-    def _read(self, job: Job, largest: int, digest: Digest) -> Small | None:
+    def _read(self, job: Job, largest: int, digest: Digest, afresh: bool) -> Small | None:
         """
         @return: L{None} if it is too large to go in one piece.
         """
         if job.path == STDIN:
             return None
-        fd = openJob(job, self.run)
+        if job.held is not None:
+            return None  # it is read where it was begun
+        fd = self.open(job)
         try:
             assert job.status is not None
-            size = job.status.st_size
-            if size > largest:
+            if job.status.st_size > largest:
                 return None
-            try:
-                data = os.read(fd, size + 1) if size else b""
-            except OSError as e:
-                raise SourceError(f"cannot read it: {e.strerror}") from None
-            if len(data) != size or not unchanged(fd, job.status):
-                raise ChangedSource("the file changed while it was read, 3 times; send it again")
+            data = readWhole(fd, job.status, largest)
         finally:
             os.close(fd)
         blocks = [digest.of(data)] if data else []
-        return Small(job, data, rootOf(digest, size, BLOCK_SIZE, blocks))
+        root = rootOf(digest, len(data), BLOCK_SIZE, blocks)
+        job.key = job.fresh or self.run.key(
+            _absolute(job), job.status, job.name, root, afresh=afresh
+        )
+        return Small(job, data, root)

@@ -1,5 +1,5 @@
 """
-What a sender remembers: a secret, and which runs have not ended.
+The memory of a sender: a secret, and the runs that have not ended.
 
 Theory of operation
 ===================
@@ -9,7 +9,8 @@ Two keys go with a file, and nobody else can compute them:
     receiver, path, device, inode and name, keyed with a secret that is made once
     (C{$XDG_STATE_HOME/connpool/secret}).
   - the I{idempotence key} makes a repeated file harmless when its answer was
-    lost.  It is the same for the same unchanged file within a I{run}, and a run
+    lost.  It is the same for the same unchanged file (a small one: with the same
+    content, which a memory mapping changes without its times) within a I{run}, and a run
     lasts until everything in it was answered: its own secret lies in a file that
     is removed then.  So a sender that was killed goes on with the same keys, and
     one that is told to send a file once more, does.
@@ -25,6 +26,7 @@ import hmac
 import os
 import secrets
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from connpool.errors import SourceError
@@ -50,17 +52,25 @@ class Run:
     """
     Sending to one receiver, until everything was answered.
 
+    @param continued: whether a process began it that has ended since.
     @ivar resumable: whether a later process will know the keys.
     """
 
     def __init__(
-        self, destination: str, secret: bytes, own: bytes, lock: int | None, path: str
+        self,
+        destination: str,
+        secret: bytes,
+        own: bytes,
+        lock: int | None,
+        path: str,
+        continued: bool = False,
     ) -> None:
         self._destination = os.fsencode(destination)
         self._secret = secret
         self._own = own
         self._lock = lock
         self._path = path
+        self._again = secrets.token_bytes(16) if continued else b""
 
     @classmethod
     def ephemeral(cls, destination: str = "") -> Run:
@@ -80,19 +90,32 @@ class Run:
         where = struct.pack(">QQ", status.st_dev, status.st_ino)
         return self._mac(self._secret, b"resume", self._destination, path, where, name)
 
-    def key(self, path: bytes, status: os.stat_result, name: bytes) -> bytes:
+    def key(
+        self,
+        path: bytes,
+        status: os.stat_result,
+        name: bytes,
+        root: bytes = b"",
+        *,
+        afresh: bool = False,
+    ) -> bytes:
         """
         The idempotence key of a file as it is now.
+
+        @param root: of its content, where that was read already.
+        @param afresh: whether a process that goes on with the run of another one takes keys
+            of its own: for a receiver that would not tell an old receipt from a new one.
         """
         fingerprint = struct.pack(
             ">QQQqq",
             status.st_dev,
             status.st_ino,
             status.st_size,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
+            _wrapped(status.st_mtime_ns),
+            _wrapped(status.st_ctime_ns),
         )
-        return self._mac(self._own, b"key", self._destination, path, fingerprint, name)
+        more = [part for part in (root, self._again * afresh) if part]
+        return self._mac(self._own, b"key", self._destination, path, fingerprint, name, *more)
 
     def end(self, answered: bool) -> None:
         """
@@ -137,10 +160,10 @@ class SenderKeys:
         try:
             self._directory = self._given or stateDirectory()
             secret = self._secret()
-            lock, path, own = self._claim(destination)
+            lock, path, own, continued = self._claim(destination)
         except OSError:
             return Run.ephemeral(destination)
-        return Run(destination, secret, own, lock, path)
+        return Run(destination, secret, own, lock, path, continued)
 
     def _secret(self) -> bytes:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -164,9 +187,11 @@ class SenderKeys:
             raise SourceError(f"{path} is damaged; remove it, and partial files start anew")
         return secret
 
-    def _claim(self, destination: str) -> tuple[int, str, bytes]:
+    def _claim(self, destination: str) -> tuple[int, str, bytes, bool]:
         """
         An unfinished run that no living process has, or a new one.
+
+        @return: descriptor, path and secret of the run; and whether it is an older one.
         """
         runs = self._directory / "runs"
         runs.mkdir(mode=0o700, exist_ok=True)
@@ -178,7 +203,7 @@ class SenderKeys:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     own = os.read(fd, 64)
                     if len(own) == _SECRET and os.fstat(fd).st_nlink:
-                        return fd, str(path), own
+                        return fd, str(path), own, True
                 except OSError:
                     pass
                 os.close(fd)
@@ -192,17 +217,37 @@ class SenderKeys:
             os.unlink(path)
             os.close(fd)
             raise
-        return fd, str(path), own
+        return fd, str(path), own, False
 
 
 class HeldRun(Run):
     """
-    A run that goes on after the sending has ended: whoever holds it has more to
-    do before the keys may be forgotten, and ends C{run} itself.
+    A run that goes on after the sending has ended: its holder has more to do
+    before the keys may be forgotten, and ends C{run} itself.
+
+    @param salts: absolute path to random bytes, for files that get another key
+        although they look the same: their content was stored under the old one
+        and has changed since.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, salts: Mapping[bytes, bytes] | None = None) -> None:
         vars(self).update(vars(run))
+        # its keys outlive processes by intent: what was delivered once is not again
+        self._again = b""
+        self._salts = salts or {}
+
+    def key(
+        self,
+        path: bytes,
+        status: os.stat_result,
+        name: bytes,
+        root: bytes = b"",
+        *,
+        afresh: bool = False,
+    ) -> bytes:
+        key = super().key(path, status, name, root, afresh=afresh)
+        salt = self._salts.get(path)
+        return key if salt is None else self._mac(self._own, b"renewed", key, salt)
 
     def begin(self, destination: str) -> HeldRun:
         """
@@ -214,3 +259,10 @@ class HeldRun(Run):
         """
         Not yet.
         """
+
+
+def _wrapped(nanoseconds: int) -> int:
+    """
+    The last 64 bits of a time, which may lie beyond them: before 1678, after 2262.
+    """
+    return (nanoseconds + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,28 +1,30 @@
 """
-Which files of a folder are to be sent, and when.
+The files of a folder that are to be sent, and the time for it.
 
 Theory of operation
 ===================
 The folder itself is the queue, so a restart forgets nothing that matters.
-A scan hands every file it sees to L{Outbox.seen}; a file has I{settled} when
+A scan hands every file it sees to L{Outbox.scanned}; a file has I{settled} when
 its identity did not change for C{settle} seconds.  L{Outbox.due} names the
-settled files that may be tried now, oldest first.  A file that failed waits,
-longer each time, with a cap: a receiver that is away for days costs one try a
-file every L{LONGEST_WAIT}.  A failure that is the file's own (its name is
-refused, it is too large) counts against the file; after C{attempts} of them
-it is poison and is set aside by the caller.
+settled files that may be tried now, oldest first; the caller then says whether
+anybody still writes to each (L{Outbox.busy}, L{Outbox.looked}).  A file that
+failed waits, longer each time, with a cap: a receiver that is away for days
+costs one try a file every L{LONGEST_WAIT}.  A failure that is the file's own
+(its name is refused, it is too large) counts against the file; after
+C{attempts} of them it is poison and is set aside by the caller.
 
 Pure: no clock, no file system.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 
-__all__ = ["LONGEST_WAIT", "Outbox"]
+__all__ = ["LONGEST_WAIT", "Outbox", "Remembered"]
 
 #: Seconds between two tries of the same file at most.
 LONGEST_WAIT = 300.0
@@ -30,16 +32,55 @@ LONGEST_WAIT = 300.0
 #: Seconds before the second try.
 FIRST_WAIT = 1.0
 
+#: Settling times that a file must look the same whose writers nobody knows.
+UNKNOWN_FACTOR = 5
+
 Identity = tuple[int, ...]
+
+
+def _waitAfter(tries: int) -> float:
+    return min(FIRST_WAIT * 2.0 ** min(tries - 1, 30), LONGEST_WAIT)
+
+
+@attrs.frozen
+class Remembered:
+    """
+    Facts about a file that outlive a restart.
+
+    @ivar strikes: failures of its own.
+    @ivar salt: random bytes that its idempotence key depends on; none at first.
+    @ivar kept: it was sent and stays in the folder.
+    """
+
+    path: str
+    identity: Identity
+    strikes: int = 0
+    salt: bytes = b""
+    kept: bool = False
 
 
 @attrs.define
 class _Entry:
+    """
+    @ivar since: the time of its last change, or of its last writer.
+    @ivar open: the time since which it has not been without a writer, as far
+        as seen.
+    @ivar busy: a writer was found last time.
+    @ivar content: root of its content, and
+    @ivar contentSince: the time when it was read first.
+    """
+
     identity: Identity
     since: float
     tries: int = 0
     strikes: int = 0
     notBefore: float = 0.0
+    open: float | None = None
+    busy: bool = False
+    content: bytes | None = None
+    contentSince: float = 0.0
+    salt: bytes = b""
+    kept: bool = False
 
 
 class Outbox:
@@ -53,6 +94,9 @@ class Outbox:
         self._attempts = attempts
         self._entries: dict[str, _Entry] = {}
         self._sending: set[str] = set()
+        self._kept = 0
+        self._holds = 0
+        self._heldUntil = 0.0
 
     def scanned(self, files: Mapping[str, Identity], now: float) -> None:
         """
@@ -60,68 +104,201 @@ class Outbox:
         """
         for path in [path for path in self._entries if path not in files]:
             if path not in self._sending:
-                del self._entries[path]
+                self._forget(path)
         for path, identity in files.items():
             entry = self._entries.get(path)
             if entry is None:
-                self._entries[path] = _Entry(identity, now)
+                self._entries[path] = _Entry(identity, now, open=now)
             elif entry.identity != identity:
                 # another file, or more of the same: it has a clean record
-                self._entries[path] = _Entry(identity, now)
+                self._kept -= entry.kept
+                began = now if entry.open is None else entry.open
+                self._entries[path] = _Entry(identity, now, open=began)
+
+    def _forget(self, path: str) -> None:
+        entry = self._entries.pop(path, None)
+        if entry is not None:
+            self._kept -= entry.kept
 
     def due(self, now: float, limit: int) -> list[str]:
         """
         Begin to send: at most C{limit} settled files, waiting longest first.
 
-        @return: paths; each is out until L{done} or L{failed}.
+        @return: paths; each is out until L{busy}, L{looked}, L{done},
+            L{changed}, L{keep} or L{failed}.
         """
-        ready = [
+        if now < self._heldUntil:
+            return []
+        ready = (
             (entry.since, path)
             for path, entry in self._entries.items()
-            if path not in self._sending
+            if not entry.kept
+            and path not in self._sending
             and now - entry.since >= self._settle
             and now >= entry.notBefore
-        ]
-        paths = [path for _, path in sorted(ready)[:limit]]
+        )
+        paths = [path for _, path in heapq.nsmallest(limit, ready)]
         self._sending.update(paths)
         return paths
 
     def identityOf(self, path: str) -> Identity:
         """
-        What the last scan saw of a file that L{due} named.
+        @return: the identity of a file that L{due} named, as of the last scan.
         """
         return self._entries[path].identity
 
-    def done(self, path: str) -> None:
+    def saltOf(self, path: str) -> bytes:
         """
-        The file was sent and is gone from the folder.
+        @return: random bytes for its key; empty unless L{renew} gave it some.
+        """
+        return self._entries[path].salt
+
+    # -- before it is sent
+
+    def busy(self, path: str, now: float) -> None:
+        """
+        Somebody has the file open: it settles again.
         """
         self._sending.discard(path)
-        self._entries.pop(path, None)
+        entry = self._entries.get(path)
+        if entry is not None:
+            entry.since = now
+            entry.busy = True
+            entry.content = None
+            entry.open = now if entry.open is None else entry.open
+
+    def free(self, path: str) -> None:
+        """
+        Nobody has the file open.
+        """
+        entry = self._entries.get(path)
+        if entry is not None:
+            entry.busy = False
+            entry.open = None
+
+    def looked(self, path: str, content: bytes | None, now: float) -> bool:
+        """
+        Nobody knows whether somebody has the file open.
+
+        @param content: the root of its content now.
+        @return: whether it was the same for long; otherwise it is not sent yet.
+        """
+        entry = self._entries.get(path)
+        if entry is None or content is None:
+            self._sending.discard(path)
+            return False
+        if entry.content != content:
+            entry.content, entry.contentSince = content, now
+        ready = entry.contentSince + UNKNOWN_FACTOR * self._settle
+        if now >= ready:
+            self.free(path)
+            return True
+        self._sending.discard(path)
+        entry.notBefore = ready
+        return False
+
+    def longOpen(self, now: float, seconds: float) -> tuple[str, float] | None:
+        """
+        @return: the file that has been written to for the longest time, and that
+            time, if it is at least C{seconds}.
+        """
+        times = [
+            (now - entry.open, path)
+            for path, entry in self._entries.items()
+            if entry.open is not None
+            and now - entry.open >= seconds
+            and (entry.busy or now - entry.since < self._settle)
+        ]
+        if not times:
+            return None
+        longest, path = max(times)
+        return path, longest
+
+    # -- after it was sent
+
+    def done(self, path: str) -> None:
+        """
+        The file is gone from the folder.
+        """
+        self._sending.discard(path)
+        self._forget(path)
+
+    def keep(self, path: str, identity: Identity | None = None) -> Remembered | None:
+        """
+        The file was sent and stays; it goes again when it changes.
+
+        @param identity: its identity now, if that has changed by our own doing.
+        @return: facts to remember, unless it is gone meanwhile.
+        """
+        self._sending.discard(path)
+        entry = self._entries.get(path)
+        if entry is None:
+            return None
+        entry.identity = identity or entry.identity
+        self._kept += not entry.kept
+        entry.kept = True
+        return Remembered(path, entry.identity, kept=True)
 
     def changed(self, path: str, now: float) -> None:
         """
         Somebody wrote to the file while or after it was sent: it settles again.
         """
         self._sending.discard(path)
-        if path in self._entries:
-            self._entries[path].since = now
+        entry = self._entries.get(path)
+        if entry is not None:
+            entry.since = now
+            entry.content = None
 
-    def failed(self, path: str, now: float, own: bool) -> bool:
+    def renew(self, path: str, salt: bytes) -> None:
         """
-        The file could not be sent.
+        The file needs another key even if it looks the same.
+
+        @param salt: random bytes.
+        """
+        entry = self._entries.get(path)
+        if entry is not None:
+            entry.salt = salt
+
+    def failed(self, path: str, now: float, own: bool, identity: Identity | None = None) -> bool:
+        """
+        The file could not be sent, or not be removed.
 
         @param own: whether the reason lies in the file, not on the way.
+        @param identity: its identity now, if that has changed by our own doing.
         @return: whether it is poison now; the caller sets it aside.
         """
         self._sending.discard(path)
         entry = self._entries.get(path)
         if entry is None:
             return False
+        entry.identity = identity or entry.identity
         entry.tries += 1
         entry.strikes += own
-        entry.notBefore = now + min(FIRST_WAIT * 2.0 ** min(entry.tries - 1, 30), LONGEST_WAIT)
+        entry.notBefore = now + _waitAfter(entry.tries)
         return entry.strikes >= self._attempts
+
+    def hold(self, path: str, now: float, rotate: bool) -> None:
+        """
+        Try nothing for a while, longer each time, since the receiver failed.
+
+        @param path: the file that showed it.
+        @param rotate: whether another one is tried then.
+        """
+        self._holds += 1
+        self._heldUntil = now + _waitAfter(self._holds)
+        entry = self._entries.get(path)
+        if entry is not None:
+            if rotate:
+                entry.since = now
+            else:
+                entry.notBefore = self._heldUntil
+
+    def release(self) -> None:
+        """
+        Go on: the receiver is well.
+        """
+        self._holds = 0
+        self._heldUntil = 0.0
 
     def next(self, now: float) -> float | None:
         """
@@ -129,37 +306,49 @@ class Outbox:
             waited for.
         """
         times = [
-            max(entry.since + self._settle, entry.notBefore) - now
+            max(entry.since + self._settle, entry.notBefore)
             for path, entry in self._entries.items()
-            if path not in self._sending
+            if not entry.kept and path not in self._sending
         ]
-        return max(min(times), 0.0) if times else None
+        return max(min(times) - now, self._heldUntil - now, 0.0) if times else None
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
-    def strikes(self) -> dict[str, tuple[Identity, int]]:
+    def memory(self) -> list[Remembered]:
         """
-        What a restart should know: files with failures of their own.
+        Facts that a restart should know, beside the files that stay.
         """
-        return {
-            path: (entry.identity, entry.strikes)
+        return [
+            Remembered(path, entry.identity, entry.strikes, entry.salt)
             for path, entry in self._entries.items()
-            if entry.strikes
-        }
+            if entry.strikes or entry.salt
+        ]
 
-    def restore(self, strikes: Iterable[tuple[str, Identity, int]], now: float) -> None:
+    def restore(self, memory: Iterable[Remembered], now: float) -> None:
         """
-        Take over what L{strikes} said before a restart.
+        Take over L{memory}, and files that stay, from before a restart.
         """
-        for path, identity, count in strikes:
-            entry = _Entry(tuple(identity), now)
-            entry.strikes = entry.tries = count
-            self._entries[path] = entry
+        for each in memory:
+            self._forget(each.path)
+            self._kept += each.kept
+            self._entries[each.path] = _Entry(
+                tuple(each.identity),
+                now,
+                tries=each.strikes,
+                strikes=each.strikes,
+                salt=each.salt,
+                kept=each.kept,
+                open=now,
+            )
 
     def snapshot(self) -> dict[str, Any]:
         """
-        @return: C{waiting} and C{sending} counts.
+        @return: C{waiting}, C{sending} and C{kept} counts.
         """
-        return {"waiting": len(self._entries) - len(self._sending), "sending": len(self._sending)}
+        waiting = len(self._entries) - len(self._sending) - self._kept
+        return {"waiting": waiting, "sending": len(self._sending), "kept": self._kept}

@@ -1,72 +1,49 @@
 """
-The folder behind an outbox: scanning it, and removing what arrived.
+The folder behind an outbox: its files, our own directory in it, and its memory.
 
-A source is removed only when nobody can have written to it since it was read:
-
-  1. It is renamed into the folder's private directory, where no program that
-     knows its old name finds it.
-  2. Device, inode, size and modification time must be those of the file that
-     was sent (the rename itself changes the change time).
-  3. A read lease (C{F_SETLEASE}, fcntl(2)) is granted only while nobody has
-     the file open for writing; it is held until the file is gone.
-
-Otherwise it is put back under its name, or beside it if the name is taken, and
-is sent again.
-
-Poison is taken in the same way, and its place becomes its directory among the
-poison, with the reason in it: one rename.  Nothing here replaces a file, and
-whatever is still in a place after a crash or an error is put back by the next
-scan.
+Poison is renamed into a place of its own, and the place becomes its directory
+among the poison, with the reason in it: one rename.  Nothing here replaces a
+file, and whatever is still in a place after a crash or an error is put back, or
+removed as L{Removal} says, by the next scan.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import itertools
 import json
 import os
 import secrets
-import signal
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Sequence
+
+import attrs
 
 from connpool.errors import StartFailed
 from connpool.transfer.names import INTERNAL, displayName
+from connpool.transfer.send.freenames import namesFor, putBack, syncDirectory
+from connpool.transfer.send.openfiles import Answer, Writers, ignoreLeaseSignals, writersOf
+from connpool.transfer.send.outbox import Remembered
+from connpool.transfer.send.removal import NAMES, Departure, Removal, Sent
 from connpool.transfer.send.source import identity
-from connpool.transfer.syscalls import Syscalls
+from connpool.transfer.send.temporarynames import TemporaryNames
 
-__all__ = ["OutboxFolder"]
+__all__ = ["Look", "OutboxFolder"]
 
 #: Our own directory inside the folder.
 PRIVATE = ".connpool-outbox"
 
-#: Sources on their way out, each in a place of its own; poison; the record.
-TAKEN, POISON, RECORD = "taken", "poison", "record.json"
+#: Sources on their way out, each in a place of its own; poison; failures; files
+#: that were sent and stay.
+TAKEN, POISON, RECORD, KEPT = "taken", "poison", "record.json", "kept.jsonl"
 
 #: What a place holds: the source, its path in the folder, why it was refused.
 FILE, NAME, WHY = "file", "name", "why"
 
-#: fcntl(2): which signal tells that a lease is broken.  Its default, SIGIO,
-#: would end the process.
-_F_SETSIG = 10
-
 _MODE = 0o700
 
-#: Bytes of a name, and those that are kept before a number.
-_MOST, _KEPT = 255, 240
-
-_AT_FDCWD = -100
-
-
-def _syncDirectory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+#: Files that are open at once while their writers are looked for.
+_BATCH_FILES = 128
 
 
 def _isInternal(name: str) -> bool:
@@ -74,75 +51,85 @@ def _isInternal(name: str) -> bool:
     return name.lower().startswith(INTERNAL)
 
 
-def _namesFor(target: str) -> Iterator[str]:
+@attrs.frozen
+class Look:
     """
-    @return: C{target} and what it may be called if that is taken, without end.
-    """
-    where, last = os.path.split(target)
-    name = last.encode()
-    if len(name) <= _MOST:
-        yield target
-    kept = name[:_KEPT].decode("utf-8", "ignore")
-    for number in itertools.count(1):
-        yield os.path.join(where, f"{kept}.{number}")
+    A look at a file before it is sent.
 
-
-def _moveFree(source: str, target: str) -> None:
+    @ivar answer: about its writers; or the reason why it cannot be opened.
+    @ivar content: root of its content, if its writers are not known.
     """
-    Rename a file to C{target}, or to the first free name after it: what another
-    program put there meanwhile stays.
 
-    Not by a link: nobody may link a file that is not theirs
-    (C{fs.protected_hardlinks}, proc(5)).
-    """
-    for name in _namesFor(target):
-        with contextlib.suppress(FileExistsError):
-            try:
-                Syscalls.renameNoReplace(source, name, src_dir_fd=_AT_FDCWD, dst_dir_fd=_AT_FDCWD)
-            except OSError as e:
-                if e.errno not in {errno.EINVAL, errno.ENOSYS}:
-                    raise
-                # a file system without it: ZFS before 2.2
-                os.link(source, name, follow_symlinks=False)
-                os.unlink(source)
-            return
+    answer: Answer | OSError
+    content: bytes | None = None
 
 
 class OutboxFolder:
     """
-    @param path: an existing directory on a file system with leases.
+    @param path: an existing directory.
     @param keep: where sent files are moved instead of being removed, on the
         same file system; L{None} to remove them.
+    @param temporary: names that are left alone; the usual ones unless given.
+    @param trustSettled: whether files may go whose writers nobody knows.
+    @param keepDirectories: whether directories stay that are empty then.
     @raise StartFailed: for a folder that cannot be used so.
     @ivar state: where the sender may keep its secrets.
     @ivar leftOut: why the last scan left something out, to the first path.
+    @ivar temporaryCount: files that the last scan left alone for their names.
+    @ivar recovered: paths that the last scan removed after all: a death or a stop
+        had come between.
+    @ivar blind: the reason if nobody can tell here whether a file is still
+        written to; L{None} if somebody can.
     """
 
-    def __init__(self, path: str, keep: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        keep: str | None = None,
+        *,
+        temporary: TemporaryNames | None = None,
+        trustSettled: bool = False,
+        keepDirectories: bool = False,
+    ) -> None:
         self.path = path
-        self._keep = keep
+        self._temporary = temporary or TemporaryNames()
         self.leftOut: dict[str, str] = {}
-        self.state = os.path.join(path, PRIVATE, "state")
+        self.temporaryCount = 0
+        self.recovered: list[str] = []
         self._private = os.path.join(path, PRIVATE)
+        self.state = os.path.join(self._private, "state")
+        self._removal = Removal(
+            path,
+            os.path.join(self._private, TAKEN),
+            keep,
+            trustSettled=trustSettled,
+            keepDirectories=keepDirectories,
+        )
         if not os.path.isdir(path):
             raise StartFailed(f"{path} is not a directory; make it first")
+        ignoreLeaseSignals()
         try:
-            for name in ("", TAKEN, POISON):
-                os.makedirs(os.path.join(self._private, name), _MODE, exist_ok=True)
+            self._makePrivate()
             if keep is not None:
                 self._checkKeep(keep)
+            self._lock = self._claim()
         except OSError as e:
             raise StartFailed(f"cannot use {e.filename}: {e.strerror}") from None
-        self._lock = self._claim()
         try:
-            self._tryLease()
-            self.recover()
+            self.blind = self._probe()
         except OSError as e:
             self.close()
             raise StartFailed(f"cannot use {e.filename or path}: {e.strerror}") from None
-        except BaseException:
-            self.close()
-            raise
+
+    def _makePrivate(self) -> None:
+        for name in ("", TAKEN, POISON):
+            os.makedirs(os.path.join(self._private, name), _MODE, exist_ok=True)
+
+    def interrupt(self) -> None:
+        """
+        Have what runs in a thread come to an end soon.
+        """
+        self._removal.interrupt()
 
     def close(self) -> None:
         """
@@ -165,36 +152,44 @@ class OutboxFolder:
         fd = os.open(self._private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(fd)
             raise StartFailed(
                 f"{self.path}: another process forwards this folder already; stop it first"
             ) from None
+        except OSError as e:
+            os.close(fd)
+            raise StartFailed(
+                f"{self.path}: its file system has no locks ({e.strerror}); use another folder"
+            ) from None
         return fd
 
-    def _tryLease(self) -> None:
+    def _probe(self) -> str | None:
+        """
+        @return: why writers are not known here; L{None} if they are.
+        """
         probe = os.path.join(self._private, f"probe-{secrets.token_hex(4)}")
-        fd = os.open(probe, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.close(os.open(probe, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except OSError as e:
-            raise StartFailed(
-                f"{self.path}: its file system has no leases ({e.strerror}), so nobody can tell "
-                "whether a file is still written to; use a local folder"
-            ) from None
+            (answer,) = writersOf([probe])
         finally:
             os.unlink(probe)
-            os.close(fd)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer.why if answer.writers is Writers.UNKNOWN else None
 
     def recover(self) -> None:
         """
-        Put back what was taken and got no further.
+        Go on with what was taken and got no further.
         """
         taken = os.path.join(self._private, TAKEN)
         for token in os.listdir(taken):
             place = os.path.join(taken, token)
             if not os.path.isdir(place):
                 continue  # not ours
+            if os.path.lexists(os.path.join(place, NAMES)):
+                self.recovered += self._removal.recover(place)
+                continue
             try:
                 with open(os.path.join(place, NAME), encoding="utf-8", newline="") as file:
                     name = file.read()
@@ -202,74 +197,118 @@ class OutboxFolder:
                 name = ""
             self._release(place, name or f"recovered-{token}")
 
+    def _renew(self) -> None:
+        """
+        Make our own directory again if somebody removed it.
+        """
+        try:
+            theirs = os.stat(self._private).st_ino
+        except FileNotFoundError:
+            theirs = None
+        if theirs != os.fstat(self._lock).st_ino:
+            self._makePrivate()
+            lock = self._claim()
+            os.close(self._lock)
+            self._lock = lock
+
     def scan(self) -> dict[str, tuple[int, ...]]:
         """
         @return: relative path to identity of every regular file with a UTF-8
-            name.  Links, devices and what vanishes meanwhile are left out, and
-            so is C{.connpool*}: ours, or of a receiver into the same folder.
+            name.  Links, devices, temporary names and what vanishes meanwhile
+            are left out, and so is C{.connpool*}: ours, or of a receiver into
+            the same folder.
         @raise OSError: the folder cannot be read.
+        @raise StartFailed: another process has the folder now.
         """
+        device = os.stat(self.path).st_dev
+        self._renew()
+        self.recovered = []
         with contextlib.suppress(OSError):  # said when it happened
             self.recover()
         found: dict[str, tuple[int, ...]] = {}
         self.leftOut = {}
-
-        def unreadable(e: OSError) -> None:
-            if e.filename == self.path:
-                raise e
-            if not isinstance(e, FileNotFoundError):
-                self.leftOut.setdefault(f"it cannot be read ({e.strerror})", e.filename)
-
-        for where, directories, files in os.walk(self.path, onerror=unreadable):
-            directories[:] = [name for name in directories if not _isInternal(name)]
-            for name in files:
-                place = os.path.join(where, name)
-                try:
-                    place.encode()
-                    status = os.lstat(place)
-                except UnicodeEncodeError:
-                    self.leftOut.setdefault("its name is not UTF-8; rename it", place)
-                except OSError as e:
-                    unreadable(e)
-                else:
-                    if stat.S_ISREG(status.st_mode) and not _isInternal(name):
-                        found[os.path.relpath(place, self.path)] = identity(status)
+        self.temporaryCount = 0
+        # a list, not recursion: trees may be deeper than Python's stack
+        todo = [""]
+        while todo:
+            self._scanDirectory(todo.pop(), device, found, todo)
         return found
 
-    def remove(self, name: str, sent: tuple[int, ...]) -> bool:
-        """
-        Remove (or move to C{keep}) a source whose receipt is good.
+    def _scanDirectory(
+        self, inside: str, device: int, found: dict[str, tuple[int, ...]], todo: list[str]
+    ) -> None:
+        where = os.path.join(self.path, inside.rstrip("/")) if inside else self.path
+        try:
+            with os.scandir(where) as entries:
+                for entry in entries:
+                    if not _isInternal(entry.name):
+                        self._scanEntry(entry, f"{inside}{entry.name}", device, found, todo)
+        except OSError as e:
+            if not inside:
+                raise
+            self._unreadable(e, where)
 
-        @param sent: the source's identity when it was read.
-        @return: whether it is gone; otherwise somebody changed it, and it is
-            back in the folder.
+    def _scanEntry(
+        self,
+        entry: os.DirEntry[str],
+        path: str,
+        device: int,
+        found: dict[str, tuple[int, ...]],
+        todo: list[str],
+    ) -> None:
+        isDirectory = entry.is_dir(follow_symlinks=False)
+        if entry.name in self._temporary:
+            self.temporaryCount += not isDirectory
+            return
+        try:
+            path.encode()
+            status = entry.stat(follow_symlinks=False)
+        except UnicodeEncodeError:
+            self.leftOut.setdefault("its name is not UTF-8; rename it", entry.path)
+        except OSError as e:
+            self._unreadable(e, entry.path)
+        else:
+            if isDirectory and status.st_dev != device:
+                # nothing can be renamed out of it
+                why = "it is on another file system; give it a filesend of its own"
+                self.leftOut.setdefault(why, entry.path)
+            elif isDirectory:
+                todo.append(f"{path}/")
+            elif stat.S_ISREG(status.st_mode):
+                found[path] = identity(status)
+
+    def _unreadable(self, error: OSError, path: str) -> None:
+        if not isinstance(error, FileNotFoundError):
+            self.leftOut.setdefault(f"it cannot be read ({error.strerror})", path)
+
+    def look(self, names: Sequence[str]) -> dict[str, Look]:
         """
-        source = os.path.join(self.path, name)
-        try:
-            # whatever may keep it is looked for before it is taken: put back it
-            # would be another file, and be sent at once
-            if identity(os.lstat(source)) != sent or not self._withoutWriters(source, sent):
-                return False
-        except FileNotFoundError:
-            return True
-        if self._keep is not None:
-            target = os.path.dirname(os.path.join(self._keep, name))
-            os.makedirs(target, 0o750, exist_ok=True)
-            if not os.access(target, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), target)
-        place = self._take(name, sent)
-        if place is None:
-            return not os.path.lexists(source)
-        taken = os.path.join(place, FILE)
-        act = (
-            partial(os.unlink, taken)
-            if self._keep is None
-            else partial(_moveFree, taken, os.path.join(self._keep, name))
-        )
-        try:
-            return self._withoutWriters(taken, sent, act)
-        finally:
-            self._release(place, name)
+        Look for the writers of files that are to be sent; in a thread.
+        """
+        found: dict[str, Look] = {}
+        for at in range(0, len(names), _BATCH_FILES):
+            some = names[at : at + _BATCH_FILES]
+            answers = writersOf([os.path.join(self.path, name) for name in some])
+            for name, answer in zip(some, answers, strict=True):
+                content = None
+                if isinstance(answer, Answer) and answer.writers is Writers.UNKNOWN:
+                    content = self._removal.contentOf(os.path.join(self.path, name))
+                found[name] = Look(answer, content)
+        return found
+
+    def mayGo(self, answer: Answer) -> bool:
+        """
+        Tell whether a file with such writers is removed once it was sent.
+        """
+        return self._removal.mayGo(answer)
+
+    def remove(self, sent: Sequence[Sent]) -> dict[str, Departure]:
+        """
+        Remove (or move to C{keep}) sources whose receipts are good; in a thread.
+
+        @return: what became of each, by its path.
+        """
+        return self._removal.remove(sent)
 
     def _take(self, name: str, sent: tuple[int, ...], **notes: str) -> str | None:
         """
@@ -288,7 +327,7 @@ class OutboxFolder:
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
-            _syncDirectory(place)
+            syncDirectory(place)
             taken = os.path.join(place, FILE)
             with contextlib.suppress(FileNotFoundError):
                 os.rename(os.path.join(self.path, name), taken)
@@ -299,35 +338,10 @@ class OutboxFolder:
                 self._release(place, name)
         return place if ours else None
 
-    @staticmethod
-    def _withoutWriters(
-        path: str, sent: tuple[int, ...], act: Callable[[], object] = lambda: None
-    ) -> bool:
-        """
-        Do C{act} while nobody can write to C{path}.
-
-        @return: whether it was done; otherwise somebody writes, or has written.
-        """
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
-            try:
-                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            except OSError as e:
-                if e.errno == errno.EAGAIN:
-                    return False
-                raise
-            if identity(os.fstat(fd))[:4] != sent[:4]:
-                return False
-            act()
-            return True
-        finally:
-            os.close(fd)
-
     def setAside(self, name: str, refused: tuple[int, ...], why: str) -> str | None:
         """
         Move a poison file out of the way, into a directory with the reason.
-        Whoever may write to it still does; it need not be readable.
+        Programs that may write to it still do; it need not be readable.
 
         @param refused: its identity when it was to be sent.
         @return: the directory; L{None} if it is gone, or another file by now.
@@ -343,7 +357,7 @@ class OutboxFolder:
         try:
             target = os.path.join(self._private, POISON, os.path.basename(name))
             os.makedirs(os.path.dirname(target), _MODE, exist_ok=True)
-            target = next(free for free in _namesFor(target) if not os.path.lexists(free))
+            target = next(free for free in namesFor(target) if not os.path.lexists(free))
             # would not replace a directory that has something in it either
             os.rename(place, target)
             return target
@@ -356,42 +370,93 @@ class OutboxFolder:
         """
         taken = os.path.join(place, FILE)
         if os.path.lexists(taken):
-            target = os.path.join(self.path, name)
-            try:
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-            except (FileExistsError, NotADirectoryError):
-                # there is a file now where its directory was
-                target = os.path.join(self.path, f"recovered-{os.path.basename(name)}")
-            _moveFree(taken, target)
+            putBack(taken, self.path, name)
         with contextlib.suppress(FileNotFoundError):
             for note in (WHY, NAME):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(place, note))
             os.rmdir(place)
 
-    def remember(self, strikes: dict[str, tuple[tuple[int, ...], int]]) -> None:
+    def remember(self, memory: Iterable[Remembered]) -> None:
         """
         Keep the record of failures for the next start.
         """
         record = os.path.join(self._private, RECORD)
-        rows = [[path, list(ident), count] for path, (ident, count) in sorted(strikes.items())]
+        rows = [
+            [each.path, list(each.identity), each.strikes, each.salt.hex()]
+            for each in sorted(memory, key=lambda each: each.path)
+        ]
         with open(f"{record}.new", "w", encoding="utf-8") as file:
             json.dump(rows, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{record}.new", record)
 
-    def remembered(self) -> Iterable[tuple[str, tuple[int, ...], int]]:
+    def rememberKept(self, kept: Iterable[Remembered]) -> None:
         """
-        @return: what L{remember} was given; nothing if there is no record or
-            it is damaged: a damaged record only costs tries.
+        Add to the files that were sent and stay.
         """
-        try:
+        self._writeKept(os.path.join(self._private, KEPT), kept)
+
+    @staticmethod
+    def _writeKept(path: str, kept: Iterable[Remembered]) -> None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps([each.path, list(each.identity)])}\n" for each in kept)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remembered(self) -> list[Remembered]:
+        """
+        @return: what L{remember} and L{rememberKept} were given; nothing if there
+            is no record or it is damaged: a damaged record only costs tries.
+        """
+        found = []
+        with contextlib.suppress(OSError, ValueError, TypeError):
             with open(os.path.join(self._private, RECORD), encoding="utf-8") as file:
                 rows = json.load(file)
-            return [(str(path), tuple(map(int, ident)), int(count)) for path, ident, count in rows]
-        except (OSError, ValueError, TypeError):
-            return []
+            found = [
+                # the salt came later
+                Remembered(
+                    str(path),
+                    tuple(map(int, ident)),
+                    int(count),
+                    bytes.fromhex(salt[0]) if salt else b"",
+                )
+                for path, ident, count, *salt in rows
+            ]
+        return found + self._remembersKept()
+
+    def _remembersKept(self) -> list[Remembered]:
+        kept: dict[str, tuple[int, ...]] = {}
+        lines = 0
+        with (
+            contextlib.suppress(OSError),
+            open(os.path.join(self._private, KEPT), encoding="utf-8", errors="replace") as file,
+        ):
+            for line in file:
+                lines += 1
+                with contextlib.suppress(ValueError, TypeError):
+                    path, ident = json.loads(line)
+                    kept[str(path)] = tuple(map(int, ident))
+        found = [
+            Remembered(path, ident, kept=True)
+            for path, ident in kept.items()
+            if self._isStill(path, ident)
+        ]
+        if len(found) < lines:
+            with contextlib.suppress(OSError):
+                shorter = os.path.join(self._private, f"{KEPT}.new")
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(shorter)
+                self._writeKept(shorter, found)
+                os.replace(shorter, os.path.join(self._private, KEPT))
+        return found
+
+    def _isStill(self, path: str, ident: tuple[int, ...]) -> bool:
+        try:
+            return identity(os.lstat(os.path.join(self.path, path))) == ident
+        except (OSError, ValueError):
+            return False
 
     def __str__(self) -> str:
         return displayName(self.path)

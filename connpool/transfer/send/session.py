@@ -1,8 +1,8 @@
 """
 The sending side of one C{cpt/1} connection: greeting, streams, answers.
 
-What is sent and when is decided by L{connpool.transfer.send.client}; this knows how to
-say it, and whose answer an answer is.
+L{connpool.transfer.send.transmission} decides what is sent and when; here it is said, and
+each answer goes to the stream that it belongs to.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.protocol import ClientFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -21,12 +21,15 @@ from zope.interface import implementer
 
 import connpool
 from connpool import errors
+from connpool.addresses.tls import TLS_ALERT
 from connpool.errors import (
     AuthenticationFailed,
     NetworkFailed,
     ProtocolError,
+    Skipped,
     TransferError,
     TransferTimeout,
+    Unanswered,
 )
 from connpool.interfaces import IPoolable
 from connpool.transfer.digests import Digest, digestNamed
@@ -50,6 +53,8 @@ from connpool.transfer.wire.messages import (
     Reject,
     decode,
     encode,
+    extensionOf,
+    slowIn,
 )
 from connpool.transfer.wire.safety import credentialsAreSafe
 
@@ -65,11 +70,18 @@ _LEAST_IDLE = 10.0
 #: PONGs that the receiver may leave unread.
 _PONGS = 1000
 
+_FROM_RECEIVER = frozenset(
+    {
+        *(Type.ACCEPT, Type.REJECT, Type.REPAIR, Type.PROGRESS, Type.ACK, Type.RECEIPT),
+        *(Type.PING, Type.PONG, Type.GOAWAY, Type.JOINED, Type.ERROR),
+    }
+)
+
 
 @attrs.frozen
 class Credentials:
     """
-    @ivar user: who is sending.
+    @ivar user: the name of the sender.
     @ivar secret: password or token.
     """
 
@@ -79,8 +91,13 @@ class Credentials:
 
 class IStream(Protocol):
     """
-    What is told about one stream; a plain Python protocol.
+    The part of a stream that is told the receiver's answers; a plain Python protocol.
     """
+
+    def takes(self, kind: Type, length: int) -> bool:
+        """
+        Tell whether a run of so many bytes with a frame of C{kind} is to be kept now.
+        """
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         """
@@ -111,6 +128,11 @@ def errorFor(code: str, detail: str) -> TransferError:
     return TransferError(f"{text} ({displayName(code)})")
 
 
+def _refusal(reject: Reject) -> TransferError:
+    why = errorFor(reject.code, reject.detail)
+    return why if extensionOf(reject, "skipped") is None else Skipped(str(why))
+
+
 class SenderSession:
     """
     One connection to a receiver.
@@ -118,9 +140,13 @@ class SenderSession:
     @param idleTimeout: seconds of silence from the receiver that end it.
     @ivar limits: the receiver's.
     @ivar ticket: for further connections to join.
+    @ivar capabilities: those that both sides have.
     @ivar lost: what ended the connection; L{None} while it lives.
     @ivar stopping: the receiver wants nothing new here.
     @ivar onLost: called once with what ended the connection.
+    @ivar onSlow: called with what the receiver waits for before it stores small files; empty
+        for nothing.
+    @ivar onRefused: called with what ended it before the receiver had let us in.
     """
 
     _log = Logger()
@@ -137,7 +163,7 @@ class SenderSession:
         self._credentials = credentials
         self._idle = idleTimeout
         self._ready: Deferred[SenderSession] = Deferred()
-        self._answered = False
+        self._answered = self._spoken = False
         self._state: Callable[[Frame, Any], None] = self._hello
         self._streams: dict[int, IStream] = {}
         self._pings: dict[int, Deferred[None]] = {}
@@ -153,9 +179,12 @@ class SenderSession:
         self.ticket = b""
         self.principal = ""
         self.canJoin = False
+        self.capabilities: frozenset[str] = frozenset()
         self.lost: BaseException | None = None
         self.stopping = False
         self.onLost: Callable[[BaseException], Any] = lambda _: None
+        self.onSlow: Callable[[str], Any] = lambda _: None
+        self.onRefused: Callable[[TransferError], Any] | None = None
         self._keepAlive: Any = None
 
     # -- greeting
@@ -164,6 +193,8 @@ class SenderSession:
         """
         @return: fires when the receiver has let us in; asked for once.
         """
+        if self.lost is not None:
+            return fail(self.lost)
         d: Deferred[SenderSession] = Deferred()
         self._ready.addCallbacks(d.callback, d.errback)
         return d
@@ -173,6 +204,8 @@ class SenderSession:
         Connected.
         """
         self.link = link
+        link.reader.expected = {Type.HELLO, Type.ERROR}
+        link.reader.wants = self._wants
         self.writer = Writer(self._reactor, link.transport, self._unwritable)
         self._deadline = self._reactor.callLater(GREETING_TIMEOUT, self._tooLate)
         ours = Hello(
@@ -190,15 +223,19 @@ class SenderSession:
         """
         The receiver's preamble came.
         """
+        self._spoken = True
 
     def foreign(self, data: bytes) -> None:
         """
         Something else came.
         """
+        self._spoken = True
         if data[:2].lower() == b"ok":
             self.link.abort(
                 ProtocolError("the receiver speaks the classic protocol; use --protocol classic")
             )
+        elif data[:2] == TLS_ALERT:
+            self.link.abort(ProtocolError("the receiver speaks TLS; write --to tls:HOST:PORT"))
         else:
             shown = displayName(data[:40])
             self.link.abort(ProtocolError(f'the peer does not speak cpt/1; it said "{shown}"'))
@@ -210,11 +247,13 @@ class SenderSession:
             raise ProtocolError("the receiver's HELLO has no limits")
         agreement = agree(self._ours, message)
         self.digest = digestNamed(agreement.digest)
+        self.capabilities = agreement.capabilities
         self.canJoin = "join" in agreement.capabilities
         self.limits = message.limits
         self._transcript = transcriptOf(self._sent, pack(frame.type, 0, frame.control))
         self.writer.send(encode(Type.AUTH, 0, self._auth(message.methods)))
         self._state = self._wait
+        self.link.reader.expected = {Type.READY, Type.ERROR}
 
     def _auth(self, methods: Sequence[str]) -> Auth:
         credentials = self._credentials
@@ -236,6 +275,8 @@ class SenderSession:
         self.ticket = message.ticket
         self.principal = message.principal
         self._state = self._open
+        self.link.reader.expected = _FROM_RECEIVER
+        self.link.admit()
         self._deadline.cancel()
         self.link.expectWithin(min(self._idle, max(self.limits.idle, _LEAST_IDLE)))
         self._idle = min(self._idle, self.limits.idle)
@@ -302,7 +343,7 @@ class SenderSession:
     @property
     def quiescent(self) -> bool:
         """
-        Whether it can be used for something else.
+        Tell whether it can be used for something else.
         """
         return not (self.lost or self.stopping or self._streams or self._joined)
 
@@ -334,11 +375,19 @@ class SenderSession:
             return
         self._state(frame, message)
 
+    def _wants(self, kind: Type, number: int, length: int) -> bool:
+        """
+        Tell whether a run that is announced is to be kept; see L{FrameReader.wants}.
+        """
+        stream = self._streams.get(number)
+        return stream is not None and stream.takes(kind, length)
+
     def _open(self, frame: Frame, message: Any) -> None:
         kind = frame.type
         if kind is Type.ACK:
             self._acked(message)
         elif kind is Type.PING:
+            self.onSlow(slowIn(message))
             self._pinged(message.token)
         elif kind is Type.PONG:
             self._ponged(message.token)
@@ -357,7 +406,7 @@ class SenderSession:
             reject: Reject = message
             stream = self._streams.pop(frame.stream, None)
             if stream is not None:
-                stream.rejected(errorFor(reject.code, reject.detail), reject.retryable)
+                stream.rejected(_refusal(reject), reject.retryable)
         elif kind in {Type.ACCEPT, Type.REPAIR, Type.PROGRESS}:
             stream = self._streams.get(frame.stream)
             if stream is not None:
@@ -397,9 +446,8 @@ class SenderSession:
 
     def runReceived(self, view: memoryview) -> None:
         """
-        A receiver sends no runs.
+        A part of a run that was not wanted: its stream has ended meanwhile.
         """
-        raise ProtocolError("DATA from the receiver")
 
     def turn(self) -> None:
         """
@@ -444,7 +492,14 @@ class SenderSession:
         why = getattr(self, "_why", why)
         if not isinstance(why, TransferError):
             why = NetworkFailed("the connection was closed")
+        if not self._spoken and type(why) is NetworkFailed:
+            why = Unanswered(
+                "the receiver closed the connection before it said anything: it speaks TLS (write "
+                "--to tls:HOST:PORT), or its --allow leaves this address out"
+            )
         self.lost = why
+        if not self._answered and self.onRefused is not None:
+            self.onRefused(why)
         for call in (self._deadline, self._keepAlive):
             if call is not None and call.active():
                 call.cancel()
@@ -456,6 +511,8 @@ class SenderSession:
         if not self._answered:
             self._answered = True
             self._ready.errback(Failure(why))
+            # a pool does not ask before the handshake of TLS is over
+            self._ready.addErrback(lambda _: None)
         for d in waiting:
             d.errback(Failure(why))
         self.onLost(why)
@@ -505,6 +562,7 @@ class SessionFactory(ClientFactory):
     @param digests: algorithms this side can compute and trusts.
     @param idleTimeout: seconds of silence from the receiver that end a connection; fewer if
         the receiver's are fewer.
+    @ivar refusal: why the last connection that was not let in was not.
     """
 
     noisy = False
@@ -522,14 +580,19 @@ class SessionFactory(ClientFactory):
         self._digests = tuple(digests)
         self._credentials = credentials
         self._idleTimeout = idleTimeout
+        self.refusal: TransferError | None = None
+
+    def _refused(self, why: TransferError) -> None:
+        self.refusal = why
 
     def buildProtocol(self, addr: Any) -> SenderLink:
         session = SenderSession(self._reactor, self._digests, self._credentials, self._idleTimeout)
+        session.onRefused = self._refused
         return SenderLink(self._reactor, session, self._idleTimeout)
 
 
 def hello(link: SenderLink) -> Deferred[SenderSession]:
     """
-    What has to be waited for after connecting: a pool's C{prepare}.
+    Wait for the greeting after connecting: a pool's C{prepare}.
     """
     return link.session.ready()

@@ -11,13 +11,25 @@ from typing import BinaryIO
 import attrs
 
 from connpool.errors import ChangedSource, SourceError
+from connpool.transfer.digests import Digest, rootOf
 
-__all__ = ["Source", "identity", "openRegular", "openSource", "unchanged"]
+__all__ = [
+    "Source",
+    "identity",
+    "openRegular",
+    "openSource",
+    "readRoot",
+    "readWhole",
+    "unchanged",
+    "wasRenamed",
+]
+
+_CHUNK = 1 << 20
 
 
 def identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
     """
-    What must be the same before the first and after the last read: device,
+    The values that must be the same before the first and after the last read: device,
     inode, size, and the times of the last change of contents and of anything.
     """
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -25,9 +37,50 @@ def identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
 
 def unchanged(fd: int, status: os.stat_result) -> bool:
     """
-    Whether nobody wrote to the file since C{status}.
+    Tell whether nobody wrote to the file since C{status}.
     """
     return identity(os.fstat(fd)) == identity(status)
+
+
+def wasRenamed(fd: int, path: str) -> bool:
+    """
+    Tell whether an open file has another name now than C{path}: then it is still the one that
+    was to be sent, as a log that was rotated is.  One that has no name any more was replaced.
+    """
+    ours = os.fstat(fd)
+    try:
+        there = os.stat(path)
+    except OSError:
+        return ours.st_nlink > 0
+    return ours.st_nlink > 0 and (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+
+
+def readWhole(fd: int, status: os.stat_result, largest: int) -> bytes:
+    """
+    The content of a small file.  One whose size says 0 may have some all the same: the
+    kernel makes that of C{/proc} when it is read.
+
+    @param largest: bytes that may be read.
+    @raise ChangedSource: somebody writes to it.
+    @raise SourceError: it cannot be read, or its size is not true.
+    """
+    size = status.st_size
+    limit = size or largest
+    try:
+        data = os.read(fd, limit + 1)
+        # the kernel gives what it makes in pieces
+        while len(data) not in {size, limit + 1} and (more := os.read(fd, limit + 1 - len(data))):
+            data += more
+    except OSError as e:
+        raise SourceError(f"cannot read it: {e.strerror}") from None
+    if not unchanged(fd, status):
+        raise ChangedSource("the file changed while it was read, 3 times; send it again")
+    if len(data) != size and (size or len(data) > largest):
+        raise SourceError(
+            f"its size says {size} bytes and it has {'more' if len(data) > size else 'fewer'}; "
+            "send it as standard input: connpool send --name NAME - < FILE"
+        )
+    return data
 
 
 def openRegular(path: str) -> tuple[int, os.stat_result]:
@@ -76,6 +129,20 @@ class Source:
         """
         if not unchanged(self.file.fileno(), self.status):
             raise ChangedSource("the file changed while it was sent; send it again")
+
+
+def readRoot(fd: int, size: int, digest: Digest, blockSize: int) -> bytes:
+    """
+    The root of what C{fd} leads to; blocks on the disk.
+    """
+    blocks = []
+    for start in range(0, size, blockSize):
+        hasher, offset, end = digest.new(), start, min(start + blockSize, size)
+        while offset < end and (data := os.pread(fd, min(end - offset, _CHUNK), offset)):
+            hasher.update(data)
+            offset += len(data)
+        blocks.append(hasher.digest())
+    return rootOf(digest, size, blockSize, blocks)
 
 
 def openSource(path: str) -> Source:

@@ -1,5 +1,5 @@
 """
-What a sender asks for, and what it knows of each stream.
+The wishes of a sender, and the state of each of its streams.
 
 A stream is told the receiver's answers by its L{SenderSession} and passes on what they
 mean to the L{Transmission}, last of all waking it: state is final before
@@ -9,7 +9,7 @@ anything else runs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,14 @@ from connpool.errors import (
 from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.hashing import InThread
 from connpool.transfer.receive.blockmap import packBlocks, readHeld, unpackBlocks
+from connpool.transfer.records import DURABILITIES
 from connpool.transfer.send.extents import EXTENT, Outgoing
 from connpool.transfer.send.joblist import Job, Small
 from connpool.transfer.send.readahead import ReadAhead, blockDigests
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
+    ROOT,
     Accept,
     Ack,
     Commit,
@@ -38,6 +40,7 @@ from connpool.transfer.wire.messages import (
     Receipting,
     Revoke,
     encode,
+    extensionOf,
 )
 
 if TYPE_CHECKING:
@@ -45,24 +48,53 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "Lane", "LargeStream", "SmallStream"]
 
+#: Bytes of a run of blocks in C{ACCEPT}, and of a block number in C{REPAIR}.
+_RUN_BYTES, _NUMBER_BYTES = 8, 4
+
 
 @attrs.frozen
 class Asked:
     """
-    What the user wants done with every file.
+    The user's wishes for every file.
 
     @ivar ifExists: one of L{IF_EXISTS}, or empty for the receiver's rule.
-    @ivar durability: one of L{DURABILITIES}.
+    @ivar durability: one of L{ASKABLE_DURABILITIES}.
     @ivar dry: only ask.
     @ivar blockSize: smallest bytes of a block.
     @ivar extent: bytes of an extent.
     """
 
     ifExists: str = ""
-    durability: str = "full"
+    durability: str = "best"
     dry: bool = False
     blockSize: int = BLOCK_SIZE
     extent: int = EXTENT
+
+
+class Level:
+    """
+    The durability that the files of one session are asked for.
+
+    @param wanted: one of L{ASKABLE_DURABILITIES}.
+    @param capabilities: of the session.
+    @ivar asked: the same, in words that the receiver knows.
+    """
+
+    def __init__(self, wanted: str, capabilities: Collection[str]) -> None:
+        self._open = wanted == "best"
+        self.asked = "full" if self._open and "best" not in capabilities else wanted
+
+    def lower(self, refused: str) -> bool:
+        """
+        Ask for less than a level that was refused, if it was left open which one it is.
+
+        @return: whether there is less to ask for.
+        """
+        if not self._open or refused not in {"data", "full"}:
+            return False
+        if refused == self.asked:
+            self.asked = DURABILITIES[DURABILITIES.index(refused) - 1]
+        return True
 
 
 class Lane:
@@ -76,8 +108,17 @@ class Lane:
         self.primary = primary
 
 
-def _anotherContent() -> DigestMismatch:
-    return DigestMismatch("the receipt is for another content")
+#: By the value of a receipt's extension C{earlier}.
+_EARLIER = {b"\0": "gone", b"\1": "there", b"\2": "unknown"}
+
+
+def _earlier(receipt: Receipting | Ack) -> str:
+    """
+    @return: what became of a file that an earlier run stored: C{gone}, C{there} or
+        C{unknown}; empty if it was stored now.
+    """
+    value = extensionOf(receipt, "earlier")
+    return "" if value is None else _EARLIER.get(value, "unknown")
 
 
 class SmallStream:
@@ -91,6 +132,10 @@ class SmallStream:
         self.job = small.job
         self.size = len(small.data)
         self._root = small.root
+        self._durability = transmission.level.asked
+
+    def takes(self, kind: Type, length: int) -> bool:
+        return False
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         raise ProtocolError(f"{frame.type.name} for a PUT")
@@ -98,15 +143,15 @@ class SmallStream:
     def stored(self, receipt: Receipting | Ack) -> None:
         self._transmission.smallAnswered(self)
         if isinstance(receipt, Receipting) and receipt.root != self._root:
-            self._transmission.refused(self.job, _anotherContent(), again=False)
+            self._transmission.anew(self.job)
         else:
-            self._transmission.stored(self.job, receipt, self._root, self.size)
+            self._transmission.stored(self.job, receipt, self._root, self.size, _earlier(receipt))
 
     def rejected(self, why: TransferError, retryable: bool) -> None:
         self._transmission.smallAnswered(self)
         # damaged on the way: what a large file repairs block by block
         again = retryable or isinstance(why, DigestMismatch)
-        self._transmission.refused(self.job, why, again)
+        self._transmission.refused(self.job, why, again, self._durability)
 
 
 class LargeStream:
@@ -137,8 +182,18 @@ class LargeStream:
         self.touched: set[Lane] = set()
         self.settling = False
         self.root: bytes | None = None
+        self._durability = transmission.level.asked
         self.over = False
         self.busy = 0
+
+    def takes(self, kind: Type, length: int) -> bool:
+        if self.size is None:
+            return False
+        count = blockCount(self.size, self.blockSize)
+        if kind is Type.ACCEPT:
+            digest = self._transmission.session.digest.length
+            return not self.accepted and length <= count * (_RUN_BYTES + digest)
+        return self.accepted and length <= count * _NUMBER_BYTES
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         transmission = self._transmission
@@ -150,6 +205,9 @@ class LargeStream:
             self.accepted = True
             if message.state == "dry":
                 transmission.session.forget(self.number)
+                if self.fd is not None and self.job.root is None and _depends(message):
+                    transmission.spawn(transmission.compare(self))
+                    return
                 self.end()
                 transmission.wouldTake(self.job)
                 return
@@ -197,16 +255,16 @@ class LargeStream:
         else:
             self._judge(receipt, self.root)
 
-    def _judge(self, receipt: Receipting, root: bytes | None) -> None:
+    def _judge(self, receipt: Receipting, root: bytes | None, earlier: str = "") -> None:
         self.end()
         if root is None or self.size is None or receipt.root != root:
-            self._transmission.refused(self.job, _anotherContent(), again=False)
+            self._transmission.anew(self.job)
         else:
-            self._transmission.stored(self.job, receipt, root, self.size)
+            self._transmission.stored(self.job, receipt, root, self.size, earlier)
 
     async def _reread(self, receipt: Receipting, size: int) -> None:
         """
-        Whether the receiver has what we have: our source may go by its word.
+        Compare a receipt with our file, which may be removed by its word.
         """
         transmission, blockSize = self._transmission, self.blockSize
         count, step = blockCount(size, blockSize), max(1, (64 << 20) // blockSize)
@@ -220,12 +278,16 @@ class LargeStream:
                 await transmission.session.ping()
                 if self.over:
                     return
-        except (Unsupported, SourceError) as e:
+        except Unsupported:
+            self._judge(receipt, None)
+        except SourceError as e:
             self.end()
-            why = e if isinstance(e, SourceError) else _anotherContent()
-            transmission.refused(self.job, why, again=False)
+            transmission.refused(self.job, e, again=False)
         else:
-            self._judge(receipt, rootOf(digest, size, blockSize, digests))
+            earlier = _earlier(receipt)
+            if not (earlier or self.job.accepted or transmission.tellsEarlier):
+                earlier = "unknown"  # a process before this one, and it cannot say more
+            self._judge(receipt, rootOf(digest, size, blockSize, digests), earlier)
 
     async def _digests(self, digest: Digest, size: int, blocks: Iterable[int]) -> list[bytes]:
         assert self.fd is not None
@@ -241,7 +303,8 @@ class LargeStream:
     def rejected(self, why: TransferError, retryable: bool) -> None:
         self.end()
         # what cannot be read again is not begun again
-        self._transmission.refused(self.job, why, retryable and not self.job.spent)
+        again = retryable and not self.job.spent
+        self._transmission.refused(self.job, why, again, self._durability)
 
     def giveUp(self, why: TransferError, keep: bool) -> None:
         """
@@ -300,3 +363,10 @@ class LargeStream:
             if revoked:
                 wire = packBlocks(revoked)
                 session.writer.send(encode(Type.REVOKE, self.number, Revoke(), len(wire)), wire)
+
+
+def _depends(message: Accept) -> bool:
+    """
+    Tell whether a dry run's answer depends on the content.
+    """
+    return any(extension.name == ROOT for extension in message.extensions)

@@ -3,11 +3,12 @@ One session's worth of sending.
 
 Theory of operation
 ===================
-L{Transmission.run} goes round: send small files while the receiver's limits
-allow, offer large ones some ahead, send an extent, commit what is complete; when nothing of that
-is possible, wait for an answer.  It returns when every file of the work list had an
-answer, or fails with what ended the connection; then L{Transmission.unfinished}
-says which files have had none, and they go with the next session.
+L{Transmission.run} goes round: send small files while the receiver's limits allow, offer
+large ones some ahead, send an extent, commit what is complete; when nothing of that is
+possible, wait for an answer.  Directories come last (L{Directories}).  It returns when
+every file of the work list had an answer, or fails with what ended the connection; then
+L{Transmission.unfinished} are the files that have had none, and they go with the next
+session.
 
 Further connections (I{lanes}) take extents of the same files.  A file is committed only after
 each lane that carried some of it answered a PING, so its bytes have arrived.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -28,28 +28,35 @@ from connpool.errors import (
     Cancelled,
     ChangedSource,
     DigestMismatch,
+    NoSpace,
+    Skipped,
     SourceError,
-    TooLarge,
     TransferError,
+    Unsupported,
 )
-from connpool.transfer.digests import MAX_BLOCKS, chooseBlockSize, rootOf
+from connpool.transfer.digests import chooseBlockSize
 from connpool.transfer.hashing import InThread
+from connpool.transfer.send.directories import Directories
 from connpool.transfer.send.extents import Extent, Outgoing
-from connpool.transfer.send.joblist import Job, Small, WorkList, openJob, resumeKey
-from connpool.transfer.send.readahead import readSome, stdinDescriptor
+from connpool.transfer.send.joblist import Job, Small, WorkList, resumeKey
+from connpool.transfer.send.readahead import stdinDescriptor
 from connpool.transfer.send.session import SenderSession
-from connpool.transfer.send.source import unchanged
-from connpool.transfer.send.streams import Asked, Lane, LargeStream, SmallStream
+from connpool.transfer.send.source import readRoot, unchanged, wasRenamed
+from connpool.transfer.send.standardinput import sendStandardInput
+from connpool.transfer.send.streams import Asked, Lane, LargeStream, Level, SmallStream
 from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.frames import MAX_RUN, Type
 from connpool.transfer.wire.messages import (
+    ROOT,
     Ack,
     Data,
     Digests,
+    Extension,
     Offering,
     Progress,
     Put,
     Receipting,
+    carryTime,
     encode,
 )
 from connpool.waiting import Waiters
@@ -58,19 +65,25 @@ __all__ = ["Asked", "Lane", "Transmission"]
 
 #: Large files offered at once: their answers come while another is sent.
 OFFERS = 16
-#: How often a file is sent again for a reason of its own.
-TRIES = 3
-#: The same when the receiver says that a later try may succeed.
-LATER_TRIES = 5
+#: How often a file is sent again for a reason of its own; when the receiver says that a
+#: later try may succeed; and for a full disk, which few find space on within seconds.
+TRIES, LATER_TRIES, FULL_TRIES = 3, 5, 2
+#: The text with which receivers of version 0.1.0 refuse a file, also under the rule C{skip}.
+_SKIPPED = "already exists on the receiver with different content"
 
 
 class Transmission:
     """
     @param report: told what became of each file: C{stored(job, receipt, root,
-        size)}, C{failed(job, error)}, C{wouldTake(job)}, C{sent(job, bytes)},
-        C{resumed(job, bytes)} when it is accepted, C{phase(job, phase, slow)}.
+        size, session, earlier)}, C{failed(job, error)}, C{directoryMade()},
+        C{directoriesLeftOut(count)}, C{wouldTake(job)}, C{sent(job, bytes)},
+        C{resumed(job, bytes)} when it is accepted, C{phase(job, phase, slow)},
+        C{delayed(job, error, due)} when it is offered again later, C{slowed(word)} when the
+        receiver says what small files wait for.
     @param lane: connects a further lane, or L{None}.
     @param lanes: how many further lanes there may be.
+    @ivar tellsEarlier: whether the receiver says what became of a file that an earlier run
+        stored.
     @ivar advanced: whether any file was answered, or more of it is safe at the receiver than
         ever before.
     """
@@ -90,22 +103,28 @@ class Transmission:
     ) -> None:
         self._reactor = reactor
         self.session = session
-        self._work = work
+        self.work = work
         self.asked = asked
-        self._report = report
+        self.report = report
         self.inThread = inThread
         self._connectLane = lane
-        self._mostLanes = lanes if lane is not None and session.canJoin else 0
+        self._mostLanes = lanes if lane is not None and "join" in session.capabilities else 0
         self._lanes = 0
+        #: connections that are being made
+        self._connecting: set[Deferred[Any]] = set()
         self._large: list[LargeStream] = []
         self._small: dict[SmallStream, None] = {}
+        self._directories = Directories(self, report)
         self._smallBytes = 0
         self._waiters = Waiters()
         self._again: list[Job] = []
         self._over = False
         self._running = 0
+        self.tellsEarlier = "earlier" in session.capabilities
+        self.level = Level(asked.durability, session.capabilities)
         self.advanced = False
         session.onLost = lambda _: self.wake()
+        session.onSlow = report.slowed
 
     # -- the round
 
@@ -119,21 +138,26 @@ class Transmission:
             while True:
                 if self.session.lost is not None:
                     raise self.session.lost
-                self._work.wake(self._reactor.seconds())
+                self.work.wake(self._reactor.seconds())
                 did = await self._puts()
                 did = await self._offers() or did
                 did = await self._extent(lane) or did
                 did = self._commits() or did
+                busy = self._large or self._small or self._running
+                did = did or (not busy and self._directories.sendSome())
                 if not did:
                     if self._finished:
                         return
-                    await self._event()
+                    await self.event()
         finally:
             self._over = True
+            for connecting in list(self._connecting):
+                connecting.cancel()
             self.wake()
             for stream in self._large[:]:
                 self._again.append(stream.job)
                 stream.end()
+            self._directories.giveBack()
             await lane.reader.stop()
             self.session.writer.rest()
 
@@ -149,9 +173,11 @@ class Transmission:
 
     @property
     def _finished(self) -> bool:
-        if self._large or self._small:
+        if self._large or self._small or self._directories.waiting:
             return False
-        return self.session.stopping or (self._work.empty and not self._running)
+        # a connection that is still being made has nothing of ours
+        running = self._running - len(self._connecting)
+        return self.session.stopping or (self.work.empty and not running)
 
     def wake(self) -> None:
         """
@@ -159,11 +185,14 @@ class Transmission:
         """
         self._waiters.wake()
 
-    async def _event(self) -> None:
+    async def event(self) -> None:
+        """
+        Wait until something happens.
+        """
         something = self._waiters.wait()
         call = None
-        if self._work.later:
-            wait = min(job.due for job in self._work.later) - self._reactor.seconds()
+        if self.work.later:
+            wait = min(job.due for job in self.work.later) - self._reactor.seconds()
             call = self._reactor.callLater(max(wait, 0.01), self.wake)
         try:
             await something
@@ -189,12 +218,12 @@ class Transmission:
     # -- small files
 
     async def _puts(self) -> bool:
-        work, session, limits = self._work, self.session, self.session.limits
+        work, session, limits = self.work, self.session, self.session.limits
         did = False
         more = work.wantsMore and len(work.large) < OFFERS and not session.stopping
         if more and not work.small:
             small = -1 if self.asked.dry else limits.small
-            await work.fill(small, session.digest)
+            await work.fill(small, session.digest, afresh=not self.tellsEarlier)
             did = True
         if work.small:
             await session.writer.flushed()
@@ -223,17 +252,19 @@ class Transmission:
     def _put(self, number: int, small: Small) -> bytes:
         job = small.job
         assert job.status is not None
+        modified, extensions = carryTime(job.status.st_mtime_ns)
         message = Put(
             job.transferId,
             job.name,
             job.key,
             small.root,
-            job.status.st_mtime_ns,
+            modified,
             bool(job.status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
-            self.asked.durability,  # type: ignore[arg-type]
+            self.level.asked,  # type: ignore[arg-type]
+            extensions,
         )
-        self._report.sent(job, len(small.data))
+        self.report.sent(job, len(small.data))
         return encode(Type.PUT, number, message, len(small.data))
 
     def smallAnswered(self, stream: SmallStream) -> None:
@@ -246,7 +277,7 @@ class Transmission:
     # -- large files
 
     async def _offers(self) -> bool:
-        work, session = self._work, self.session
+        work, session = self.work, self.session
         did = False
         room = min(OFFERS, session.limits.streams)
         while work.large and len(self._large) < room and not session.stopping:
@@ -256,7 +287,7 @@ class Transmission:
                 self._offerStdin(job)
                 continue
             try:
-                fd = openJob(job, work.run)
+                fd = work.open(job)
             except TransferError as e:
                 self._failed(job, e)
                 continue
@@ -271,18 +302,22 @@ class Transmission:
 
     def _offer(self, stream: LargeStream) -> None:
         job, status = stream.job, stream.job.status
+        modified, extensions = carryTime(None if status is None else status.st_mtime_ns)
+        if job.root is not None:
+            extensions += (Extension(ROOT, False, job.root),)
         message = Offering(
             job.transferId,
             job.name,
             job.key,
             job.size,
             stream.blockSize,
-            None if status is None else resumeKey(job, self._work.run),
-            status.st_mtime_ns if status is not None else None,
+            None if status is None else resumeKey(job, self.work.run),
+            modified,
             status is not None and bool(status.st_mode & 0o111),
             self.asked.ifExists,  # type: ignore[arg-type]
-            self.asked.durability,  # type: ignore[arg-type]
+            self.level.asked,  # type: ignore[arg-type]
             self.asked.dry,
+            extensions,
         )
         self.session.writer.send(encode(Type.OFFER, stream.number, message))
 
@@ -336,7 +371,7 @@ class Transmission:
                         chunk = await reader.chunk()
                         await writer.write(chunk.view)
                         at += len(chunk.view)
-                        self._report.sent(stream.job, len(chunk.view))
+                        self.report.sent(stream.job, len(chunk.view))
                         short = short or chunk.short
                         failed = failed or chunk.error
                         if chunk.block is not None and chunk.digest is not None:
@@ -396,7 +431,7 @@ class Transmission:
             self._changed(stream)
             return
         stream.commit(outgoing.size, outgoing.root())
-        self._report.phase(stream.job, "publish", "")
+        self.report.phase(stream.job, "publish", "")
 
     def _changed(self, stream: LargeStream) -> None:
         """
@@ -406,10 +441,14 @@ class Transmission:
             return
         job = stream.job
         why = ChangedSource(f"the file changed while it was sent, {TRIES} times; send it again")
+        if job.path != STDIN and stream.fd is not None and wasRenamed(stream.fd, job.path):
+            job.held = os.dup(stream.fd)
+        else:
+            self.work.moved(job)
         stream.cancel(why, keep=True)
         job.tries += 1
         if job.tries < TRIES:
-            self._work.again(job)
+            self.work.again(job)
         else:
             self._failed(job, why)
 
@@ -425,52 +464,7 @@ class Transmission:
         stream = LargeStream(self, job, None, chooseBlockSize(None, self.asked.blockSize))
         self._large.append(stream)
         self._offer(stream)
-        self.spawn(self._sendStdin(stream, fd))
-
-    async def _sendStdin(self, stream: LargeStream, fd: int) -> None:
-        """
-        Send what comes, when it comes, until the end of input; what cannot be
-        read again is not repaired.
-        """
-        session, writer = self.session, self.session.writer
-        while not stream.accepted and not stream.over:
-            await self._event()
-        hasher = session.digest.new()
-        digests: list[bytes] = []
-        at = 0
-        while not stream.over:
-            stream.job.spent = True
-            room = min(1 << 20, stream.blockSize - at % stream.blockSize)
-            try:
-                data = await self.inThread(partial(readSome, fd, room, lambda: not stream.over))
-            except SourceError as e:
-                stream.giveUp(e, keep=False)
-                return
-            if stream.over:
-                return
-            if data:
-                if at // stream.blockSize >= MAX_BLOCKS:
-                    why = TooLarge(f"standard input is longer than {at} bytes")
-                    stream.giveUp(why, keep=False)
-                    return
-                hasher.update(data)
-                async with writer.run(encode(Type.DATA, stream.number, Data(at), len(data))):
-                    await writer.write(memoryview(data))
-                if stream.over:
-                    return
-                at += len(data)
-                self._report.sent(stream.job, len(data))
-            whole = at % stream.blockSize == 0
-            if (data and whole) or (not data and not whole):
-                digest = hasher.digest()
-                hasher = session.digest.new()
-                message = Digests(len(digests))
-                digests.append(digest)
-                writer.send(encode(Type.DIGESTS, stream.number, message, len(digest)), digest)
-            if not data:
-                stream.commit(at, rootOf(session.digest, at, stream.blockSize, digests))
-                self._report.phase(stream.job, "publish", "")
-                return
+        self.spawn(sendStandardInput(self, stream, fd))
 
     # -- lanes
 
@@ -479,13 +473,17 @@ class Transmission:
         One more connection, for as long as there are extents.
         """
         assert self._connectLane is not None
+        connecting = Deferred.fromCoroutine(self._connectLane())
+        self._connecting.add(connecting)
         try:
-            connection = await self._connectLane()
+            connection = await connecting
         except Exception as e:
             self._log.info("no further connection: {why}", why=str(e))
             self._mostLanes -= 1
             self._lanes -= 1
             return
+        finally:
+            self._connecting.discard(connecting)
         lane = Lane(connection.session, self.inThread)
         lane.session.onLost = lambda _: self.wake()
         try:
@@ -493,9 +491,9 @@ class Transmission:
             lane.session.start()
             while not self._over and lane.session.lost is None:
                 if not await self._extent(lane):
-                    if not self._large and self._work.empty:
+                    if not self._large and self.work.filesDone:
                         break
-                    await self._event()
+                    await self.event()
         except TransferError as e:
             self._log.info("a further connection was lost: {why}", why=str(e))
         finally:
@@ -524,31 +522,83 @@ class Transmission:
         if stream in self._large:
             self._large.remove(stream)
 
-    def stored(self, job: Job, receipt: Receipting | Ack, root: bytes | None, size: int) -> None:
+    def stored(
+        self,
+        job: Job,
+        receipt: Receipting | Ack,
+        root: bytes | None,
+        size: int,
+        earlier: str = "",
+    ) -> None:
         """
-        The receiver has it.
+        The receiver has it; or it had it before, and C{earlier} says what became of it.
         """
         self.advanced = True
-        self._report.stored(job, receipt, root, size, self.session)
+        self.report.stored(job, receipt, root, size, self.session, earlier)
         self.wake()
 
-    def refused(self, job: Job, why: TransferError, again: bool) -> None:
+    def anew(self, job: Job) -> None:
+        """
+        The receipt is for another content: the file goes under a key of its own.
+        """
+        if job.fresh or job.spent:
+            self.refused(job, DigestMismatch("the receipt is for another content"), again=False)
+            return
+        job.fresh = os.urandom(32)
+        self.work.again(job)
+        self.wake()
+
+    def refused(self, job: Job, why: TransferError, again: bool, durability: str = "none") -> None:
         """
         The receiver does not take it, or not now.
+
+        @param durability: the level that was asked for.
         """
+        if self.asked.ifExists == "skip" and str(why).endswith(_SKIPPED):
+            why = Skipped(str(why))
         job.tries += 1
-        if again and job.tries <= LATER_TRIES:
+        tries = FULL_TRIES if isinstance(why, NoSpace) else LATER_TRIES
+        if isinstance(why, Unsupported) and not job.spent and self.level.lower(durability):
+            self.work.again(job)
+        elif again and job.tries <= tries and not self.asked.dry:
             delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
-            self._work.delay(job, self._reactor.seconds() + delay)
+            due = self._reactor.seconds() + delay
+            self.work.delay(job, due)
+            if delay:
+                self.report.delayed(job, why, due)
         else:
             self._failed(job, why)
+        self.wake()
+
+    async def compare(self, stream: LargeStream) -> None:
+        """
+        In a dry run the answer depends on the content: read it and ask again.
+        """
+        job, fd, size = stream.job, stream.fd, stream.size
+        assert fd is not None
+        assert size is not None
+        digest, root, why = self.session.digest, None, None
+        stream.hold(1)
+        try:
+            root = await self.inThread(lambda: readRoot(fd, size, digest, stream.blockSize))
+        except OSError as e:
+            why = SourceError(f"the file cannot be read: {e.strerror}")
+        stream.hold(-1)
+        if stream.over:
+            return  # the connection was lost, and the file is asked about again
+        stream.end()
+        if why is not None:
+            self._failed(job, why)
+        else:
+            job.root = root
+            self.work.large.append(job)
         self.wake()
 
     def wouldTake(self, job: Job) -> None:
         """
         A dry run's answer.
         """
-        self._report.wouldTake(job)
+        self.report.wouldTake(job)
         self.wake()
 
     def resumed(self, stream: LargeStream, size: int) -> None:
@@ -556,14 +606,14 @@ class Transmission:
         The receiver takes it, and holds C{size} bytes of it.
         """
         self._kept(stream, size)
-        self._report.resumed(stream.job, size)
+        self.report.resumed(stream.job, size)
 
     def progressed(self, stream: LargeStream, message: Progress) -> None:
         """
         The receiver says how it goes.
         """
         self._kept(stream, message.durable)
-        self._report.phase(stream.job, message.phase, message.slow)
+        self.report.phase(stream.job, message.phase, message.slow)
 
     def _kept(self, stream: LargeStream, size: int) -> None:
         # what was written says little: the kernel, or a proxy, takes megabytes
@@ -573,4 +623,4 @@ class Transmission:
 
     def _failed(self, job: Job, why: TransferError) -> None:
         self.advanced = True
-        self._report.failed(job, why)
+        self.report.failed(job, why)

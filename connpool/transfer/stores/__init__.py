@@ -1,5 +1,5 @@
 """
-Where received files go: one interface, L{connpool.interfaces.IFileStore}.
+The places of received files: one interface, L{connpool.interfaces.IFileStore}.
 """
 
 from connpool.transfer.stores.local import LocalStore

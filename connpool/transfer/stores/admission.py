@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, DeferredLock
 
-from connpool.errors import Busy, QuotaExceeded, StoreError
+from connpool.errors import Busy, StoreError
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.commit import temporaryName
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partial import LocalPartial
-from connpool.transfer.stores.partialdir import LONG_JOURNAL, PARTIALS, Slot, identityOf
+from connpool.transfer.stores.partialdir import LONG_JOURNAL, Slot, identityOf, tooManyPartials
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.stores.rehash import blocksIn
 from connpool.transfer.stores.reservations import Reservation, Short
@@ -71,7 +71,8 @@ class Admission:
         As L{connpool.interfaces.IFileStore.open}.
         """
         if offer.resumeKey is None:
-            return self._store.finisher.finished(offer) or await self._openTemporary(offer)
+            finished = self._store.finisher.finished(offer, offer.size)
+            return finished or await self._openTemporary(offer)
         identity = identityOf(offer)
         turn = self._turns.setdefault(identity, DeferredLock())
         await turn.acquire()
@@ -125,10 +126,11 @@ class Admission:
                 # it is being published, and its receipt may not be on disk yet:
                 # whoever asks again gets the same one
                 receipt = await older.ended()
-                if receipt is not None and older.offer.key == offer.key:
+                same = older.offer.key == offer.key
+                if receipt is not None and same and receipt.answers(offer.size):
                     return receipt
                 continue
-            receipt = store.finisher.finished(offer)
+            receipt = store.finisher.finished(offer, offer.size)
             if receipt is not None:
                 if older is None:
                     await self._clear(identity)
@@ -165,7 +167,12 @@ class Admission:
                     there = await store.lanes.run(self._read, slot, offer)
                 if store.reaper.wasPublished(slot):
                     receipt: Receipt = await store.lanes.run(store.reaper.finish, slot)
-                    if slot.journal.offer is not None and slot.journal.offer.key == offer.key:
+                    before = slot.journal.offer
+                    if (
+                        before is not None
+                        and before.key == offer.key
+                        and receipt.answers(offer.size)
+                    ):
                         return receipt
                     continue
                 if slot.status.st_nlink > 1:
@@ -235,9 +242,7 @@ class Admission:
     async def _makeRoom(self, offer: Offer, slot: Slot) -> None:
         excess = self._store.shelf.excess(slot) if slot.fresh else 0
         if excess > 0 and not await self._evict(offer, slot, 0, excess):
-            raise QuotaExceeded(
-                f"{PARTIALS} unfinished files of this sender are in use; finish one first"
-            )
+            raise tooManyPartials()
 
     def _evict(self, offer: Offer, slot: Slot | None, size: int, count: int) -> Deferred[bool]:
         store = self._store

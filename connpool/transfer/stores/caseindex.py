@@ -84,7 +84,7 @@ def keepApart(
 
 class Index:
     """
-    What is known of the names in one directory.
+    The names in one directory, as far as they are known.
 
     @ivar names: hash of the caseless form to the name, since a form may be
         long and no peer can know Python's hashes; L{None} if not indexed.
@@ -108,7 +108,7 @@ class Index:
 
 class Neighbours:
     """
-    What is known of the directories of one store.
+    The directories of one store, as far as their names are known.
     """
 
     def __init__(self, syscalls: Syscalls) -> None:

@@ -3,16 +3,18 @@ From the last byte to the receipt.
 
 Theory of operation
 ===================
-One file and a batch take the same steps, in this order: mode and time; sync
-the descriptor that wrote; note that publishing begins; publish; sync the
-directories; done record; unlink the private name; acknowledge.  A name never
-precedes its synced data, an acknowledgement never precedes anything it
-promises, and the private name goes last because it is the evidence: a private
-file with two links was published, whoever died or failed in between.  Once the
-done record is written nothing can fail any more.
+One file and a batch take the same steps, in this order: find or make the
+directory; what it hands down, mode and time; sync the descriptor that wrote;
+note that publishing begins; publish; sync the directories; done record; unlink
+the private name; acknowledge.  A name never precedes its synced data, an
+acknowledgement never precedes anything it promises, and the private name goes
+last because it is the evidence: a private file with two links was published,
+whoever died or failed in between.  Once the done record is written nothing can
+fail any more.
 
-C{none} leaves out the syncs, C{data} those of directories.  What was reached
-depends on where the name is, too: a file system in memory may be mounted there.
+C{none} leaves out the syncs, C{data} those of directories.  What is reached
+depends on where the name is: a file system in memory may be mounted there, or a
+disk in a store that is in memory.
 
 Everything here may block on the disk and may run in any thread.
 """
@@ -23,23 +25,26 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import count
 
 import attrs
 from twisted.python.failure import Failure
 
 from connpool.errors import SyncFailed, TransferError
-from connpool.transfer.records import DURABILITIES, Offer, Receipt
+from connpool.transfer.names import RelativeName
+from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receipt
+from connpool.transfer.stores.copies import TEMPORARY
 from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
+from connpool.transfer.stores.inheritance import inherit
 from connpool.transfer.stores.publish import Published, Publisher, Source
 from connpool.transfer.stores.receiptlog import DoneLog, identityOf
-from connpool.transfer.syscalls import NEW, VOLATILE, Syscalls, asTransferError
+from connpool.transfer.syscalls import CANNOT_SYNC, NEW, VOLATILE, Syscalls, asTransferError
 
 __all__ = ["Finisher", "temporaryName"]
 
-#: A modification time in the future is taken up to this many seconds ahead.
-FUTURE = 86400
 #: Done records that are put off while they cannot be written.
 LATER = 4096
 
@@ -62,6 +67,13 @@ def temporaryName(offer: Offer) -> str:
     return identityOf(offer).hex()
 
 
+def _wanted(durability: str) -> int:
+    """
+    @return: the index in C{DURABILITIES} that is asked for; the strongest for C{best}.
+    """
+    return DURABILITIES.index("full" if durability == "best" else durability)
+
+
 @attrs.define
 class _Item:
     small: Small
@@ -73,7 +85,7 @@ class _Item:
 class Finisher:
     """
     @param tree: the published directories.
-    @param temporary: descriptor of the directory of private files.
+    @param private: the private directories.
     @param reach: index in C{DURABILITIES} of the strongest level there is on
         the file system of the private files.
     @param fileMode: permission bits of published files, whatever the umask.
@@ -85,9 +97,9 @@ class Finisher:
         self,
         syscalls: Syscalls,
         tree: Tree,
+        private: Tree,
         publisher: Publisher,
         done: DoneLog,
-        temporary: int,
         *,
         reach: int,
         fileMode: int,
@@ -96,10 +108,12 @@ class Finisher:
     ) -> None:
         self._sys = syscalls
         self._tree = tree
+        self._private = private
         self._publisher = publisher
         self._done = done
-        self._temporary = temporary
-        self._levels = {name: min(level, reach) for level, name in enumerate(DURABILITIES)}
+        self._reach = reach
+        #: whether a name was published on a disk although the private files are in memory
+        self._diskElsewhere = False
         self._fileMode = fileMode
         self._keepExec = keepExec
         self._now = now
@@ -111,21 +125,36 @@ class Finisher:
         """
         @return: the index in C{DURABILITIES} that is asked for and reachable.
         """
-        return self._levels[offer.durability]
+        wanted = _wanted(offer.durability)
+        return wanted if self._diskElsewhere else min(wanted, self._reach)
 
-    def finished(self, offer: Offer) -> Receipt | None:
+    def _reached(self, durability: str, directory: Directory) -> int:
         """
-        @return: the receipt that this offer's key has already.
+        @return: the index in C{DURABILITIES} that is asked for and reachable in C{directory}.
+        """
+        if directory.filesystem in VOLATILE:
+            return 0
+        if self._reach:
+            return min(_wanted(durability), self._reach)
+        # another mount: a copy is synced there
+        self._diskElsewhere = True
+        return _wanted(durability)
+
+    def finished(self, offer: Offer, size: int | None, root: bytes | None = None) -> Receipt | None:
+        """
+        @param size: bytes of the content; L{None} if that is not known.
+        @param root: of the content that came; L{None} if that is not known yet.
+        @return: the receipt that this offer's key has already for this content.
         """
         if offer.key is None:
             return None
         recent = self._later.get((offer.principal, offer.key))
-        if recent is not None:
+        if recent is not None and recent[1].answers(size, root):
             return recent[1]
         try:
-            return self._done.find(offer, sync=offer.durability == "full")
+            return self._done.find(offer, size, root, sync=_wanted(offer.durability) == 2)
         except OSError as error:
-            raise asTransferError(error, f'looking for the receipt of "{offer.name}"') from None
+            raise self._translated(error, f'looking for the receipt of "{offer.name}"') from None
 
     def expire(self) -> None:
         """
@@ -133,11 +162,11 @@ class Finisher:
         """
         self._done.expire()
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, temporary: int) -> None:
         """
         Remove a private file that nobody asked for again.
         """
-        self._publisher.copies.remove(name)
+        self._publisher.copies.remove(name, temporary)
 
     def one(
         self,
@@ -157,47 +186,82 @@ class Finisher:
         level = self.level(offer)
         directory = None
         try:
-            self._dress(offer, source.fd)
-            if level:
-                self._sync(source.fd)
-            if committing is not None:
-                committing()
-            published, directory = self._publish(offer, source, level)
-            if level == 2:
-                self._tree.sync(directory)
+            published, directory = self._tree.enter(
+                offer.name.components[:-1],
+                partial(self._store, offer, source, level, committing),
+            )
+            level = self._reached(offer.durability, directory)
+            level = self._syncNames(directory, level)
             receipt = self._receipt(offer, source.size, root, published, directory, level)
             if offer.key is not None:
-                if later and source.fresh and len(self._later) < LATER:
-                    self._later[offer.principal, offer.key] = (offer, receipt, source)
+                index = (offer.principal, offer.key)
+                if later and source.fresh and len(self._later) < LATER and index not in self._later:
+                    if source.held is not None:
+                        self._private.hold(source.held)
+                    self._later[index] = (offer, receipt, source)
                     return receipt
                 self._done.append([(offer, receipt)], sync=level == 2)
         except OSError as error:
-            raise asTransferError(error, f'storing "{offer.name}"') from None
+            raise self._translated(error, f'storing "{offer.name}"') from None
         finally:
             if directory is not None:
                 self._tree.release(directory)
         self._publisher.discard(source)
         return receipt
 
+    def _store(
+        self,
+        offer: Offer,
+        source: Source,
+        level: int,
+        committing: Callable[[], None] | None,
+        directory: Directory,
+    ) -> Published:
+        """
+        Do everything up to the name, in a directory that may vanish meanwhile.
+        """
+        self._dress(offer, source, directory)
+        if level:
+            self._sync(source.fd)
+        if committing is not None:
+            committing()
+        return self._publisher.publish(
+            source, directory, offer.name, offer.ifExists, sync=_wanted(offer.durability) > 0
+        )
+
     def wasRenamed(self, offer: Offer, size: int, root: bytes | None) -> Receipt:
         """
         A process died after C{rename} had taken the private name away: take
         the steps that were left.
         """
-        level = self.level(offer)
         published = Published(offer.name, "stored")
         try:
             directory = self._tree.acquire(offer.name.components[:-1], create=True)
             try:
-                if level == 2:
-                    self._tree.sync(directory)
+                level = self._reached(offer.durability, directory)
+                level = self._syncNames(directory, level)
                 receipt = self._receipt(offer, size, root, published, directory, level)
             finally:
                 self._tree.release(directory)
             self._done.append([(offer, receipt)], sync=level == 2)
         except OSError as error:
-            raise asTransferError(error, f'storing "{offer.name}"') from None
+            raise self._translated(error, f'storing "{offer.name}"') from None
         return receipt
+
+    def _syncNames(self, directory: Directory, level: int) -> int:
+        """
+        Make the names in C{directory} durable, if C{level} says so.
+
+        @return: the level that is reached: some file systems cannot sync a directory.
+        """
+        if level == 2:
+            try:
+                self._tree.sync(directory)
+            except OSError as error:
+                if error.errno not in CANNOT_SYNC:
+                    raise
+                return 1
+        return level
 
     def flush(self) -> None:
         """
@@ -210,6 +274,8 @@ class Finisher:
         self._done.append([(offer, receipt) for offer, receipt, _ in later], sync=False)
         for _, _, source in later:
             self._publisher.discard(source)
+            if source.held is not None:
+                self._private.release(source.held)
         self._later = {}
 
     def put(self, offer: Offer, data: bytes, root: bytes | None, *, later: bool = False) -> Receipt:
@@ -221,7 +287,7 @@ class Finisher:
         try:
             source = self._write(offer, data)
         except OSError as error:
-            raise asTransferError(error, f'storing "{offer.name}"') from None
+            raise self._translated(error, f'storing "{offer.name}"') from None
         try:
             receipt = self.one(offer, source, root, later=later)
         except BaseException:
@@ -240,18 +306,20 @@ class Finisher:
         results: dict[int, Receipt | Failure] = {}
         for small in batch:
             try:
-                source = self._write(small.offer, small.data)
-                items.append(_Item(small, source))
-                self._dress(small.offer, source.fd)
-            except OSError as error:
-                what = f'storing "{small.offer.name}"'
-                results[id(small)] = Failure(asTransferError(error, what))
+                item = _Item(small, self._write(small.offer, small.data))
+                items.append(item)
+                _, item.directory = self._tree.enter(
+                    small.offer.name.components[:-1],
+                    partial(self._dress, small.offer, item.source),
+                )
+            except (OSError, TransferError) as error:
+                results[id(small)] = self._failure(error, small.offer)
         try:
             self._syncAll([item for item in items if id(item.small) not in results], results)
             for item in items:
                 if id(item.small) not in results:
                     self._publishItem(item, results)
-            self._settle([item for item in items if item.directory is not None], results)
+            self._settle([item for item in items if id(item.small) not in results], results)
         finally:
             for item in items:
                 if item.directory is not None:
@@ -263,13 +331,45 @@ class Finisher:
                     self._drop(item.source)
         return [results[id(small)] for small in batch]
 
+    def directory(
+        self, name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> DirectoryMade | None:
+        """
+        As L{connpool.interfaces.IDirectoryStore.makeDirectory}.
+        """
+        try:
+            try:
+                directory = self._tree.acquire(name.components, create=False)
+                made = False
+            except FileNotFoundError:
+                if not make:
+                    return None
+                directory = self._tree.acquire(name.components, create=True)
+                made = True
+            try:
+                if modified is not None:
+                    with suppress(PermissionError):  # somebody else's: only files are put in
+                        self._sys.utime(directory.fd, ns=(modified, modified))
+                level = self._reached(durability, directory)
+                if level == 2:
+                    self._tree.sync(directory)
+                filesystem = directory.filesystem
+            finally:
+                self._tree.release(directory)
+        except OSError as error:
+            raise self._translated(error, f'making the directory "{name}"') from None
+        reached = DURABILITIES[level]
+        return DirectoryMade(made, reached, filesystem, self._now())
+
     def _syncAll(self, items: list[_Item], results: dict[int, Receipt | Failure]) -> None:
         items = [item for item in items if self.level(item.small.offer)]
         together = self._choice.together(len(items))
         began = time.perf_counter()
+        # they lie on one file system, unless somebody mounted another meanwhile
+        together = together and len({item.source.directory for item in items}) == 1
         if together:
             try:
-                self._sys.syncfs(self._temporary)
+                self._sys.syncfs(items[0].source.fd)
             except OSError:
                 together = False  # find out whose fault it is, or do without syncfs
         if not together:
@@ -281,15 +381,29 @@ class Finisher:
         self._choice.took(together, len(items), time.perf_counter() - began)
 
     def _publishItem(self, item: _Item, results: dict[int, Receipt | Failure]) -> None:
-        offer = item.small.offer
+        offer, source = item.small.offer, item.source
         level = self.level(offer)
+        assert item.directory is not None
         try:
-            published, item.directory = self._publish(offer, item.source, level)
-        except TransferError as error:
-            results[id(item.small)] = Failure(error)
-        except OSError as error:
-            results[id(item.small)] = Failure(asTransferError(error, f'storing "{offer.name}"'))
+            try:
+                published = self._publisher.publish(
+                    source,
+                    item.directory,
+                    offer.name,
+                    offer.ifExists,
+                    sync=_wanted(offer.durability) > 0,
+                )
+            except FileNotFoundError:  # the directory has vanished
+                self._tree.forget(item.directory)
+                published, found = self._tree.enter(
+                    offer.name.components[:-1], partial(self._store, offer, source, level, None)
+                )
+                self._tree.release(item.directory)
+                item.directory = found
+        except (OSError, TransferError) as error:
+            results[id(item.small)] = self._failure(error, offer)
         else:
+            level = self._reached(offer.durability, item.directory)
             item.receipt = self._receipt(
                 offer, item.source.size, item.small.root, published, item.directory, level
             )
@@ -298,43 +412,49 @@ class Finisher:
         """
         The directories and the done records: each once.
         """
-        full = [item for item in items if self.level(item.small.offer) == 2]
+        full = [item for item in items if item.receipt.durability == "full"]
         for directory in {item.directory for item in full}:
             assert directory is not None
+            here = [item for item in full if item.directory is directory]
             try:
-                self._tree.sync(directory)
+                level = self._syncNames(directory, 2)
             except OSError as error:
-                failure = Failure(asTransferError(error, "making a directory durable"))
-                here = [item for item in full if item.directory is directory]
+                failure = Failure(self._translated(error, "making a directory durable"))
                 results.update({id(item.small): failure for item in here})
-        rest = {id(item.small): item for item in items if id(item.small) not in results}
+            else:
+                for item in here:
+                    item.receipt = attrs.evolve(item.receipt, durability=DURABILITIES[level])
+        rest = [(item.small, item.receipt) for item in items if id(item.small) not in results]
         try:
-            self._done.append(
-                [(item.small.offer, item.receipt) for item in rest.values()], sync=bool(full)
-            )
+            self._done.append([(small.offer, receipt) for small, receipt in rest], sync=bool(full))
         except OSError as error:
-            failure = Failure(asTransferError(error, "noting what was received"))
-            results.update(dict.fromkeys(rest, failure))
+            failure = Failure(self._translated(error, "noting what was received"))
+            results.update((id(small), failure) for small, _ in rest)
         else:
-            results.update({number: item.receipt for number, item in rest.items()})
+            results.update((id(small), receipt) for small, receipt in rest)
 
     def _write(self, offer: Offer, data: bytes) -> Source:
+        source, held = self._private.enter(TEMPORARY, partial(self._writeIn, offer, data))
+        source.held = held
+        return source
+
+    def _writeIn(self, offer: Offer, data: bytes, directory: Directory) -> Source:
         name = temporaryName(offer)
         try:
-            fd = self._sys.open(name, NEW, 0o600, dir_fd=self._temporary)
+            fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
         except FileExistsError:
-            earlier = self._earlier(name, len(data))
+            earlier = self._earlier(name, data, directory.fd)
             if earlier is not None:
                 return earlier
             name = secrets.token_hex(16)
-            fd = self._sys.open(name, NEW, 0o600, dir_fd=self._temporary)
+            fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
         try:
             self._sys.writeAll(fd, data, 0)
         except BaseException:
             self._sys.close(fd)
-            self._sys.remove(name, self._temporary)
+            self._sys.remove(name, directory.fd)
             raise
-        return Source(fd, self._temporary, name, len(data), fresh=True)
+        return Source(fd, directory.fd, name, len(data), fresh=True)
 
     def _drop(self, source: Source) -> None:
         """
@@ -349,28 +469,32 @@ class Finisher:
             self._sys.close(source.fd)
         except OSError:
             pass  # the descriptor is gone all the same, and what had to be synced was
+        if source.held is not None:
+            self._private.release(source.held)
 
-    def _earlier(self, name: str, size: int) -> Source | None:
+    def _earlier(self, name: str, data: bytes, directory: int) -> Source | None:
         """
-        @return: what a process that died had published under this key.
+        @return: what a process that died had published under this key, if that is C{data}.
         """
-        fd = self._sys.openIfThere(name, _OLD, self._temporary)
+        fd = self._sys.openIfThere(name, _OLD, directory)
         if fd is None:
             return None
         status = self._sys.fstat(fd)
-        if status.st_nlink > 1 and status.st_size == size:
-            return Source(fd, self._temporary, name, size, linked=True)
+        size = len(data)
+        if status.st_nlink > 1 and status.st_size == size and self._sys.pread(fd, size, 0) == data:
+            return Source(fd, directory, name, size, linked=True)
         self._sys.close(fd)
         return None
 
-    def _dress(self, offer: Offer, fd: int) -> None:
+    def _dress(self, offer: Offer, source: Source, directory: Directory) -> None:
         mode = self._fileMode
         if self._keepExec and offer.executable:
             mode |= (mode & 0o444) >> 2
-        self._sys.fchmod(fd, mode)
+        source.mode = mode
+        source.apart = not inherit(self._sys, source.fd, directory.fd, mode)
         if offer.modified is not None:
-            modified = min(max(offer.modified, 0), int((self._now() + FUTURE) * 1e9))
-            self._sys.utime(fd, ns=(modified, modified))
+            # the kernel moves what its file system cannot hold to the nearest it can
+            self._sys.utime(source.fd, ns=(offer.modified, offer.modified))
 
     def _sync(self, fd: int) -> None:
         try:
@@ -381,25 +505,13 @@ class Finisher:
                 " the file is not trusted, send it again"
             ) from None
 
-    def _publish(self, offer: Offer, source: Source, level: int) -> tuple[Published, Directory]:
-        for attempt in (1, 2):
-            directory = self._tree.acquire(offer.name.components[:-1], create=True)
-            try:
-                return (
-                    self._publisher.publish(
-                        source, directory, offer.name, offer.ifExists, sync=level > 0
-                    ),
-                    directory,
-                )
-            except FileNotFoundError:  # somebody removed the directory a moment ago
-                self._tree.release(directory)
-                self._tree.forget(directory)
-                if attempt == 2:
-                    raise
-            except BaseException:
-                self._tree.release(directory)
-                raise
-        raise AssertionError("unreachable")
+    def _translated(self, error: OSError, doing: str) -> TransferError:
+        return asTransferError(error, doing, self._sys, self._tree.root)
+
+    def _failure(self, error: OSError | TransferError, offer: Offer) -> Failure:
+        if isinstance(error, TransferError):
+            return Failure(error)
+        return Failure(self._translated(error, f'storing "{offer.name}"'))
 
     def _receipt(
         self,
@@ -417,7 +529,7 @@ class Finisher:
             wanted=offer.name.path,
             size=size,
             status=published.status,
-            durability=DURABILITIES[0 if filesystem in VOLATILE else level],
+            durability=DURABILITIES[level],
             filesystem=filesystem,
             integrity="unverified" if root is None else "verified",
             digest=offer.digest,

@@ -12,6 +12,11 @@ used only while its name in the parent still leads to it (one C{stat} a level,
 at most every C{FRESH} seconds); otherwise C{mv} by the operator would redirect
 files that arrive later.
 
+Somebody else may remove a directory, move it, or put another one or a mount in
+its place.  The next look finds that: the directory is opened again, or made
+again where that was asked for.  Between two looks a removed one answers with
+C{ENOENT}; L{Tree.enter} then looks at once and does the same again.
+
 A new file is durable when its directory was synced, and the directory is
 reachable after a power cut when its own name in its parent was.  C{named} says
 that this happened since we hold the descriptor; who made the directory does
@@ -24,20 +29,26 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from threading import Lock
 from time import monotonic
+from typing import TypeVar
 
 from connpool.errors import Exists
 from connpool.transfer.names import displayName
 from connpool.transfer.stores.caseindex import Claim, Index, keepApart
+from connpool.transfer.stores.inheritance import defaultAclOf
 from connpool.transfer.syscalls import DIRECTORY, Syscalls, filesystemType
 
-__all__ = ["Directory", "Tree"]
+__all__ = ["FRESH", "Directory", "Followed", "Tree"]
 
+T = TypeVar("T")
 
 #: Seconds for which a directory that was looked at is taken to be in its place.
 FRESH = 0.02
+#: Times that something is tried in a directory that keeps vanishing.
+TRIES = 3
 
 
 class Directory:
@@ -92,9 +103,13 @@ class Tree:
 
     @param root: descriptor of the root, which stays the caller's.
     @param dirMode: permission bits of new directories, whatever the umask; a
-        setgid bit that the parent hands down is kept.
+        setgid bit and a default ACL that the parent hands down are kept.
     @param keep: how many descriptors are kept without a user.
     @param claim: decides whether a directory may be made.
+    @param accept: called with each directory that was opened; may refuse it
+        with a L{TransferError}.
+    @param vanished: called with the components of a held directory that is no
+        longer in its place; not for those below it.
     """
 
     def __init__(
@@ -104,9 +119,13 @@ class Tree:
         dirMode: int,
         keep: int = 64,
         claim: Claim = keepApart,
+        accept: Callable[[Directory], None] | None = None,
+        vanished: Callable[[tuple[str, ...]], None] | None = None,
     ) -> None:
         self._sys = syscalls
         self._claim = claim
+        self._accept = accept
+        self._vanished = vanished
         self._dirMode = dirMode
         self._keep = keep
         self._root = Directory(root, _identity(syscalls.fstat(root)), None, ())
@@ -137,6 +156,62 @@ class Tree:
                 # also after a walk that failed: what it passed is held
                 if len(self._held) > self._keep:
                     self._evict()
+
+    def enter(
+        self, components: tuple[str, ...], use: Callable[[Directory], T]
+    ) -> tuple[T, Directory]:
+        """
+        Call C{use} with a directory, which is made if it is missing; once more
+        if it, or what C{use} needs in it, has vanished meanwhile.
+
+        @return: what C{use} returned, and the directory, in use until L{release}.
+        @raise TransferError, OSError: as L{acquire} or C{use} does; nothing is
+            in use then.
+        """
+        for again in range(TRIES - 1, -1, -1):
+            try:
+                directory = self.acquire(components, create=True)
+            except FileNotFoundError:  # the one above it vanished during the walk
+                if not again:
+                    raise
+                continue
+            try:
+                return use(directory), directory
+            except FileNotFoundError:
+                self.release(directory)
+                self.forget(directory)
+                if not again:
+                    raise
+            except BaseException:
+                self.release(directory)
+                raise
+        raise AssertionError("unreachable")
+
+    def hold(self, directory: Directory) -> Directory:
+        """
+        Use a directory that is in use already once more, until L{release}.
+        """
+        with self._lock:
+            directory.users += directory is not self._root
+        return directory
+
+    @property
+    def root(self) -> int:
+        """
+        The descriptor of the root.
+        """
+        return self._root.fd
+
+    def rooted(self) -> None:
+        """
+        The root's descriptor leads to another directory now.
+        """
+        with self._lock:
+            self._root.identity = _identity(self._sys.fstat(self._root.fd))
+            self._root.filesystem = filesystemType(self._root.fd)
+            self._root.index = None
+            for held in self._held.values():
+                held.looked = float("-inf")
 
     def release(self, directory: Directory) -> None:
         """
@@ -191,6 +266,8 @@ class Tree:
                 held.looked = monotonic()
                 return held
             del self._held[components]
+            if self._vanished is not None and held.parent is parent:
+                self._vanished(components)
             if not held.users:
                 self._close(held)
         try:
@@ -201,7 +278,13 @@ class Tree:
             fd = self._make(parent, name)
         except OSError as error:
             raise _inTheWay(error, name) from None
-        opened = Directory(fd, _identity(self._sys.fstat(fd)), parent, components)
+        try:
+            opened = Directory(fd, _identity(self._sys.fstat(fd)), parent, components)
+            if self._accept is not None:
+                self._accept(opened)
+        except BaseException:
+            self._sys.close(fd)
+            raise
         parent.users += 1
         self._held[components] = opened
         return opened
@@ -226,7 +309,9 @@ class Tree:
             fd = self._sys.open(name, DIRECTORY, dir_fd=parent.fd)
         except OSError as error:
             raise _inTheWay(error, name) from None
-        if made:
+        # mkdir took the umask off it, unless a default ACL stands in its place,
+        # which is not for private directories
+        if made and (self._accept is not None or defaultAclOf(self._sys, parent.fd) is None):
             mode = stat.S_IMODE(self._sys.fstat(fd).st_mode)
             wanted = self._dirMode | (mode & stat.S_ISGID)
             if mode != wanted:
@@ -250,6 +335,60 @@ class Tree:
             parent.users -= 1
             if not parent.users and self._held.get(parent.components) is not parent:
                 self._close(parent)
+
+
+class Followed:
+    """
+    A directory that its user keeps, and follows when somebody takes it away.
+    """
+
+    def __init__(self, tree: Tree, components: tuple[str, ...]) -> None:
+        self._tree = tree
+        self._components = components
+        self._directory = tree.acquire(components, create=True)
+
+    @property
+    def fd(self) -> int:
+        """
+        The descriptor of the directory, until it L{changed}.
+        """
+        return self._directory.fd
+
+    def changed(self) -> bool:
+        """
+        Look for it, and make it again if it is missing.
+
+        @return: whether it is another one than before: what its user has open
+            in the older one is lost.
+        """
+        found = self._tree.acquire(self._components, create=True)
+        older, self._directory = self._directory, found
+        self._tree.release(older)
+        return found is not older
+
+    def doubt(self) -> None:
+        """
+        Take it for vanished until somebody has looked: a call in it said so.
+        """
+        self._tree.forget(self._directory)
+
+    def hold(self) -> Directory:
+        """
+        Use the directory as it is now, until L{release}.
+        """
+        return self._tree.hold(self._directory)
+
+    def release(self, directory: Directory) -> None:
+        """
+        Let go of what L{hold} returned.
+        """
+        self._tree.release(directory)
+
+    def close(self) -> None:
+        """
+        Let go of the descriptor.
+        """
+        self._tree.release(self._directory)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -53,7 +53,7 @@ Batch = Sequence[Small]
 
 class SyncChoice:
     """
-    Whether a batch is synced by C{syncfs}.
+    The choice between C{syncfs} and a sync of each file, for a batch.
 
     Keeps a running mean of seconds a file for both ways, takes the quicker
     and tries the other now and then.

@@ -1,5 +1,5 @@
 """
-Where a store's work that may block runs.
+The threads of a store, for work that may block.
 
 Theory of operation
 ===================

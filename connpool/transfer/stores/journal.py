@@ -1,5 +1,5 @@
 """
-What is known about a partial after a restart.
+The knowledge about a partial after a restart.
 
 Theory of operation
 ===================
@@ -13,7 +13,7 @@ read again and hashed, because sizes and times prove nothing.
 
 A journal of another version, one that somebody edited, or one too long to be
 read is not an error: the partial's blocks are hashed as they lie there, and the
-sender, who compares digests with its source, sends again what differs.
+sender compares digests with its source, and sends again what differs.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Stored(msgspec.Struct):
     digest: str | None
     blockSize: Annotated[int, msgspec.Meta(gt=0)]
     ifExists: Literal["rename", "replace", "refuse", "skip"]
-    durability: Literal["none", "data", "full"]
+    durability: Literal["none", "data", "full", "best"]
     protocol: str
     key: str | None
 
@@ -135,7 +135,7 @@ class Journal:
 
     def describes(self, offer: Offer) -> bool:
         """
-        Whether nothing has to be said about C{offer}.
+        Tell whether nothing has to be said about C{offer}.
         """
         return (
             self.offer is not None
@@ -179,7 +179,7 @@ def _offer(values: Any) -> Offer:
 
 def continues(offer: Offer, older: Offer) -> bool:
     """
-    Whether blocks of C{older} are blocks of C{offer}.
+    Tell whether blocks of C{older} are blocks of C{offer}.
     """
     return (
         offer.size == older.size

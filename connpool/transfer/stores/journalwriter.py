@@ -1,5 +1,5 @@
 """
-What the journal of a partial is told.
+The writer of the journal of a partial.
 
 Theory of operation
 ===================
@@ -44,7 +44,7 @@ class Notes:
 
     def passOn(self, offer: Offer) -> Notes:
         """
-        @return: who goes on for C{offer}.
+        @return: the writer that goes on for C{offer}.
         """
         newer = Notes(self._sys, self._tree, self._shelf, self._slot, offer)
         same = newer._header == self._header

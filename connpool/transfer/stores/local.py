@@ -3,8 +3,9 @@ A store in a local directory.
 
 Theory of operation
 ===================
-The root is opened once.  Below it C{.connpool} (which no L{RelativeName} can
-name) holds what is private:
+The root is opened once; when its path leads elsewhere nothing is taken until it
+leads back (L{connpool.transfer.stores.rootdir}).  Below it C{.connpool} (which
+no L{RelativeName} can name) holds what is private:
 
 C{temporary/}
     files that cannot be resumed, named after their idempotence key, and notes
@@ -44,7 +45,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,11 +55,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import NoSpace, StartFailed, StoreError, TransferError
-from connpool.interfaces import IFileStore, IPartial
+from connpool.errors import StartFailed, StoreError, TransferError
+from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
+    DirectoryMade,
     FileStat,
     Offer,
     PartialInfo,
@@ -69,17 +71,21 @@ from connpool.transfer.stores.admission import Admission
 from connpool.transfer.stores.caseindex import Neighbours, keepApart
 from connpool.transfer.stores.commit import Finisher
 from connpool.transfer.stores.copies import Copies
-from connpool.transfer.stores.directories import Directory, Tree
+from connpool.transfer.stores.directories import FRESH, Directory, Followed, Tree
+from connpool.transfer.stores.foresight import Foresight
 from connpool.transfer.stores.groupcommit import GroupCommit, Small
+from connpool.transfer.stores.inheritance import refuseInheritance
 from connpool.transfer.stores.iothreads import Lanes
 from connpool.transfer.stores.pace import Pace
-from connpool.transfer.stores.partialdir import Shelf
+from connpool.transfer.stores.partialdir import PARTIALS, Shelf, tooManyPartials
 from connpool.transfer.stores.publish import Publisher, canLink
 from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 from connpool.transfer.stores.receiptlog import DoneLog
 from connpool.transfer.stores.recovery import Reaper
 from connpool.transfer.stores.reservations import Ledger, Space
+from connpool.transfer.stores.rootdir import RootDirectory, Trouble
 from connpool.transfer.syscalls import (
+    CANNOT_SYNC,
     VOLATILE,
     Syscalls,
     asTransferError,
@@ -89,7 +95,7 @@ from connpool.transfer.syscalls import (
 
 __all__ = ["LocalStore"]
 
-#: Seconds between looks at whether the root's path still leads to it.
+#: Seconds between tries to note what could not be noted before.
 LOOK = 1.0
 #: Seconds between looks for what is too old.
 REAP = 600.0
@@ -97,7 +103,7 @@ REAP = 600.0
 _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 
 
-@implementer(IFileStore)
+@implementer(IFileStore, IDirectoryStore)
 class LocalStore:
     """
     @param reactor: for threads and delayed calls.
@@ -151,15 +157,15 @@ class LocalStore:
         self.lanes = Lanes(reactor, threads)
         self.pace = Pace()
         self.admission = Admission(self, partial(deferLater, reactor))
-        #: principal and key of small files under way to who waits as well
-        self._pending: dict[tuple[str, bytes], list[Deferred[Receipt]]] = {}
+        #: principal, key and root of small files under way to those that wait as well
+        self._pending: dict[tuple[str, bytes, bytes | None], list[Deferred[Receipt]]] = {}
         self._group = GroupCommit(
             lambda batch: self.lanes.run(self.finisher.batch, batch), reactor.callLater
         )
         self._flushing: Any = None
         self._closed = False
-        self._looked = -LOOK
-        self._trouble: str | None = None
+        self._looked = self._flushed = -LOOK
+        self._trouble: Trouble | None = None
         self._reaped = seconds() - REAP + LOOK * 60
         self._reaping = False
         self._claim = Neighbours(self.syscalls).claim if names == "portable" else keepApart
@@ -188,45 +194,46 @@ class LocalStore:
             raise StartFailed(f"directory {shown}: {error.strerror}") from None
         opened.callback(sys.close, self._root)
         try:
-            status = sys.fstat(self._root)
-            self._identity = (status.st_dev, status.st_ino)
             self.filesystem = filesystemType(self._root)
             level = "none" if self.filesystem in VOLATILE else "full"
-            self.caps = StoreCaps(durability=level)
-            self.privateTree = Tree(sys, self._root, 0o700)
-            opened.callback(self.privateTree.close)
-            self._checkOwner(self._hold(opened, INTERNAL))
+            self.privateTree = private = Tree(
+                sys, self._root, 0o700, accept=self._accept, vanished=self._vanished
+            )
+            opened.callback(private.close)
             held = [self._hold(opened, INTERNAL, name) for name in ("temporary", "done", "ledger")]
             if level == "full":
-                for directory in held:
-                    self.privateTree.sync(directory)
-            temporary, self._receipts, ledger = (directory.fd for directory in held)
+                level = self._reach(held)
+            self.caps = StoreCaps(durability=level)
             space = Space(sys, self._root, minFree, self._seconds)
-            self.ledger = Ledger(sys, ledger, space, self._quota)
+            self.ledger = Ledger(sys, self._follow("ledger", opened), space, self._quota)
             opened.callback(self.ledger.close)
-            self._done = DoneLog(sys, self._receipts, self._now, self._seconds)
+            self._done = DoneLog(sys, self._follow("done", opened), self._now, self._seconds)
             opened.callback(self._done.close)
             self._tree = Tree(sys, self._root, dirMode, claim=self._claim)
             opened.callback(self._tree.close)
-            self.shelf = Shelf(sys, self.privateTree)
+            self._rootDirectory = RootDirectory(
+                sys, self._path, self._root, (private, self._tree), self._log
+            )
+            self._foresight = Foresight(sys, self._tree, self._claim, lambda: not self._closed)
+            self.shelf = Shelf(sys, private)
             self.finisher = Finisher(
                 sys,
                 self._tree,
+                private,
                 Publisher(
                     sys,
-                    Copies(sys, temporary, self._tree),
-                    canLink=canLink(sys, temporary),
+                    Copies(sys, private, self._tree),
+                    canLink=canLink(sys, held[0].fd),
                     claim=self._claim,
                 ),
                 self._done,
-                temporary,
                 reach=DURABILITIES.index(level),
                 fileMode=fileMode,
                 keepExec=keepExec,
                 now=self._now,
             )
             self.reaper = Reaper(
-                sys, self.shelf, self.finisher, temporary, self._ttl, self._now, self._status
+                sys, self.shelf, self.finisher, private, self._ttl, self._now, self._status
             )
         except (OSError, TransferError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
@@ -235,20 +242,54 @@ class LocalStore:
                 " it a directory of its own"
             ) from None
 
+    def _reach(self, directories: Sequence[Directory]) -> str:
+        """
+        @return: the strongest durability that the disk reaches; these are synced.
+        """
+        try:
+            for directory in directories:
+                self.privateTree.sync(directory)
+        except OSError as error:
+            if error.errno not in CANNOT_SYNC:
+                raise
+            return "data"
+        return "full"
+
     def _hold(self, opened: contextlib.ExitStack, *components: str) -> Directory:
         directory = self.privateTree.acquire(components, create=True)
         opened.callback(self.privateTree.release, directory)
         return directory
 
+    def _follow(self, name: str, opened: contextlib.ExitStack) -> Followed:
+        followed = Followed(self.privateTree, (INTERNAL, name))
+        opened.callback(followed.close)
+        return followed
+
+    def _accept(self, directory: Directory) -> None:
+        if len(directory.components) == 1:
+            self._checkOwner(directory)
+        refuseInheritance(self.syscalls, directory.fd)
+
+    def _vanished(self, components: tuple[str, ...]) -> None:
+        # a principal's own directory may be removed by whoever finds it empty
+        if len(components) <= 2:
+            self._log.warn(
+                "somebody removed or replaced {name} in directory {directory}; it is made"
+                " again, and the unfinished files and receipts that were in it are lost",
+                name=" / ".join(components),
+                directory=displayName(self._path),
+            )
+
     def _checkOwner(self, internal: Directory) -> None:
         """
-        Whoever else may rename what is in it can have us publish what he likes.
+        Refuse a directory in which others may rename: they could have us publish
+        what they like.
         """
         status = self.syscalls.fstat(internal.fd)
         mode = stat.S_IMODE(status.st_mode)
         if status.st_uid != os.geteuid() or mode & 0o022:
-            raise StartFailed(
-                f"{INTERNAL} in directory {displayName(self._path)} belongs to user"
+            raise StoreError(
+                f"{INTERNAL} belongs to user"
                 f" {status.st_uid} with mode {mode:04o}; it must be private to user"
                 f" {os.geteuid()}: chown it and chmod 700, or remove it if nobody knows it"
             )
@@ -262,39 +303,53 @@ class LocalStore:
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
         self._refuse()
         if offer.key is not None:
-            others = self._pending.get((offer.principal, offer.key))
+            others = self._pending.get((offer.principal, offer.key, root))
             if others is not None:
                 d: Deferred[Receipt] = Deferred()
                 others.append(d)
                 return d
-            receipt = self.finisher.finished(offer)
+            receipt = self.finisher.finished(offer, len(data), root)
             if receipt is not None:
                 return receipt
         if not self.ledger.fits(len(data)):
-            raise NoSpace("the receiver's disk is full; try again when there is space")
+            raise self.ledger.full()
         if self.finisher.level(offer):
             small = Small(offer, data, root, Deferred())
             self._group.add(small)
-            return self._share(offer, small.done)
+            return self._share(offer, root, small.done)
         if not self.pace.inline:
-            return self._share(offer, self.lanes.run(self._timedPut, offer, data, root, False))
+            stored = self.lanes.run(self._timedPut, offer, data, root, False)
+            return self._share(offer, root, stored)
         if offer.key is not None and self._flushing is None:
             self._flushing = self._reactor.callLater(0, self._flush)
         return self._timedPut(offer, data, root, True)
 
+    def makeDirectory(
+        self, name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> Deferred[DirectoryMade | None]:
+        self._refuse()
+        if not self.ledger.fits(0):
+            raise self.ledger.full()
+        return self.lanes.run(self.finisher.directory, name, modified, durability, make)
+
     def trouble(self) -> str | None:
         now = self._seconds()
-        if now - self._looked >= LOOK:
-            self._looked = now
-            self._trouble = self._look()
+        if now - self._looked >= FRESH:
+            self._look(now)
+        if now - self._flushed >= LOOK:
+            self._flushed = now
             if self._flushing is None:
                 self._flush()  # what could not be noted before
             if now - self._reaped >= REAP and not self._reaping and not self._closed:
                 self.reap()
-        return self._trouble or self.ledger.trouble()
+        return self.ledger.trouble() if self._trouble is None else self._trouble.text
 
     def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
         return maybeDeferred(self._stat, name)
+
+    def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
+        foreseeing: Deferred[str] = Deferred.fromCoroutine(self._foresee(offer, root, ahead, whole))
+        return self.lanes.during(foreseeing)
 
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
         return self.lanes.run(self._list, principal)
@@ -330,7 +385,7 @@ class LocalStore:
         @return: the receipts that a program is still to be told about.
         @raise StartFailed: another process has them; one line.
         """
-        return ReceivedOutbox(self.syscalls, self._receipts)
+        return ReceivedOutbox(self.syscalls, Followed(self.privateTree, (INTERNAL, "done")))
 
     async def _openNow(self, offer: Offer) -> IPartial | Receipt:
         self._looked = -LOOK
@@ -338,7 +393,26 @@ class LocalStore:
         try:
             return await self.admission.open(offer)
         except OSError as error:
-            raise asTransferError(error, f'receiving "{offer.name}"') from None
+            doing = f'receiving "{offer.name}"'
+            raise asTransferError(error, doing, self.syscalls, self._root) from None
+
+    async def _foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> str:
+        self._looked = -LOOK
+        self._refuse()
+        try:
+            count, free, suspended = 0, 0, 0
+            if not whole:
+                count, free, suspended = await self.lanes.run(self.shelf.tally, offer.principal)
+            if offer.resumeKey is not None and count + 1 - PARTIALS > free:
+                raise tooManyPartials()
+            quota = None if offer.identity is None else offer.identity.quota
+            self.ledger.foresee(offer.principal, quota, offer.size, ahead, suspended, whole=whole)
+            # it may read for long, which keeps nobody else waiting there
+            status: str = await self.lanes.reread(self._foresight.status, offer, root)
+            return status
+        except OSError as error:
+            doing = f'looking for "{offer.name}"'
+            raise asTransferError(error, doing, self.syscalls, self._root) from None
 
     # -- small files ---------------------------------------------------------
 
@@ -350,22 +424,23 @@ class LocalStore:
 
     def _flush(self) -> None:
         """
-        What small files of this turn of the reactor left to do.
+        Do the work that small files of this turn of the reactor left.
         """
         self._flushing = None
         try:
             self.finisher.flush()
-        except OSError:
+        except (OSError, TransferError) as error:
             # the files are where they belong, and it is tried again
-            self._log.failure("cannot note what was received")
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            self._log.warn("cannot note yet what was received: {why}", why=why)
 
-    def _share(self, offer: Offer, d: Deferred[Receipt]) -> Deferred[Receipt]:
+    def _share(self, offer: Offer, root: bytes | None, d: Deferred[Receipt]) -> Deferred[Receipt]:
         """
         Let repetitions of C{offer} that come before C{d} fires have its result.
         """
         if offer.key is None:
             return d
-        index = (offer.principal, offer.key)
+        index = (offer.principal, offer.key, root)
         self._pending[index] = []
 
         def share(result: Receipt | Failure) -> Receipt | Failure:
@@ -383,19 +458,11 @@ class LocalStore:
         # a full disk is refused where the size is known, as NoSpace
         self.trouble()
         if self._trouble is not None:
-            raise StoreError(self._trouble)
+            raise StoreError(self._trouble.told)
 
-    def _look(self) -> str | None:
-        try:
-            status = self.syscalls.stat(self._path)
-        except OSError:
-            status = None
-        if status is None or (status.st_dev, status.st_ino) != self._identity:
-            return (
-                f"directory {displayName(self._path)} was moved away or replaced; restart the"
-                " receiver"
-            )
-        return None
+    def _look(self, now: float) -> None:
+        self._looked = now
+        self._trouble = self._rootDirectory.trouble()
 
     def _stat(self, name: RelativeName) -> FileStat | None:
         status = self._status(name)
@@ -420,7 +487,10 @@ class LocalStore:
             self._tree.release(directory)
 
     def _list(self, principal: str | None) -> list[PartialInfo]:
-        found = [self.shelf.info(entry) for entry in self.shelf.everything()]
+        found = []
+        for entry in self.shelf.everything():
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                found.append(self.shelf.info(entry))
         return [info for info in found if principal in {None, info.principal}]
 
     def _delete(self, partialId: str) -> None:

@@ -20,12 +20,20 @@ from connpool.errors import (
     TooLarge,
     TransferError,
 )
-from connpool.interfaces import IFileStore, IPartial
+from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
+from connpool.transfer.digests import digestNamed, rootOf
 from connpool.transfer.names import RelativeName, caselessForm, displayName
-from connpool.transfer.records import FileStat, Offer, PartialInfo, Receipt, StoreCaps
+from connpool.transfer.records import (
+    DirectoryMade,
+    FileStat,
+    Offer,
+    PartialInfo,
+    Receipt,
+    StoreCaps,
+)
 from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.journal import continues
-from connpool.transfer.stores.publish import candidates
+from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.ranges import Ranges
 
 __all__ = ["MemoryStore"]
@@ -105,14 +113,13 @@ class _MemoryPartial:
         if not self.held.covers(0, size):
             return fail(StoreError(f'"{self.offer.name}" is not complete'))
         self.gate = StoreError(f'"{self.offer.name}" was published')
+        content = bytes(self.content[:size])
         try:
-            name, status = self._store._place(self.offer, self.content[:size])
+            name, status = self._store._place(self.offer, lambda there: there == content)
         except TransferError as error:
             return fail(error)
         self._forget()
-        return succeed(
-            self._store._publish(self.offer, name, status, bytes(self.content[:size]), root)
-        )
+        return succeed(self._store._publish(self.offer, name, status, content, root))
 
     def abort(self) -> Deferred[None]:
         if not isinstance(self.gate, ConflictTakeover):
@@ -126,12 +133,14 @@ class _MemoryPartial:
             self._store._used -= len(self.content)
 
 
-@implementer(IFileStore)
+@implementer(IFileStore, IDirectoryStore)
 class MemoryStore:
     """
     Keeps everything in dictionaries: no reactor, no threads, no disk.
 
     @ivar files: path to content of everything published.
+    @ivar directories: path of every directory to its modification time, nanoseconds since
+        the epoch; L{None} if no sender told it.
     @param capacity: bytes it holds before it says L{NoSpace}; L{None} for no
         limit.
     @param names: one of C{PROFILES}: with C{portable} a name is taken if
@@ -150,7 +159,7 @@ class MemoryStore:
     ) -> None:
         self.files: dict[str, bytes] = {}
         self._modified: dict[str, int] = {}
-        self._directories: set[str] = set()
+        self.directories: dict[str, int | None] = {}
         self._portable = names == "portable"
         #: caseless form to path
         self._forms: dict[str, str] = {}
@@ -158,10 +167,11 @@ class MemoryStore:
         self._used = 0
         self._now = now
         self._partials: dict[str, _MemoryPartial] = {}
-        self._done: dict[tuple[str, bytes], Receipt] = {}
+        #: the newest last
+        self._done: dict[tuple[str, bytes], list[Receipt]] = {}
 
     def open(self, offer: Offer) -> Deferred[IPartial | Receipt]:
-        done = self._finished(offer)
+        done = self._finished(offer, offer.size)
         if done is not None:
             return succeed(done)
         free = None if self._capacity is None else self._capacity - self._used
@@ -176,16 +186,34 @@ class MemoryStore:
         elif older is not None:
             older.abort()
         if free is not None and (offer.size or 0) - len(partial.content) > free:
-            return fail(NoSpace(f'"{offer.name}": the receiver\'s memory is full'))
+            return fail(_full(offer.name))
         self._partials[identity] = partial
         return succeed(partial)
 
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt:
-        done = self._finished(offer)
+        done = self._finished(offer, len(data), root)
         if done is not None:
             return done
-        name, status = self._place(offer, data)
+        name, status = self._place(offer, lambda there: there == data)
         return self._publish(offer, name, status, bytes(data), root)
+
+    def makeDirectory(
+        self, name: RelativeName, modified: int | None, durability: str, make: bool = True
+    ) -> Deferred[DirectoryMade | None]:
+        try:
+            paths = self._verifyDirectories(name.components)
+        except Exists as error:
+            return fail(error)
+        made = name.path not in self.directories
+        if made and not make:
+            return succeed(None)
+        for path in paths:
+            self.directories.setdefault(path)
+        if self._portable:
+            self._forms.update((caselessForm(path), path) for path in paths)
+        if modified is not None:
+            self.directories[name.path] = modified
+        return succeed(DirectoryMade(made, "none", "memory", self._now()))
 
     def trouble(self) -> str | None:
         return None
@@ -195,6 +223,28 @@ class MemoryStore:
         if content is None:
             return succeed(None)
         return succeed(FileStat(len(content), self._modified[name.path]))
+
+    def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
+        size = offer.size or 0
+        if self._capacity is not None and self._used + ahead + size > self._capacity:
+            return fail(_full(offer.name))
+
+        def same(content: bytes) -> bool:
+            if offer.size not in {None, len(content)}:
+                return False
+            if root is None or offer.size is None or offer.digest is None:
+                return True
+            digest, step = digestNamed(offer.digest), offer.blockSize
+            blocks = [digest.of(content[at : at + step]) for at in range(0, size, step)]
+            return rootOf(digest, size, step, blocks) == root
+
+        try:
+            _, status = self._place(offer, same)
+        except TransferError as error:
+            return fail(error)
+        if status == "duplicate" and root is None and offer.ifExists != "rename":
+            status = "compare"
+        return succeed(status)
 
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
         return succeed(
@@ -225,8 +275,13 @@ class MemoryStore:
             partial.suspend()
         return succeed(None)
 
-    def _finished(self, offer: Offer) -> Receipt | None:
-        return None if offer.key is None else self._done.get((offer.principal, offer.key))
+    def _finished(
+        self, offer: Offer, size: int | None, root: bytes | None = None
+    ) -> Receipt | None:
+        if offer.key is None:
+            return None
+        receipts = self._done.get((offer.principal, offer.key), ())
+        return next((each for each in reversed(receipts) if each.answers(size, root)), None)
 
     def _take(self, size: int) -> None:
         if size > 0:
@@ -258,26 +313,20 @@ class MemoryStore:
             self._take(len(content))
             self.files[name.path] = content
             paths = ["/".join(name.components[:end]) for end in range(1, len(name.components))]
-            self._directories.update(paths)
+            for path in paths:
+                self.directories.setdefault(path)
             if self._portable:
                 self._forms.update((caselessForm(path), path) for path in (*paths, name.path))
             self._modified[name.path] = int(now * 1e9) if offer.modified is None else offer.modified
         if offer.key is not None:
-            self._done[offer.principal, offer.key] = receipt
+            self._done.setdefault((offer.principal, offer.key), []).append(receipt)
         return receipt
 
-    def _place(self, offer: Offer, content: bytes | bytearray) -> tuple[RelativeName, str]:
-        for depth in range(1, len(offer.name.components)):
-            directory = "/".join(offer.name.components[:depth])
-            if directory in self.files:
-                part = displayName(offer.name.components[depth - 1])
-                raise Exists(f'"{part}" is not a directory on the receiver')
-            neighbour = self._neighbour(directory)
-            if neighbour is not None:
-                raise neighbour
-        why = Exists(f'"{offer.name}" already exists on the receiver with different content')
+    def _place(self, offer: Offer, same: Callable[[bytes], bool]) -> tuple[RelativeName, str]:
+        self._verifyDirectories(offer.name.components[:-1])
+        why = isTaken(offer.name, offer.ifExists)
         for candidate in candidates(offer.name, offer.ifExists):
-            if candidate.path in self._directories:
+            if candidate.path in self.directories:
                 if offer.ifExists == "replace":
                     raise Exists(f'"{candidate}" is a directory on the receiver')
                 continue
@@ -287,9 +336,24 @@ class MemoryStore:
                     why = neighbour
             elif candidate.path not in self.files or offer.ifExists == "replace":
                 return candidate, "stored"
-            elif self.files[candidate.path] == content:
+            elif same(self.files[candidate.path]):
                 return candidate, "duplicate"
         raise why
+
+    def _verifyDirectories(self, components: tuple[str, ...]) -> list[str]:
+        """
+        @return: the paths from the root to the directory C{components}.
+        @raise Exists: if something else is in the way, or a neighbour of one of them.
+        """
+        paths = ["/".join(components[:depth]) for depth in range(1, len(components) + 1)]
+        for path in paths:
+            if path in self.files:
+                part = displayName(path.rpartition("/")[2])
+                raise Exists(f'"{part}" is not a directory on the receiver')
+            neighbour = self._neighbour(path)
+            if neighbour is not None:
+                raise neighbour
+        return paths
 
     def _neighbour(self, path: str) -> Exists | None:
         """
@@ -301,4 +365,8 @@ class MemoryStore:
         return neighbourExists(path.rpartition("/")[2], other.rpartition("/")[2])
 
     def _isThere(self, path: str) -> bool:
-        return path in self.files or path in self._directories
+        return path in self.files or path in self.directories
+
+
+def _full(name: RelativeName) -> NoSpace:
+    return NoSpace(f'"{name}": the receiver\'s memory is full')

@@ -1,5 +1,5 @@
 """
-Whether a store's writes run on the reactor's thread.
+The decision whether a store's writes run on the reactor's thread.
 
 Handing a write to a thread and back costs more than writing into the page
 cache, so writes run inline while they are quick.  When the recent ones took

@@ -185,14 +185,14 @@ class LocalPartial:
     @property
     def offer(self) -> Offer:
         """
-        What it was opened for.
+        The offer that it was opened for.
         """
         return self._offer
 
     @property
     def slot(self) -> Slot:
         """
-        Where it lies.
+        The place where it lies.
         """
         return self._slot
 
@@ -231,7 +231,7 @@ class LocalPartial:
 
     def continuesAs(self, offer: Offer) -> bool:
         """
-        Whether a newer connection may go on where this one was.
+        Tell whether a newer connection may go on where this one was.
         """
         over = self._poisoned or self._aborted or self._gone or self._hasName()
         return not over and continues(offer, self._offer)
@@ -361,7 +361,7 @@ class LocalPartial:
 
     def _rereads(self) -> bool:
         """
-        Whether this goes on; asked in its thread, too.
+        Tell whether this goes on; asked in its thread, too.
         """
         return self._gate is None or self.ending is not None
 
@@ -491,7 +491,7 @@ class LocalPartial:
 
     def _hasName(self) -> bool:
         """
-        Whether it is public although its commit failed: what is left is the
+        Tell whether it is public although its commit failed: what is left is the
         evidence, by which the steps that are missing can be taken.
         """
         return self._source is not None and (self._source.linked or self._source.moved)
@@ -515,7 +515,7 @@ class LocalPartial:
 
     def _keeps(self) -> bool:
         """
-        Whether there is something that could be trusted again.
+        Tell whether there is something that could be trusted again.
         """
         if self._hasName():
             return True

@@ -1,11 +1,11 @@
 """
-Where partials lie between connections.
+The directories of partials, between connections.
 
 Theory of operation
 ===================
 A partial is two files in a directory of its principal: the bytes, and the
 journal.  Their names are hashes of the principal and of the resume key, so a
-peer chooses no name here, and who has not the key learns nothing: a wrong key
+peer chooses no name here, and a peer without the key learns nothing: a wrong key
 makes a new partial, like an unknown one.
 
 Whoever works on a partial holds C{flock} on its journal; what can be locked is
@@ -33,14 +33,22 @@ from hashlib import sha256
 
 import attrs
 
-from connpool.errors import Busy, StoreError, TransferError
+from connpool.errors import Busy, QuotaExceeded, StoreError, TransferError
 from connpool.transfer.names import INTERNAL
 from connpool.transfer.records import Offer, PartialInfo
 from connpool.transfer.stores.directories import Directory, Tree
 from connpool.transfer.stores.journal import MAX_JOURNAL, UNREADABLE, Journal
 from connpool.transfer.syscalls import NEW, Syscalls, isFile
 
-__all__ = ["LONG_JOURNAL", "PARTIALS", "Entry", "Shelf", "Slot", "identityOf"]
+__all__ = [
+    "LONG_JOURNAL",
+    "PARTIALS",
+    "Entry",
+    "Shelf",
+    "Slot",
+    "identityOf",
+    "tooManyPartials",
+]
 
 #: Partials of one principal.
 PARTIALS = 100
@@ -61,6 +69,13 @@ def identityOf(offer: Offer) -> tuple[str, str]:
     """
     assert offer.resumeKey is not None
     return _principal(offer.principal), sha256(offer.resumeKey).hexdigest()[:32]
+
+
+def tooManyPartials() -> QuotaExceeded:
+    """
+    The answer where a principal has as many partials as it may.
+    """
+    return QuotaExceeded(f"{PARTIALS} unfinished files of this sender are in use; finish one first")
 
 
 def _principal(principal: str) -> str:
@@ -95,7 +110,7 @@ class Slot:
     @property
     def fresh(self) -> bool:
         """
-        Whether nothing came of it yet.
+        Tell whether nothing came of it yet.
         """
         return not self.status.st_size and not self.said
 
@@ -145,8 +160,10 @@ class Shelf:
         @raise Busy: if another connection or process has it.
         """
         principal, name = identityOf(offer)
-        directory = self._tree.acquire((INTERNAL, "partials", principal), create=True)
-        return self._locked(directory, name)
+        slot, _ = self._tree.enter(
+            (INTERNAL, "partials", principal), lambda directory: self._locked(directory, name)
+        )
+        return slot
 
     def find(self, identity: tuple[str, str]) -> Slot | None:
         """
@@ -159,9 +176,13 @@ class Shelf:
             directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
         except FileNotFoundError:
             return None
-        if self._status(directory, name) or self._status(directory, name + _JOURNAL):
-            return self._locked(directory, name)
-        self._tree.release(directory)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._tree.release, directory)
+            if self._status(directory, name) or self._status(directory, name + _JOURNAL):
+                with contextlib.suppress(FileNotFoundError):  # the directory has vanished
+                    slot = self._locked(directory, name)
+                    undo.pop_all()
+                    return slot
         return None
 
     def temporary(self, name: str) -> Slot:
@@ -170,9 +191,13 @@ class Shelf:
 
         @raise FileExistsError: if there is one of this name.
         """
-        directory = self._tree.acquire((INTERNAL, "temporary"), create=True)
+        slot, _ = self._tree.enter(
+            (INTERNAL, "temporary"), lambda directory: self._temporary(directory, name)
+        )
+        return slot
+
+    def _temporary(self, directory: Directory, name: str) -> Slot:
         with contextlib.ExitStack() as undo:
-            undo.callback(self._tree.release, directory)
             fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
             undo.callback(self._sys.close, fd)
             self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -261,11 +286,23 @@ class Shelf:
         """
         return sum(entry.allocated for entry in self._free(principal, besides))
 
+    def tally(self, principal: str) -> tuple[int, int, int]:
+        """
+        @return: the partials of a principal, how many of them are suspended,
+            and the bytes on disk of these.
+        """
+        entries = self._entries(_principal(principal))
+        free = [entry.allocated for entry in entries if entry.free]
+        return len(entries), len(free), sum(free)
+
     def excess(self, slot: Slot) -> int:
         """
         @return: how many partials there are too many of this one's principal.
         """
-        return len(self._names(slot.directory)) - PARTIALS
+        try:
+            return len(self._names(slot.directory)) - PARTIALS
+        except FileNotFoundError:  # somebody removed the directory, with all of them
+            return 0
 
     def evict(self, principal: str, besides: Slot | None, size: int, count: int) -> bool:
         """
@@ -290,13 +327,13 @@ class Shelf:
 
     def everything(self) -> list[Entry]:
         """
-        What there is of every principal.
+        List the partials of every principal.
         """
-        shelf = self._tree.acquire((INTERNAL, "partials"), create=True)
-        try:
-            principals = [name for name in self._sys.listdir(shelf.fd) if _HASH.match(name)]
-        finally:
-            self._tree.release(shelf)
+        names, shelf = self._tree.enter(
+            (INTERNAL, "partials"), lambda directory: self._sys.listdir(directory.fd)
+        )
+        self._tree.release(shelf)
+        principals = [name for name in names if _HASH.match(name)]
         found: list[Entry] = []
         for principal in principals:
             with contextlib.suppress(OSError, TransferError):
@@ -305,7 +342,7 @@ class Shelf:
 
     def info(self, entry: Entry) -> PartialInfo:
         """
-        What an operator wants to know about it.
+        Describe it for an operator.
         """
         principal, name = entry.identity
         journal = UNREADABLE
@@ -343,25 +380,20 @@ class Shelf:
 
     def _locked(self, directory: Directory, name: str) -> Slot:
         sys = self._sys
-        with contextlib.ExitStack() as whole:
-            whole.callback(self._tree.release, directory)
-            for _ in range(_TRIES):
-                with contextlib.ExitStack() as undo:
-                    journalFd, _ = self._open(directory, name + _JOURNAL)
-                    undo.callback(sys.close, journalFd)
-                    try:
-                        sys.flock(journalFd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        raise Busy(
-                            "another process is receiving this file; try again later"
-                        ) from None
-                    said = sys.fstat(journalFd)
-                    if not said.st_nlink:
-                        continue  # removed while we opened it
-                    fd, status = self._open(directory, name)
-                    undo.pop_all()
-                    whole.pop_all()
-                    return Slot(fd, journalFd, directory, name, status, said.st_size, said.st_mtime)
+        for _ in range(_TRIES):
+            with contextlib.ExitStack() as undo:
+                journalFd, _ = self._open(directory, name + _JOURNAL)
+                undo.callback(sys.close, journalFd)
+                try:
+                    sys.flock(journalFd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise Busy("another process is receiving this file; try again later") from None
+                said = sys.fstat(journalFd)
+                if not said.st_nlink:
+                    continue  # removed while we opened it
+                fd, status = self._open(directory, name)
+                undo.pop_all()
+                return Slot(fd, journalFd, directory, name, status, said.st_size, said.st_mtime)
         raise Busy("this partial is being removed; try again later")
 
     def _open(self, directory: Directory, name: str) -> tuple[int, os.stat_result]:
@@ -416,6 +448,8 @@ class Shelf:
                     if entry is not None:
                         found.append(entry)
             return found
+        except FileNotFoundError:  # the directory has vanished
+            return []
         finally:
             self._tree.release(directory)
 

@@ -1,5 +1,5 @@
 """
-Where the receipts of one file lie.
+The offsets of the receipts in one file.
 
 Theory of operation
 ===================
@@ -39,7 +39,7 @@ class Places:
     @property
     def many(self) -> bool:
         """
-        Whether it is time for L{sort}: for a file that grows, all of them
+        Tell whether it is time for L{sort}: for a file that grows, all of them
         together take time in proportion to it.
         """
         return len(self._recent) >= max(MANY, len(self._sorted) >> 2)
@@ -47,7 +47,7 @@ class Places:
     @property
     def recent(self) -> int:
         """
-        How many have not been sorted in.
+        The number of those that have not been sorted in.
         """
         return len(self._recent)
 

@@ -11,7 +11,8 @@ C{link} refuses to clobber on every POSIX file system that has links, and if it
 fails with C{EEXIST} on our own inode an earlier run had succeeded.  Where there
 are no links C{renameat2(RENAME_NOREPLACE)} serves.  A directory on another
 mount (C{EXDEV}, which a bind mount also gives) gets a hidden copy first
-(L{connpool.transfer.stores.copies}).
+(L{connpool.transfer.stores.copies}), and so does a file whose private name
+somebody removed while it was received.
 
 The source is taken without following links, and its private name is compared
 with the inode that was written: before a rename, and after a link (a consumer
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from connpool.errors import Exists, StoreError
+from connpool.errors import Exists, Skipped, StoreError
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.stores.caseindex import Claim, keepApart
 from connpool.transfer.stores.directories import Directory
@@ -37,7 +38,7 @@ from connpool.transfer.syscalls import NEW, READ, Syscalls, isFile
 if TYPE_CHECKING:
     from connpool.transfer.stores.copies import Copies
 
-__all__ = ["NUMBERED", "Published", "Publisher", "Source", "canLink", "candidates"]
+__all__ = ["NUMBERED", "Published", "Publisher", "Source", "canLink", "candidates", "isTaken"]
 
 #: Numbers that C{--if-exists rename} tries before it takes a random mark.
 NUMBERED = 100
@@ -55,6 +56,10 @@ class Source:
     @ivar fd: the descriptor that wrote it, readable too.
     @ivar directory: descriptor of the directory it lies in.
     @ivar name: its name there.
+    @ivar mode: the permission bits that it shall have.
+    @ivar apart: only a copy in the directory of its name can have the group or
+        the ACL that files there have.
+    @ivar held: the private directory, if it is held for this file.
     @ivar fresh: made a moment ago by this process, so that no earlier run can
         have published it.
     @ivar linked: it has its public name too, from this attempt or an earlier
@@ -66,6 +71,9 @@ class Source:
     directory: int
     name: str
     size: int
+    mode: int = 0o600
+    apart: bool = False
+    held: Directory | None = None
     fresh: bool = False
     linked: bool = False
     moved: bool = False
@@ -115,8 +123,9 @@ class Publisher:
         C{directory} and lets go of the private name (L{discard}).
 
         @param sync: whether the content must be on disk when this returns: a
-            copy for another mount, or the file that was there already.
+            copy, or the file that was there already.
         @raise Exists: if the rule says so.
+        @raise FileNotFoundError: if C{directory} has vanished.
         """
         if source.linked and ifExists != "replace":
             status = self._sys.fstat(source.fd)
@@ -125,7 +134,11 @@ class Publisher:
                 earlier = self._publishedBefore(status, directory, name, ifExists)
                 return Published(earlier or name, "stored")
         try:
-            return self._choose(source, directory, name, ifExists, sync)
+            if not source.apart:
+                return self._choose(source, directory, name, ifExists, sync)
+        except FileNotFoundError:
+            if self._leadsToIt(source, source.name, source.directory):
+                raise
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
@@ -170,12 +183,12 @@ class Publisher:
                 if candidate is name:
                     why = neighbour
             else:
-                if source.linked and not self._stillOurs(source):
+                if source.linked and not self._wasLinked(source, directory, last):
                     self._sys.remove(last, directory.fd)
                     source.linked = False
                     raise _swapped(name)
                 return Published(candidate, "stored")
-        raise why or Exists(f'"{name}" already exists on the receiver with different content')
+        raise why or isTaken(name, ifExists)
 
     def _place(self, source: Source, directory: Directory, last: str) -> None:
         """
@@ -224,11 +237,30 @@ class Publisher:
         """
         The private name leads to the inode that was written, and to nothing
         that was put in its place while it lay there.
+
+        @raise FileNotFoundError: somebody removed it.
         """
         if source.fresh:
             return True
+        status = self._sys.stat(source.name, dir_fd=source.directory, follow_symlinks=False)
+        return _inode(status) == _inode(self._sys.fstat(source.fd))
+
+    def _wasLinked(self, source: Source, directory: Directory, last: str) -> bool:
+        """
+        Tell whether the name that was linked was that of our file: the private
+        name says so, or the public one where somebody removed that meanwhile.
+        """
         try:
-            status = self._sys.stat(source.name, dir_fd=source.directory, follow_symlinks=False)
+            return self._stillOurs(source)
+        except FileNotFoundError:
+            return self._leadsToIt(source, last, directory.fd)
+
+    def _leadsToIt(self, source: Source, name: str, directory: int) -> bool:
+        """
+        Tell whether C{name} is one of C{source}.
+        """
+        try:
+            status = self._sys.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return _inode(status) == _inode(self._sys.fstat(source.fd))
@@ -275,6 +307,14 @@ def _inode(status: os.stat_result) -> tuple[int, int]:
 
 def _swapped(name: RelativeName) -> StoreError:
     return StoreError(f'"{name}": somebody else replaced the private file before it was published')
+
+
+def isTaken(name: RelativeName, ifExists: str) -> Exists:
+    """
+    The answer where the name is taken and the rule does not give another one.
+    """
+    taken = Skipped if ifExists == "skip" else Exists
+    return taken(f'"{name}" already exists on the receiver with different content')
 
 
 def candidates(name: RelativeName, ifExists: str) -> Iterator[RelativeName]:

@@ -90,7 +90,7 @@ class Ranges(Sequence[tuple[int, int]]):
     @property
     def end(self) -> int:
         """
-        Where the last range ends; 0 if there is none.
+        The end of the last range; 0 if there is none.
         """
         return self._ends[-1] if self._ends else 0
 
@@ -139,7 +139,7 @@ class Ranges(Sequence[tuple[int, int]]):
 
     def overlaps(self, start: int, end: int) -> bool:
         """
-        Whether any byte from C{start} to C{end} is in.
+        Tell whether any byte from C{start} to C{end} is in.
         """
         if not self._ends or start >= self._ends[-1] or start >= end:
             return False
@@ -148,7 +148,7 @@ class Ranges(Sequence[tuple[int, int]]):
 
     def covers(self, start: int, end: int) -> bool:
         """
-        Whether every byte from C{start} to C{end} is in.
+        Tell whether every byte from C{start} to C{end} is in.
         """
         if start >= end:
             return True

@@ -1,5 +1,5 @@
 """
-Which receipts a program has not been told about yet.
+The receipts that a program has not been told about yet.
 
 Theory of operation
 ===================
@@ -12,19 +12,24 @@ so a file's position moves to the first one that is still open; after a restart
 whatever lies behind it is told again: at least once.
 
 A lock on C{hook} keeps two processes from telling the same twice.
+
+If somebody takes the directory away, this goes on in the one that is in its
+place then: everything in that one is news.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 
 import msgspec
 
-from connpool.errors import StartFailed
+from connpool.errors import StartFailed, TransferError
 from connpool.transfer.records import Receipt
+from connpool.transfer.stores.directories import Followed
 from connpool.transfer.stores.recordlines import decodeLine, linesOf
 from connpool.transfer.syscalls import Syscalls
 
@@ -39,19 +44,20 @@ _MUCH = 1 << 20
 
 class ReceivedOutbox:
     """
-    @param directory: descriptor of the directory of the done log.
+    @param directory: that of the done log; closed with this.
     @raise StartFailed: another process tells already; one line.
     """
 
-    def __init__(self, syscalls: Syscalls, directory: int) -> None:
+    def __init__(self, syscalls: Syscalls, directory: Followed) -> None:
         self._sys = syscalls
         self._directory = directory
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = syscalls.open("hook", flags, 0o600, dir_fd=directory)
+        self._moved = False
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            syscalls.close(self._fd)
+            self._fd = self._locked()
+        except OSError as error:
+            directory.close()
+            if not isinstance(error, BlockingIOError):
+                raise
             raise StartFailed(
                 "another receiver of this directory has --on-received; give it to one of them"
             ) from None
@@ -68,7 +74,7 @@ class ReceivedOutbox:
         self._keep()
         # an empty one would be a new one after a power cut
         syscalls.fsync(self._fd)
-        syscalls.fsync(directory)
+        syscalls.fsync(directory.fd)
 
     def take(self) -> tuple[Position, Receipt] | None:
         """
@@ -76,7 +82,10 @@ class ReceivedOutbox:
             there is none now.
         """
         if not self._ready:
-            self._read()
+            # in the moment after it was taken away; the next time finds the new one
+            with contextlib.suppress(FileNotFoundError):
+                self._follow()
+                self._read()
         if not self._ready:
             return None
         taken = self._ready.pop(0)
@@ -99,6 +108,36 @@ class ReceivedOutbox:
         with contextlib.suppress(OSError):  # only if it could not before
             self._keep()
         self._sys.close(self._fd)
+        self._directory.close()
+
+    def _locked(self) -> int:
+        """
+        @raise BlockingIOError: another process has the lock.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = self._sys.open("hook", flags, 0o600, dir_fd=self._directory.fd)
+        try:
+            self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self._sys.close(fd)
+            raise
+        return fd
+
+    def _follow(self) -> None:
+        try:
+            self._moved |= self._directory.changed()
+        except TransferError as error:
+            raise OSError(errno.ENOTDIR, str(error)) from None
+        if not self._moved and self._sys.fstat(self._fd).st_nlink:
+            return
+        fd = self._locked()
+        self._sys.close(self._fd)
+        self._fd = fd
+        if self._moved:
+            self._at = {}
+            self._open = set()
+        self._moved = False
+        self._keep()
 
     def _keep(self) -> None:
         first = dict(self._at)
@@ -110,13 +149,13 @@ class ReceivedOutbox:
         self._sys.writeAll(self._fd, table.ljust(self._length, b"\n"), 0)
 
     def _numbers(self) -> list[int]:
-        names = map(_NAME.match, self._sys.listdir(self._directory))
+        names = map(_NAME.match, self._sys.listdir(self._directory.fd))
         return sorted(int(found[1]) for found in names if found)
 
     def _size(self, number: int) -> int:
         try:
             return self._sys.stat(
-                f"done-{number}", dir_fd=self._directory, follow_symlinks=False
+                f"done-{number}", dir_fd=self._directory.fd, follow_symlinks=False
             ).st_size
         except FileNotFoundError:
             return 0  # its week is over
@@ -139,7 +178,7 @@ class ReceivedOutbox:
     def _readFile(self, number: int, offset: int) -> None:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = self._sys.open(f"done-{number}", flags, dir_fd=self._directory)
+            fd = self._sys.open(f"done-{number}", flags, dir_fd=self._directory.fd)
         except FileNotFoundError:
             return
         try:

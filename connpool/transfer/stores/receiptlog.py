@@ -22,6 +22,9 @@ unless a sync that began later has ended already.  A sync that failed is not
 tried again (the kernel may have dropped the pages): the file gets no more
 receipts, and those in it that were not known to be on disk are not found where
 that is asked for.
+
+If somebody takes the directory away, its receipts are lost and a new row begins
+in the directory that is in its place then.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ import attrs
 import msgspec
 
 from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.stores.directories import Directory, Followed
 from connpool.transfer.stores.places import Places
 from connpool.transfer.stores.recordlines import decodeLine, linesOf
 from connpool.transfer.syscalls import READ, Syscalls
@@ -101,29 +105,33 @@ class _Whose(msgspec.Struct):
 @attrs.define(eq=False)
 class _File:
     """
+    @ivar directory: where it lies, held until it is closed.
     @ivar end: bytes that it has, as far as we know.
     @ivar places: where its receipts lie, as far as it was read.
     @ivar syncing: held by who waits for the disk.
     @ivar synced: bytes that are known to be on disk.
     @ivar named: whether its name is known to be.
     @ivar failed: it could not be synced.
+    @ivar closed: whether its descriptor was let go of.
     """
 
     number: int
     fd: int
+    directory: Directory
     end: int = 0
     places: Places = attrs.Factory(Places)
     syncing: Lock = attrs.Factory(Lock)
     synced: int = 0
     named: bool = False
     failed: bool = False
+    closed: bool = False
 
 
 class DoneLog:
     """
     For any thread.
 
-    @param directory: descriptor of the directory the files lie in.
+    @param directory: where the files lie.
     @param now: wall-clock seconds.
     @param seconds: monotonic seconds.
     @param size: bytes of a file that is followed by the next.
@@ -133,7 +141,7 @@ class DoneLog:
     def __init__(
         self,
         syscalls: Syscalls,
-        directory: int,
+        directory: Followed,
         now: Callable[[], float],
         seconds: Callable[[], float] = time.monotonic,
         size: int = SIZE,
@@ -151,8 +159,7 @@ class DoneLog:
         self._overdue: dict[int, float] = {}
         #: the last one last
         self._files: list[_File] = []
-        for number in self._numbers()[-files:] or [1]:
-            self._begin(number)
+        self._last()
 
     def append(self, finished: Sequence[tuple[Offer, Receipt]], *, sync: bool) -> None:
         """
@@ -176,10 +183,19 @@ class DoneLog:
             if sync:
                 self._sync(file, end)
 
-    def find(self, offer: Offer, *, sync: bool = False) -> Receipt | None:
+    def find(
+        self,
+        offer: Offer,
+        size: int | None,
+        root: bytes | None = None,
+        *,
+        sync: bool = False,
+    ) -> Receipt | None:
         """
+        @param size: bytes of the content; L{None} if that is not known.
+        @param root: of the content that came; L{None} if that is not known yet.
         @param sync: whether it must be on disk when this returns.
-        @return: the receipt that this principal got for this key.
+        @return: the receipt that this principal got for this key and this content.
         """
         if offer.key is None:
             return None
@@ -188,7 +204,7 @@ class DoneLog:
             if now - self._looked >= FRESH:
                 self._looked = now
                 self._last()
-            found = self._found(offer, sync)
+            found = self._found(offer, size, root, sync)
         if not found:
             return None
         file, offset, receipt = found
@@ -200,19 +216,27 @@ class DoneLog:
         """
         Remove the files that are too old.
         """
+        with self._lock:
+            directory = self._directory.hold()
+        try:
+            self._expire(directory.fd)
+        except FileNotFoundError:
+            pass  # the directory has vanished
+        finally:
+            self._directory.release(directory)
+
+    def _expire(self, directory: int) -> None:
         now, uptime = self._now(), self._seconds()
         overdue = {}
-        for number in self._numbers()[:-1]:
+        for number in self._numbers(directory)[:-1]:
             with suppress(FileNotFoundError):
-                status = self._sys.stat(
-                    f"done-{number}", dir_fd=self._directory, follow_symlinks=False
-                )
+                status = self._sys.stat(f"done-{number}", dir_fd=directory, follow_symlinks=False)
                 if now - status.st_mtime > KEPT:
                     overdue[number] = self._overdue.get(number, uptime)
         self._overdue = overdue
         for number, since in overdue.items():
             if uptime - since >= SURE:
-                self._remove(number)
+                self._remove(number, directory)
 
     def close(self) -> None:
         """
@@ -220,13 +244,12 @@ class DoneLog:
         """
         if self._files and self._files[-1].places.recent >= SOME:
             self._sort(self._files[-1])
-        while self._files:
-            self._letGo(self._files[0])
+        self._letAllGo()
 
     # -- the row of files ----------------------------------------------------
 
-    def _numbers(self) -> list[int]:
-        found = map(_NAME.match, self._sys.listdir(self._directory))
+    def _numbers(self, directory: int) -> list[int]:
+        found = map(_NAME.match, self._sys.listdir(directory))
         return sorted(int(each[1]) for each in found if each)
 
     def _last(self) -> _File:
@@ -234,22 +257,36 @@ class DoneLog:
         @return: the file to append to, after everything that others appended
             was read.
         """
+        try:
+            return self._lastHere()
+        except FileNotFoundError:
+            self._directory.doubt()
+            return self._lastHere()
+
+    def _lastHere(self) -> _File:
+        if self._directory.changed():
+            self._letAllGo()
+        if not self._files:
+            for number in self._numbers(self._directory.fd)[-self._most :] or [1]:
+                self._begin(number)
         for file in self._files[-2:]:  # the end of one may come after the next was begun
             self._refresh(file)
         while (file := self._files[-1]).end >= self._size or file.failed:
-            later = [number for number in self._numbers() if number > file.number]
+            numbers = self._numbers(self._directory.fd)
+            later = [number for number in numbers if number > file.number]
             self._begin(min(later, default=file.number + 1))
         return file
 
     def _begin(self, number: int) -> None:
-        fd = self._sys.open(f"done-{number}", _APPEND, 0o600, dir_fd=self._directory)
-        file = _File(number, fd)
+        fd = self._sys.open(f"done-{number}", _APPEND, 0o600, dir_fd=self._directory.fd)
+        file = _File(number, fd, self._directory.hold())
         try:
             with suppress(OSError):
                 self._restore(file)
             self._refresh(file)
         except BaseException:
             self._sys.close(fd)
+            self._directory.release(file.directory)
             raise
         last = self._files[-1] if self._files else None
         if last is not None and last.places.recent and not last.failed:
@@ -258,20 +295,26 @@ class DoneLog:
         if len(self._files) > self._most:
             self._letGo(self._files[0])
 
-    def _remove(self, number: int) -> None:
+    def _remove(self, number: int, directory: int) -> None:
         with self._lock:
             for file in self._files:
-                if file.number == number:
+                if file.number == number and file.directory.fd == directory:
                     self._letGo(file)
                     break
         # the index first: without one a file is read
-        self._sys.remove(f"index-{number}", self._directory)
-        self._sys.remove(f"done-{number}", self._directory)
+        self._sys.remove(f"index-{number}", directory)
+        self._sys.remove(f"done-{number}", directory)
+
+    def _letAllGo(self) -> None:
+        while self._files:
+            self._letGo(self._files[0])
 
     def _letGo(self, file: _File) -> None:
         with file.syncing:
             self._files.remove(file)
+            file.closed = True
             self._sys.close(file.fd)
+            self._directory.release(file.directory)
 
     # -- bytes ---------------------------------------------------------------
 
@@ -319,13 +362,15 @@ class DoneLog:
         if file.places.many:
             self._sort(file)
 
-    def _found(self, offer: Offer, sync: bool) -> tuple[_File, int, Receipt] | None:
+    def _found(
+        self, offer: Offer, size: int | None, root: bytes | None, sync: bool
+    ) -> tuple[_File, int, Receipt] | None:
         identity = _identity(offer.key, offer.principal)
         for file in reversed(self._files):
             for offset in file.places.of(identity):
                 lost = sync and file.failed and offset >= file.synced
                 receipt = None if lost else self._read(file, offset, offer)
-                if receipt is not None:
+                if receipt is not None and receipt.answers(size, root):
                     return file, offset, receipt
         return None
 
@@ -339,15 +384,15 @@ class DoneLog:
 
     def _sync(self, file: _File, end: int) -> None:
         with file.syncing:
-            if end <= file.synced:
-                return
+            if end <= file.synced or file.closed:
+                return  # or it was taken away, with what was in it
             if file.failed:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             end = file.end  # what others append from now on may come too late
             try:
                 self._sys.fdatasync(file.fd)
                 if not file.named:
-                    self._sys.fsync(self._directory)
+                    self._sys.fsync(file.directory.fd)
                     file.named = True
             except OSError:
                 file.failed = True
@@ -359,7 +404,7 @@ class DoneLog:
     def _sort(self, file: _File) -> None:
         kept = file.places.sort()
         with suppress(OSError):
-            fd = self._sys.open(f"index-{file.number}", _ANEW, 0o600, dir_fd=self._directory)
+            fd = self._sys.open(f"index-{file.number}", _ANEW, 0o600, dir_fd=file.directory.fd)
             try:
                 self._sys.writeAll(fd, kept, 0)
             finally:
@@ -367,7 +412,7 @@ class DoneLog:
 
     def _restore(self, file: _File) -> None:
         name = f"index-{file.number}"
-        fd = self._sys.openIfThere(name, READ, self._directory)
+        fd = self._sys.openIfThere(name, READ, file.directory.fd)
         if fd is None:
             return
         try:
@@ -376,4 +421,4 @@ class DoneLog:
             self._sys.close(fd)
         if not file.places.restore(kept, self._sys.fstat(file.fd).st_size):
             # the file may grow until it seems to fit
-            self._sys.remove(name, self._directory)
+            self._sys.remove(name, file.directory.fd)

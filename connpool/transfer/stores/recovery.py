@@ -1,5 +1,5 @@
 """
-What earlier processes left behind.
+The remains of earlier processes.
 
 Theory of operation
 ===================
@@ -26,6 +26,8 @@ from connpool.errors import Busy, TransferError
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import Receipt
 from connpool.transfer.stores.commit import Finisher
+from connpool.transfer.stores.copies import TEMPORARY
+from connpool.transfer.stores.directories import Tree
 from connpool.transfer.stores.partialdir import Entry, Shelf, Slot
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.syscalls import Syscalls, isFile
@@ -35,14 +37,14 @@ __all__ = ["Reaper"]
 #: Seconds for which something must have been seen too old.
 SURE = 3600.0
 #: Seconds that private files which cannot be resumed are kept.
-TEMPORARY = 86400.0
+KEPT = 86400.0
 
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Reaper:
     """
-    @param temporary: descriptor of the directory of private files.
+    @param private: the private directories.
     @param ttl: seconds that a suspended partial is kept.
     @param now: wall-clock seconds.
     @param status: of what is published under a name.
@@ -53,7 +55,7 @@ class Reaper:
         syscalls: Syscalls,
         shelf: Shelf,
         finisher: Finisher,
-        temporary: int,
+        private: Tree,
         ttl: float,
         now: Callable[[], float],
         status: Callable[[RelativeName], os.stat_result | None],
@@ -61,7 +63,7 @@ class Reaper:
         self._sys = syscalls
         self._shelf = shelf
         self._finisher = finisher
-        self._temporary = temporary
+        self._private = private
         self._ttl = ttl
         self._now = now
         self._status = status
@@ -92,24 +94,34 @@ class Reaper:
             except (OSError, TransferError):
                 failures.append(Failure())
 
-        for entry in self._shelf.everything():
-            over = isOver(entry.identity, entry.changed, now - entry.changed, self._ttl)
-            if entry.free and (over or not _ordinary(entry)):
-                attempt(self._lookAt, entry, over)
-        for name in self._sys.listdir(self._temporary):
+        def lookAtPartials() -> None:
+            for entry in self._shelf.everything():
+                over = isOver(entry.identity, entry.changed, now - entry.changed, self._ttl)
+                if entry.free and (over or not _ordinary(entry)):
+                    attempt(self._lookAt, entry, over)
+
+        def lookAtTemporary() -> None:
+            names, directory = self._private.enter(TEMPORARY, lambda d: self._sys.listdir(d.fd))
             try:
-                status = self._sys.stat(name, dir_fd=self._temporary, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            how = status.st_ino, status.st_ctime_ns
-            if isOver(name, how, now - status.st_ctime, TEMPORARY):
-                attempt(self._removeTemporary, name, status)
+                for name in names:
+                    try:
+                        status = self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    how = status.st_ino, status.st_ctime_ns
+                    if isOver(name, how, now - status.st_ctime, KEPT):
+                        attempt(self._removeTemporary, name, status, directory.fd)
+            finally:
+                self._private.release(directory)
+
+        attempt(lookAtPartials)
+        attempt(lookAtTemporary)
         attempt(self._finisher.expire)
         return failures
 
     def wasPublished(self, slot: Slot) -> bool:
         """
-        Whether a process that died had given this partial, whose journal was
+        Tell whether a process that died had given this partial, whose journal was
         read, its name: then it has a second link, or C{rename} took the bytes
         away and the name leads to them.
         """
@@ -132,7 +144,7 @@ class Reaper:
         offer, committing = slot.journal.offer, slot.journal.committing
         assert offer is not None
         assert committing is not None
-        receipt = self._finisher.finished(offer)
+        receipt = self._finisher.finished(offer, committing.size, committing.root)
         if receipt is None and slot.status.st_nlink > 1:
             source = Source(slot.fd, slot.directory.fd, slot.name, committing.size, linked=True)
             receipt = self._finisher.one(offer, source, committing.root)
@@ -158,12 +170,12 @@ class Reaper:
             if not slot.closed:
                 self._shelf.letGo(slot)
 
-    def _removeTemporary(self, name: str, status: os.stat_result) -> None:
-        fd = self._sys.openIfThere(name, _OPEN, self._temporary) if isFile(status) else None
+    def _removeTemporary(self, name: str, status: os.stat_result, directory: int) -> None:
+        fd = self._sys.openIfThere(name, _OPEN, directory) if isFile(status) else None
         try:
             if fd is not None:
                 self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._finisher.remove(name)
+            self._finisher.remove(name, directory)
         except BlockingIOError:
             pass  # in use
         finally:
@@ -173,7 +185,7 @@ class Reaper:
 
 def _ordinary(entry: Entry) -> bool:
     """
-    Whether its status says that nobody began to publish it.
+    Tell whether its status says that nobody began to publish it.
     """
     status = entry.status
     return status is not None and status.st_nlink == 1 and status.st_size > 0

@@ -1,5 +1,5 @@
 """
-Who may still take how much of the disk.
+The shares of the disk that transfers may still take.
 
 Theory of operation
 ===================
@@ -14,6 +14,9 @@ its own and keeps that file locked: a file whose lock can be had belongs to a
 process that died, and is removed.  Files are made, read and decided upon under
 one lock, which is held while those few files are read and for nothing else:
 what suspended partials take is counted before, and so may be a moment old.
+
+If somebody takes the directory or a file of ours away, new ones are made before
+the next reservation.
 
 What cannot be told to the others is not promised; what cannot be taken back
 is, the next time that something can be told.
@@ -35,13 +38,16 @@ from typing import Any
 
 import msgspec
 
-from connpool.errors import NoSpace, QuotaExceeded, TransferError
-from connpool.transfer.syscalls import NEW, Syscalls, asTransferError
+from connpool.errors import NoInodes, NoSpace, QuotaExceeded, TransferError
+from connpool.transfer.stores.directories import Followed
+from connpool.transfer.syscalls import NEW, NO_INODES, Syscalls, asTransferError, outOfInodes
 
 __all__ = ["STEP", "Ledger", "Reservation", "Short", "Space"]
 
-#: Bytes that a transfer of unknown size reserves at a time.
+#: Bytes that a transfer of unknown size reserves at a time, at most: as many as it has
+#: taken before, so that a small one needs little.
 STEP = 64 << 20
+FIRST_STEP = 1 << 20
 #: The free-space floor unless the operator sets one: the smaller of these.
 FLOOR_BYTES = 1 << 30
 FLOOR_SHARE = 0.05
@@ -76,6 +82,7 @@ class Space:
             min(FLOOR_BYTES, int(size * FLOOR_SHARE)) if minFree is None else max(0, minFree)
         )
         self._free = 0
+        self._noInodes = False
         self._spent = 0
         self._asked = -self.AGE
 
@@ -85,6 +92,7 @@ class Space:
         """
         status = self._sys.fstatvfs(self._fd)
         self._free = status.f_bavail * status.f_frsize - self.floor
+        self._noInodes = outOfInodes(status)
         self._spent = 0
         self._asked = self._seconds()
         return self._free
@@ -96,10 +104,19 @@ class Space:
         """
         if self._spent > self.DRIFT or self._seconds() - self._asked >= self.AGE:
             self.free()
-        if self._spent + size + promised > self._free:
+        if self._spent + size + promised > self._free or self._noInodes:
             return False
         self._spent += size
         return True
+
+    def outOfInodes(self) -> bool:
+        """
+        Tell whether no file more can be made, whatever its size; asks the
+        kernel now and then only.
+        """
+        if self._seconds() - self._asked >= self.AGE:
+            self.free()
+        return self._noInodes
 
 
 class Short(Exception):
@@ -118,7 +135,7 @@ class Short(Exception):
 
 class Reservation:
     """
-    What one transfer may write.
+    The bytes that one transfer may write.
 
     @ivar size: bytes reserved.
     @ivar unwritten: bytes of it that are not on disk yet.
@@ -145,12 +162,14 @@ class _Totals(msgspec.Struct):
 
 class Ledger:
     """
-    @param directory: descriptor of the directory that all processes share.
+    @param directory: the one that all processes share.
     @param quota: bytes that live and suspended transfers of one principal may
         take, unless it has a quota of its own; L{None} for no limit.
     """
 
-    def __init__(self, syscalls: Syscalls, directory: int, space: Space, quota: int | None) -> None:
+    def __init__(
+        self, syscalls: Syscalls, directory: Followed, space: Space, quota: int | None
+    ) -> None:
         self._sys = syscalls
         self._directory = directory
         self._space = space
@@ -159,15 +178,8 @@ class Ledger:
         self.step = STEP
         self._totals = _Totals()
         self._name = f"process-{secrets.token_hex(8)}"
-        with contextlib.ExitStack() as undo:
-            self._lock = syscalls.open("lock", _LOCK, 0o600, dir_fd=directory)
-            undo.callback(syscalls.close, self._lock)
-            # or somebody would take it for a dead one's before it is locked
-            with _Locked(syscalls, self._lock):
-                self._own = syscalls.open(self._name, NEW, 0o600, dir_fd=directory)
-                undo.callback(syscalls.close, self._own)
-                syscalls.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            undo.pop_all()
+        self._moved = False
+        self._lock, self._own = self._begin()
 
     def reserve(
         self,
@@ -186,17 +198,50 @@ class Ledger:
             partials take, this one left out; called only where there is a quota.
         @raise Short: because the principal may not take so much
             (L{QuotaExceeded}), or the disk has not so much (L{NoSpace}).
+        @raise NoInodes: because no file more can be made.
         """
         reservation = Reservation(principal, self._quota if quota is None else quota)
-        if size is None:
-            size = self._step(reservation)
+        size = written if size is None else size
         others = 0 if reservation.quota is None else suspended()
         self._take(reservation, size, max(0, size - written), others)
         return reservation
 
+    def foresee(
+        self,
+        principal: str,
+        quota: int | None,
+        size: int | None,
+        ahead: int,
+        suspended: int,
+        *,
+        whole: bool,
+    ) -> None:
+        """
+        Tell what L{reserve} would say, and reserve nothing.
+
+        @param ahead: bytes that others are going to take of the disk before.
+        @param suspended: bytes of partials that would be removed if need be.
+        @param whole: whether it comes in one piece, which no quota is about.
+        @raise QuotaExceeded, NoSpace: why it would not be taken.
+        """
+        reservation = Reservation(principal, self._quota if quota is None else quota)
+        if whole:
+            reservation.quota = None
+        if size is None:
+            size = self._step(reservation)
+        self._follow()
+        with _Locked(self._sys, self._lock):
+            others = self._others()
+        try:
+            # what is suspended may go: it is not counted, and it is room
+            self._check(reservation, size, size + ahead - suspended, 0, others)
+        except Short as short:
+            raise short.why from None
+
     def _step(self, reservation: Reservation) -> int:
         quota = reservation.quota
-        return self.step if quota is None else min(self.step, quota // 16)
+        step = min(self.step, max(FIRST_STEP, reservation.size))
+        return step if quota is None else min(step, quota // 16)
 
     def grow(self, reservation: Reservation, size: int) -> None:
         """
@@ -204,9 +249,13 @@ class Ledger:
 
         @raise QuotaExceeded, NoSpace: if it may not.
         """
-        size = max(self._step(reservation), size)
+        step = max(self._step(reservation), size)
         try:
-            self._take(reservation, size, size, 0)
+            try:
+                self._take(reservation, step, step, 0)
+            except Short:
+                # what is there may be enough
+                self._take(reservation, size, size, 0)
         except Short as short:
             raise short.why from None
         except OSError as error:
@@ -224,9 +273,19 @@ class Ledger:
         """
         @return: that the disk is full, in one line; L{None} if it is not.
         """
+        if self._space.outOfInodes():
+            return "the disk has no inodes left, though it may have space; remove files from it"
         if self._space.spend(1, 0):
             return None
         return f"the disk has less than {self._space.floor} bytes free; remove something from it"
+
+    def full(self) -> NoSpace:
+        """
+        @return: why a small file does not fit.
+        """
+        if self._space.outOfInodes():
+            return NoInodes(NO_INODES)
+        return NoSpace("the receiver's disk is full; try again when there is space")
 
     def fits(self, size: int) -> bool:
         """
@@ -246,11 +305,47 @@ class Ledger:
         """
         Leave no trace in the shared directory.
         """
-        self._sys.remove(self._name, self._directory)
+        self._sys.remove(self._name, self._directory.fd)
         self._sys.close(self._own)
         self._sys.close(self._lock)
 
+    def _begin(self) -> tuple[int, int]:
+        """
+        Open the lock that all share, and a file of our own.
+        """
+        sys, directory = self._sys, self._directory.fd
+        with contextlib.ExitStack() as undo:
+            lock = sys.open("lock", _LOCK, 0o600, dir_fd=directory)
+            undo.callback(sys.close, lock)
+            # or somebody would take it for a dead one's before it is locked
+            with _Locked(sys, lock):
+                own = sys.open(self._name, NEW, 0o600, dir_fd=directory)
+                undo.callback(sys.close, own)
+                sys.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            undo.pop_all()
+        return lock, own
+
+    def _follow(self) -> None:
+        """
+        Be where the other processes look.
+        """
+        self._moved |= self._directory.changed()
+        status = self._sys.fstat
+        if not self._moved and status(self._lock).st_nlink and status(self._own).st_nlink:
+            return
+        self._sys.remove(self._name, self._directory.fd)
+        older = self._lock, self._own
+        self._lock, self._own = self._begin()
+        self._moved = False
+        for fd in older:
+            self._sys.close(fd)
+
     def _take(self, reservation: Reservation, size: int, unwritten: int, suspended: int) -> None:
+        try:
+            self._follow()
+        except FileNotFoundError:
+            self._directory.doubt()
+            self._follow()
         with _Locked(self._sys, self._lock):
             others = self._others()
             self._check(reservation, size, unwritten, suspended, others)
@@ -273,6 +368,8 @@ class Ledger:
     ) -> None:
         promised = self._totals.promised + sum(totals.promised for totals in others)
         free = self._space.free() - promised
+        if self._space.outOfInodes():
+            raise NoInodes(NO_INODES)
         missing = unwritten - free
         principal, quota = reservation.principal, reservation.quota
         if quota is not None:
@@ -280,13 +377,13 @@ class Ledger:
                 totals.taken.get(principal, 0) for totals in (self._totals, *others)
             )
             if taken + size > quota:
-                raise Short(
-                    max(missing, taken + size - quota),
-                    QuotaExceeded(
-                        f"{taken} of {quota} bytes of quota are taken and {size} more are"
-                        " needed; finish or remove unfinished transfers first"
-                    ),
+                why = (
+                    f"{taken} of {quota} bytes of quota are taken and {size} more are"
+                    " needed; finish or remove unfinished transfers first"
                 )
+                if size > quota:
+                    why = f"{size} bytes are needed; the receiver's quota for one sender is {quota}"
+                raise Short(max(missing, taken + size - quota), QuotaExceeded(why))
         if missing > 0:
             raise Short(
                 missing,
@@ -306,10 +403,10 @@ class Ledger:
 
     def _others(self) -> list[_Totals]:
         found: list[_Totals] = []
-        for name in self._sys.listdir(self._directory):
+        for name in self._sys.listdir(self._directory.fd):
             if not name.startswith("process-") or name == self._name:
                 continue
-            fd = self._sys.openIfThere(name, _THERE, self._directory)
+            fd = self._sys.openIfThere(name, _THERE, self._directory.fd)
             if fd is None:
                 continue
             try:
@@ -320,7 +417,7 @@ class Ledger:
                         msgspec.json.decode(self._sys.pread(fd, 16 << 20, 0), type=_Totals)
                     )
             else:
-                self._sys.remove(name, self._directory)  # its process died
+                self._sys.remove(name, self._directory.fd)  # its process died
             finally:
                 self._sys.close(fd)
         return found

@@ -9,9 +9,11 @@ type has bounds for both (L{BOUNDS}), which are checked before a byte is kept:
 what a peer declares never decides what we allocate.
 
 Runs are of two kinds.  Those that are needed whole (block digests, a small
-file) come with their frame.  A C{DATA} run is passed on piece by piece as it
-arrives; whoever wants to may read the rest of it from the socket himself and
-report with L{FrameReader.skip} (section "Moving bytes" of the shell).
+file) come with their frame, if they are wanted in the state that the session is in
+(L{FrameReader.expected}, L{FrameReader.wants}): nothing is kept ahead of that.
+A C{DATA} run is passed on piece by piece as it arrives; its reader may take the
+rest of it from the socket itself and report with L{FrameReader.skip} (section
+"Moving bytes" of the shell).
 
 A damaged name or offset would do as much harm as a damaged byte of a file, and
 has no digest: header and control part carry a CRC.  It finds accidents; against
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from zlib import crc32
 
@@ -69,7 +71,7 @@ _CONTROL = (1 << 16) - 1
 
 class Type(enum.IntEnum):
     """
-    What a frame is; docs/protocol.rst has a section for each.
+    The types of frames; docs/protocol.rst has a section for each.
     """
 
     HELLO = 0x01
@@ -94,6 +96,7 @@ class Type(enum.IntEnum):
     ACK = 0x1A
     RECEIPT = 0x1B
     CANCEL = 0x1C
+    DIRECTORY = 0x1D
 
 
 @attrs.frozen
@@ -133,6 +136,7 @@ BOUNDS: dict[int, Bounds] = {
     Type.ACK: Bounds(_CONTROL, session=True),
     Type.RECEIPT: Bounds(_CONTROL),
     Type.CANCEL: Bounds(1024),
+    Type.DIRECTORY: Bounds(_CONTROL),
 }
 
 _NAMES = {kind.value: kind for kind in Type}
@@ -144,7 +148,8 @@ class Frame:
     @ivar type: what it is.
     @ivar stream: the file it speaks of; 0 for the session.
     @ivar control: MessagePack.
-    @ivar data: the run; of a C{DATA} frame only its length is known yet.
+    @ivar data: the run; empty if it comes in pieces, that of C{DATA} or one that is
+        not wanted.
     @ivar length: bytes of the run.
     """
 
@@ -174,25 +179,40 @@ def frame(kind: Type, stream: int, control: bytes, length: int = 0) -> bytes:
     return head + _CRC.pack(crc32(control, crc32(head))) + control
 
 
+def _all(*_: int) -> bool:
+    return True
+
+
 class FrameReader:
     """
     Cuts what arrives into frames.
 
-    @ivar run: bytes of the current C{DATA} run that have not been passed on.
+    @ivar run: bytes of the current run that have not been passed on.
     @ivar expected: types that are taken now; of others nothing is kept.
+    @ivar wants: decides from type, stream and length, when only the header is there,
+        about a run that would come with its frame.  One that is not wanted is passed on
+        piece by piece, as that of C{DATA} is, and its frame has C{length} and no data.
     """
 
     def __init__(self) -> None:
         self.expected: AbstractSet[int] = BOUNDS.keys()
+        self.wants: Callable[[Type, int, int], bool] = _all
         self._held = bytearray()
         self._need = HEADER_SIZE
-        self._fixed: tuple[Type, int, int, int] | None = None
+        self._fixed: tuple[Type, int, int, int, int] | None = None
         self.run = 0
+
+    @property
+    def kept(self) -> int:
+        """
+        Bytes of an incomplete frame that are in memory.
+        """
+        return len(self._held)
 
     @property
     def inside(self) -> bool:
         """
-        Whether an end of the connection now would cut a frame.
+        Tell whether an end of the connection now would cut a frame.
         """
         return bool(self._held) or self._fixed is not None or self.run > 0
 
@@ -261,8 +281,10 @@ class FrameReader:
             raise ProtocolError(f"{kind.name} carries {length} bytes; at most {bounds.data}")
         if bounds.session != (stream == 0):
             raise ProtocolError(f"{kind.name} does not go with stream {stream}")
-        whole = 0 if kind is Type.DATA else length
-        self._fixed = (kind, control, stream, length)
+        whole = length
+        if length and (kind is Type.DATA or not self.wants(kind, stream, length)):
+            whole = 0
+        self._fixed = (kind, control, stream, length, whole)
         self._need = HEADER_SIZE + control + whole
 
     def _close(self, view: memoryview | bytes, at: int) -> tuple[Frame, int]:
@@ -270,7 +292,7 @@ class FrameReader:
         The frame whose control part begins at C{at}, and where it ends.
         """
         assert self._fixed is not None
-        kind, control, stream, length = self._fixed
+        kind, control, stream, length, whole = self._fixed
         head = at - HEADER_SIZE
         checked = crc32(view[at : at + control], crc32(view[head : at - _CRC.size]))
         if _CRC.unpack_from(view, at - _CRC.size) != (checked,):
@@ -278,10 +300,8 @@ class FrameReader:
         self._fixed = None
         self._need = HEADER_SIZE
         middle = at + control
-        if kind is Type.DATA:
-            self.run = length
-            return Frame(kind, stream, bytes(view[at:middle]), b"", length), middle
-        end = middle + length
+        self.run = length - whole
+        end = middle + whole
         return (
             Frame(kind, stream, bytes(view[at:middle]), bytes(view[middle:end]), length),
             end,

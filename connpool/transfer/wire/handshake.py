@@ -1,5 +1,5 @@
 """
-What two C{HELLO}s amount to.  Pure; both sides compute it and agree.
+The agreement of two C{HELLO}s.  Pure; both sides compute it and come to the same.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from collections.abc import Sequence
 
 import attrs
 
-from connpool.errors import Unsupported
-from connpool.transfer.wire.messages import Hello
+from connpool.errors import TransferError, Unsupported
+from connpool.transfer.wire.frames import PREAMBLE, Type
+from connpool.transfer.wire.messages import Error, Hello, encode
 
-__all__ = ["CAPABILITIES", "VERSIONS", "Agreement", "agree", "transcriptOf"]
+__all__ = ["CAPABILITIES", "VERSIONS", "Agreement", "agree", "refusal", "transcriptOf"]
 
 VERSIONS = (1,)
-CAPABILITIES = ("join",)
+#: C{join}: further connections carry data of a session.  C{best}: the durability may be
+#: asked for as the highest that can be reached.  C{earlier}: a receipt that an earlier
+#: offer got says so, and whether the file is there still.  C{directories}: the receiver
+#: makes directories and sets their times.
+CAPABILITIES = ("join", "best", "earlier", "directories")
 
 
 @attrs.frozen
@@ -59,3 +64,12 @@ def transcriptOf(sender: bytes, receiver: bytes) -> bytes:
     @param receiver: the receiver's.
     """
     return hashlib.sha256(sender + receiver).digest()
+
+
+def refusal(why: TransferError) -> bytes:
+    """
+    Say that a peer is not let in, before it has said anything itself.
+
+    @return: what a receiver sends before it closes the connection.
+    """
+    return PREAMBLE + encode(Type.ERROR, 0, Error(why.code, str(why)))

@@ -30,7 +30,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import NetworkFailed, TransferError, TransferTimeout
+from connpool.addresses.tls import connectionLoss
+from connpool.errors import TransferError, TransferTimeout
 from connpool.transfer.deadlines import Pace
 from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
@@ -47,6 +48,8 @@ TURN = 0.05
 _WORTH_BORROWING = 128 * 1024
 #: The transport's reads: large for many small files, small before a long run.
 _LARGE_READ, _SMALL_READ = 1 << 20, 8 * 1024
+#: The transport's reads until the peer is known: as much may be kept of a stranger.
+_GREETING_READ_BYTES = 16 * 1024
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -94,7 +97,7 @@ class Link(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        transport.bufferSize = _LARGE_READ
+        transport.bufferSize = _GREETING_READ_BYTES
         if hasattr(transport, "setTcpNoDelay"):
             transport.setTcpNoDelay(True)
         self._heard = self._reactor.seconds()
@@ -118,7 +121,7 @@ class Link(Protocol):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         why: BaseException | None = reason.value if reason is not None else None
-        self._end(NetworkFailed(_lost(why or ConnectionDone())))
+        self._end(connectionLoss(why or ConnectionDone()))
 
     # -- being told not to write so much: the peer does not read
 
@@ -155,9 +158,23 @@ class Link(Protocol):
     @property
     def greeted(self) -> bool:
         """
-        Whether the peer's preamble came.
+        Tell whether the peer's preamble came.
         """
         return self._greeted == len(PREAMBLE)
+
+    def admit(self) -> None:
+        """
+        The peer is known: read as much as there is.
+        """
+        transport: Any = self.transport
+        transport.bufferSize = _LARGE_READ
+
+    @property
+    def kept(self) -> int:
+        """
+        Bytes that came and are in memory: queued, and of an incomplete frame.
+        """
+        return self.reader.kept + sum(map(len, self._queue))
 
     @property
     def wanted(self) -> int:
@@ -223,8 +240,7 @@ class Link(Protocol):
         """
         The connection broke.
         """
-        why = why or ConnectionLost()
-        self.abort(why if isinstance(why, TransferError) else NetworkFailed(_lost(why)))
+        self.abort(connectionLoss(why or ConnectionLost()))
 
     def late(self, why: TransferError) -> None:
         """
@@ -236,7 +252,7 @@ class Link(Protocol):
 
     def keepPace(self, idleTimeout: float, minimumRate: float) -> None:
         """
-        Who the peer is has turned out: hold it to this.  Its PINGs may come as
+        Hold the peer, which is known now, to this pace.  Its PINGs may come as
         rarely as it was told before.
         """
         self.idleTimeout = max(self.idleTimeout, idleTimeout)
@@ -423,7 +439,7 @@ class Link(Protocol):
 
     def _checkUnread(self) -> None:
         """
-        Who never reads keeps neither us nor what it has open.
+        End a connection whose peer never reads.
         """
         due = self._fullSince + self.idleTimeout + self._unsent / _LEAST_READ
         wait = due - self._reactor.seconds()
@@ -449,18 +465,3 @@ class Link(Protocol):
         self._queue.clear()
         self._events = None
         self._session.linkLost(why)
-
-
-def _lost(why: BaseException) -> str:
-    # here: who does not use TLS does not wait for it to be loaded
-    from OpenSSL import SSL
-    from service_identity import VerificationError
-
-    if isinstance(why, VerificationError):
-        return "the receiver's certificate is for another host"
-    if isinstance(why, SSL.Error) and why.args and isinstance(why.args[0], list):
-        # a list of (library, function, reason)
-        text = "TLS: " + ", ".join(str(error[-1]) for error in why.args[0])
-    else:
-        text = " ".join(str(why).split()).rstrip(".")
-    return f"the connection was lost: {text or type(why).__name__}"

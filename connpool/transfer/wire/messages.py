@@ -9,6 +9,7 @@ an error.  What a later version adds comes as an C{extension}.
 
 from __future__ import annotations
 
+import struct
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,6 +20,8 @@ from connpool.transfer.wire.frames import Frame, Type, frame
 
 __all__ = [
     "MESSAGES",
+    "ROOT",
+    "TIME",
     "Accept",
     "Ack",
     "Auth",
@@ -26,6 +29,7 @@ __all__ = [
     "Commit",
     "Data",
     "Digests",
+    "Directory",
     "Error",
     "Extension",
     "Goaway",
@@ -42,9 +46,20 @@ __all__ = [
     "Reject",
     "Repair",
     "Revoke",
+    "carryTime",
     "decode",
     "encode",
+    "extensionOf",
+    "pingOf",
+    "slowIn",
+    "timeOf",
 ]
+#: Name of the extension of a dry C{OFFER} that says the root of the content,
+#: and, empty, of the C{ACCEPT} that asks for it.
+ROOT = "root"
+#: Name of the extension of C{OFFER} and C{PUT} that has a modification time
+#: beyond 64 bits of nanoseconds: seconds and nanoseconds, 12 bytes.
+TIME = "time"
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Word = Annotated[str, Meta(max_length=64)]
@@ -59,6 +74,8 @@ Nanoseconds = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 BlockSize = Annotated[int, Meta(ge=1 << 12, le=1 << 47)]
 IfExists = Literal["", "rename", "replace", "refuse", "skip"]
 Durability = Literal["none", "data", "full"]
+#: C{best} needs the capability of that name.
+AskedDurability = Literal["none", "data", "full", "best"]
 
 
 class _Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -67,9 +84,9 @@ class _Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 class Extension(_Array, frozen=True):
     """
-    What this version does not know.
+    An addition to a message, which a version that does not know it ignores.
 
-    @ivar critical: who does not know C{name} must refuse the message.
+    @ivar critical: a peer that does not know C{name} must refuse the message.
     """
 
     name: Word
@@ -86,7 +103,7 @@ class _Message(_Array, frozen=True):
 
 class Limits(_Array, frozen=True):
     """
-    What a receiver takes.
+    The limits of a receiver.
 
     @ivar largest: bytes of a file; L{None} for no limit.
     @ivar small: bytes of a file that may come by C{PUT}.
@@ -124,7 +141,7 @@ class Hello(_Message, frozen=True):
 
 class Auth(_Message, frozen=True):
     """
-    Who the sender is, and what it saw of the two C{HELLO}s.
+    The identity of the sender, and the hash of the two C{HELLO}s as it saw them.
     """
 
     transcript: Secret
@@ -171,6 +188,23 @@ class Ping(_Message, frozen=True):
     extensions: Extensions = ()
 
 
+def pingOf(slow: str) -> Ping:
+    """
+    @param slow: what small files wait for; empty for nothing.
+    """
+    return Ping(0, (Extension("slow", False, slow.encode()),) if slow else ())
+
+
+def slowIn(ping: Ping) -> str:
+    """
+    @return: what C{ping} says that small files wait for; empty for nothing.
+    """
+    for extension in ping.extensions:
+        if extension.name == "slow":
+            return extension.value[:64].decode("utf-8", "replace")
+    return ""
+
+
 class Goaway(_Message, frozen=True):
     """
     Begin nothing new here; what runs may end.
@@ -202,7 +236,7 @@ class Put(_Message, frozen=True):
     modified: Nanoseconds | None = None
     executable: bool = False
     ifExists: IfExists = ""
-    durability: Durability = "full"
+    durability: AskedDurability = "full"
     extensions: Extensions = ()
 
 
@@ -224,7 +258,7 @@ class Offering(_Message, frozen=True):
     modified: Nanoseconds | None = None
     executable: bool = False
     ifExists: IfExists = ""
-    durability: Durability = "full"
+    durability: AskedDurability = "full"
     dry: bool = False
     extensions: Extensions = ()
 
@@ -337,6 +371,20 @@ class Receipting(_Message, frozen=True):
     extensions: Extensions = ()
 
 
+class Directory(_Message, frozen=True):
+    """
+    A directory, after all that is in it was answered.  Only for a receiver that has the
+    capability C{directories}.
+
+    @ivar modified: the time that it has in the source.
+    """
+
+    name: Name
+    modified: Nanoseconds | None = None
+    durability: AskedDurability = "full"
+    extensions: Extensions = ()
+
+
 class Cancel(_Message, frozen=True):
     """
     The sender gives this file up.
@@ -372,10 +420,35 @@ MESSAGES: dict[Type, type[_Message]] = {
     Type.ACK: Ack,
     Type.RECEIPT: Receipting,
     Type.CANCEL: Cancel,
+    Type.DIRECTORY: Directory,
 }
 
+_TIME = struct.Struct(">qI")
 _decoders = {kind: msgspec.msgpack.Decoder(message) for kind, message in MESSAGES.items()}
 _encode = msgspec.msgpack.Encoder().encode
+
+
+def carryTime(nanoseconds: int | None) -> tuple[int | None, tuple[Extension, ...]]:
+    """
+    @return: C{modified} of a message, and the extension without which it would
+        not be this time: not every file system stops where 64 bits do.
+    """
+    if nanoseconds is None or -(2**63) <= nanoseconds < 2**63:
+        return nanoseconds, ()
+    seconds, rest = divmod(nanoseconds, 10**9)
+    nearest = min(max(nanoseconds, -(2**63)), 2**63 - 1)
+    return nearest, (Extension(TIME, False, _TIME.pack(seconds, rest)),)
+
+
+def timeOf(message: Put | Offering) -> int | None:
+    """
+    @return: what L{carryTime} was given.
+    """
+    for extension in message.extensions:
+        if extension.name == TIME and len(extension.value) == _TIME.size:
+            seconds, rest = _TIME.unpack(extension.value)
+            return int(seconds * 10**9 + min(rest, 10**9 - 1))
+    return message.modified
 
 
 def decode(received: Frame) -> Any:
@@ -402,6 +475,13 @@ def encode(kind: Type, stream: int, message: _Message, length: int = 0) -> bytes
     Header and control part of a frame whose run has C{length} bytes.
     """
     return frame(kind, stream, _encode(message), length)
+
+
+def extensionOf(message: Any, name: str) -> bytes | None:
+    """
+    @return: the value of an extension of C{message}; L{None} if it has none of that name.
+    """
+    return next((each.value for each in message.extensions if each.name == name), None)
 
 
 def _oneLine(error: Exception) -> str:

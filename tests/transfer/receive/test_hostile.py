@@ -9,8 +9,10 @@ from twisted.internet.defer import Deferred, fail
 from connpool.errors import StoreError
 from connpool.transfer.receive import greeting, session
 from connpool.transfer.receive.reception import Policy
+from connpool.transfer.records import DirectoryMade
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import HEADER, MAX_RUN, PREAMBLE, Type
+from connpool.transfer.wire.handshake import transcriptOf
 from connpool.transfer.wire.link import TURN
 from connpool.transfer.wire.messages import (
     Accept,
@@ -18,6 +20,7 @@ from connpool.transfer.wire.messages import (
     Cancel,
     Commit,
     Data,
+    Directory,
     Goaway,
     Hello,
     Offering,
@@ -369,7 +372,7 @@ def test_everyHostileName(world):
             continue
         # names that are fine one by one may not go together
         world.store.files.clear()
-        world.store._directories.clear()
+        world.store.directories.clear()
         client.put(stream, hostile.raw, b"x")
         kind = client.frames[-1][0].type
         assert (kind is not Type.REJECT) == hostile.portable, (hostile, client.last())
@@ -620,3 +623,97 @@ def test_aSlowStoreIsNotASlowSender(tmp_path):
         world.pump()
     assert 55 <= seconds(world, client) <= 130
     world.close()
+
+
+# -- directories -------------------------------------------------------------------------
+
+
+def asking(world):
+    """
+    A sender that has the capability.
+    """
+    client = connect(world)
+    capabilities = ("join", "directories")
+    hello = encode(Type.HELLO, 0, Hello((1,), "raw", capabilities, ("sha256",), bytes(32)))
+    client.transport.write(PREAMBLE + hello)
+    world.pump()
+    theirs = encode(Type.HELLO, 0, client.last(Type.HELLO))
+    return client.say(Type.AUTH, 0, Auth(transcriptOf(hello, theirs), "none"))
+
+
+def test_everyHostileNameOfADirectory(world):
+    client = asking(world)
+    for number, hostile in enumerate(CORPUS, 1):
+        if len(hostile.raw) > 49_152:
+            continue
+        world.store.directories.clear()
+        world.store._forms.clear()
+        client.say(Type.DIRECTORY, number, Directory(hostile.raw, 5, "none"))
+        world.settle(1)
+        if hostile.portable:
+            assert world.store.directories[hostile.raw.decode()] == 5
+        else:
+            assert client.last(Type.REJECT).code == "name-refused"
+            assert world.store.directories == {}
+    assert Type.ERROR not in client.kinds()
+
+
+def test_directoriesCountAsFiles(tmp_path):
+    world = World(tmp_path / "state", Policy(maxFiles=3))
+    client = asking(world)
+    for number in range(1, 6):
+        client.say(Type.DIRECTORY, number, Directory(b"d%d" % number, None, "none"))
+        world.settle(1)
+    assert sorted(world.store.directories) == ["d1", "d2", "d3"]
+    assert client.last(Type.REJECT).code == "quota"
+    # those that are there take nothing
+    client.say(Type.DIRECTORY, 6, Directory(b"d1", 7, "none"))
+    world.settle(1)
+    assert world.store.directories["d1"] == 7
+    world.close()
+
+
+def test_noDotDirectories(tmp_path):
+    world = World(tmp_path / "state", Policy(dotfiles=False))
+    client = asking(world)
+    client.say(Type.DIRECTORY, 1, Directory(b"a/.hidden", 5, "none"))
+    assert client.last(Type.REJECT).code == "name-refused"
+    assert world.store.directories == {}
+    world.close()
+
+
+def test_directoriesOnTheirWayAreBounded(world):
+    """
+    A store that takes its time: reading stops, and nothing piles up.
+    """
+    client = asking(world)
+    waiting = []
+
+    def makeDirectory(*_):
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    world.store.makeDirectory = makeDirectory
+    name = b"/".join([b"x" * 200] * 15)
+    link = world.wires[-1].ends[1].protocol
+    number = 0
+    while not link.holds and number < 100_000:
+        batch = b""
+        for _ in range(100):
+            number += 1
+            batch += encode(Type.DIRECTORY, number, Directory(name, 5, "none"))
+        client.transport.write(batch)
+        world.pump()
+    assert link.holds
+    assert len(waiting) <= greeting.PENDING_BYTES // len(name) + 1000
+    for d in waiting:
+        d.callback(DirectoryMade(False, "none", "memory", 0.0))
+    world.settle(1)
+    assert not link.holds
+
+
+def test_aStoreThatFailsToMakeOne(world):
+    client = asking(world)
+    world.store.makeDirectory = lambda *_: fail(StoreError("no"))
+    client.say(Type.DIRECTORY, 1, Directory(b"d", 5, "none"))
+    assert client.last(Type.REJECT).code == "store-error"

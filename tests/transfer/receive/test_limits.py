@@ -114,7 +114,7 @@ def test_whoWaitsIsToldSo(worlds):
     world.clock.advance(1)
     world.pump()
     told = [m.slow for f, m in one.frames if f.type is Type.PROGRESS and f.stream == 2]
-    assert told == ["quota"]
+    assert told == ["place"]
     one.data(1, 0, bytes(8192))
     one.digests(1, 0, bytes(BLOCK), bytes(BLOCK))
     one.commit(1, bytes(8192))

@@ -4,7 +4,7 @@ The receiver's turn and the sender's: what is kept for whom, and for how long.
 
 import attrs
 import pytest
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 
 from connpool.errors import NoSpace, StoreError
 from connpool.transfer.digests import DIGESTS
@@ -354,7 +354,7 @@ def test_aDryRunIsAnsweredByWhatIsThere(worlds):
     assert client.last(Type.ACCEPT).state == "dry"
     client.offer(3, b"f", size=BLOCK + 1, dry=True)
     assert client.last(Type.REJECT).code == "exists"
-    world.store.trouble = lambda: "the disk is full"
+    world.store.foresee = lambda *_: fail(StoreError("no"))
     client.offer(4, b"g", size=1, dry=True)
     assert client.last(Type.REJECT).code == "store-error"
 

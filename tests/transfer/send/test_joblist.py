@@ -22,7 +22,7 @@ def test_whatIsBegunAgainAndDoesNotFitIntoABatchIsKept(tmp_path):
 
     def jobs():
         found = []
-        while not work.empty:
+        while not work.filesDone:
             successResultOf(work.fill(MIB, DIGESTS["sha256"]))
             found += [work.small.popleft().job for _ in range(len(work.small))]
         return found

@@ -1,3 +1,5 @@
+import pytest
+
 from connpool.transfer.send.outbox import FIRST_WAIT, LONGEST_WAIT, Outbox
 
 A, B = (1, 2, 3), (1, 2, 4)
@@ -85,7 +87,7 @@ def test_aRestartKnowsTheRecord():
     outbox.failed("a", 0.0, own=True)
     outbox.failed("a", 0.0, own=True)
     again = build(settle=0.0)
-    again.restore([(path, ident, count) for path, (ident, count) in outbox.strikes.items()], 0.0)
+    again.restore(outbox.memory, 0.0)
     again.scanned({"a": A, "b": A}, 0.0)
     assert again.failed("a", 0.0, own=True)
     assert not again.failed("b", 0.0, own=True)
@@ -98,4 +100,122 @@ def test_changedSettlesAgain():
     outbox.changed("a", 2.0)
     assert outbox.due(3.9, 1) == []
     assert outbox.due(4.0, 1) == ["a"]
-    assert outbox.snapshot() == {"waiting": 0, "sending": 1}
+    assert outbox.snapshot() == {"waiting": 0, "sending": 1, "kept": 0}
+
+
+def test_aWriterIsWaitedFor():
+    outbox = build()
+    outbox.scanned({"a": A}, 0.0)
+    assert outbox.due(2.0, 1) == ["a"]
+    outbox.busy("a", 2.0)
+    assert outbox.due(3.9, 1) == []
+    assert outbox.due(4.0, 1) == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["open", "written"])
+def test_aFileThatIsOpenForLongIsNamed(kind):
+    """
+    A writer that holds it open in silence, and one that always writes.
+    """
+    outbox = build()
+    for second in range(0, 100, 2):
+        outbox.scanned({"a": (second if kind == "written" else 0,), "b": A}, float(second))
+        for path in outbox.due(float(second), 10):
+            if path == "a":
+                outbox.busy(path, float(second))
+            else:
+                outbox.free(path)
+                outbox.failed(path, float(second), own=False)
+    assert outbox.longOpen(98.0, 99.0) is None
+    assert outbox.longOpen(98.0, 98.0) == ("a", 98.0)
+    assert outbox.due(100.0, 10) in (["a"], ["a", "b"])
+    outbox.free("a")
+    assert outbox.longOpen(200.0, 98.0) is None
+
+
+def test_aBacklogIsNotOpen():
+    outbox = build()
+    outbox.scanned({"a": A}, 0.0)
+    assert outbox.longOpen(1000.0, 10.0) is None
+
+
+def test_withoutAnAnswerItMustLookTheSameForLong():
+    outbox = build()
+    outbox.scanned({"a": A}, 0.0)
+    now = 2.0
+    for content, ready in ((b"1", False), (b"2", False), (b"2", True)):
+        assert outbox.due(now, 1) == ["a"]
+        assert outbox.looked("a", content, now) is ready
+        assert outbox.due(now + 9.9, 1) == []
+        now += 10.0
+    assert outbox.snapshot()["sending"] == 1
+
+
+def test_whatCouldNotBeReadIsLookedAtAgain():
+    outbox = build()
+    outbox.scanned({"a": A}, 0.0)
+    assert outbox.due(2.0, 1) == ["a"]
+    assert not outbox.looked("a", None, 2.0)
+    assert outbox.due(2.0, 1) == ["a"]
+
+
+def test_whatStaysGoesAgainWhenItChanges():
+    outbox = build(settle=0.0)
+    outbox.scanned({"a": A}, 0.0)
+    outbox.due(0.0, 1)
+    row = outbox.keep("a")
+    assert outbox.due(1000.0, 1) == []
+    assert outbox.next(1000.0) is None
+    assert outbox.snapshot() == {"waiting": 0, "sending": 0, "kept": 1}
+    again = build(settle=0.0)
+    again.restore([row], 0.0)
+    again.scanned({"a": A}, 0.0)
+    assert again.due(1000.0, 1) == []
+    again.scanned({"a": B}, 1000.0)
+    assert again.due(1000.0, 1) == ["a"]
+    assert again.snapshot()["kept"] == 0
+    again.done("a")
+    again.scanned({}, 0.0)
+    assert again.snapshot() == {"waiting": 0, "sending": 0, "kept": 0}
+
+
+def test_aRenewedKeyIsRemembered():
+    outbox = build(settle=0.0)
+    outbox.scanned({"a": A}, 0.0)
+    outbox.renew("a", b"salt")
+    again = build(settle=0.0)
+    again.restore(outbox.memory, 0.0)
+    again.scanned({"a": A}, 0.0)
+    assert again.saltOf("a") == b"salt"
+    again.scanned({"a": B}, 0.0)
+    assert again.saltOf("a") == b"", "its key is another one anyway"
+
+
+def test_aReceiverThatIsAwayIsAskedWithOneFile():
+    outbox = build(settle=0.0)
+    outbox.scanned(dict.fromkeys("abc", A), 0.0)
+    asked = []
+    now = 1.0
+    for _ in range(4):
+        (path,) = outbox.due(now, 1)
+        asked.append(path)
+        outbox.failed(path, now, own=False)
+        outbox.hold(path, now, rotate=True)
+        assert outbox.due(now + FIRST_WAIT / 2, 1) == []
+        now += outbox.next(now)
+    assert asked == ["a", "b", "c", "a"], "it may be one file that it dies of"
+
+
+def test_aReceiverThatDoesNotStoreDurablyGetsOneFile():
+    outbox = build(settle=0.0)
+    outbox.scanned(dict.fromkeys("abc", A), 0.0)
+    now, waits = 0.0, []
+    for _ in range(5):
+        assert outbox.due(now, 1) == ["a"]
+        outbox.failed("a", now, own=False)
+        outbox.hold("a", now, rotate=False)
+        waits.append(outbox.next(now))
+        now += waits[-1]
+    assert waits == [FIRST_WAIT * 2**n for n in range(5)]
+    outbox.release()
+    assert len(outbox.due(now, 3)) == 3

@@ -1,13 +1,23 @@
 import contextlib
 import errno
 import os
+import shutil
 
 import pytest
 
 from connpool.errors import StartFailed
+from connpool.transfer.digests import BLOCK_SIZE, digestNamed, rootOf
+from connpool.transfer.send import outboxfolder, removal
+from connpool.transfer.send.openfiles import Answer, Writers
+from connpool.transfer.send.outbox import Remembered
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE, TAKEN, OutboxFolder
+from connpool.transfer.send.removal import Fate, Sent
 from connpool.transfer.send.source import identity
+from connpool.transfer.send.temporarynames import TemporaryNames
 from connpool.transfer.syscalls import Syscalls
+from tests.helpers.mounts import mounted
+
+DIGEST = digestNamed("blake3")
 
 
 @pytest.fixture
@@ -27,6 +37,30 @@ def put(folder, name="a", content="x"):
     return path, identity(os.stat(path))
 
 
+def rootOfText(text):
+    blocks = [DIGEST.of(text.encode())] if text else []
+    return rootOf(DIGEST, len(text.encode()), BLOCK_SIZE, blocks)
+
+
+def sent(name, status, text):
+    return Sent(name, status, len(text.encode()), DIGEST.name, rootOfText(text))
+
+
+def remove(folder, name, status, text=None):
+    """
+    @param text: the content of the receipt; the file's unless given.
+    @return: whether it is gone.
+    """
+    if text is None:
+        path = os.path.join(folder.path, name)
+        text = read(path) if os.path.exists(path) else ""
+    departure = folder.remove([sent(name, status, text)])[name]
+    if departure.error is not None:
+        raise departure.error
+    assert departure.fate in {Fate.GONE, Fate.CHANGED, Fate.UNSURE}
+    return departure.fate is Fate.GONE
+
+
 def read(path):
     with open(path) as file:
         return file.read()
@@ -44,7 +78,7 @@ def contents(folder):
         os.path.join(where, name)
         for where, _, names in os.walk(folder.path)
         for name in names
-        if PRIVATE not in where or name == "file"
+        if PRIVATE not in where or name in {"file", "0"}
     ]
     return sorted(read(path) for path in found)
 
@@ -62,7 +96,7 @@ def test_scanSeesRegularFilesOnly(folder, tmp_path):
 
 def test_whatWasSentIsRemoved(folder):
     path, status = put(folder)
-    assert folder.remove("a", status)
+    assert remove(folder, "a", status)
     assert not os.path.exists(path)
     assert taken(folder) == []
 
@@ -73,7 +107,7 @@ def test_orMoved(tmp_path):
     folder = OutboxFolder(str(tmp_path / "out"), keep=str(tmp_path / "done"))
     for content in "12":
         _, status = put(folder, "d/a", content)
-        assert folder.remove("d/a", status)
+        assert remove(folder, "d/a", status)
     folder.close()
     assert (tmp_path / "done/d/a").read_text() == "1"
     assert (tmp_path / "done/d/a.1").read_text() == "2"
@@ -83,7 +117,7 @@ def test_aChangeSinceTheSendingKeepsIt(folder):
     path, status = put(folder)
     with open(path, "a") as file:
         file.write("more")
-    assert not folder.remove("a", status)
+    assert not remove(folder, "a", status)
     assert read(path) == "xmore"
 
 
@@ -91,17 +125,17 @@ def test_aWriterThatStillHasItOpenKeepsIt(folder):
     path, _ = put(folder)
     with open(path, "a") as writer:
         status = identity(os.stat(path))
-        assert not folder.remove("a", status)
+        assert not remove(folder, "a", status)
         writer.write("more")
     assert read(path) == "xmore"
     assert taken(folder) == []
-    assert folder.remove("a", identity(os.stat(path)))
+    assert remove(folder, "a", identity(os.stat(path)))
 
 
 def test_aReaderDoesNot(folder):
     path, status = put(folder)
     with open(path):
-        assert folder.remove("a", status)
+        assert remove(folder, "a", status)
 
 
 @pytest.mark.parametrize("name", ["a", "x" * 255, "é" * 127])
@@ -116,7 +150,7 @@ def test_whatIsPutBackDoesNotOverwrite(folder, monkeypatch, name):
         put(folder, name, "new")
 
     monkeypatch.setattr(os, "rename", renameAndReplace)
-    assert not folder.remove(name, status)
+    assert not remove(folder, name, status)
     writers[0].write("more")
     writers[0].close()
     assert read(path) == "new"
@@ -126,7 +160,7 @@ def test_whatIsPutBackDoesNotOverwrite(folder, monkeypatch, name):
 def test_whatHasAWriterIsNotEvenTaken(folder):
     path, status = put(folder)
     with open(path, "a"):
-        assert not folder.remove("a", status)
+        assert not remove(folder, "a", status)
     assert identity(os.stat(path)) == status, "it would be another file, and be sent at once"
 
 
@@ -139,6 +173,7 @@ def test_aRestartPutsBackWhatWasTaken(folder):
         file.write("content")
     folder.close()
     again = OutboxFolder(folder.path)
+    assert set(again.scan()) == {"d/a"}
     again.close()
     assert read(os.path.join(folder.path, "d/a")) == "content"
     assert taken(again) == []
@@ -150,7 +185,9 @@ def test_aRestartLosesNothingWithoutItsName(folder):
     with open(os.path.join(place, "file"), "w") as file:
         file.write("content")
     folder.close()
-    OutboxFolder(folder.path).close()
+    again = OutboxFolder(folder.path)
+    again.scan()
+    again.close()
     assert read(os.path.join(folder.path, "recovered-0123")) == "content"
 
 
@@ -161,7 +198,7 @@ def test_whatCannotBeMovedStays(tmp_path):
     folder = OutboxFolder(str(tmp_path / "out"), keep=str(tmp_path / "done"))
     path, status = put(folder, "d/a")
     with pytest.raises(OSError):
-        folder.remove("d/a", status)
+        remove(folder, "d/a", status)
     assert identity(os.stat(path)) == status, "it would be another file, and be sent at once"
     assert taken(folder) == []
     folder.close()
@@ -173,14 +210,14 @@ def test_anErrorOnTheWayPutsItBack(folder, monkeypatch):
     unlink = os.unlink
 
     def broken(path):
-        if path.endswith("/file"):
+        if path.endswith("/0"):
             raise OSError(errno.EIO, "Input/output error")
         unlink(path)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "unlink", broken)
         with pytest.raises(OSError):
-            folder.remove("a", status)
+            remove(folder, "a", status)
     assert read(path) == "x"
     assert taken(folder) == []
 
@@ -203,7 +240,9 @@ def test_aFileWhereADirectoryWas(folder):
     put(folder, "d", "new")
     put(folder, os.path.join(PRIVATE, TAKEN, "stray"), "left by somebody")
     folder.close()
-    OutboxFolder(folder.path).close()
+    again = OutboxFolder(folder.path)
+    again.scan()
+    again.close()
     assert read(os.path.join(folder.path, "recovered-a")) == "content"
     assert read(os.path.join(folder.path, "d")) == "new"
 
@@ -215,7 +254,7 @@ def test_aFolderThatCannotBeWrittenToIsOneLine(folder, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system", path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(OutboxFolder, "_tryLease", lambda self: full("probe"))
+        patched.setattr(os, "open", full)
         with pytest.raises(StartFailed, match="Read-only"):
             OutboxFolder(folder.path)
 
@@ -296,7 +335,7 @@ def test_aProducersReplacementStays(folder, monkeypatch, act, calls):
         for name in ("mkdir", "rename", "unlink", "rmdir", "lstat", "link"):
             patched.setattr(os, name, before(getattr(os, name)))
         if act == "remove":
-            folder.remove("a", status)
+            remove(folder, "a", status)
         else:
             folder.setAside("a", status, "because")
     if count < calls:
@@ -323,10 +362,10 @@ def test_aDeathAtAnyStepLosesNothing(tmp_path, act):
         if pid == 0:
             dieIn(out, act, death)
         survived = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        again = OutboxFolder(str(out))
+        again = OutboxFolder(str(out), str(tmp_path / "done") if act == "keep" else None)
+        there = {*again.scan()}
         again.close()
         assert taken(again) == []
-        there = {*again.scan()}
         kept = [path.read_text() for path in (tmp_path / "done").rglob("*") if path.is_file()]
         if act == "setAside" and not there:
             assert aside(again) == {
@@ -337,8 +376,9 @@ def test_aDeathAtAnyStepLosesNothing(tmp_path, act):
         elif act == "keep" and not there:
             assert kept == ["content"]
             (tmp_path / "done/d/a").unlink()
-        elif act == "remove" and not there:
-            assert death > 4, "not before it was taken"
+        elif act != "keep" and not there:
+            # the restart goes on: its writer is gone, and it is what was sent
+            assert death > 3, "not before it was taken"
         else:
             assert there == {"d/a"}
             assert read(out / "d/a") == "content"
@@ -347,6 +387,10 @@ def test_aDeathAtAnyStepLosesNothing(tmp_path, act):
             break
     assert survived
     assert there == ({"d/a"} if act == "writer" else set())
+
+
+def writersOnceTaken(paths):
+    return [Answer(Writers.SOME if TAKEN in path else Writers.NONE) for path in paths]
 
 
 def dieIn(out, act, death):
@@ -375,10 +419,10 @@ def dieIn(out, act, death):
         if act == "setAside":
             folder.setAside("d/a", status, "because")
         elif act == "writer":
-            folder._withoutWriters = lambda path, *_: TAKEN not in path
-            folder.remove("d/a", status)
+            removal.writersOf = writersOnceTaken
+            remove(folder, "d/a", status)
         else:
-            folder.remove("d/a", status)
+            remove(folder, "d/a", status)
     except BaseException:
         os._exit(1)
     os._exit(0)
@@ -396,13 +440,18 @@ def test_whatFailsBeforeItIsTakenLeavesNothing(folder, monkeypatch, call, number
     with monkeypatch.context() as patched:
         patched.setattr(os, call, fail)
         with pytest.raises(OSError):
-            folder.remove("a", status) if act == "remove" else folder.setAside("a", status, "why")
+            remove(folder, "a", status) if act == "remove" else folder.setAside("a", status, "why")
     assert identity(os.stat(path)) == status
     assert taken(folder) == []
 
 
-def test_whatCannotBePutBackIsByTheNextScan(folder, monkeypatch):
+@pytest.mark.parametrize("same", [True, False])
+def test_whatCannotBePutBackIsByTheNextScan(folder, monkeypatch, same):
+    """
+    If it is still to be put back: it may be removed by then.
+    """
     _, status = put(folder, "d/a")
+    text = "x" if same else "y"
 
     def fail(*arguments, **keywords):
         raise OSError(errno.EIO, "Input/output error")
@@ -411,9 +460,9 @@ def test_whatCannotBePutBackIsByTheNextScan(folder, monkeypatch):
         patched.setattr(os, "unlink", fail)
         patched.setattr(Syscalls, "renameNoReplace", fail)
         with pytest.raises(OSError):
-            folder.remove("d/a", status)
+            remove(folder, "d/a", status, text)
         assert folder.scan() == {}
-    assert set(folder.scan()) == {"d/a"}
+    assert set(folder.scan()) == (set() if same else {"d/a"})
     assert taken(folder) == []
 
 
@@ -436,8 +485,8 @@ def test_whoeversFileItIsItIsPutBack(folder, monkeypatch, noReplace):
             patched.setattr(os, "link", protected)
         else:
             patched.setattr(Syscalls, "renameNoReplace", unknown)
-        patched.setattr(folder, "_withoutWriters", lambda path, *_: TAKEN not in path)
-        assert not folder.remove("a", status)
+        patched.setattr(removal, "writersOf", writersOnceTaken)
+        assert not remove(folder, "a", status)
     assert read(path) == "x"
     assert taken(folder) == []
 
@@ -458,8 +507,7 @@ def test_filesOfOtherUsers(tmp_path):
         os.setuid(65534)
         try:
             folder = OutboxFolder(".")
-            with pytest.raises(PermissionError):
-                folder.remove("readable", identity(os.stat("readable")))
+            assert not remove(folder, "readable", identity(os.stat("readable")))
             assert folder.setAside("secret", identity(os.stat("secret")), "unreadable")
             assert taken(folder) == []
         except BaseException:
@@ -479,9 +527,11 @@ def test_aRestartKnowsTheName(folder, name):
             with open(os.path.join(place, note), "w", newline="") as file:
                 file.write(text)
     folder.close()
-    OutboxFolder(folder.path).close()
+    again = OutboxFolder(folder.path)
+    found = again.scan()
+    again.close()
     assert contents(folder) == ["new", "old"]
-    assert name in folder.scan()
+    assert name in found
 
 
 def test_aLongNameWhoseDirectoryIsAFileNow(folder):
@@ -502,7 +552,7 @@ def test_longNamesAreMovedToo(tmp_path, name):
     folder = OutboxFolder(str(tmp_path / "out"), keep=str(tmp_path / "done"))
     for content in "12":
         _, status = put(folder, name, content)
-        assert folder.remove(name, status)
+        assert remove(folder, name, status)
     folder.close()
     assert sorted(path.read_text() for path in (tmp_path / "done").iterdir()) == ["1", "2"]
 
@@ -547,9 +597,15 @@ def test_aFolderThatCannotBeReadIsAnError(folder, monkeypatch):
 
 
 def test_theRecordSurvives(folder):
-    strikes = {"d/a": ((1, 2, 3), 2)}
-    folder.remember(strikes)
-    assert list(folder.remembered()) == [("d/a", (1, 2, 3), 2)]
+    memory = [Remembered("d/a", (1, 2, 3), 2), Remembered("b", (1,), 0, b"salt")]
+    folder.remember(memory)
+    assert sorted(folder.remembered(), key=str) == sorted(memory, key=str)
+
+
+def test_theRecordOfTheReleaseBeforeIsRead(folder):
+    with open(os.path.join(folder.path, PRIVATE, "record.json"), "w") as file:
+        file.write('[["d/a", [1, 2, 3, 4, 5], 2]]')
+    assert folder.remembered() == [Remembered("d/a", (1, 2, 3, 4, 5), 2)]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '[["a", 1, 2]]', '[["a", ["x"], 2]]'])
@@ -569,3 +625,77 @@ def test_unusableFoldersAreOneLine(path):
     with pytest.raises(StartFailed) as caught:
         OutboxFolder(path)
     assert "\n" not in str(caught.value)
+
+
+def test_temporaryNamesAreLeftAlone(folder):
+    for name in ("a", ".a.Xy12Z9", "b.part", ".~tmp~/c", ".rsync-partial/d", "e/f.tmp", "g.part/h"):
+        put(folder, name)
+    assert set(folder.scan()) == {"a"}
+    assert folder.temporaryCount == 3, "files, as far as they were seen"
+    folder.close()
+    other = OutboxFolder(folder.path, temporary=TemporaryNames(["a"], usual=False))
+    assert set(other.scan()) == {
+        ".a.Xy12Z9",
+        "b.part",
+        ".~tmp~/c",
+        ".rsync-partial/d",
+        "e/f.tmp",
+        "g.part/h",
+    }
+    other.close()
+
+
+def test_ourOwnDirectoryIsMadeAgain(folder):
+    """
+    Somebody cleaned up: what is left goes on, and nobody else gets the folder.
+    """
+    shutil.rmtree(os.path.join(folder.path, PRIVATE))
+    path, status = put(folder)
+    assert set(folder.scan()) == {"a"}
+    assert remove(folder, "a", status)
+    assert not os.path.exists(path)
+    with pytest.raises(StartFailed, match="another process"):
+        OutboxFolder(folder.path)
+
+
+def test_whatIsOnAnotherFileSystemIsSaid(folder, tmp_path):
+    """
+    It could not be renamed out of it, and would be sent for ever.
+    """
+    put(folder, "a")
+    with mounted("tmpfs", tmp_path / "out") as at:
+        (at / "b").write_text("x")
+        assert set(folder.scan()) == {"a"}
+        assert folder.leftOut == {
+            "it is on another file system; give it a filesend of its own": str(at)
+        }
+
+
+def test_filesThatStayAreRemembered(folder):
+    rows = []
+    for name in ("a", "b", "c"):
+        _, status = put(folder, name)
+        rows.append(Remembered(name, status, kept=True))
+    folder.rememberKept(rows[:1])
+    folder.rememberKept(rows[1:])
+    record = os.path.join(folder.path, PRIVATE, "kept.jsonl")
+    with open(record, "a") as file:
+        file.write('\x00 damaged\n["d"]\n')
+    os.unlink(os.path.join(folder.path, "b"))
+    put(folder, "c", "changed")
+    assert folder.remembered() == rows[:1]
+    assert len(read(record).splitlines()) == 1, "what is over is forgotten"
+    assert folder.remembered() == rows[:1]
+
+
+def test_aLookBeforeItIsSent(folder, monkeypatch):
+    put(folder, "a", "content")
+    looks = folder.look(["a", "gone"])
+    assert looks["a"].answer == Answer(Writers.NONE)
+    assert looks["a"].content is None
+    assert isinstance(looks["gone"].answer, FileNotFoundError)
+    unknown = Answer(Writers.UNKNOWN, "because")
+    monkeypatch.setattr(outboxfolder, "writersOf", lambda paths: [unknown] * len(paths))
+    looks = folder.look(["a", "gone"])
+    assert looks["a"].content == rootOfText("content")
+    assert looks["gone"].content is None

@@ -98,7 +98,7 @@ def test_piecesOfAnySizeMakeTheSameFile(world, stdin, monkeypatch, size, block):
     def some(fd, most, wanted):
         return os.read(fd, min(most, chance.choice([1, 100, 5000, 1 << 20])))
 
-    monkeypatch.setattr("connpool.transfer.send.transmission.readSome", some)
+    monkeypatch.setattr("connpool.transfer.send.standardinput.readSome", some)
     report = world.send("-", asked=Asked(durability="none", blockSize=block))
     assert report.exitCode == 0, report
     assert world.store.files == {"stdin": DATA[:size]}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import socket
@@ -22,7 +23,7 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from connpool.errors import Exists, NoSpace, StartFailed, StoreError, TransferError
-from connpool.transfer import LocalStore
+from connpool.transfer import LocalStore, RelativeName
 from tests.helpers.waiting import bounded
 from tests.transfer.stores.kit import InlineReactor, fill, offer, settled, visible
 
@@ -386,3 +387,56 @@ async def test_aPrivateDirectoryThatIsNotPrivate(root, kind):
     planted.chmod(0o750)
     os.chown(planted, os.geteuid(), -1)
     await bounded(LocalStore(reactor, root).close())
+
+
+@pytest.mark.parametrize("where", ["d", "d/below"])
+@pytest_twisted.ensureDeferred
+async def test_noDirectoryThroughALink(store, root, outside, where):
+    """
+    Neither made nor given a time on the other side.
+    """
+    (root / "d").symlink_to(outside / "d")
+    before = (outside / "d").stat().st_mtime_ns
+    with pytest.raises(Exists):
+        await bounded(store.makeDirectory(RelativeName.parse(where), 5, "full"))
+    assert (outside / "d").stat().st_mtime_ns == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_aDirectoryOfAnother(store, root):
+    """
+    Its time stays, and files go into it.
+    """
+    (root / "d").mkdir()
+    real = store.syscalls.utime
+
+    def utime(fd, ns):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    store.syscalls.utime = utime
+    made = await bounded(store.makeDirectory(RelativeName.parse("d"), 5, "none"))
+    store.syscalls.utime = real
+    assert not made.made
+    assert (root / "d").stat().st_mtime_ns != 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_aDirectoryThatIsMadeIsSynced(root):
+    """
+    At C{full}: it and its name, and those of the directories above it.
+    """
+    store = LocalStore(reactor, root)
+    synced = []
+    real = store.syscalls.fsync
+
+    def fsync(fd):
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), root))
+        real(fd)
+
+    store.syscalls.fsync = fsync
+    made = await bounded(store.makeDirectory(RelativeName.parse("a/b"), 5, "full"))
+    store.syscalls.fsync = real
+    await bounded(store.close())
+    if made.durability == "full":
+        assert set(synced) == {"a/b", "a", "."}
+        assert synced[0] == "a/b"

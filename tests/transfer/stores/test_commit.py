@@ -27,6 +27,7 @@ from connpool.transfer.syscalls import filesystemType
 from tests.helpers.waiting import bounded, failureResultOf
 from tests.transfer.stores.deaths import hidden, lookLater, opened, published
 from tests.transfer.stores.kit import BLOCK, InlineReactor, Recorded, fill, offer, settled, visible
+from tests.transfer.stores.onpartials import target
 from tests.transfer.stores.test_attacks import mounted
 
 KEY = b"k" * 32
@@ -101,6 +102,83 @@ def test_theReceiptNamesWhereTheFileIs(root, way):
             expected = "tmpfs" if promised == "none" else filesystemOf(root)
             assert receipt.filesystem == expected
         clock.wait(store.close())
+
+
+@pytest.mark.parametrize("asked", ["best", "full"])
+@pytest.mark.parametrize("way", ["put", "batch", "commit", "renamed"])
+def test_eachDirectoryReachesWhatItsOwnFileSystemDoes(root, way, asked):
+    """
+    A disk inside a directory in memory, and memory inside a disk.
+    """
+    synced = set()
+
+    def note(name, arguments, keywords):
+        if name == "fsync":
+            synced.add(target(arguments[0]))
+
+    disk, elsewhere = root / "disk", root / "elsewhere"
+    disk.mkdir()
+    elsewhere.mkdir()
+    with mounted(elsewhere, "-t", "tmpfs", "none"):
+        (elsewhere / "d").mkdir()
+        with mounted(elsewhere / "d", "--bind", str(disk)):
+            store, clock, _ = inline(elsewhere, note)
+            assert store.caps.durability == "none"
+            for name, promised in (("d/x", "full"), ("x", "none"), ("d/y", "full")):
+                synced.clear()
+                wanted = offer(name, size=4, durability=asked)
+                if way == "put":
+                    receipt = store.finisher.put(wanted, b"data", None)
+                elif way == "batch":
+                    receipt = clock.wait(settled(store.put(wanted, b"data", None)))
+                elif way == "renamed":
+                    receipt = store.finisher.wasRenamed(wanted, 4, None)
+                else:
+                    partial = clock.wait(store.open(attrs.evolve(wanted, resumeKey=SECRET)))
+                    partial.write(0, b"data")
+                    receipt = clock.wait(partial.commit(None))
+                assert receipt.durability == promised, name
+                assert (f"{elsewhere}/d" in synced) == (promised == "full")
+            clock.wait(store.close())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("way", ["one", "batch"])
+def test_directoriesThatCannotBeSyncedReachData(root, way, number):
+    """
+    Some file systems sync files only; an error of the disk is another thing.
+    """
+    faults = Faults(
+        "fsync", number, lambda arguments: os.path.isdir(f"/proc/self/fd/{arguments[0]}")
+    )
+    faults.on = True
+    store, clock, _ = inline(root, faults)
+    assert store.caps.durability == "data"
+    receipt = clock.wait(settled(store.put(offer("a", durability="best"), b"x", None)))
+    assert receipt.durability == "data"
+    clock.wait(store.close())
+    # another mount than the one that was tried at the start
+    faults.on = False
+    store, clock, _ = inline(root, faults)
+    assert store.caps.durability == "full"
+    faults.on = True
+    if way == "one":
+        receipt = store.finisher.put(offer("b", durability="best"), b"x", None)
+    else:
+        receipt = clock.wait(settled(store.put(offer("b", durability="full"), b"x", None)))
+    assert receipt.durability == "data"
+    clock.wait(store.close())
+
+
+def test_anErrorOfTheDiskIsNoLowerLevel(root):
+    faults = Faults(
+        "fsync", errno.EIO, lambda arguments: os.path.isdir(f"/proc/self/fd/{arguments[0]}")
+    )
+    store, clock, _ = inline(root, faults)
+    faults.on = True
+    with pytest.raises(TransferError):
+        clock.wait(settled(store.put(offer("a", durability="best"), b"x", None)))
+    clock.wait(store.close())
 
 
 def filesystemOf(path):
@@ -297,7 +375,7 @@ def test_theEvidenceStaysUntilTheDoneRecord(root, way, level, fault):
     assert (receipt.name, receipt.status) == ("d/a", "stored")
     assert visible(root) == {"consumed": b"x"}
     assert private(root) == []
-    assert store.finisher.finished(asked) == receipt
+    assert store.finisher.finished(asked, receipt.size) == receipt
     clock.wait(store.close())
 
 
@@ -350,7 +428,7 @@ def test_whatWasNotedIsAcknowledged(root, call):
     del failed[:]
     receipt = store.finisher.put(offer("g", key=b"g" * 32), b"x", None)
     assert failed == [call]
-    assert store.finisher.finished(offer("g", key=b"g" * 32)) == receipt
+    assert store.finisher.finished(offer("g", key=b"g" * 32), receipt.size) == receipt
     armed = False
     clock.wait(store.close())
 
@@ -473,8 +551,10 @@ def test_aNoteOfNothing(root, noted):
     store, clock, _ = inline(root)
     (root / ".connpool/temporary/copy-0123456789abcdef").write_bytes(noted)
     (root / ".connpool/temporary/copy-x").write_bytes(noted)
+    temporary = os.open(root / ".connpool/temporary", os.O_RDONLY)
     for name in ("copy-0123456789abcdef", "copy-x", "copy-0000000000000000"):
-        store.finisher.remove(name)
+        store.finisher.remove(name, temporary)
+    os.close(temporary)
     assert private(root) == []
     clock.wait(store.close())
 
@@ -505,7 +585,9 @@ def test_aNoteOfWhatIsGone(root, tmp_path, gone):
         (root / "d").rename(tmp_path / "moved")
         (root / "d").write_text("")
     [note] = [name for name in private(root) if name.startswith("copy")]
-    store.finisher.remove(note)
+    temporary = os.open(root / ".connpool/temporary", os.O_RDONLY)
+    store.finisher.remove(note, temporary)
+    os.close(temporary)
     assert [name for name in private(root) if name.startswith("copy")] == []
     clock.wait(store.close())
 

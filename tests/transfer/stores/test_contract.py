@@ -13,8 +13,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import DeferredList, fail, maybeDeferred
 from zope.interface.verify import verifyObject
 
-from connpool.errors import ConflictTakeover, Exists, StoreError, TooLarge
-from connpool.interfaces import IFileStore, IPartial
+from connpool.errors import ConflictTakeover, Exists, Skipped, StoreError, TooLarge
+from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
 from connpool.transfer import RelativeName
 from connpool.transfer.stores import LocalStore, MemoryStore
 from tests.helpers.waiting import bounded
@@ -458,6 +458,83 @@ async def test_sameKeySameReceipt(tested, way, durability):
     assert third.name == "report (1).txt"
 
 
+@pytest.mark.parametrize("durability", ["none", "full"])
+@pytest_twisted.ensureDeferred
+async def test_aKeyAnswersForItsContentOnly(tested, durability):
+    # a file changed without its times: its key is the same
+    first, second = (
+        offer(size=3, key=KEY, durability=durability, transferId=letter * 32) for letter in "ab"
+    )
+    one, two = b"\1" * 32, b"\2" * 32
+    old = await bounded(settled(tested.store.put(first, b"abc", one)))
+    new = await bounded(settled(tested.store.put(second, b"xyz", two)))
+    assert (new.root, new.transferId) == (two.hex(), second.transferId)
+    assert sorted(tested.files().values()) == [b"abc", b"xyz"]
+    # each is answered again for its own content
+    assert await bounded(settled(tested.store.put(first, b"xyz", two))) == new
+    assert (await bounded(settled(tested.store.put(second, b"abc", one)))).root == old.root
+    # an offer has no root: its sender compares
+    assert (await bounded(tested.store.open(first))).root in (old.root, new.root)
+    assert len(tested.files()) == 2
+
+
+@pytest.mark.parametrize("durability", ["none", "full"])
+@pytest_twisted.ensureDeferred
+async def test_twoContentsUnderOneKeyAtOnce(tested, durability):
+    asked = offer(size=3, key=KEY, durability=durability)
+    both = [
+        tested.store.put(asked, data, root)
+        for data, root in ((b"abc", b"\1" * 32), (b"xyz", b"\2" * 32))
+    ]
+    receipts = [await bounded(settled(each)) for each in both]
+    assert [receipt.root for receipt in receipts] == ["01" * 32, "02" * 32]
+    assert sorted(tested.files().values()) == [b"abc", b"xyz"]
+
+
+@pytest.mark.parametrize("resumeKey", [None, SECRET])
+@pytest.mark.parametrize("size", [2, 4, None])
+@pytest_twisted.ensureDeferred
+async def test_aKeyDoesNotAnswerForAnotherSize(tested, size, resumeKey):
+    await bounded(settled(tested.store.put(offer(size=3, key=KEY), b"abc", b"\1" * 32)))
+    partial = await bounded(tested.store.open(offer(size=size, key=KEY, resumeKey=resumeKey)))
+    assert IPartial.providedBy(partial)
+    data = b"wxyz"[: size or 3]
+    partial.write(0, data)
+    receipt = await bounded(partial.commit(b"\3" * 32))
+    assert (receipt.root, receipt.size) == ("03" * 32, len(data))
+    assert sorted(tested.files().values()) == sorted([b"abc", data])
+
+
+@pytest_twisted.ensureDeferred
+async def test_aCommitIsAnsweredForItsOwnContent(tested):
+    asked = offer(size=3, key=KEY)
+    partials = [await bounded(tested.store.open(asked)) for _ in range(2)]
+    for partial, data in zip(partials, (b"abc", b"xyz"), strict=True):
+        partial.write(0, data)
+    roots = [
+        (await bounded(partial.commit(root))).root
+        for partial, root in zip(partials, (b"\1" * 32, b"\2" * 32), strict=True)
+    ]
+    assert roots == ["01" * 32, "02" * 32]
+    assert sorted(tested.files().values()) == [b"abc", b"xyz"]
+
+
+@pytest.mark.parametrize("ifExists", ["skip", "refuse"])
+@pytest_twisted.ensureDeferred
+async def test_skippedIsNotRefused(tested, ifExists):
+    await bounded(settled(tested.store.put(offer(), b"abc", None)))
+    with pytest.raises(Exists) as caught:
+        await bounded(
+            maybeDeferred(tested.store.put, offer(ifExists=ifExists, key=KEY), b"xyz", None)
+        )
+    assert isinstance(caught.value, Skipped) == (ifExists == "skip")
+    assert tested.files() == {"report.txt": b"abc"}
+    # and it leaves no receipt
+    partial = await bounded(tested.store.open(offer(size=3, key=KEY)))
+    assert IPartial.providedBy(partial)
+    await bounded(partial.abort())
+
+
 @pytest_twisted.ensureDeferred
 async def test_sameKeyAfterACommit(tested):
     asked = offer(size=3, key=KEY)
@@ -573,3 +650,66 @@ async def test_deleteRemovesASuspendedPartial(tested):
     await bounded(tested.store.delete(info))
     assert await bounded(tested.store.partials()) == []
     assert list((await bounded(tested.store.open(asked))).held) == []
+
+
+# -- directories, of a store that has them ------------------------------------------------
+
+
+def directory(tested, name, modified=None, durability="none", **more):
+    return bounded(
+        maybeDeferred(
+            tested.store.makeDirectory, RelativeName.parse(name), modified, durability, **more
+        )
+    )
+
+
+def timeOf(tested, name):
+    if isinstance(tested, MemoryUnderTest):
+        return tested.store.directories.get(name)
+    return (tested.root / name).stat().st_mtime_ns if (tested.root / name).is_dir() else None
+
+
+@pytest.mark.parametrize("durability", ["none", "data", "full"])
+@pytest_twisted.ensureDeferred
+async def test_aDirectoryIsMade(tested, durability):
+    verifyObject(IDirectoryStore, tested.store)
+    made = await directory(tested, "a/b/c", 1_600_000_000 * 10**9 + 17, durability)
+    assert made.made
+    reachable = tested.store.caps.durability
+    assert made.durability == ("none" if reachable == "none" else durability)
+    assert timeOf(tested, "a/b/c") == 1_600_000_000 * 10**9 + 17
+    # again, with another time, before the epoch
+    made = await directory(tested, "a/b/c", -1_500_000_000, durability)
+    assert not made.made
+    assert timeOf(tested, "a/b/c") == -1_500_000_000
+    assert tested.files() == {}
+    # and without one
+    await directory(tested, "a/b/c", None, durability)
+    assert timeOf(tested, "a/b/c") == -1_500_000_000
+
+
+@pytest_twisted.ensureDeferred
+async def test_aDirectoryThatMayNotBeMade(tested):
+    assert await directory(tested, "a/b", make=False) is None
+    assert timeOf(tested, "a") is None
+    await directory(tested, "a/b")
+    assert (await directory(tested, "a/b", 5, make=False)).made is False
+    assert timeOf(tested, "a/b") == 5
+
+
+@pytest.mark.parametrize("name", ["f", "f/below"])
+@pytest_twisted.ensureDeferred
+async def test_aFileInThePlaceOfADirectory(tested, name):
+    await bounded(settled(tested.store.put(offer("f"), b"x", None)))
+    with pytest.raises(Exists):
+        await directory(tested, name)
+    assert tested.files() == {"f": b"x"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_aNeighbourOfADirectory(tested):
+    await directory(tested, "Logs")
+    with pytest.raises(Exists):
+        await directory(tested, "logs/a")
+    await bounded(settled(tested.store.put(offer("Logs/x"), b"x", None)))
+    assert tested.files() == {"Logs/x": b"x"}

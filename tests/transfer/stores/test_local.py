@@ -207,17 +207,24 @@ async def test_setgidIsHandedDown(root, opened):
     assert stat.S_IMODE((root / "d/e").stat().st_mode) == 0o2750
 
 
-@pytest.mark.parametrize(
-    ("modified", "expected"),
-    [(-1, 0), (0, 0), (10**18, 10**18), (10**30, (1_000_000 + 86400) * 10**9)],
-)
+#: 1960 with nanoseconds, the first second and the last before it, 2200.
+TIMES = [-304_000_000 * 10**9 + 123_456_789, 0, -1, 7_258_118_400 * 10**9 + 1]
+
+
+@pytest.mark.parametrize("modified", TIMES)
+@pytest.mark.parametrize("way", ["put", "batch", "partial"])
 @pytest_twisted.ensureDeferred
-async def test_timesAreClamped(root, opened, modified, expected):
+async def test_timesArriveAsTheyAre(root, opened, modified, way):
     store = opened(now=lambda: 1_000_000.0)
-    if modified == 10**18:
-        store = opened(now=lambda: 2e9)
-    await bounded(settled(store.put(offer("x", modified=modified), b"x", None)))
-    assert (root / "x").stat().st_mtime_ns == expected
+    asked = offer("x", modified=modified, durability="full" if way == "batch" else "none")
+    if way == "partial":
+        partial = await bounded(store.open(attrs.evolve(asked, size=1)))
+        partial.write(0, b"x")
+        await bounded(partial.commit(None))
+    else:
+        await bounded(settled(store.put(asked, b"x", None)))
+    assert (root / "x").stat().st_mtime_ns == modified
+    assert (await bounded(store.stat(asked.name))).modified == modified
 
 
 # -- restarts -----------------------------------------------------------------
@@ -1072,5 +1079,6 @@ def test_aSmallFileCostsFewCalls(root):
     assert [name for name in now if name not in {"stat", "fstat", "fstatvfs"}] == file
     del syscalls.log[:]
     clock.wait(store.put(asked, b"x", None))
-    assert [name for name in syscalls.names() if name != "fstat"] == ["write"] + 3 * ["unlink"]
+    now = [name for name in syscalls.names() if name not in {"stat", "fstat"}]
+    assert now == ["write"] + 3 * ["unlink"]
     clock.wait(store.close())

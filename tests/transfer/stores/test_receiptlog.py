@@ -21,7 +21,7 @@ from connpool.transfer.stores.places import Places
 from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 from connpool.transfer.stores.receiptlog import KEPT, SURE, DoneLog
 from connpool.transfer.stores.recordlines import encodeLine
-from tests.transfer.stores.kit import Recorded, offer
+from tests.transfer.stores.kit import Recorded, followed, offer
 from tests.transfer.stores.powerloss import Disk, materialise
 
 #: Seconds after which a thread that should not wait counts as waiting.
@@ -58,9 +58,10 @@ class Place:
         A log as a process of its own has it.
         """
         fd = os.open(self.path, os.O_RDONLY)
+        calls = Recorded(before, lazy=lazy)
         log = DoneLog(
-            Recorded(before, lazy=lazy),
-            fd,
+            calls,
+            followed(calls, fd),
             lambda: self.clock.wall,
             lambda: self.clock.own,
             **values,
@@ -70,7 +71,8 @@ class Place:
 
     def outbox(self):
         fd = os.open(self.path, os.O_RDONLY)
-        outbox = ReceivedOutbox(Recorded(lazy=True), fd)
+        calls = Recorded(lazy=True)
+        outbox = ReceivedOutbox(calls, followed(calls, fd))
         self._close += [lambda: os.close(fd), outbox.close]
         return outbox
 
@@ -94,6 +96,7 @@ def place(tmp_path, clock):
 
 
 def asked(number, **values):
+    values.setdefault("size", 1)
     return offer(f"x{number}", key=number.to_bytes(32, "big"), transferId="0" * 32, **values)
 
 
@@ -126,7 +129,7 @@ def found(log, numbers, **values):
     log._looked = 0.0
     there = []
     for number in numbers:
-        result = log.find(asked(number), **values)
+        result = log.find(asked(number), 1, **values)
         if result is not None:
             assert result == receipt(asked(number))
             there.append(number)
@@ -144,8 +147,8 @@ def test_receiptsAreFoundAgain(place):
     log = place.open()
     append(log, *range(5))
     assert found(log, range(6)) == [0, 1, 2, 3, 4]
-    assert log.find(asked(4, principal="mallory")) is None
-    assert log.find(offer()) is None
+    assert log.find(asked(4, principal="mallory"), 1) is None
+    assert log.find(offer(), 1) is None
     assert found(place.open(), range(6)) == [0, 1, 2, 3, 4]
 
 
@@ -199,7 +202,7 @@ def test_whatOthersAppendIsFound(place):
     assert found(mine, range(41)) == found(theirs, range(41)) == list(range(40))
     time.sleep(2 * receiptlog.FRESH)  # without being told to look
     append(theirs, 40)
-    assert mine.find(asked(40)) is not None
+    assert mine.find(asked(40), 1) is not None
 
 
 # -- the row of files ---------------------------------------------------------
@@ -483,7 +486,7 @@ def life(place, before=None, **values):
         for number in range(11):
             append(log, 2 * number, 2 * number + 1, sync=True)
             told += [2 * number, 2 * number + 1]
-            if log.find(asked(2 * number), sync=True) is None:
+            if log.find(asked(2 * number), 1, sync=True) is None:
                 raise AssertionError(number)
     except Died:
         pass
@@ -523,7 +526,7 @@ def test_aPowerCutAfterAnyCallLosesNothing(place, tmp_path, strict):
     disk = Disk(strict=strict)
     disk.load(place.path)
     log, _ = life(place)
-    fd = log._directory
+    fd = log._directory.fd
     disk._fds[fd] = disk.root
     chance = random.Random(1)
     numbers = iter(range(0, 1000, 2))

@@ -14,7 +14,7 @@ from twisted.logger import capturedLogs
 
 from connpool.errors import Busy, NoSpace
 from connpool.transfer import LocalStore, Receipt
-from connpool.transfer.stores.recovery import SURE, TEMPORARY
+from connpool.transfer.stores.recovery import KEPT, SURE
 from tests.helpers.waiting import failureResultOf
 from tests.transfer.stores.kit import BLOCK, InlineReactor, offer, visible
 from tests.transfer.stores.onpartials import (
@@ -300,7 +300,7 @@ def test_temporaryFilesInUseAreLeftAlone(root):
         for name, store, clock in (("mine", mine, first), ("theirs", theirs, second))
     ]
     (root / ".connpool/temporary/left").write_text("by a process that died")
-    now[0] += 2 * TEMPORARY
+    now[0] += 2 * KEPT
     for seconds in (0, 0, SURE - 1):
         first.now += seconds
         first.wait(mine.reap())
@@ -321,7 +321,7 @@ def test_temporaryFilesThatChangeAreNotOld(root):
     store, clock, _ = inline(root, now=lambda: now[0])
     path = root / ".connpool/temporary/x"
     path.write_text("")
-    now[0] += 2 * TEMPORARY
+    now[0] += 2 * KEPT
     for _ in range(3):
         clock.wait(store.reap())
         clock.now += SURE

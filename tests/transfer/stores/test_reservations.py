@@ -16,6 +16,8 @@ from twisted.internet.defer import DeferredList
 from connpool.errors import NoSpace, QuotaExceeded
 from connpool.transfer import LocalStore
 from connpool.transfer.stores import partialdir
+from connpool.transfer.stores.reservations import FIRST_STEP
+from connpool.transfer.syscalls import asTransferError
 from tests.helpers.waiting import bounded
 from tests.transfer.stores.kit import BLOCK, offer, visible
 from tests.transfer.stores.onpartials import (
@@ -58,7 +60,7 @@ def test_whatCannotBeToldIsNotPromised(root, number):
     asked = offer("a", size=1 << 29, resumeKey=SECRET)
     for _ in range(3):
         syscalls.before = broken(number)
-        with pytest.raises(NoSpace):
+        with pytest.raises((NoSpace, QuotaExceeded)):
             clock.wait(store.open(asked))
         syscalls.before = None
         assert store.ledger._totals.promised == 0
@@ -67,7 +69,7 @@ def test_whatCannotBeToldIsNotPromised(root, number):
     partial.write(0, b"x" * BLOCK)
     reserved = partial._reservation.size
     syscalls.before = broken(number)
-    with pytest.raises(NoSpace):
+    with pytest.raises((NoSpace, QuotaExceeded)):
         store.ledger.grow(partial._reservation, 1 << 20)
     assert partial._reservation.size == reserved == sum(store.ledger._totals.taken.values())
     syscalls.before = None
@@ -234,3 +236,54 @@ async def test_roomIsMadeWhileOthersGoOn(root):
     [failure] = [result for success, result in ended if not success]
     assert failure.check(QuotaExceeded)
     await bounded(store.close())
+
+
+# -- what nobody knows the size of --------------------------------------------
+
+
+def spacious(store, monkeypatch, free):
+    monkeypatch.setattr(store.ledger._space, "free", lambda: free)
+
+
+def test_aSmallFileOfUnknownSizeNeedsLittle(root, monkeypatch):
+    store, clock, _ = inline(root)
+    spacious(store, monkeypatch, 38 << 20)
+    partial = clock.wait(store.open(offer("a", size=None)))
+    partial.write(0, b"abc")
+    assert partial._reservation.size == FIRST_STEP
+    clock.wait(partial.abort())
+    spacious(store, monkeypatch, 3)
+    partial = clock.wait(store.open(offer("a", size=None)))
+    partial.write(0, b"abc")
+    spacious(store, monkeypatch, 0)
+    with pytest.raises(NoSpace):
+        partial.write(3, b"d")
+    clock.wait(partial.abort())
+    clock.wait(store.close())
+
+
+def test_whatGrowsReservesMoreAtATime(root):
+    store, clock, _ = inline(root)
+    partial = clock.wait(store.open(offer("a", size=None)))
+    reserved = []
+    for number in range(9):
+        partial.write(number << 20, bytes(1 << 20))
+        reserved.append(partial._reservation.size >> 20)
+    assert reserved == [1, 2, 4, 4, 8, 8, 8, 8, 16]
+    clock.wait(partial.abort())
+    clock.wait(store.close())
+
+
+def test_aFileAboveTheQuotaIsToldTheQuota(root):
+    store, clock, _ = inline(root, quota=1 << 20)
+    with pytest.raises(QuotaExceeded, match="quota for one sender is 1048576"):
+        clock.wait(store.open(offer("a", size=2 << 20)))
+    clock.wait(store.close())
+
+
+def test_aDiskQuotaIsNoFullDisk():
+    error = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    why = asTransferError(error, "storing x")
+    assert isinstance(why, NoSpace)
+    assert "quota" in str(why)
+    assert "full" not in str(why)

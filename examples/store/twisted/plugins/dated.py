@@ -31,6 +31,10 @@ class DatedStore(proxyForInterface(IFileStore, "_store")):
     def put(self, offer, data, root):
         return self._store.put(attrs.evolve(offer, name=self._dated(offer.name)), data, root)
 
+    def foresee(self, offer, root, ahead, whole):
+        offer = attrs.evolve(offer, name=self._dated(offer.name))
+        return self._store.foresee(offer, root, ahead, whole)
+
     def stat(self, name):
         return self._store.stat(self._dated(name))
 

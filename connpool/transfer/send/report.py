@@ -1,0 +1,216 @@
+"""
+The report of a sending: the outcome of each file, what is under way, what is waited for.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from connpool.errors import ConnpoolError, NetworkFailed, Skipped, TransferError
+from connpool.transfer.names import displayName
+from connpool.transfer.records import DURABILITIES, Receipt
+from connpool.transfer.send.joblist import Job
+
+__all__ = ["FileOutcome", "SendReport", "UnderWay", "Wait", "waitAfter"]
+
+
+@attrs.frozen
+class FileOutcome:
+    """
+    The outcome of one file.
+
+    @ivar path: of the source.
+    @ivar name: what the receiver was to call it, fit to be displayed.
+    @ivar receipt: if it is stored.
+    @ivar error: if it is not.  Both are L{None} in a dry run: it would be taken.
+    @ivar asked: the durability that was asked for.
+    @ivar earlier: of a file that an earlier, interrupted run had stored already: C{there},
+        C{gone} if it was taken away at the receiver since then, C{unknown} if the receiver
+        cannot tell; empty if it was stored now.
+    """
+
+    path: str
+    name: str
+    receipt: Receipt | None = None
+    error: ConnpoolError | None = None
+    asked: str = "best"
+    earlier: str = ""
+
+    @property
+    def status(self) -> str:
+        """
+        C{stored}, C{duplicate}, C{taken-away} (stored by an earlier run, and not there any
+        more), C{skipped}, C{failed} or C{would-be-taken}.
+        """
+        if self.receipt is not None:
+            return "taken-away" if self.earlier == "gone" else self.receipt.status
+        if self.error is None:
+            return "would-be-taken"
+        return "skipped" if isinstance(self.error, Skipped) else "failed"
+
+    @property
+    def good(self) -> bool:
+        """
+        True if it is stored at the level that was asked for, would be taken, or was skipped
+        by the rule.
+        """
+        if self.receipt is None:
+            return self.status != "failed"
+        wanted = 0 if self.asked == "best" else DURABILITIES.index(self.asked)
+        return DURABILITIES.index(self.receipt.durability) >= wanted
+
+
+@attrs.define(eq=False)
+class UnderWay:
+    """
+    A large file that was begun and not answered.
+
+    @ivar sent: bytes sent or held.
+    @ivar phase: what the receiver says it is doing.
+    @ivar slow: what the receiver says it waits for.
+    """
+
+    job: Job
+    sent: int = 0
+    phase: str = ""
+    slow: str = ""
+
+    @property
+    def done(self) -> int:
+        # what was damaged is sent again, and counted again
+        return self.sent if self.job.size is None else min(self.sent, self.job.size)
+
+
+#: What a receiver may say that it waits for, for people.
+_WAITS_FOR = {
+    "disk": "the receiver's disk",
+    "hook": "a program of the receiver",
+    "place": "a place: the receiver takes no more files at once",
+    "quota": "the receiver's quota",
+    "rate": "the receiver's limit of bytes a second",
+}
+
+
+@attrs.frozen
+class Wait:
+    """
+    Something that is waited for.
+
+    @ivar what: C{network}, C{place}, C{disk}, C{quota}, C{rate}, C{hook}, or another word that
+        the receiver says.
+    @ivar why: the reason, for people.
+    @ivar name: the file that waits, fit to be displayed; empty for all of them.
+    @ivar until: when it is tried again, in the reactor's seconds; L{None} if nobody knows.
+    """
+
+    what: str
+    why: str
+    name: str = ""
+    until: float | None = None
+
+
+def waitAfter(why: TransferError, name: str, until: float) -> Wait:
+    kinds = {"no-space": "disk", "quota": "quota", "busy": "place"}
+    kind = "network" if why.exitCode == NetworkFailed.exitCode else why.code
+    return Wait(kinds.get(why.code, kind), str(why), name, until)
+
+
+@attrs.define
+class SendReport:
+    """
+    The report of a sending, kept up to date while it goes.
+
+    @ivar outcomes: in the order of the answers.
+    @ivar sentBytes: content bytes given to connections, repetitions included.
+    @ivar resumedBytes: content bytes the receiver held when this call began with their files.
+    @ivar doneBytes: bytes of files that are stored.
+    @ivar connections: how many were made.
+    @ivar directories: directories that are there now, with their times.
+    @ivar directoriesLeftOut: directories that were not made and whose times were not set:
+        the receiver takes none, or this was a dry run.
+    @ivar passedOver: symbolic links inside of directories.
+    @ivar underWay: files that were begun and had no answer.
+    @ivar retry: why the next connection is waited for.
+    @ivar slowed: what the receiver says that small files wait for.
+    @ivar delayed: files that are offered again later, and why.
+    """
+
+    outcomes: list[FileOutcome] = attrs.Factory(list)
+    sentBytes: int = 0
+    resumedBytes: int = 0
+    doneBytes: int = 0
+    connections: int = 0
+    directories: int = 0
+    directoriesLeftOut: int = 0
+    passedOver: int = 0
+    underWay: dict[Job, UnderWay] = attrs.field(factory=dict, repr=False)
+    slowed: str = attrs.field(default="", repr=False)
+    retry: Wait | None = attrs.field(default=None, repr=False)
+    delayed: dict[Job, Wait] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def progress(self) -> int:
+        """
+        Bytes of files that are stored, and bytes sent or held of those begun.
+        """
+        return self.doneBytes + sum(each.done for each in self.underWay.values())
+
+    @property
+    def open(self) -> dict[str, int]:
+        """
+        Names of large files begun and not answered, fit to be displayed, to bytes sent or held;
+        those that wait for the receiver last.
+        """
+        return {displayName(each.job.name): each.done for each in self._shown()}
+
+    @property
+    def phase(self) -> str:
+        """
+        The receiver's word for what it is doing with the first of L{open}.
+        """
+        return next((each.phase for each in self._shown()), "")
+
+    @property
+    def slow(self) -> str:
+        """
+        The receiver's word for what the first of L{open} waits for.
+        """
+        return next((each.slow for each in self._shown()), "")
+
+    @property
+    def wait(self) -> Wait | None:
+        """
+        The latest reason of the receiver or the network to wait; L{None} if there is none.
+        """
+        if self.retry is not None or self.delayed:
+            return self.retry or next(iter(self.delayed.values()))
+        for each in self._shown():
+            if each.slow:
+                why = _WAITS_FOR.get(each.slow, each.slow)
+                return Wait(each.slow, why, displayName(each.job.name))
+        if self.slowed:
+            return Wait(self.slowed, _WAITS_FOR.get(self.slowed, self.slowed))
+        return None
+
+    def _shown(self) -> list[UnderWay]:
+        return sorted(self.underWay.values(), key=lambda each: not each.sent)
+
+    @property
+    def failed(self) -> list[FileOutcome]:
+        """
+        The files that are not stored as asked.
+        """
+        return [outcome for outcome in self.outcomes if not outcome.good]
+
+    @property
+    def exitCode(self) -> int:
+        """
+        For a command: 0 if every file reached the level asked for; the code all failures
+        share; else 3.
+        """
+        codes = {
+            outcome.error.exitCode if outcome.error is not None else 3 for outcome in self.failed
+        }
+        if not codes:
+            return 0
+        return codes.pop() if len(codes) == 1 else 3
