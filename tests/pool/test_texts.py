@@ -238,3 +238,42 @@ async def test_aFactoryThatNegotiatesDoesSoThroughThePool():
     assert await bounded(pool.run(lambda protocol: protocol.ask(b"12345"))) == b"b'h2'"
     await bounded(pool.close())
     await bounded(port.stopListening())
+
+
+def test_explainTellsOfTheLimitsThatAct():
+    setup = Setup(
+        maxSize=4, endpoints=2, leaseTimeout=5.0, keepaliveTime=2.0, idleTimeout=None, failBack=9.0
+    )
+    leases = [successResultOf(setup.pool.acquire()) for _ in range(2)]
+    leases[0].release()
+    text = setup.pool.explain()
+    assert "ends it in 5 s (leaseTimeout)" in text
+    assert "every 2 s (keepaliveTime), 0 times" in text
+    setup.clock.advance(5.0)
+    setup.turn()
+    assert "1 leases were ended after leaseTimeout" in setup.pool.explain()
+    setup.pool.purge(over=60.0)
+    assert "1 connections are to be replaced after a purge" in setup.pool.explain()
+    setup.pool.condemn(leases[0].released and 1, destinationBad=True)
+    setup.turn()
+    assert "1 connections led to a destination that was bad" in setup.pool.explain()
+    setup.end()
+
+
+def test_explainTellsOfReturningConnections():
+    setup = Setup(maxSize=1)
+    lease = successResultOf(setup.pool.acquire())
+    waiting, texts = [], []
+
+    def dataReceived(data):
+        lease.release()
+        waiting.append(setup.pool.acquire())
+        assert setup.pool.tryAcquire() is None
+        texts.append(setup.pool.explain())
+
+    lease.protocol.dataReceived = dataReceived
+    setup.endpoint.transports[0].receive(b"answer")
+    assert "1 connections return when their read is delivered" in texts[0]
+    successResultOf(waiting[0]).release()
+    assert len(setup.endpoint.attempts) == 1
+    setup.end()
