@@ -46,10 +46,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from connpool.errors import ConnectFailed, PoolError
+from connpool.errors import PoolError
 from connpool.pool.destination import Destination
 from connpool.pool.inventory import Inventory
-from connpool.pool.refusals import closed, outage, overloaded, timedOut
+from connpool.pool.outcomes import begin
+from connpool.pool.phases import endOfPatience, finish
+from connpool.pool.refusals import overloaded, timedOut
 from connpool.pool.settings import Settings
 from connpool.pool.sizing import Supply
 from connpool.pool.states import (
@@ -341,7 +343,7 @@ class Core:
         A slot that came back is being reset.
         """
         if slot.state is LEASED:
-            self._ended(slot, now)
+            self.ended(slot, now)
             self.releases += 1
         self.inventory.check(slot, now)
 
@@ -351,7 +353,7 @@ class Core:
         delivered.
         """
         self.calm = False
-        self._ended(slot, now)
+        self.ended(slot, now)
         self.releases += 1
         self.inventory.setAside(slot, now)
 
@@ -378,23 +380,12 @@ class Core:
         self.calm = False
         if slot.state is LEASED:
             self.inventory.counts["discards"] += 1
-            self._ended(slot, now)
+            self.ended(slot, now)
         elif slot.state is IDLE:
             self.supply.died(slot, now, self.acquires)
         self.inventory.close(slot, reason, now, abort=reason == "expired")
 
-    def condemn(self, slot: Slot, now: float) -> None:
-        """
-        A slot's destination is of no use, though it accepts connections: count that
-        as a failed dial, and let nothing that leads there be leased again.
-        """
-        self.calm = False
-        destination = slot.destination
-        destination.failed(now, now, self.settings.pause)
-        others = [each for each in self.inventory.slots if each.destination is destination]
-        self.inventory.doom([each for each in others if each is not slot], "condemned", now)
-
-    def _ended(self, slot: Slot, now: float) -> None:
+    def ended(self, slot: Slot, now: float) -> None:
         """
         Record how long the lease that ends now was held.
         """
@@ -458,7 +449,7 @@ class Core:
             self.inventory.counts["cancels"] += 1
             self.inventory.agenda.cancel(waiter)
 
-    def _reject(self, waiter: Any, error: PoolError) -> None:
+    def reject(self, waiter: Any, error: PoolError) -> None:
         """
         C{waiter} is out of the queue: tell it why.
         """
@@ -466,121 +457,9 @@ class Core:
         self.inventory.counts["rejected"] += 1
         self.inventory.todo.append(Action("reject", waiter=waiter, error=error))
 
-    def _rejectAll(self, error: Callable[[], PoolError]) -> None:
+    def rejectAll(self, error: Callable[[], PoolError]) -> None:
         while (waiter := self.queue.oldest()) is not None:
-            self._reject(waiter, error())
-
-    # -- the life of a slot
-
-    def ready(self, slot: Slot, now: float) -> None:
-        """
-        A dial succeeded: connected, handshaken, prepared.
-        """
-        if slot.state is not CONNECTING:
-            return  # given up meanwhile: it is about to be closed
-        self.calm = False
-        took = now - slot.since
-        self.dialBuckets[int(took * 1e6).bit_length()] += 1
-        self.dialTotal += took
-        slot.bornAt = now
-        if self.supply.connected(slot, now):
-            self._begin(slot, now)
-
-    def _begin(self, slot: Slot, now: float) -> None:
-        """
-        The dial of a slot proved good: use it.
-        """
-        slot.fit = True
-        slot.plain = slot.plain and slot.doom is None and self._maxUses == NEVER
-        self.upkeep.began(slot, now)
-        replaced = slot.replaces
-        slot.replaces = None
-        if replaced is not None:
-            self.supply.retire(*replaced, now)
-        self.inventory.rest(slot, now)
-
-    def proved(self, slot: Slot, now: float) -> None:
-        """
-        The first bytes came from a slot's server.
-        """
-        slot.proven = True
-        destination = slot.destination
-        destination.early = 0
-        if destination.barren:
-            self.calm = False
-            destination.recovered()
-
-    def failed(self, slot: Slot, now: float, error: ConnectFailed, *, gone: bool) -> None:
-        """
-        A dial failed.
-
-        @param gone: there is no socket; else it is being aborted.
-        """
-        if slot.state is not CONNECTING:
-            # elided or closed before: not the destination's fault
-            if gone:
-                self.gone(slot, now)
-            return
-        self.calm = False
-        self.inventory.counts["dialFailures"] += 1
-        self.lastError = (now, error.__cause__ or error)
-        slot.destination.failed(slot.since, now, self.settings.pause)
-        replaced = slot.replaces
-        self.supply.owed = 0
-        if gone:
-            self.inventory.forget(slot, "failed")
-        else:
-            self.inventory.close(slot, "failed", now, abort=True)
-        if replaced is not None:
-            self.supply.retire(*replaced, now)
-        self._without(error, now)
-
-    def _without(self, error: ConnectFailed, now: float) -> None:
-        """
-        A dial failed, or its connection ended at once: fail those who wait if there
-        is nothing to wait for.
-        """
-        if self.settings.onDown != "fail" or self.supply.promising:
-            return
-        if any(not destination.down(now) for destination in self.supply.destinations):
-            return  # there is another one to try
-        waiter = self.queue.oldest()
-        if waiter is not None:
-            self._reject(waiter, error)
-        if outage(self, now) is not None:
-            self._rejectAll(lambda: outage(self, now) or error)
-
-    def gone(self, slot: Slot, now: float, error: ConnectFailed | None = None) -> None:
-        """
-        A slot's socket is gone.
-
-        @param error: for those who wait, if that counts as a failed dial; L{None}: it
-            was our side that hung up.
-        """
-        state = slot.state
-        if state is GONE:
-            return
-        self.calm = False
-        if state is CLOSING:
-            self.inventory.forget(slot, None)
-            return
-        barren = False
-        if state is CONNECTING:
-            # a probe that did not last
-            slot.destination.failed(slot.since, now, self.settings.pause, barren=True)
-            barren = True
-            if slot.replaces is not None:
-                self.supply.retire(*slot.replaces, now)
-        elif error is not None:
-            barren = self.supply.barren(slot, now, self.queue)
-        if state is LEASED:
-            self._ended(slot, now)
-        elif not barren and state is not CHECKING:
-            self.supply.died(slot, now, self.acquires)
-        self.inventory.forget(slot, "peer")
-        if barren and error is not None:
-            self.lastError = (now, error.__cause__ or error)
-            self._without(error, now)
+            self.reject(waiter, error())
 
     # -- what comes next
 
@@ -613,7 +492,7 @@ class Core:
                     return action
             if self.inventory.todo:
                 continue
-            return self._finish(now)
+            return finish(self, now)
 
     def _serve(self, now: float) -> Action | None:
         queue = self.queue
@@ -633,7 +512,7 @@ class Core:
         waiter = queue.pop(now)
         while (shed := queue.shed(now)) is not None:
             self.inventory.counts["dropped"] += 1
-            self._reject(shed, overloaded(self, shed, now))
+            self.reject(shed, overloaded(self, shed, now))
         assert isinstance(waiter, Waiter)
         self.inventory.agenda.cancel(waiter)
         self._waitEnded(waiter, now)
@@ -651,7 +530,7 @@ class Core:
         if isinstance(item, Waiter):
             self.queue.leave(item)
             self.inventory.counts["timeouts"] += 1
-            self._reject(item, timedOut(self, item, now))
+            self.reject(item, timedOut(self, item, now))
         elif isinstance(item, Lifetime):
             self.supply.overdue(item)
         elif isinstance(item, Slowness):
@@ -659,28 +538,14 @@ class Core:
         elif isinstance(item, Probation):
             self.supply.proved(item.slot.destination, now)
             if item.slot.state is CONNECTING:
-                self._begin(item.slot, now)
+                begin(self, item.slot, now)
         elif isinstance(item, Pulse):
             self.upkeep.keepAlive(item.slot, now)
         elif isinstance(item, Slot):
             self.upkeep.overdue(item, now)
         else:
-            self._endOfPatience(now)
+            endOfPatience(self, now)
         return True
-
-    def _finish(self, now: float) -> Action | None:
-        """
-        The end of draining and of closing.
-        """
-        if self.phase is Phase.DRAINING and not len(self.queue) and not self.inventory.leased:
-            if not self.inventory.checking and not self.inventory.returning:
-                self.close(now, None)
-                return self.next(now)
-        elif self.phase is Phase.CLOSING and not self.inventory.slots:
-            self.phase = Phase.CLOSED
-            self.inventory.agenda.cancel(self.end)
-            return Action("closed")
-        return None
 
     def settle(self) -> None:
         """
@@ -732,80 +597,3 @@ class Core:
         self.calm = False
         self.inventory.close(slot, "evicted", now)
         return True
-
-    # -- the pool as a whole
-
-    def purge(self, now: float, reason: str = "stale", over: float = 0.0) -> None:
-        """
-        Let no connection that exists now be leased again.
-
-        @param over: replace them within so many seconds instead, one after another.
-        """
-        self.calm = False
-        self.inventory.generation += 1
-        if over > 0:
-            dialled = [slot for slot in self.inventory.slots if slot.state is not CLOSING]
-            self.supply.replaceWithin(dialled, over, reason, now)
-            return
-        self.supply.owed = 0
-        self.supply.retiring.clear()
-        self.inventory.doom(list(self.inventory.slots), reason, now)
-
-    def pause(self, *, queue: bool) -> None:
-        """
-        Hand nothing out and dial nothing until L{resume}.
-        """
-        self.calm = False
-        if self.phase is Phase.OPEN:
-            self.phase = Phase.PAUSED
-        self.refusing = not queue
-
-    def resume(self) -> None:
-        """
-        The end of L{pause}.
-        """
-        self.calm = False
-        if self.phase is Phase.PAUSED:
-            self.phase = Phase.OPEN
-
-    def drain(self, now: float, timeout: float | None) -> None:
-        """
-        Accept no acquire, serve those that wait, then close.
-        """
-        self.calm = False
-        if self.phase in {Phase.OPEN, Phase.PAUSED}:
-            self.phase = Phase.DRAINING
-        if self.phase is Phase.DRAINING:
-            self._hurry(now, timeout)
-
-    def close(self, now: float, timeout: float | None) -> None:
-        """
-        Reject who waits, close what is idle, give leases C{timeout} to come back.
-        """
-        self.calm = False
-        if self.phase is Phase.CLOSED:
-            return
-        self.phase = Phase.CLOSING
-        self._hurry(now, timeout)
-        self._rejectAll(lambda: closed(self))
-        for slot in list(self.inventory.slots):
-            if slot.state is IDLE or slot.state is CONNECTING:
-                self.inventory.close(slot, "pool", now)
-            else:
-                slot.plain = False
-
-    def _hurry(self, now: float, timeout: float | None) -> None:
-        if timeout is not None and now + timeout < self.end.deadline:
-            self.inventory.agenda.enter(self.end, now + timeout)
-
-    def _endOfPatience(self, now: float) -> None:
-        """
-        Leases did not come back in time.
-        """
-        draining = self.phase is Phase.DRAINING
-        self.close(now, None)
-        for slot in list(self.inventory.slots):
-            if slot.state in {LEASED, RETURNING, CHECKING}:
-                self.inventory.close(slot, "pool", now, abort=True)
-            elif not draining and slot.state is CLOSING and slot.doom != "aborted":
-                self.inventory.abort(slot, now)

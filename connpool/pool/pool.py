@@ -16,6 +16,7 @@ from zope.interface import implementer
 
 from connpool.errors import ForeignLease
 from connpool.interfaces import IConnectionPool, ILease, IStatsSource
+from connpool.pool import phases
 from connpool.pool.acquire import UNSET, checkedTimeout
 from connpool.pool.arguments import asEndpoints, checkFactory, checkSingleUse
 from connpool.pool.connection import Connection
@@ -220,7 +221,7 @@ class ConnectionPool:
         """
         if not (isinstance(over, (int, float)) and 0 <= over < math.inf):
             raise ValueError(f"over={over!r} is out of range: it must be seconds, 0 or more")
-        self._core.purge(self._seconds(), over=over)
+        phases.purge(self._core, self._seconds(), over=over)
         self.shell.watch.tell("poolPurged", self._core.inventory.generation)
         self.shell.settle()
 
@@ -228,14 +229,14 @@ class ConnectionPool:
         """
         See L{IConnectionPool.pause}.
         """
-        self._core.pause(queue=queue)
+        phases.pause(self._core, queue=queue)
         self.shell.watch.tell("poolPaused")
 
     def resume(self) -> None:
         """
         See L{IConnectionPool.resume}.
         """
-        self._core.resume()
+        phases.resume(self._core)
         self.shell.watch.tell("poolResumed")
         self.shell.settle()
 
@@ -243,7 +244,7 @@ class ConnectionPool:
         """
         See L{IConnectionPool.drain}.
         """
-        self._core.drain(self._seconds(), timeout)
+        phases.drain(self._core, self._seconds(), timeout)
         return self.shell.whenClosed()
 
     def close(self, timeout: float | None = None) -> Deferred[None]:
@@ -251,5 +252,5 @@ class ConnectionPool:
         See L{IConnectionPool.close}.
         """
         patience = self._core.settings.closeTimeout if timeout is None else timeout
-        self._core.close(self._seconds(), patience)
+        phases.close(self._core, self._seconds(), patience)
         return self.shell.whenClosed()

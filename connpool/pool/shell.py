@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from connpool.errors import DestinationBad, LeaseError, PoolClosed
+from connpool.pool import outcomes
 from connpool.pool.acquire import UNSET, Acquire
 from connpool.pool.clock import steady
 from connpool.pool.connection import Connection, site
@@ -220,7 +221,7 @@ class Shell:
         """
         now = self.seconds()
         took = now - connection.since
-        self.core.ready(connection, now)
+        outcomes.ready(self.core, connection, now)
         self.watch.tell("connectionReady", connection.number, took)
 
     def connectionFailed(self, connection: Connection, reason: Failure, *, gone: bool) -> None:
@@ -229,7 +230,7 @@ class Shell:
         """
         error = dialFailure(self.name, connection, reason)
         connection.why = connection.why or "failed"
-        self.core.failed(connection, self.seconds(), error, gone=gone)
+        outcomes.failed(self.core, connection, self.seconds(), error, gone=gone)
         if gone:
             self.watch.tell("connectionClosed", connection.number, connection.why)
 
@@ -242,7 +243,7 @@ class Shell:
         if connection.state is LEASED:
             self.watch.ended(connection, self.seconds())
         early = None if connection.busy() else dialFailure(self.name, connection, reason, EARLY)
-        self.core.gone(connection, self.seconds(), early)
+        outcomes.lost(self.core, connection, self.seconds(), early)
         self.watch.tell("connectionClosed", connection.number, connection.why or "peer")
 
     def idleData(self, connection: Connection, data: bytes) -> None:
@@ -273,7 +274,7 @@ class Shell:
         """
         See L{Owner}.
         """
-        self.core.proved(connection, self.seconds())
+        outcomes.proved(self.core, connection)
         if not self.core.calm:
             self.settle()
 
@@ -500,7 +501,7 @@ class Shell:
         See L{Owner}.
         """
         if connection.state is LEASED:
-            self.core.condemn(connection, self.seconds())
+            outcomes.condemn(self.core, connection, self.seconds())
 
     def condemnNumber(self, number: int, *, destinationBad: bool) -> None:
         """
@@ -509,7 +510,7 @@ class Shell:
         for connection in list(self.core.inventory.slots):
             if connection.number == number and connection.state not in {CLOSING, State.GONE}:
                 if destinationBad:
-                    self.core.condemn(connection, self.seconds())
+                    outcomes.condemn(self.core, connection, self.seconds())
                 if connection.state is LEASED:
                     connection.doom = connection.doom or "condemned"
                     connection.plain = False
@@ -542,7 +543,7 @@ class Shell:
                 error=reason.getErrorMessage(),
             )
             if reason.check(DestinationBad) is not None:
-                self.core.condemn(connection, self.seconds())
+                outcomes.condemn(self.core, connection, self.seconds())
             ended(what)
 
         def ended(failure: str | None) -> None:
@@ -564,7 +565,7 @@ class Shell:
         try:
             reusable = connection.poolable.isReusable()
         except DestinationBad:
-            self.core.condemn(connection, self.seconds())
+            outcomes.condemn(self.core, connection, self.seconds())
             reusable = False
         except Exception:
             self._log.failure("isReusable() of {protocol!r} failed", protocol=connection.protocol)
