@@ -251,7 +251,7 @@ class ProxiedConnection:
             assert header.destination is not None
             self._peer, self._host = header.source, header.destination
         else:
-            self._peer = UnknownAddress()
+            self._peer = UnknownAddress(healthCheck=header.local)
 
     def _serveBare(self) -> None:
         """

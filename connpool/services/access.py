@@ -216,7 +216,7 @@ class Gate(Factory):
         access = self.access
         peer = networkOf(getattr(addr, "host", ""))
         objection = "" if addr is None else access.objection(addr)
-        if objection and isinstance(addr, UnknownAddress):
+        if objection and isinstance(addr, UnknownAddress) and addr.healthCheck:
             self._healthChecks += 1
             return _Refused(b"", b"")
         if objection:

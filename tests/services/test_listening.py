@@ -258,7 +258,8 @@ def test_drainAsksTheConnections():
 
 def test_healthChecksOfAProxyAreNoRefusals():
     gate = Gate(Factory.forProtocol(Echo), Access(allow=Networks.parse(["10.0.0.0/8"])), "gate")
+    assert not letIn(gate.buildProtocol(UnknownAddress(healthCheck=True)))
     assert not letIn(gate.buildProtocol(UnknownAddress()))
     assert not letIn(gate.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)))
     stats = gate.stats()
-    assert (stats.healthChecks, stats.refusedAddress, stats.accepted) == (1, 1, 0)
+    assert (stats.healthChecks, stats.refusedAddress, stats.accepted) == (1, 2, 0)
