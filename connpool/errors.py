@@ -21,6 +21,7 @@ __all__ = [
     "ConflictTakeover",
     "ConnectFailed",
     "ConnpoolError",
+    "DestinationBad",
     "DigestMismatch",
     "DoubleRelease",
     "Exists",
@@ -189,6 +190,16 @@ class Overloaded(PoolError):
     """
 
     code = "overloaded"
+
+
+class DestinationBad(PoolError):
+    """
+    A server accepts connections and is of no use, such as a database that is
+    read-only after a fail-over.  Raised by users' own code, see
+    L{connpool.interfaces.IPoolable}.
+    """
+
+    code = "destination-bad"
 
 
 class ConnectFailed(PoolError):

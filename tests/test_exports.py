@@ -74,6 +74,7 @@ PUBLIC = {
         "ConnectFailed",
         "ConnectionPool",
         "ConnectionPoolService",
+        "DestinationBad",
         "DoubleRelease",
         "ForeignLease",
         "Histogram",
