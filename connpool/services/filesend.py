@@ -6,6 +6,11 @@ when its receipt says that the very content that it has in the end is stored and
 durable (L{connpool.transfer.send.removal}).  A file that the receiver will never
 take is set aside, with the reason; one that only waits for the receiver waits.
 
+The files of one go are removed while those of the next are sent, if all of them
+were stored.  All goes that overlap are one run of the sender's keys, which ends with
+the last of them.  The folder is scanned between goes: a scan goes on with what was
+taken and not removed.
+
 Until a receipt says C{full}, one file alone is sent: a receiver that cannot
 promise that is reported, and does not pile up what nobody may remove here.
 """
@@ -21,7 +26,7 @@ from typing import Any, ClassVar, TypeVar
 
 import attrs
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredLock
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -43,7 +48,7 @@ from connpool.services.status import observed
 from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer, Receipt
 from connpool.transfer.send.client import FileOutcome, Retry, sendFiles
-from connpool.transfer.send.keys import HeldRun, SenderKeys
+from connpool.transfer.send.keys import HeldRun, Run, SenderKeys
 from connpool.transfer.send.openfiles import Answer, Writers
 from connpool.transfer.send.outbox import UNKNOWN_FACTOR, Outbox
 from connpool.transfer.send.outboxfolder import OutboxFolder
@@ -100,6 +105,31 @@ class OutboxStats:
     setAside: int = 0
 
 
+@attrs.define(eq=False)
+class _Go:
+    """
+    Files that are sent together.
+
+    @ivar before: the identity of each when it was seen last, by its name.
+    @ivar staying: names of those that stay in the folder.
+    @ivar outcomes: of those that had an answer, by their names.
+    """
+
+    before: dict[str, tuple[int, ...]]
+    staying: set[str]
+    outcomes: dict[str, FileOutcome] = attrs.field(factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        """
+        True if every file is stored as it was asked for.
+        """
+        return len(self.outcomes) == len(self.before) and all(
+            outcome.receipt is not None and doubt(outcome.receipt) is None
+            for outcome in self.outcomes.values()
+        )
+
+
 @implementer(IStatsSource, ILiveTransfers, IReadiness)
 class FileSenderService(MultiService):
     """
@@ -123,8 +153,14 @@ class FileSenderService(MultiService):
         self._met = LogOnce(self._sayTryingAgain)
         self._leftOut: dict[str, str] = {}
         self._sending: Any = None
-        self._stopping = self._concluding = False
+        self._stopping = False
+        #: threads and conclusions that a stop waits for
         self._working: set[Deferred[Any]] = set()
+        self._turn = DeferredLock()
+        self._conclusion: Deferred[None] | None = None
+        # of the goes that are not concluded: their number and keys; whether all were answered
+        self._goes, self._answered = 0, True
+        self._sharedRun: Run | None = None
         # one line each, empty if there is nothing to say
         self._unreadable = self._weak = self._longOpen = self._unsure = ""
         # a file that showed that the receiver fails; whether another is next
@@ -185,9 +221,9 @@ class FileSenderService(MultiService):
             interval = self._options["interval"]
             again = self._reactor.seconds() + interval
             while due := self._outbox.due(self._reactor.seconds(), 1 if self._probing else BATCH):
-                ready = await self._withoutWriters(due)
-                if ready:
-                    await self._send(pool, ready)
+                go = await self._withoutWriters(due)
+                if go.before:
+                    await self._send(pool, go)
                 if self._stopping:
                     return
                 if self._reactor.seconds() >= again:
@@ -197,11 +233,16 @@ class FileSenderService(MultiService):
 
     def _inThread(self, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
         """
-        Run C{function} in a thread.  Cancelling ends the wait only; a stop
-        waits for the thread, so that nobody else finds its work half done.
+        Run C{function} in a thread.
+        """
+        return self._awaited(deferToThread(function, *arguments))
+
+    def _awaited(self, working: Deferred[T]) -> Deferred[T]:
+        """
+        Wait for something.  Cancelling ends the wait only; a stop waits for the
+        thing itself, so that nobody else finds its work half done.
         """
         waiting: Deferred[T] = Deferred()
-        working = deferToThread(function, *arguments)
         self._working.add(working)
 
         def ended(result: Any) -> None:
@@ -220,6 +261,7 @@ class FileSenderService(MultiService):
     # -- before they are sent
 
     async def _look(self) -> None:
+        await self._concluded()
         try:
             found = await self._inThread(self._folder.scan)
         except (OSError, StartFailed) as e:
@@ -262,7 +304,7 @@ class FileSenderService(MultiService):
             if not before:
                 self._log.warn("{name}: {what}", name=self.name, what=self._longOpen)
 
-    async def _withoutWriters(self, names: Sequence[str]) -> list[str]:
+    async def _withoutWriters(self, names: Sequence[str]) -> _Go:
         """
         @return: those of C{names} that may be sent now.
         """
@@ -285,12 +327,12 @@ class FileSenderService(MultiService):
                 self._warnUnsure(answer.why)
                 if self._outbox.looked(name, looks[name].content, now):
                     ready.append(name)
-        self._staying = {
+        staying = {
             name
             for name in ready
             if isinstance(answer := looks[name].answer, Answer) and not self._folder.mayGo(answer)
         }
-        return ready
+        return _Go({name: self._outbox.identityOf(name) for name in ready}, staying)
 
     def _warnUnsure(self, why: str) -> None:
         """
@@ -315,58 +357,75 @@ class FileSenderService(MultiService):
 
     # -- sending
 
-    async def _send(self, pool: ConnectionPool, names: Sequence[str]) -> None:
+    async def _send(self, pool: ConnectionPool, go: _Go) -> None:
         """
-        One go at what is due.
+        One go at what is due; what follows from it may still be under way afterwards.
         """
-        before = {name: self._outbox.identityOf(name) for name in names}
-        files = [Found(os.path.join(self._folder.path, name), name.encode()) for name in names]
-        outcomes: dict[str, FileOutcome] = {}
-        prefix = len(os.path.join(self._folder.path, ""))
+        names = list(go.before)
+        prefix = os.path.join(self._folder.path, "")
         to = self._options["to"]
         # The keys must outlive the sources: if we are killed in between, the
         # same file goes under the same key, and is not stored twice.
         try:
-            run = self._keys.begin(to)
+            run = self._sharedRun = self._sharedRun or self._keys.begin(to)
         except SourceError as e:
             self._met.met(str(e))
             for name in names:
                 self._outbox.failed(name, self._reactor.seconds(), own=False)
             return
         salts = {
-            os.fsencode(os.path.abspath(file.path)): salt
-            for name, file in zip(names, files, strict=True)
+            os.fsencode(os.path.abspath(prefix + name)): salt
+            for name in names
             if (salt := self._outbox.saltOf(name))
         }
+        self._goes += 1
         try:
             await sendFiles(
                 self._reactor,
                 None,
-                files,
+                [Found(prefix + name, name.encode()) for name in names],
                 destination=to,
                 durability="full",
                 keys=HeldRun(run, salts),
                 retry=Retry(attempts=2),
-                answered=lambda outcome: outcomes.setdefault(outcome.path[prefix:], outcome),
+                answered=lambda outcome: go.outcomes.setdefault(
+                    outcome.path[len(prefix) :], outcome
+                ),
                 pool=pool,
                 jobs=self._options["jobs"],
                 begun=partial(setattr, self, "_sending"),
             )
+            await self._concluded()
         finally:
             self._sending = None
             # what was answered counts, also when a stop cut this short
-            self._concluding = True
-            try:
-                run.end(await self._conclude(names, before, outcomes))
-            finally:
-                self._concluding = False
+            self._conclusion = self._awaited(Deferred.fromCoroutine(self._concludeInTurn(go, run)))
+        if self._probing or not go.clean:
+            # the next go depends on what becomes of this one
+            await self._concluded()
 
-    async def _conclude(
-        self,
-        names: Sequence[str],
-        before: Mapping[str, tuple[int, ...]],
-        outcomes: Mapping[str, FileOutcome],
-    ) -> bool:
+    async def _concluded(self) -> None:
+        """
+        Wait for the conclusion of the latest go.
+        """
+        conclusion, self._conclusion = self._conclusion, None
+        if conclusion is not None:
+            await conclusion
+
+    async def _concludeInTurn(self, go: _Go, run: Run) -> None:
+        answered = False
+        try:
+            # a stop does not wait for the one before
+            async with self._turn:
+                answered = await self._conclude(go)
+        finally:
+            self._goes -= 1
+            self._answered = self._answered and answered
+            if not self._goes:
+                run.end(self._answered)
+                self._sharedRun, self._answered = None, True
+
+    async def _conclude(self, go: _Go) -> bool:
         """
         Draw the consequences of a go.
 
@@ -376,8 +435,8 @@ class FileSenderService(MultiService):
         kept: dict[str, tuple[int, ...] | None] = {}
         self._failing = None
         over = True
-        for name in names:
-            outcome = outcomes.get(name)
+        for name, before in go.before.items():
+            outcome = go.outcomes.get(name)
             if outcome is None or isinstance(outcome.error, Cancelled | ChangedSource):
                 self._outbox.changed(name, self._reactor.seconds())
                 over = False
@@ -395,20 +454,20 @@ class FileSenderService(MultiService):
                 continue
             why = outcome.error or doubt(receipt)
             if why is not None:
-                over = await self._refused(name, before[name], why) and over
+                over = await self._refused(name, before, why) and over
                 continue
             assert receipt is not None
             self._met.over()
             self._weak = ""
             self._probing = False
             self._outbox.release()
-            if name in self._staying:
+            if name in go.staying:
                 kept[name] = None
-                self._logSent(name, receipt)
+                self._logSent(name, receipt, stays=True)
             else:
                 stored[name] = receipt
         if stored:
-            over = await self._remove(stored, before, kept) and over
+            over = await self._remove(stored, go.before, kept) and over
         if self._failing is not None:
             path, rotate = self._failing
             self._outbox.hold(path, self._reactor.seconds(), rotate)
@@ -447,9 +506,8 @@ class FileSenderService(MultiService):
                 self._logSent(name, receipt)
                 continue
             if departure.fate is Fate.UNSURE:
-                self._staying.add(name)
                 kept[name] = departure.identity
-                self._logSent(name, receipt)
+                self._logSent(name, receipt, stays=True)
                 continue
             over = False
             if departure.fate is Fate.CHANGED:
@@ -465,10 +523,8 @@ class FileSenderService(MultiService):
                 self._outbox.done(name)
         return over
 
-    def _logSent(self, name: str, receipt: Receipt) -> None:
-        text = "{name} sent {file}, id {id}"
-        if name in self._staying:
-            text = "{name} sent {file}; it stays, id {id}"
+    def _logSent(self, name: str, receipt: Receipt, stays: bool = False) -> None:
+        text = "{name} sent {file}; it stays, id {id}" if stays else "{name} sent {file}, id {id}"
         self._log.info(text, name=self.name, file=displayName(name), id=receipt.transferId)
 
     async def _remember(self, kept: Mapping[str, tuple[int, ...] | None]) -> None:
@@ -534,8 +590,7 @@ class FileSenderService(MultiService):
         self._stopping = True
         self._folder.interrupt()
         if run is not None:
-            if not self._concluding:
-                run.cancel()
+            run.cancel()
             await run
         await DeferredList(list(self._working))
         self._folder.close()
