@@ -48,12 +48,12 @@ from connpool.services.status import observed
 from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer, Receipt
 from connpool.transfer.send.client import FileOutcome, Retry, sendFiles
+from connpool.transfer.send.connections import SessionFactory, hello
 from connpool.transfer.send.keys import HeldRun, Run, SenderKeys
 from connpool.transfer.send.openfiles import Answer, Writers
 from connpool.transfer.send.outbox import UNKNOWN_FACTOR, Outbox
 from connpool.transfer.send.outboxfolder import OutboxFolder
 from connpool.transfer.send.removal import Fate, NotDurable, Sent, doubt
-from connpool.transfer.send.session import SessionFactory, hello
 from connpool.transfer.send.temporarynames import TemporaryNames
 from connpool.transfer.send.walking import Found
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         StoreCaps,
     )
     from connpool.transfer.send.client import FileOutcome, SendReport, sendFiles
-    from connpool.transfer.send.session import Credentials, SessionFactory, hello
+    from connpool.transfer.send.connections import SessionFactory, hello
+    from connpool.transfer.send.credentials import Credentials
     from connpool.transfer.stores import LocalStore, MemoryStore
 
 __all__ = [
@@ -47,7 +48,15 @@ __all__ = [
     "sendFiles",
 ]
 
-_MODULES = ("names", "records", "send.client", "send.session", "receive.registry", "stores")
+_MODULES = (
+    "names",
+    "records",
+    "send.client",
+    "send.connections",
+    "send.credentials",
+    "receive.registry",
+    "stores",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -10,7 +10,7 @@ be sent again (a wrong digest, a lost connection, something else in the source)
 become extents of their own.
 
 Blocks that were held from an earlier attempt are compared with the source
-meanwhile (L{Outgoing.compared}); those that differ are revoked.  C{COMMIT} is
+meanwhile (L{Extents.compared}); those that differ are revoked.  C{COMMIT} is
 due when nothing is left to send, in flight or to compare.
 
 Pure: no I/O, no clock.
@@ -26,10 +26,10 @@ import attrs
 from connpool.errors import DigestMismatch, ProtocolError
 from connpool.transfer.digests import Digest, blockCount, rootOf
 
-__all__ = ["EXTENT", "MAX_REPAIRS", "Extent", "Outgoing"]
+__all__ = ["EXTENT_BYTES", "MAX_REPAIRS", "Extent", "Extents"]
 
-#: Bytes of an extent, at least one block.
-EXTENT = 16 << 20
+#: An extent, at least one block.
+EXTENT_BYTES = 16 << 20
 #: How often one block may be asked for again before we say that the path
 #: damages it for good.
 MAX_REPAIRS = 16
@@ -48,7 +48,7 @@ class Extent:
     primary: bool = False
 
 
-class Outgoing:
+class Extents:
     """
     @param size: bytes of the file.
     @param held: blocks the receiver says it holds, with their digests.
@@ -61,7 +61,7 @@ class Outgoing:
         blockSize: int,
         digest: Digest,
         held: Mapping[int, bytes],
-        extent: int = EXTENT,
+        extentBytes: int = EXTENT_BYTES,
     ) -> None:
         self.size = size
         self.blockSize = blockSize
@@ -71,7 +71,7 @@ class Outgoing:
             raise ProtocolError("the receiver holds blocks beyond the end of the file")
         self.digests: dict[int, bytes] = {}
         self.unchecked: dict[int, bytes] = dict(held)
-        self._extentSize = max(1, extent // blockSize) * blockSize
+        self._extentBytes = max(1, extentBytes // blockSize) * blockSize
         self._todo: deque[Extent] = deque()
         self._inFlight = 0
         self._repairs: dict[int, int] = {}
@@ -97,7 +97,7 @@ class Outgoing:
     @property
     def waiting(self) -> bool:
         """
-        Whether there is anything to take.
+        Tell whether there is anything to take.
         """
         return bool(self._todo)
 
@@ -152,7 +152,7 @@ class Outgoing:
     @property
     def complete(self) -> bool:
         """
-        Whether C{COMMIT} is due.
+        Tell whether C{COMMIT} is due.
         """
         return not (self._todo or self._inFlight or self.unchecked)
 
@@ -168,7 +168,7 @@ class Outgoing:
         for block in blocks:
             start = block * self.blockSize
             end = min(start + self.blockSize, self.size)
-            if last is not None and last.end == start and end - last.start <= self._extentSize:
+            if last is not None and last.end == start and end - last.start <= self._extentBytes:
                 last.end = end
             else:
                 last = Extent(start, end, primary)

@@ -1,5 +1,5 @@
 """
-The files of a run: found, read if small, begun again if a connection broke.
+The jobs of a run: files found, read if small, begun again if a connection broke.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from connpool.transfer.send.keys import Run
 from connpool.transfer.send.source import openRegular, readWhole
 from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, STDIN, Found, Walk
 
-__all__ = ["Job", "Small", "WorkList", "openJob", "resumeKey"]
+__all__ = ["Job", "JobList", "Small", "openJob", "resumeKey"]
 
 #: The files and bytes that are prepared in one trip to a thread.
 _BATCH_FILES, _BATCH_BYTES = 256, 1 << 20
+#: Times that a file is read that somebody writes to.
+_READS = 3
 
 
 @attrs.define(eq=False)
@@ -118,7 +120,7 @@ def _absolute(job: Job) -> bytes:
 _Prepared = list[tuple[Job | Found, Small | TransferError | None]]
 
 
-class WorkList:
+class JobList:
     """
     Jobs in order, some of them read already.
 
@@ -315,7 +317,7 @@ class WorkList:
             elif isinstance(result, ChangedSource):
                 self.moved(job)
                 job.tries += 1
-                if job.tries < 3:
+                if job.tries < _READS:
                     self._again.append(job)
                 else:
                     self._failed(job, result)

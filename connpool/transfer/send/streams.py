@@ -1,35 +1,42 @@
 """
-The wishes of a sender, and the state of each of its streams.
+The files that go by one session: the state of each, and what the receiver's answers mean.
 
-A stream is told the receiver's answers by its L{SenderSession} and passes on what they
-mean to the L{Transmission}, last of all waking it: state is final before
-anything else runs.
+A stream is told the answers by its L{SenderSession} and passes on their meaning
+to the L{Exchange}, last of all waking it: state is final before anything else runs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from connpool.errors import (
+    ChangedSource,
     DigestMismatch,
+    NoSpace,
     ProtocolError,
+    Skipped,
     SourceError,
     TransferError,
     Unsupported,
 )
-from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
+from connpool.transfer.digests import Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.hashing import InThread
 from connpool.transfer.receive.blockmap import packBlocks, readHeld, unpackBlocks
-from connpool.transfer.records import DURABILITIES
-from connpool.transfer.send.extents import EXTENT, Outgoing
-from connpool.transfer.send.joblist import Job, Small
+from connpool.transfer.send.extents import Extents
+from connpool.transfer.send.joblist import Job, JobList, Small
 from connpool.transfer.send.readahead import ReadAhead, blockDigests
+from connpool.transfer.send.report import Reporter
+from connpool.transfer.send.request import RequestedDurability, SendRequest
 from connpool.transfer.send.session import SenderSession
+from connpool.transfer.send.source import readRoot, wasRenamed
+from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
     ROOT,
@@ -42,69 +49,31 @@ from connpool.transfer.wire.messages import (
     encode,
     extensionOf,
 )
+from connpool.waiting import Waiters
 
-if TYPE_CHECKING:
-    from connpool.transfer.send.transmission import Transmission
+__all__ = ["Exchange", "Lane", "LargeStream", "SmallStream"]
 
-__all__ = ["Asked", "Lane", "LargeStream", "SmallStream"]
-
+#: How often a file is sent again for a reason of its own; when the receiver says that a
+#: later try may succeed; and for a full disk, which few find space on within seconds.
+CHANGED_TRIES, LATER_TRIES, FULL_TRIES = 3, 5, 2
+#: The text with which receivers of version 0.1.0 refuse a file, also under the rule C{skip}.
+_SKIPPED = "already exists on the receiver with different content"
+#: Bytes that are read again between two signs of life.
+_REHASH_SLICE_BYTES = 64 << 20
+#: Bytes that are compared at once with what the receiver holds.
+_COMPARE_SLICE_BYTES = 8 << 20
 #: Bytes of a run of blocks in C{ACCEPT}, and of a block number in C{REPAIR}.
 _RUN_BYTES, _NUMBER_BYTES = 8, 4
 
 
-@attrs.frozen
-class Asked:
-    """
-    The user's wishes for every file.
-
-    @ivar ifExists: one of L{IF_EXISTS}, or empty for the receiver's rule.
-    @ivar durability: one of L{ASKABLE_DURABILITIES}.
-    @ivar dry: only ask.
-    @ivar blockSize: smallest bytes of a block.
-    @ivar extent: bytes of an extent.
-    """
-
-    ifExists: str = ""
-    durability: str = "best"
-    dry: bool = False
-    blockSize: int = BLOCK_SIZE
-    extent: int = EXTENT
-
-
-class Level:
-    """
-    The durability that the files of one session are asked for.
-
-    @param wanted: one of L{ASKABLE_DURABILITIES}.
-    @param capabilities: of the session.
-    @ivar asked: the same, in words that the receiver knows.
-    """
-
-    def __init__(self, wanted: str, capabilities: Collection[str]) -> None:
-        self._open = wanted == "best"
-        self.asked = "full" if self._open and "best" not in capabilities else wanted
-
-    def lower(self, refused: str) -> bool:
-        """
-        Ask for less than a level that was refused, if it was left open which one it is.
-
-        @return: whether there is less to ask for.
-        """
-        if not self._open or refused not in {"data", "full"}:
-            return False
-        if refused == self.asked:
-            self.asked = DURABILITIES[DURABILITIES.index(refused) - 1]
-        return True
-
-
 class Lane:
     """
-    One connection that carries runs.
+    A connection that carries extents.
     """
 
-    def __init__(self, session: SenderSession, run: InThread, primary: bool = False) -> None:
+    def __init__(self, session: SenderSession, inThread: InThread, primary: bool = False) -> None:
         self.session = session
-        self.reader = ReadAhead(run)
+        self.reader = ReadAhead(inThread)
         self.primary = primary
 
 
@@ -121,18 +90,237 @@ def _earlier(receipt: Receipting | Ack) -> str:
     return "" if value is None else _EARLIER.get(value, "unknown")
 
 
+class Exchange:
+    """
+    The files that go by one session, and the meaning of the receiver's answers.
+
+    @param jobs: where files go back to that are begun again.
+    @ivar large: streams of files that go in runs.
+    @ivar small: streams of files that go in one piece, and
+    @ivar smallBytes: the bytes of these.
+    @ivar running: coroutines beside the round.
+    @ivar tellsEarlier: whether the receiver says what became of a file that an earlier run
+        stored.
+    @ivar advanced: whether any file was answered, or more of it is safe at the receiver than
+        ever before.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        session: SenderSession,
+        jobs: JobList,
+        request: SendRequest,
+        reporter: Reporter,
+        inThread: InThread,
+    ) -> None:
+        self._reactor = reactor
+        self.session = session
+        self.jobs = jobs
+        self.request = request
+        self.reporter = reporter
+        self.inThread = inThread
+        self.large: list[LargeStream] = []
+        self.small: dict[SmallStream, None] = {}
+        self.smallBytes = 0
+        self.running = 0
+        self.tellsEarlier = "earlier" in session.capabilities
+        self.durability = RequestedDurability(request.durability, session.capabilities)
+        self.advanced = False
+        self._waiters = Waiters()
+
+    def wake(self) -> None:
+        """
+        Something happened.
+        """
+        self._waiters.wake()
+
+    async def event(self) -> None:
+        """
+        Wait until something happens.
+        """
+        something = self._waiters.wait()
+        call = None
+        if self.jobs.later:
+            wait = min(job.due for job in self.jobs.later) - self._reactor.seconds()
+            call = self._reactor.callLater(max(wait, 0.01), self.wake)
+        try:
+            await something
+        finally:
+            if call is not None and call.active():
+                call.cancel()
+
+    def spawn(self, coroutine: Any) -> None:
+        """
+        Run something beside the round.
+        """
+        self.running += 1
+
+        def done(result: Any) -> None:
+            self.running -= 1
+            if isinstance(result, Failure) and not result.check(TransferError):
+                self._log.failure("sending failed", failure=result)
+                self.session.link.abort(TransferError(f"internal error: {result.value!r}"))
+            self.wake()
+
+        Deferred.fromCoroutine(coroutine).addBoth(done)
+
+    def smallAnswered(self, stream: SmallStream) -> None:
+        """
+        A PUT had its answer.
+        """
+        del self.small[stream]
+        self.smallBytes -= stream.size
+
+    def streamOver(self, stream: LargeStream) -> None:
+        """
+        It has had its answer; who says so wakes the round afterwards.
+        """
+        if stream in self.large:
+            self.large.remove(stream)
+
+    def stored(
+        self,
+        job: Job,
+        receipt: Receipting | Ack,
+        root: bytes | None,
+        size: int,
+        earlier: str = "",
+    ) -> None:
+        """
+        The receiver has it; or it had it before, and C{earlier} says what became of it.
+        """
+        self.advanced = True
+        self.reporter.stored(job, receipt, root, size, self.session, earlier)
+        self.wake()
+
+    def anew(self, job: Job) -> None:
+        """
+        The receipt is for another content: the file goes under a key of its own.
+        """
+        if job.fresh or job.spent:
+            self.refused(job, DigestMismatch("the receipt is for another content"), again=False)
+            return
+        job.fresh = os.urandom(32)
+        self.jobs.again(job)
+        self.wake()
+
+    def refused(self, job: Job, why: TransferError, again: bool, durability: str = "none") -> None:
+        """
+        The receiver does not take it, or not now.
+
+        @param durability: the level that was asked for.
+        """
+        if self.request.ifExists == "skip" and str(why).endswith(_SKIPPED):
+            why = Skipped(str(why))
+        job.tries += 1
+        tries = FULL_TRIES if isinstance(why, NoSpace) else LATER_TRIES
+        if isinstance(why, Unsupported) and not job.spent and self.durability.lower(durability):
+            self.jobs.again(job)
+        elif again and job.tries <= tries and not self.request.dry:
+            delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
+            due = self._reactor.seconds() + delay
+            self.jobs.delay(job, due)
+            if delay:
+                self.reporter.delayed(job, why, due)
+        else:
+            self.failed(job, why)
+        self.wake()
+
+    def changed(self, stream: LargeStream) -> None:
+        """
+        Somebody writes to the source: begin again, some times.
+        """
+        if stream.over:
+            return
+        job = stream.job
+        why = ChangedSource(
+            f"the file changed while it was sent, {CHANGED_TRIES} times; send it again"
+        )
+        if job.path != STDIN and stream.fd is not None and wasRenamed(stream.fd, job.path):
+            job.held = os.dup(stream.fd)
+        else:
+            self.jobs.moved(job)
+        stream.cancel(why, keep=True)
+        job.tries += 1
+        if job.tries < CHANGED_TRIES:
+            self.jobs.again(job)
+        else:
+            self.failed(job, why)
+
+    async def compare(self, stream: LargeStream) -> None:
+        """
+        In a dry run the answer depends on the content: read it and ask again.
+        """
+        job, fd, size = stream.job, stream.fd, stream.size
+        assert fd is not None
+        assert size is not None
+        digest, root, why = self.session.digest, None, None
+        stream.hold(1)
+        try:
+            root = await self.inThread(lambda: readRoot(fd, size, digest, stream.blockSize))
+        except OSError as e:
+            why = SourceError(f"the file cannot be read: {e.strerror}")
+        stream.hold(-1)
+        if stream.over:
+            return  # the connection was lost, and the file is asked about again
+        stream.end()
+        if why is not None:
+            self.failed(job, why)
+        else:
+            job.root = root
+            self.jobs.large.append(job)
+        self.wake()
+
+    def wouldTake(self, job: Job) -> None:
+        """
+        A dry run's answer.
+        """
+        self.reporter.wouldTake(job)
+        self.wake()
+
+    def resumed(self, stream: LargeStream, size: int) -> None:
+        """
+        The receiver takes it, and holds C{size} bytes of it.
+        """
+        self._kept(stream, size)
+        self.reporter.resumed(stream.job, size)
+
+    def progressed(self, stream: LargeStream, message: Progress) -> None:
+        """
+        The receiver says how it goes.
+        """
+        self._kept(stream, message.durable)
+        self.reporter.phase(stream.job, message.phase, message.slow)
+
+    def _kept(self, stream: LargeStream, size: int) -> None:
+        # what was written says little: the kernel, or a proxy, takes megabytes
+        blocks = min(size, stream.size or 0) // stream.blockSize
+        if blocks > stream.job.kept:
+            stream.job.kept, self.advanced = blocks, True
+
+    def failed(self, job: Job, why: TransferError) -> None:
+        """
+        It is not going to be stored.
+        """
+        self.advanced = True
+        self.reporter.failed(job, why)
+
+
 class SmallStream:
     """
     The answer to one C{PUT}.
     """
 
-    def __init__(self, transmission: Transmission, small: Small) -> None:
+    def __init__(self, exchange: Exchange, small: Small) -> None:
         # not the content: up to 64 MiB are on their way
-        self._transmission = transmission
+        self._exchange = exchange
         self.job = small.job
         self.size = len(small.data)
         self._root = small.root
-        self._durability = transmission.level.asked
+        self._durability = exchange.durability.level
 
     def takes(self, kind: Type, length: int) -> bool:
         return False
@@ -141,17 +329,17 @@ class SmallStream:
         raise ProtocolError(f"{frame.type.name} for a PUT")
 
     def stored(self, receipt: Receipting | Ack) -> None:
-        self._transmission.smallAnswered(self)
+        self._exchange.smallAnswered(self)
         if isinstance(receipt, Receipting) and receipt.root != self._root:
-            self._transmission.anew(self.job)
+            self._exchange.anew(self.job)
         else:
-            self._transmission.stored(self.job, receipt, self._root, self.size, _earlier(receipt))
+            self._exchange.stored(self.job, receipt, self._root, self.size, _earlier(receipt))
 
     def rejected(self, why: TransferError, retryable: bool) -> None:
-        self._transmission.smallAnswered(self)
+        self._exchange.smallAnswered(self)
         # damaged on the way: what a large file repairs block by block
         again = retryable or isinstance(why, DigestMismatch)
-        self._transmission.refused(self.job, why, again, self._durability)
+        self._exchange.refused(self.job, why, again, self._durability)
 
 
 class LargeStream:
@@ -162,27 +350,25 @@ class LargeStream:
         input.
     @ivar size: bytes; L{None} until known.
     @ivar accepted: whether the receiver takes it.
-    @ivar outgoing: what is to be sent, once it is accepted; L{None} of standard input.
+    @ivar extents: what is to be sent, once it is accepted; L{None} of standard input.
     @ivar touched: lanes beside the first that carried some of it.
     @ivar settling: whether these are being waited for.
     @ivar root: what was committed; L{None} if nothing is.
     """
 
-    def __init__(
-        self, transmission: Transmission, job: Job, fd: int | None, blockSize: int
-    ) -> None:
-        self._transmission = transmission
+    def __init__(self, exchange: Exchange, job: Job, fd: int | None, blockSize: int) -> None:
+        self._exchange = exchange
         self.job = job
         self.fd = fd
         self.size = job.size
         self.blockSize = blockSize
-        self.number = transmission.session.open(self)
+        self.number = exchange.session.open(self)
         self.accepted = False
-        self.outgoing: Outgoing | None = None
+        self.extents: Extents | None = None
         self.touched: set[Lane] = set()
         self.settling = False
         self.root: bytes | None = None
-        self._durability = transmission.level.asked
+        self._durability = exchange.durability.level
         self.over = False
         self.busy = 0
 
@@ -191,27 +377,27 @@ class LargeStream:
             return False
         count = blockCount(self.size, self.blockSize)
         if kind is Type.ACCEPT:
-            digest = self._transmission.session.digest.length
+            digest = self._exchange.session.digest.length
             return not self.accepted and length <= count * (_RUN_BYTES + digest)
         return self.accepted and length <= count * _NUMBER_BYTES
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
-        transmission = self._transmission
+        exchange = self._exchange
         if isinstance(message, Progress):
-            transmission.progressed(self, message)
+            exchange.progressed(self, message)
         elif isinstance(message, Accept):
             if self.accepted:
                 raise ProtocolError("ACCEPT twice")
             self.accepted = True
             if message.state == "dry":
-                transmission.session.forget(self.number)
+                exchange.session.forget(self.number)
                 if self.fd is not None and self.job.root is None and _depends(message):
-                    transmission.spawn(transmission.compare(self))
+                    exchange.spawn(exchange.compare(self))
                     return
                 self.end()
-                transmission.wouldTake(self.job)
+                exchange.wouldTake(self.job)
                 return
-            self._accept(readHeld(message.runs, frame.data, transmission.session.digest.length))
+            self._accept(readHeld(message.runs, frame.data, exchange.session.digest.length))
         elif frame.type is Type.REPAIR:
             if not self.accepted:
                 raise ProtocolError("REPAIR before ACCEPT")
@@ -219,55 +405,55 @@ class LargeStream:
             try:
                 if self.job.spent:
                     raise DigestMismatch("standard input arrived damaged and cannot be read again")
-                if self.outgoing is not None:
-                    self.outgoing.repair(unpackBlocks(frame.data))
+                if self.extents is not None:
+                    self.extents.repair(unpackBlocks(frame.data))
             except DigestMismatch as e:
                 self.giveUp(e, keep=True)
-        transmission.wake()
+        exchange.wake()
 
     def _accept(self, held: dict[int, bytes]) -> None:
-        transmission, size, blockSize = self._transmission, self.size, self.blockSize
+        exchange, size, blockSize = self._exchange, self.size, self.blockSize
         kept = 0
         if size is not None:
-            digest, extent = transmission.session.digest, transmission.asked.extent
-            self.outgoing = Outgoing(size, blockSize, digest, held, extent)
+            digest, extentBytes = exchange.session.digest, exchange.request.extentBytes
+            self.extents = Extents(size, blockSize, digest, held, extentBytes)
             kept = sum(min(blockSize, size - block * blockSize) for block in held)
         elif held:
             raise ProtocolError("the receiver holds blocks of a file that cannot be resumed")
-        transmission.resumed(self, kept)
+        exchange.resumed(self, kept)
         if held:
-            transmission.spawn(self._compare(sorted(held)))
+            exchange.spawn(self._compare(sorted(held)))
 
     def commit(self, size: int, root: bytes) -> None:
         """
-        All of it was sent.
+        Say that all of it was sent.
         """
         self.size, self.root = size, root
-        self._transmission.session.writer.send(encode(Type.COMMIT, self.number, Commit(size, root)))
+        self._exchange.session.writer.send(encode(Type.COMMIT, self.number, Commit(size, root)))
 
     def stored(self, receipt: Receipting | Ack) -> None:
         if not isinstance(receipt, Receipting):
             raise ProtocolError("ACK for an OFFER")
         if self.root is None and self.size is not None:
             # it had all of it before, it says: nothing goes any more
-            self.outgoing = None
-            self._transmission.spawn(self._reread(receipt, self.size))
+            self.extents = None
+            self._exchange.spawn(self._reread(receipt, self.size))
         else:
             self._judge(receipt, self.root)
 
     def _judge(self, receipt: Receipting, root: bytes | None, earlier: str = "") -> None:
         self.end()
         if root is None or self.size is None or receipt.root != root:
-            self._transmission.anew(self.job)
+            self._exchange.anew(self.job)
         else:
-            self._transmission.stored(self.job, receipt, root, self.size, earlier)
+            self._exchange.stored(self.job, receipt, root, self.size, earlier)
 
     async def _reread(self, receipt: Receipting, size: int) -> None:
         """
         Compare a receipt with our file, which may be removed by its word.
         """
-        transmission, blockSize = self._transmission, self.blockSize
-        count, step = blockCount(size, blockSize), max(1, (64 << 20) // blockSize)
+        exchange, blockSize = self._exchange, self.blockSize
+        count, step = blockCount(size, blockSize), max(1, _REHASH_SLICE_BYTES // blockSize)
         digests: list[bytes] = []
         try:
             digest = digestNamed(receipt.digest or "")
@@ -275,17 +461,17 @@ class LargeStream:
                 blocks = range(at, min(at + step, count))
                 digests += await self._digests(digest, size, blocks)
                 # it shall not take us for gone
-                await transmission.session.ping()
+                await exchange.session.ping()
                 if self.over:
                     return
         except Unsupported:
             self._judge(receipt, None)
         except SourceError as e:
             self.end()
-            transmission.refused(self.job, e, again=False)
+            exchange.refused(self.job, e, again=False)
         else:
             earlier = _earlier(receipt)
-            if not (earlier or self.job.accepted or transmission.tellsEarlier):
+            if not (earlier or self.job.accepted or exchange.tellsEarlier):
                 earlier = "unknown"  # a process before this one, and it cannot say more
             self._judge(receipt, rootOf(digest, size, blockSize, digests), earlier)
 
@@ -293,7 +479,7 @@ class LargeStream:
         assert self.fd is not None
         self.hold(1)
         try:
-            digests: list[bytes] = await self._transmission.inThread(
+            digests: list[bytes] = await self._exchange.inThread(
                 partial(blockDigests, self.fd, digest, size, self.blockSize, blocks)
             )
         finally:
@@ -304,7 +490,7 @@ class LargeStream:
         self.end()
         # what cannot be read again is not begun again
         again = retryable and not self.job.spent
-        self._transmission.refused(self.job, why, again, self._durability)
+        self._exchange.refused(self.job, why, again, self._durability)
 
     def giveUp(self, why: TransferError, keep: bool) -> None:
         """
@@ -312,22 +498,22 @@ class LargeStream:
         """
         if not self.over:
             self.cancel(why, keep)
-            self._transmission.refused(self.job, why, again=False)
+            self._exchange.refused(self.job, why, again=False)
 
     def cancel(self, why: TransferError, keep: bool) -> None:
         """
         Cancel it on our side.
         """
-        self._transmission.session.cancel(self.number, why.code, keep)
+        self._exchange.session.cancel(self.number, why.code, keep)
         self.end()
 
     def end(self) -> None:
         """
-        The stream is over.
+        End the stream.
         """
         if not self.over:
             self.over = True
-            self._transmission.streamOver(self)
+            self._exchange.streamOver(self)
             self._maybeClose()
 
     def hold(self, change: int) -> None:
@@ -347,19 +533,19 @@ class LargeStream:
         """
         Read what the receiver holds and see whether it is still the same.
         """
-        outgoing, session = self.outgoing, self._transmission.session
-        assert outgoing is not None
-        step = max(1, (8 << 20) // self.blockSize)
+        extents, session = self.extents, self._exchange.session
+        assert extents is not None
+        step = max(1, _COMPARE_SLICE_BYTES // self.blockSize)
         for at in range(0, len(blocks), step):
             some = blocks[at : at + step]
             try:
-                digests = await self._digests(session.digest, outgoing.size, some)
+                digests = await self._digests(session.digest, extents.size, some)
             except SourceError as e:
                 self.giveUp(e, keep=True)
                 return
             if self.over:
                 return
-            revoked = [b for b, d in zip(some, digests, strict=True) if outgoing.compared(b, d)]
+            revoked = [b for b, d in zip(some, digests, strict=True) if extents.compared(b, d)]
             if revoked:
                 wire = packBlocks(revoked)
                 session.writer.send(encode(Type.REVOKE, self.number, Revoke(), len(wire)), wire)

@@ -170,7 +170,7 @@ def test_theFirstNewByteDoesNotWaitForTheOldOnes(world, source):
     from connpool.transfer.hashing import inline
 
     sending = world.sending(source / "a")
-    sending._inThread = sending._work._inThread = run
+    sending._inThread = sending._jobs._inThread = run
     results = world.start(sending)
     world.pump()
     assert held
@@ -474,7 +474,7 @@ def test_busyReceiverDoesNotEndTheRest(tmp_path, source, monkeypatch):
     world = World(tmp_path / "state", Policy(maxTransfers=2, minimumRate=0))
     for number in range(6):
         (source / f"{number}").write_bytes(content(5 * 4096, number))
-    report = world.send(source, asked=SMALL_BLOCKS)
+    report = world.send(source, request=SMALL_BLOCKS)
     assert report.exitCode == 0
     assert len(world.store.files) == 6
     world.close()

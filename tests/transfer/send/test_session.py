@@ -226,7 +226,7 @@ def test_nothingNewAfterGoaway(world, small):
             receiver.say(Type.ACK, 0, Ack(((frame.stream, 1),), "none", "tmpfs", 1))
 
     receivers = scripted(world, answer)
-    report = world.send(small, run=lambda f: deferLater(world.clock, 0.1, f))
+    report = world.send(small, inThread=lambda f: deferLater(world.clock, 0.1, f))
     assert [receiver.kinds().count(Type.PUT) for receiver in receivers] == [0, 1]
     assert report.exitCode == 0
 

@@ -10,8 +10,8 @@ import pytest
 
 from connpool.errors import SourceError
 from connpool.transfer.receive import greeting
+from connpool.transfer.send.request import SendRequest
 from connpool.transfer.send.source import openRegular, readWhole, wasRenamed
-from connpool.transfer.send.streams import Asked
 from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, walk
 from connpool.transfer.wire.frames import Type
 from tests.transfer.scripted import scripted
@@ -77,14 +77,14 @@ def test_directoriesComeAfterTheirFilesAndBelowFirst(world, tree):
     """
     said = []
     sending = world.sending(tree)
-    real = sending._work.deepest
+    real = sending._jobs.deepest
 
     def deepest():
         found = real()
         said.append([each.name for each in found])
         return found
 
-    sending._work.deepest = deepest
+    sending._jobs.deepest = deepest
     world.finish(world.start(sending))
     depths = [{name.count(b"/") for name in group} for group in said if group]
     assert depths == [{3}, {2}, {1}, {0}]
@@ -142,7 +142,7 @@ def test_aStoreWithoutDirectories(world, tree, monkeypatch):
 
 
 def test_aDryRunMakesNone(world, tree):
-    report = world.send(tree, asked=Asked(durability="none", dry=True))
+    report = world.send(tree, request=SendRequest(durability="none", dry=True))
     assert report.directoriesLeftOut == len(times(tree))
     assert world.store.directories == {}
 
@@ -231,7 +231,7 @@ def test_aLogThatIsRotatedBeforeItsTurn(world, source):
     listed = list(walk([str(source)]))
     assert [found.kind for found in listed] == [DIRECTORY, FILE, FILE]
     sending = world.sending(source)
-    real = sending._work._prepare
+    real = sending._jobs._prepare
 
     def prepare(*arguments):
         prepared = real(*arguments)
@@ -240,7 +240,7 @@ def test_aLogThatIsRotatedBeforeItsTurn(world, source):
             log.write_bytes(b"new\n")
         return prepared
 
-    sending._work._prepare = prepare
+    sending._jobs._prepare = prepare
     report = world.finish(world.start(sending))
     assert report.exitCode == 0
     assert world.store.files == {
