@@ -28,7 +28,7 @@ from connpool.transfer.records import Receipt
 from connpool.transfer.send.client import FileOutcome, Sending, SendReport, sendFiles
 from connpool.transfer.send.connections import SessionFactory, hello
 from connpool.transfer.send.report import Wait
-from connpool.transfer.send.walking import FILE, STDIN, walk
+from connpool.transfer.send.walking import FILE, STDIN, Walk
 
 __all__ = ["sendNative"]
 
@@ -343,7 +343,7 @@ class _Run:
             seconds = round(max(0.0, wait.until - self._reactor.seconds()), 1)
             self._progress.say(f"{whose}{wait.why}; trying again in {seconds:g} s")
         if "json" in self._outputs:
-            said = dict.fromkeys(("path", "name", "good", "asked", "receipt", "error"))
+            said = dict.fromkeys(("path", "name", "earlier", "good", "asked", "receipt", "error"))
             said.update(name=wait.name or None, status="waiting")
             self._outputs["json"].write(
                 {**said, "wait": {"for": wait.what, "why": wait.why, "seconds": seconds}}
@@ -394,7 +394,7 @@ def _measured(paths: Sequence[str]) -> int | None:
     if STDIN in paths:
         return None
     size = 0
-    for found in walk(paths):
+    for found in Walk(paths):
         if found.error is None and found.kind == FILE:
             with contextlib.suppress(OSError):
                 size += os.stat(found.path).st_size

@@ -6,11 +6,6 @@ when its receipt says that the very content that it has in the end is stored and
 durable (L{connpool.transfer.send.removal}).  A file that the receiver will never
 take is set aside, with the reason; one that only waits for the receiver waits.
 
-The files of one go are removed while those of the next are sent, if all of them
-were stored.  All goes that overlap are one run of the sender's keys, which ends with
-the last of them.  The folder is scanned between goes: a scan goes on with what was
-taken and not removed.
-
 Until a receipt says C{full}, one file alone is sent: a receiver that cannot
 promise that is reported, and does not pile up what nobody may remove here.
 """
@@ -26,7 +21,7 @@ from typing import Any, ClassVar, TypeVar
 
 import attrs
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -49,7 +44,7 @@ from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer, Receipt
 from connpool.transfer.send.client import FileOutcome, Retry, sendFiles
 from connpool.transfer.send.connections import SessionFactory, hello
-from connpool.transfer.send.keys import HeldRun, Run, SenderKeys
+from connpool.transfer.send.keys import HeldRun, SenderKeys
 from connpool.transfer.send.openfiles import Answer, Writers
 from connpool.transfer.send.outbox import UNKNOWN_FACTOR, Outbox
 from connpool.transfer.send.outboxfolder import OutboxFolder
@@ -62,7 +57,7 @@ __all__ = ["FileSenderService", "Options", "OutboxStats", "makeService"]
 T = TypeVar("T")
 
 #: Files of one go.
-BATCH = 1000
+BATCH_FILES = 1000
 
 #: Bytes of the salt of a renewed key.
 _SALT_BYTES = 16
@@ -105,31 +100,6 @@ class OutboxStats:
     setAside: int = 0
 
 
-@attrs.define(eq=False)
-class _Go:
-    """
-    Files that are sent together.
-
-    @ivar before: the identity of each when it was seen last, by its name.
-    @ivar staying: names of those that stay in the folder.
-    @ivar outcomes: of those that had an answer, by their names.
-    """
-
-    before: dict[str, tuple[int, ...]]
-    staying: set[str]
-    outcomes: dict[str, FileOutcome] = attrs.field(factory=dict)
-
-    @property
-    def clean(self) -> bool:
-        """
-        True if every file is stored as it was asked for.
-        """
-        return len(self.outcomes) == len(self.before) and all(
-            outcome.receipt is not None and doubt(outcome.receipt) is None
-            for outcome in self.outcomes.values()
-        )
-
-
 @implementer(IStatsSource, ILiveTransfers, IReadiness)
 class FileSenderService(MultiService):
     """
@@ -153,14 +123,8 @@ class FileSenderService(MultiService):
         self._met = LogOnce(self._sayTryingAgain)
         self._leftOut: dict[str, str] = {}
         self._sending: Any = None
-        self._stopping = False
-        #: threads and conclusions that a stop waits for
+        self._stopping = self._concluding = False
         self._working: set[Deferred[Any]] = set()
-        self._turn = DeferredLock()
-        self._conclusion: Deferred[None] | None = None
-        # of the goes that are not concluded: their number and keys; whether all were answered
-        self._goes, self._answered = 0, True
-        self._sharedRun: Run | None = None
         # one line each, empty if there is nothing to say
         self._unreadable = self._weak = self._longOpen = self._unsure = ""
         # a file that showed that the receiver fails; whether another is next
@@ -220,10 +184,12 @@ class FileSenderService(MultiService):
             await self._look()
             interval = self._options["interval"]
             again = self._reactor.seconds() + interval
-            while due := self._outbox.due(self._reactor.seconds(), 1 if self._probing else BATCH):
-                go = await self._withoutWriters(due)
-                if go.before:
-                    await self._send(pool, go)
+            while due := self._outbox.due(
+                self._reactor.seconds(), 1 if self._probing else BATCH_FILES
+            ):
+                ready = await self._withoutWriters(due)
+                if ready:
+                    await self._send(pool, ready)
                 if self._stopping:
                     return
                 if self._reactor.seconds() >= again:
@@ -233,16 +199,11 @@ class FileSenderService(MultiService):
 
     def _inThread(self, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
         """
-        Run C{function} in a thread.
-        """
-        return self._awaited(deferToThread(function, *arguments))
-
-    def _awaited(self, working: Deferred[T]) -> Deferred[T]:
-        """
-        Wait for something.  Cancelling ends the wait only; a stop waits for the
-        thing itself, so that nobody else finds its work half done.
+        Run C{function} in a thread.  Cancelling ends the wait only; a stop
+        waits for the thread, so that nobody else finds its work half done.
         """
         waiting: Deferred[T] = Deferred()
+        working = deferToThread(function, *arguments)
         self._working.add(working)
 
         def ended(result: Any) -> None:
@@ -261,7 +222,6 @@ class FileSenderService(MultiService):
     # -- before they are sent
 
     async def _look(self) -> None:
-        await self._concluded()
         try:
             found = await self._inThread(self._folder.scan)
         except (OSError, StartFailed) as e:
@@ -304,7 +264,7 @@ class FileSenderService(MultiService):
             if not before:
                 self._log.warn("{name}: {what}", name=self.name, what=self._longOpen)
 
-    async def _withoutWriters(self, names: Sequence[str]) -> _Go:
+    async def _withoutWriters(self, names: Sequence[str]) -> list[str]:
         """
         @return: those of C{names} that may be sent now.
         """
@@ -327,12 +287,12 @@ class FileSenderService(MultiService):
                 self._warnUnsure(answer.why)
                 if self._outbox.looked(name, looks[name].content, now):
                     ready.append(name)
-        staying = {
+        self._staying = {
             name
             for name in ready
             if isinstance(answer := looks[name].answer, Answer) and not self._folder.mayGo(answer)
         }
-        return _Go({name: self._outbox.identityOf(name) for name in ready}, staying)
+        return ready
 
     def _warnUnsure(self, why: str) -> None:
         """
@@ -357,75 +317,58 @@ class FileSenderService(MultiService):
 
     # -- sending
 
-    async def _send(self, pool: ConnectionPool, go: _Go) -> None:
+    async def _send(self, pool: ConnectionPool, names: Sequence[str]) -> None:
         """
-        One go at what is due; what follows from it may still be under way afterwards.
+        One go at what is due.
         """
-        names = list(go.before)
-        prefix = os.path.join(self._folder.path, "")
+        before = {name: self._outbox.identityOf(name) for name in names}
+        files = [Found(os.path.join(self._folder.path, name), name.encode()) for name in names]
+        outcomes: dict[str, FileOutcome] = {}
+        prefix = len(os.path.join(self._folder.path, ""))
         to = self._options["to"]
         # The keys must outlive the sources: if we are killed in between, the
         # same file goes under the same key, and is not stored twice.
         try:
-            run = self._sharedRun = self._sharedRun or self._keys.begin(to)
+            run = self._keys.begin(to)
         except SourceError as e:
             self._met.met(str(e))
             for name in names:
                 self._outbox.failed(name, self._reactor.seconds(), own=False)
             return
         salts = {
-            os.fsencode(os.path.abspath(prefix + name)): salt
-            for name in names
+            os.fsencode(os.path.abspath(file.path)): salt
+            for name, file in zip(names, files, strict=True)
             if (salt := self._outbox.saltOf(name))
         }
-        self._goes += 1
         try:
             await sendFiles(
                 self._reactor,
                 None,
-                [Found(prefix + name, name.encode()) for name in names],
+                files,
                 destination=to,
                 durability="full",
                 keys=HeldRun(run, salts),
                 retry=Retry(attempts=2),
-                answered=lambda outcome: go.outcomes.setdefault(
-                    outcome.path[len(prefix) :], outcome
-                ),
+                answered=lambda outcome: outcomes.setdefault(outcome.path[prefix:], outcome),
                 pool=pool,
                 jobs=self._options["jobs"],
                 begun=partial(setattr, self, "_sending"),
             )
-            await self._concluded()
         finally:
             self._sending = None
             # what was answered counts, also when a stop cut this short
-            self._conclusion = self._awaited(Deferred.fromCoroutine(self._concludeInTurn(go, run)))
-        if self._probing or not go.clean:
-            # the next go depends on what becomes of this one
-            await self._concluded()
+            self._concluding = True
+            try:
+                run.end(await self._conclude(names, before, outcomes))
+            finally:
+                self._concluding = False
 
-    async def _concluded(self) -> None:
-        """
-        Wait for the conclusion of the latest go.
-        """
-        conclusion, self._conclusion = self._conclusion, None
-        if conclusion is not None:
-            await conclusion
-
-    async def _concludeInTurn(self, go: _Go, run: Run) -> None:
-        answered = False
-        try:
-            # a stop does not wait for the one before
-            async with self._turn:
-                answered = await self._conclude(go)
-        finally:
-            self._goes -= 1
-            self._answered = self._answered and answered
-            if not self._goes:
-                run.end(self._answered)
-                self._sharedRun, self._answered = None, True
-
-    async def _conclude(self, go: _Go) -> bool:
+    async def _conclude(
+        self,
+        names: Sequence[str],
+        before: Mapping[str, tuple[int, ...]],
+        outcomes: Mapping[str, FileOutcome],
+    ) -> bool:
         """
         Draw the consequences of a go.
 
@@ -435,8 +378,8 @@ class FileSenderService(MultiService):
         kept: dict[str, tuple[int, ...] | None] = {}
         self._failing = None
         over = True
-        for name, before in go.before.items():
-            outcome = go.outcomes.get(name)
+        for name in names:
+            outcome = outcomes.get(name)
             if outcome is None or isinstance(outcome.error, Cancelled | ChangedSource):
                 self._outbox.changed(name, self._reactor.seconds())
                 over = False
@@ -454,20 +397,20 @@ class FileSenderService(MultiService):
                 continue
             why = outcome.error or doubt(receipt)
             if why is not None:
-                over = await self._refused(name, before, why) and over
+                over = await self._refused(name, before[name], why) and over
                 continue
             assert receipt is not None
             self._met.over()
             self._weak = ""
             self._probing = False
             self._outbox.release()
-            if name in go.staying:
+            if name in self._staying:
                 kept[name] = None
-                self._logSent(name, receipt, stays=True)
+                self._logSent(name, receipt)
             else:
                 stored[name] = receipt
         if stored:
-            over = await self._remove(stored, go.before, kept) and over
+            over = await self._remove(stored, before, kept) and over
         if self._failing is not None:
             path, rotate = self._failing
             self._outbox.hold(path, self._reactor.seconds(), rotate)
@@ -506,8 +449,9 @@ class FileSenderService(MultiService):
                 self._logSent(name, receipt)
                 continue
             if departure.fate is Fate.UNSURE:
+                self._staying.add(name)
                 kept[name] = departure.identity
-                self._logSent(name, receipt, stays=True)
+                self._logSent(name, receipt)
                 continue
             over = False
             if departure.fate is Fate.CHANGED:
@@ -523,8 +467,10 @@ class FileSenderService(MultiService):
                 self._outbox.done(name)
         return over
 
-    def _logSent(self, name: str, receipt: Receipt, stays: bool = False) -> None:
-        text = "{name} sent {file}; it stays, id {id}" if stays else "{name} sent {file}, id {id}"
+    def _logSent(self, name: str, receipt: Receipt) -> None:
+        text = "{name} sent {file}, id {id}"
+        if name in self._staying:
+            text = "{name} sent {file}; it stays, id {id}"
         self._log.info(text, name=self.name, file=displayName(name), id=receipt.transferId)
 
     async def _remember(self, kept: Mapping[str, tuple[int, ...] | None]) -> None:
@@ -590,7 +536,8 @@ class FileSenderService(MultiService):
         self._stopping = True
         self._folder.interrupt()
         if run is not None:
-            run.cancel()
+            if not self._concluding:
+                run.cancel()
             await run
         await DeferredList(list(self._working))
         self._folder.close()

@@ -370,7 +370,7 @@ def walk(paths):
     print("counting", flush=True)
     time.sleep(50)
     yield from ()
-connpool.commands.sendnative.walk = walk
+connpool.commands.sendnative.Walk = walk
 from connpool.commands import main
 sys.exit(main())
 """

@@ -22,7 +22,7 @@ from connpool.transfer.identities import Identity
 from connpool.transfer.receive.reception import Policy, Reception
 from connpool.transfer.receive.registry import NativeReceiver
 from connpool.transfer.send.client import Retry, Sending
-from connpool.transfer.send.connections import SessionFactory, dialled
+from connpool.transfer.send.connections import Dialled, SessionFactory
 from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import MemoryStore
@@ -241,7 +241,7 @@ class World:
         )
         return Sending(
             self.clock,
-            dialled(SimpleNamespace(connect=self.connect), factory),
+            Dialled(SimpleNamespace(connect=self.connect), factory),
             [str(path) for path in paths],
             destination,
             request=request,

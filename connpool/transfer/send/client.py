@@ -7,7 +7,7 @@ A L{Sending} goes through its files with one L{Transmission} after the other.
 When a connection breaks, the files that had no answer go with the next one,
 under the same keys, so nothing is stored twice and what the receiver holds is
 not sent again.  It gives up after L{Retry.attempts} connections in a row that brought nothing
-forward (L{Transmission.advanced}); at once if the very first cannot be made.
+forward (L{Exchange.advanced}); at once if the very first cannot be made.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer
 from connpool.transfer.send.connections import (
     Connections,
+    Dialled,
+    Pooled,
     SessionFactory,
     connectionFailure,
-    dialled,
     greetingError,
-    pooled,
 )
 from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.send.joblist import JobList
@@ -49,8 +49,9 @@ from connpool.transfer.send.keys import HeldRun, Run, SenderKeys
 from connpool.transfer.send.report import FileOutcome, Reporter, SendReport, waitAfter
 from connpool.transfer.send.request import SendRequest
 from connpool.transfer.send.session import SenderSession
+from connpool.transfer.send.streams import Exchange
 from connpool.transfer.send.transmission import Transmission
-from connpool.transfer.send.walking import Found, walk
+from connpool.transfer.send.walking import Found, Walk
 
 __all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "sendFiles"]
 
@@ -112,14 +113,13 @@ class Sending:
             Run.ephemeral() if self._request.dry else (keys or SenderKeys()).begin(destination)
         )
         self._jobs = JobList(
-            walk(paths, stdinName),
+            Walk(paths, stdinName),
             self._run,
             self._inThread,
             self._reporter.failed,
             self._reporter.passedOver,
         )
         self._session: SenderSession | None = None
-        self._transmission: Transmission | None = None
         self._cancelled = False
         self._somebodyAnswered = self._heard = False
 
@@ -193,15 +193,11 @@ class Sending:
         session = self._session = connection.session
         self.report.connections += 1
         self._somebodyAnswered = self._heard = True
-        transmission = self._transmission = Transmission(
-            self._reactor,
-            session,
-            self._jobs,
-            self._request,
-            self._reporter,
-            self._inThread,
-            self._connections.open,
-            self._furtherLanes,
+        exchange = Exchange(
+            self._reactor, session, self._jobs, self._request, self._reporter, self._inThread
+        )
+        transmission = Transmission(
+            self._reactor, exchange, self._connections.open, self._furtherLanes
         )
         why = None
         try:
@@ -215,15 +211,15 @@ class Sending:
         else:
             connection.release()
         finally:
-            self._session = self._transmission = None
-            for job in transmission.unfinished:
+            self._session = None
+            for job in exchange.takeUnanswered():
                 if job.spent and not self._cancelled:
                     self._reporter.failed(
                         job, SourceError(f"standard input cannot be sent again: {why}")
                     )
                 else:
                     self._jobs.again(job)
-        return why, transmission.advanced
+        return why, exchange.advanced
 
     def cancel(self) -> None:
         """
@@ -232,17 +228,6 @@ class Sending:
         self._cancelled = True
         if self._session is not None:
             self._session.link.abort(Cancelled("interrupted"))
-
-    def drop(self, path: str) -> bool:
-        """
-        Give up one large file; the others go on over the same connection.
-
-        @param path: as in its L{FileOutcome}.
-        @return: whether it could still be given up.
-        """
-        if self._jobs.drop(path, Cancelled("given up")):
-            return True
-        return self._transmission is not None and self._transmission.drop(path)
 
     def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
         return tuple(
@@ -305,10 +290,10 @@ def sendFiles(
     @raise SourceError: the state that files are resumed with is damaged.
     """
     if pool is not None:
-        connections = pooled(pool)
+        connections: Connections = Pooled(pool)
     else:
         factory = SessionFactory(reactor, digests, credentials, idleTimeout)
-        connections = dialled(endpoint, factory)
+        connections = Dialled(endpoint, factory)
     sending = Sending(
         reactor,
         connections,

@@ -13,7 +13,6 @@ from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 
 from connpool.errors import NetworkFailed, TransferError
-from connpool.interfaces import IConnectionPool
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.send.session import SenderLink, SenderSession
@@ -21,12 +20,12 @@ from connpool.transfer.send.session import SenderLink, SenderSession
 __all__ = [
     "Connection",
     "Connections",
+    "Dialled",
+    "Pooled",
     "SessionFactory",
     "connectionFailure",
-    "dialled",
     "greetingError",
     "hello",
-    "pooled",
 ]
 
 
@@ -99,7 +98,11 @@ class Connections(Protocol):
 
 
 @attrs.frozen
-class _Dialled:
+class Dialled:
+    """
+    Connections made one by one.
+    """
+
     endpoint: Any
     factory: SessionFactory
 
@@ -115,7 +118,14 @@ class _Dialled:
 
 
 @attrs.frozen
-class _Pooled:
+class Pooled:
+    """
+    Connections leased from a pool.
+
+    @ivar pool: one over a L{SessionFactory} with C{prepare=hello}: a lease is one
+        authenticated session.
+    """
+
     pool: Any
 
     async def open(self) -> Connection:
@@ -127,23 +137,6 @@ class _Pooled:
             lease.discard()
 
         return Connection(session, lease.release, discard)
-
-
-def dialled(endpoint: Any, factory: SessionFactory) -> Connections:
-    """
-    Connections for L{Sending}, made one by one.
-    """
-    return _Dialled(endpoint, factory)
-
-
-def pooled(pool: IConnectionPool) -> Connections:
-    """
-    Connections for L{Sending}, leased.
-
-    @param pool: one over a L{SessionFactory} with C{prepare=hello}: a lease is one
-        authenticated session.
-    """
-    return _Pooled(pool)
 
 
 def greetingError(why: BaseException | None) -> TransferError | None:

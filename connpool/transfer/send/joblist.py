@@ -20,7 +20,7 @@ from connpool.transfer.send.keys import Run
 from connpool.transfer.send.source import openRegular, readWhole
 from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, STDIN, Found, Walk
 
-__all__ = ["Job", "JobList", "Small", "openJob", "resumeKey"]
+__all__ = ["Job", "JobList", "Small"]
 
 #: The files and bytes that are prepared in one trip to a thread.
 _BATCH_FILES, _BATCH_BYTES = 256, 1 << 20
@@ -86,30 +86,6 @@ class Small:
     job: Job
     data: bytes
     root: bytes
-
-
-def openJob(job: Job, run: Run) -> int:
-    """
-    Open the file and note what it is now.
-
-    @return: a descriptor.
-    @raise SourceError: it cannot be sent.
-    """
-    if job.held is not None:
-        fd, job.held = job.held, None
-        job.status = os.fstat(fd)
-    else:
-        fd, job.status = openRegular(job.path)
-    job.key = job.fresh or run.key(_absolute(job), job.status, job.name)
-    return fd
-
-
-def resumeKey(job: Job, run: Run) -> bytes:
-    """
-    The key of an opened file's partial.
-    """
-    assert job.status is not None
-    return run.resumeKey(_absolute(job), job.status, job.name)
 
 
 def _absolute(job: Job) -> bytes:
@@ -195,18 +171,33 @@ class JobList:
 
     def open(self, job: Job) -> int:
         """
-        As L{openJob}; a file of a tree that is not what was listed was moved.
+        Open the file and note what it is now.  One of a tree that is not what was listed was
+        moved.
+
+        @return: a descriptor.
+        @raise SourceError: it cannot be sent.
         """
-        try:
-            fd = openJob(job, self.run)
-        except SourceError:
-            self.moved(job)
-            raise
-        assert job.status is not None
+        if job.held is not None:
+            fd, job.held = job.held, None
+            job.status = os.fstat(fd)
+        else:
+            try:
+                fd, job.status = openRegular(job.path)
+            except SourceError:
+                self.moved(job)
+                raise
+        job.key = job.fresh or self.run.key(_absolute(job), job.status, job.name)
         if job.listed != job.status.st_ino:
             self.moved(job)
             job.listed = None
         return fd
+
+    def resumeKey(self, job: Job) -> bytes:
+        """
+        Compute the key of an opened file's partial.
+        """
+        assert job.status is not None
+        return self.run.resumeKey(_absolute(job), job.status, job.name)
 
     def moved(self, job: Job) -> None:
         """
@@ -235,20 +226,6 @@ class JobList:
         for job in [job for job in self.later if job.due <= now]:
             self.later.remove(job)
             self._again.append(job)
-
-    def drop(self, path: str, why: TransferError) -> bool:
-        """
-        Give up one file that has not been begun.
-
-        @return: whether there was one.
-        """
-        for jobs in (self._again, self.large, self.later):
-            for job in jobs:
-                if job.path == path:
-                    jobs.remove(job)
-                    self._failed(job, why)
-                    return True
-        return False
 
     async def abandon(self, why: TransferError) -> None:
         """

@@ -95,7 +95,7 @@ class Exchange:
     The files that go by one session, and the meaning of the receiver's answers.
 
     @param jobs: where files go back to that are begun again.
-    @ivar large: streams of files that go in runs.
+    @ivar large: streams of files that go in runs, in the order of their offers.
     @ivar small: streams of files that go in one piece, and
     @ivar smallBytes: the bytes of these.
     @ivar running: coroutines beside the round.
@@ -122,10 +122,11 @@ class Exchange:
         self.request = request
         self.reporter = reporter
         self.inThread = inThread
-        self.large: list[LargeStream] = []
+        self.large: dict[LargeStream, None] = {}
         self.small: dict[SmallStream, None] = {}
         self.smallBytes = 0
         self.running = 0
+        self._unanswered: list[Job] = []
         self.tellsEarlier = "earlier" in session.capabilities
         self.durability = RequestedDurability(request.durability, session.capabilities)
         self.advanced = False
@@ -133,7 +134,7 @@ class Exchange:
 
     def wake(self) -> None:
         """
-        Something happened.
+        Go on with the round: something happened.
         """
         self._waiters.wake()
 
@@ -167,19 +168,22 @@ class Exchange:
 
         Deferred.fromCoroutine(coroutine).addBoth(done)
 
-    def smallAnswered(self, stream: SmallStream) -> None:
+    def endLarge(self) -> None:
         """
-        A PUT had its answer.
+        End the streams of large files: their session is over.
         """
-        del self.small[stream]
-        self.smallBytes -= stream.size
+        for stream in list(self.large):
+            self._unanswered.append(stream.job)
+            stream.end()
 
-    def streamOver(self, stream: LargeStream) -> None:
+    def takeUnanswered(self) -> list[Job]:
         """
-        It has had its answer; who says so wakes the round afterwards.
+        Take the files that have had no answer.
         """
-        if stream in self.large:
-            self.large.remove(stream)
+        left = self._unanswered + [stream.job for stream in self.small]
+        self._unanswered = []
+        self.small.clear()
+        return left
 
     def stored(
         self,
@@ -190,7 +194,9 @@ class Exchange:
         earlier: str = "",
     ) -> None:
         """
-        The receiver has it; or it had it before, and C{earlier} says what became of it.
+        Note a receipt.
+
+        @param earlier: as in L{FileOutcome}.
         """
         self.advanced = True
         self.reporter.stored(job, receipt, root, size, self.session, earlier)
@@ -198,7 +204,7 @@ class Exchange:
 
     def anew(self, job: Job) -> None:
         """
-        The receipt is for another content: the file goes under a key of its own.
+        Send a file under a key of its own: its receipt is for another content.
         """
         if job.fresh or job.spent:
             self.refused(job, DigestMismatch("the receipt is for another content"), again=False)
@@ -209,8 +215,9 @@ class Exchange:
 
     def refused(self, job: Job, why: TransferError, again: bool, durability: str = "none") -> None:
         """
-        The receiver does not take it, or not now.
+        Send a file again later, or give it up.
 
+        @param again: whether a later try may succeed.
         @param durability: the level that was asked for.
         """
         if self.request.ifExists == "skip" and str(why).endswith(_SKIPPED):
@@ -231,7 +238,7 @@ class Exchange:
 
     def changed(self, stream: LargeStream) -> None:
         """
-        Somebody writes to the source: begin again, some times.
+        Begin a file again, some times: somebody writes to it.
         """
         if stream.over:
             return
@@ -250,60 +257,9 @@ class Exchange:
         else:
             self.failed(job, why)
 
-    async def compare(self, stream: LargeStream) -> None:
-        """
-        In a dry run the answer depends on the content: read it and ask again.
-        """
-        job, fd, size = stream.job, stream.fd, stream.size
-        assert fd is not None
-        assert size is not None
-        digest, root, why = self.session.digest, None, None
-        stream.hold(1)
-        try:
-            root = await self.inThread(lambda: readRoot(fd, size, digest, stream.blockSize))
-        except OSError as e:
-            why = SourceError(f"the file cannot be read: {e.strerror}")
-        stream.hold(-1)
-        if stream.over:
-            return  # the connection was lost, and the file is asked about again
-        stream.end()
-        if why is not None:
-            self.failed(job, why)
-        else:
-            job.root = root
-            self.jobs.large.append(job)
-        self.wake()
-
-    def wouldTake(self, job: Job) -> None:
-        """
-        A dry run's answer.
-        """
-        self.reporter.wouldTake(job)
-        self.wake()
-
-    def resumed(self, stream: LargeStream, size: int) -> None:
-        """
-        The receiver takes it, and holds C{size} bytes of it.
-        """
-        self._kept(stream, size)
-        self.reporter.resumed(stream.job, size)
-
-    def progressed(self, stream: LargeStream, message: Progress) -> None:
-        """
-        The receiver says how it goes.
-        """
-        self._kept(stream, message.durable)
-        self.reporter.phase(stream.job, message.phase, message.slow)
-
-    def _kept(self, stream: LargeStream, size: int) -> None:
-        # what was written says little: the kernel, or a proxy, takes megabytes
-        blocks = min(size, stream.size or 0) // stream.blockSize
-        if blocks > stream.job.kept:
-            stream.job.kept, self.advanced = blocks, True
-
     def failed(self, job: Job, why: TransferError) -> None:
         """
-        It is not going to be stored.
+        Note that a file is not going to be stored.
         """
         self.advanced = True
         self.reporter.failed(job, why)
@@ -321,6 +277,13 @@ class SmallStream:
         self.size = len(small.data)
         self._root = small.root
         self._durability = exchange.durability.level
+        self.number = exchange.session.open(self)
+        exchange.small[self] = None
+        exchange.smallBytes += self.size
+
+    def _answered(self) -> None:
+        del self._exchange.small[self]
+        self._exchange.smallBytes -= self.size
 
     def takes(self, kind: Type, length: int) -> bool:
         return False
@@ -329,14 +292,14 @@ class SmallStream:
         raise ProtocolError(f"{frame.type.name} for a PUT")
 
     def stored(self, receipt: Receipting | Ack) -> None:
-        self._exchange.smallAnswered(self)
+        self._answered()
         if isinstance(receipt, Receipting) and receipt.root != self._root:
             self._exchange.anew(self.job)
         else:
             self._exchange.stored(self.job, receipt, self._root, self.size, _earlier(receipt))
 
     def rejected(self, why: TransferError, retryable: bool) -> None:
-        self._exchange.smallAnswered(self)
+        self._answered()
         # damaged on the way: what a large file repairs block by block
         again = retryable or isinstance(why, DigestMismatch)
         self._exchange.refused(self.job, why, again, self._durability)
@@ -363,6 +326,7 @@ class LargeStream:
         self.size = job.size
         self.blockSize = blockSize
         self.number = exchange.session.open(self)
+        exchange.large[self] = None
         self.accepted = False
         self.extents: Extents | None = None
         self.touched: set[Lane] = set()
@@ -384,7 +348,8 @@ class LargeStream:
     def frameReceived(self, frame: Frame, message: Any) -> None:
         exchange = self._exchange
         if isinstance(message, Progress):
-            exchange.progressed(self, message)
+            self._keep(message.durable)
+            exchange.reporter.phase(self.job, message.phase, message.slow)
         elif isinstance(message, Accept):
             if self.accepted:
                 raise ProtocolError("ACCEPT twice")
@@ -392,10 +357,11 @@ class LargeStream:
             if message.state == "dry":
                 exchange.session.forget(self.number)
                 if self.fd is not None and self.job.root is None and _depends(message):
-                    exchange.spawn(exchange.compare(self))
+                    exchange.spawn(self._askWithRoot())
                     return
                 self.end()
-                exchange.wouldTake(self.job)
+                exchange.reporter.wouldTake(self.job)
+                exchange.wake()
                 return
             self._accept(readHeld(message.runs, frame.data, exchange.session.digest.length))
         elif frame.type is Type.REPAIR:
@@ -420,9 +386,42 @@ class LargeStream:
             kept = sum(min(blockSize, size - block * blockSize) for block in held)
         elif held:
             raise ProtocolError("the receiver holds blocks of a file that cannot be resumed")
-        exchange.resumed(self, kept)
+        self._keep(kept)
+        exchange.reporter.resumed(self.job, kept)
         if held:
             exchange.spawn(self._compare(sorted(held)))
+
+    def _keep(self, count: int) -> None:
+        # what was written says little: the kernel, or a proxy, takes megabytes
+        blocks = min(count, self.size or 0) // self.blockSize
+        if blocks > self.job.kept:
+            self.job.kept, self._exchange.advanced = blocks, True
+
+    async def _askWithRoot(self) -> None:
+        """
+        Read the content that the answer of a dry run depends on, and ask again.
+        """
+        exchange, job, fd, size = self._exchange, self.job, self.fd, self.size
+        assert fd is not None
+        assert size is not None
+        root, why = None, None
+        self.hold(1)
+        try:
+            root = await exchange.inThread(
+                partial(readRoot, fd, size, exchange.session.digest, self.blockSize)
+            )
+        except OSError as e:
+            why = SourceError(f"the file cannot be read: {e.strerror}")
+        self.hold(-1)
+        if self.over:
+            return  # the connection was lost, and the file is asked about again
+        self.end()
+        if why is not None:
+            exchange.failed(job, why)
+        else:
+            job.root = root
+            exchange.jobs.large.append(job)
+        exchange.wake()
 
     def commit(self, size: int, root: bytes) -> None:
         """
@@ -513,12 +512,12 @@ class LargeStream:
         """
         if not self.over:
             self.over = True
-            self._exchange.streamOver(self)
+            self._exchange.large.pop(self, None)
             self._maybeClose()
 
     def hold(self, change: int) -> None:
         """
-        Somebody reads from the descriptor, or does not any more.
+        Count those that read from the descriptor.
         """
         self.busy += change
         self._maybeClose()

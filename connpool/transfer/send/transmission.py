@@ -7,8 +7,7 @@ L{Transmission.send} goes round: send small files while the receiver's limits al
 large ones some ahead, send an extent, commit what is complete; when nothing of that is
 possible, wait for an answer.  Directories come last (L{Directories}).  It returns when
 every file of the job list had an answer, or fails with what ended the connection; then
-L{Transmission.unfinished} are the files that have had none, and they go with the next
-session.
+the files that have had none (L{Exchange.takeUnanswered}) go with the next session.
 
 Further connections (I{lanes}) take extents of the same files.  A file is committed only after
 each lane that carried some of it answered a PING, so its bytes have arrived.
@@ -23,17 +22,13 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from connpool.errors import Cancelled, SourceError, TransferError
+from connpool.errors import SourceError, TransferError
 from connpool.transfer.digests import chooseBlockSize
-from connpool.transfer.hashing import InThread
 from connpool.transfer.send.connections import Connection
 from connpool.transfer.send.directories import Directories
 from connpool.transfer.send.extents import Extent, Extents
-from connpool.transfer.send.joblist import Job, JobList, Small, resumeKey
+from connpool.transfer.send.joblist import Job, Small
 from connpool.transfer.send.readahead import stdinDescriptor
-from connpool.transfer.send.report import Reporter
-from connpool.transfer.send.request import SendRequest
-from connpool.transfer.send.session import SenderSession
 from connpool.transfer.send.source import unchanged
 from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import Exchange, Lane, LargeStream, SmallStream
@@ -58,7 +53,8 @@ MAX_OFFERS = 16
 
 class Transmission:
     """
-    @param reporter: told what became of each file.
+    The round of one session.
+
     @param connect: connects a further lane.
     @param lanes: how many further lanes there may be.
     """
@@ -68,46 +64,35 @@ class Transmission:
     def __init__(
         self,
         reactor: Any,
-        session: SenderSession,
-        jobs: JobList,
-        request: SendRequest,
-        reporter: Reporter,
-        inThread: InThread,
+        exchange: Exchange,
         connect: Callable[[], Coroutine[Any, Any, Connection]],
         lanes: int = 0,
     ) -> None:
         self._reactor = reactor
-        self._session = session
-        self._jobs = jobs
-        self._request = request
-        self._reporter = reporter
-        self._inThread = inThread
+        self._exchange = exchange
+        self._session = session = exchange.session
+        self._jobs = exchange.jobs
+        self._request = exchange.request
+        self._reporter = exchange.reporter
         self._connect = connect
         self._mostLanes = lanes if "join" in session.capabilities else 0
         self._lanes = 0
         #: connections that are being made
         self._connecting: set[Deferred[Any]] = set()
-        self._exchange = Exchange(reactor, session, jobs, request, reporter, inThread)
-        self._directories = Directories(self._exchange)
-        self._again: list[Job] = []
+        self._directories = Directories(exchange)
         self._over = False
-        session.onLost = lambda _: self._exchange.wake()
-        session.onSlow = reporter.slowed
-
-    @property
-    def advanced(self) -> bool:
-        """
-        True if any file was answered, or more of it is safe at the receiver than ever before.
-        """
-        return self._exchange.advanced
+        session.onLost = lambda _: exchange.wake()
+        session.onSlow = self._reporter.slowed
 
     # -- the round
 
     async def send(self) -> None:
         """
+        Send until every file had its answer.
+
         @raise TransferError: what ended the connection.
         """
-        lane = Lane(self._session, self._inThread, primary=True)
+        lane = Lane(self._session, self._exchange.inThread, primary=True)
         self._session.start()
         try:
             while True:
@@ -129,22 +114,10 @@ class Transmission:
             for connecting in list(self._connecting):
                 connecting.cancel()
             self._exchange.wake()
-            for stream in self._exchange.large[:]:
-                self._again.append(stream.job)
-                stream.end()
+            self._exchange.endLarge()
             self._directories.giveBack()
             await lane.reader.stop()
             self._session.writer.rest()
-
-    @property
-    def unfinished(self) -> list[Job]:
-        """
-        The files that have had no answer.
-        """
-        left = self._again + [stream.job for stream in self._exchange.small]
-        self._again = []
-        self._exchange.small.clear()
-        return left
 
     @property
     def _finished(self) -> bool:
@@ -161,8 +134,8 @@ class Transmission:
         did = False
         more = jobs.wantsMore and len(jobs.large) < MAX_OFFERS and not session.stopping
         if more and not jobs.small:
-            small = -1 if self._request.dry else limits.small
-            await jobs.fill(small, session.digest, afresh=not self._exchange.tellsEarlier)
+            largest = -1 if self._request.dry else limits.small
+            await jobs.fill(largest, session.digest, afresh=not self._exchange.tellsEarlier)
             did = True
         if jobs.small:
             await session.writer.flushed()
@@ -176,12 +149,9 @@ class Transmission:
                 or self._exchange.smallBytes + len(data) > limits.inflightBytes
             ):
                 break
-            small_ = jobs.small.popleft()
-            stream = SmallStream(self._exchange, small_)
-            self._exchange.small[stream] = None
-            self._exchange.smallBytes += len(data)
-            batch.append(self._put(session.open(stream), small_))
-            batch.append(data)
+            small = jobs.small.popleft()
+            stream = SmallStream(self._exchange, small)
+            batch += (self._put(stream.number, small), data)
             size += len(data) + 256
         if batch:
             session.writer.send(*batch)
@@ -226,7 +196,6 @@ class Transmission:
             assert job.size is not None
             blockSize = chooseBlockSize(job.size, self._request.blockSize)
             stream = LargeStream(self._exchange, job, fd, blockSize)
-            self._exchange.large.append(stream)
             self._offer(stream)
         if did:
             await session.writer.flushed()
@@ -243,7 +212,7 @@ class Transmission:
             job.key,
             job.size,
             stream.blockSize,
-            None if status is None else resumeKey(job, self._jobs.run),
+            None if status is None else self._jobs.resumeKey(job),
             modified,
             status is not None and bool(status.st_mode & 0o111),
             self._request.ifExists,  # type: ignore[arg-type]
@@ -328,7 +297,7 @@ class Transmission:
 
     def _commits(self) -> bool:
         did = False
-        for stream in self._exchange.large[:]:
+        for stream in list(self._exchange.large):
             extents = stream.extents
             if extents is None or stream.root is not None or stream.settling:
                 continue
@@ -347,7 +316,7 @@ class Transmission:
 
     async def _settle(self, stream: LargeStream, lanes: list[Lane]) -> None:
         """
-        Until what went over further lanes has arrived.
+        Wait until all that went over further lanes has arrived.
         """
         for lane in lanes:
             try:
@@ -377,7 +346,6 @@ class Transmission:
         stream = LargeStream(
             self._exchange, job, None, chooseBlockSize(None, self._request.blockSize)
         )
-        self._exchange.large.append(stream)
         self._offer(stream)
         self._exchange.spawn(sendStandardInput(self._exchange, stream, fd))
 
@@ -398,7 +366,7 @@ class Transmission:
             return
         finally:
             self._connecting.discard(connecting)
-        lane = Lane(connection.session, self._inThread)
+        lane = Lane(connection.session, self._exchange.inThread)
         lane.session.onLost = lambda _: self._exchange.wake()
         try:
             await lane.session.join(self._session.ticket)
@@ -414,15 +382,3 @@ class Transmission:
             self._lanes -= 1
             await lane.reader.stop()
             connection.discard()
-
-    def drop(self, path: str) -> bool:
-        """
-        Give up one file that has been begun here; the others go on.
-
-        @return: whether there was one.
-        """
-        for stream in self._exchange.large:
-            if stream.job.path == path:
-                stream.giveUp(Cancelled("given up"), keep=False)
-                return True
-        return False

@@ -8,7 +8,7 @@ import random
 import pytest
 from twisted.internet.defer import CancelledError
 
-from connpool.errors import ConflictTakeover
+from connpool.errors import Cancelled, ConflictTakeover
 from connpool.transfer.receive import greeting
 from connpool.transfer.receive.reception import Policy
 from connpool.transfer.send.client import Retry
@@ -409,7 +409,8 @@ def test_cancelOneOfFive(world, source):
     results = world.start(sending)
     while not world.wires[0].sent[0] > 45_000:
         world.wires[0].step()
-    assert sending.drop(str(source / "2"))
+    [stream] = [each for each in sending._session._streams.values() if each.job.name == b"source/2"]
+    stream.giveUp(Cancelled("given up"), keep=False)
     report = world.finish(results)
     assert [outcome.name for outcome in report.failed] == ["source/2"]
     assert sorted(world.store.files) == ["source/0", "source/1", "source/3", "source/4"]

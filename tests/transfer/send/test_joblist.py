@@ -7,7 +7,7 @@ from twisted.internet.defer import maybeDeferred
 from connpool.transfer.digests import DIGESTS
 from connpool.transfer.send.joblist import JobList
 from connpool.transfer.send.keys import SenderKeys
-from connpool.transfer.send.walking import walk
+from connpool.transfer.send.walking import Walk
 from tests.helpers.waiting import successResultOf
 
 MIB = 1 << 20
@@ -18,7 +18,7 @@ def test_whatIsBegunAgainAndDoesNotFitIntoABatchIsKept(tmp_path):
     for number in range(8):
         (tmp_path / "files" / str(number)).write_bytes(bytes(MIB // 2))
     run = SenderKeys(tmp_path / "state").begin("destination")
-    found = JobList(walk([str(tmp_path / "files")], "stdin"), run, maybeDeferred, None)
+    found = JobList(Walk([str(tmp_path / "files")], "stdin"), run, maybeDeferred, None)
 
     def jobs():
         taken = []

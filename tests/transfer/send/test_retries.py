@@ -13,7 +13,7 @@ from connpool.transfer.send import readahead
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.send.request import SendRequest
-from connpool.transfer.send.walking import FILE, Found, walk
+from connpool.transfer.send.walking import FILE, Found, Walk
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Progress, Reject
 from tests.transfer.scripted import scripted
@@ -172,7 +172,7 @@ def test_whatIsTheSame(tmp_path, monkeypatch):
         Path(path).write_bytes(b"")
 
     def names(*paths):
-        return [found.name for found in walk(paths) if found.kind == FILE]
+        return [found.name for found in Walk(paths) if found.kind == FILE]
 
     assert names("d", "./d", str(tmp_path / "d"), "d/") == [b"d/a", b"d/e/b"]
     assert names("-", "./-", "-") == [b"stdin", b"-"]

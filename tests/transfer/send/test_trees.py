@@ -12,7 +12,7 @@ from connpool.errors import SourceError
 from connpool.transfer.receive import greeting
 from connpool.transfer.send.request import SendRequest
 from connpool.transfer.send.source import openRegular, readWhole, wasRenamed
-from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, walk
+from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, Walk
 from connpool.transfer.wire.frames import Type
 from tests.transfer.scripted import scripted
 
@@ -228,7 +228,7 @@ def test_aLogThatIsRotatedBeforeItsTurn(world, source):
     data = content(2, 30 * BLOCK)
     log = source / "z.log"
     log.write_bytes(data)
-    listed = list(walk([str(source)]))
+    listed = list(Walk([str(source)]))
     assert [found.kind for found in listed] == [DIRECTORY, FILE, FILE]
     sending = world.sending(source)
     real = sending._jobs._prepare
@@ -305,7 +305,7 @@ def test_passesEnd(source):
     A tree in which something moves all the time is read a few times more, not forever.
     """
     (source / "f").write_bytes(b"x")
-    found = walk([str(source)])
+    found = Walk([str(source)])
     rounds = 0
     while next(found, None) is not None:
         pass
@@ -339,7 +339,7 @@ def test_kindsOfATree(source):
     (source / "d").mkdir()
     (source / "d" / "f").write_bytes(b"")
     os.symlink("f", source / "d" / "l")
-    found = list(walk([str(source / "d")]))
+    found = list(Walk([str(source / "d")]))
     assert [(each.name, each.kind) for each in found] == [
         (b"d", DIRECTORY),
         (b"d/f", FILE),
