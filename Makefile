@@ -1,33 +1,58 @@
-# "make run" and "make test" set up everything they need in .venv.
+# Every target sets up what it needs in .venv, from a fresh checkout and in any order.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+# "run" needs the runtime only, "test" its own packages on top
+RUNTIME := $(VENV)/.installed
+TESTS := $(VENV)/.tests
+# each released version that today's code has to work with, in an environment of its own
+ARCHIVES := $(wildcard tests/transfer/released/*/twisted-connpool-*.tar.xz)
+RELEASED := $(patsubst twisted-connpool-%.tar.xz,$(VENV)/released/%/.installed,$(notdir $(ARCHIVES)))
 
-.PHONY: run test lint docs clean
+.PHONY: run test released lint docs dist clean
 
-$(STAMP): setup.cfg setup.py
+$(RUNTIME): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; run: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade pip setuptools
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	$(PIP) --upgrade pip setuptools
+	$(PIP) -e .
 	touch $@
 
-run: $(STAMP)
+$(TESTS): $(RUNTIME)
+	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/released/%/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check tests/transfer/released/$*/twisted-connpool-$*.tar.xz
+	touch $@
+
+run: $(RUNTIME)
 	$(BIN)/twistd -n --pidfile= filerecv $(if $(filter 0,$(shell id -u)),--allow-root)
 
-test: $(STAMP)
+test: $(TESTS)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-lint: $(STAMP)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test,lint]'
+released: $(TESTS) $(RELEASED)
+
+lint: $(TESTS)
+	$(PIP) -e '.[test,lint]'
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(STAMP)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'
+docs: $(RUNTIME)
+	$(PIP) -e '.[docs]'
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+# both archives, the wheel built from the other one, and the changes of the next release
+dist: $(RUNTIME)
+	$(PIP) -e '.[release]'
+	rm -rf build dist
+	$(BIN)/python -m build >/dev/null
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/towncrier build --draft
 
 clean:
 	rm -rf $(VENV) docs/_build build dist *.egg-info

@@ -5,4 +5,4 @@ The three parts (L{connpool.pool}, L{connpool.transfer}, L{connpool.datagram})
 do not know one another; they meet at Twisted's own interfaces.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -48,6 +48,7 @@ __all__ = [
     "Skipped",
     "SourceError",
     "StartFailed",
+    "StatesUnavailable",
     "StoreError",
     "SyncFailed",
     "TooLarge",
@@ -79,6 +80,14 @@ class StartFailed(ConnpoolError):
 
 
 # -- addresses and the PROXY protocol ---------------------------------------
+
+
+class StatesUnavailable(ConnpoolError):
+    """
+    This system does not show its TCP sockets to us.
+    """
+
+    code = "states-unavailable"
 
 
 class AddressError(ConnpoolError, ValueError):

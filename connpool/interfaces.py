@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName
     from connpool.transfer.records import (
         DirectoryMade,
+        EndedTransfer,
         FileStat,
         LiveTransfer,
         Offer,
@@ -42,6 +43,7 @@ __all__ = [
     "IPoolObserver",
     "IPoolable",
     "IReadiness",
+    "IRecentTransfers",
     "IReflector",
     "IReloadable",
     "ISingleUseEndpoint",
@@ -398,12 +400,12 @@ class IPoolObserver(Interface):
 
 class IReloadable(Interface):
     """
-    Something that read files which an operator may renew: certificates.
+    Something that read files which an operator may renew: certificates, targets.
     """
 
     def reload() -> None:
         """
-        Read them again, for connections from now on.
+        Read them again, for work that begins from now on.
 
         @raise Exception: its text is one line; what was read before stays in
             use.
@@ -421,6 +423,18 @@ class ILiveTransfers(Interface):
     def liveTransfers(limit: int) -> Sequence[LiveTransfer]:
         """
         @return: what is under way now, oldest first, at most C{limit} of it.
+        """
+
+
+class IRecentTransfers(Interface):
+    """
+    A service whose last transfers an operator may look at.
+    """
+
+    def recentTransfers() -> Sequence[EndedTransfer]:
+        """
+        @return: the last files and the last refusals, of each kind at most fifty,
+            the newest first.
         """
 
 
@@ -728,6 +742,11 @@ class IDatagramResponder(Interface):
     excess: int = Attribute(
         "How many bytes an answer may be longer than its request, once a second "
         "for each IPv4 /24 and IPv6 /64; 0 for responders with nothing to negotiate."
+    )
+    symmetricPorts: AbstractSet[int] = Attribute(
+        "Source ports that are answered although programs that answer use them: the "
+        "standard's own, for a protocol that tells an answer from a request; the port "
+        "that it listens on is then one too.  Empty for all others."
     )
     refused: Mapping[str, int] = Attribute(
         "Datagrams that got no answer from C{respond}, by reason; only grows."

@@ -61,9 +61,9 @@ class LogRarely:
         """
         Log C{event}, or count it.
 
-        @param now: seconds of a clock that is never set back.
+        @param now: seconds.  A clock that is set back brings a line early, not late.
         """
-        if self._next is None or now >= self._next:
+        if self._next is None or not self._next - self._interval <= now < self._next:
             self._next = now + self._interval
             unsaid, self.unsaid = self.unsaid, 0
             self._say(event, unsaid)

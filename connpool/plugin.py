@@ -1,5 +1,5 @@
 """
-What C{twisted/plugins/connpool_plugins.py} is made of.
+The parts of C{twisted/plugins/connpool_plugins.py}.
 
 Twisted imports that file on every start of every C{twistd} in the
 environment, so nothing here imports the reactor or a room of ours.

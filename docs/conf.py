@@ -7,7 +7,10 @@ copyright = "2026, the connpool maintainers"
 extensions = []
 html_theme = "alabaster"
 html_theme_options = {
-    "description": "Connection pool, file transfer and datagram services for Twisted"
+    "description": "Connection pool, file transfer and datagram services for Twisted",
+    # room for diagrams of a hundred columns
+    "page_width": "1180px",
+    "body_max_width": "none",
 }
 nitpicky = True
 
@@ -18,6 +21,8 @@ def setup(app):
 
     here = Path(__file__).parent
     sys.path[:0] = [str(here), str(here.parent)]
-    from metrics_table import insert
+    import metrics_table
+    import state_diagrams
 
-    app.connect("source-read", insert)
+    app.connect("source-read", metrics_table.insert)
+    app.connect("source-read", state_diagrams.insert)

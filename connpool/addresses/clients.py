@@ -26,11 +26,15 @@ class UnknownAddress:
     spoke for itself (a health check), or did not know.
 
     Its C{host} is in no network, so no allow-list matches it.
+
+    @ivar healthCheck: whether the proxy spoke for itself.  HAProxy does so by version 2
+        for the clients of its unix sockets, too.
     """
 
     type: str = "TCP"
     host: str = "unknown"
     port: int = 0
+    healthCheck: bool = attrs.field(default=False, eq=False)
 
 
 @attrs.frozen

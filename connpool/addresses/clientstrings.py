@@ -18,9 +18,10 @@ from zope.interface import directlyProvides, providedBy
 
 from connpool.addresses.descriptions import tokenize
 from connpool.addresses.goaddress import isDomainName, parseLiteral
-from connpool.addresses.hostport import splitHostPort
+from connpool.addresses.hostport import parsePortNumber, splitHostPort
 from connpool.addresses.names import resolverOf
 from connpool.addresses.tls import clientTLS
+from connpool.addresses.zones import checkZone
 from connpool.errors import AddressError
 
 __all__ = ["TRANSFER_PORT", "clientEndpoint", "clientString"]
@@ -59,8 +60,9 @@ def clientEndpoint(
     """
     Read where C{--to} says to connect.
 
-    @param text: C{HOST:PORT} (exactly one colon outside brackets), tried on
-        every address of the name; or any client endpoint string, such as
+    @param text: C{HOST:PORT} (exactly one colon outside brackets; the port may be the
+        name of a service), tried on every address of the name; or any client endpoint
+        string, such as
         C{unix:/run/x.sock} or C{tls:example.com}, whose port is L{TRANSFER_PORT} unless
         it is given.
     @param timeout: seconds for each attempt to connect to C{HOST:PORT}.
@@ -69,20 +71,25 @@ def clientEndpoint(
     @raise AddressError: for a text that is neither; one line.
     """
     try:
-        host, port = splitHostPort(text)
-    except AddressError as notHostPort:
+        # unix:http and tls:http are endpoints, not machines with the name of a kind
+        host, port = splitHostPort(text, services=_numbersOnly)
+    except AddressError:
         try:
             return clientString(reactor, text, timeout=timeout, ca=ca, port=TRANSFER_PORT)
         except AddressError:
             raise
         except Exception as e:
             kind = text.partition(":")[0]
-            if isinstance(e, ValueError) and "Unknown endpoint type" in str(e):
-                raise notHostPort from None
-            why = str(e).partition("\n")[0] or type(e).__name__
-            raise AddressError(f"{text!r} is not a {kind}: endpoint: {why}") from None
+            if not (isinstance(e, ValueError) and "Unknown endpoint type" in str(e)):
+                why = str(e).partition("\n")[0] or type(e).__name__
+                raise AddressError(f"{text!r} is not a {kind}: endpoint: {why}") from None
+        host, port = splitHostPort(text)
     _noCA(ca, text)
     return _connecting(reactor, text, host, port, timeout, None)
+
+
+def _numbersOnly(_name: str, _protocol: str) -> int | None:
+    return None
 
 
 def clientString(
@@ -177,11 +184,10 @@ def _port(text: str, values: dict[str, str], default: int | None) -> int:
     port = values.get("port")
     if port is None and default is not None:
         return default
-    if port is None or not (
-        port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535
-    ):
-        raise AddressError(f"{text!r}: the port must be a number from 1 to 65535")
-    return int(port)
+    try:
+        return parsePortNumber(port or "")
+    except AddressError as e:
+        raise AddressError(f"{text!r}: {e}") from None
 
 
 def _seconds(text: str, values: dict[str, str], default: float) -> float:
@@ -204,6 +210,7 @@ def _connecting(
     timeout: float,
     source: tuple[str, int] | None,
 ) -> IStreamClientEndpoint:
+    checkZone(host)
     if "%" in host:
         # a zone: HostnameEndpoint would lose it
         return TCP6ClientEndpoint(reactor, host, port, timeout=timeout, bindAddress=source)

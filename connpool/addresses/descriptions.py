@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from connpool.addresses.hostport import parsePortNumber
 from connpool.addresses.networks import Networks
 from connpool.errors import AddressError
 
@@ -20,6 +21,9 @@ __all__ = ["Listen", "parseListen", "tokenize"]
 WRAPPERS = frozenset({"proxied", "secured"})
 
 _LOOPBACK = Networks.parse(["127.0.0.0/8", "::1"])
+
+#: Kinds whose first argument is a TCP port.
+_TCP_PORT = frozenset({"tcp", "tcp6", "ssl"})
 
 #: Kinds that open a port themselves, where C{interface=} says.
 _OWN_PORT = frozenset({"tcp", "tcp6", "ssl", "tls", "udp"})
@@ -74,7 +78,7 @@ class Listen:
     """
     A C{--listen} description, as read before anything is opened.
 
-    @ivar description: as written.
+    @ivar description: as written, but for names of services, which are numbers.
     @ivar wrappers: the wrapping prefixes, outermost first (C{proxied},
         C{secured}).
     @ivar kind: the prefix of what is opened in the end: C{tcp}, C{unix}, C{udp}, …
@@ -114,7 +118,7 @@ class Listen:
         """
         True if only this machine can reach it: loopback and unix sockets.
 
-        What a proxy header or systemd hands us can come from anywhere.
+        Clients behind a proxy header or systemd's socket can be anywhere.
         """
         if "proxied" in self.wrappers:
             return False
@@ -142,19 +146,35 @@ def parseListen(description: str) -> Listen:
             f"{description!r} is not an endpoint; write for example tcp:8640:interface=127.0.0.1"
         )
     kind, *arguments = positional
+    if kind in _TCP_PORT and arguments:
+        # Twisted takes numbers only
+        description, arguments[0] = _withNumber(description, kind, arguments[0])
     if not arguments and not keywords:
         raise AddressError(
             f"{description!r} is not an endpoint; write for example "
             r"tcp:8640:interface=127.0.0.1 or tcp:8640:interface=\:\:1"
         )
     listen = Listen(description, tuple(wrappers), kind, tuple(arguments), keywords)
-    if listen.datagram:
-        _checkDatagram(listen)
-    return listen
+    return _datagram(listen) if listen.datagram else listen
 
 
-def _checkDatagram(listen: Listen) -> None:
+def _withNumber(description: str, kind: str, port: str) -> tuple[str, str]:
     """
+    @return: the description and its port, with the number of a service in place of
+        its name; as they were if there is no such service.
+    """
+    if port.isdigit():
+        return description, port
+    try:
+        number = str(parsePortNumber(port))
+    except AddressError:
+        return description, port
+    return description.replace(f"{kind}:{port}", f"{kind}:{number}", 1), number
+
+
+def _datagram(listen: Listen) -> Listen:
+    """
+    @return: C{listen}, with the port as a number.
     @raise AddressError: for a C{udp:} description with a mistake in it.
     """
     text = listen.description
@@ -170,9 +190,12 @@ def _checkDatagram(listen: Listen) -> None:
         # udp:8641:\:\:1 without the escapes would silently listen everywhere
         raise AddressError(f"{text!r}: one port and key=value parts only; {example}")
     if systemd:
-        return
+        return listen
     (port,) = listen.arguments
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise AddressError(f"{text!r}: the port must be a number from 0 to 65535; {example}")
+    try:
+        number = parsePortNumber(port, "udp", least=0)
+    except AddressError as e:
+        raise AddressError(f"{text!r}: {e}; {example}") from None
     if listen.keywords.get("reusePort", "no") not in {"yes", "no"}:
         raise AddressError(f"{text!r}: reusePort is yes or no")
+    return attrs.evolve(listen, arguments=(str(number),))

@@ -10,12 +10,13 @@ Error texts are Go's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 import attrs
 
 from connpool.addresses.hostport import joinHostPort
+from connpool.addresses.servicenames import Services
 from connpool.errors import AddressError, LookupFailed
 
 __all__ = ["TCPAddr", "UDPAddr"]
@@ -51,9 +52,6 @@ class UDPAddr(TCPAddr):
 
 #: An IP address and its zone.
 Found = tuple[IPv4Address | IPv6Address, str]
-
-#: Service name and protocol to port, or L{None}.
-Services = Callable[[str, str], int | None]
 
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
@@ -137,7 +135,7 @@ def parseLiteral(host: str) -> Found | None:
 
 def isDomainName(host: str) -> bool:
     """
-    Whether it makes sense to ask a name server (Go's function of this name).
+    Say whether it makes sense to ask a name server (Go's function of this name).
 
     In particular labels have at most 63 characters, on which Python's own
     look-up breaks, and C{127.1} or C{0177.0.0.1}, which C libraries take for
@@ -155,7 +153,7 @@ def isDomainName(host: str) -> bool:
 @attrs.frozen
 class Wanted:
     """
-    What a network and an address ask for.
+    The network and address that were asked for.
 
     @ivar kind: L{TCPAddr} or L{UDPAddr}.
     @ivar host: as written, without brackets; C{""} for every local address.

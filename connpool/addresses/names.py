@@ -39,7 +39,7 @@ __all__ = ["NameResolver", "resolverOf"]
 THREADS = 8
 
 #: Seconds a look-up may take.
-TIMEOUT = 10.0
+TIMEOUT_SECONDS = 10.0
 
 
 def getAddresses(host: str) -> list[Found]:
@@ -105,13 +105,13 @@ class NameResolver:
 
     @param reactor: measures time and takes calls from threads.
     @param timeout: seconds a look-up may take, waiting for a thread included.
-    @param ask: what runs in the thread: a name to its addresses, or L{OSError}.
+    @param ask: runs in the thread: from a name to its addresses, or L{OSError}.
     """
 
     def __init__(
         self,
         reactor: Any,
-        timeout: float = TIMEOUT,
+        timeout: float = TIMEOUT_SECONDS,
         threads: int = THREADS,
         ask: Callable[[str], Sequence[Found]] = getAddresses,
     ) -> None:

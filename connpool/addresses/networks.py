@@ -38,8 +38,8 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
     """
-    As L{_address}: a log shows C{::ffff:192.0.2.7}, and whoever copies that
-    into a rule means it.
+    Treat mapped networks as L{_address} does mapped addresses: a log shows
+    C{::ffff:192.0.2.7}, and an operator who copies that into a rule means it.
     """
     first = network.network_address
     if isinstance(first, IPv6Address) and first.ipv4_mapped and network.prefixlen >= 96:
@@ -49,8 +49,9 @@ def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
 
 def networkOf(host: str, ipv4: int = 32, ipv6: int = 64) -> str:
     """
-    Who stands for C{host} where something is counted or limited: one customer
-    has an IPv6 /64 at least, and can call from each of its addresses.
+    Name the network that stands for C{host} where something is counted or
+    limited: one customer has an IPv6 /64 at least, and can call from each of its
+    addresses.
 
     @param ipv4: the length of the prefix for IPv4, mapped addresses included;
         a multiple of 8.

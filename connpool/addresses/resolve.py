@@ -4,19 +4,18 @@ Text to an address, names included.
 
 from __future__ import annotations
 
-import socket
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, fail, succeed
 
 from connpool.addresses.goaddress import (
     Found,
-    Services,
     TCPAddr,
     UDPAddr,
     parseWanted,
 )
 from connpool.addresses.names import resolverOf
+from connpool.addresses.servicenames import Services, systemServices
 from connpool.errors import AddressError
 
 __all__ = ["resolveTCPAddr", "resolveUDPAddr", "systemServices"]
@@ -24,23 +23,13 @@ __all__ = ["resolveTCPAddr", "resolveUDPAddr", "systemServices"]
 
 class Resolver(Protocol):
     """
-    What L{connpool.addresses.NameResolver} does.
+    The part of L{connpool.addresses.NameResolver} that is needed here.
     """
 
     def lookUp(self, host: str) -> Deferred[list[Found]]:
         """
         See L{connpool.addresses.NameResolver.lookUp}.
         """
-
-
-def systemServices(name: str, protocol: str) -> int | None:
-    """
-    The port of a service, from this machine's list (C{/etc/services}).
-    """
-    try:
-        return socket.getservbyname(name, protocol)
-    except (OSError, UnicodeError, ValueError):
-        return None
 
 
 def resolveTCPAddr(

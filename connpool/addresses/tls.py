@@ -22,6 +22,7 @@ from connpool.errors import (
     ProtocolError,
     TransferError,
 )
+from connpool.regularfiles import readRegular
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -69,7 +70,7 @@ def readCertificates(path: Path, what: str) -> list[Certificate]:
     from cryptography.x509 import load_pem_x509_certificates
 
     try:
-        return load_pem_x509_certificates(path.read_bytes())
+        return load_pem_x509_certificates(readRegular(path))
     except OSError as e:
         raise AddressError(f"{what} {str(path)!r}: {e.strerror}") from None
     except ValueError:
@@ -110,7 +111,7 @@ def _ownCertificate(certificate: str, privateKey: str) -> Any:
     text = b""
     for what, path in (("certificate", certificate), ("privateKey", privateKey)):
         try:
-            text += Path(path).read_bytes() + b"\n"
+            text += readRegular(path) + b"\n"
         except OSError as e:
             raise AddressError(f"{what} {path!r}: {e.strerror}") from None
     try:

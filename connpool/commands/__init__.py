@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from connpool import __version__
+from connpool.commands.output import CannotWrite, complain, show
+from connpool.standardstreams import prepareStreams
 
 __all__ = ["main"]
 
@@ -28,17 +30,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     @return: the exit code; C{console_scripts} exits with it.
     """
+    prepareStreams(discard=False)
+    words = sys.argv[1:] if argv is None else argv
+    code = 0
     try:
-        return _main(sys.argv[1:] if argv is None else argv)
+        try:
+            code = _main(words)
+        finally:
+            show()  # also what --help left in the buffer
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
         return 1
+    except CannotWrite as e:
+        # a command that failed has said why, perhaps the same
+        if not code:
+            complain(f"{' '.join(['connpool', *filter(None, [_chosen(words)])])}: {e}")
+        return code or 1
+    return code
+
+
+def _chosen(argv: Sequence[str]) -> str | None:
+    return next((word for word in argv if not word.startswith("-")), None)
 
 
 def _main(argv: Sequence[str]) -> int:
-    chosen = next((word for word in argv if not word.startswith("-")), None)
+    chosen = _chosen(argv)
     parser = argparse.ArgumentParser(prog="connpool", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"connpool {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

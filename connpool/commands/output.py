@@ -6,10 +6,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
-__all__ = ["JSONLines", "attempt"]
+__all__ = ["CannotWrite", "JSONLines", "attempt", "complain", "show"]
+
+
+class CannotWrite(Exception):
+    """
+    Standard output did not take what a command has to say.
+    """
 
 
 def attempt(file: TextIO, *steps: Callable[[], Any]) -> OSError | None:
@@ -31,11 +38,35 @@ def attempt(file: TextIO, *steps: Callable[[], Any]) -> OSError | None:
     return None
 
 
+def show(text: str = "") -> None:
+    """
+    Print the result of a command, now, with all that was printed before.
+
+    @raise CannotWrite: it cannot be written.
+    @raise BrokenPipeError: the reader has had enough.
+    """
+    out = sys.stdout
+    steps = [lambda: out.write(f"{text}\n")] if text else []
+    error = attempt(out, *steps, out.flush)
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if error is not None:
+        raise CannotWrite(f"cannot write to standard output: {error.strerror}") from error
+
+
+def complain(text: str) -> None:
+    """
+    Print one line about what went wrong, as far as somebody takes it.
+    """
+    error = sys.stderr
+    attempt(error, lambda: error.write(f"{text}\n"), error.flush)
+
+
 class JSONLines:
     """
     A file that gets a line for each value, at once.
 
-    @param name: what the user calls it.
+    @param name: its name for the user.
     @param failed: called with the first failure, one line.
     @ivar whole: whether all lines were written.
     """
@@ -66,7 +97,7 @@ class JSONLines:
 
     def close(self) -> None:
         """
-        No more is coming.
+        Expect no more.
         """
         self._attempt(self._file.close)
 

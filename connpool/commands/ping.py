@@ -1,5 +1,5 @@
 """
-C{connpool ping}: measure the path to an echo.
+C{connpool ping}: measure the paths to echoes.
 """
 
 from __future__ import annotations
@@ -7,31 +7,40 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from connpool.addresses import resolveTCPAddr, resolveUDPAddr, splitHostPort
+from connpool.addresses import resolveTarget, splitHostPort
+from connpool.commands.pinglive import Live, complain
+from connpool.commands.pingreport import asJSON, asLine, asText
+from connpool.commands.samplefile import SampleFile, formatOf
 from connpool.errors import AddressError, ConnpoolError, ProbeFailed
+from connpool.services.limits import raiseDescriptors
 
 if TYPE_CHECKING:
-    from twisted.internet.defer import Deferred
+    from collections.abc import Awaitable, Callable
+
+    from connpool.datagram import Prober, Report
 
 __all__ = ["addArguments", "run"]
+
+#: Targets of one command.
+MOST_TARGETS = 1000
 
 EPILOG = """\
 examples:
   connpool ping 192.0.2.7:8641                     ten datagrams, one a second
   connpool ping 192.0.2.7:8641 --count 5000 --interval 0.002 --json
   connpool ping 192.0.2.7:8641 --protocol irtt --plot path.svg
+  connpool ping one:8641 two:8641 three:8641 --samples night.csv --count 0
+  connpool ping [fe80::1%eth0]:8641 --dscp EF      over one link, marked
   connpool ping 192.0.2.7:8641 --sweep             the path MTU
 
-exit code: 0 when something came back, 1 when nothing did, 2 for a mistake in
-the command line, 7 for a name that has no address.
+exit code: 0 when something came back from every target, 1 when nothing did from
+one of them, 2 for a mistake in the command line, 7 for a name that has no address.
 """
 
 
@@ -49,14 +58,35 @@ def _count(text: str) -> int:
     return value
 
 
+def _ttl(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 255:
+        raise ValueError
+    return value
+
+
 _seconds.__name__ = "number of seconds"
 _count.__name__ = "count"
+_ttl.__name__ = "TTL"
 
 
 def addArguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Declare the arguments.
+    """
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("target", metavar="HOST:PORT", help="where the echo listens")
+    parser.add_argument("targets", metavar="HOST:PORT", nargs="+", help="where the echo listens")
+    family = parser.add_mutually_exclusive_group()
+    for version in (4, 6):
+        family.add_argument(
+            f"-{version}",
+            dest="family",
+            action="store_const",
+            const=version,
+            default=0,
+            help=f"measure by IPv{version} only",
+        )
     parser.add_argument(
         "--count", type=_count, default=10, help="datagrams to send; 0: until Ctrl-C (10)"
     )
@@ -64,7 +94,10 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         "--interval", type=_seconds, default=1.0, metavar="S", help="seconds between sends (1)"
     )
     parser.add_argument(
-        "--size", type=_count, default=64, metavar="B", help="UDP payload in bytes (64)"
+        "--size",
+        type=_count,
+        metavar="B",
+        help="UDP payload in bytes (64; where the protocol needs more, that)",
     )
     parser.add_argument(
         "--timeout",
@@ -80,96 +113,278 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         help="what the far side speaks; irtt and stamp tell the directions apart (echo)",
     )
     parser.add_argument(
+        "--key-file", metavar="FILE", help="the secret shared with an irtt or STAMP responder"
+    )
+    parser.add_argument("--source", metavar="ADDRESS", default="", help="send from this address")
+    parser.add_argument("--interface", metavar="LINK", default="", help="send by this link")
+    parser.add_argument("--dscp", help="mark the datagrams: 0 to 63, or a name such as EF or AF41")
+    parser.add_argument("--ttl", type=_ttl, help="TTL or hop limit, 1 to 255")
+    parser.add_argument(
         "--sweep", action="store_true", help="find the largest datagram that gets there uncut"
     )
+    parser.add_argument(
+        "--samples", metavar="FILE", help="write a line for each datagram: FILE.csv or FILE.jsonl"
+    )
     parser.add_argument("--plot", metavar="FILE.svg", help="draw the round trips")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    parser.add_argument("--json", action="store_true", help="print one JSON text at the end")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """
+    Measure, and print the figures.
+
+    @return: the exit code.
+    """
     try:
-        splitHostPort(arguments.target)  # unlike Go, neither part may be empty
+        options = _options(arguments)
         if arguments.sweep:
-            return _sweep(arguments)
-        report = _probe(arguments)
-        text = json.dumps(asJSON(report), indent=2) if arguments.json else asText(report)
-        print(text, flush=True)
-        if arguments.plot is not None:
-            _plot(report, arguments.plot)
+            return _sweep(arguments, options)
+        return _ping(arguments, options)
     except ConnpoolError as e:
-        print(f"connpool ping: {e}", file=sys.stderr)
+        complain(f"connpool ping: {e}")
         return e.exitCode
     except BrokenPipeError:
         raise  # the reader has had enough
     except OSError as e:
-        print(f"connpool ping: cannot write the report: {e.strerror}", file=sys.stderr)
+        complain(f"connpool ping: cannot write the report: {e.strerror}")
         return 1
-    return 0 if report.received else 1
 
 
-def _probe(arguments: argparse.Namespace) -> Any:
-    from connpool.datagram import makeProber
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """
+    Look for mistakes before anything is sent.
 
-    live = Live(arguments)
-    broken: list[OSError] = []
+    @return: the prober's options that L{_sweep} takes too.
+    @raise AddressError: for the first mistake.
+    """
+    from connpool.datagram import Marking, parseDSCP
+    from connpool.datagram.keys import readKey
+    from connpool.datagram.prober import DEFAULT_SIZE_BYTES, leastSize
 
-    def begin(reactor: Any, host: str, port: int) -> Deferred[Any]:
-        def onAnswer(number: int, rtt: float) -> None:
+    targets = arguments.targets
+    for target in targets:
+        splitHostPort(target, _transport(arguments))
+        if targets.count(target) > 1:
+            raise AddressError(f"{target} is named twice")
+    if len(targets) > MOST_TARGETS:
+        raise AddressError(f"{len(targets)} targets; one command takes {MOST_TARGETS}")
+    single = {"--plot": arguments.plot, "--sweep": arguments.sweep}
+    for name, given in single.items():
+        if given and len(targets) > 1:
+            raise AddressError(f"{name} is about one target; run it for each")
+    if arguments.plot is not None and not arguments.plot.lower().endswith(".svg"):
+        raise AddressError(f"--plot {arguments.plot}: the picture is SVG; name it .svg")
+    if arguments.samples is not None:
+        formatOf(arguments.samples)
+    if arguments.sweep and (arguments.plot is not None or arguments.samples is not None):
+        raise AddressError("--sweep has no round trips to write; leave --plot and --samples out")
+    marking = Marking(
+        dscp=None if arguments.dscp is None else _named("--dscp", parseDSCP, arguments.dscp),
+        ttl=arguments.ttl,
+        interface=arguments.interface,
+    )
+    if arguments.protocol == "tcp":
+        if arguments.sweep:
+            raise AddressError("--sweep: TCP has no datagrams; choose another --protocol")
+        if marking != Marking():
+            raise AddressError(
+                "--interface, --dscp and --ttl are not for --protocol tcp; --source is"
+            )
+    options = {"protocol": arguments.protocol, "source": arguments.source, "marking": marking}
+    if arguments.key_file is not None:
+        _named("--key-file", partial(leastSize, signed=True), arguments.protocol)
+        options["key"] = _named("--key-file", readKey, arguments.key_file)
+    if arguments.size is None:
+        least = leastSize(arguments.protocol, signed="key" in options)
+        arguments.size = max(DEFAULT_SIZE_BYTES, least)
+    return options
+
+
+def _named(option: str, parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text)
+    except AddressError as e:
+        raise AddressError(f"{option}: {e}") from None
+
+
+def _transport(arguments: argparse.Namespace) -> str:
+    return "tcp" if arguments.protocol == "tcp" else "udp"
+
+
+async def _resolve(reactor: Any, arguments: argparse.Namespace, target: str) -> tuple[str, int]:
+    family = arguments.family
+    if arguments.source and not family:
+        family = 6 if ":" in arguments.source else 4
+    return await resolveTarget(
+        reactor,
+        _transport(arguments),
+        target,
+        family=family,
+        zone=arguments.interface,
+    )
+
+
+# -- measuring ---------------------------------------------------------------------
+
+
+class Run:
+    """
+    All targets of one command.
+
+    @ivar broken: the first failure to write to standard output.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        arguments: argparse.Namespace,
+        options: dict[str, Any],
+        live: Live,
+        samples: SampleFile | None,
+    ) -> None:
+        self._reactor = reactor
+        self._arguments = arguments
+        self._options = options
+        self._live = live
+        self._samples = samples
+        self._probers: list[Prober] = []
+        self._waiting: list[Any] = []
+        self._stopped = False
+        self.broken: OSError | None = None
+
+    async def all(self) -> list[Report | ConnpoolError | None]:
+        """
+        @return: for each target its report, or why it could not be measured, or
+            L{None} if it was stopped before.
+        """
+        from twisted.internet.defer import Deferred, gatherResults
+
+        targets = self._arguments.targets
+        self._waiting = [
+            Deferred.fromCoroutine(self._one(target, i / len(targets)))
+            for i, target in enumerate(targets)
+        ]
+        results: list[Report | ConnpoolError | None] = await gatherResults(list(self._waiting))
+        return results
+
+    async def _one(self, target: str, share: float) -> Report | ConnpoolError | None:
+        """
+        @param share: of an interval, after which it begins: targets take turns.
+        """
+        from twisted.internet.defer import CancelledError
+        from twisted.internet.task import deferLater
+
+        from connpool.datagram import makeProber
+
+        a = self._arguments
+        try:
+            host, port = await _resolve(self._reactor, a, target)
+            await deferLater(self._reactor, share * a.interval)
+            prober = makeProber(
+                self._reactor,
+                host,
+                port,
+                count=a.count or None,
+                interval=a.interval,
+                size=a.size,
+                timeout=a.timeout,
+                onSample=partial(self._told, target),
+                **self._options,
+            )
+            done = prober.start()
+            self._show(self._live.begin)
+            self._probers.append(prober)
+            return await done
+        except ConnpoolError as e:
+            if len(a.targets) > 1 and not self._stopped:
+                complain(f"connpool ping: {target}: {e}")
+            return e
+        except CancelledError:
+            return None
+
+    def _told(self, target: str, sample: Any) -> None:
+        if self._samples is not None:
+            self._samples.write(target, sample)
+        self._show(self._live.sample, target, sample)
+
+    def _show(self, show: Callable[..., None], *words: Any) -> None:
+        if self.broken is None:
             try:
-                live.answer(number, rtt)
+                show(*words)
             except OSError as e:  # nothing can be shown any more
-                broken.append(e)
-                prober.stop()
+                self.broken = e
+                self._reactor.callLater(0, self.stop)
 
-        prober = makeProber(
-            reactor,
-            host,
-            port,
-            protocol=arguments.protocol,
-            count=arguments.count or None,
-            interval=arguments.interval,
-            size=arguments.size,
-            timeout=arguments.timeout,
-            onAnswer=onAnswer,
-        )
-        done = prober.start()
+    def stop(self) -> None:
+        """
+        End all of it, with reports of the targets that were begun.
+        """
+        self._stopped = True
+        for prober in self._probers:
+            prober.stop()
+        for each in self._waiting:
+            each.cancel()
+
+
+def _ping(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    a = arguments
+    if len(a.targets) > 1:
+        raiseDescriptors()
+    live = Live(a, len(a.targets))
+    samples = None if a.samples is None else SampleFile(a.samples)
+    run: list[Run] = []
+
+    async def measure(reactor: Any) -> Any:
+        run.append(Run(reactor, a, options, live, samples))
         # Ctrl-C ends it with a report
-        reactor.addSystemEventTrigger("before", "shutdown", prober.stop)
-        live.begin()
-        return done
+        reactor.addSystemEventTrigger("before", "shutdown", run[0].stop)
+        return await run[0].all()
 
     try:
-        report = _react(arguments, begin)
+        results = _react(measure)
+        if run[0].broken is not None:
+            raise run[0].broken
     finally:
+        if samples is not None:
+            samples.close()
         live.end()
-    if broken:
-        raise broken[0]
-    return report
+    code = _tell(a, results)
+    if samples is not None:
+        samples.check()
+    return code
 
 
-def _sweep(arguments: argparse.Namespace) -> int:
-    from twisted.internet.defer import Deferred
+def _tell(a: argparse.Namespace, results: list[Any]) -> int:
+    """
+    Print the reports.
 
-    from connpool.datagram import sweep
-    from connpool.datagram.prober import MAX_SIZE
+    @return: the exit code.
+    """
+    pairs = [pair for pair in zip(a.targets, results, strict=True) if pair[1] is not None]
+    failures = [each for _, each in pairs if isinstance(each, ConnpoolError)]
+    reports = [(name, each) for name, each in pairs if not isinstance(each, ConnpoolError)]
+    if not pairs:
+        raise KeyboardInterrupt
+    if len(a.targets) == 1 and failures:
+        raise failures[0]
+    if a.json:
+        objects = [_asJSON(name, each) for name, each in pairs]
+        print(json.dumps(objects if len(a.targets) > 1 else objects[0], indent=2), flush=True)
+    elif len(a.targets) == 1:
+        print(asText(reports[0][1]), flush=True)
+    elif reports:
+        print("\n" + "\n".join(asLine(name, report) for name, report in reports), flush=True)
+    if a.plot is not None:
+        _plot(reports[0][1], a.plot)
+    if failures:
+        return max(each.exitCode for each in failures)
+    return 0 if all(report.received for _, report in reports) else 1
 
-    if arguments.protocol == "tcp":
-        raise AddressError("--sweep: TCP has no datagrams; choose another --protocol")
 
-    def begin(reactor: Any, host: str, port: int) -> Deferred[Any]:
-        return Deferred.fromCoroutine(
-            sweep(reactor, host, port, protocol=arguments.protocol, timeout=arguments.timeout)
-        )
-
-    report = _react(arguments, begin)
-    if arguments.json:
-        print(json.dumps(attrs.asdict(report), indent=2))
-        return 0
-    for size, passed in report.tried:
-        print(f"{size:6} bytes  {'came back' if passed else 'lost'}")
-    what = "path MTU" if report.largest < MAX_SIZE else "path MTU at least"
-    print(f"{report.target}: {report.largest} bytes of payload get there, {what} {report.mtu}")
-    return 0
+def _asJSON(name: str, result: Any) -> dict[str, Any]:
+    if isinstance(result, ConnpoolError):
+        return {"name": name, "error": str(result), "code": result.code}
+    return asJSON(name, result)
 
 
 def _plot(report: Any, path: str) -> None:
@@ -181,9 +396,28 @@ def _plot(report: Any, path: str) -> None:
         raise ProbeFailed(f"--plot: cannot write {path}: {e.strerror}") from None
 
 
-def _react(arguments: argparse.Namespace, begin: Callable[[Any, str, int], Deferred[Any]]) -> Any:
+def _sweep(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    from connpool.datagram import sweep
+    from connpool.datagram.prober import MAX_SIZE_BYTES
+
+    async def measure(reactor: Any) -> Any:
+        host, port = await _resolve(reactor, arguments, arguments.targets[0])
+        return await sweep(reactor, host, port, timeout=arguments.timeout, **options)
+
+    report = _react(measure)
+    if arguments.json:
+        print(json.dumps(attrs.asdict(report), indent=2))
+        return 0
+    for size, passed in report.tried:
+        print(f"{size:6} bytes  {'came back' if passed else 'lost'}")
+    what = "path MTU" if report.largest < MAX_SIZE_BYTES else "path MTU at least"
+    print(f"{report.target}: {report.largest} bytes of payload get there, {what} {report.mtu}")
+    return 0
+
+
+def _react(measure: Callable[[Any], Awaitable[Any]]) -> Any:
     """
-    Look the target up, and run the reactor until what C{begin} starts has ended.
+    Run the reactor until C{measure(reactor)} has ended.
 
     @return: its result; a failure is raised.
     """
@@ -194,106 +428,18 @@ def _react(arguments: argparse.Namespace, begin: Callable[[Any, str, int], Defer
 
     results: list[Any] = []
 
-    async def measure() -> Any:
-        if arguments.protocol == "tcp":
-            address = await resolveTCPAddr(reactor, "tcp", arguments.target)
-        else:
-            address = await resolveUDPAddr(reactor, "udp", arguments.target)
-        host = f"{address.ip}%{address.zone}" if address.zone else str(address.ip)
-        return await begin(reactor, host, address.port)
+    async def main() -> Any:
+        return await measure(reactor)
 
     def ended(result: Any) -> None:
         results.append(result)
         with contextlib.suppress(ReactorNotRunning):
             reactor.stop()
 
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(measure()).addBoth(ended))
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(main()).addBoth(ended))
     reactor.run()
     if not results:
         raise KeyboardInterrupt
     if isinstance(results[0], Failure):
         results[0].raiseException()
     return results[0]
-
-
-class Live:
-    """
-    What is shown while it runs: each answer, or on a terminal a line of counts
-    when answers come faster than one reads.
-    """
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._each = arguments.interval >= 0.1 and not arguments.json
-        self._line = sys.stderr.isatty() and not self._each
-        self._arguments = arguments
-        self._last = 0.0
-        self._answers = 0
-
-    def begin(self) -> None:
-        a = self._arguments
-        if not a.json:
-            print(f"{a.target}: {a.size} bytes every {a.interval:g} s", flush=True)
-
-    def answer(self, number: int, rtt: float) -> None:
-        self._answers += 1
-        if self._each:
-            print(f"#{number}  {rtt * 1e3:.3f} ms", flush=True)
-        elif self._line and time.monotonic() - self._last > 0.2:
-            self._last = time.monotonic()
-            of = f" of {self._arguments.count}" if self._arguments.count else ""
-            print(f"\r{self._answers}{of} answers, {rtt * 1e3:.3f} ms ", end="", file=sys.stderr)
-
-    def end(self) -> None:
-        if self._line and self._answers:
-            print("\r\033[K", end="", file=sys.stderr)
-
-
-def asJSON(report: Any) -> dict[str, Any]:
-    """
-    @return: the report as plain values; times in seconds, without the points.
-    """
-    fields = attrs.asdict(report, filter=attrs.filters.exclude("points"))
-    return {**fields, "loss": report.loss}
-
-
-def _spread(name: str, spread: Any) -> str:
-    if spread is None:
-        return ""
-    parts = [("min", spread.min), ("mean", spread.mean)]
-    parts += [("p50", spread.p50), ("p95", spread.p95), ("p99", spread.p99), ("p99.9", spread.p999)]
-    parts += [("max", spread.max), ("stddev", spread.stddev)]
-    values = "  ".join(f"{word} {value * 1e3:.3f}" for word, value in parts if value is not None)
-    return f"{name:10} {values} ms\n"
-
-
-def asText(report: Any) -> str:
-    """
-    @return: the report for people.
-    """
-    r = report
-    where = ""
-    if r.lostUp is not None:
-        where = f" (there {r.lostUp}, back {r.lostDown})"
-    text = (
-        f"\n{r.target} {r.protocol}, {r.size} bytes: {r.sent} sent, {r.received} received, "
-        f"{r.lost} lost{where} = {r.loss * 100:.2f} %\n"
-    )
-    odd = {
-        "duplicates": r.duplicates,
-        "reordered": r.reordered,
-        "late": r.late,
-        "ignored": r.ignored,
-        **r.errors,
-    }
-    if any(odd.values()):
-        text += ", ".join(f"{name} {n}" for name, n in odd.items() if n) + "\n"
-    text += _spread("rtt", r.rtt)
-    if r.jitter is not None:
-        text += f"{'jitter':10} {r.jitter * 1e3:.3f} ms (RFC 3550)\n"
-    text += _spread("ipdv", r.ipdv)
-    if r.up is not None:
-        note = "" if r.clocksPlausible else "  (the clocks disagree: one-way delays are off by it)"
-        text += _spread("there", r.up) + _spread("back", r.down) + _spread("remote", r.remote)
-        text += f"{'offset':10} {r.offset * 1e3:.3f} ms{note}\n"
-    text += _spread("lateness", r.lateness)
-    return text.rstrip("\n")

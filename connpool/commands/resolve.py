@@ -1,15 +1,15 @@
 """
-C{connpool resolve NETWORK ADDRESS}: what an address is understood to be.
+C{connpool resolve NETWORK ADDRESS}: show how an address is understood.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from connpool.addresses import TCPAddr, resolveTCPAddr, resolveUDPAddr
+from connpool.commands.output import complain, show
 from connpool.errors import AddressError
 
 __all__ = ["addArguments", "run"]
@@ -53,13 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not isinstance(result, TCPAddr):
         result.trap(AddressError)
         if arguments.json:
-            print(json.dumps({"error": str(result.value), "code": result.value.code}))
+            show(json.dumps({"error": str(result.value), "code": result.value.code}))
         else:
-            print(f"connpool resolve: {result.value}", file=sys.stderr)
+            complain(f"connpool resolve: {result.value}")
         return int(result.value.exitCode)
     if arguments.json:
         address = {"ip": result.ip, "port": result.port, "zone": result.zone}
-        print(json.dumps({"address": str(result), **address}))
+        show(json.dumps({"address": str(result), **address}))
     else:
-        print(result)
+        show(str(result))
     return 0

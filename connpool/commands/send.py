@@ -14,6 +14,7 @@ from typing import Any
 from connpool.addresses import clientEndpoint
 from connpool.commands.progress import Progress
 from connpool.errors import AddressError, TransferError, Unconfirmed, Unsupported
+from connpool.standardstreams import canWrite
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import displayName
 from connpool.transfer.records import ASKABLE_DURABILITIES, IF_EXISTS
@@ -177,7 +178,7 @@ def _send(arguments: argparse.Namespace, progress: Progress) -> int:
         except ValueError as e:
             progress.say(f"--credentials: {e}")
             return 2
-        if arguments.json and sys.stdout is None:
+        if arguments.json and not canWrite(sys.stdout):
             progress.say("--json: standard output is closed")
             return 2
         return sendNative(reactor, endpoint, arguments, progress)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from connpool.addresses.zones import isLinkLocal
 from connpool.datagram import mmsg
 from connpool.datagram.info import IP_PKTINFO, DatagramInfo
 from connpool.datagram.limits import OWN_PORTS, Limits, OwnPorts, Source
@@ -29,7 +31,7 @@ from connpool.datagram.port import (
     DATAGRAMS_PER_WAKEUP,
     SECONDS_PER_WAKEUP,
     SturdyPort,
-    _name,
+    errnoName,
 )
 from connpool.interfaces import IDatagramResponder, IReflector, IStatsSource
 
@@ -41,7 +43,7 @@ Unwrap = Callable[[bytes, DatagramInfo], bytes | None]
 
 #: Datagrams per system call where each is shown to the responder: small, so
 #: that the time a wake-up takes is looked at often enough.
-_SHOWN = 16
+_SHOWN_AT_ONCE = 16
 
 
 @attrs.frozen
@@ -91,7 +93,7 @@ NOTHING = DatagramStats(0, 0, 0, 0, {}, 0, 0, {})
 
 class _Answers(DatagramProtocol):
     """
-    What L{SturdyPort} wants of a protocol; the port itself answers.
+    The protocol that L{SturdyPort} needs; the port itself answers.
     """
 
     noisy = False
@@ -153,7 +155,12 @@ class AnsweringPort(SturdyPort):
         self._singly = False
 
     def _opened(self, sock: socket.socket) -> None:
-        self._ownPorts.add(sock.getsockname()[1])
+        port = sock.getsockname()[1]
+        self._ownPorts.add(port)
+        # responders written before there was such a thing have none
+        symmetric = getattr(self.responder, "symmetricPorts", None)
+        if symmetric:
+            self.limits.exempt({port, *symmetric})
         if self._batched:
             self._batch = mmsg.Batch(sock.family, DATAGRAMS_PER_WAKEUP, bool(self._control))
             self._nameSize = self._batch.nameSize
@@ -190,7 +197,7 @@ class AnsweringPort(SturdyPort):
 
     def _readBatches(self, batch: mmsg.Batch, now: float, end: float) -> None:
         left = DATAGRAMS_PER_WAKEUP
-        chunk = left if self._reflects is not None else _SHOWN
+        chunk = left if self._reflects is not None else _SHOWN_AT_ONCE
         n = 0
         while left and self._socket is not None and now < end:
             asked = min(chunk, left)
@@ -245,7 +252,7 @@ class AnsweringPort(SturdyPort):
                     try:
                         sock.sendto(data, addr)
                     except OSError as e:
-                        self.sendErrors[_name(e.errno)] += 1
+                        self.sendErrors[errnoName(e.errno)] += 1
                     else:
                         self.answered += 1
                         self.answeredBytes += size
@@ -309,17 +316,18 @@ class AnsweringPort(SturdyPort):
             self._sent(lengths, batch.send(fd, n))
 
     def _source(self, name: bytes) -> Source:
-        address, port = self._whose(name)
         info = self.info
-        info.asker(address, port)
-        return self.limits.source(info.address, info.port, name)
+        info.asker(*self._whose(name))
+        return self.limits.source(info.address, info.port, name, info.zone)
 
-    def _whose(self, name: bytes) -> tuple[bytes, int]:
+    def _whose(self, name: bytes) -> tuple[bytes, int, int]:
         """
-        The address and port in a C{sockaddr}.
+        The address, port and zone in a C{sockaddr}.
         """
         port = int.from_bytes(name[2:4], "big")
-        return (name[8:24] if len(name) == 28 else name[4:8]), port
+        if len(name) != 28:
+            return name[4:8], port, 0
+        return name[8:24], port, int.from_bytes(name[24:28], sys.byteorder)
 
     def _show(
         self,
@@ -358,20 +366,21 @@ class AnsweringPort(SturdyPort):
         self.answeredBytes += sum(sizes)
         for place, number in failures:
             self.answeredBytes -= sizes[place]
-            self.sendErrors[_name(number)] += 1
+            self.sendErrors[errnoName(number)] += 1
 
     # -- one by one --------------------------------------------------------------
 
     def _deliver(self, data: bytes, control: Any, addr: Any) -> None:
         """
-        Without batches: what L{SturdyPort} calls for each datagram.
+        Answer one datagram; L{SturdyPort} calls this where there are no batches.
         """
         info = self.info
         info.forget()
         self.receivedBytes += len(data)
         self.maxBatch = max(self.maxBatch, 1)
         info.sockaddr = addr
-        info.asker(socket.inet_pton(self.family, addr[0].partition("%")[0]), addr[1])
+        packed = socket.inet_pton(self.family, addr[0].partition("%")[0])
+        info.asker(packed, addr[1], addr[3] if len(addr) == 4 else 0)
         if control:
             info.read(control)
         now = self._clock()
@@ -381,7 +390,7 @@ class AnsweringPort(SturdyPort):
         try:
             self._socket.sendmsg([answer], self._sourceControl(), 0, addr)
         except OSError as e:
-            self.sendErrors[_name(e.errno)] += 1
+            self.sendErrors[errnoName(e.errno)] += 1
         else:
             self.answered += 1
             self.answeredBytes += len(answer)
@@ -391,7 +400,7 @@ class AnsweringPort(SturdyPort):
     def _answer(self, data: bytes, now: float, *, admitted: bool) -> bytes | None:
         """
         @param admitted: whether the limits already let this datagram in.
-        @return: what to send back to the one that L{info} names.
+        @return: the answer to send back to the peer that L{info} names.
         """
         info = self.info
         if not (info.unicast or self._answerBroadcast):
@@ -406,7 +415,7 @@ class AnsweringPort(SturdyPort):
             data = unwrapped
         limits = self.limits
         name = info.sockaddr if self._unwrap is None else (info.address, info.port)
-        source = limits.source(info.address, info.port, name)
+        source = limits.source(info.address, info.port, name, info.zone)
         if not admitted:
             if not limits.admit(source, 1, now):
                 return None
@@ -418,7 +427,7 @@ class AnsweringPort(SturdyPort):
             return None
         if answer is None:
             return None
-        if len(answer) > mmsg.ROOM:
+        if len(answer) > mmsg.ROOM_BYTES:
             self.sendErrors["EMSGSIZE"] += 1
             return None
         longer = len(answer) - len(original)
@@ -459,7 +468,7 @@ class AnsweringPort(SturdyPort):
 
 def shared(limits: Limits, responder: IDatagramResponder) -> DatagramStats:
     """
-    @return: the numbers of what several ports may share.
+    @return: the numbers of limits and responder, which several ports may share.
     """
     refused = limits.refused + Counter(responder.refused)
     return attrs.evolve(NOTHING, refused=dict(refused), overLimit=limits.overLimit)
@@ -474,6 +483,5 @@ def _source(info: DatagramInfo) -> bytes:
         return b""
     if len(local) == 4:
         return struct.pack("=QIII4s4x4x", 28, socket.IPPROTO_IP, IP_PKTINFO, 0, local)
-    linkLocal = local[0] == 0xFE and local[1] & 0xC0 == 0x80
-    interface = info.interface if linkLocal else 0
+    interface = info.interface if isLinkLocal(local) else 0
     return struct.pack("=QII16sI4x", 36, socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local, interface)

@@ -21,6 +21,7 @@ __all__ = ["Echo", "EchoWire"]
 class Echo:
     excess = 0
     wants: frozenset[str] = frozenset()
+    symmetricPorts: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
         self.refused: Counter[str] = Counter()
@@ -39,13 +40,13 @@ class EchoWire(Wire):
 
     minimum = 12
 
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
+    def __init__(self, size: int, key: bytes | None = None) -> None:
+        super().__init__(size, key)
         self._token = os.urandom(8)
         self._padding = bytes(i & 0xFF for i in range(size - 12))
 
     def request(self, number: int) -> bytes:
-        return self._token + struct.pack("!I", number) + self._padding
+        return self._token + struct.pack("!I", number & 0xFFFFFFFF) + self._padding
 
     def reply(self, data: bytes) -> Reply | None:
         if data[:8] != self._token or data[12:] != self._padding:

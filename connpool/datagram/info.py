@@ -1,5 +1,5 @@
 """
-What is known about a datagram beside its bytes.
+The facts about a datagram beside its bytes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class DatagramInfo:
     """
     The sender, destination and circumstances of one datagram.
 
-    One instance is used again for every datagram of a port: whoever wants to
-    keep something copies it.
+    One instance is used again for every datagram of a port: copy it to keep it.
 
     @ivar address: the asker's address, packed: 4 or 16 bytes.  An IPv4-mapped
         IPv6 address is its IPv4 address.
     @ivar port: the asker's port.
-    @ivar sockaddr: whom an answer goes to, in the form the port has it; differs
+    @ivar zone: index of the link on which a link-local asker is; otherwise 0.
+    @ivar sockaddr: the peer that an answer goes to, in the form the port has it; differs
         from the asker behind a proxy.
     @ivar destination: the address that was asked, packed; L{None} where the
         port is bound to one address anyway.
@@ -54,18 +54,20 @@ class DatagramInfo:
         "sockaddr",
         "tos",
         "ttl",
+        "zone",
     )
 
     def __init__(self) -> None:
         self._host: str | None = None
         self.address = b""
         self.port = 0
+        self.zone = 0
         self.sockaddr: object = None
         self.forget()
 
     def forget(self) -> None:
         """
-        Nothing of the last datagram's circumstances holds for the next.
+        Drop the last datagram's circumstances, which do not hold for the next.
         """
         self.destination: bytes | None = None
         self.local: bytes | None = None
@@ -77,7 +79,7 @@ class DatagramInfo:
     @property
     def unicast(self) -> bool:
         """
-        Whether the datagram was sent to one address of ours alone.
+        True if the datagram was sent to one address of ours alone.
         """
         return self.destination == self.local
 
@@ -98,12 +100,13 @@ class DatagramInfo:
         """
         return time.time_ns() if self.kernelTime is None else self.kernelTime
 
-    def asker(self, address: bytes, port: int) -> None:
+    def asker(self, address: bytes, port: int, zone: int = 0) -> None:
         """
-        Set who asks.
+        Set the asker.
         """
         self.address = address[12:] if address[:12] == _MAPPED else address
         self.port = port
+        self.zone = zone
         self._host = None
 
     def read(self, messages: Iterable[tuple[int, int, bytes]]) -> None:
@@ -116,6 +119,11 @@ class DatagramInfo:
                     self.interface = int.from_bytes(data[:4], sys.byteorder)
                     self.local = bytes(data[4:8])
                     self.destination = bytes(data[8:12])
+                    if not any(data[:8]) and data[8] < 224:
+                        # it waited in the socket before we asked for this: the
+                        # kernel kept only the header.  Broadcasts to a subnet look
+                        # the same, but no answer can leave from such an address
+                        self.local = self.destination
                 elif kind == socket.IP_TTL:
                     self.ttl = data[0]
                 elif kind == socket.IP_TOS:

@@ -8,9 +8,10 @@ the session except in the request that opens it.  An echo goes on with a number,
 then those of the fields that the session was opened with, then anything.
 
 Here a session is opened without keeping anything: the token is a keyed digest of
-the source and of what was asked for, so that only who received it at that address
-can use it.  The first echo with a good token makes the counters that C{received
-stats} need; of these the last L{Irtt.SESSIONS} are kept.
+the source, of the parameters that were asked for and of a number, so that only a
+client that received it at that address can use it, and each opening gives another.
+The first echo with a good token makes the counters that C{received stats} need, in
+place of those of an earlier session of the same source; there are L{Irtt.SESSIONS}.
 
 Not done: the answer's DSCP is not set and its fill is the request's own; a client
 that asks for either is told in the parameters and needs C{--loose}.
@@ -23,12 +24,13 @@ import hmac
 import os
 import struct
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 
 import attrs
 from zope.interface import implementer
 
 from connpool.datagram.info import DatagramInfo
+from connpool.datagram.sessions import SessionTable, sourceOf
 from connpool.datagram.wire import Reply, Wire
 from connpool.errors import ProbeFailed
 from connpool.interfaces import IDatagramResponder, IReflector
@@ -45,16 +47,20 @@ _P_VERSION, _P_DURATION, _P_INTERVAL, _P_LENGTH, _P_RECEIVED, _P_STAMP, _P_CLOCK
 _P_FILL = 9
 _KNOWN = range(1, 8)
 
-# What "stamp at" and "clock" mean.
+# Values of "stamp at" and "clock".
 _AT_SEND, _AT_RECEIVE, _AT_MIDPOINT = 1, 2, 4
 _WALL, _MONOTONIC = 1, 2
 
 #: Bytes of an opening, at least: the answer is 8 longer, half as much again at
 #: worst.  Clients that want nothing told send 17 to 21, others 23 and more.
-_SHORTEST = 16
+_SHORTEST_BYTES = 16
 
-#: Hours that a token is good for.
-_TOKEN_HOURS = 48
+#: A token begins with 7 bits of settings, 4 of the time and 13 of a number.
+_TOKEN_HEAD_BYTES = 3
+_PERIOD_SECONDS = 12 * 3600
+_PERIODS, _NUMBERS = 1 << 4, 1 << 13
+#: Periods after which a token is no good any more.
+_TOKEN_PERIODS = 4
 
 
 def readUvarint(data: bytes, at: int) -> tuple[int, int]:
@@ -122,8 +128,43 @@ def formatParameters(parameters: dict[int, int]) -> bytes:
     )
 
 
+def _signed(key: bytes | None, flags: int, rest: bytes) -> bytes:
+    """
+    @return: a datagram of C{flags} and C{rest}, with its HMAC if there is a key.
+    """
+    if key is None:
+        return MAGIC + bytes([flags]) + rest
+    head = MAGIC + bytes([flags | SIGNED])
+    return head + hmac.digest(key, head + bytes(16) + rest, "md5") + rest
+
+
+def _restOf(key: bytes | None, data: bytes) -> int | None:
+    """
+    @param data: at least 4 bytes.
+    @return: where the fields after the HMAC begin; L{None} if it is wrong, or if
+        there is one and no key, or the other way round.
+    """
+    if bool(data[3] & SIGNED) != (key is not None):
+        return None
+    if key is None:
+        return 4
+    blank = data[:4] + bytes(16) + data[20:]
+    good = len(data) >= 20 and hmac.compare_digest(hmac.digest(key, blank, "md5"), data[4:20])
+    return 20 if good else None
+
+
 @attrs.define
 class _Session:
+    """
+    The counters of one session.
+
+    @ivar token: the one it was opened with.
+    @ivar former: the token of the session before it, whose last datagrams may
+        still be under way.
+    """
+
+    token: bytes
+    former: bytes = b""
     count: int = 0
     last: int = 0
     window: int = 0
@@ -152,11 +193,14 @@ class Irtt:
     #: The open reply is the request and the token.
     excess = 8
     wants = frozenset({"time"})
+    #: Answers carry a flag, and are never answered.
+    symmetricPorts = frozenset({2112})
 
     def __init__(self, key: bytes | None = None) -> None:
         self._key = key
         self._secret = os.urandom(32)
-        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
+        self._sessions: SessionTable[_Session] = SessionTable(self.SESSIONS)
+        self._openings = 0
         self.refused: Counter[str] = Counter()
 
     def respond(self, data: bytes, info: DatagramInfo) -> bytes | None:
@@ -174,43 +218,26 @@ class Irtt:
             raise _Refused("irtt-reply")  # an answer is never answered
         if flags & ~(OPEN | CLOSE | SIGNED):
             raise _Refused("irtt-malformed")
-        at = self._verified(data, flags)
+        at = _restOf(self._key, data)
+        if at is None:
+            raise _Refused("irtt-hmac")
         if flags & OPEN:
             return self._open(data, at, flags, info)
         token = data[at : at + 8]
         settings = self._settings(token, info)
         if flags & CLOSE:
             # the client does not wait for an answer to this, and gets none
-            self._sessions.pop(token, None)
+            self._close(token, info)
             raise _Refused("irtt-closed")
         return self._echo(data, at, token, settings, info)
 
-    def _verified(self, data: bytes, flags: int) -> int:
-        """
-        @return: where the fields after the HMAC begin.
-        """
-        if bool(flags & SIGNED) != (self._key is not None):
-            raise _Refused("irtt-hmac")
-        if self._key is None:
-            return 4
-        blank = data[:4] + bytes(16) + data[20:]
-        if len(data) < 20 or not hmac.compare_digest(
-            hmac.digest(self._key, blank, "md5"), data[4:20]
-        ):
-            raise _Refused("irtt-hmac")
-        return 20
-
     def _finished(self, flags: int, rest: bytes) -> bytes:
-        head = MAGIC + bytes([flags | REPLY])
-        if self._key is None:
-            return head + rest
-        digest = hmac.digest(self._key, head + bytes(16) + rest, "md5")
-        return head + digest + rest
+        return _signed(self._key, flags | REPLY, rest)
 
     # -- opening -----------------------------------------------------------------
 
     def _open(self, data: bytes, at: int, flags: int, info: DatagramInfo) -> bytes:
-        if len(data) < _SHORTEST:
+        if len(data) < _SHORTEST_BYTES:
             raise _Refused("irtt-malformed")
         try:
             parameters = parseParameters(data[at:])
@@ -221,34 +248,38 @@ class Irtt:
         if parameters[_P_VERSION] != _VERSION:
             parameters[_P_VERSION] = _VERSION
             flags |= CLOSE
-        settings = (
+        self._openings = (self._openings + 1) % _NUMBERS
+        head = (
             parameters.get(_P_RECEIVED, 0)
             | parameters.get(_P_STAMP, 0) << 2
             | parameters.get(_P_CLOCK, 0) << 5
-            | (self._hour() & 0xFF) << 8
-        ).to_bytes(2, "little")
-        token = settings + self._mac(settings, info)
+            | self._period() << 7
+            | self._openings << 11
+        ).to_bytes(_TOKEN_HEAD_BYTES, "little")
+        token = head + self._mac(head, info)
         return self._finished(flags, token + formatParameters(parameters))
 
     @staticmethod
-    def _hour() -> int:
-        return int(time.monotonic()) // 3600
+    def _period() -> int:
+        return int(time.monotonic()) // _PERIOD_SECONDS % _PERIODS
 
-    def _mac(self, settings: bytes, info: DatagramInfo) -> bytes:
-        source = settings + info.port.to_bytes(2, "big") + info.address
-        return hashlib.blake2b(source, key=self._secret, digest_size=6).digest()
+    def _mac(self, head: bytes, info: DatagramInfo) -> bytes:
+        size = 8 - _TOKEN_HEAD_BYTES
+        return hashlib.blake2b(head + sourceOf(info), key=self._secret, digest_size=size).digest()
 
     def _settings(self, token: bytes, info: DatagramInfo) -> int:
         """
-        @return: what the session was opened with.
+        @return: the settings that the session was opened with.
         """
         if len(token) < 8:
             raise _Refused("irtt-malformed")
-        if not hmac.compare_digest(self._mac(token[:2], info), token[2:]):
+        head = token[:_TOKEN_HEAD_BYTES]
+        if not hmac.compare_digest(self._mac(head, info), token[_TOKEN_HEAD_BYTES:]):
             raise _Refused("irtt-token")
-        if (self._hour() - token[1]) & 0xFF > _TOKEN_HOURS:
+        bits = int.from_bytes(head, "little")
+        if (self._period() - (bits >> 7)) % _PERIODS > _TOKEN_PERIODS:
             raise _Refused("irtt-token")
-        return token[0]
+        return bits & 0x7F
 
     # -- echoing -----------------------------------------------------------------
 
@@ -259,7 +290,7 @@ class Irtt:
             raise _Refused("irtt-malformed")
         fields = [token, number]
         if stats:
-            session = self._session(token)
+            session = self._session(token, info)
             session.received(int.from_bytes(number, "little"))
             if stats & 1:
                 fields.append(struct.pack("<I", session.count))
@@ -281,16 +312,24 @@ class Irtt:
             raise _Refused("irtt-malformed")  # no room for what it asked for
         return self._finished(data[3] & SIGNED, head + data[at + len(head) :])
 
-    def _session(self, token: bytes) -> _Session:
-        sessions = self._sessions
-        session = sessions.get(token)
-        if session is None:
-            if len(sessions) >= self.SESSIONS:
-                sessions.popitem(last=False)
-            session = sessions[token] = _Session()
-        else:
-            sessions.move_to_end(token)
+    def _session(self, token: bytes, info: DatagramInfo) -> _Session:
+        """
+        @return: the session of this token, a new one if it is the source's newest.
+        """
+        source = sourceOf(info)
+        session = self._sessions.get(info, source)
+        if session is None or token not in {session.token, session.former}:
+            session = _Session(token, b"" if session is None else session.token)
+            self._sessions.put(info, source, session)
+        elif token == session.former:
+            raise _Refused("irtt-closed")
         return session
+
+    def _close(self, token: bytes, info: DatagramInfo) -> None:
+        source = sourceOf(info)
+        session = self._sessions.get(info, source)
+        if session is not None and session.token == token:
+            self._sessions.pop(info, source)
 
 
 def _times(wall: int, monotonic: int, clock: int) -> list[bytes]:
@@ -315,6 +354,7 @@ class Auto:
     """
 
     excess = Irtt.excess
+    symmetricPorts: frozenset[int] = frozenset()
     # no kernel times: they would cost every echo, and irtt's own server has none
     wants: frozenset[str] = frozenset()
 
@@ -336,11 +376,14 @@ class IrttWire(Wire):
 
     #: header, token, number, count, window, and two times
     minimum = 4 + 8 + 4 + 4 + 8 + 8 + 8
+    signedMinimum = minimum + 16
 
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
+    def __init__(self, size: int, key: bytes | None = None) -> None:
+        super().__init__(size, key)
         self._token = b""
         self._asked: dict[int, int] = {}
+        #: what earlier sessions of this run counted, and this one so far
+        self._before = self._most = 0
 
     def opening(self, interval: float, duration: float) -> bytes | None:
         asked = {
@@ -353,15 +396,18 @@ class IrttWire(Wire):
             _P_CLOCK: _WALL,
         }
         self._asked = asked
-        return MAGIC + bytes([OPEN]) + formatParameters(asked)
+        return _signed(self._key, OPEN, formatParameters(asked))
 
     def opened(self, data: bytes) -> bool:
         if data[:3] != MAGIC or len(data) < 12 or not data[3] & OPEN or not data[3] & REPLY:
             return False
+        at = _restOf(self._key, data)
+        if at is None:
+            return False
         if data[3] & CLOSE:
             raise ProbeFailed("the irtt server has another version of the protocol")
         try:
-            given = parseParameters(data[12:])
+            given = parseParameters(data[at + 8 :])
         except ValueError:
             return False
         for what, name in ((_P_LENGTH, "length"), (_P_INTERVAL, "interval")):
@@ -372,20 +418,25 @@ class IrttWire(Wire):
         for what in (_P_RECEIVED, _P_STAMP, _P_CLOCK):
             if given.get(what) != self._asked[what]:
                 raise ProbeFailed("the irtt server does not give counts and times")
-        self._token = data[4:12]
+        self._token = data[at : at + 8]
+        self._before += self._most
+        self._most = 0
         return True
 
     def closing(self) -> bytes | None:
-        return MAGIC + bytes([CLOSE]) + self._token
+        return _signed(self._key, CLOSE, self._token)
 
     def request(self, number: int) -> bytes:
-        head = MAGIC + b"\0" + self._token + struct.pack("<I", number)
-        return head + bytes(self.size - len(head))
+        head = self._token + struct.pack("<I", number & 0xFFFFFFFF)
+        room = self.size - (4 if self._key is None else 20)
+        return _signed(self._key, 0, head + bytes(room - len(head)))
 
     def reply(self, data: bytes) -> Reply | None:
-        if len(data) != self.size or data[:4] != MAGIC + bytes([REPLY]):
+        if len(data) != self.size or data[:3] != MAGIC or data[3] & ~SIGNED != REPLY:
             return None
-        if data[4:12] != self._token:
+        at = _restOf(self._key, data)
+        if at is None or data[at : at + 8] != self._token:
             return None
-        number, count, _, received, sent = struct.unpack_from("<IIQqq", data, 12)
-        return Reply(number, received, sent, count)
+        number, count, _, received, sent = struct.unpack_from("<IIQqq", data, at + 8)
+        self._most = max(self._most, count)
+        return Reply(number, received, sent, self._before + count)

@@ -1,7 +1,8 @@
 """
-Being a good neighbour: whom a public datagram service answers, and how often.
+Being a good neighbour: the sources that a public datagram service answers, and
+how often.
 
-A UDP source address is a claim.  Whoever answers it may be made a weapon
+A UDP source address is a claim.  A service that answers it may be made a weapon
 against the address claimed (reflection), may talk for ever with another program
 that answers (CERT CA-1996-01, CVE-2024-2169), and pays memory for each claim it
 remembers.  So:
@@ -22,9 +23,6 @@ remembers.  So:
     the kernel takes no datagram claiming to be loopback from outside.  Rules
     about ports and addresses hold for them too.
 
-Buckets are kept as GCRA: one number a slot, the time at which the bucket will
-be full again.
-
 Known flaws:
 
   - A loop in which fewer than four datagrams a second come is not recognised.
@@ -43,21 +41,25 @@ import os
 import socket
 from array import array
 from collections import Counter
+from collections.abc import Iterable
 
 import attrs
 
 from connpool.addresses import Networks
+from connpool.addresses.zones import isLinkLocal
 from connpool.errors import AddressError
+from connpool.tokenbucket import TokenBuckets
 
-__all__ = ["ANSWERING_PORTS", "RULES", "Limits", "OwnPorts", "Policy", "RateTable", "Source"]
+__all__ = ["ANSWERING_PORTS", "RULES", "Limits", "OwnPorts", "Policy", "Source"]
 
-#: Source ports behind which a program answers whatever it gets, or answers at
-#: all: between two of these a datagram never comes to rest.  Those below 1024
-#: stand here for C{--relax low-ports}.
+#: Source ports behind which a program answers any datagram, or answers at all:
+#: between two of these a datagram never comes to rest.  Those below 1024 stand
+#: here for C{--relax low-ports}.  None lies in the range from which systems choose
+#: the ports of clients, 32768 and above.
 ANSWERING_PORTS = frozenset(
     {7, 13, 17, 19, 37, 53, 69, 111, 123, 137, 138, 161, 389, 427, 500, 520, 862}
     | {1194, 1434, 1645, 1701, 1812, 1813, 1900, 2112, 3283, 3389, 3478, 3702, 4500}
-    | {5060, 5093, 5353, 5683, 8641, 10001, 11211, 20800, 27015, 37810, 47808}
+    | {5060, 5093, 5353, 5683, 8641, 10001, 11211, 20800, 27015}
 )
 
 #: Each rule and what it refuses.  C{Policy.relax} takes the names.
@@ -76,14 +78,14 @@ NOBODY = Networks()
 
 LOOP_SLOTS = 8192
 #: Bytes at either end of a datagram by which it is recognised.
-LOOKED_AT = 256
+FINGERPRINT_BYTES = 256
 #: One datagram of so many is looked at, and of these so many may be repetitions.
 LOOP_EVERY = 4
 LOOP_COUNT = 7
 #: Seconds between two repetitions that were looked at, at most.
-LOOP_GAP = 1.0
+LOOP_GAP_SECONDS = 1.0
 #: Seconds that a suspicion lasts.
-LOOP_HOLD = 1.0
+LOOP_HOLD_SECONDS = 1.0
 
 _NOWHERE = bytes(16)
 _LOOPBACK6 = bytes(15) + b"\x01"
@@ -95,7 +97,7 @@ def _isLoopback(address: bytes) -> bool:
 
 def _isSource(address: bytes) -> bool:
     """
-    Whether a datagram may come from C{address}: RFC 1122 3.2.1.3, RFC 4291 2.5.
+    Say whether a datagram may come from C{address}: RFC 1122 3.2.1.3, RFC 4291 2.5.
     """
     if len(address) == 4:
         return 0 < address[0] < 224
@@ -164,46 +166,16 @@ class OwnPorts:
 OWN_PORTS = OwnPorts()
 
 
-class RateTable:
-    """
-    A fixed number of token buckets.
-
-    @ivar interval: seconds in which a token comes.
-    @ivar depth: seconds in which an empty bucket fills; a hair more, so that a
-        full one holds all of its burst.
-    @ivar full: when each will be full again.
-
-    @param rate: tokens per second.
-    @param burst: tokens of a full bucket.
-    """
-
-    def __init__(self, slots: int, rate: float, burst: int) -> None:
-        self.interval = 1.0 / rate
-        self.depth = (burst + 1e-6) / rate
-        self.full = array("d", bytes(8 * slots))
-
-    def free(self, slot: int, now: float) -> int:
-        """
-        @return: how many tokens the bucket holds.
-        """
-        return int((now + self.depth - max(self.full[slot], now)) / self.interval)
-
-    def take(self, slot: int, count: int, now: float) -> None:
-        """
-        Take tokens that are there.
-        """
-        self.full[slot] = max(self.full[slot], now) + count * self.interval
-
-
 @attrs.define
 class Source:
     """
-    What is known of an address and port.
+    The verdict on an address and port.
 
-    @ivar key: the same for the same address and port, and for no other.
+    @ivar key: the same for the same address, port and link, and for no other.
     @ivar refusal: the reason never to answer; empty for none.
     @ivar trusted: whether rates only count.
-    @ivar net: slot of its /24 or /64 in the rate table.
+    @ivar net: slot of its network in the rate table: its /24 or /64; a link-local
+        address counts for itself.
     @ivar buckets: all tables and slots that its answers are charged to.
     @ivar excess: slot of its network in the table of longer answers.
     """
@@ -212,7 +184,7 @@ class Source:
     refusal: str
     trusted: bool
     net: int
-    buckets: tuple[tuple[RateTable, int], ...]
+    buckets: tuple[tuple[TokenBuckets, int], ...]
     excess: int
 
 
@@ -228,14 +200,15 @@ class Limits:
     def __init__(self, policy: Policy, ownPorts: OwnPorts = OWN_PORTS) -> None:
         self.policy = policy
         self._ownPorts = ownPorts
+        self._exempt: set[int] = set()
         self._version = ownPorts.version
         self._secret = os.urandom(16)
-        self._nets = RateTable(32_768, policy.rate, policy.burst)
-        self._sites = RateTable(8_192, 4 * policy.rate, 4 * policy.burst)
-        self._all = RateTable(1, policy.maxRate, max(1, int(2 * policy.maxRate)))
-        self._excess = RateTable(8_192, 1.0, 1)
+        self._nets = TokenBuckets(32_768, policy.rate, policy.burst)
+        self._sites = TokenBuckets(8_192, 4 * policy.rate, 4 * policy.burst)
+        self._all = TokenBuckets(1, policy.maxRate, max(1, int(2 * policy.maxRate)))
+        self._excess = TokenBuckets(8_192, 1.0, 1)
         self._loops = LoopWatch()
-        #: have one datagram of a batch looked at: is it a loop?
+        #: have one datagram of a batch looked at for a loop
         self.look = self._loops.look if "loops" not in policy.relax else _lookAway
         self._limitRate = "rate" not in policy.relax
         self._sources: dict[object, Source] = {}
@@ -244,38 +217,52 @@ class Limits:
 
     def sources(self) -> dict[object, Source]:
         """
-        @return: what L{source} said of each name and still holds, for whoever
-            looks up many at once.
+        @return: the verdicts of L{source} that still hold, by name, for a caller
+            that looks up many at once.
         """
         if self._version != self._ownPorts.version:
             self._version = self._ownPorts.version
             self._sources.clear()
         return self._sources
 
-    def source(self, address: bytes, port: int, name: object) -> Source:
+    def exempt(self, ports: Iterable[int]) -> None:
+        """
+        Let source ports pass the rules about ports, for responders that know an
+        answer when it comes back.
+        """
+        self._exempt |= set(ports)
+        self._sources.clear()
+
+    def source(self, address: bytes, port: int, name: object, zone: int = 0) -> Source:
         """
         @param address: packed, 4 or 16 bytes.
-        @param name: what the caller has at hand that stands for this address
-            and port and for no other.
+        @param name: an object that the caller has at hand, which stands for this
+            address and port and for no other.
+        @param zone: index of the link of a link-local address.
         """
         sources = self.sources()
         found = sources.get(name)
         if found is None:
             if len(sources) >= self.CACHE:
                 sources.clear()
-            found = sources[name] = self._judge(address, port)
+            found = sources[name] = self._judge(address, port, zone)
         return found
 
-    def _judge(self, address: bytes, port: int) -> Source:
+    def _judge(self, address: bytes, port: int, zone: int) -> Source:
         policy = self.policy
         host = _text(address)
+        key = port.to_bytes(2, "big") + address
         net, site = (address[:3], b"") if len(address) == 4 else (address[:8], address[:6])
+        if isLinkLocal(address):
+            # all of them are in one network, and the same on two links are two hosts
+            key += zone.to_bytes(4, "big")
+            net, site = key[2:], b""
         slot = self._slot(self._nets, net)
         buckets = [(self._nets, slot), (self._all, 0)]
         if site:
             buckets.append((self._sites, self._slot(self._sites, site)))
         return Source(
-            key=port.to_bytes(2, "big") + address,
+            key=key,
             refusal=self._refusal(address, host, port),
             trusted=(policy.trustLoopback and _isLoopback(address))
             or (bool(policy.trusted) and host in policy.trusted),
@@ -291,24 +278,26 @@ class Limits:
             return "denied"
         if port == 0:
             return "port-zero"
+        if "sources" not in relax and not _isSource(address):
+            return "sources"
+        if port in self._exempt:
+            return ""
         if "own-ports" not in relax and port in self._ownPorts:
             return "own-ports"
         if "low-ports" not in relax and port < 1024:
             return "low-ports"
         if "answering-ports" not in relax and port in ANSWERING_PORTS:
             return "answering-ports"
-        if "sources" not in relax and not _isSource(address):
-            return "sources"
         return ""
 
-    def _slot(self, table: RateTable, prefix: bytes) -> int:
+    def _slot(self, table: TokenBuckets, prefix: bytes) -> int:
         # SipHash; the secret is in the text because PYTHONHASHSEED may fix its key
         return hash(self._secret + prefix) % len(table.full)
 
     def admit(self, source: Source, count: int, now: float) -> int:
         """
         @param count: datagrams from C{source}, of which none is answered yet.
-        @return: how many of them to answer; the rest is counted as refused.
+        @return: the number of them to answer; the rest is counted as refused.
         """
         if source.refusal:
             self.refused[source.refusal] += count
@@ -347,9 +336,11 @@ class Limits:
 
     def longer(self, source: Source, now: float) -> bool:
         """
-        May one answer that is longer than its request go to this network now?
-        One in a second may.
+        Decide whether one answer that is longer than its request may go to this
+        network now.  One in a second may; those to trusted sources only count.
         """
+        if source.trusted:
+            return True
         if self._excess.free(source.excess, now) < 1:
             return False
         self._excess.take(source.excess, 1, now)
@@ -388,19 +379,19 @@ class LoopWatch:
         if self._tick % LOOP_EVERY:
             return
         key = source.key
-        # what numbers it comes first or last
-        ends = bytes(payload[:LOOKED_AT]), bytes(payload[-LOOKED_AT:])
+        # a number in it comes first or last
+        ends = bytes(payload[:FINGERPRINT_BYTES]), bytes(payload[-FINGERPRINT_BYTES:])
         print_ = hash((key, len(payload), ends))
         slot = print_ % LOOP_SLOTS
         if self._prints[slot] != print_:
             self._prints[slot] = print_
             return
-        who = hash(key)
-        slot = who % LOOP_SLOTS
+        sender = hash(key)
+        slot = sender % LOOP_SLOTS
         count = 1
-        if self._sources[slot] == who and now - self._last[slot] <= LOOP_GAP:
+        if self._sources[slot] == sender and now - self._last[slot] <= LOOP_GAP_SECONDS:
             count += self._counts[slot]
-        self._sources[slot] = who
+        self._sources[slot] = sender
         self._last[slot] = now
         self._counts[slot] = min(count, LOOP_COUNT)
         if count >= LOOP_COUNT:
@@ -408,15 +399,15 @@ class LoopWatch:
 
     def _suspect(self, key: bytes, now: float) -> None:
         if key in self.suspects:
-            self.suspects[key] = (now + LOOP_HOLD, self.suspects[key][1])
+            self.suspects[key] = (now + LOOP_HOLD_SECONDS, self.suspects[key][1])
         else:
             if len(self.suspects) >= self.SUSPECTS:
                 self.suspects.clear()
-            self.suspects[key] = (now + LOOP_HOLD, 0)
+            self.suspects[key] = (now + LOOP_HOLD_SECONDS, 0)
 
     def thin(self, key: bytes, count: int, now: float) -> int:
         """
-        @return: how many of C{count} datagrams from C{key} to answer.
+        @return: the number of datagrams from C{key} to answer, of C{count}.
         """
         found = self.suspects.get(key)
         if found is None:

@@ -33,7 +33,7 @@ if sys.platform == "linux" and sys.byteorder == "little" and ctypes.sizeof(ctype
 
 def available() -> bool:
     """
-    Whether this system can.
+    Say whether this system can.
     """
     return _libc is not None
 
@@ -61,8 +61,8 @@ _SEGMENT_MESSAGE = struct.Struct("=QIIH6x")
 
 #: 64 KiB for a datagram and one odd cache line: with a round distance all
 #: datagrams would begin in the same set of the processor's cache.
-STRIDE = 65_536 + 64
-ROOM = 65_535
+STRIDE_BYTES = 65_536 + 64
+ROOM_BYTES = 65_535
 
 # Offsets in 32-bit words.
 _W = _HEADER.size // 4
@@ -72,19 +72,19 @@ _LENGTH = 14
 _IOV_W = _IOVEC.size // 4
 _IOV_LENGTH = 2
 
-#: What the destination takes as only control message.
+#: Bytes of the destination, where it is the only control message.
 _PKTINFO, _PKTINFO6 = 32, 40
 
 #: Larger datagrams might have to be fragmented, which segments cannot be.
-SEGMENT = 1200
+SEGMENT_BYTES = 1200
 _UDP_SEGMENT = 103
 #: More than this path takes in one segment, or a device or kernel that cannot at
 #: all.  Others say something of the receiver, or of the moment.
 _TOO_LARGE = {errno.EINVAL, errno.EMSGSIZE, errno.EIO, errno.EOPNOTSUPP}
 
 #: Every message that L{connpool.datagram.port} asks for, of both families.
-_CONTROL = 256
-_CONTROL_W = _CONTROL // 4
+_CONTROL_BYTES = 256
+_CONTROL_W = _CONTROL_BYTES // 4
 
 
 #: The place and errno of each datagram that was not sent.
@@ -110,17 +110,17 @@ class Batch:
         self.control = control
         self.six = family == socket.AF_INET6
         self.nameSize = nameSize = 28 if self.six else 16
-        self._payload = memoryview(bytearray(size * STRIDE))
-        self._firstBytes = self._payload[::STRIDE]
+        self._payload = memoryview(bytearray(size * STRIDE_BYTES))
+        self._firstBytes = self._payload[::STRIDE_BYTES]
         names = bytearray(size * nameSize)
-        controls = bytearray(size * _CONTROL)
+        controls = bytearray(size * _CONTROL_BYTES)
         iovecs = bytearray(size * _IOVEC.size)
         headers = bytearray(size * _HEADER.size)
         outgoing = bytearray(size * _HEADER.size)
         payloadAt, namesAt = _address(self._payload.obj), _address(names)  # type: ignore[arg-type]
         controlsAt, iovecsAt = _address(controls), _address(iovecs)
         for i in range(size):
-            _IOVEC.pack_into(iovecs, i * _IOVEC.size, payloadAt + i * STRIDE, ROOM)
+            _IOVEC.pack_into(iovecs, i * _IOVEC.size, payloadAt + i * STRIDE_BYTES, ROOM_BYTES)
             _HEADER.pack_into(
                 headers,
                 i * _HEADER.size,
@@ -128,8 +128,8 @@ class Batch:
                 nameSize,
                 iovecsAt + i * _IOVEC.size,
                 1,
-                controlsAt + i * _CONTROL if control else 0,
-                _CONTROL if control else 0,
+                controlsAt + i * _CONTROL_BYTES if control else 0,
+                _CONTROL_BYTES if control else 0,
                 0,
                 0,
             )
@@ -148,11 +148,11 @@ class Batch:
         #: one message of all datagrams, and where its control message ends
         self._joined = bytearray(_HEADER.size)
         self._joinedAt = _address(self._joined)
-        self._segment = bytearray(_CONTROL + _SEGMENT_MESSAGE.size)
+        self._segment = bytearray(_CONTROL_BYTES + _SEGMENT_MESSAGE.size)
         self._iovecsAt, self._segmentAt = iovecsAt, _address(self._segment)
         self._namesAt = namesAt
         #: the largest segments that were not found impossible
-        self._largest = SEGMENT
+        self._largest = SEGMENT_BYTES
         self._noFlags = bytes(4 * size)
         alone = _PKTINFO6 if self.six else _PKTINFO
         self._onlyDestinations = alone.to_bytes(4, "little") * size
@@ -206,13 +206,13 @@ class Batch:
         """
         @return: the datagram, until its answer is set or the next L{receive}.
         """
-        return self._payload[i * STRIDE : i * STRIDE + length]
+        return self._payload[i * STRIDE_BYTES : i * STRIDE_BYTES + length]
 
     def messages(self, i: int) -> Iterator[tuple[int, int, bytes]]:
         """
         @return: the control messages of datagram C{i}.
         """
-        start = i * _CONTROL
+        start = i * _CONTROL_BYTES
         end = start + self._headerWords[i * _W + _CONTROLLEN]
         while start + _CMSG.size <= end:
             size, level, kind = _CMSG.unpack_from(self._controls, start)
@@ -223,7 +223,7 @@ class Batch:
 
     def plainDestinations(self, n: int) -> bool:
         """
-        Whether the destination is all that the kernel says of each, and is a
+        Say whether the destination is all that the kernel says of each, and is a
         plain address of ours; if so the answers are set to leave from it, by
         whatever interface.
         """
@@ -235,7 +235,7 @@ class Batch:
         end = n * _CONTROL_W
         if self.six:
             # cmsg header, then 16 bytes of address and the interface
-            first = self._controls[16 : n * _CONTROL : _CONTROL].tobytes()
+            first = self._controls[16 : n * _CONTROL_BYTES : _CONTROL_BYTES].tobytes()
             # multicast; link-local, which must keep its interface; IPv4-mapped
             if b"\xff" in first or b"\xfe" in first or b"\0" in first:
                 return False
@@ -263,11 +263,11 @@ class Batch:
         @param source: a control message that names our address; or nothing.
         """
         length = len(data)
-        start = i * STRIDE
+        start = i * STRIDE_BYTES
         self._payload[start : start + length] = data
         self._iovecWords[i * _IOV_W + _IOV_LENGTH] = length
         if self.control:
-            self._controls[i * _CONTROL : i * _CONTROL + len(source)] = source
+            self._controls[i * _CONTROL_BYTES : i * _CONTROL_BYTES + len(source)] = source
             self._headerWords[i * _W + _CONTROLLEN] = len(source)
 
     def sendJoined(self, fd: int, n: int, length: int) -> bool:
@@ -281,7 +281,7 @@ class Batch:
         """
         if (
             not 0 < length <= self._largest
-            or n * length > ROOM - 64
+            or n * length > ROOM_BYTES - 64
             or (self.control and not self._oneDestination(n))
         ):
             return False

@@ -15,19 +15,20 @@ from twisted.internet.error import CannotListenError, InvalidAddressError
 from twisted.python.systemd import ListenFDs
 
 from connpool.addresses import Listen
+from connpool.addresses.zones import checkZone
 from connpool.datagram.port import SturdyPort
 from connpool.errors import AddressError
 
 __all__ = ["openPorts"]
 
-EVERYWHERE = ["0.0.0.0", "::"]  # noqa: S104 - what a description without interface= asks for
+EVERYWHERE = ["0.0.0.0", "::"]  # noqa: S104 - a description without interface= asks for these
 
 P = TypeVar("P", bound=SturdyPort)
 
 
 def openPorts(listen: Listen, make: Callable[..., P]) -> list[P]:
     """
-    Open what a C{udp:} description says.
+    Open the ports of a C{udp:} description.
 
     Without C{interface=} that is every address of the machine, which takes two
     sockets of the same port, one for IPv4 and one for IPv6 (where there is IPv6).
@@ -48,6 +49,10 @@ def openPorts(listen: Listen, make: Callable[..., P]) -> list[P]:
     port = int(listen.arguments[0])
     reuse = listen.keywords.get("reusePort") == "yes"
     interface = listen.keywords.get("interface", "")
+    try:
+        checkZone(interface)
+    except AddressError as e:
+        raise AddressError(f"{listen.description!r}: {e}") from None
     opened: list[P] = []
     for address in [interface] if interface else EVERYWHERE:
         new = make(port=port, interface=address, reusePort=reuse)

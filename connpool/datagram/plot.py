@@ -1,5 +1,5 @@
 """
-A report as a picture: round trips over time, what was lost, and how they spread.
+A report as a picture: round trips over time, losses, and how the round trips spread.
 
 Plain SVG without scripts or fonts of its own, to be pasted into a ticket.
 """
@@ -17,13 +17,18 @@ __all__ = ["plot"]
 #: From a value to a coordinate.
 Scale = Callable[[float], float]
 
-WIDTH, HEIGHT = 960, 420
-LEFT, RIGHT, TOP, BOTTOM = 70, 760, 74, 350
+WIDTH = 960
+LEFT, RIGHT, TOP, BOTTOM = 70, 760, 24, 300
 HISTOGRAM = 790
+#: Of a line of text, and of the space under the axis.
+LINE, FOOT = 18, 70
 
 #: More points than this are drawn as one line from minimum to maximum a column.
 _DOTS = 1500
 _BINS = 40
+
+#: Widths of letters, as wide fonts have them: of 15 bold, and of 12.
+_BOLD, _PLAIN = 10.8, 7.8
 
 _INK, _FAINT, _DOT, _LOST = "#222", "#ddd", "#2563a8", "#c62828"
 
@@ -41,6 +46,23 @@ def steps(top: float, count: int = 5) -> list[float]:
 
 def _text(x: float, y: float, words: str, more: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" {more}>{escape(words)}</text>'
+
+
+def _wrapped(parts: list[str], letter: float) -> list[str]:
+    """
+    Put parts into lines that fit between the margins.
+
+    @param letter: the width of one, on average.
+    """
+    most = int((WIDTH - 2 * LEFT) / letter)
+    lines = [""]
+    for part in parts:
+        joined = f"{lines[-1]}, {part}" if lines[-1] else part
+        if len(joined) <= most:
+            lines[-1] = joined
+        else:
+            lines += [part[at : at + most] for at in range(0, len(part), most)]
+    return [line for line in lines if line]
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, color: str, more: str = "") -> str:
@@ -64,39 +86,51 @@ def plot(report: Report) -> str:
     def y(rtt: float) -> float:
         return BOTTOM - (BOTTOM - TOP) * rtt / top
 
-    body = [*_head(report), *_axes(top, span, x, y), *_marks(report, y)]
+    head = list(_head(report))
+    body = [*_axes(top, span, x, y), *_marks(report, y)]
     body += _dots(answered, x, y) if len(answered) <= _DOTS else _columns(answered, x, y)
     ticks = dict.fromkeys(round(x(point.at), 1) for point in report.points if point.rtt is None)
     body += [_line(at, BOTTOM - 9, at, BOTTOM, _LOST) for at in ticks]
     body += _histogram(answered, top)
+    text, under = "".join(f"{line}\n" for line in head), LINE * len(head) + 12
+    height = under + BOTTOM + FOOT
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="12" '
         f'fill="{_INK}">\n<rect width="100%" height="100%" fill="#fff"/>\n'
-        + "\n".join(body)
-        + "\n</svg>\n"
+        f'{text}<g transform="translate(0 {under})">\n' + "\n".join(body) + "\n</g>\n</svg>\n"
     )
 
 
 def _head(report: Report) -> Iterator[str]:
-    title = f"{report.target}  {report.protocol}, {report.size} bytes every {report.interval:g} s"
-    yield _text(LEFT, 26, title, 'font-size="16" font-weight="bold"')
-    words = f"{report.sent} sent, {report.received} received, {report.lost} lost"
-    words += f" ({report.loss * 100:.2f} %)"
+    about = [report.target, f"{report.protocol}, {report.size} bytes every {report.interval:g} s"]
+    counts = [f"{report.sent} sent, {report.received} received"]
+    counts += [f"{report.lost} lost ({report.loss * 100:.2f} %)"]
     for name, n in (
+        ("not sent", report.unsent),
         ("duplicates", report.duplicates),
         ("reordered", report.reordered),
         ("late", report.late),
+        ("ignored", report.ignored),
     ):
         if n:
-            words += f", {n} {name}"
+            counts.append(f"{n} {name}")
+    trips = []
     if report.rtt is not None:
         parts = [("min", report.rtt.min), ("mean", report.rtt.mean), ("p50", report.rtt.p50)]
         parts += [("p95", report.rtt.p95), ("p99", report.rtt.p99), ("max", report.rtt.max)]
         parts += [("jitter", report.jitter)]
-        words += "; round trips in ms: "
-        words += "  ".join(f"{name} {v * 1e3:.3f}" for name, v in parts if v is not None)
-    yield _text(LEFT, 48, words)
+        trips = [f"{name} {v * 1e3:.3f}" for name, v in parts if v is not None]
+        trips[0] = f"round trips in ms: {trips[0]}"
+    y = 10.0
+    for words, letter, more in (
+        (about, _BOLD, 'font-size="15" font-weight="bold"'),
+        (counts, _PLAIN, ""),
+        (trips, _PLAIN, ""),
+    ):
+        for line in _wrapped(words, letter):
+            y += LINE
+            yield _text(LEFT, y, line, more)
 
 
 def _axes(top: float, span: float, x: Scale, y: Scale) -> Iterator[str]:
@@ -168,4 +202,4 @@ def _histogram(points: list[Point], top: float) -> Iterator[str]:
                 f'height="{height - 0.5:.1f}" fill="{_DOT}"/>'
             )
     yield _line(HISTOGRAM, TOP, HISTOGRAM, BOTTOM, _INK)
-    yield _text(HISTOGRAM, BOTTOM + 18, f"how many; longest bar: {most}")
+    yield _text(HISTOGRAM, BOTTOM + 18, f"longest bar: {most}")

@@ -50,15 +50,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from connpool.addresses.zones import isLinkLocal, socketAddress, zoneName
 from connpool.datagram.info import IP_PKTINFO, SO_TIMESTAMPNS, DatagramInfo
 
-__all__ = ["DATAGRAMS_PER_WAKEUP", "SECONDS_PER_WAKEUP", "SturdyPort"]
+__all__ = ["DATAGRAMS_PER_WAKEUP", "SECONDS_PER_WAKEUP", "SturdyPort", "errnoName"]
 
 DATAGRAMS_PER_WAKEUP = 64
 SECONDS_PER_WAKEUP = 0.002
 
 #: More than the largest UDP payload (65,527 bytes over IPv6).
-ROOM = 65_535
+ROOM_BYTES = 65_535
 
 IP_RECVERR = 11
 IPV6_RECVERR = 25
@@ -68,15 +69,15 @@ PMTUDISC_PROBE = 3
 MSG_ERRQUEUE = 0x2000
 SO_MEMINFO = 55
 
-_CONTROL_ROOM = 256
+_CONTROL_BYTES = 256
 
-#: What a send reports of datagrams before it.
+#: Errors that a send reports of datagrams before it.
 _EARLIER = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EPROTO})
 
-#: What an application may ask the kernel to say about each datagram.
+#: Facts that an application may ask the kernel to tell about each datagram.
 WANTS = frozenset({"time", "tos", "ttl"})
 
-#: How to ask; IP_RECVTTL and IP_RECVTOS have no name in Python 3.11.
+#: The socket options that ask for them; IP_RECVTTL and IP_RECVTOS have no name in Python 3.11.
 _ASK = {
     socket.IPPROTO_IP: {"destination": IP_PKTINFO, "ttl": 12, "tos": 13, "errors": IP_RECVERR},
     socket.IPPROTO_IPV6: {
@@ -100,6 +101,8 @@ class SturdyPort:
     """
     @ivar info: during C{datagramReceived}, the circumstances of the datagram.
     @ivar received: datagrams read so far.
+    @ivar emptied: whether the last wake-up left nothing unread.
+    @ivar emptiedAt: when nothing was left unread for the last time, by C{clock}.
     @ivar truncated: datagrams dropped because they did not fit.
     @ivar sendErrors: failed sends by errno name (C{"ENETUNREACH"}).
     @ivar receiveErrors: errors the socket reported by errno name; mostly ICMP.
@@ -113,6 +116,8 @@ class SturdyPort:
     @param errors: whether ICMP messages about an unconnected port's datagrams
         are fetched and counted in C{receiveErrors}.
     @param adopt: a bound datagram socket to take over, and close at the end.
+    @param room: bytes of the longest datagram that is taken; longer ones count as
+        truncated.
     @param clock: monotonic seconds, for the time a wake-up may take.
     """
 
@@ -133,6 +138,7 @@ class SturdyPort:
         receiveBuffer: int = 1 << 20,
         errors: bool = False,
         adopt: socket.socket | None = None,
+        room: int = ROOM_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not wants <= WANTS:
@@ -146,10 +152,12 @@ class SturdyPort:
         self._errors = errors
         self._adopt = adopt
         self._clock = clock
-        self._buffer = bytearray(ROOM)
+        self._buffer = bytearray(room)
         self.info = DatagramInfo()
         self._current: Any = None
         self.received = 0
+        self.emptied = False
+        self.emptiedAt = 0.0
         self.truncated = 0
         self.sendErrors: Counter[str] = Counter()
         self.receiveErrors: Counter[str] = Counter()
@@ -168,6 +176,7 @@ class SturdyPort:
         self.family = sock.family
         self._askForControl(sock)
         self._socket = sock
+        self.emptiedAt = self._clock()
         # the reactor asks for both at every wake-up
         self.fileno = sock.fileno  # type: ignore[method-assign]
         self._prefix = f"{_logPrefix(self.protocol)} (UDP)"
@@ -191,7 +200,7 @@ class SturdyPort:
             if self._reusePort:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receiveBuffer)
-            sock.bind((interface, port))
+            sock.bind(socketAddress(interface, port))
         except OSError as e:
             if sock is not None:
                 sock.close()
@@ -213,7 +222,7 @@ class SturdyPort:
             with contextlib.suppress(OSError):  # not every system has each
                 sock.setsockopt(where, option, 1)
         self._wildcard = wildcard
-        self._control = _CONTROL_ROOM if wildcard or self._wants else 0
+        self._control = _CONTROL_BYTES if wildcard or self._wants else 0
 
     def _opened(self, sock: socket.socket) -> None:
         """
@@ -247,7 +256,7 @@ class SturdyPort:
         """
         self._reactor.removeReader(self)
 
-    # -- what we are -----------------------------------------------------------
+    # -- addresses and descriptors ---------------------------------------------
 
     def getHost(self) -> IPv4Address | IPv6Address:
         if self.family == socket.AF_INET6:
@@ -282,6 +291,7 @@ class SturdyPort:
     def doRead(self) -> None:
         clock = self._clock
         end = clock() + SECONDS_PER_WAKEUP
+        self.emptied = False
         for _ in range(DATAGRAMS_PER_WAKEUP):
             sock = self._socket
             if sock is None:
@@ -289,6 +299,8 @@ class SturdyPort:
             try:
                 size, control, flags, addr = sock.recvmsg_into([self._buffer], self._control)
             except BlockingIOError:
+                self.emptied = True
+                self.emptiedAt = clock()
                 return
             except InterruptedError:
                 continue
@@ -319,7 +331,7 @@ class SturdyPort:
             self._current = None
 
     def _readError(self, number: int | None) -> None:
-        self.receiveErrors[_name(number)] += 1
+        self.receiveErrors[errnoName(number)] += 1
         if number == errno.ECONNREFUSED and self._connected:
             refused = getattr(self.protocol, "connectionRefused", None)
             if refused is not None:
@@ -340,8 +352,8 @@ class SturdyPort:
 
     def _pendingError(self, number: int | None) -> None:
         """
-        What the socket reports once, C{number}, is the first of its error
-        queue if it has one, with the rest behind it.
+        Count an error that the socket reported once, C{number}: it is the first
+        of its error queue if it has one, with the rest behind it.
         """
         if not self._drainErrors() and number:
             self._readError(number)
@@ -356,7 +368,7 @@ class SturdyPort:
             if self._socket is None:
                 break
             try:
-                _, control, _, _ = self._socket.recvmsg(0, _CONTROL_ROOM, MSG_ERRQUEUE)
+                _, control, _, _ = self._socket.recvmsg(0, _CONTROL_BYTES, MSG_ERRQUEUE)
             except OSError:
                 return read > 0
             for level, kind, data in control:
@@ -374,21 +386,29 @@ class SturdyPort:
 
     # -- writing ---------------------------------------------------------------
 
-    def write(
-        self, packet: bytes, addr: tuple[str, int] | None = None, *, again: bool = False
-    ) -> None:
+    def write(self, packet: bytes, addr: tuple[str, int] | None = None) -> None:
         """
-        Send one datagram.  What fails is counted in L{sendErrors}.
+        Do as L{send}, without telling.
+        """
+        self.send(packet, addr)
+
+    def send(
+        self, packet: bytes, addr: tuple[str, int] | None = None, *, again: bool = False
+    ) -> str | None:
+        """
+        Send one datagram.  A failure is counted in L{sendErrors}.
 
         During C{datagramReceived}, a datagram to the sender leaves from the
         address that was asked.
 
+        @return: the name of the error for which the system did not take it, or
+            L{None}.
         @raise InvalidAddressError: for a host name, or an address of the other family.
         """
         sock = self._socket
         if sock is None:
             self.sendErrors["EBADF"] += 1
-            return
+            return "EBADF"
         try:
             if self._connected is not None:
                 if addr not in {None, self._connected}:
@@ -400,15 +420,17 @@ class SturdyPort:
                 raise InvalidAddressError(addr, "an unconnected port needs an address")
             else:
                 self._checkPeer(addr[0])
-                sock.sendto(packet, addr)
+                sock.sendto(packet, socketAddress(*addr) if "%" in addr[0] else addr)
         except OSError as e:
             if not again and e.errno in _EARLIER:
                 # an ICMP message about an earlier datagram; this one was not sent
                 if not self._drainErrors() and self._connected is not None:
                     self._readError(e.errno)
-                self.write(packet, addr, again=True)
-            else:
-                self.sendErrors[_name(e.errno)] += 1
+                return self.send(packet, addr, again=True)
+            name = errnoName(e.errno)
+            self.sendErrors[name] += 1
+            return name
+        return None
 
     def writeSequence(self, packets: Any, addr: tuple[str, int] | None = None) -> None:
         """
@@ -428,8 +450,7 @@ class SturdyPort:
             # ifindex 0: routing decides; a request may come in by one interface
             # and its answer leave by another
             return [(socket.IPPROTO_IP, IP_PKTINFO, b"\0\0\0\0" + local + b"\0\0\0\0")]
-        linkLocal = local[0] == 0xFE and local[1] & 0xC0 == 0x80
-        data = local + struct.pack("I", info.interface if linkLocal else 0)
+        data = local + struct.pack("I", info.interface if isLinkLocal(local) else 0)
         return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, data)]
 
     def _checkPeer(self, host: str) -> None:
@@ -444,7 +465,7 @@ class SturdyPort:
             raise RuntimeError("already connected")
         self._checkPeer(host)
         assert self._socket is not None
-        self._socket.connect((host, port))
+        self._socket.connect(socketAddress(host, port))
         self._connected = (host, port)
 
     def setDontFragment(self) -> None:
@@ -488,27 +509,19 @@ def _withZone(addr: Any) -> str:
     return host
 
 
-def zoneName(zone: str) -> str:
-    """
-    @param zone: name or number of an interface.
-    @return: its name, if it has one.
-    """
-    try:
-        return socket.if_indextoname(int(zone))
-    except (OSError, ValueError, OverflowError):
-        return zone
-
-
 def _logPrefix(protocol: Any) -> str:
     """
-    What the protocol calls itself in logs.
+    Ask the protocol for the name that it has in logs.
     """
     if ILoggingContext.providedBy(protocol):
         return str(protocol.logPrefix())
     return type(protocol).__name__
 
 
-def _name(number: int | None) -> str:
+def errnoName(number: int | None) -> str:
+    """
+    @return: the name of an error number, such as C{ENETUNREACH}.
+    """
     return errno.errorcode.get(number or 0, f"E{number}")
 
 

@@ -1,11 +1,10 @@
 """
-Which responders there are, and C{NAME[:ARGUMENTS]} to one of them.
+The responders that there are, and C{NAME[:ARGUMENTS]} to one of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import attrs
 from twisted.plugin import IPlugin, getPlugins
@@ -14,6 +13,7 @@ from zope.interface import implementer
 from connpool.addresses import tokenize
 from connpool.datagram.echo import Echo
 from connpool.datagram.irtt import Auto, Irtt
+from connpool.datagram.keys import readKey
 from connpool.datagram.stamp import Stamp
 from connpool.errors import AddressError
 from connpool.interfaces import IDatagramResponder, IDatagramResponderFactory
@@ -35,7 +35,7 @@ class ResponderFactory:
 def _options(text: str, known: Mapping[str, str]) -> dict[str, str]:
     """
     @param text: C{key=value} parts with colons between.
-    @param known: each key and what its value is, for the message.
+    @param known: each key and the form of its value, for the message.
     """
     positional, options = tokenize(text) if text else ([], {})
     wrong = [*positional, *(set(options) - set(known))]
@@ -48,18 +48,10 @@ def _options(text: str, known: Mapping[str, str]) -> dict[str, str]:
 
 def _key(options: Mapping[str, str]) -> bytes | None:
     """
-    The secret in C{key-file=}; command lines can be read by others.
+    The secret in C{key-file=}.
     """
     path = options.get("key-file")
-    if path is None:
-        return None
-    try:
-        key = Path(path).read_bytes().strip()
-    except OSError as e:
-        raise AddressError(f"key-file={path}: {e.strerror}") from None
-    if not key:
-        raise AddressError(f"key-file={path}: the file is empty")
-    return key
+    return None if path is None else readKey(path)
 
 
 def _echo(arguments: str) -> IDatagramResponder:

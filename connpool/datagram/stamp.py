@@ -3,8 +3,8 @@ STAMP, the two-way measurement standard that routers speak: RFC 8762, with the
 extensions of RFC 8972.
 
 A Session-Sender's packet has 44 bytes, or 112 when it is authenticated, and may
-go on with TLVs.  The Session-Reflector's answer has the same length: what was
-asked with its own times in front and everything of the sender's copied behind.
+go on with TLVs.  The Session-Reflector's answer has the same length: its own number
+and times in front and everything of the sender's copied behind.
 
 An answer that comes back, from a reflector or an echo, is not answered: it would
 go round for ever, with new times in it each time so that no one could see it.
@@ -21,19 +21,21 @@ import hmac
 import os
 import struct
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 
+import attrs
 from zope.interface import implementer
 
 from connpool.datagram.info import DatagramInfo
+from connpool.datagram.sessions import SessionTable, sourceOf
 from connpool.datagram.wire import Reply, Wire
 from connpool.interfaces import IDatagramResponder
 
 __all__ = ["Stamp", "StampWire", "fromNTP", "toNTP"]
 
-PLAIN = 44
-AUTHENTICATED = 112
-_SIGNED = 96
+PLAIN_BYTES = 44
+AUTHENTICATED_BYTES = 112
+_SIGNED_BYTES = 96
 
 _EPOCH = 2_208_988_800  # 1970 in seconds since 1900
 
@@ -50,7 +52,7 @@ _UNRECOGNISED, _MALFORMED, _INTEGRITY = 0x80, 0x40, 0x20
 _QUOTED = struct.Struct("!28xQH")
 _QUOTED_SIGNED = struct.Struct("!64xQH")
 #: Nanoseconds within which an answer comes back, if it does.
-_RECENT = 60_000_000_000
+_RECENT_NANOSECONDS = 60_000_000_000
 
 #: sequence, time, error, SSID | received | sender's sequence, time, error | TTL
 _ANSWER = struct.Struct("!IQHHQIQH2xB3x")
@@ -78,6 +80,17 @@ def _digest(key: bytes, data: bytes) -> bytes:
     return hmac.digest(key, data, "sha256")[:16]
 
 
+@attrs.define
+class _Session:
+    """
+    The last answer's number, and the sender's highest with its time.
+    """
+
+    count: int = -1
+    number: int = -1
+    stamp: int = 0
+
+
 @implementer(IDatagramResponder)
 class Stamp:
     """
@@ -86,22 +99,25 @@ class Stamp:
     @param key: L{None} for unauthenticated mode.
     @param stateful: number the answers of each session from 0, so that a sender
         can tell in which direction datagrams are lost; otherwise the sender's
-        number comes back.  The last L{SESSIONS} sessions are remembered.
+        number comes back.  L{SESSIONS} sessions are remembered; one begins anew
+        when the sender's number falls back while its clock goes on.
     """
 
     SESSIONS = 1024
     excess = 0
     wants = frozenset({"time", "tos", "ttl"})
+    #: Routers send from here too; an answer that comes back is known.
+    symmetricPorts = frozenset({862})
 
     def __init__(self, key: bytes | None = None, *, stateful: bool = False) -> None:
         self._key = key
         self._stateful = stateful
-        self._sessions: OrderedDict[tuple[bytes, int, int], int] = OrderedDict()
+        self._sessions: SessionTable[_Session] = SessionTable(self.SESSIONS)
         self.refused: Counter[str] = Counter()
 
     def respond(self, data: bytes, info: DatagramInfo) -> bytes | None:
         key = self._key
-        least = PLAIN if key is None else AUTHENTICATED
+        least = PLAIN_BYTES if key is None else AUTHENTICATED_BYTES
         if len(data) < least:
             self.refused["stamp-short"] += 1
             return None
@@ -109,14 +125,16 @@ class Stamp:
             number, stamp, error, ssid = struct.unpack_from("!IQHH", data)
         else:
             number, stamp, error, ssid = struct.unpack_from("!I12xQHH", data)
-            if not hmac.compare_digest(_digest(key, data[:_SIGNED]), data[_SIGNED:AUTHENTICATED]):
+            if not hmac.compare_digest(
+                _digest(key, data[:_SIGNED_BYTES]), data[_SIGNED_BYTES:AUTHENTICATED_BYTES]
+            ):
                 self.refused["stamp-hmac"] += 1
                 return None
         quoted, quotedError = (_QUOTED if key is None else _QUOTED_SIGNED).unpack_from(data)
-        if quotedError == _ERROR and 0 <= time.time_ns() - fromNTP(quoted) < _RECENT:
+        if quotedError == _ERROR and 0 <= time.time_ns() - fromNTP(quoted) < _RECENT_NANOSECONDS:
             self.refused["stamp-answer"] += 1
             return None
-        count = self._count(info, ssid) if self._stateful else number
+        count = self._count(info, ssid, number, stamp) if self._stateful else number
         values = (ssid, toNTP(info.receivedAt), number, stamp, error, info.ttl or 0)
         extensions = self._extensions(data, least, struct.pack("!I", count), info)
         layout = _ANSWER if key is None else _ANSWER_SIGNED
@@ -125,14 +143,19 @@ class Stamp:
             answer += _digest(key, answer)
         return answer + extensions
 
-    def _count(self, info: DatagramInfo, ssid: int) -> int:
-        session = (info.address, info.port, ssid)
-        sessions = self._sessions
-        count = sessions.pop(session, -1) + 1
-        if len(sessions) >= self.SESSIONS:
-            sessions.popitem(last=False)
-        sessions[session] = count
-        return count & 0xFFFFFFFF
+    def _count(self, info: DatagramInfo, ssid: int, number: int, stamp: int) -> int:
+        """
+        @return: the number of the next answer of a session.
+        """
+        key = ssid.to_bytes(2, "big") + sourceOf(info)
+        session = self._sessions.get(info, key)
+        if session is None or (number <= session.number and stamp > session.stamp):
+            session = _Session()
+            self._sessions.put(info, key, session)
+        if number >= session.number:
+            session.number, session.stamp = number, stamp
+        session.count += 1
+        return session.count & 0xFFFFFFFF
 
     def _extensions(self, data: bytes, start: int, number: bytes, info: DatagramInfo) -> bytes:
         """
@@ -171,7 +194,7 @@ class Stamp:
 
     def _integrity(self, data: bytes, start: int, tlvs: list[tuple[int, int, int, bool]]) -> bool:
         """
-        Whether the TLVs are what the sender wrote: RFC 8972 4.8.  The HMAC TLV
+        Check that the TLVs are as the sender wrote them: RFC 8972 4.8.  The HMAC TLV
         signs those before it; only padding may follow.  Padding alone needs none.
         """
         if self._key is None or [kind for _, kind, _, _ in tlvs] == [_PADDING]:
@@ -208,31 +231,43 @@ def _parse(data: bytes, start: int) -> list[tuple[int, int, int, bool]]:
 
 class StampWire(Wire):
     """
-    The prober's side: an unauthenticated Session-Sender; what is over 44 bytes is
-    an Extra Padding TLV, or zeros where that does not fit.
+    The prober's side: a Session-Sender, authenticated if it has a key; bytes over
+    its packet are an Extra Padding TLV, or zeros where that does not fit.
     """
 
-    minimum = PLAIN
+    minimum = PLAIN_BYTES
+    signedMinimum = AUTHENTICATED_BYTES
 
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
+    def __init__(self, size: int, key: bytes | None = None) -> None:
+        super().__init__(size, key)
         self._ssid = int.from_bytes(os.urandom(2), "big")
-        more = size - PLAIN
+        more = size - (PLAIN_BYTES if key is None else AUTHENTICATED_BYTES)
+        self._rest = bytes(more)
         if more >= 4:
-            self._rest = bytes(28) + struct.pack("!BBH", _UNRECOGNISED, _PADDING, more - 4)
-            self._rest += bytes(more - 4)
-        else:
-            self._rest = bytes(28 + more)
+            self._rest = struct.pack("!BBH", _UNRECOGNISED, _PADDING, more - 4) + bytes(more - 4)
         self._stateful = False
 
     def request(self, number: int) -> bytes:
         stamp = toNTP(time.time_ns())
-        return struct.pack("!IQHH", number, stamp, _ERROR, self._ssid) + self._rest
+        number &= 0xFFFFFFFF
+        if self._key is None:
+            packet = struct.pack("!IQHH28x", number, stamp, _ERROR, self._ssid)
+        else:
+            packet = struct.pack("!I12xQHH68x", number, stamp, _ERROR, self._ssid)
+            packet += _digest(self._key, packet)
+        return packet + self._rest
 
     def reply(self, data: bytes) -> Reply | None:
         if len(data) != self.size:
             return None
-        count, sent, _, ssid, received, number, _, _, _ = _ANSWER.unpack_from(data)
+        if self._key is None:
+            layout = _ANSWER
+        else:
+            layout = _ANSWER_SIGNED
+            digest = data[_SIGNED_BYTES:AUTHENTICATED_BYTES]
+            if not hmac.compare_digest(_digest(self._key, data[:_SIGNED_BYTES]), digest):
+                return None
+        count, sent, _, ssid, received, number, _, _, _ = layout.unpack_from(data)
         if ssid != self._ssid:
             return None
         # a stateless reflector only repeats our number, which counts nothing

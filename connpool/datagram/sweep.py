@@ -8,13 +8,14 @@ from typing import Any
 
 import attrs
 
-from connpool.datagram.prober import MAX_SIZE, WIRES, makeProber
+from connpool.datagram.prober import MAX_SIZE_BYTES, leastSize
+from connpool.datagram.tcpprober import makeProber
 from connpool.errors import ProbeFailed
 
 __all__ = ["SweepReport", "sweep"]
 
 #: Seconds that an answer may take longer than four times the slowest before it.
-_SLACK = 0.2
+_SLACK_SECONDS = 0.2
 
 
 @attrs.frozen
@@ -39,6 +40,7 @@ async def sweep(
     protocol: str = "echo",
     timeout: float = 2.0,
     tries: int = 3,
+    **options: Any,
 ) -> SweepReport:
     """
     Search by halves, with fragmenting forbidden on the way there.  The way back
@@ -47,6 +49,8 @@ async def sweep(
     @param timeout: seconds to wait for the smallest size; then, as long as the
         answers that came suggest, and no longer than this.
     @param tries: datagrams of each size; one that comes back is enough.
+    @param options: C{key}, C{source} and C{marking}, as L{Prober
+        <connpool.datagram.Prober>} takes them.
     @raise ProbeFailed: not even the smallest comes back.
     """
     tried: dict[int, bool] = {}
@@ -55,7 +59,7 @@ async def sweep(
 
     async def passes(size: int) -> bool:
         nonlocal target, slowest
-        wait = timeout if slowest is None else min(timeout, 4 * slowest + _SLACK)
+        wait = timeout if slowest is None else min(timeout, 4 * slowest + _SLACK_SECONDS)
         prober = makeProber(
             reactor,
             host,
@@ -66,6 +70,7 @@ async def sweep(
             size=size,
             timeout=wait,
             dontFragment=True,
+            **options,
         )
         report = await prober.start()
         target = report.target
@@ -74,7 +79,7 @@ async def sweep(
         tried[size] = report.received > 0
         return tried[size]
 
-    low, high = WIRES[protocol].minimum, MAX_SIZE
+    low, high = leastSize(protocol, signed=options.get("key") is not None), MAX_SIZE_BYTES
     if not await passes(low):
         raise ProbeFailed(f"{target}: nothing comes back, not even {low} bytes")
     if await passes(high):

@@ -1,5 +1,5 @@
 """
-What the prober wants of a protocol: requests, and what a reply says.
+The prober's side of a protocol: requests, and the statements of a reply.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Reply:
     @ivar received: the far side's time of receipt, nanoseconds since the epoch;
         L{None} unless it says.
     @ivar sent: the far side's time of answering.
-    @ivar count: how many of our datagrams the far side has received so far.
+    @ivar count: datagrams of ours that the far side has received so far.
     """
 
     number: int
@@ -31,19 +31,25 @@ class Wire:
     """
     One protocol, from the prober's side; built for one run and size.
 
-    @cvar minimum: the smallest datagram it can number.
+    @cvar minimum: bytes of the smallest datagram it can number.
+    @cvar signedMinimum: the same with a key; L{None} if it has no such thing.
+
+    @param key: shared with the far side; L{None} for none.
     """
 
     minimum: ClassVar[int] = 0
+    signedMinimum: ClassVar[int | None] = None
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, key: bytes | None = None) -> None:
         self.size = size
+        self._key = key
 
     def opening(self, interval: float, duration: float) -> bytes | None:
         """
         @param interval: seconds between requests.
         @param duration: seconds from the first to the last; may be infinite.
-        @return: what to send before the first request; L{None} for nothing.
+        @return: the datagram to send before the first request, and again when
+            the far side has long been silent; L{None} for nothing.
         """
         return None
 
@@ -56,7 +62,7 @@ class Wire:
 
     def closing(self) -> bytes | None:
         """
-        @return: what to send after the last answer; L{None} for nothing.
+        @return: the datagram to send after the last answer; L{None} for nothing.
         """
         return None
 
@@ -69,6 +75,6 @@ class Wire:
 
     def reply(self, data: bytes) -> Reply | None:
         """
-        @return: L{None} for what is not an answer to this run.
+        @return: L{None} if C{data} is no answer to this run.
         """
         raise NotImplementedError

@@ -10,6 +10,7 @@ from connpool.observe.protection import Protection
 from connpool.observe.sources import Reading, findTransfers, findTroubles, readSources
 
 if TYPE_CHECKING:
+    from connpool.observe.history import History, HistoryService
     from connpool.observe.metrics import StatsCollector, makeRegistry
     from connpool.observe.site import makeSite
     from connpool.observe.tcpstates import State, StateCounts, countStates
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Field",
+    "History",
+    "HistoryService",
     "Protection",
     "Reading",
     "State",
@@ -38,6 +41,8 @@ __all__ = [
 #: Imported when first asked for: a command that reads TCP states should not
 #: wait for a web server.
 _LATER = {
+    "History": "connpool.observe.history",
+    "HistoryService": "connpool.observe.history",
     "StatsCollector": "connpool.observe.metrics",
     "makeRegistry": "connpool.observe.metrics",
     "makeSite": "connpool.observe.site",

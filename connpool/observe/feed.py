@@ -7,7 +7,7 @@ it never queues them; one that reads nothing for long is let go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.interfaces import IPushProducer
@@ -15,14 +15,13 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
-__all__ = ["INTERVAL", "MOST_VIEWERS", "STALLED", "Feed"]
+__all__ = ["LOOK_INTERVAL_SECONDS", "MOST_MISSED_LOOKS", "MOST_VIEWERS", "Feed"]
 
-#: Seconds from look to look.
-INTERVAL = 1.0
+LOOK_INTERVAL_SECONDS = 1.0
 #: At once.
 MOST_VIEWERS = 20
 #: Looks in a row that a viewer may miss before it is let go.
-STALLED = 60
+MOST_MISSED_LOOKS = 60
 
 
 @implementer(IPushProducer)
@@ -35,7 +34,7 @@ class _Viewer:
         self.request = request
         self.paused = False
         self.missed = 0
-        self.schema = b""
+        self.has: dict[str, bytes] = {}
 
     def pauseProducing(self) -> None:
         self.paused = True
@@ -47,25 +46,28 @@ class _Viewer:
     def stopProducing(self) -> None:
         self.paused = True
 
-    def send(self, event: bytes, data: bytes) -> None:
+    def send(self, event: str, data: bytes) -> None:
         # JSON has no line break outside of its escapes, so this is one line
-        self.request.write(b"event: %s\ndata: %s\n\n" % (event, data))
+        self.request.write(b"event: %s\ndata: %s\n\n" % (event.encode(), data))
 
 
 class Feed:
     """
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
-    @param schema: gives the JSON of event C{schema}; sent first, and again when
-        it has changed.
+    @param lasting: event to the JSON of what rarely changes; sent first, and again
+        when it has changed.
     @param current: gives the JSON of event C{look}.
     """
 
     _log = Logger()
 
     def __init__(
-        self, clock: Any, schema: Callable[[], bytes], current: Callable[[], bytes]
+        self,
+        clock: Any,
+        lasting: Mapping[str, Callable[[], bytes]],
+        current: Callable[[], bytes],
     ) -> None:
-        self._schema = schema
+        self._lasting = lasting
         self._current = current
         self._viewers: set[_Viewer] = set()
         self._looping = LoopingCall(self._look)
@@ -74,7 +76,7 @@ class Feed:
     @property
     def full(self) -> bool:
         """
-        Whether another viewer is one too many.
+        Tell whether another viewer is one too many.
         """
         return len(self._viewers) >= MOST_VIEWERS
 
@@ -91,7 +93,7 @@ class Feed:
         if self._looping.running:
             self._show([viewer])
         else:
-            self._looping.start(INTERVAL, now=True).addErrback(self._failed)
+            self._looping.start(LOOK_INTERVAL_SECONDS, now=True).addErrback(self._failed)
 
     def _failed(self, failure: Any) -> None:
         self._log.failure("the status page's feed failed", failure)
@@ -106,16 +108,18 @@ class Feed:
     def _look(self) -> None:
         for viewer in list(self._viewers):
             viewer.missed += viewer.paused
-            if viewer.missed > STALLED:
+            if viewer.missed > MOST_MISSED_LOOKS:
                 viewer.request.transport.abortConnection()
         self._show([viewer for viewer in self._viewers if not viewer.paused])
 
     def _show(self, viewers: list[_Viewer]) -> None:
         if not viewers:
             return
-        schema, current = self._schema(), self._current()
+        lasting = {event: ask() for event, ask in self._lasting.items()}
+        current = self._current()
         for viewer in viewers:
-            if viewer.schema != schema:
-                viewer.schema = schema
-                viewer.send(b"schema", schema)
-            viewer.send(b"look", current)
+            for event, data in lasting.items():
+                if viewer.has.get(event) != data:
+                    viewer.has[event] = data
+                    viewer.send(event, data)
+            viewer.send("look", current)

@@ -7,7 +7,9 @@ from a WSGI thread, away from the objects it reads.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -19,6 +21,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from connpool import __version__
 from connpool.observe.fields import Field
 from connpool.observe.sources import findTroubles, readSources
 
@@ -81,6 +84,13 @@ class StatsCollector(Collector):
                     # else two classes of one kind disagree; the first one has the name
                     _add(family, field, reading.name, field.read(reading.snapshot))
         yield from families.values()
+        build = GaugeMetricFamily(
+            "connpool_build_info",
+            "1; the labels tell the versions that run",
+            labels=["version", "python", "twisted"],
+        )
+        build.add_metric([__version__, platform.python_version(), metadata.version("twisted")], 1)
+        yield build
         yield GaugeMetricFamily(
             "connpool_ready", "1 if all services can do their work", not findTroubles(self._roots)
         )

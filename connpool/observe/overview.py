@@ -1,5 +1,5 @@
 """
-Everything under some services as one JSON text: what the status page shows.
+Everything under some services as JSON texts, for the status page.
 """
 
 from __future__ import annotations
@@ -14,12 +14,22 @@ import attrs
 import msgspec
 
 from connpool import __version__
-from connpool.observe.sources import Reading, findTransfers, findTroubles, readSources
+from connpool.observe.history import History
+from connpool.observe.sources import (
+    Reading,
+    findEnded,
+    findTransfers,
+    findTroubles,
+    readSources,
+)
 
 __all__ = ["MOST_TRANSFERS", "Overview"]
 
 #: Transfers shown one by one.  A page with thousands of bars helps nobody.
 MOST_TRANSFERS = 100
+
+#: Files that are over, and refusals, of all services together.
+MOST_ENDED = 50
 
 
 def _quantile(histogram: Any, share: float) -> float | None:
@@ -64,9 +74,11 @@ class Overview:
     @param roots: the services; they and all below them are read.
     @param clock: L{twisted.internet.interfaces.IReactorTime}; its start is
         when this object was made.
+    @param history: of these services, if somebody keeps it.
     """
 
-    def __init__(self, roots: Sequence[Any], clock: Any) -> None:
+    def __init__(self, roots: Sequence[Any], clock: Any, history: History | None = None) -> None:
+        self._history = history
         self._roots = roots
         self._clock = clock
         self._began = clock.seconds()
@@ -92,11 +104,46 @@ class Overview:
         }
         return msgspec.json.encode(kinds)
 
+    def recent(self) -> bytes:
+        """
+        @return: JSON: the last C{files} and C{refusals}, the newest first.
+        """
+        return msgspec.json.encode(self._recent())
+
+    def _recent(self) -> dict[str, list[dict[str, Any]]]:
+        ended = [
+            {"service": label, **attrs.asdict(each, recurse=False)}
+            for label, each in findEnded(self._roots)
+        ]
+        ended.sort(key=lambda each: each["when"], reverse=True)
+        files = [each for each in ended if each["result"] != "refused"]
+        refusals = [each for each in ended if each["result"] == "refused"]
+        return {"files": files[:MOST_ENDED], "refusals": refusals[:MOST_ENDED]}
+
+    def history(self) -> bytes:
+        """
+        @return: JSON: the last ten minutes; no series if nobody keeps them.
+        """
+        return b'{"series":{}}' if self._history is None else self._history.json()
+
+    def everything(self) -> bytes:
+        """
+        @return: JSON: L{current}, with C{recent} and C{history} in it.
+        """
+        return b'%s,"recent":%s,"history":%s}' % (
+            self.current().removesuffix(b"}"),
+            self.recent(),
+            self.history(),
+        )
+
     def current(self) -> bytes:
         """
-        @return: JSON: how everything is now.  C{now} and C{uptime} are
+        @return: JSON: the present state of everything.  C{now} and C{uptime} are
             seconds; two of these make a rate.
         """
+        readings = readSources(self._roots)
+        # a service behind a listener is where its listener is
+        places = {each.name: each.places for each in readings if each.kind == "listener"}
         troubles = findTroubles(self._roots)
         now = self._clock.seconds()
         return msgspec.json.encode(
@@ -113,8 +160,14 @@ class Overview:
                     for label, transfer in findTransfers(self._roots, MOST_TRANSFERS)
                 ],
                 "sources": [
-                    {"kind": reading.kind, "name": reading.name, "values": _values(reading)}
-                    for reading in readSources(self._roots)
+                    {
+                        "kind": reading.kind,
+                        "name": reading.name,
+                        "places": reading.places or places.get(reading.name, ()),
+                        "trouble": reading.trouble,
+                        "values": _values(reading),
+                    }
+                    for reading in readings
                 ],
             }
         )

@@ -1,8 +1,8 @@
 """
-Who may look.
+Protection of the status page from readers that it is not for.
 
-The page only reads, so there is nothing to forge; what is left is reading by
-those who should not: from another machine (the listener's allow list, or a
+The page only reads, so there is nothing to forge; what is left is reading: from
+another machine (the listener's allow list, or a
 password here), and from a web page that the operator happens to visit, which
 can point a name of its own at our address (DNS rebinding) but cannot choose
 another C{Host} than that name.

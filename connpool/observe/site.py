@@ -7,9 +7,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.resources import files
 from io import BytesIO
 from typing import Any
@@ -21,26 +21,25 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from connpool.logonce import LogRarely
 from connpool.observe.feed import Feed
+from connpool.observe.history import History
 from connpool.observe.metrics import makeRegistry
 from connpool.observe.overview import Overview
 from connpool.observe.protection import Protection
 from connpool.observe.sources import findTroubles
 
-__all__ = ["WRONG_PASSWORD_DELAY", "makeSite"]
+__all__ = ["WRONG_PASSWORD_SECONDS", "makeSite"]
 
 #: Seconds until a wrong password is answered.  With the listener's limit on
 #: connections this bounds guessing, without a table that an attacker can fill.
-WRONG_PASSWORD_DELAY = 2.0
+WRONG_PASSWORD_SECONDS = 2.0
 
 #: Seconds an idle connection is kept; more than Prometheus's usual interval.
-IDLE_TIMEOUT = 75.0
+IDLE_SECONDS = 75.0
 
 #: Seconds that the end of a connection may take; twisted.web adds 15.
-LINGER = 5.0
-
-#: Seconds from one line about refusals to the next.
-QUIET = 60.0
+LINGER_SECONDS = 5.0
 
 TEXT = "text/plain; charset=utf-8"
 #: The text format that every Prometheus reads.
@@ -69,7 +68,7 @@ class _Request(Request):
 
     def handleContentChunk(self, data: bytes) -> None:
         """
-        What was already on its way is not kept.
+        Forget the content that was already on its way.
         """
 
     def process(self) -> None:
@@ -82,7 +81,7 @@ class _Request(Request):
         if not channel.persistent:
             # twisted.web stopped its clock: who then takes no part in the close
             # of a TLS connection would keep it
-            channel.setTimeout(LINGER)
+            channel.setTimeout(LINGER_SECONDS)
 
 
 class _QuietSite(Site):
@@ -122,32 +121,28 @@ class _Page:
 
 class _Refusals:
     """
-    Says who was turned away, at most one line in L{QUIET} seconds.
+    Tells the log about clients that were turned away, at most once a minute for each
+    reason.
     """
 
     _log = Logger()
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
-        self._counts: Counter[str] = Counter()
-        self._next = clock.seconds()
+        self._reasons: dict[str, LogRarely] = {}
 
     def count(self, why: str, request: Any) -> None:
         """
-        One more.
+        Note one more.
         """
-        self._counts[why] += 1
-        now = self._clock.seconds()
-        # not less either: the clock may be set back
-        if self._next - QUIET <= now < self._next:
-            return
-        self._next = now + QUIET
-        counts, self._counts = self._counts, Counter()
-        self._log.warn(
-            "status page: refused {refused}; the last from {peer}",
-            refused=", ".join(f"{word} {n}" for word, n in sorted(counts.items())),
-            peer=getattr(request.getClientAddress(), "host", None) or "unix",
-        )
+        if why not in self._reasons:
+            self._reasons[why] = LogRarely(partial(self._say, why))
+        peer = getattr(request.getClientAddress(), "host", None) or "a unix socket"
+        self._reasons[why].happened(peer, self._clock.seconds())
+
+    def _say(self, why: str, peer: str, unsaid: int) -> None:
+        more = ", and {n} before it" if unsaid else ""
+        self._log.warn("status page: refused {peer}: {why}" + more, peer=peer, why=why, n=unsaid)
 
 
 class _Status(Resource):
@@ -158,15 +153,26 @@ class _Status(Resource):
     isLeaf = True
     _log = Logger()
 
-    def __init__(self, clock: Any, roots: Sequence[Any], protection: Protection) -> None:
+    def __init__(
+        self,
+        clock: Any,
+        roots: Sequence[Any],
+        protection: Protection,
+        history: History | None,
+    ) -> None:
         super().__init__()
         self._clock = clock
         self._roots = roots
         self._protection = protection
         self._page = _Page()
         self._registry = makeRegistry(roots)
-        self._overview = Overview(roots, clock)
-        self._feed = Feed(clock, self._overview.schema, self._overview.current)
+        self._overview = overview = Overview(roots, clock, history)
+        lasting = {
+            "schema": overview.schema,
+            "recent": overview.recent,
+            "history": overview.history,
+        }
+        self._feed = Feed(clock, lasting, overview.current)
         self._refusals = _Refusals(clock)
         self._answers: dict[bytes, Callable[[], Awaitable[Answer]]] = {
             b"/": self._showPage,
@@ -230,7 +236,7 @@ class _Status(Resource):
         if await protection.permitsUser(request.getUser(), request.getPassword()):
             return True
         self._refusals.count("wrong password", request)
-        delay: Deferred[None] = deferLater(self._clock, WRONG_PASSWORD_DELAY)
+        delay: Deferred[None] = deferLater(self._clock, WRONG_PASSWORD_SECONDS)
         request.notifyFinish().addErrback(lambda _: delay.cancel())
         with suppress(CancelledError):
             await delay
@@ -263,7 +269,7 @@ class _Status(Resource):
         return 200, "text/html; charset=utf-8", self._page.html
 
     async def _showOverview(self) -> Answer:
-        return 200, "application/json", self._overview.current() + b"\n"
+        return 200, "application/json", self._overview.everything() + b"\n"
 
     async def _showMetrics(self) -> Answer:
         return 200, METRICS, generate_latest(self._registry)
@@ -278,15 +284,22 @@ class _Status(Resource):
         return 200, TEXT, b"ready\n"
 
 
-def makeSite(clock: Any, roots: Sequence[Any], protection: Protection | None = None) -> Site:
+def makeSite(
+    clock: Any,
+    roots: Sequence[Any],
+    protection: Protection | None = None,
+    history: History | None = None,
+) -> Site:
     """
     @param clock: the reactor.
     @param roots: services; they and all below them are shown.
+    @param history: of a running L{HistoryService<connpool.observe.HistoryService>};
+        without one the page has no curves.
     @return: a factory for HTTP connections.
     """
     return _QuietSite(
-        _Status(clock, roots, protection or Protection()),
+        _Status(clock, roots, protection or Protection(), history),
         requestFactory=_Request,
-        timeout=IDLE_TIMEOUT,
+        timeout=IDLE_SECONDS,
         reactor=clock,
     )

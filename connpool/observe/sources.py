@@ -1,5 +1,5 @@
 """
-What there is to see under a service: sources of numbers, transfers, troubles.
+Sources of numbers, transfers and troubles under a service.
 """
 
 from __future__ import annotations
@@ -12,32 +12,44 @@ import attrs
 from twisted.application.service import IService, IServiceCollection
 from twisted.logger import Logger
 
-from connpool.interfaces import ILiveTransfers, IReadiness, IStatsSource
+from connpool.addresses import placeOf
+from connpool.errors import StartFailed
+from connpool.interfaces import ILiveTransfers, IReadiness, IRecentTransfers, IStatsSource
 from connpool.observe.fields import Field, describeFields
 
-__all__ = ["Reading", "findTransfers", "findTroubles", "readSources", "walk"]
+__all__ = ["Reading", "findEnded", "findTransfers", "findTroubles", "readSources", "walk"]
 
 _log = Logger()
+
+#: A container without a name, in the words of somebody who did not write it.
+NAMELESS = "the service"
+
+#: The trouble of a service that has not started, or has begun to stop.
+NOT_RUNNING = "not running"
 
 
 @attrs.frozen
 class Reading:
     """
-    What one source said.
+    The numbers of one source at one moment.
 
     @ivar kind: the source's.
     @ivar name: unique among the readings of this kind; see L{walk}.
-    @ivar snapshot: what its C{stats()} returned.
+    @ivar snapshot: the result of its C{stats()}.
+    @ivar places: its addresses, each as C{HOST:PORT} or the path of a socket.
+    @ivar trouble: why it cannot do its work now; L{None} if it can.
     """
 
     kind: str
     name: str
     snapshot: Any
+    places: tuple[str, ...] = ()
+    trouble: str | None = None
 
     @property
     def fields(self) -> tuple[Field, ...]:
         """
-        What there is in the snapshot.
+        The fields of the snapshot.
         """
         snapshotClass: Any = type(self.snapshot)
         return describeFields(self.kind, snapshotClass)
@@ -55,18 +67,23 @@ def walk(roots: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         yield from _below(root, ())
 
 
-def _below(collection: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _children(collection: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
     children = IServiceCollection(collection, None)
     for child in list(children) if children is not None else ():
         name = getattr(child, "name", None)
         childPath = path if name is None or path[-1:] == (name,) else (*path, str(name))
-        yield "/".join(childPath), child
+        yield "/".join(childPath), child, childPath
+
+
+def _below(collection: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for label, child, childPath in _children(collection, path):
+        yield label, child
         yield from _below(child, childPath)
 
 
 def _ask(label: str, question: Callable[[], Any], otherwise: Any) -> Any:
     """
-    What C{question()} returns.  A source that fails must not hide the others.
+    Return the result of C{question()}.  A source that fails must not hide the others.
     """
     try:
         return question()
@@ -90,8 +107,28 @@ def readSources(roots: Sequence[Any]) -> list[Reading]:
         kind = service.kind
         label = label or kind  # noqa: PLW2901 - a source without any name
         count = seen[kind, label] = seen.get((kind, label), 0) + 1
-        readings.append(Reading(kind, label if count == 1 else f"{label}#{count}", snapshot))
+        name = label if count == 1 else f"{label}#{count}"
+        readings.append(Reading(kind, name, snapshot, _placesOf(service), _trouble(name, service)))
     return readings
+
+
+def _placesOf(service: Any) -> tuple[str, ...]:
+    """
+    @return: the addresses at which a service listens now, if it tells them.
+    """
+    try:
+        return tuple(placeOf(host) for host in service.getHosts())
+    except (AttributeError, StartFailed):
+        return ()
+
+
+def _trouble(where: str, service: Any) -> str | None:
+    if not getattr(service, "running", True):
+        return NOT_RUNNING
+    if not IReadiness.providedBy(service):
+        return None
+    trouble: str | None = _ask(where, service.trouble, "cannot say how it is; see the log")
+    return trouble
 
 
 def findTransfers(roots: Sequence[Any], limit: int) -> list[tuple[str, Any]]:
@@ -109,18 +146,36 @@ def findTransfers(roots: Sequence[Any], limit: int) -> list[tuple[str, Any]]:
     return found
 
 
+def findEnded(roots: Sequence[Any]) -> list[tuple[str, Any]]:
+    """
+    @return: the last transfers and refusals, each with the label of its service.
+    """
+    return [
+        (label, ended)
+        for label, service in walk(roots)
+        if IRecentTransfers.providedBy(service)
+        for ended in _ask(label, service.recentTransfers, ())
+    ]
+
+
 def findTroubles(roots: Sequence[Any]) -> list[str]:
     """
     @return: a line for each reason why not all work can be done now; empty
-        when everything under C{roots} is ready.
+        when everything under C{roots} is ready.  A service that stops says so once,
+        not again for each of its parts.
     """
-    troubles = []
-    for label, service in walk(roots):
-        where = label or type(service).__name__
-        if not getattr(service, "running", True):
-            troubles.append(f"{where}: not running")
-        elif IReadiness.providedBy(service):
-            trouble = _ask(where, service.trouble, "cannot say how it is; see the log")
-            if trouble is not None:
-                troubles.append(f"{where}: {trouble}")
-    return troubles
+    troubles: list[str] = []
+    for root in roots:
+        service = IService(root, root)
+        label = str(getattr(service, "name", None) or NAMELESS)
+        _findTroubles(label, service, (), troubles)
+    return list(dict.fromkeys(troubles))
+
+
+def _findTroubles(where: str, service: Any, path: tuple[str, ...], troubles: list[str]) -> None:
+    trouble = _trouble(where, service)
+    if trouble is not None:
+        troubles.append(f"{where}: {trouble}")
+    if trouble != NOT_RUNNING:
+        for label, child, childPath in _children(service, path):
+            _findTroubles(label or NAMELESS, child, childPath, troubles)

@@ -103,6 +103,8 @@ class Socket:
         where the system does not say.
     @ivar receiveQueue: bytes received that the program has not read; of a
         listening socket, connections it has not accepted.
+    @ivar inode: the kernel's number of the socket; 0 for one that no program has
+        open, and where the system does not say.
     """
 
     state: State
@@ -112,6 +114,7 @@ class Socket:
     remotePort: int
     sendQueue: int | None = None
     receiveQueue: int | None = None
+    inode: int = 0
 
     @property
     def local(self) -> str:
@@ -148,7 +151,7 @@ def parseProcTable(lines: Iterable[str], ports: Collection[int] | None = None) -
     """
     wanted = None if ports is None else {f"{port:04X}" for port in ports}
     for line in islice(lines, 1, None):
-        words = line.split(maxsplit=5)
+        words = line.split(maxsplit=10)
         try:
             localIp, localPort = words[1].split(":")
             if wanted is not None and localPort not in wanted:
@@ -164,6 +167,7 @@ def parseProcTable(lines: Iterable[str], ports: Collection[int] | None = None) -
                 int(remotePort, 16),
                 max(int(sendQueue, 16) - (state in _SIGN_SENT), 0),
                 max(int(receiveQueue, 16) - (state in _SIGN_CAME), 0),
+                int(words[9]) if len(words) > 9 else 0,
             )
         except (IndexError, KeyError, ValueError, struct.error):
             continue
@@ -200,7 +204,7 @@ def socketsOf(
 @attrs.frozen
 class StateCounts:
     """
-    How many sockets are in each state, and what waits in them.
+    Sockets by state, and the bytes and connections that wait in them.
 
     @ivar listen: sockets that wait for connections.
     @ivar synSent: connections asked for and not answered yet; many: a firewall drops them.

@@ -4,9 +4,11 @@ Reading the kernel's table, off the reactor's thread, and single sockets.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from connpool.errors import StatesUnavailable
 from connpool.interfaces import IStatsSource
+from connpool.logonce import LogOnce
 from connpool.observe.tcpstates import (
     Socket,
     State,
@@ -30,7 +34,7 @@ from connpool.observe.tcpstates import (
     socketsOf,
 )
 
-__all__ = ["TCPInfo", "TCPStates", "readSockets", "tcpInfo"]
+__all__ = ["TCPInfo", "TCPStates", "findProcesses", "readSockets", "tcpInfo"]
 
 PROC = Path("/proc/self/net")
 
@@ -43,20 +47,47 @@ def readSockets(ports: Collection[int] | None = None, proc: Path = PROC) -> list
     @param ports: sockets with other local ports may be left out.
     @param proc: the directory with C{tcp} and C{tcp6}.  Without it psutil is
         asked, which does not know queues, and may see only this process.
+    @raise StatesUnavailable: the system does not say; one line.
     """
     sockets: list[Socket] = []
-    tables = [table for table in (proc / "tcp", proc / "tcp6") if table.exists()]
-    for table in tables:
-        with table.open(encoding="ascii", errors="replace") as lines:
+    tables = 0
+    for table in (proc / "tcp", proc / "tcp6"):
+        with suppress(FileNotFoundError), table.open(encoding="ascii", errors="replace") as lines:
             sockets += parseProcTable(lines, ports)
-    if tables:
-        return sockets
+            tables += 1
+    return sockets if tables else _askPsutil()
+
+
+def _askPsutil() -> list[Socket]:
     import psutil
 
     try:
-        return list(fromPsutil(psutil.net_connections("tcp")))
-    except psutil.AccessDenied:
-        return list(fromPsutil(psutil.Process().net_connections("tcp")))
+        try:
+            return list(fromPsutil(psutil.net_connections("tcp")))
+        except psutil.AccessDenied:
+            return list(fromPsutil(psutil.Process().net_connections("tcp")))
+    except (psutil.Error, OSError) as e:
+        raise StatesUnavailable(
+            f"this system does not show its TCP sockets ({e}); on Linux, mount /proc"
+        ) from None
+
+
+def findProcesses(proc: Path = Path("/proc")) -> dict[int, str]:
+    """
+    @return: inode of a socket to C{name/pid} of a program that has it open, as far
+        as we may look.  Blocks, longer than L{readSockets}.
+    """
+    found: dict[int, str] = {}
+    for directory in proc.glob("[0-9]*"):
+        # it ended, or it is not ours to look into
+        with suppress(OSError):
+            name = (directory / "comm").read_text(errors="backslashreplace").strip()
+            for descriptor in os.scandir(directory / "fd"):
+                target = os.readlink(descriptor.path)
+                if target.startswith("socket:["):
+                    shown = "".join(char if char.isprintable() else "?" for char in name)
+                    found[int(target[8:-1])] = f"{shown}/{directory.name}"
+    return found
 
 
 # -- one socket of ours ------------------------------------------------------
@@ -65,7 +96,7 @@ def readSockets(ports: Collection[int] | None = None, proc: Path = PROC) -> list
 @attrs.frozen
 class TCPInfo:
     """
-    What the kernel knows about one of our own sockets (C{TCP_INFO}, Linux).
+    The kernel's knowledge of one of our own sockets (C{TCP_INFO}, Linux).
 
     @ivar rtt: smoothed round-trip time, seconds.
     @ivar rttVariance: its variance, seconds.
@@ -170,6 +201,7 @@ class TCPStates(MultiService):
         self._listeners = listeners
         self._interval = interval
         self._read = read
+        self._unavailable = LogOnce(lambda why: self._log.warn("no TCP states: {why}", why=why))
         self._loop = LoopingCall(self.look)
         self._loop.clock = reactor
 
@@ -213,7 +245,11 @@ class TCPStates(MultiService):
             self.getServiceNamed(name).disownServiceParent()
 
     def _failed(self, failure: Any) -> None:
-        self._log.failure("cannot read the TCP states", failure)
+        self._seen({})  # better none than old ones
+        if failure.check(StatesUnavailable):
+            self._unavailable.met(str(failure.value))
+        else:
+            self._log.failure("cannot read the TCP states", failure)
 
 
 def portsOf(service: Any) -> frozenset[int]:

@@ -24,8 +24,9 @@ C{transport.protocol} sets it here, where nobody looks; Twisted's own wrappers
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -34,6 +35,7 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
     IProtocol,
+    IProtocolFactory,
 )
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -43,15 +45,12 @@ from connpool.addresses import UnknownAddress
 from connpool.errors import HeaderError
 from connpool.proxyprotocol.header import Header, HeaderParser, NotAHeader, hasStart, isStart
 
-if TYPE_CHECKING:
-    from connpool.proxyprotocol.server import ProxiedFactory
-
 __all__ = ["Policy", "ProxiedConnection", "ProxyInfo"]
 
 
 class Policy(Enum):
     """
-    What peers of a C{proxied:} endpoint do with headers.
+    The headers that peers of a C{proxied:} endpoint may or must send.
 
     Untrusted headers are never believed: a peer that is not trusted and sends
     one is disconnected under every policy.
@@ -72,7 +71,7 @@ class Policy(Enum):
 @attrs.frozen
 class ProxyInfo:
     """
-    What is known about a connection beside its client's address.
+    The circumstances of a connection beside its client's address.
 
     @ivar peer: the socket's own peer: the proxy, if there is one.
     @ivar host: the socket's own address here.
@@ -84,6 +83,45 @@ class ProxyInfo:
     host: IAddress
     trusted: bool
     header: Header | None = None
+
+
+class Owner(Protocol):
+    """
+    The listener that connections belong to.
+
+    @ivar clock: measures C{timeout}.
+    @ivar wrapped: builds the application's protocols.
+    @ivar timeout: seconds that a header may take.
+    @ivar maxHeader: bytes that a v2 header may have.
+    @ivar counts: events, by name.
+    """
+
+    clock: Any
+    wrapped: IProtocolFactory
+    policy: Policy
+    timeout: float
+    maxHeader: int
+    counts: Counter[str]
+
+    def admits(self, connection: ProxiedConnection, /) -> bool:
+        """
+        Decide whether a new connection may go on.
+        """
+
+    def refused(self, connection: ProxiedConnection, counter: str, why: str, /) -> None:
+        """
+        Note that a connection was refused.
+        """
+
+    def left(self, connection: ProxiedConnection, /) -> None:
+        """
+        Note that a connection waits for its header no longer.
+        """
+
+    def headerCame(self, header: Header, /) -> None:
+        """
+        Note a header.
+        """
 
 
 @implementer(IProtocol, IHandshakeListener)
@@ -100,7 +138,7 @@ class ProxiedConnection:
 
     proxyInfo: ProxyInfo
 
-    def __init__(self, factory: ProxiedFactory, *, trusted: bool) -> None:
+    def __init__(self, factory: Owner, *, trusted: bool) -> None:
         self.factory = factory
         self.transport: Any = None
         self._trusted = trusted
@@ -126,7 +164,7 @@ class ProxiedConnection:
         if not factory.admits(self):
             self._close()
         elif self._trusted and factory.policy is not Policy.REJECT:
-            self._parser = HeaderParser()
+            self._parser = HeaderParser(factory.maxHeader)
             self._receive = self._readHeader
             self._startTimer()
         else:
@@ -213,7 +251,7 @@ class ProxiedConnection:
             assert header.destination is not None
             self._peer, self._host = header.source, header.destination
         else:
-            self._peer = UnknownAddress()
+            self._peer = UnknownAddress(healthCheck=header.local)
 
     def _serveBare(self) -> None:
         """
@@ -258,7 +296,7 @@ class ProxiedConnection:
 
     def _flush(self) -> None:
         """
-        What was held back is the application's after all.
+        Give the application the bytes that were held back: they are its own.
         """
         if self._receive == self._sniff:
             self._stopTimer()
@@ -309,7 +347,7 @@ class ProxiedConnection:
 
     def getHost(self) -> IAddress:
         """
-        Where the client connected to.
+        The address that the client connected to.
         """
         return self._host
 

@@ -16,7 +16,7 @@ from zope.interface import implementer
 from connpool.errors import HeaderError
 from connpool.interfaces import IStatsSource
 from connpool.proxyprotocol.connection import Policy
-from connpool.proxyprotocol.header import V2_START, NotAHeader, parseDatagram
+from connpool.proxyprotocol.header import MAX_HEADER, V2_START, NotAHeader, parseDatagram
 from connpool.proxyprotocol.server import ProxyStats, Trusted
 
 __all__ = ["DatagramHeaders", "Unwrapped"]
@@ -47,8 +47,11 @@ class DatagramHeaders:
     kind = "proxy"
     name = "proxy"
 
-    def __init__(self, trusted: Trusted, policy: Policy = Policy.REQUIRE) -> None:
+    def __init__(
+        self, trusted: Trusted, policy: Policy = Policy.REQUIRE, maxHeader: int = MAX_HEADER
+    ) -> None:
         self.policy = policy
+        self._maxHeader = maxHeader
         self._counts: Counter[str] = Counter()
         # forged senders only push one another out
         self._trusts = lru_cache(maxsize=1024)(lambda host: host in trusted.networks)
@@ -67,7 +70,7 @@ class DatagramHeaders:
                 return self._refuse("rejected")
             return Unwrapped(datagram, None)
         try:
-            header, payload = parseDatagram(datagram)
+            header, payload = parseDatagram(datagram, self._maxHeader)
         except NotAHeader:
             if self.policy is Policy.REQUIRE:
                 return self._refuse("missing")

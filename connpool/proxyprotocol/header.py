@@ -77,7 +77,7 @@ class NotAHeader(HeaderError):
 @attrs.frozen
 class Header:
     """
-    What a proxy says about a connection.
+    The statement of a proxy about a connection.
 
     @ivar version: 1 or 2.
     @ivar local: the proxy speaks for itself (LOCAL): a health check.
@@ -155,14 +155,14 @@ class HeaderParser:
 
 def isStart(data: bytes | bytearray) -> bool:
     """
-    Whether C{data} can be the first bytes of a header.
+    Say whether C{data} can be the first bytes of a header.
     """
     return any(start.startswith(data[: len(start)]) for start in (V1_START, V2_START))
 
 
 def hasStart(data: bytes | bytearray) -> bool:
     """
-    Whether C{data} begins with the whole fixed start of a header.
+    Say whether C{data} begins with the whole fixed start of a header.
     """
     return data.startswith((V1_START, V2_START))
 

@@ -29,11 +29,12 @@ from zope.interface import implementer
 from connpool.addresses.tls import readCertificates, trustRootFiles
 from connpool.errors import AddressError
 from connpool.interfaces import IReloadable
+from connpool.regularfiles import readRegular
 
-__all__ = ["LAST_WORD", "SecuredEndpoint", "ServerCertificate"]
+__all__ = ["LAST_WORD_SECONDS", "SecuredEndpoint", "ServerCertificate"]
 
 #: Seconds of silence that a close waits for the other side to close its TLS too.
-LAST_WORD = 10.0
+LAST_WORD_SECONDS = 10.0
 #: The type of the record that a TLS client begins with (RFC 8446, section 5.1),
 HANDSHAKE = 22
 #: and the alert for a peer that begins with something else.
@@ -42,7 +43,7 @@ UNEXPECTED_MESSAGE = bytes([21, 3, 3, 0, 2, 2, 10])
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return readRegular(path)
     except OSError as e:
         raise AddressError(f"{what} {str(path)!r}: {e.strerror}") from None
 
@@ -117,7 +118,7 @@ class _SecuredTransport(BufferingTLSTransport):
         if self._late is None and self.connected and transport is not None:
             # what is still to be written is, and then the connection is closed
             factory: Any = self.factory
-            self._late = factory.clock.callLater(LAST_WORD, transport.loseConnection)
+            self._late = factory.clock.callLater(LAST_WORD_SECONDS, transport.loseConnection)
 
     def dataReceived(self, data: bytes) -> None:
         first, self._first = self._first, False
@@ -127,7 +128,7 @@ class _SecuredTransport(BufferingTLSTransport):
             self.transport.loseConnection()
             return
         if self._late is not None and self._late.active():
-            self._late.reset(LAST_WORD)
+            self._late.reset(LAST_WORD_SECONDS)
         super().dataReceived(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

@@ -25,7 +25,7 @@ from zope.interface import implementer
 from connpool.addresses import Networks, joinHostPort
 from connpool.interfaces import IStatsSource
 from connpool.proxyprotocol.connection import Policy, ProxiedConnection
-from connpool.proxyprotocol.header import Header
+from connpool.proxyprotocol.header import MAX_HEADER, Header
 
 __all__ = ["ProxiedEndpoint", "ProxiedFactory", "ProxyStats", "Trusted"]
 
@@ -33,16 +33,16 @@ __all__ = ["ProxiedEndpoint", "ProxiedFactory", "ProxyStats", "Trusted"]
 MAX_PENDING = 1024
 
 #: Seconds between two log lines about refusals of one listener.
-LOG_INTERVAL = 60.0
+LOG_INTERVAL_SECONDS = 60.0
 
 
 @attrs.frozen
 class Trusted:
     """
-    Whose headers are believed.
+    The proxies whose headers are believed.
 
     @ivar networks: proxies by address.
-    @ivar unix: whether who connects to a unix socket is one.
+    @ivar unix: whether every client of a unix socket is one.
     """
 
     networks: Networks
@@ -111,6 +111,7 @@ class ProxiedFactory:
     Wraps a factory: its protocols are built when the client is known.
 
     @param clock: measures C{timeout}.
+    @param maxHeader: bytes of a v2 header at most.
     """
 
     _log = Logger()
@@ -122,12 +123,14 @@ class ProxiedFactory:
         trusted: Trusted,
         policy: Policy = Policy.REQUIRE,
         timeout: float = 5.0,
+        maxHeader: int = MAX_HEADER,
     ) -> None:
         self.clock = clock
         self.wrapped = wrapped
         self.trusted = trusted
         self.policy = policy
         self.timeout = timeout
+        self.maxHeader = maxHeader
         self.counts: Counter[str] = Counter()
         self._pending: set[ProxiedConnection] = set()
         self._unlogged = 0
@@ -152,7 +155,7 @@ class ProxiedFactory:
 
     def admits(self, connection: ProxiedConnection) -> bool:
         """
-        Whether a new connection may go on; if it is to send a header, it is
+        Decide whether a new connection may go on; if it is to send a header, it is
         pending from now on.
         """
         if not connection.proxyInfo.trusted:
@@ -174,9 +177,9 @@ class ProxiedFactory:
         self._unlogged += 1
         now = self.clock.seconds()
         # not less either: the clock may be set back
-        if self._nextLine - LOG_INTERVAL <= now < self._nextLine:
+        if self._nextLine - LOG_INTERVAL_SECONDS <= now < self._nextLine:
             return
-        self._nextLine = now + LOG_INTERVAL
+        self._nextLine = now + LOG_INTERVAL_SECONDS
         count, self._unlogged = self._unlogged, 0
         self._log.warn(
             "refused {count} connections behind proxies, the last from {peer}: {why}",
@@ -217,6 +220,7 @@ class ProxiedEndpoint:
     @param endpoint: what is listened on.
     @param trusted: whose headers are believed.
     @param timeout: seconds a trusted peer has for its whole header.
+    @param maxHeader: bytes of a v2 header at most.
     @ivar name: for metrics; set it where one process has several.
     """
 
@@ -230,17 +234,24 @@ class ProxiedEndpoint:
         trusted: Trusted,
         policy: Policy = Policy.REQUIRE,
         timeout: float = 5.0,
+        maxHeader: int = MAX_HEADER,
     ) -> None:
         self._reactor = reactor
         self.endpoint = endpoint
         self.trusted = trusted
         self.policy = policy
         self.timeout = timeout
+        self.maxHeader = maxHeader
         self._factory: ProxiedFactory | None = None
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         self._factory = ProxiedFactory(
-            self._reactor, protocolFactory, self.trusted, self.policy, self.timeout
+            self._reactor,
+            protocolFactory,
+            self.trusted,
+            self.policy,
+            self.timeout,
+            self.maxHeader,
         )
         return self.endpoint.listen(self._factory)
 

@@ -67,21 +67,20 @@ def walk(block: bytes, what: str = "TLV") -> Iterator[tuple[int, int, bytes]]:
 
 def text(value: bytes, what: str) -> str:
     """
-    UTF-8 without control characters: it goes to logs.
+    Decode UTF-8.  All of its characters are taken, since a client chooses its name
+    and its certificate: whoever displays the text escapes it.
     """
     try:
-        decoded = value.decode()
+        return value.decode()
     except UnicodeDecodeError:
         raise HeaderError(f"PROXY v2: {what} is not UTF-8") from None
-    if not decoded.isprintable():
-        raise HeaderError(f"PROXY v2: {what} has unprintable characters")
-    return decoded
 
 
 @attrs.frozen
 class SSLInfo:
     """
-    What the proxy says about the client's TLS session (spec 2.2.6).
+    The client's TLS session, as the proxy tells it (spec 2.2.6).  The texts are the
+    client's own, with any character: escape them before they are displayed.
 
     @ivar overTLS: the client came over TLS.
     @ivar certificateOnConnection: it showed a certificate on this connection.
@@ -130,7 +129,8 @@ class SSLInfo:
 @attrs.frozen
 class TLVs:
     """
-    The fields of one header.
+    The fields of one header.  The texts have any character: escape them before
+    they are displayed.
 
     @ivar fields: type and value of each, in the order they came.
     @ivar ssl: see L{SSLInfo}; L{None} when the proxy said nothing.

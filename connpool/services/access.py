@@ -84,6 +84,8 @@ class ListenerStats:
     @ivar accepted: let in since the start.
     @ivar refusedAddress: turned away by allow and deny.
     @ivar refusedLimit: turned away by a connection limit.
+    @ivar healthChecks: of a proxy itself, with no client, where a list says who may
+        connect: closed, and no refusal.
     """
 
     GAUGES: ClassVar[frozenset[str]] = frozenset({"connections"})
@@ -92,6 +94,7 @@ class ListenerStats:
     accepted: int
     refusedAddress: int
     refusedLimit: int
+    healthChecks: int = 0
 
 
 class _Visit:
@@ -193,7 +196,7 @@ class Gate(Factory):
         self.name = name
         self._visits: set[_Visit] = set()
         self._perPeer: Counter[str] = Counter()
-        self._accepted = self._refusedAddress = self._refusedLimit = 0
+        self._accepted = self._refusedAddress = self._refusedLimit = self._healthChecks = 0
         self._drained: list[Deferred[None]] = []
 
     def logPrefix(self) -> str:
@@ -212,6 +215,9 @@ class Gate(Factory):
         access = self.access
         peer = networkOf(getattr(addr, "host", ""))
         objection = "" if addr is None else access.objection(addr)
+        if objection and isinstance(addr, UnknownAddress) and addr.healthCheck:
+            self._healthChecks += 1
+            return _Refused(b"", b"")
         if objection:
             self._refusedAddress += 1
             host = str(getattr(addr, "host", "unknown"))
@@ -281,5 +287,9 @@ class Gate(Factory):
 
     def stats(self) -> ListenerStats:
         return ListenerStats(
-            len(self._visits), self._accepted, self._refusedAddress, self._refusedLimit
+            len(self._visits),
+            self._accepted,
+            self._refusedAddress,
+            self._refusedLimit,
+            self._healthChecks,
         )

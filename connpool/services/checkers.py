@@ -13,6 +13,8 @@ from twisted.cred.credentials import IUsernamePassword
 from twisted.logger import Logger
 from twisted.python import usage
 
+from connpool.regularfiles import readRegular
+
 __all__ = ["PasswordFile", "passwordChecker"]
 
 
@@ -28,11 +30,10 @@ class PasswordFile(FilePasswordDB):
 
     def getUser(self, username: bytes) -> tuple[bytes, bytes]:
         try:
-            with open(self.filename, "rb") as file:
-                for line in file:
-                    name, _, password = line.rstrip().partition(b":")
-                    if name == username and password:
-                        return name, password
+            for line in readRegular(self.filename).splitlines():
+                name, _, password = line.rstrip().partition(b":")
+                if name == username and password:
+                    return name, password
         except OSError as e:
             self._log.error("cannot read {path}: {why}", path=self.filename, why=e.strerror)
         raise KeyError(username)

@@ -42,7 +42,7 @@ class Options(StatusOptions):
     synopsis = "[options] FILE.toml"
     longdesc = (
         "Runs several services in one process. FILE has a table [services.NAME] for each, "
-        'with plugin = "…" and the long options of that plugin as keys: lists repeat an '
+        'with plugin = "..." and the long options of that plugin as keys: lists repeat an '
         "option, true sets a flag, args = [] holds what is not an option."
     )
     optFlags = [["check", None, "Print the mistakes in FILE, start nothing, and exit."]]
@@ -64,7 +64,7 @@ class Options(StatusOptions):
             raise usage.UsageError(f"cannot read {path}: {why}") from None
         if self["check"]:
             try:
-                service = compose(self["text"], path, check=True)
+                service = compose(self["text"], path, check=True, status=self["status"])
             except StartFailed as e:
                 sys.exit(str(e))
             count = len(service.services)
@@ -90,7 +90,7 @@ class Child(MultiService):
         try:
             step()
         except (Exception, SystemExit) as e:
-            # what did begin; some services of Twisted's cannot be stopped before a start
+            # stop what did begin; some services of Twisted's cannot be stopped before a start
             (service,) = self
             maybeDeferred(service.stopService).addErrback(lambda _: None)
             failStart(self._describe(e))
@@ -140,7 +140,7 @@ class ComposedService(MultiService):
 
 def describe(name: str, plugin: str, error: BaseException) -> str:
     """
-    What kept a service from starting, in one line.
+    @return: the reason why a service did not start, in one line.
     """
     if isinstance(error, StartFailed):
         said = str(error)
@@ -164,7 +164,12 @@ def _firstLine(error: BaseException) -> str:
 
 
 def compose(
-    text: str, path: str = "compose", reactor: Any = None, *, check: bool = False
+    text: str,
+    path: str = "compose",
+    reactor: Any = None,
+    *,
+    check: bool = False,
+    status: Listen | None = None,
 ) -> ComposedService:
     """
     Make the services that a file asks for.
@@ -173,6 +178,7 @@ def compose(
     @param path: its name, for messages.
     @param reactor: for plugins whose C{makeService} takes one; L{None} for the
         global one.
+    @param status: where the status page of all of them will be.
     @param check: look also for what a start would find, as L{ServiceOptions.check}.
     @raise StartFailed: its text has one line for each mistake.
     """
@@ -185,6 +191,8 @@ def compose(
     makers = {maker.tapname: maker for maker in getPlugins(IServiceMaker)}
     composed = ComposedService()
     claims: list[tuple[str, str, Claim]] = []
+    if status is not None and (claim := claimOf(status)) is not None:
+        claims.append(("--status", status.description, claim))
     share = defaultConnections(max(1, len(entries)))
     for entry in entries:
         try:
@@ -248,7 +256,7 @@ def _takesReactor(make: Callable[..., Any]) -> bool:
 
 def _claims(entry: Entry, options: usage.Options) -> Iterator[tuple[str, str, Claim]]:
     """
-    What C{entry} will listen on, as far as C{listen} and C{status} say it.
+    @return: the listeners of C{entry}, as far as C{listen} and C{status} say them.
     """
     listens: list[Any] = []
     for key in ("listen", "status"):
@@ -261,7 +269,7 @@ def _claims(entry: Entry, options: usage.Options) -> Iterator[tuple[str, str, Cl
             continue  # the plugin says what is wrong with it
         claim = claimOf(parsed)
         if claim is not None:
-            yield entry.name, parsed.description, claim
+            yield f"services.{entry.name}", parsed.description, claim
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
@@ -269,7 +277,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     @param options: parsed.
     @param reactor: for plugins whose C{makeService} takes one.
     """
-    composed = compose(options["text"], options["file"], reactor)
+    composed = compose(options["text"], options["file"], reactor, status=options["status"])
     if reactor is None:
         from twisted.internet import reactor
     return observed(options, composed, reactor)

@@ -156,11 +156,12 @@ def _texts(key: str, value: Any, repeats: bool) -> Iterator[str]:
 @attrs.frozen
 class Claim:
     """
-    What a listener will take for itself alone.
+    The part of the machine that a listener will take for itself alone.
 
     @ivar kind: C{tcp}, C{udp}, C{unix} or C{systemd}.
     @ivar place: the port, path or name.
-    @ivar interface: of C{tcp} and C{udp}: normalised; empty for all.
+    @ivar interface: of C{tcp} and C{udp}: normalised; empty for all of IPv4, C{::}
+        for all of IPv6, and of C{tcp}, as Linux has it, of IPv4 too.
     """
 
     kind: str
@@ -169,12 +170,26 @@ class Claim:
 
     def excludes(self, other: Claim) -> bool:
         """
-        Whether only one of the two can be had.
+        @return: whether only one of the two can be had.
         """
         if (self.kind, self.place) != (other.kind, other.place):
             return False
-        mine, others = self.interface, other.interface
-        return mine == others or not mine or not others
+        return any(
+            mine == theirs or (mine[0] == theirs[0] and not (mine[1] and theirs[1]))
+            for mine in self._parts()
+            for theirs in other._parts()
+        )
+
+    def _parts(self) -> Iterator[tuple[int, str]]:
+        """
+        @return: the address families, each with the address in it, or nothing for all.
+        """
+        everywhere = self.interface == "::"
+        if ":" in self.interface:
+            yield 6, "" if everywhere else self.interface
+        # our UDP sockets are of one family
+        if ":" not in self.interface or (everywhere and self.kind == "tcp"):
+            yield 4, "" if everywhere else self.interface
 
 
 _KINDS = {"tcp": "tcp", "tcp6": "tcp", "ssl": "tcp", "udp": "udp", "unix": "unix"}
@@ -203,7 +218,7 @@ def claimOf(listen: Listen) -> Claim | None:
     interface = keywords.get("interface", "")
     try:
         address = ipaddress.ip_address(interface)
-        interface = "" if address.is_unspecified else str(address)
+        interface = "" if str(address) == "0.0.0.0" else str(address)  # noqa: S104
     except ValueError:
         pass  # empty, or a name
     return Claim(kind, place, interface)
@@ -211,7 +226,7 @@ def claimOf(listen: Listen) -> Claim | None:
 
 def clashes(claims: Iterable[tuple[str, str, Claim]]) -> Iterator[str]:
     """
-    @param claims: service name, the description as written, what it claims.
+    @param claims: the service, the description as written, and its claim.
     @return: one line for each claim that an earlier one excludes.
     """
     taken: dict[tuple[str, str], list[tuple[str, Claim]]] = {}
@@ -220,8 +235,8 @@ def clashes(claims: Iterable[tuple[str, str, Claim]]) -> Iterator[str]:
         for other, theirs in others:
             if claim.excludes(theirs):
                 yield (
-                    f"services.{name}: listens on {description}, which services.{other} "
-                    "already takes; choose another port"
+                    f"{name}: listens on {description}, which {other} already takes; "
+                    "choose another port"
                 )
                 break
         others.append((name, claim))

@@ -1,8 +1,8 @@
 """
-Who a sender is: passwords through C{twisted.cred}, or a client certificate.
+Identities of senders: by passwords through C{twisted.cred}, or by client certificates.
 
 Guessing is slowed down where it comes from: an IPv4 /24 or IPv6 /64 may be
-wrong L{BURST} times at once and then once every L{INTERVAL} seconds, in a table
+wrong L{GUESS_BURST} times at once and then once every L{GUESS_INTERVAL_SECONDS} seconds, in a table
 of fixed size.  The hash that places a network in the table is keyed, so nobody
 outside can choose whom to lock out with.
 """
@@ -26,20 +26,27 @@ from zope.interface import implementer
 
 from connpool.addresses import clientOf
 from connpool.addresses.networks import networkOf
-from connpool.datagram.limits import RateTable
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
+from connpool.regularfiles import readRegular
 from connpool.services.checkers import passwordChecker
 from connpool.services.options import ServiceOptions, asSize
+from connpool.tokenbucket import TokenBuckets
 from connpool.transfer.identities import Identities, IdentitiesError, Identity
 
-__all__ = ["BURST", "INTERVAL", "Authenticator", "CredentialOptions", "authenticatorOf"]
+__all__ = [
+    "GUESS_BURST",
+    "GUESS_INTERVAL_SECONDS",
+    "Authenticator",
+    "CredentialOptions",
+    "authenticatorOf",
+]
 
 #: Wrong passwords of one network that are answered at once.
-BURST = 10
+GUESS_BURST = 10
 
 #: Seconds for each one more.
-INTERVAL = 6.0
+GUESS_INTERVAL_SECONDS = 6.0
 
 _SLOTS = 4096
 
@@ -73,8 +80,7 @@ class CredentialOptions(ServiceOptions, strcred.AuthOptionMixin):
 
 def _readIdentities(path: str) -> Identities:
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        text = readRegular(path).decode()
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"cannot read {path!r}: {getattr(e, 'strerror', e)}") from None
     try:
@@ -117,7 +123,7 @@ class Authenticator:
         ]
         self.takesPasswords = bool(self._checkers)
         self._identities = identities
-        self._wrong = RateTable(_SLOTS, 1.0 / INTERVAL, BURST)
+        self._wrong = TokenBuckets(_SLOTS, 1.0 / GUESS_INTERVAL_SECONDS, GUESS_BURST)
         self._key = os.urandom(16)
 
     def certified(self, transport: Any) -> Identity | None:
@@ -152,8 +158,9 @@ class Authenticator:
 
     def _now(self) -> float:
         """
-        The clock, but never back: Twisted's is the wall clock, and one that is
-        set back would shut out whoever came in the time it takes again.
+        Read the clock, but never an earlier time than before: Twisted's is the wall
+        clock, and one that is set back would shut out those who came in the time that
+        it takes again.
         """
         now = self._clock.seconds() + self._lag
         self._lag += max(self._latest - now, 0.0)

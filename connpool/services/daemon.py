@@ -1,10 +1,11 @@
 """
 The life of a process that runs one of our plugins.
 
-Whoever makes a service with our C{makeService} functions keeps the process to
-himself.  Under C{twistd} and C{twist}, L{asDaemon} adds what a daemon owes its
+A program that makes a service with our C{makeService} functions keeps its process
+to itself.  Under C{twistd} and C{twist}, L{asDaemon} adds what a daemon owes its
 operator: descriptors up to the hard limit, no running as root by accident,
-word to systemd, SIGHUP reloads, and a second SIGTERM or Ctrl-C ends a drain.
+word to systemd, SIGHUP reloads, SIGHUP and SIGUSR1 reopen the log files, and a
+second SIGTERM or Ctrl-C ends a drain.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ from twisted.logger import Logger
 from connpool.interfaces import IReloadable
 from connpool.services.limits import raiseDescriptors
 from connpool.services.listening import ListeningService
+from connpool.services.logs import reopenFiles
 from connpool.services.notify import Notifier
 from connpool.services.options import ServiceOptions
 from connpool.services.startfailure import failStart
 
-__all__ = ["ALLOW_ROOT", "HURRY", "Daemon", "asDaemon", "parts", "reload"]
+__all__ = ["ALLOW_ROOT", "HURRY_SECONDS", "Daemon", "asDaemon", "parts", "reload"]
 
 #: The environment variable that does what C{--allow-root} does.
 ALLOW_ROOT = "CONNPOOL_ALLOW_ROOT"
 
 #: Seconds that services get to end after a second signal.
-HURRY = 5.0
+HURRY_SECONDS = 5.0
 
 
 def asDaemon(make: Callable[[Any, Any], Any], options: ServiceOptions, reactor: Any = None) -> Any:
@@ -104,9 +106,15 @@ class Daemon(MultiService):
                 f"{self._label}: runs as root; give it a user with twistd --uid USER or with "
                 "User= in its unit, or say --allow-root"
             )
-        super().startService()
-        self._notifier = Notifier.take(os.environ)
+        # first: logrotate's signal may come while a store is being read
         self._on(signal.SIGHUP, self._reload)
+        self._on(signal.SIGUSR1, self._rotated)
+        try:
+            super().startService()
+        except BaseException:
+            self._restoreSignals()
+            raise
+        self._notifier = Notifier.take(os.environ)
         # connections can only be served from then on
         self._reactor.callWhenRunning(self._ready)
 
@@ -122,7 +130,16 @@ class Daemon(MultiService):
     def _on(self, number: int, call: Callable[[], None]) -> None:
         self._signals[number] = signal.signal(number, lambda *_: self._reactor.callFromThread(call))
 
+    def _rotated(self) -> None:
+        # twistd rotates its own file, unless somebody has renamed it
+        twistds = self._signals.get(signal.SIGUSR1)
+        if callable(twistds):
+            twistds(signal.SIGUSR1, None)
+        # after the rotation, which twistd leaves to the reactor's next turn
+        self._reactor.callFromThread(reopenFiles)
+
     def _reload(self) -> None:
+        reopenFiles()
         if not self.running:
             return
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
@@ -152,7 +169,7 @@ class Daemon(MultiService):
             return
         self._log.warn("told to stop once more: what still runs ends now")
         # another's service may not end at all
-        self._late = self._reactor.callLater(HURRY, self._ended, None)
+        self._late = self._reactor.callLater(HURRY_SECONDS, self._ended, None)
         for part in parts(self):
             if isinstance(part, ListeningService):
                 part.gate.abort()
@@ -164,6 +181,9 @@ class Daemon(MultiService):
         if self._late is not None and self._late.active():
             self._late.cancel()
         self._late = None
+        self._restoreSignals()
+        end.callback(None)
+
+    def _restoreSignals(self) -> None:
         while self._signals:
             signal.signal(*self._signals.popitem())
-        end.callback(None)

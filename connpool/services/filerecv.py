@@ -16,7 +16,13 @@ from zope.interface import implementer
 
 from connpool.addresses import clientOf
 from connpool.errors import Busy, Forbidden, NameRefused, StartFailed, Unsupported
-from connpool.interfaces import IFileStore, ILiveTransfers, IReadiness, IStatsSource
+from connpool.interfaces import (
+    IFileStore,
+    ILiveTransfers,
+    IReadiness,
+    IRecentTransfers,
+    IStatsSource,
+)
 from connpool.services.credentials import CredentialOptions, authenticatorOf
 from connpool.services.hints import sendHint, sendHintElsewhere
 from connpool.services.listening import ListeningService, placeOf
@@ -38,7 +44,7 @@ from connpool.transfer.receive.classic import ClassicReceiver, ClassicRefusal
 from connpool.transfer.receive.reception import Policy, Reception, TransferStats
 from connpool.transfer.receive.registry import NativeReceiver
 from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
-from connpool.transfer.records import IF_EXISTS, LiveTransfer
+from connpool.transfer.records import IF_EXISTS, EndedTransfer, LiveTransfer
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
 from connpool.transfer.wire.handshake import refusal
@@ -225,7 +231,7 @@ def _digests(text: str) -> tuple[str, ...]:
     return names
 
 
-@implementer(IStatsSource, ILiveTransfers, IReadiness)
+@implementer(IStatsSource, ILiveTransfers, IRecentTransfers, IReadiness)
 class FileReceiverService(MultiService):
     """
     A reception behind its listeners.
@@ -379,6 +385,9 @@ class FileReceiverService(MultiService):
 
     def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
         return () if self.reception is None else self.reception.liveTransfers(limit)
+
+    def recentTransfers(self) -> Sequence[EndedTransfer]:
+        return () if self.reception is None else self.reception.recent.latest()
 
     def trouble(self) -> str | None:
         return None if self._store is None else self._store.trouble()

@@ -1,5 +1,5 @@
 """
-How many connections the descriptors of this process allow.
+The number of connections that the descriptors of this process allow.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ import resource
 from contextlib import suppress
 
 __all__ = [
+    "DESCRIPTORS_PER_CONNECTION",
     "MOST_CONNECTIONS",
-    "PER_CONNECTION",
-    "RESERVED",
+    "RESERVED_DESCRIPTORS",
     "connectionsFor",
     "defaultConnections",
     "descriptorLimit",
@@ -18,10 +18,10 @@ __all__ = [
 ]
 
 #: Descriptors beside the connections: log, reactor, listeners, directories.
-RESERVED = 64
+RESERVED_DESCRIPTORS = 64
 
 #: A connection's socket, the file it writes, and one more while it is opened or published.
-PER_CONNECTION = 3
+DESCRIPTORS_PER_CONNECTION = 3
 
 #: What is not exceeded unless an operator says so: each one also takes memory.
 MOST_CONNECTIONS = 10_000
@@ -32,7 +32,7 @@ def connectionsFor(descriptors: int) -> int:
     @param descriptors: the limit on open files.
     @return: connections at once that cannot run into it; at least 1.
     """
-    return max(1, (descriptors - RESERVED) // PER_CONNECTION)
+    return max(1, (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION)
 
 
 def descriptorLimit() -> int:

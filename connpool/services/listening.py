@@ -23,23 +23,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.addresses import Listen, joinHostPort
+from connpool.addresses import Listen, placeOf
 from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDrainable, IReloadable, IStatsSource
 from connpool.services.access import Access, Gate, ListenerStats
 from connpool.services.startfailure import failStart
 
 __all__ = ["ListeningService", "ShownSource", "describeListenError", "placeOf"]
-
-
-def placeOf(address: Any) -> str:
-    """
-    Name the place where something listens, for people: C{HOST:PORT} or the path of a
-    socket.
-    """
-    if hasattr(address, "port"):
-        return joinHostPort(address.host, address.port)
-    return os.fsdecode(getattr(address, "name", None) or "a socket of systemd")
 
 
 def describeListenError(description: str, error: BaseException | None) -> str:

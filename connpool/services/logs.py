@@ -6,7 +6,8 @@ and Twisted's JSON log puts a record separator before each line that C{jq}
 takes only with C{--seq}.
 
 A file is C{$CONNPOOL_LOG}, or C{connpool.log} in the directory that systemd
-made for logs, or C{connpool.log} in the working directory.
+made for logs, or C{connpool.log} in the working directory.  L{reopenFiles}
+follows C{logrotate}, which renames a file and sends a signal.
 """
 
 from __future__ import annotations
@@ -21,24 +22,45 @@ from datetime import UTC, datetime
 from typing import Any
 
 import attrs
-from twisted.logger import FileLogObserver, ILogObserver, LogEvent, formatEvent, textFileLogObserver
-from twisted.python.logfile import LogFile
+from twisted.logger import (
+    FileLogObserver,
+    ILogObserver,
+    LogEvent,
+    Logger,
+    formatEvent,
+    globalLogPublisher,
+    textFileLogObserver,
+)
+from twisted.python.logfile import BaseLogFile, LogFile
 
-__all__ = ["FILES", "FILE_BYTES", "jsonLine", "jsonLines", "rotating", "rotatingJSON"]
+__all__ = [
+    "FILES",
+    "FILE_BYTES",
+    "jsonLine",
+    "jsonLines",
+    "reopenFiles",
+    "rotating",
+    "rotatingJSON",
+]
+
+_log = Logger()
 
 #: Bytes after which a new log file is begun, and how many are kept, the one
 #: that is written included.
 FILE_BYTES = 10_000_000
 FILES = 10
 
-#: What Twisted's older log module adds to each event; it is in "text" already.
+#: Fields that Twisted's older log module adds to each event; they are in "text".
 _LEGACY = frozenset({"format", "isError", "message", "system", "time", "why"})
 
 
 def jsonLines() -> ILogObserver:
     """
-    JSON lines on standard output, for journals and containers.
+    JSON lines on standard output, for journals and containers.  They are UTF-8 (RFC
+    8259) in any locale.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
     return FileLogObserver(sys.stdout, jsonLine)
 
 
@@ -85,8 +107,8 @@ def jsonLine(event: LogEvent) -> str:
 
 def _plain(value: Any) -> Any:
     """
-    @return: what JSON has for C{value}; L{None} for what it does not have, and
-        for fields that do not want to be shown.
+    @return: C{value} as JSON has it; L{None} for a value that JSON does not have,
+        and for fields that do not want to be shown.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -138,6 +160,16 @@ class RotatingFile(LogFile):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.size += written
 
+    def reopen(self) -> None:
+        """
+        Write to the file that has the name now.
+
+        @raise OSError: it cannot be opened; the old one stays in use.
+        """
+        old = self._file
+        self._openFile()
+        old.close()
+
     def rotate(self) -> None:
         old = self._file
         try:
@@ -157,6 +189,29 @@ class RotatingFile(LogFile):
                 )
         else:
             old.close()
+
+
+def reopenFiles() -> None:
+    """
+    Reopen, by its name, each file that this process logs to: ours and twistd's own.
+    Standard output has no name, and stays.
+    """
+    # neither has a public name; Twisted's own handler cannot be asked to reopen
+    for observer in globalLogPublisher._observers:
+        file = observer._outFile if isinstance(observer, FileLogObserver) else None
+        if not isinstance(file, BaseLogFile):
+            continue
+        try:
+            if not isinstance(file, RotatingFile):
+                # Twisted's own closes the old one first, and must not be left without
+                os.close(os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o640))
+            file.reopen()
+        except OSError as e:
+            _log.error(
+                "cannot open the log {path} again: {why}; the old file stays in use",
+                path=file.path,
+                why=e.strerror,
+            )
 
 
 def _open() -> Any:

@@ -1,5 +1,5 @@
 """
-What a service tells systemd: that it is ready, reloads, stops, is alive.
+Messages to systemd: a service is ready, reloads, stops, is alive.
 
 The protocol is one datagram of C{NAME=value} lines to a socket in the
 environment (sd_notify(3)); Twisted has none.

@@ -29,25 +29,26 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.interfaces import ITransferListener
+from connpool.logonce import LogOnce
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 
-__all__ = ["AT_ONCE", "TIME_LIMIT", "OnReceived", "asProgram"]
+__all__ = ["PROGRAMS_AT_ONCE", "TIME_LIMIT_SECONDS", "OnReceived", "asProgram"]
 
 #: Programs that run at once.
-AT_ONCE = 2
+PROGRAMS_AT_ONCE = 2
 
 #: Seconds a program may take.
-TIME_LIMIT = 60.0
+TIME_LIMIT_SECONDS = 60.0
 
 #: Seconds after its end in which its output is still read.
-LAST_WORDS = 0.5
+LAST_WORDS_SECONDS = 0.5
 
 #: Bytes of a program's output that are kept for the log.
-OUTPUT = 1000
+OUTPUT_BYTES = 1000
 
 #: Seconds before what could not be begun is tried again: at first, and at most.
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 
 #: What Twisted's child says if it cannot become the program.
 _NOT_BEGUN = b"Upon execvpe "
@@ -88,7 +89,7 @@ class _Run(ProcessProtocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        self._late = self._clock.callLater(TIME_LIMIT, self.kill)
+        self._late = self._clock.callLater(TIME_LIMIT_SECONDS, self.kill)
         self._killed = False
         transport.write(self._text)
         transport.closeStdin()
@@ -97,7 +98,7 @@ class _Run(ProcessProtocol):
         if not self._output:
             self.begun = not data.startswith(_NOT_BEGUN)
         # the end of what it says tells most; a gigabyte of it costs nothing
-        self._output = (self._output + data)[-OUTPUT:]
+        self._output = (self._output + data)[-OUTPUT_BYTES:]
 
     errReceived = outReceived
 
@@ -114,7 +115,7 @@ class _Run(ProcessProtocol):
         if self._late.active():
             self._late.cancel()
         transport: Any = self.transport
-        self._late = self._clock.callLater(LAST_WORDS, transport.loseConnection)
+        self._late = self._clock.callLater(LAST_WORDS_SECONDS, transport.loseConnection)
 
     def processEnded(self, reason: Failure) -> None:
         if self._late.active():
@@ -152,7 +153,7 @@ class OnReceived:
         #: taken and not begun, in their order
         self._again: list[_Taken] = []
         self._wait = 0.0
-        self._troubled = ""
+        self._trouble = LogOnce(lambda what: self._log.warn("--on-received: {what}", what=what))
         self._stopped = False
         self._next: Any = None
 
@@ -161,7 +162,7 @@ class OnReceived:
         Run the program for what is new, as far as there is room.
         """
         self._forget()
-        while not self._stopped and len(self._running) < AT_ONCE:
+        while not self._stopped and len(self._running) < PROGRAMS_AT_ONCE:
             try:
                 taken = self._again.pop(0) if self._again else self._outbox.take()
             except OSError as e:
@@ -200,12 +201,13 @@ class OnReceived:
                 why=why,
                 id=receipt.transferId,
             )
-        self._wait, trouble = 0.0, ""
+        self._wait = 0.0
         try:
             self._outbox.told(position)
         except OSError as e:
-            trouble = f"what the program was told cannot be noted: {e.strerror}"
-        self._say(trouble)
+            self._trouble.met(f"what the program was told cannot be noted: {e.strerror}")
+        else:
+            self._trouble.over()
         if not self._stopped and self._next is None:
             # not from here: a program that ends at once must not make this recurse
             self._next = self._reactor.callLater(0, self.look)
@@ -214,18 +216,10 @@ class OnReceived:
         """
         Look again after a while.
         """
-        self._say(f"{why}; the files wait, trying again")
+        self._trouble.met(f"{why}; the files wait, trying again")
         if not self._stopped and self._next is None:
-            self._wait = min(2 * self._wait or FIRST_WAIT, LONGEST_WAIT)
+            self._wait = min(2 * self._wait or FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
             self._next = self._reactor.callLater(self._wait, self.look)
-
-    def _say(self, trouble: str) -> None:
-        """
-        Log a trouble once, not every time it comes back.
-        """
-        if trouble and trouble != self._troubled:
-            self._log.warn("--on-received: {what}", what=trouble)
-        self._troubled = trouble
 
     def _forget(self) -> None:
         following, self._next = self._next, None
@@ -234,7 +228,7 @@ class OnReceived:
 
     async def stop(self) -> None:
         """
-        Begin nothing new; what runs has L{TIME_LIMIT} seconds.
+        Begin nothing new; what runs has L{TIME_LIMIT_SECONDS} seconds.
         """
         self._stopped = True
         self._forget()
@@ -242,8 +236,9 @@ class OnReceived:
         self._outbox.close()
 
     def published(self, receipt: Receipt) -> None:
-        if self._next is None:
-            self.look()
+        if self._next is None and not self._stopped:
+            # a store writes down after this turn what need not be synced
+            self._next = self._reactor.callLater(0, self.look)
 
     def offered(self, offer: Offer, peer: str) -> None:
         """

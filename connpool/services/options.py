@@ -24,6 +24,7 @@ from connpool.services.limits import (
     defaultConnections,
     descriptorLimit,
 )
+from connpool.standardstreams import prepareStreams
 
 __all__ = [
     "AccessOptions",
@@ -145,12 +146,37 @@ class ServiceOptions(usage.Options):
     ]
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        parent = getattr(self, "parent", None)
+        if parent is None:
+            super().parseOptions(options)
+            return
+        prepareStreams(discard=True)
         try:
             super().parseOptions(options)
         except usage.UsageError as e:
-            if getattr(self, "parent", None) is None:
-                raise
             sys.exit(f"{self.pluginName}: {e}; see twistd {self.pluginName} --help")
+        self._checkFiles(parent)
+
+    def _checkFiles(self, parent: Any) -> None:
+        """
+        End with one line where twistd would end with a traceback: its own files
+        lie in the working directory unless it is told otherwise.
+        """
+        if parent.get("chroot"):
+            return
+        files = ["pidfile"]
+        if not (parent.get("nodaemon") or parent.get("syslog") or parent.get("logger")):
+            files.append("logfile")
+        for name in files:
+            path = parent.get(name) or ("twistd.log" if name == "logfile" else "")
+            if not path or path == "-":
+                continue
+            directory = os.path.dirname(path) or "."
+            if not os.access(path if os.path.exists(path) else directory, os.W_OK):
+                sys.exit(
+                    f"{self.pluginName}: twistd cannot write {path}; name another with "
+                    f"twistd --{name}=FILE" + (", or none with --pidfile=" * (name == "pidfile"))
+                )
 
     def parseArgs(self, *arguments: str) -> None:
         if arguments:
@@ -171,8 +197,8 @@ class ServiceOptions(usage.Options):
 
     def check(self) -> None:
         """
-        What else would keep the service from starting, as seen from here and
-        now: C{twistd compose --check} asks.
+        Look for more that would keep the service from starting here and now, for
+        C{twistd compose --check}.
 
         @raise usage.UsageError: the first thing.
         """
@@ -267,8 +293,8 @@ class AccessOptions(ServiceOptions):
 
     def opt_listen(self, endpoint: str) -> None:
         r"""
-        Where to listen, an endpoint description such as
-        tcp:8640:interface=127.0.0.1 (repeatable; default: loopback).
+        Listen on this endpoint, such as tcp:8640:interface=127.0.0.1 (repeatable;
+        default: loopback).
         """
         self.collect("listen", endpoint)
 

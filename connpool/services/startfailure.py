@@ -1,5 +1,5 @@
 """
-How a service says that it cannot start: one line, exit code 1.
+The end of a service that cannot start: one line, exit code 1.
 
 L{SystemExit} inside a service would leave the pidfile and hang the parent of a
 daemonizing C{twistd}, so services raise L{StartFailed}; C{twistd} and
@@ -24,7 +24,7 @@ __all__ = ["failStart"]
 
 def _say(line: str) -> None:
     """
-    To the terminal if there is one.  A daemon has none (twistd's parent shows
+    Print to the terminal if there is one.  A daemon has none (twistd's parent shows
     the first 100 bytes of the exception itself); its sys.stderr is its log.
     """
     detached = os.path.samestat(os.fstat(2), os.stat(os.devnull))
@@ -52,7 +52,7 @@ def failStart(message: str) -> NoReturn:
     """
     @raise StartFailed: always; uncaught, it prints as one line.
     """
-    # once: who catches this may try again for as long as he likes
+    # once: an embedder that catches this may try again as often as it likes
     if not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook(sys.excepthook)
     raise StartFailed(message)

@@ -4,7 +4,7 @@ C{--status ENDPOINT}: metrics, health and the status page of a service.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -103,12 +103,12 @@ class ObservedService(MultiService):
     The listener is the last to stop, so that a drain can be watched; from its
     beginning on C{/readyz} says no.
 
-    @ivar service: what is shown.
+    @ivar service: the one that is shown.
     @ivar status: the listener.
 
-    @param states: what looks at the service's connections.
+    @param watching: services that look at it from time to time.
     @param listen: what the listener listens on.
-    @param access: whom it lets in.
+    @param access: the clients that it lets in.
     """
 
     _log = Logger()
@@ -116,7 +116,7 @@ class ObservedService(MultiService):
     def __init__(
         self,
         service: IService,
-        states: IService,
+        watching: Sequence[IService],
         status: ListeningService,
         listen: Listen,
         access: Access,
@@ -124,17 +124,18 @@ class ObservedService(MultiService):
         super().__init__()
         self.service: Any = service
         self.status = status
-        self._states = states
+        self._watching = watching
         self._listen = listen
         self._access = access
-        for part in (service, states, status):
+        for part in (service, *watching, status):
             part.setServiceParent(self)
 
     def privilegedStartService(self) -> None:
         try:
             super().privilegedStartService()
         except StartFailed:
-            self.stopService()  # what did open
+            # close the ones that did open; not every service can be stopped before a start
+            self.stopService().addErrback(lambda _: None)
             raise
 
     @property
@@ -159,7 +160,8 @@ class ObservedService(MultiService):
         try:
             await maybeDeferred(self.service.stopService)
         finally:
-            await maybeDeferred(self._states.stopService)
+            for each in self._watching:
+                await maybeDeferred(each.stopService)
             await self.status.stopService()
 
 
@@ -179,13 +181,14 @@ def _tcpListeners(service: Any) -> dict[str, Collection[int]]:
 
 def observed(options: StatusOptions, service: IService, reactor: Any) -> IService:
     """
-    What C{makeService} of a plugin returns: C{service}, inside an
-    L{ObservedService} if C{--status} was given.
+    Wrap a plugin's service.
+
+    @return: C{service}, inside an L{ObservedService} if C{--status} was given.
     """
     if options["status"] is None:
         return service
-    # here, so that who does not ask for it does not wait for twisted.web
-    from connpool.observe import Protection, makeSite
+    # here: without --status nobody waits for twisted.web
+    from connpool.observe import HistoryService, Protection, makeSite
     from connpool.observe.tcpstates_read import TCPStates
 
     access = Access(
@@ -196,9 +199,10 @@ def observed(options: StatusOptions, service: IService, reactor: Any) -> IServic
     )
     protection = Protection(hosts=options["status-host"], checker=options["status-auth"])
     states = TCPStates(reactor, partial(_tcpListeners, service))
-    site = makeSite(reactor, [service, states], protection)
+    history = HistoryService(reactor, [service])
+    site = makeSite(reactor, [service, states], protection, history.history)
     # a page that is watched has no end of its own to wait for
     status = ListeningService(
         reactor, [options["status"]], site, access=access, drainTimeout=0, name="--status"
     )
-    return ObservedService(service, states, status, options["status"], access)
+    return ObservedService(service, [states, history], status, options["status"], access)

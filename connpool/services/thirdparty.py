@@ -1,5 +1,6 @@
 """
-What third parties bring, chosen as strcred chooses checkers: C{NAME[:ARGUMENTS]}.
+Stores and listeners of third parties, chosen as strcred chooses checkers:
+C{NAME[:ARGUMENTS]}.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["makeListener", "makeStore"]
 
 def makeListener(text: str) -> ITransferListener:
     """
-    C{--listener}.
+    Make the listener that C{--listener} names.
 
     @raise ValueError: no such plugin, or its arguments are wrong; one line.
     """
@@ -31,9 +32,9 @@ def makeListener(text: str) -> ITransferListener:
 
 def makeStore(text: str) -> Callable[[Any], IFileStore]:
     """
-    C{--store}.
+    Find the store that C{--store} names.
 
-    @return: what opens the store, with the reactor.
+    @return: a function of the reactor that opens the store.
     @raise ValueError: no such plugin, or its arguments are wrong; one line.
     """
     opens: Callable[[Any], IFileStore] = _make(IFileStoreFactory, "store", text)

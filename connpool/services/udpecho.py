@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from zope.interface import implementer
 
-from connpool.addresses import Listen, joinHostPort
+from connpool.addresses import Listen, joinHostPort, tokenize
 from connpool.datagram import (
     NOTHING,
     RULES,
@@ -97,8 +97,7 @@ class Options(StatusOptions, AccessOptions):
         for name in ("rate", "burst", "max-rate"):
             self.convert(name, asCount)
         self.convert("log-interval", asSeconds)
-        protocol = self["protocol"].partition(":")[0]
-        self.pingOptions = ("--protocol", protocol) if protocol in {"irtt", "stamp"} else ()
+        self.pingOptions = _pingOptions(self["protocol"])
         self.convert("protocol", makeResponder)
         self.setdefault("relax", [])
         unknown = [rule for rule in self["relax"] if rule not in RULES]
@@ -116,9 +115,22 @@ class Options(StatusOptions, AccessOptions):
                 raise usage.UsageError(f"--listen: {listen.description!r}: {e}") from None
 
 
+def _pingOptions(protocol: str) -> tuple[str, ...]:
+    """
+    @param protocol: as after C{--protocol}.
+    @return: the options with which C{connpool ping} speaks it.
+    """
+    name, _, arguments = protocol.partition(":")
+    if name not in {"irtt", "stamp"}:
+        return ()
+    key = tokenize(arguments)[1].get("key-file") if arguments else None
+    return ("--protocol", name, *(("--key-file", key) if key else ()))
+
+
 def _headersOf(listen: Listen) -> DatagramHeaders | None:
     """
-    What takes datagrams out of a proxy's envelope, for C{proxied:udp:}.
+    Read the keywords of C{proxied:udp:}: they take datagrams out of a proxy's
+    envelope.
 
     @raise AddressError: for a mistake in it.
     """

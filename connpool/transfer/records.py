@@ -17,6 +17,7 @@ __all__ = [
     "DURABILITIES",
     "IF_EXISTS",
     "DirectoryMade",
+    "EndedTransfer",
     "FileStat",
     "LiveTransfer",
     "Offer",
@@ -165,6 +166,31 @@ class LiveTransfer:
     done: int
     phase: str
     slowedBy: str
+
+
+@attrs.frozen
+class EndedTransfer:
+    """
+    A transfer that is over, as somebody looks at it later.
+
+    @ivar when: wall-clock time, seconds since the epoch.
+    @ivar name: the file's name, fit to be displayed; empty if it never came to one.
+    @ivar size: bytes stored, or those that came; L{None} for a refusal.
+    @ivar peer: the sender.
+    @ivar result: C{stored}, C{duplicate}, C{skipped}, C{failed} or C{refused}.
+    @ivar durability: the level reached, one of L{DURABILITIES}.
+    @ivar transferId: as in the offer, if it came that far.
+    @ivar why: the reason of a failure or refusal: its code, a colon and a text.
+    """
+
+    when: float
+    name: str
+    size: int | None
+    peer: str
+    result: str
+    durability: str | None
+    transferId: str | None
+    why: str = ""
 
 
 @attrs.frozen

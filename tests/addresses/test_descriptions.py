@@ -62,3 +62,22 @@ def test_mistakesAreOneLine(description):
     with pytest.raises(AddressError) as caught:
         parseListen(description)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("description", "known", "port"),
+    [
+        ("tcp:https", "tcp:443", "443"),
+        (r"tcp6:domain:interface=\:\:1", r"tcp6:53:interface=\:\:1", "53"),
+        ("secured:tcp:https:certificate=c", "secured:tcp:443:certificate=c", "443"),
+        ("udp:domain", "udp:domain", "53"),
+        ("tcp:8640", "tcp:8640", "8640"),
+        # not a port, and no such service: whoever opens it says what is wrong
+        ("unix:https", "unix:https", "https"),
+        ("tcp:nosuch", "tcp:nosuch", "nosuch"),
+    ],
+)
+def test_namesOfServicesArePorts(description, known, port):
+    listen = parseListen(description)
+    assert listen.description == known
+    assert listen.arguments[0] == port

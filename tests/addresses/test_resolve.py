@@ -407,7 +407,7 @@ def test_clientEndpointKinds():
     [
         ("localhost", "no port"),
         ("::1:80", "too many colons"),
-        ("h:http", "1 to 65535"),
+        ("h:no-such-service", "no tcp service is named"),
         ("a" * 64 + ".example:80", "not a host name"),
         ("127.1:80", "not a host name"),
         ("bücher.example:80", "not a host name"),

@@ -23,7 +23,7 @@ from connpool.datagram import (
     SturdyPort,
 )
 from connpool.datagram.answering import _source
-from connpool.datagram.mmsg import _CONTROL, Batch, available
+from connpool.datagram.mmsg import _CONTROL_BYTES, Batch, available
 from tests.datagram.peers import Recorder, answer, answering, client, read, where
 from tests.helpers.waiting import pause, until
 
@@ -68,7 +68,7 @@ def test_ipv4AnswersLeaveByWhateverInterface():
 def test_onlyPlainDestinationsGoBackUnseen(first, plain):
     batch = Batch(socket.AF_INET6, 2, control=True)
     for i, address in enumerate((GLOBAL, first)):
-        start = i * _CONTROL
+        start = i * _CONTROL_BYTES
         batch._controls[start : start + 36] = struct.pack(
             "=QII16sI", 36, socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, address, 7
         )

@@ -8,18 +8,20 @@ import json
 import random
 import struct
 import subprocess
+from contextlib import ExitStack
 
 import pytest
 import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 from zope.interface.verify import verifyObject
 
 from connpool.datagram import Auto, DatagramInfo, Irtt
 from connpool.datagram.irtt import formatParameters, parseParameters, readUvarint, uvarint
 from connpool.interfaces import IDatagramResponder, IReflector
-from tests.datagram.peers import answering, where
+from tests.datagram.peers import answering, client, where
 from tests.helpers.waiting import bounded
 
 MAGIC = b"\x14\xa7\x5b"
@@ -323,3 +325,54 @@ async def test_debiansClientWithAWrongKeyGetsNothing():
         assert result.returncode != 0
         assert port.stats().answered == 0
         assert port.stats().refused == {"irtt-hmac": 2}
+
+
+async def session(port, source):
+    """
+    A short run of C{irtt client} from one port of ours.
+    """
+    command = ["irtt", "client", "-i", "2ms", "-d", "8ms", "-Q", "-o", "-", "--wait=100ms"]
+    command += [f"--local=127.0.0.1:{source}", f"127.0.0.1:{where(port)[1]}"]
+    result = await bounded(
+        deferToThread(
+            subprocess.run, command, capture_output=True, text=True, timeout=30, check=False
+        ),
+        60,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)["stats"]
+
+
+def freePorts(count):
+    with ExitStack() as stack:
+        return [stack.enter_context(client()).getsockname()[1] for _ in range(count)]
+
+
+@pytest.mark.peer("irtt")
+@pytest.mark.parametrize(
+    ("ports", "rounds"), [(5, 4), pytest.param(50, 20, marks=pytest.mark.slow)]
+)
+@pytest_twisted.ensureDeferred
+async def test_sessionsFromTheSamePortsAgainAndAgain(ports, rounds):
+    """
+    Debian's client believes the counts that come back: those of an earlier session
+    would make loss, or answers to nothing.
+    """
+    sources = freePorts(ports)
+    with answering(Auto()) as port:
+
+        async def oneAfterAnother(mine):
+            for source in mine * rounds:
+                stats = await session(port, source)
+                assert stats["packets_sent"] > 0
+                assert stats["packets_received"] == stats["packets_sent"]
+                assert stats["server_packets_received"] == stats["packets_sent"]
+                assert stats["duplicates"] == stats["late_packets"] == 0
+                assert stats["packet_loss_percent"] == 0
+
+        # as many at once as there are threads for
+        lanes = [Deferred.fromCoroutine(oneAfterAnother(sources[i::5])) for i in range(5)]
+        await bounded(gatherResults(lanes, consumeErrors=True), 100)
+        stats = port.stats()
+        assert set(stats.refused) == {"irtt-closed"}
+        assert stats.sendErrors == {}

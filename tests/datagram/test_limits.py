@@ -16,8 +16,8 @@ from connpool.datagram.limits import (
     ANSWERING_PORTS,
     LOOP_COUNT,
     LOOP_EVERY,
-    LOOP_GAP,
-    LOOP_HOLD,
+    LOOP_GAP_SECONDS,
+    LOOP_HOLD_SECONDS,
 )
 from connpool.errors import AddressError
 
@@ -273,7 +273,7 @@ def test_constantDatagramsWithPausesAreNoLoop():
     for _ in range(1000):
         assert world.ask() == 1
         world.look(b"hello")
-        world.now += LOOP_GAP * 1.01
+        world.now += LOOP_GAP_SECONDS * 1.01
 
 
 def test_suspicionPasses():
@@ -283,7 +283,7 @@ def test_suspicionPasses():
     assert world.ask(count=100) == 50
     assert world.limits.refused == {"loops": 50}
     assert world.ask("192.0.2.8", count=100) == 100
-    world.now += LOOP_HOLD + 0.1
+    world.now += LOOP_HOLD_SECONDS + 0.1
     assert world.ask(count=100) == 100
 
 
@@ -331,3 +331,35 @@ def test_everythingThereIsUnderAMebibyte():
 def test_unknownRules():
     with pytest.raises(AddressError, match="no such rule; there are low-ports"):
         Policy(relax=frozenset({"everything"}))
+
+
+def test_linkLocalHostsHaveRatesOfTheirOwn():
+    """
+    All of them are in one /64, and the same address on two links is two hosts.
+    """
+    limits = Limits(Policy(rate=10, burst=10, maxRate=10**6), OwnPorts())
+    one = bytes.fromhex("fe80000000000000") + bytes(7) + b"\1"
+    other = one[:-1] + b"\2"
+    sources = [
+        limits.source(address, 40_000, (address, zone), zone)
+        for address, zone in ((one, 2), (other, 2), (one, 3))
+    ]
+    assert limits.admit(sources[0], 100, 5.0) == 10
+    assert limits.admit(sources[0], 100, 5.0) == 0
+    for source in sources[1:]:
+        assert limits.admit(source, 10, 5.0) == 10
+    assert len({source.key for source in sources}) == 3
+    near = bytes.fromhex("20010db800000001") + bytes(7)
+    assert limits.admit(limits.source(near + b"\1", 40_000, "a"), 10, 5.0) == 10
+    assert limits.admit(limits.source(near + b"\2", 40_000, "b"), 10, 5.0) == 0
+
+
+def test_longerAnswersToTrustedSourcesOnlyCount():
+    limits = Limits(Policy(), OwnPorts())
+    loopback = limits.source(b"\x7f\0\0\1", 40_000, "a")
+    stranger = limits.source(b"\xc0\0\2\7", 40_000, "b")
+    assert [limits.longer(loopback, 5.0) for _ in range(3)] == [True] * 3
+    assert [limits.longer(stranger, 5.0) for _ in range(3)] == [True, False, False]
+    strict = Limits(Policy(trustLoopback=False), OwnPorts())
+    loopback = strict.source(b"\x7f\0\0\1", 40_000, "a")
+    assert [strict.longer(loopback, 5.0) for _ in range(3)] == [True, False, False]

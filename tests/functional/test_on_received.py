@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import signal
+import socket
 import stat
 import sys
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 from twisted.python import usage
 from zope.interface.verify import verifyObject
@@ -24,6 +26,7 @@ from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 from connpool.transfer.syscalls import Syscalls
 from tests.functional.test_filerecv_classic import send
 from tests.helpers.waiting import bounded, pause, until
+from tests.transfer import peer
 from tests.transfer.stores.kit import followed
 
 
@@ -76,12 +79,30 @@ async def test_theProgramGetsTheReceiptAndNothingElse(tmp_path, root, told):
 
 
 @pytest_twisted.ensureDeferred
+async def test_aFileThatWasNotSyncedIsTold(tmp_path, root, told):
+    """
+    Its receipt is written down after the sender was answered.
+    """
+    receiver = start(root, program(tmp_path, told))
+    port = receiver.listening.getHost().port
+
+    def put():
+        with socket.create_connection(("127.0.0.1", port), 20) as connection:
+            sender = peer.Sender(connection).greet()
+            sender.answers([sender.put(b"a", b"x", durability="none")])
+
+    await bounded(deferToThread(put))
+    assert [receipt["name"] for receipt in await until(lambda: receipts(told))] == ["a"]
+    await bounded(receiver.stopService())
+
+
+@pytest_twisted.ensureDeferred
 async def test_twoAtATimeAndEachOnce(tmp_path, root, told):
     body = f"os.mkdir({str(tmp_path)!r} + f'/run{{os.getpid()}}'); time.sleep(0.1)\n"
     receiver = start(root, program(tmp_path, told, body))
     for n in range(6):
         await send(receiver, b"%d" % n, b"x")
-    assert len(receiver._hook._running) <= onreceived.AT_ONCE
+    assert len(receiver._hook._running) <= onreceived.PROGRAMS_AT_ONCE
     await until(lambda: len(receipts(told)) == 6)
     assert {receipt["name"] for receipt in receipts(told)} == set("012345")
     await bounded(receiver.stopService())
@@ -101,7 +122,7 @@ async def test_failuresAndLongOutputChangeNothing(tmp_path, root, told):
 
 @pytest_twisted.ensureDeferred
 async def test_aProgramThatHangsIsKilledAndTheNextRuns(tmp_path, root, told, monkeypatch):
-    monkeypatch.setattr(onreceived, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(onreceived, "TIME_LIMIT_SECONDS", 0.5)
     receiver = start(root, program(tmp_path, told, "time.sleep(1000)"))
     for n in range(4):
         await send(receiver, b"%d" % n, b"x")
@@ -115,7 +136,7 @@ async def test_whatAProgramLeavesBehindHoldsNobodyUp(tmp_path, root, told, monke
     """
     A process of its own that keeps its output open, as C{sleep} in a script does.
     """
-    monkeypatch.setattr(onreceived, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(onreceived, "TIME_LIMIT_SECONDS", 0.5)
     pids = tmp_path / "pids"
     body = (
         "import subprocess\n"
@@ -135,13 +156,13 @@ async def test_whatAProgramLeavesBehindHoldsNobodyUp(tmp_path, root, told, monke
 
 @pytest_twisted.ensureDeferred
 async def test_whatWasNotToldIsToldAfterARestart(tmp_path, root, told, monkeypatch):
-    monkeypatch.setattr(onreceived, "AT_ONCE", 0)
+    monkeypatch.setattr(onreceived, "PROGRAMS_AT_ONCE", 0)
     receiver = start(root, program(tmp_path, told))
     for n in range(5):
         await send(receiver, b"%d" % n, b"x")
     await bounded(receiver.stopService())
     assert receipts(told) == []
-    monkeypatch.setattr(onreceived, "AT_ONCE", 2)
+    monkeypatch.setattr(onreceived, "PROGRAMS_AT_ONCE", 2)
     receiver = start(root, program(tmp_path, told))
     await until(lambda: len(receipts(told)) == 5)
     await bounded(receiver.stopService())
@@ -158,8 +179,8 @@ async def test_aProgramThatComesBackIsToldEverything(tmp_path, root, told, monke
     Removed, or replaced by what the kernel cannot run: one line, and no file is
     taken for told.
     """
-    monkeypatch.setattr(onreceived, "FIRST_WAIT", 0.05)
-    monkeypatch.setattr(onreceived, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(onreceived, "FIRST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(onreceived, "LONGEST_WAIT_SECONDS", 0.05)
     receiver = start(root, program(tmp_path, told))
     path = tmp_path / "program"
     good = path.read_text()
@@ -185,7 +206,7 @@ async def test_aProgramThatComesBackIsToldEverything(tmp_path, root, told, monke
 
 @pytest_twisted.ensureDeferred
 async def test_forksThatFailAreTriedAgain(tmp_path, root, told, monkeypatch):
-    monkeypatch.setattr(onreceived, "FIRST_WAIT", 0.2)
+    monkeypatch.setattr(onreceived, "FIRST_WAIT_SECONDS", 0.2)
     receiver = start(root, program(tmp_path, told))
     fork = os.fork
     short = True

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from tests.helpers.processes import (
     TWISTD,
     connpool,
     environment,
+    finished,
     goes,
     running,
     twistd,
@@ -76,7 +78,7 @@ def test_nothingComesBack():
         (["127.0.0.1:8641", "--size", "4"], 2, "12 to 65507 bytes"),
         (["127.0.0.1:8641", "--size", "65508"], 2, "12 to 65507 bytes"),
         (["127.0.0.1:8641", "--interval", "0"], 2, "invalid number of seconds value: '0'"),
-        (["127.0.0.1:8641", "--count", "-1"], 2, "invalid count value: '-1'"),
+        (["127.0.0.1:8641", "--count=-1"], 2, "invalid count value: '-1'"),
     ],
 )
 def test_mistakes(arguments, code, says):
@@ -174,6 +176,23 @@ def test_bothFamiliesOnOnePort(tmp_path):
         port = program.waitFor(ANSWERS)[2]
         assert connpool("ping", f"127.0.0.1:{port}", "--count", "1").returncode == 0
         assert connpool("ping", f"[::1]:{port}", "--count", "1").returncode == 0
+
+
+@pytest.mark.parametrize("protocol", ["auto", "irtt", "stamp:key-file=key"])
+def test_theCommandInTheLogWorks(tmp_path, protocol):
+    """
+    Also for every address, which nothing can be sent to.
+    """
+    (tmp_path / "key").write_text("sesame")
+    with twistd("udpecho", "--listen", "udp:0", "--protocol", protocol, cwd=tmp_path) as program:
+        program.waitFor(r"answers on \[::\]")
+        hints = re.findall(r"; try: connpool (ping .*)", program.output)
+        assert len(hints) == 2
+        for hint in hints:
+            result = finished(
+                sys.executable, "-m", "connpool", *shlex.split(hint), "--count", "1", cwd=tmp_path
+            )
+            assert result.returncode == 0, hint + result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("protocol", ["irtt", "tcp"])

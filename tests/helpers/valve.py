@@ -18,12 +18,13 @@ class Valve:
     @ivar target: the port behind it; L{None} while there is none, then
         connections are closed.
     @ivar connections: that reached the target.
+    @ivar passed: bytes that went towards the target.
     """
 
     def __init__(self) -> None:
         self.target: int | None = None
         self.connections = 0
-        self._passed = 0
+        self.passed = 0
         self._allowed = 0.0
         self._held = False
         self._changed = threading.Condition()
@@ -45,7 +46,7 @@ class Valve:
         Wait until more has come than is allowed through.
         """
         with self._changed:
-            assert self._changed.wait_for(lambda: self._held, seconds), f"{self._passed} bytes came"
+            assert self._changed.wait_for(lambda: self._held, seconds), f"{self.passed} bytes came"
 
     def close(self) -> None:
         self.allow(float("inf"))
@@ -73,11 +74,11 @@ class Valve:
             while data := source.recv(16384):
                 if metered:
                     with self._changed:
-                        if self._passed >= self._allowed:
+                        if self.passed >= self._allowed:
                             self._held = True
                             self._changed.notify_all()
-                        self._changed.wait_for(lambda: self._passed < self._allowed)
-                        self._passed += len(data)
+                        self._changed.wait_for(lambda: self.passed < self._allowed)
+                        self.passed += len(data)
                 sink.sendall(data)
         except OSError:
             pass

@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import attrs
 from twisted.application.service import MultiService, Service
+from twisted.internet.address import IPv4Address
 from zope.interface import implementer
 
 from connpool.datagram import DatagramStats
-from connpool.interfaces import ILiveTransfers, IReadiness, IStatsSource
+from connpool.interfaces import ILiveTransfers, IReadiness, IRecentTransfers, IStatsSource
 from connpool.observe.tcpstates import StateCounts
 from connpool.pool.stats import BOUNDS, Histogram, PoolStats
 from connpool.proxyprotocol import ProxyStats
 from connpool.services.access import ListenerStats
+from connpool.services.probing import ProbeStats
 from connpool.transfer.names import displayName
 from connpool.transfer.receive.reception import TransferStats
-from connpool.transfer.records import LiveTransfer
+from connpool.transfer.records import EndedTransfer, LiveTransfer
 
 #: Names as hostile senders choose them.
 HOSTILE = (
@@ -32,7 +34,7 @@ HOSTILE = (
 )
 
 
-@implementer(IStatsSource, ILiveTransfers, IReadiness)
+@implementer(IStatsSource, ILiveTransfers, IReadiness, IRecentTransfers)
 class Source(Service):
     """
     Says what it was told.
@@ -44,6 +46,14 @@ class Source(Service):
         self.snapshot = snapshot
         self.transfers = list(transfers)
         self.why = None
+        self.recent = []
+        self.hosts = []
+
+    def getHosts(self):
+        return self.hosts
+
+    def recentTransfers(self):
+        return self.recent
 
     def stats(self):
         return self.snapshot
@@ -89,6 +99,20 @@ def transfer(number, name, **given):
     return LiveTransfer(**values)
 
 
+def ended(number, name, **given):
+    values = {
+        "when": 1.8e9 + number,
+        "name": name,
+        "size": 1 << 20,
+        "peer": "192.0.2.7",
+        "result": "stored",
+        "durability": "full",
+        "transferId": f"{number:032x}",
+        **given,
+    }
+    return EndedTransfer(**values)
+
+
 def busy():
     """
     @return: a root service and its sources by kind.
@@ -128,7 +152,26 @@ def busy():
         ),
         "tcp": Source("tcp", "inbox", StateCounts(listen=1, established=5, closeWait=2)),
         "proxy": Source("proxy", "inbox/proxy", ProxyStats(pending=1, headers=44)),
+        "probe": Source(
+            "probe",
+            "far.example:8641",
+            ProbeStats(sent=200, received=198, lost=2, up=True, rttMin=0.01, rttMean=0.02),
+        ),
     }
+    sources["listener"].hosts = [IPv4Address("TCP", "192.0.2.1", 8640)]
+    sources["transfer"].recent = [
+        ended(3, "reports/2026-11.csv"),
+        ended(2, "half.bin", result="failed", durability=None, why="no-space: the disk is full"),
+        ended(1, "again.txt", result="duplicate"),
+        ended(
+            *(4, "../../etc/passwd"),
+            result="refused",
+            durability=None,
+            size=None,
+            transferId=None,
+            why="name-refused: send a relative name",
+        ),
+    ]
     for source in sources.values():
         # names are unique among siblings
         holder = MultiService()

@@ -1,7 +1,7 @@
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from connpool.observe.feed import STALLED, Feed
+from connpool.observe.feed import MOST_MISSED_LOOKS, Feed
 
 
 class Request:
@@ -46,7 +46,7 @@ class Seen:
 
 def build():
     clock, seen = Clock(), Seen()
-    return clock, seen, Feed(clock, lambda: seen.schema, seen.look)
+    return clock, seen, Feed(clock, {"schema": lambda: seen.schema}, seen.look)
 
 
 def test_nothingRunsWhileNobodyWatches():
@@ -95,7 +95,7 @@ def test_aSlowViewerMissesLooksAndIsLetGo():
     clock.advance(1)
     assert slow.looks == 2
     slow.producer.pauseProducing()
-    clock.pump([1] * STALLED)
+    clock.pump([1] * MOST_MISSED_LOOKS)
     assert not slow.aborted
     clock.advance(1)
     assert slow.aborted

@@ -25,6 +25,7 @@ def test_namesAndTypesFollowFromFields():
         "accepted": ("connpool_listener_accepted_total", "counter"),
         "refusedAddress": ("connpool_listener_refused_address_total", "counter"),
         "refusedLimit": ("connpool_listener_refused_limit_total", "counter"),
+        "healthChecks": ("connpool_listener_health_checks_total", "counter"),
     }
     found = metrics("transfer", TransferStats)
     assert found["receivedBytes"] == ("connpool_transfer_received_bytes_total", "counter")

@@ -9,10 +9,12 @@ import pytest
 import pytest_twisted
 from twisted.application.service import MultiService
 
+from connpool.observe import readSources
+from connpool.observe.history import History
 from connpool.services.access import ListenerStats
 from tests.helpers.waiting import bounded, pause
 from tests.observe.chromium import browser
-from tests.observe.sample import HOSTILE, Source, busy, transfer
+from tests.observe.sample import HOSTILE, Source, busy, ended, transfer
 from tests.observe.web import serving
 
 pytestmark = pytest.mark.peer("chromium")
@@ -102,6 +104,11 @@ async def test_namesArePlainText(tmp_path):
     sources["transfer"].transfers = [
         attrs.evolve(each, peer=each.name, slowedBy=each.name, protocol=each.name) for each in live
     ]
+    sources["transfer"].recent = [
+        ended(n, name, peer=name, result=result, why=name, durability=name, transferId=name)
+        for result in ("stored", "refused")
+        for n, name in enumerate(reversed(names))
+    ]
     sources["transfer"].why = "<img src=x onerror=alert(1)>"
     holder = MultiService()
     holder.setServiceParent(root)
@@ -112,6 +119,11 @@ async def test_namesArePlainText(tmp_path):
             "[...document.querySelectorAll('#transferList bdi')].map((node) => node.textContent)"
         )
         assert shown == names
+        for listed in ("fileList", "refusalList"):
+            shown = await tab.evaluate(
+                f"[...document.querySelectorAll('#{listed} bdi')].map((node) => node.textContent)"
+            )
+            assert shown == names
         strange = await tab.evaluate(f"document.querySelectorAll({STRANGE!r}).length")
         assert strange == 0
         assert await tab.evaluate("document.querySelectorAll('script').length") == 1
@@ -139,6 +151,118 @@ async def test_thePolicyRunsNothingElse(tmp_path):
         assert "owned" not in await tab.evaluate("document.title")
         assert await tab.evaluate("getComputedStyle(document.body).display") != "none"
         assert any("Content Security Policy" in each for each in tab.complaints)
+
+
+@pytest_twisted.ensureDeferred
+async def test_cardsTellAddressStateLossAndRoundTrip(tmp_path):
+    root, sources = busy()
+    async with serving(root) as web, browser(tmp_path / "profile") as tab:
+        await opened(tab, web)
+
+        async def card(group):
+            text = await tab.evaluate(f"document.querySelector('#group-{group} + ul li').innerText")
+            return list(filter(None, text.split("\n")))
+
+        assert "192.0.2.1:8640" in await card("listener")
+        # it is where its listener is
+        assert (await card("transfer"))[:3] == ["inbox", "up", "192.0.2.1:8640"]
+        probe = await card("probe")
+        assert probe[:2] == ["far.example:8641", "up"]
+        figures = dict(zip(probe[2:-1:2], probe[3:-1:2], strict=False))
+        assert (figures["Loss"], figures["Round trip"]) == ("1 %", "20 ms")
+        sources["transfer"].why = "the disk is full"
+        dead = attrs.evolve(sources["probe"].snapshot, up=False, rttMean=0.0, lost=200)
+        sources["probe"].snapshot = dead
+        await tab.waitFor("/the disk is full/.test(document.getElementById('groups').innerText)")
+        assert (await card("transfer"))[1] == "down"
+        probe = await card("probe")
+        assert probe[1] == "down"
+        figures = dict(zip(probe[2:-1:2], probe[3:-1:2], strict=False))
+        assert figures["Round trip"] == "–"
+
+
+@pytest_twisted.ensureDeferred
+async def test_theLastFilesAndRefusals(tmp_path):
+    root, sources = busy()
+    async with serving(root) as web, browser(tmp_path / "profile") as tab:
+        await opened(tab, web)
+        rows = "[...document.querySelectorAll('#%s tr')].map((row) => row.innerText)"
+        files = await tab.evaluate(rows % "fileList")
+        assert [row.split("\t")[1:4] for row in files] == [
+            ["reports/2026-11.csv", "1 MiB", "192.0.2.7"],
+            ["half.bin", "1 MiB", "192.0.2.7"],
+            ["again.txt", "1 MiB", "192.0.2.7"],
+        ]
+        assert files[0].split("\t")[4:] == ["stored", "full", f"{3:032x}"]
+        assert "no-space: the disk is full" in files[1]
+        (refused,) = await tab.evaluate(rows % "refusalList")
+        assert refused.split("\t")[1:] == [
+            *("../../etc/passwd", "192.0.2.7", "name-refused: send a relative name"),
+        ]
+        sources["transfer"].recent.insert(0, ended(9, "new.txt"))
+        await tab.waitFor("/new.txt/.test(document.getElementById('fileList').innerText)")
+
+
+@pytest_twisted.ensureDeferred
+async def test_curvesOfTenMinutes(tmp_path):
+    root, _ = busy()
+    history = History()
+    for turn in range(3):
+        history.add(5.0 * turn, readSources([root]))
+    async with serving(root, history=history) as web, browser(tmp_path / "profile") as tab:
+        await opened(tab, web)
+        titles = "[...document.querySelectorAll('.curve h3')].map((node) => node.textContent)"
+        assert await tab.evaluate(titles) == ["Bytes", "Files", "Slowest round trip", "Waiting"]
+        texts = "[...document.querySelectorAll('.curve b')].map((node) => node.textContent)"
+        assert await tab.evaluate(texts) == ["0 B/s", "0/s", "20 ms", "2"]
+        lines = "[...document.querySelectorAll('.curve .line')].map((p) => p.getAttribute('d'))"
+        for path in await tab.evaluate(lines):
+            # three points, at the right
+            assert path.count("M") == 1
+            assert path.count("L") == 2
+            assert "NaN" not in path
+            assert "L120.00 " in path
+        for _ in range(3):
+            history.add(100.0, [])
+        await tab.waitFor(f"{texts}.join() === '–,–,–,–'")
+        assert tab.complaints == []
+
+
+KINDS = ["datagram", "listener", "tcp", "transfer", "pool", "probe"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_noEmptyHalves(tmp_path):
+    """
+    Cards reach from edge to edge, however many there are.
+    """
+    async with browser(tmp_path / "profile") as tab:
+        for count in (1, 2, 3, 6):
+            _, sources = busy()
+            root = MultiService()
+            for kind in KINDS[:count]:
+                sources[kind].disownServiceParent()
+                holder = MultiService()
+                holder.setServiceParent(root)
+                sources[kind].setServiceParent(holder)
+            async with serving(root) as web:
+                await tab.look(1280, 900, "light")
+                await opened(tab, web)
+                edges = await tab.evaluate(
+                    "[...document.querySelectorAll('#groups .card')].map((card) => "
+                    "card.getBoundingClientRect()).map((b) => [b.left, b.right, b.bottom])"
+                )
+                wide = await tab.evaluate(
+                    "(() => { const b = document.getElementById('groups').getBoundingClientRect();"
+                    " return [b.left, b.right]; })()"
+                )
+                assert len(edges) == count
+                assert min(left for left, _, _ in edges) == pytest.approx(wide[0], abs=1)
+                assert max(right for _, right, _ in edges) == pytest.approx(wide[1], abs=1)
+                ends = {}
+                for left, _, bottom in edges:
+                    ends[round(left)] = max(ends.get(round(left), 0), bottom)
+                assert len(ends) == min(count, 3)
 
 
 @pytest_twisted.ensureDeferred

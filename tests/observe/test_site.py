@@ -63,7 +63,7 @@ async def test_readinessSaysWhy():
         await bounded(root.stopService())
         answer = await web.get("/readyz")
         assert answer.code == 503
-        assert b"inbox: not running\n" in answer.body
+        assert answer.body == b"the service: not running\n"  # once, not for each part
 
 
 @pytest_twisted.ensureDeferred
@@ -140,7 +140,7 @@ async def test_whoDoesNotCloseItsTLSHoldsNoConnection(tmp_path, monkeypatch, req
     """
     Also on Twisted's own TLS endpoints.
     """
-    monkeypatch.setattr(connpool.observe.site, "LINGER", 0.1)
+    monkeypatch.setattr(connpool.observe.site, "LINGER_SECONDS", 0.1)
     monkeypatch.setattr(HTTPChannel, "abortTimeout", 0.1)
     issued = trustme.CA().issue_cert("localhost")
     issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
@@ -234,7 +234,7 @@ def basic(user, password):
 
 @pytest.fixture
 def protection(monkeypatch):
-    monkeypatch.setattr(connpool.observe.site, "WRONG_PASSWORD_DELAY", 0.01)
+    monkeypatch.setattr(connpool.observe.site, "WRONG_PASSWORD_SECONDS", 0.01)
     checker = InMemoryUsernamePasswordDatabaseDontUse(watcher=b"s3cret")
     return Protection(checker=checker)
 
@@ -256,7 +256,7 @@ async def test_everyPathWantsThePassword(protection):
 
 @pytest_twisted.ensureDeferred
 async def test_aWrongPasswordIsAnsweredLate(protection, monkeypatch):
-    monkeypatch.setattr(connpool.observe.site, "WRONG_PASSWORD_DELAY", 1000.0)
+    monkeypatch.setattr(connpool.observe.site, "WRONG_PASSWORD_SECONDS", 1000.0)
     root, _ = busy()
     async with serving(root, protection) as web:
         request = f"GET / HTTP/1.1\r\nHost: localhost\r\n{basic('a', 'b')}\r\n\r\n".encode()
@@ -293,8 +293,11 @@ async def test_refusalsAreSummarised(protection):
             for _ in range(5):
                 await web.get("/", host="attacker.example")
                 await web.get("/", basic("watcher", "guess"))
-    lines = [formatEvent(each) for each in logs if "refused" in each]
-    assert lines == ["status page: refused unknown host name 1; the last from 127.0.0.1"]
+    lines = [each for each in map(formatEvent, logs) if "refused" in each]
+    assert lines == [
+        "status page: refused 127.0.0.1: unknown host name",
+        "status page: refused 127.0.0.1: wrong password",
+    ]
     assert not any("guess" in formatEvent(each) for each in logs)
 
 
@@ -326,9 +329,13 @@ async def test_eventsCarryTheSchemaAndThenLooks():
     root, sources = busy()
     async with serving(root) as web:
         client = await follow(web)
-        await until(lambda: len(events(client.received)) >= 3)
+        await until(lambda: len(events(client.received)) >= 5)
         client.transport.abortConnection()
-    (first, schema), (second, look), (third, _) = events(client.received)[:3]
+    first, recent, history, second, third = events(client.received)[:5]
+    assert recent[0] == "recent"
+    assert [each["name"] for each in recent[1]["refusals"]] == ["../../etc/passwd"]
+    assert history == ("history", {"series": {}})
+    (first, schema), (second, look), (third, _) = first, second, third
     assert (first, second, third) == ("schema", "look", "look")
     assert set(schema) == {source.kind for source in sources.values()}
     assert look["ready"] is True
@@ -347,10 +354,10 @@ async def test_aNameCannotMakeAnEvent():
     ]
     async with serving(root) as web:
         client = await follow(web)
-        await until(lambda: len(events(client.received)) >= 2)
+        await until(lambda: len(events(client.received)) >= 4)
         client.transport.abortConnection()
-    assert client.received.count(b"\nevent: ") == 2
-    assert len(events(client.received)[1][1]["transfers"]) == len(names) + 1
+    assert client.received.count(b"\nevent: ") == 4
+    assert len(events(client.received)[3][1]["transfers"]) == len(names) + 1
 
 
 @pytest_twisted.ensureDeferred

@@ -68,7 +68,7 @@ def test_readinessNamesWhatIsNot():
     sources["transfer"].why = "the disk is full"
     assert findTroubles([root]) == ["inbox: the disk is full"]
     root.stopService()
-    assert "MultiService: not running" in findTroubles([root])
+    assert "the service: not running" in findTroubles([root])
 
 
 def test_transfersAreLimited():

@@ -4,6 +4,7 @@ the counts and the command.
 """
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 import psutil
@@ -22,9 +25,11 @@ from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.endpoints import connectProtocol, serverFromString
 from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import capturedLogs, formatEvent
 from zope.interface.verify import verifyObject
 
 from connpool.commands import main
+from connpool.errors import StatesUnavailable
 from connpool.interfaces import IStatsSource
 from connpool.observe.tcpstates import (
     Socket,
@@ -39,6 +44,7 @@ from connpool.observe.tcpstates_read import (
     PROC,
     TCPInfo,
     TCPStates,
+    findProcesses,
     portsOf,
     readSockets,
     tcpInfo,
@@ -69,11 +75,11 @@ sl local_address remote_address st tx_queue rx_queue
 @pytest.mark.skipif(sys.byteorder == "big", reason="the rows are little-endian")
 def test_parse():
     assert list(parseProcTable(TABLE.splitlines())) == [
-        Socket(State.LISTEN, "127.0.0.1", 8640, "0.0.0.0", 0, 0, 3),
-        Socket(State.ESTABLISHED, "127.0.0.1", 8640, "127.0.0.2", 44104, 10, 20),
+        Socket(State.LISTEN, "127.0.0.1", 8640, "0.0.0.0", 0, 0, 3, 1225),
+        Socket(State.ESTABLISHED, "127.0.0.1", 8640, "127.0.0.2", 44104, 10, 20, 1),
         # the FIN in its queue is not a byte to read
-        Socket(State.CLOSE_WAIT, "127.0.0.2", 44104, "127.0.0.1", 8640, 0, 1),
-        Socket(State.SYN_RECV, "127.0.0.1", 22, "127.0.0.2", 1, 0, 0),
+        Socket(State.CLOSE_WAIT, "127.0.0.2", 44104, "127.0.0.1", 8640, 0, 1, 1),
+        Socket(State.SYN_RECV, "127.0.0.1", 22, "127.0.0.2", 1, 0, 0, 1),
     ]
     others = parseProcTable(TABLE.splitlines(), {22, 44104})
     assert [each.localPort for each in others] == [44104, 22]
@@ -347,6 +353,75 @@ def test_aLeakIsNamed(stack):
 
 
 @needsProc
+def test_eachSocketWithItsPeerAndProcess(stack):
+    pair = Pair(stack)
+    found = connpool("states", str(pair.port), "--sockets").stdout.splitlines()
+    title = next(n for n, line in enumerate(found) if "PEER" in line)
+    rows = [line.split() for line in found[title + 1 :]]
+    client = f"127.0.0.1:{pair.client.getsockname()[1]}"
+    mine = [row for row in rows if client in row]
+    assert {(row[0], row[2]) for row in mine} == {
+        ("ESTABLISHED", client),
+        ("ESTABLISHED", f"127.0.0.1:{pair.port}"),
+    }
+    assert all(row[-1].endswith(f"/{os.getpid()}") for row in mine)
+    before = datetime.now(UTC)
+    told = json.loads(connpool("states", str(pair.port), "--sockets", "--json").stdout)
+    assert before <= datetime.fromisoformat(told["time"]) + timedelta(milliseconds=1)
+    (served,) = [each for each in told["sockets"] if each["peer"] == client]
+    assert (served["state"], served["sendQueue"]) == ("ESTABLISHED", 0)
+    assert served["process"].endswith(f"/{os.getpid()}")
+
+
+@needsProc
+def test_filters(stack):
+    pair = Pair(stack)
+    port = str(pair.port)
+
+    def counts(*words):
+        told = json.loads(connpool("states", port, "--json", *words).stdout)
+        return {
+            name: (told["here"][name], told["there"][name]) for name in ("listen", "established")
+        }
+
+    assert counts() == {"listen": (1, 0), "established": (1, 1)}
+    assert counts("--state", "established") == {"listen": (0, 0), "established": (1, 1)}
+    assert counts("--state=LISTEN", "--state=time-wait") == {
+        "listen": (1, 0),
+        "established": (0, 0),
+    }
+    assert counts("--peer", "127.0.0.0/8")["established"] == (1, 1)
+    assert counts("--peer", "10.0.0.0/8")["established"] == (0, 0)
+
+
+def test_processesOfAProc(tmp_path):
+    """
+    Of those that end meanwhile, or belong to others, nothing is told.
+    """
+    for pid, name, inodes in ((7, "web", [100, 101]), (8, "odd\nname", [102])):
+        descriptors = tmp_path / str(pid) / "fd"
+        descriptors.mkdir(parents=True)
+        (tmp_path / str(pid) / "comm").write_text(f"{name}\n")
+        for fd, inode in enumerate(inodes):
+            (descriptors / str(fd)).symlink_to(f"socket:[{inode}]")
+        (descriptors / "9").symlink_to("/dev/null")
+    (tmp_path / "9").mkdir()
+    assert findProcesses(tmp_path) == {100: "web/7", 101: "web/7", 102: "odd?name/8"}
+
+
+def test_aSystemThatDoesNotTell(tmp_path, monkeypatch, capsys):
+    def refuse(kind):
+        raise FileNotFoundError(2, "No such file or directory", "/proc/net/tcp")
+
+    monkeypatch.setattr(psutil, "net_connections", refuse)
+    with pytest.raises(StatesUnavailable, match="mount /proc"):
+        readSockets(proc=tmp_path)
+    monkeypatch.setattr("connpool.commands.states.readSockets", partial(readSockets, proc=tmp_path))
+    assert main(["states"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@needsProc
 def test_watch(stack):
     """
     Each change is a line, and Ctrl-C ends it.
@@ -394,6 +469,8 @@ def test_whatTheCommandTakes(capsys):
         (("80", "--all"), "not both"),
         (("no-such-service",), "unknown port"),
         (("65536",), "invalid port"),
+        (("80", "--state", "open"), "is not one of LISTEN"),
+        (("80", "--peer", "10.0.0.1/8"), "--peer"),
         (("80", "--interval", "0"), "seconds above 0"),
         (("80", "--interval", "inf"), "up to 86400"),
     ):
@@ -484,6 +561,28 @@ async def test_aTableThatCannotBeRead(expectFailure):
     states = TCPStates(reactor, lambda: {"web": {80}}, read=read)
     await bounded(states.look())
     assert not states.namedServices
+
+
+@pytest_twisted.ensureDeferred
+async def test_countsAreAbsentWhereTheSystemDoesNotTell():
+    """
+    Not the old ones, no traceback, and one line however often it looks.
+    """
+    answers = [[Socket(State.LISTEN, "127.0.0.1", 80, "", 0)]]
+
+    def read(ports):
+        if not answers:
+            raise StatesUnavailable("no /proc here")
+        return answers.pop()
+
+    states = TCPStates(reactor, lambda: {"web": {80}}, read=read)
+    with capturedLogs() as logs:
+        await bounded(states.look())
+        assert set(states.namedServices) == {"web"}
+        await bounded(states.look())
+        await bounded(states.look())
+    assert not states.namedServices
+    assert [formatEvent(each) for each in logs] == ["no TCP states: no /proc here"]
 
 
 @pytest_twisted.ensureDeferred

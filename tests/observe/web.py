@@ -70,12 +70,12 @@ class Web:
 
 
 @asynccontextmanager
-async def serving(root, protection=None):
+async def serving(root, protection=None, history=None):
     """
     C{root} started, and its site.
     """
     root.startService()
-    site = makeSite(reactor, [root], protection)
+    site = makeSite(reactor, [root], protection, history)
     listening = ListeningService(
         reactor, [parseListen("tcp:0:interface=127.0.0.1")], site, drainTimeout=0
     )

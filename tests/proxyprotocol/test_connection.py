@@ -24,7 +24,7 @@ from connpool.proxyprotocol import (
     encodeV1,
     encodeV2,
 )
-from connpool.proxyprotocol.server import LOG_INTERVAL, MAX_PENDING
+from connpool.proxyprotocol.server import LOG_INTERVAL_SECONDS, MAX_PENDING
 from connpool.services.access import Access, Gate
 
 PROXY = IPv4Address("TCP", "10.0.0.5", 5000)
@@ -535,7 +535,7 @@ def test_aFloodOfRefusalsIsOneLineAMinute(caplogs):
     site = Site()
     for _ in range(100):
         lose(site.connect(STRANGER)[0])
-    site.clock.advance(LOG_INTERVAL)
+    site.clock.advance(LOG_INTERVAL_SECONDS)
     lose(site.connect(STRANGER)[0])
     assert [event["count"] for event in caplogs] == [1, 100]
     assert "203.0.113.9" in caplogs.text()

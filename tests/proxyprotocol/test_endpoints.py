@@ -2,6 +2,8 @@
 The endpoint strings, over real sockets on loopback.
 """
 
+import os
+import re
 import socket
 import ssl as pyssl
 
@@ -288,7 +290,7 @@ async def test_whoDoesNotCloseItsTLSHoldsNoConnection(files, monkeypatch, header
     """
     And what was to be written to it is, however slowly it reads.
     """
-    monkeypatch.setattr(secured, "LAST_WORD", 0.2)
+    monkeypatch.setattr(secured, "LAST_WORD_SECONDS", 0.2)
     trusted = ":trusted=127.0.0.1:policy=use" if header else ""
     service = ListeningService(
         reactor,
@@ -511,10 +513,40 @@ async def test_aRenewedCertificate(listen, files, tmp_path):
     assert await shown() != first
 
 
+@pytest.mark.parametrize("name", ["cert.pem", "key.pem", "roots.pem"])
+@pytest.mark.parametrize("kind", ["fifo", "directory", "socket", "unreadable"])
+def test_aReloadNeverStalls(files, tmp_path, name, kind):
+    """
+    Whatever has the name of a certificate meanwhile: it is said, and the old stays.
+    """
+    for each in ("cert.pem", "key.pem"):
+        (tmp_path / each).write_bytes((files / each).read_bytes())
+    (tmp_path / "roots.pem").write_bytes((files / "cert.pem").read_bytes())
+    text = f"secured:tcp:0:{keys(tmp_path)}:trustRoots={tmp_path}/roots.pem"
+    certificate = serverFromString(reactor, text).certificate
+    path = tmp_path / name
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listening:
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "directory":
+            path.mkdir()
+        elif kind == "socket":
+            listening.bind(str(path))
+        else:
+            path.symlink_to(path)
+        with pytest.raises(AddressError, match=re.escape(name)) as caught:
+            certificate.reload()
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [
         ("proxied:tcp:443", "trusted="),
+        ("proxied:tcp:443:trusted=10.0.0.0/8:maxHeader=10", "256 to 65551"),
+        ("proxied:tcp:443:trusted=10.0.0.0/8:maxHeader=-1", "256 to 65551"),
+        ("proxied:tcp:443:trusted=10.0.0.0/8:maxHeader=1M", "256 to 65551"),
         ("proxied:tcp:443:trusted=", "trusted="),
         ("proxied:tcp:443:trusted=proxy.example.com", "not a network"),
         ("proxied:tcp:443:trusted=10.0.0.1/8", "host bits"),

@@ -221,8 +221,6 @@ def test_noSecondTry():
         block(0x21, 0x00, b"\x03\0\x03abc"),
         block(0x21, 0x00, b"\x05\0\x81" + b"x" * 129),
         block(0x21, 0x00, b"\x02\0\x02\xff\xff"),
-        block(0x21, 0x00, b"\x02\0\x05a\x1b[0m"),
-        block(0x21, 0x00, b"\x02\0\x03a\nb"),
         block(0x21, 0x00, b"\x20\0\x04abcd"),
         block(0x21, 0x00, b"\x20\0\x0a\x01\0\0\0\0\x21\0\x09ab"),
         block(0x21, 0x00, b"\x20\0\x0a\x01\0\0\0\0\x22\0\x02\xff\xff"),
@@ -235,6 +233,31 @@ def test_badBlocks(data):
         with pytest.raises(HeaderError) as caught:
             read(data)
         assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "plain",
+        "Jean\u00a0Dupont",
+        "\u200fdalet",
+        "soft\u00adhyphen",
+        "zero\u200bwidth",
+        "a\nb\0",
+    ],
+)
+def test_anyUTF8IsAName(name):
+    """
+    A client chooses its certificate; its characters cost nobody the connection.
+    """
+    raw = name.encode()
+    inner = b"\x22" + struct.pack("!H", len(raw)) + raw
+    ssl = b"\x20" + struct.pack("!H", 5 + len(inner)) + b"\x01\0\0\0\0" + inner
+    authority = b"\x02" + struct.pack("!H", len(raw)) + raw
+    for read in (parse, byteWise):
+        header, _ = read(block(0x21, 0x11, INET + ssl + authority))
+        assert (header.tlvs.ssl.commonName, header.tlvs.authority) == (name, name)
 
 
 def test_aLongHeaderIsRefusedBeforeItsBodyArrives():

@@ -260,3 +260,24 @@ def test_check(tmp_path, capsys, plugin, says):
         assert "1 services, no mistake found" in capsys.readouterr().out
     else:
         assert ended.value.code.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("status", "clash"),
+    [("8641", True), ("8641:interface=127.0.0.1", True), ("8642", False)],
+)
+def test_theStatusPortIsTakenToo(tmp_path, capsys, status, clash):
+    path = tmp_path / "f.toml"
+    path.write_text('[services.e]\nplugin = "udpecho"\nlisten = "tcp:8641:interface=127.0.0.1"\n')
+    options = Options()
+    words = ["--check", f"--status=tcp:{status}", "--status-allow=any", str(path)]
+    with pytest.raises(SystemExit) as ended:
+        options.parseOptions(words)
+    if clash:
+        assert ended.value.code == (
+            "services.e: listens on tcp:8641:interface=127.0.0.1, which --status already takes; "
+            "choose another port"
+        )
+    else:
+        assert ended.value.code == 0
+        assert "no mistake found" in capsys.readouterr().out

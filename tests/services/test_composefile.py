@@ -160,7 +160,7 @@ def test_nearNames():
         ("tcp:80", Claim("tcp", "80")),
         ("tcp:port=80:interface=0.0.0.0", Claim("tcp", "80")),
         ("tcp:80:interface=127.0.0.1", Claim("tcp", "80", "127.0.0.1")),
-        (r"tcp6:80:interface=\:\:", Claim("tcp", "80")),
+        (r"tcp6:80:interface=\:\:", Claim("tcp", "80", "::")),
         (r"tcp:80:interface=0\:0\:\:1", Claim("tcp", "80", "::1")),
         ("secured:proxied:tcp:80:certificate=c", Claim("tcp", "80")),
         ("haproxy:ssl:443", Claim("tcp", "443")),
@@ -189,6 +189,14 @@ def test_whatAListenerClaims(description, claim):
         ("tcp:80:interface=127.0.0.1", "secured:tcp:80:interface=127.0.0.1", True),
         ("unix:/run/a", "unix:/run/a:mode=660", True),
         ("systemd:domain=INET:name=a", "systemd:domain=INET:name=a", True),
+        (r"tcp:80:interface=\:\:", "tcp:80", True),
+        (r"tcp:80:interface=\:\:", "tcp:80:interface=127.0.0.1", True),
+        (r"udp:80:interface=\:\:", r"udp:80:interface=\:\:1", True),
+        ("udp:80:interface=0.0.0.0", "udp:80:interface=127.0.0.1", True),
+        (r"udp:80:interface=\:\:", "udp:80:interface=0.0.0.0", False),
+        ("udp:80", r"udp:80:interface=\:\:", False),
+        (r"udp:80:interface=\:\:1", "udp:80:interface=127.0.0.1", False),
+        ("tcp:80", r"tcp:80:interface=\:\:1", False),
         ("tcp:80", "tcp:81", False),
         ("tcp:80", "udp:80", False),
         ("tcp:80:interface=127.0.0.1", "tcp:80:interface=127.0.0.2", False),
@@ -198,7 +206,7 @@ def test_whatAListenerClaims(description, claim):
 )
 def test_twoServicesOnOnePort(first, second, clash):
     claims = [
-        (name, text, claim)
+        (f"services.{name}", text, claim)
         for name, text in (("a", first), ("b", second))
         if (claim := claimOf(parseListen(text))) is not None
     ]

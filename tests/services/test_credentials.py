@@ -8,7 +8,7 @@ from zope.interface.verify import verifyObject
 
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
-from connpool.services.credentials import BURST, INTERVAL, Authenticator
+from connpool.services.credentials import GUESS_BURST, GUESS_INTERVAL_SECONDS, Authenticator
 from connpool.transfer.identities import Identities
 
 
@@ -66,7 +66,7 @@ async def test_guessingAtSpeed(authenticator):
             await authenticator.password(peer(host), "alice", b"guess")
         return "too many" in str(caught.value)
 
-    assert [await wrong(f"192.0.2.{n}") for n in range(BURST)] == [False] * BURST
+    assert [await wrong(f"192.0.2.{n}") for n in range(GUESS_BURST)] == [False] * GUESS_BURST
     assert await wrong("192.0.2.77")
     # the right one does not help whoever guessed, and nobody else is locked out
     with pytest.raises(AuthenticationFailed, match="too many"):
@@ -74,7 +74,7 @@ async def test_guessingAtSpeed(authenticator):
     assert not await wrong("198.51.100.1")
     assert not await wrong("2001:db8::1")
     assert not await wrong(None)
-    authenticator._clock.advance(INTERVAL)
+    authenticator._clock.advance(GUESS_INTERVAL_SECONDS)
     assert (await authenticator.password(peer("192.0.2.5"), "alice", b"secret")).principal
     assert not await wrong("192.0.2.5")
     assert await wrong("192.0.2.5")
@@ -82,7 +82,7 @@ async def test_guessingAtSpeed(authenticator):
 
 @pytest_twisted.ensureDeferred
 async def test_oneGuesserOnADualStackSocketShutsNobodyElseOut(authenticator):
-    for _ in range(BURST + 1):
+    for _ in range(GUESS_BURST + 1):
         with pytest.raises(AuthenticationFailed):
             await authenticator.password(peer("::ffff:192.0.2.1"), "alice", b"guess")
     assert await authenticator.password(peer("::ffff:198.51.100.1"), "alice", b"secret")
@@ -97,19 +97,19 @@ async def test_aClockThatIsSetBackShutsNobodyOut(authenticator):
     assert await authenticator.password(peer(), "alice", b"secret")
     clock.rightNow -= 3600
     assert await authenticator.password(peer(), "alice", b"secret")
-    for _ in range(BURST):
+    for _ in range(GUESS_BURST):
         with pytest.raises(AuthenticationFailed):
             await authenticator.password(peer(), "alice", b"guess")
     clock.rightNow -= 3600
     with pytest.raises(AuthenticationFailed, match="too many"):
         await authenticator.password(peer(), "alice", b"secret")
-    clock.advance(INTERVAL)
+    clock.advance(GUESS_INTERVAL_SECONDS)
     assert await authenticator.password(peer(), "alice", b"secret")
 
 
 @pytest_twisted.ensureDeferred
 async def test_rightPasswordsAreNotCharged(authenticator):
-    for _ in range(BURST * 3):
+    for _ in range(GUESS_BURST * 3):
         await authenticator.password(peer(), "alice", b"secret")
 
 

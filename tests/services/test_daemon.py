@@ -18,7 +18,7 @@ from connpool.errors import StartFailed
 from connpool.interfaces import IReloadable
 from connpool.plugin import DaemonMaker
 from connpool.services import daemon as daemon_
-from connpool.services.daemon import HURRY, Daemon, asDaemon, reload
+from connpool.services.daemon import HURRY_SECONDS, Daemon, asDaemon, reload
 from connpool.services.listening import ListeningService
 from connpool.services.options import ServiceOptions
 from tests.helpers.notifysocket import NotifySocket
@@ -172,7 +172,7 @@ def test_aServiceThatDoesNotEndIsLeftBehindAfterASecondSignal():
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)
         reactor.advance(0)
-    reactor.advance(HURRY)
+    reactor.advance(HURRY_SECONDS)
     successResultOf(stopped)
     assert reactor.getDelayedCalls() == []
 

@@ -4,14 +4,19 @@ import sys
 
 import pytest
 
-from connpool.services.limits import PER_CONNECTION, RESERVED, connectionsFor, descriptorLimit
+from connpool.services.limits import (
+    DESCRIPTORS_PER_CONNECTION,
+    RESERVED_DESCRIPTORS,
+    connectionsFor,
+    descriptorLimit,
+)
 
 
 @pytest.mark.parametrize("descriptors", [256, 1024, 4096, 524_288])
 def test_connectionsFitTheDescriptors(descriptors):
     connections = connectionsFor(descriptors)
-    assert connections * PER_CONNECTION + RESERVED <= descriptors
-    assert (connections + 1) * PER_CONNECTION + RESERVED > descriptors
+    assert connections * DESCRIPTORS_PER_CONNECTION + RESERVED_DESCRIPTORS <= descriptors
+    assert (connections + 1) * DESCRIPTORS_PER_CONNECTION + RESERVED_DESCRIPTORS > descriptors
 
 
 def test_oneConnectionAtLeast():

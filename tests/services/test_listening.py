@@ -253,3 +253,12 @@ def test_drainAsksTheFactory():
     listening._reactor.advance(5)
     assert asked == ["drain", "abort"]
     assert successResultOf(d) is None
+
+
+def test_healthChecksOfAProxyAreNoRefusals():
+    gate = Gate(Factory.forProtocol(Echo), Access(allow=Networks.parse(["10.0.0.0/8"])), "gate")
+    assert not letIn(gate.buildProtocol(UnknownAddress(healthCheck=True)))
+    assert not letIn(gate.buildProtocol(UnknownAddress()))
+    assert not letIn(gate.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)))
+    stats = gate.stats()
+    assert (stats.healthChecks, stats.refusedAddress, stats.accepted) == (1, 2, 0)

@@ -14,7 +14,12 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
 from connpool.services import onreceived
-from connpool.services.onreceived import AT_ONCE, FIRST_WAIT, LONGEST_WAIT, OnReceived
+from connpool.services.onreceived import (
+    FIRST_WAIT_SECONDS,
+    LONGEST_WAIT_SECONDS,
+    PROGRAMS_AT_ONCE,
+    OnReceived,
+)
 from connpool.transfer import Receipt
 from connpool.transfer.stores.receiptcursor import ReceivedOutbox
 from connpool.transfer.stores.receiptlog import DoneLog
@@ -174,7 +179,7 @@ def hook(machine, place, tmp_path):
 
 def runAll(machine):
     while machine.running:
-        assert len(machine.running) <= AT_ONCE
+        assert len(machine.running) <= PROGRAMS_AT_ONCE
         machine.end()
 
 
@@ -195,12 +200,12 @@ def test_aForkThatFailsTellsNobody(machine, place, hook, number):
             machine.advance(0.5)
             hook.published(receiptOf("x"))
     waits = [later - before for before, later in pairwise(machine.tries)]
-    assert waits[:7] == [FIRST_WAIT * 2**n for n in range(6)] + [LONGEST_WAIT]
-    assert set(waits[7:]) == {LONGEST_WAIT}
+    assert waits[:7] == [FIRST_WAIT_SECONDS * 2**n for n in range(6)] + [LONGEST_WAIT_SECONDS]
+    assert set(waits[7:]) == {LONGEST_WAIT_SECONDS}
     (event,) = warnings(logs)
     assert os.strerror(number) in event["what"]
     machine.broken = None
-    machine.advance(LONGEST_WAIT)
+    machine.advance(LONGEST_WAIT_SECONDS)
     runAll(machine)
     assert machine.told == NAMES
     place.restart()
@@ -213,12 +218,12 @@ def test_theWaitBeginsAnewAfterARunAndIsSaidAgain(machine, place, hook):
         for _ in range(2):
             machine.broken = BlockingIOError(errno.EAGAIN, "full")
             hook.look()
-            machine.advance(FIRST_WAIT)
+            machine.advance(FIRST_WAIT_SECONDS)
             machine.broken = None
-            machine.advance(2 * FIRST_WAIT)
+            machine.advance(2 * FIRST_WAIT_SECONDS)
             runAll(machine)
             place.receive("c")
-    assert machine.tries[1] - machine.tries[0] == FIRST_WAIT
+    assert machine.tries[1] - machine.tries[0] == FIRST_WAIT_SECONDS
     assert machine.told == ["a", "b", "c"]
     assert len(warnings(logs)) == 2
 
@@ -236,7 +241,7 @@ def test_oneRunsWhileAnotherCannotBegin(machine, place, hook):
     assert machine.told == ["a"]
     while machine.running:
         machine.end()
-        machine.advance(LONGEST_WAIT)
+        machine.advance(LONGEST_WAIT_SECONDS)
     assert machine.told == ["a", "b", "c"]
 
 
@@ -266,7 +271,7 @@ def test_aProgramThatIsGoneIsWaitedFor(machine, place, hook, tmp_path, change):
     assert machine.told == []
     (tmp_path / "program").touch()
     (tmp_path / "program").chmod(0o755)
-    machine.advance(LONGEST_WAIT)
+    machine.advance(LONGEST_WAIT_SECONDS)
     runAll(machine)
     assert machine.told == NAMES
 
@@ -324,7 +329,7 @@ def test_aListThatCannotBeReadIsReadAgain(machine, place, hook, call):
         machine.pump([0.5] * 100)
         place.syscalls.before = None
     assert len(warnings(logs)) == 1
-    machine.advance(LONGEST_WAIT)
+    machine.advance(LONGEST_WAIT_SECONDS)
     runAll(machine)
     assert machine.told == ["a", "b", "c"]
 
@@ -448,4 +453,8 @@ def test_itsBeginningSurvivesThePower(place):
 
 
 def test_theModuleSaysHowLong():
-    assert (onreceived.TIME_LIMIT, FIRST_WAIT, LONGEST_WAIT) == (60.0, 1.0, 60.0)
+    assert (onreceived.TIME_LIMIT_SECONDS, FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS) == (
+        60.0,
+        1.0,
+        60.0,
+    )

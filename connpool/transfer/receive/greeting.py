@@ -167,7 +167,7 @@ class Greeting:
             self._session.broken(e)
 
     def _denied(self, failure: Failure) -> None:
-        self._log.info("refused the credentials of {peer}", peer=self._session.peer)
+        self._registry.reception.recent.deniedEntry(self._session.peer)
         why = failure.value
         if not isinstance(why, AuthenticationFailed):
             self._log.failure("credentials could not be checked", failure)

@@ -34,6 +34,7 @@ from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.receive.quotas import Account, Limits
+from connpool.transfer.receive.recent import RecentTransfers
 from connpool.transfer.records import DirectoryMade, LiveTransfer, Offer, Receipt
 
 __all__ = ["Policy", "Reception", "TransferStats"]
@@ -113,6 +114,7 @@ class Reception:
         self.listeners = listeners
         self.name = name
         self.receivedBytes = 0
+        self.recent = RecentTransfers(clock)
         #: in the order they began
         self._active: dict[Incoming, None] = {}
         self._everybody = Account(self.policy)
@@ -231,6 +233,7 @@ class Reception:
             held, call = self._waits.popitem()
             call.cancel()
             held.callback(None)
+        self.recent.flush()
 
     # -- files
 
@@ -422,14 +425,7 @@ class Reception:
         @param transferId: the offer's, if it came that far.
         """
         self._refused += 1
-        self._log.info(
-            "refused {name} from {peer}: {code}: {why}" + (", id {id}" if transferId else ""),
-            name=name,
-            id=transferId,
-            peer=peer,
-            code=why.code,
-            why=str(why),
-        )
+        self.recent.refused(name, peer, why, transferId)
         self._tell("refused", name, peer, why)
 
     def published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
@@ -449,6 +445,7 @@ class Reception:
         if receipt.status == "stored":
             for account in self.accounts(offer.identity):
                 account.stored(self._now(account))
+        self.recent.stored(receipt, peer)
         shown = displayName(receipt.name)
         # formatted here: the logger's own formatting takes ten times as long,
         # which small files feel
@@ -469,16 +466,7 @@ class Reception:
         skipped = isinstance(why, Skipped)
         self._skipped += skipped
         self._failedCount += not skipped
-        self._log.info(
-            "{what} {name} from {peer} after {count} bytes: {code}: {why}, id {id}",
-            what="skipped" if skipped else "did not receive",
-            name=str(offer.name),
-            peer=peer,
-            count=count,
-            code=getattr(why, "code", "error"),
-            why=str(why) or type(why).__name__,
-            id=offer.transferId,
-        )
+        self.recent.failed(offer, peer, count, why)
         self._tell("failed", offer, peer, why)
 
     def _tell(self, event: str, *details: Any) -> None:

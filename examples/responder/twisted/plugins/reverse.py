@@ -18,6 +18,8 @@ class Reverse:
     wants = frozenset()
     # never longer than what it answers
     excess = 0
+    # it does not know an answer when one comes back
+    symmetricPorts = frozenset()
 
     def __init__(self):
         self.refused = {}

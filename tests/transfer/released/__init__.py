@@ -1,0 +1,3 @@
+"""
+Released versions: their code, and what they left on disk.
+"""
