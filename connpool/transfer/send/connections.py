@@ -5,6 +5,7 @@ Connections to a receiver: made one by one, or leased from a pool.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import attrs
@@ -56,12 +57,9 @@ class SessionFactory(ClientFactory):
         self._idleTimeout = idleTimeout
         self.refusal: TransferError | None = None
 
-    def _refused(self, why: TransferError) -> None:
-        self.refusal = why
-
     def buildProtocol(self, addr: Any) -> SenderLink:
         session = SenderSession(self._reactor, self._digests, self._credentials, self._idleTimeout)
-        session.onRefused = self._refused
+        session.onRefused = partial(setattr, self, "refusal")
         return SenderLink(self._reactor, session, self._idleTimeout)
 
 

@@ -90,7 +90,7 @@ class Directories:
 
     def giveBack(self) -> None:
         """
-        The session is over: those that were not answered go with the next one.
+        Leave those that were not answered to the next session.
         """
         for stream in self._open:
             self._exchange.jobs.keep(stream.found)

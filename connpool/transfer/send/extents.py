@@ -79,7 +79,7 @@ class Extents:
 
     def take(self, primary: bool) -> Extent | None:
         """
-        The next extent for a connection.
+        Take the next extent for a connection.
         """
         todo = self._todo
         if not todo:
@@ -103,22 +103,22 @@ class Extents:
 
     def sent(self, extent: Extent) -> None:
         """
-        All of it is written to a connection.
+        Note that an extent is written to a connection.
         """
         self._inFlight -= 1
 
     def lost(self, extent: Extent) -> None:
         """
-        Its connection broke: all of it is sent again, on another.
+        Send an extent again by another connection: its own broke.
         """
         self._inFlight -= 1
         self._todo.appendleft(extent)
 
     def repair(self, blocks: Iterable[int]) -> None:
         """
-        The receiver asks for blocks again.
+        Send blocks again that the receiver asks for.
 
-        @raise DigestMismatch: too often.
+        @raise DigestMismatch: one was asked for too often.
         """
         blocks = list(blocks)
         for block in blocks:
@@ -136,7 +136,7 @@ class Extents:
 
     def compared(self, block: int, digest: bytes) -> bool:
         """
-        A held block was read from the source.
+        Compare a held block with the source.
 
         @return: whether it must be revoked, and was queued.
         """
@@ -158,7 +158,7 @@ class Extents:
 
     def root(self) -> bytes:
         """
-        The root over all blocks.
+        Compute the root over all blocks.
         """
         blocks = (self.digests[block] for block in range(self._count))
         return rootOf(self._digest, self.size, self.blockSize, blocks)

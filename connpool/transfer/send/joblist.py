@@ -208,20 +208,20 @@ class JobList:
 
     def again(self, job: Job) -> None:
         """
-        Its connection broke, or it changed: begin it again.
+        Begin a file again: its connection broke, or it changed.
         """
         self._again.append(job)
 
     def delay(self, job: Job, due: float) -> None:
         """
-        Begin it again at C{due}.
+        Begin a file again at C{due}.
         """
         job.due = due
         self.later.append(job)
 
     def wake(self, now: float) -> None:
         """
-        Those that are due go on.
+        Begin those again that are due.
         """
         for job in [job for job in self.later if job.due <= now]:
             self.later.remove(job)
@@ -303,7 +303,8 @@ class JobList:
 
     def _prepare(self, again: list[Job], largest: int, digest: Digest, afresh: bool) -> _Prepared:
         """
-        In a thread, one at a time.  Leaves in C{again} what it did not come to.
+        Read the next files, in a thread, one batch at a time; C{again} keeps those that did
+        not fit.
         """
         prepared: _Prepared = []
         total = 0

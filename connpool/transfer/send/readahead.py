@@ -106,7 +106,7 @@ class ReadAhead:
 
     async def chunk(self) -> Chunk:
         """
-        The next chunk.
+        Wait for the next chunk.
         """
         if not self._ready:
             self._waiter = Deferred()
@@ -119,7 +119,7 @@ class ReadAhead:
 
     def free(self, chunk: Chunk) -> None:
         """
-        The chunk was sent.
+        Use the buffer of a chunk again that was sent.
         """
         self._buffers.append(chunk.buffer)
         self._next()
@@ -171,7 +171,7 @@ class ReadAhead:
         last: bool,
     ) -> Chunk:
         """
-        In the thread, one at a time.
+        Fill a buffer and hash it, in the thread, one at a time.
         """
         view = buffer[: end - at]
         chunk = Chunk(at, view, buffer)

@@ -188,7 +188,7 @@ class SenderSession:
 
     def linkMade(self, link: SenderLink) -> None:
         """
-        Connected.
+        Say hello: the connection is made.
         """
         self.link = link
         link.reader.expected = {Type.HELLO, Type.ERROR}
@@ -214,7 +214,7 @@ class SenderSession:
 
     def foreign(self, data: bytes) -> None:
         """
-        Something else came.
+        Refuse a peer that said something else.
         """
         self._spoken = True
         if data[:2].lower() == b"ok":
@@ -275,7 +275,7 @@ class SenderSession:
 
     def start(self) -> None:
         """
-        Much is going to be sent.
+        Get ready to send much.
         """
         self.writer.start(encode(Type.PING, 0, Ping(0)))
 
@@ -289,7 +289,7 @@ class SenderSession:
 
     def forget(self, number: int) -> None:
         """
-        Nothing more about this stream is of interest.
+        Pass over all that still comes for a stream.
         """
         self._streams.pop(number, None)
 
@@ -437,7 +437,8 @@ class SenderSession:
 
     def turn(self) -> None:
         """
-        All that had come was read: a GOAWAY right after READY is known.
+        Let the sender begin: all that had come was read, and a GOAWAY right after READY is
+        known.
         """
         if not self._answered and self._state == self._open:
             self._answered = True
@@ -466,7 +467,7 @@ class SenderSession:
 
     def drain(self) -> None:
         """
-        Only receivers drain.
+        Do nothing: receivers drain.
         """
 
     def linkLost(self, why: BaseException) -> None:

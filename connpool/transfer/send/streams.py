@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -66,15 +67,15 @@ _COMPARE_SLICE_BYTES = 8 << 20
 _RUN_BYTES, _NUMBER_BYTES = 8, 4
 
 
+@attrs.frozen(eq=False)
 class Lane:
     """
     A connection that carries extents.
     """
 
-    def __init__(self, session: SenderSession, inThread: InThread, primary: bool = False) -> None:
-        self.session = session
-        self.reader = ReadAhead(inThread)
-        self.primary = primary
+    session: SenderSession
+    reader: ReadAhead
+    primary: bool = False
 
 
 #: By the value of a receipt's extension C{earlier}.
@@ -90,6 +91,7 @@ def _earlier(receipt: Receipting | Ack) -> str:
     return "" if value is None else _EARLIER.get(value, "unknown")
 
 
+@attrs.define(eq=False, slots=False)
 class Exchange:
     """
     The files that go by one session, and the meaning of the receiver's answers.
@@ -107,30 +109,23 @@ class Exchange:
 
     _log = Logger()
 
-    def __init__(
-        self,
-        reactor: Any,
-        session: SenderSession,
-        jobs: JobList,
-        request: SendRequest,
-        reporter: Reporter,
-        inThread: InThread,
-    ) -> None:
-        self._reactor = reactor
-        self.session = session
-        self.jobs = jobs
-        self.request = request
-        self.reporter = reporter
-        self.inThread = inThread
-        self.large: dict[LargeStream, None] = {}
-        self.small: dict[SmallStream, None] = {}
-        self.smallBytes = 0
-        self.running = 0
-        self._unanswered: list[Job] = []
-        self.tellsEarlier = "earlier" in session.capabilities
-        self.durability = RequestedDurability(request.durability, session.capabilities)
-        self.advanced = False
-        self._waiters = Waiters()
+    _reactor: Any
+    session: SenderSession
+    jobs: JobList
+    request: SendRequest
+    reporter: Reporter
+    inThread: InThread
+    large: dict[LargeStream, None] = attrs.field(factory=dict, init=False)
+    small: dict[SmallStream, None] = attrs.field(factory=dict, init=False)
+    smallBytes: int = attrs.field(default=0, init=False)
+    running: int = attrs.field(default=0, init=False)
+    advanced: bool = attrs.field(default=False, init=False)
+    _unanswered: list[Job] = attrs.field(factory=list, init=False)
+    _waiters: Waiters = attrs.field(factory=Waiters, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.tellsEarlier = "earlier" in self.session.capabilities
+        self.durability = RequestedDurability(self.request.durability, self.session.capabilities)
 
     def wake(self) -> None:
         """

@@ -28,7 +28,7 @@ from connpool.transfer.send.connections import Connection
 from connpool.transfer.send.directories import Directories
 from connpool.transfer.send.extents import Extent, Extents
 from connpool.transfer.send.joblist import Job, Small
-from connpool.transfer.send.readahead import stdinDescriptor
+from connpool.transfer.send.readahead import ReadAhead, stdinDescriptor
 from connpool.transfer.send.source import unchanged
 from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import Exchange, Lane, LargeStream, SmallStream
@@ -92,7 +92,7 @@ class Transmission:
 
         @raise TransferError: what ended the connection.
         """
-        lane = Lane(self._session, self._exchange.inThread, primary=True)
+        lane = Lane(self._session, ReadAhead(self._exchange.inThread), primary=True)
         self._session.start()
         try:
             while True:
@@ -366,7 +366,7 @@ class Transmission:
             return
         finally:
             self._connecting.discard(connecting)
-        lane = Lane(connection.session, self._exchange.inThread)
+        lane = Lane(connection.session, ReadAhead(self._exchange.inThread))
         lane.session.onLost = lambda _: self._exchange.wake()
         try:
             await lane.session.join(self._session.ticket)
