@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         Offer,
         PartialInfo,
         Receipt,
-        StoreCaps,
     )
 
 __all__ = [
@@ -35,11 +34,13 @@ __all__ = [
     "IDatagramResponderFactory",
     "IDirectoryStore",
     "IDrainable",
+    "IDrainableProtocol",
     "IFileStore",
     "IFileStoreFactory",
     "ILease",
     "ILiveTransfers",
     "IPartial",
+    "IPartialHolder",
     "IPoolObserver",
     "IPoolable",
     "IReadiness",
@@ -113,6 +114,17 @@ class IDrainable(Interface):
         """
         End what still runs, at once.  Deferreds of L{drain} fire once the
         connections are gone.
+        """
+
+
+class IDrainableProtocol(Interface):
+    """
+    A connection that can be asked to finish.
+    """
+
+    def drain() -> None:
+        """
+        Begin nothing new, and close the connection once what runs has ended.
         """
 
 
@@ -449,7 +461,11 @@ class IPartial(Interface):
     durable: Sequence[tuple[int, int]] = Attribute(
         "The part of C{held} that the last L{checkpoint} made safe against a restart."
     )
-    digests: Mapping[int, bytes] = Attribute("Block number to the digest recorded for it.")
+    digests: Mapping[int, bytes] = Attribute(
+        "Block number to the digest recorded for it: one mapping, which L{record}, L{discard} "
+        "and damage that is found change."
+    )
+    epoch: int = Attribute("The number of offers that it was taken over from, one by one.")
 
     def write(offset: int, data: bytes | bytearray | memoryview) -> Deferred[None] | None:
         """
@@ -458,8 +474,7 @@ class IPartial(Interface):
         C{data} is borrowed: the store is done with it when this returns
         L{None} or its Deferred fires.
 
-        @param offset: any offset not held; for a store with
-            C{caps.sequential}, the end of what is held.
+        @param offset: any offset not held.
         @return: L{None} when done, or a Deferred that means "pause until I
             fire"; it fails with L{TransferError}.
         @raise NoSpace, QuotaExceeded, StoreError: see the class.
@@ -519,6 +534,26 @@ class IPartial(Interface):
         """
 
 
+class IPartialHolder(Interface):
+    """
+    The transfer that opens a partial.
+    """
+
+    def ready() -> Deferred[None]:
+        """
+        Wait until the transfer may begin; called once, before anything is opened for it.
+
+        @return: fails with a L{TransferError}, or because it was cancelled: then nothing
+            is opened, and C{open} fails in the same way.
+        """
+
+    def evicted() -> None:
+        """
+        Let go of the partial, which may not be open yet: a newer offer of the same sender
+        takes it over.  One that is being published goes on.
+        """
+
+
 class IAuthenticator(Interface):
     """
     Says who a sender is.
@@ -542,24 +577,25 @@ class IAuthenticator(Interface):
 
 class IFileStore(Interface):
     """
-    Where received files go.
+    A place for received files.
     """
 
-    caps: StoreCaps = Attribute("What this store can do.")
-
-    def open(offer: Offer) -> Deferred[IPartial | Receipt]:
+    def open(offer: Offer, holder: IPartialHolder | None = None) -> Deferred[IPartial | Receipt]:
         """
         Create the partial for C{offer}, or resume the one that the same
         principal began with the same resume key.
 
         Reserves the declared size; makes no name and no directory.
 
-        A partial that is open in this process is taken over: its writes under
+        A partial that is open in this process is taken over: its holder is told, and this
+        waits until it has let go of the partial.  Where there is no holder its writes under
         way end first, later ones and its commit fail with L{ConflictTakeover}.
 
         Only whole blocks that were recorded come back after a restart, so a
         protocol without block digests resumes at nothing.
 
+        @param holder: told when a newer offer takes over.  What has no resume key is taken
+            over by nobody, and waits for C{ready} all the same.
         @return: a partial; or the receipt, when this principal already
             finished a file with this offer's key.  Fails with a
             L{TransferError}; with L{Busy} while another process has it open.

@@ -158,7 +158,6 @@ PUBLIC = {
         "RelativeName",
         "SendReport",
         "SessionFactory",
-        "StoreCaps",
         "displayName",
         "hello",
         "sendFiles",

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IProtocol, ISSLTransport
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
@@ -21,8 +21,9 @@ from zope.interface import directlyProvides, implementer, providedBy
 from connpool.addresses import Networks, UnknownAddress
 from connpool.addresses.networks import networkOf
 from connpool.addresses.tls import ACCESS_DENIED
-from connpool.interfaces import IDrainable, IStatsSource
+from connpool.interfaces import IDrainable, IDrainableProtocol, IStatsSource
 from connpool.logonce import LogRarely
+from connpool.waiting import Waiters
 
 __all__ = ["Access", "Gate", "ListenerStats"]
 
@@ -166,7 +167,7 @@ class _Refused(Protocol):
 @implementer(IDrainable, IStatsSource)
 class Gate(Factory):
     """
-    Wraps a service's factory.
+    Wraps a service's factory, and alone counts its connections and ends them.
 
     @param answers: bytes that refused peers are sent: C{"address"} for those that
         C{access} leaves out (before a TLS handshake they get an alert instead), C{"limit"} for
@@ -197,7 +198,7 @@ class Gate(Factory):
         self._visits: set[_Visit] = set()
         self._perPeer: Counter[str] = Counter()
         self._accepted = self._refusedAddress = self._refusedLimit = self._healthChecks = 0
-        self._drained: list[Deferred[None]] = []
+        self._drained = Waiters()
 
     def logPrefix(self) -> str:
         """
@@ -262,25 +263,19 @@ class Gate(Factory):
         if not self._perPeer[visit.peer]:
             del self._perPeer[visit.peer]
         if not self._visits:
-            waiting, self._drained = self._drained, []
-            for d in waiting:
-                d.callback(None)
+            self._drained.wake()
 
     def drain(self) -> Deferred[None]:
         self._rarely.flush()
-        gone: Deferred[None] = Deferred()
-        ends: list[Deferred[Any]] = [gone]
-        if IDrainable.providedBy(self.factory):
-            ends.append(maybeDeferred(self.factory.drain))
-        if self._visits:
-            self._drained.append(gone)
-        else:
-            gone.callback(None)
-        return DeferredList(ends, consumeErrors=True).addCallback(lambda _: None)
+        drained = self._drained.wait()
+        for visit in list(self._visits):
+            if visit.transport is not None and IDrainableProtocol.providedBy(visit):
+                visit.drain()
+        if not self._visits:
+            self._drained.wake()
+        return drained
 
     def abort(self) -> None:
-        if IDrainable.providedBy(self.factory):
-            self.factory.abort()
         for visit in list(self._visits):
             if visit.transport is not None:
                 visit.transport.abortConnection()

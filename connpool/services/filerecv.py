@@ -41,9 +41,10 @@ from connpool.services.thirdparty import makeListener, makeStore
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import PROFILES, RelativeName
 from connpool.transfer.receive.classic import ClassicReceiver, ClassicRefusal
-from connpool.transfer.receive.reception import Policy, Reception, TransferStats
-from connpool.transfer.receive.registry import NativeReceiver
-from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
+from connpool.transfer.receive.policy import Policy, TransferStats
+from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.session import NativeReceiver
+from connpool.transfer.receive.sniffer import Choice, SnifferFactory
 from connpool.transfer.records import IF_EXISTS, EndedTransfer, LiveTransfer
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
@@ -256,7 +257,7 @@ class FileReceiverService(MultiService):
         self.listening = ListeningService(
             reactor,
             options["listen"],
-            FrontDoorFactory(reactor, [Door(PREAMBLE, self._native), Door(b"", self._classic)]),
+            SnifferFactory(reactor, [Choice(PREAMBLE, self._native), Choice(b"", self._classic)]),
             access=options.access,
             drainTimeout=options["drain-timeout"],
             name=self.name,

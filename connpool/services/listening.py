@@ -76,7 +76,7 @@ class ListeningService(MultiService):
 
     @param reactor: also the clock of the drain.
     @param listens: what to listen on.
-    @param factory: builds the protocols; if it provides L{IDrainable}, it is
+    @param factory: builds the protocols; those that provide L{IDrainableProtocol} are
         asked to finish when the service stops.
     @param access: who may connect.
     @param drainTimeout: seconds that a stop waits for connections to end

@@ -31,7 +31,7 @@ from zope.interface import implementer
 from connpool.interfaces import ITransferListener
 from connpool.logonce import LogOnce
 from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.stores.receiptcursor import ReceivedOutbox
+from connpool.transfer.stores.receiptcursor import ReceiptCursor
 
 __all__ = ["PROGRAMS_AT_ONCE", "TIME_LIMIT_SECONDS", "OnReceived", "asProgram"]
 
@@ -144,7 +144,7 @@ class OnReceived:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, program: str, directory: str, outbox: ReceivedOutbox) -> None:
+    def __init__(self, reactor: Any, program: str, directory: str, outbox: ReceiptCursor) -> None:
         self._reactor = reactor
         self._program = program
         self._directory = os.path.abspath(directory)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName, displayName
-    from connpool.transfer.receive.registry import NativeReceiver
+    from connpool.transfer.receive.session import NativeReceiver
     from connpool.transfer.records import (
         DURABILITIES,
         IF_EXISTS,
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         Offer,
         PartialInfo,
         Receipt,
-        StoreCaps,
     )
     from connpool.transfer.send.client import FileOutcome, SendReport, sendFiles
     from connpool.transfer.send.connections import SessionFactory, hello
@@ -42,7 +41,6 @@ __all__ = [
     "RelativeName",
     "SendReport",
     "SessionFactory",
-    "StoreCaps",
     "displayName",
     "hello",
     "sendFiles",
@@ -54,7 +52,7 @@ _MODULES = (
     "send.client",
     "send.connections",
     "send.credentials",
-    "receive.registry",
+    "receive.session",
     "stores",
 )
 

@@ -25,7 +25,7 @@ class Pace:
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @param idleTimeout: seconds, above 0.
     @param minimumRate: bytes/s; 0 for none.
-    @param late: called once with what to fail the transfer with.
+    @param late: called once with the error that ends the transfer.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Pace:
         """
         if self._call is None:
             now = self._clock.seconds()
-            # what passed before counts: else who stops us now and then is never late
+            # time that passed before counts: else a peer that stops us now and then is never late
             self._last = min(self._last + now - self._stopped, now)
             self._began += now - self._stopped
             self._wait(now)
 
     def stop(self) -> None:
         """
-        Nothing is expected for now: we do not read, or it is over.
+        Expect nothing for now: we do not read, or it is over.
         """
         call, self._call = self._call, None
         if call is not None:
@@ -65,7 +65,7 @@ class Pace:
 
     def arrived(self, count: int) -> None:
         """
-        C{count} bytes came.
+        Note that C{count} bytes came.
         """
         self._bytes += count
         self._last = self._clock.seconds()

@@ -1,7 +1,7 @@
 """
 Hashing beside the reactor.
 
-A L{HashLane} does its jobs in order, in a thread.  While one batch is being
+A L{HashQueue} does its jobs in order, in a thread.  While one batch is being
 done the next one collects, so a fast connection costs few trips to the thread
 and a slow one has no delay.
 """
@@ -16,11 +16,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-__all__ = ["HashLane", "inThread", "inline"]
+__all__ = ["HashQueue", "inThread", "inline"]
 
-#: A job of this many bytes is done where it is, if nothing is waiting: the
-#: trip to a thread takes longer.
-_SMALL = 16 * 1024
+#: Bytes of a job that is done where it is, if nothing is waiting: the trip to a
+#: thread takes longer.
+_INLINE_BYTES = 16 * 1024
 
 InThread = Callable[[Callable[[], Any]], "Deferred[Any]"]
 
@@ -48,9 +48,11 @@ def inline(function: Callable[[], Any]) -> Deferred[Any]:
     return d
 
 
-class HashLane:
+class HashQueue:
     """
-    @param run: how to run a function elsewhere.
+    Hashes for one connection, in the order of coming.
+
+    @param run: runs a function elsewhere.
     """
 
     _log = Logger()
@@ -62,11 +64,11 @@ class HashLane:
 
     def update(self, hasher: Any, data: memoryview, done: Callable[[], None]) -> None:
         """
-        Feed C{data} to C{hasher}, after all that was asked for before.
+        Feed C{data} to C{hasher}, after all data that came before.
 
         @param done: called in the reactor when C{data} is not needed any more.
         """
-        if not self._running and len(data) <= _SMALL:
+        if not self._running and len(data) <= _INLINE_BYTES:
             hasher.update(data)
             done()
             return

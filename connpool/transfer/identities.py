@@ -1,5 +1,5 @@
 """
-Which directory and limits belong to whom: a table that the operator writes.
+The operator's table of senders: the directory and the limits of each.
 
 Nothing a peer says becomes part of a path.  A user name or a certificate is
 only looked up here, and the directory is what the operator wrote beside it::
@@ -14,7 +14,7 @@ only looked up here, and the directory is what the operator wrote beside it::
     [certificates."backup.example"]
     directory = "machines/backup"
 
-C{[defaults]} holds for whoever does not say otherwise.
+C{[defaults]} holds for everybody whose entry does not say otherwise.
 
 A certificate is found by the SHA-256 fingerprint of its DER form (64
 hexadecimal digits) or by its subject's one common name, compared exactly.
@@ -32,18 +32,16 @@ import attrs
 
 from connpool.errors import ConnpoolError, NameRefused
 from connpool.transfer.names import RelativeName, displayName
-from connpool.transfer.receive.quotas import Limits
 
-__all__ = ["ANONYMOUS", "Identities", "IdentitiesError", "Identity"]
+__all__ = ["ANONYMOUS", "Identities", "IdentitiesError", "Identity", "Limits"]
 
-#: The principal of who did not say who it is.
+#: The principal of a sender without credentials.
 ANONYMOUS = "anonymous"
 
-#: What stands before a certificate's key in the name of its principal, so that
-#: no user name is one.
+#: The beginning of a principal's name that is a certificate's, so that no user name is one.
 _CERTIFICATE = "certificate:"
 
-#: What an entry may say: the argument of L{Identity}, and what reads it.
+#: The keys of an entry: the argument of L{Identity} for each, and the function that reads it.
 _Keys = Mapping[str, tuple[str, Callable[[Any], Any]]]
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}\Z")
@@ -58,10 +56,40 @@ class IdentitiesError(ConnpoolError, ValueError):
     exitCode = 2
 
 
+@attrs.frozen(kw_only=True)
+class Limits:
+    """
+    Numbers of an operator.  L{None} is no limit, or the receiver's own where these are
+    a principal's.
+
+    @ivar maxConnections: native sessions at once.
+    @ivar maxTransfers: at once; as many small files that come in one piece may
+        be on their way to the disk beside them.
+    @ivar maxFileSize: bytes.
+    @ivar maxBytes: bytes received in any 24 hours.
+    @ivar maxFiles: files stored in any 24 hours.
+    @ivar maxRate: bytes/s.
+    @ivar minimumRate: bytes/s a sender must keep up, averaged over
+        C{idleTimeout}; 0 for none.
+    @ivar idleTimeout: seconds without a byte that end a transfer.
+    @ivar maxTime: seconds that a transfer may take.
+    """
+
+    maxConnections: int | None = None
+    maxTransfers: int | None = None
+    maxFileSize: int | None = None
+    maxBytes: int | None = None
+    maxFiles: int | None = None
+    maxRate: float | None = None
+    minimumRate: float | None = None
+    idleTimeout: float | None = None
+    maxTime: float | None = None
+
+
 @attrs.frozen
 class Identity(Limits):
     """
-    What one sender may do.
+    The directory and the limits of one sender.
 
     @ivar principal: the name in receipts, logs and of its partials.
     @ivar directory: where its files go; L{None} for the root.
@@ -77,6 +105,8 @@ class Identity(Limits):
 @attrs.frozen
 class Identities:
     """
+    The table, as it was read.
+
     @ivar users: user name to identity.
     @ivar certificates: fingerprint or common name to identity.
     """
@@ -87,9 +117,11 @@ class Identities:
     @classmethod
     def parse(cls, text: str, asSize: Callable[[str], int] = int) -> Identities:
         """
+        Read a table.
+
         @param text: TOML, as the module's docstring shows.
         @param asSize: reads a size that is a text; raises L{ValueError}.
-        @raise IdentitiesError: for anything else.
+        @raise IdentitiesError: if the table has a mistake.
         """
         try:
             table = tomllib.loads(text)
@@ -117,6 +149,8 @@ class Identities:
 
     def ofCertificate(self, fingerprint: str, commonNames: list[str]) -> Identity | None:
         """
+        Find a certificate in the table.
+
         @param fingerprint: SHA-256 of the DER form, lower-case hexadecimal.
         @param commonNames: all of the subject; more than one is nobody's.
         @return: the identity of a verified certificate, or L{None}.

@@ -133,6 +133,8 @@ class RelativeName:
         cls, name: str | bytes, *, profile: str = "portable", dotfiles: bool = True
     ) -> RelativeName:
         """
+        Read a name.
+
         @param name: as the peer sent it; bytes are UTF-8.
         @param profile: one of L{PROFILES}.
         @param dotfiles: whether components may begin with a dot.
@@ -211,8 +213,8 @@ class RelativeName:
 
 def caselessForm(text: str) -> str:
     """
-    What all spellings of C{text} that differ only in case or composition have
-    in common (Unicode D145); of a path, the path of its components' forms.
+    The form that all spellings of C{text} have in common that differ only in case or
+    composition (Unicode D145); of a path, the path of its components' forms.
     """
     if text.isascii():
         return text.lower()

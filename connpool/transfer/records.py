@@ -23,7 +23,6 @@ __all__ = [
     "Offer",
     "PartialInfo",
     "Receipt",
-    "StoreCaps",
 ]
 
 #: What a receipt may promise, weakest first: survives the death of the
@@ -46,7 +45,7 @@ class Offer:
     @ivar transferId: 32 hexadecimal digits, the same in client output, log,
         receipt and hook; it grants nothing and is never part of a path.
     @ivar principal: whose file it is: a user, a certificate, or C{anonymous}.
-    @ivar identity: what the operator's table says about the principal, if anything.
+    @ivar identity: the entry of the operator's table for the principal, if there is one.
     @ivar key: idempotence key (32 bytes): the same content under the same key gets the
         same receipt.
     @ivar resumeKey: secret (32 bytes) that entitles to resume the partial.
@@ -148,13 +147,13 @@ class LiveTransfer:
 
     @ivar transferId: as in the offer.
     @ivar name: the file's name, fit to be displayed.
-    @ivar peer: who sends or receives it.
+    @ivar peer: the other side.
     @ivar direction: C{in} or C{out}.
     @ivar protocol: C{classic}, C{native}, …
     @ivar size: bytes, or L{None} if not known before the end.
     @ivar done: bytes received, or on the way out, sent; what was held before included.
     @ivar phase: C{moving} its bytes, or C{publishing}.
-    @ivar slowedBy: what is waited for now: C{peer} or C{disk}.
+    @ivar slowedBy: the thing that is waited for now: C{peer} or C{disk}.
     """
 
     transferId: str
@@ -194,19 +193,10 @@ class EndedTransfer:
 
 
 @attrs.frozen
-class StoreCaps:
-    """
-    @ivar sequential: takes appends only; no parallel streams, no holes.
-    @ivar durability: the strongest of L{DURABILITIES} it can reach.
-    """
-
-    sequential: bool = False
-    durability: str = "full"
-
-
-@attrs.frozen
 class FileStat:
     """
+    A published file.
+
     @ivar size: bytes.
     @ivar modified: nanoseconds since the epoch.
     """

@@ -29,6 +29,7 @@ from connpool.errors import (
 __all__ = [
     "CANNOT_SYNC",
     "DIRECTORY",
+    "EXISTING",
     "NEW",
     "NO_INODES",
     "READ",
@@ -42,6 +43,8 @@ __all__ = [
 
 #: Create a private file that nobody could have put there before.
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Open a private file that is there, if it is one.
+EXISTING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Read what may be anything: no link is followed, no FIFO waited for.
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Open a directory to hold it.
@@ -96,7 +99,7 @@ def _renameNoReplace(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: i
 
 def _listdir(fd: int, most: int | None = None) -> list[str]:
     """
-    @param most: read no more names than that; L{None} for all.
+    List a directory; no more than C{most} names, unless that is L{None}.
     """
     if most is None:
         return os.listdir(fd)
@@ -145,7 +148,6 @@ class Syscalls:
     renameNoReplace = staticmethod(_renameNoReplace)
     unlink = staticmethod(os.unlink)
     mkdir = staticmethod(os.mkdir)
-    rmdir = staticmethod(os.rmdir)
     stat = staticmethod(os.stat)
     fstat = staticmethod(os.fstat)
     fstatvfs = staticmethod(os.fstatvfs)
@@ -177,10 +179,19 @@ class Syscalls:
 
     def openIfThere(self, name: str, flags: int, directory: int) -> int | None:
         """
-        @return: a descriptor, or L{None} if nothing has this name.
+        Return a descriptor, or L{None} if nothing has this name.
         """
         try:
             return self.open(name, flags, dir_fd=directory)
+        except FileNotFoundError:
+            return None
+
+    def statIfThere(self, name: str, directory: int) -> os.stat_result | None:
+        """
+        Return the status of what has this name, links not followed; L{None} if nothing has it.
+        """
+        try:
+            return self.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
@@ -203,9 +214,8 @@ def isFile(status: os.stat_result) -> bool:
 
 def filesystemType(fd: int) -> str:
     """
-    @return: C{ext4}, C{tmpfs}, …, as the kernel's list of mounts names what
-        C{fd} lies on, or C{fstatfs} where there is no such list; C{unknown} if
-        nothing tells.
+    Return C{ext4}, C{tmpfs}, …, as the kernel's list of mounts names what C{fd} lies on, or
+    C{fstatfs} where there is no such list; C{unknown} if nothing tells.
     """
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
@@ -223,7 +233,10 @@ def filesystemType(fd: int) -> str:
 
 
 def asTransferError(
-    error: OSError, doing: str, syscalls: Syscalls | None = None, fd: int | None = None
+    error: OSError | TransferError,
+    doing: str,
+    syscalls: Syscalls | None = None,
+    fd: int | None = None,
 ) -> TransferError:
     """
     Say what went wrong, and nothing of where on this machine it did.

@@ -22,7 +22,7 @@ from connpool.errors import StartFailed
 from connpool.interfaces import ITransferListener
 from connpool.services import onreceived
 from connpool.services.filerecv import Options, makeService
-from connpool.transfer.stores.receiptcursor import ReceivedOutbox
+from connpool.transfer.stores.receiptcursor import ReceiptCursor
 from connpool.transfer.syscalls import Syscalls
 from tests.functional.test_filerecv_classic import send
 from tests.helpers.waiting import bounded, pause, until
@@ -233,7 +233,7 @@ async def test_onlyOneProcessTells(tmp_path, root, told):
     receiver = start(root, program(tmp_path, told))
     done = os.open(root / ".connpool/done", os.O_RDONLY)
     with pytest.raises(StartFailed, match="one of them"):
-        ReceivedOutbox(Syscalls(), followed(Syscalls(), done))
+        ReceiptCursor(Syscalls(), followed(Syscalls(), done))
     os.close(done)
     await bounded(receiver.stopService())
 

@@ -17,7 +17,7 @@ from connpool.proxyprotocol import ProxyStats
 from connpool.services.access import ListenerStats
 from connpool.services.probing import ProbeStats
 from connpool.transfer.names import displayName
-from connpool.transfer.receive.reception import TransferStats
+from connpool.transfer.receive.policy import TransferStats
 from connpool.transfer.records import EndedTransfer, LiveTransfer
 
 #: Names as hostile senders choose them.

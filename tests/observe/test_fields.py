@@ -10,7 +10,7 @@ import connpool
 from connpool.observe.fields import describeFields
 from connpool.pool.stats import Histogram, PoolStats
 from connpool.services.access import ListenerStats
-from connpool.transfer.receive.reception import TransferStats
+from connpool.transfer.receive.policy import TransferStats
 
 
 def metrics(kind, snapshotClass):

@@ -13,7 +13,7 @@ from connpool.observe.history import (
 )
 from connpool.observe.sources import Reading
 from connpool.services.probing import ProbeStats
-from connpool.transfer.receive.reception import TransferStats
+from connpool.transfer.receive.policy import TransferStats
 from tests.observe.sample import Source, busy
 
 

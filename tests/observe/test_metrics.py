@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from connpool.observe import StatsCollector, makeRegistry
 from connpool.pool.stats import BOUNDS
 from connpool.services.access import ListenerStats
-from connpool.transfer.receive.reception import TransferStats
+from connpool.transfer.receive.policy import TransferStats
 from tests.observe.sample import Source, busy, histogram, poolStats
 from tests.observe.test_sources import within
 

@@ -5,20 +5,22 @@ from twisted.internet import reactor, ssl
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from connpool.addresses import Networks, UnknownAddress, parseListen
 from connpool.errors import StartFailed
-from connpool.interfaces import IDrainable, IStatsSource
+from connpool.interfaces import IDrainable, IDrainableProtocol, IStatsSource
 from connpool.services.access import Access, Gate
 from connpool.services.listening import ListeningService
-from tests.helpers.waiting import bounded, successResultOf, until
+from tests.helpers.waiting import assertNoResult, bounded, successResultOf, until
 
 LOOPBACK = parseListen("tcp:0:interface=127.0.0.1")
 
@@ -230,29 +232,28 @@ def test_theProtocolHasTheRealTransport():
     assert transport.value() == b"x"
 
 
-def test_drainAsksTheFactory():
+def test_drainAsksTheConnections():
     asked = []
 
-    @implementer(IDrainable)
-    class Draining(Factory):
-        protocol = Echo
-        end = Deferred()
-
+    @implementer(IDrainableProtocol)
+    class Draining(Protocol):
         def drain(self):
-            asked.append("drain")
-            return self.end
+            asked.append(self)
 
-        def abort(self):
-            asked.append("abort")
-            self.end.callback(None)
-
-    listening = ListeningService(Clock(), [], Draining(), drainTimeout=5)
+    factory = Factory.forProtocol(Draining)
+    listening = ListeningService(Clock(), [], factory, drainTimeout=5)
     listening.startService()
+    connection = listening.gate.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+    transport = StringTransport()
+    connection.makeConnection(transport)
     d = listening.stopService()
-    assert asked == ["drain"]
+    assert len(asked) == 1
+    assertNoResult(d)
     listening._reactor.advance(5)
-    assert asked == ["drain", "abort"]
+    assert transport.disconnected
+    connection.connectionLost(Failure(ConnectionDone()))
     assert successResultOf(d) is None
+    assert listening.stats().connections == 0
 
 
 def test_healthChecksOfAProxyAreNoRefusals():

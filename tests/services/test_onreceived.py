@@ -21,8 +21,8 @@ from connpool.services.onreceived import (
     OnReceived,
 )
 from connpool.transfer import Receipt
-from connpool.transfer.stores.receiptcursor import ReceivedOutbox
-from connpool.transfer.stores.receiptlog import DoneLog
+from connpool.transfer.stores.receiptcursor import ReceiptCursor
+from connpool.transfer.stores.receiptlog import ReceiptLog
 from connpool.transfer.syscalls import Syscalls
 from tests.helpers.waiting import successResultOf
 from tests.transfer.stores.kit import Recorded, followed, offer
@@ -43,7 +43,7 @@ class Place:
         self.path = path
         self.now = NOON
         self.syscalls = Recorded()
-        self.log = DoneLog(
+        self.log = ReceiptLog(
             self.syscalls,
             followed(self.syscalls, self.fd),
             lambda: self.now,
@@ -57,7 +57,7 @@ class Place:
     def restart(self):
         if self.outbox is not None:
             self.outbox.close()
-        self.outbox = ReceivedOutbox(self.syscalls, followed(self.syscalls, self.fd))
+        self.outbox = ReceiptCursor(self.syscalls, followed(self.syscalls, self.fd))
 
     def receive(self, *names):
         for name in names:
@@ -255,7 +255,7 @@ def test_whatWaitsAtAStopIsToldAfterIt(machine, place, hook, broken):
         machine.end(code=9)
     successResultOf(stopping)
     assert not machine.getDelayedCalls()
-    place.outbox = ReceivedOutbox(place.syscalls, followed(place.syscalls, place.fd))
+    place.outbox = ReceiptCursor(place.syscalls, followed(place.syscalls, place.fd))
     assert place.left() == ["a", "b", "c"]
 
 
@@ -352,7 +352,7 @@ def test_whatCannotBeKeptEndsNothing(machine, place, hook, heals):
         place.syscalls.before = None
     successResultOf(ensureDeferred(hook.stop()))
     place.syscalls.before = None
-    place.outbox = ReceivedOutbox(place.syscalls, followed(place.syscalls, place.fd))
+    place.outbox = ReceiptCursor(place.syscalls, followed(place.syscalls, place.fd))
     assert place.left() == ([] if heals else NAMES), "at least once"
 
 
@@ -426,7 +426,7 @@ def test_whatIsToldOutOfOrder(place):
 def test_onlyWhatComesLaterIsNew(tmp_path):
     (tmp_path / "done").mkdir()
     fd = os.open(tmp_path / "done", os.O_RDONLY)
-    log = DoneLog(Recorded(), followed(Syscalls(), fd), lambda: NOON)
+    log = ReceiptLog(Recorded(), followed(Syscalls(), fd), lambda: NOON)
     log.append([(offer("old", key=bytes(32)), receiptOf("old"))], sync=False)
     log.close()
     os.close(fd)
@@ -442,7 +442,7 @@ def test_whatWasToldIsToldAgainIfNobodyKnows(place, text):
     place.tell()
     place.outbox.close()
     (place.path / "hook").write_bytes(text)
-    place.outbox = ReceivedOutbox(place.syscalls, followed(place.syscalls, place.fd))
+    place.outbox = ReceiptCursor(place.syscalls, followed(place.syscalls, place.fd))
     assert place.left() == ["a"]
 
 

@@ -4,7 +4,7 @@ What most tests of the protocol begin with.
 
 import pytest
 
-from connpool.transfer.receive import greeting
+from connpool.transfer.receive import smallfiles
 from tests.transfer.world import World
 
 
@@ -20,7 +20,7 @@ def smallFiles(monkeypatch):
     """
     A file of more than 2 KiB does not go in one piece.
     """
-    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
+    monkeypatch.setattr(smallfiles, "SMALL_FILE_BYTES", 2048)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from connpool.transfer.wire.messages import (
     Data,
     Digests,
     Hello,
-    Offering,
+    OfferMessage,
     Put,
     decode,
     encode,
@@ -80,7 +80,7 @@ class Raw(Protocol):
         return self.say(
             Type.OFFER,
             stream,
-            Offering(
+            OfferMessage(
                 bytes(16),
                 name,
                 key or os.urandom(32),

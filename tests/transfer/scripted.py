@@ -9,7 +9,7 @@ from twisted.internet.protocol import Protocol
 from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
 from connpool.transfer.wire.frames import frame as pack
 from connpool.transfer.wire.handshake import transcriptOf
-from connpool.transfer.wire.messages import Accept, Hello, Limits, Ready, decode, encode
+from connpool.transfer.wire.messages import Accept, Hello, Ready, ReceiverLimits, decode, encode
 
 
 class Scripted(Protocol):
@@ -22,7 +22,7 @@ class Scripted(Protocol):
 
     def __init__(self, answer, idle=60):
         self.answer = answer
-        self.limits = Limits(None, 2048, 64 << 20, 16_384, 256, idle)
+        self.limits = ReceiverLimits(None, 2048, 64 << 20, 16_384, 256, idle)
         self.reader = FrameReader()
         self.frames = []
         self.received = 0

@@ -11,13 +11,13 @@ import pytest
 from connpool.errors import Skipped
 from connpool.transfer.digests import DIGESTS, rootOf
 from connpool.transfer.receive import greeting
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send import keys
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.keys import HeldRun, SenderKeys
 from connpool.transfer.send.request import SendRequest
 from connpool.transfer.wire.frames import Type
-from connpool.transfer.wire.messages import Commit, Put, Receipting, Reject, extensionOf
+from connpool.transfer.wire.messages import Commit, Put, ReceiptMessage, Reject, extensionOf
 from tests.transfer.raw import SHA, connect
 from tests.transfer.scripted import scripted
 
@@ -109,7 +109,7 @@ def test_aFreshKeyIsTriedOnce(world, tmp_path):
             receiver.say(Type.PONG, 0, message)
         elif frame.type is Type.OFFER:
             offered.append(message.key)
-            wrong = Receipting(
+            wrong = ReceiptMessage(
                 "stored", message.name, message.size, "full", "x", "verified", "sha256",
                 bytes(32), 1,
             )  # fmt: skip
@@ -130,7 +130,7 @@ def test_aReceiptForAPutIsCompared(world, tmp_path):
         if frame.type is Type.PUT:
             keys.append(message.key)
             root = message.root if len(keys) > 1 else bytes(32)
-            right = Receipting(
+            right = ReceiptMessage(
                 "stored", message.name, 100, "full", "x", "verified", "blake3", root, 1
             )
             receiver.say(Type.RECEIPT, frame.stream, right)

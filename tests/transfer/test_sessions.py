@@ -18,7 +18,7 @@ from connpool.errors import (
     TooLarge,
     Unsupported,
 )
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import MemoryStore
@@ -318,11 +318,11 @@ class Occupied(MemoryStore):
         super().__init__()
         self.times = times
 
-    def open(self, offer):
+    def open(self, offer, holder=None):
         if self.times:
             self.times -= 1
             raise Busy("another process receives it")
-        return super().open(offer)
+        return super().open(offer, holder)
 
 
 def test_busyIsTriedAgain(tmp_path, source):

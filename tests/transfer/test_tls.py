@@ -11,9 +11,10 @@ from twisted.internet import reactor, ssl
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, wrapClientTLS
 
+from connpool.services.access import Access, Gate
 from connpool.transfer import Credentials, MemoryStore, NativeReceiver, sendFiles
 from connpool.transfer.receive.reception import Reception
-from connpool.transfer.receive.sniffer import Door, FrontDoorFactory
+from connpool.transfer.receive.sniffer import Choice, SnifferFactory
 from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.wire import link
 from tests.helpers.waiting import bounded, pause
@@ -32,21 +33,22 @@ class Server:
         pem = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
         loaded = ssl.PrivateCertificate.loadPEM(pem + certificate.private_key_pem.bytes())
         native = NativeReceiver(reactor, Reception(self.store, reactor), **receiver)
-        self.factory = FrontDoorFactory(reactor, [Door(native.signature, native.build)])
+        sniffers = SnifferFactory(reactor, [Choice(native.signature, native.build)])
+        self.gate = Gate(sniffers, Access(), "test")
         endpoint = SSL4ServerEndpoint(reactor, 0, loaded.options(), interface="127.0.0.1")
-        self.listening = endpoint.listen(self.factory)
+        self.listening = endpoint.listen(self.gate)
 
     async def start(self):
         self.port = await self.listening
         return self.port.getHost().port
 
     async def stop(self):
-        self.factory.abort()
+        self.gate.abort()
         await bounded(Deferred.fromCoroutine(self._stop()))
 
     async def _stop(self):
         await self.port.stopListening()
-        await self.factory.drain()
+        await self.gate.drain()
         await pause(0.02)  # what TLS still has to say, on a later turn
 
 

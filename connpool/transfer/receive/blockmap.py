@@ -1,5 +1,5 @@
 """
-Which blocks of a file that is being received are there, wrong or missing.
+The blocks of a file that is being received: absent, arriving, complete or verified.
 
 Theory of operation
 ===================
@@ -12,14 +12,13 @@ block goes
 and back to absent when its digest is wrong or its lane ends.  What does not
 continue a block that is arriving is dropped without complaint: nothing is lost
 by it, because the sender's C{COMMIT} is answered by the list of what is missing.
-A verified block never changes, whatever arrives; only L{Board.revoke} takes it back.
+A verified block never changes, whatever arrives; only L{Blockmap.revoke} takes it back.
 
 Pure: no store, no clock, no hashing.  Costs O(1) a piece.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,10 +27,10 @@ import attrs
 from connpool.errors import ProtocolError, TooLarge
 from connpool.transfer.digests import MAX_BLOCKS, blockCount
 
-__all__ = ["AHEAD", "Arrival", "Board", "heldRuns", "packBlocks", "readHeld", "unpackBlocks"]
+__all__ = ["DIGESTS_AHEAD", "Arrival", "Blockmap"]
 
 #: Digests that are kept of blocks whose bytes have not begun to come.
-AHEAD = 1024
+DIGESTS_AHEAD = 1024
 
 
 @attrs.define(eq=False)
@@ -42,8 +41,8 @@ class Arrival:
     @ivar lane: the connection it comes by.
     @ivar block: its number.
     @ivar next: the offset in the file that comes next.
-    @ivar end: where the block ends, as far as is known.
-    @ivar hasher: what its bytes are fed to.
+    @ivar end: the offset at which the block ends, as far as is known.
+    @ivar hasher: computes its digest.
     @ivar busy: pieces being written or hashed.
     @ivar dropped: its bytes shall be forgotten once nothing is busy.
     """
@@ -57,10 +56,13 @@ class Arrival:
     dropped: bool = False
 
 
-class Board:
+class Blockmap:
     """
+    The blocks of one file.
+
     @ivar size: bytes of the file, L{None} until known.
-    @ivar verified: digests of the blocks that are right.
+    @ivar verified: digests of the blocks that are right: those of the partial, which alone
+        adds and removes them.
     @ivar expected: digests the sender told for blocks that are not verified.
     @ivar computed: digests of complete blocks that the sender told none for.
     """
@@ -72,7 +74,7 @@ class Board:
             raise ProtocolError(f"a block size of {blockSize} makes more than {MAX_BLOCKS} blocks")
         self.size = size
         self.blockSize = blockSize
-        self.verified: dict[int, bytes] = dict(verified)
+        self.verified = verified
         self.expected: dict[int, bytes] = {}
         self.computed: dict[int, bytes] = {}
         self.arriving: dict[int, Arrival] = {}
@@ -104,13 +106,19 @@ class Board:
             raise ProtocolError(f"offset {offset} is not in a file of {self.size} bytes")
         arrival = self.arriving.get(block)
         if arrival is None:
-            if within or block in self.verified or block in self.computed:
+            if within or not self.absent(block):
                 return None, end
             arrival = self.arriving[block] = Arrival(lane, block, offset, end, newHasher())
             self.latest[lane] = arrival
         elif arrival.lane is not lane or arrival.next != offset or arrival.dropped:
             return None, end
         return arrival, end
+
+    def absent(self, block: int) -> bool:
+        """
+        Tell whether nothing is there of C{block}.
+        """
+        return not (block in self.verified or block in self.computed or block in self.arriving)
 
     def span(self, block: int) -> tuple[int, int]:
         """
@@ -122,7 +130,7 @@ class Board:
 
     def finish(self, arrival: Arrival, digest: bytes) -> bool | None:
         """
-        A block is complete and written.
+        Decide about a block that is complete and written.
 
         @return: whether it is right; L{None} while the sender has not told.
         """
@@ -131,19 +139,18 @@ class Board:
         if expected is None:
             self.computed[arrival.block] = digest
             return None
-        if expected == digest:
-            self.verified[arrival.block] = digest
-            return True
-        return False
+        return expected == digest
 
-    def tell(self, first: int, digests: Iterable[bytes]) -> tuple[list[int], list[int]]:
+    def tell(self, first: int, digests: Iterable[bytes]) -> tuple[dict[int, bytes], list[int]]:
         """
-        The sender tells digests.
+        Take digests that the sender tells.
 
-        @return: the complete blocks that are right by them, and the wrong ones.
+        @return: the complete blocks that are right by them, with their digests, and the
+            wrong ones.
         @raise ProtocolError: outside the file.
         """
-        right, wrong = [], []
+        right: dict[int, bytes] = {}
+        wrong = []
         for block, digest in enumerate(digests, first):
             if block >= MAX_BLOCKS or (self.size is not None and self.span(block)[0] >= self.size):
                 raise ProtocolError(f"there is no block {block} in this file")
@@ -151,24 +158,22 @@ class Board:
                 continue
             computed = self.computed.pop(block, None)
             if computed is None:
-                if block in self.arriving or len(self.expected) < AHEAD:
+                if block in self.arriving or len(self.expected) < DIGESTS_AHEAD:
                     self.expected[block] = digest
             elif computed == digest:
-                self.verified[block] = digest
-                right.append(block)
+                right[block] = digest
             else:
                 wrong.append(block)
         return right, wrong
 
     def revoke(self, block: int) -> bool:
         """
-        The sender's file has something else there.
+        Forget a block: the sender's file has something else there.
 
         @return: whether bytes of it are held and must be forgotten.
         """
         self.expected.pop(block, None)
-        held = self.verified.pop(block, None) or self.computed.pop(block, None)
-        return held is not None
+        return self.computed.pop(block, None) is not None or block in self.verified
 
     def missing(self) -> list[int]:
         """
@@ -179,66 +184,3 @@ class Board:
         if len(self.verified) == count:
             return []
         return [block for block in range(count) if block not in self.verified]
-
-
-def heldRuns(digests: Mapping[int, bytes]) -> tuple[int, bytes]:
-    """
-    The data part of C{ACCEPT}.
-
-    @return: the number of runs, and runs and digests as they go on the wire.
-    """
-    runs: list[list[int]] = []
-    for block in sorted(digests):
-        if runs and block == sum(runs[-1]):
-            runs[-1][1] += 1
-        else:
-            runs.append([block, 1])
-    wire = [struct.pack(">II", *run) for run in runs]
-    wire += [digests[block] for block in sorted(digests)]
-    return len(runs), b"".join(wire)
-
-
-def readHeld(runs: int, wire: bytes, length: int) -> dict[int, bytes]:
-    """
-    The inverse of L{heldRuns}.
-
-    @param length: bytes of a digest.
-    @raise ProtocolError: if the lengths or the order are wrong.
-    """
-    at = runs * 8
-    if at > len(wire):
-        raise ProtocolError("the list of held blocks is cut off")
-    held: dict[int, bytes] = {}
-    least = 0
-    for first, count in struct.iter_unpack(">II", wire[:at]):
-        if first < least or not 0 < count <= MAX_BLOCKS - first:
-            raise ProtocolError("the list of held blocks is out of order")
-        if at + count * length > len(wire):
-            raise ProtocolError("the digests of held blocks are cut off")
-        least = first + count
-        for block in range(first, least):
-            held[block] = wire[at : at + length]
-            at += length
-    if at != len(wire):
-        raise ProtocolError("bytes follow the digests of held blocks")
-    return held
-
-
-def packBlocks(blocks: Iterable[int]) -> bytes:
-    """
-    Block numbers as C{REPAIR} and C{REVOKE} carry them.
-    """
-    numbers = list(blocks)
-    return struct.pack(f">{len(numbers)}I", *numbers)
-
-
-def unpackBlocks(wire: bytes) -> list[int]:
-    """
-    @raise ProtocolError: if it is not a list of block numbers.
-    """
-    if len(wire) % 4 or not wire or len(wire) > 4 * MAX_BLOCKS:
-        raise ProtocolError("that is not a list of blocks")
-    blocks = [number for (number,) in struct.iter_unpack(">I", wire)]
-    if max(blocks) >= MAX_BLOCKS:
-        raise ProtocolError(f"there is no block {max(blocks)}")
-    return blocks

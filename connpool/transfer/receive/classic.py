@@ -4,7 +4,7 @@ Receiving by the classic protocol.
 The protocol marks neither the end of the name nor the end of the file:
 
   1. The sender waits for our answer after its name, so the name is what has
-     arrived once the socket is quiet (L{SETTLE} seconds).
+     arrived once the socket is quiet (L{SETTLE_SECONDS} seconds).
   2. The end of the connection is the end of the file.  A reset never
      publishes.  A sender that was killed looks like one that finished (its
      kernel closes the connection properly), so what is published is a prefix
@@ -25,33 +25,33 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import NameRefused, NetworkFailed, TransferError, TransferTimeout
+from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.deadlines import Pace
 from connpool.transfer.names import RelativeName, displayName
-from connpool.transfer.receive.incoming import Incoming
-from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.reception import Incoming, Reception
 from connpool.transfer.records import Offer
 
 __all__ = ["ClassicReceiver", "ClassicRefusal"]
 
 #: Seconds of silence after which the name is complete.
-SETTLE = 0.01
+SETTLE_SECONDS = 0.01
 
-#: Longest name, in bytes: what file systems take as one component.
-LONGEST_NAME = 255
+#: Bytes of the longest name: file systems take no longer component.
+LONGEST_NAME_BYTES = 255
 
-#: Bytes taken from the socket at once.  The allocation of each read is what
-#: costs, not the copy.
-READ_SIZE = 1 << 20
+#: Bytes taken from the socket at once.  The allocation of each read costs, not the
+#: copy.
+READ_BYTES = 1 << 20
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IDrainableProtocol)
 class ClassicReceiver(Protocol):
     """
     One connection, one file.
 
     @param clock: times the settling and the deadlines.
-    @param reception: where the file goes.
-    @param suffix: appended to the name of what is published.
+    @param reception: takes the file.
+    @param suffix: appended to the name under which the file is published.
     """
 
     _log = Logger()
@@ -72,7 +72,7 @@ class ClassicReceiver(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        transport.bufferSize = READ_SIZE
+        transport.bufferSize = READ_BYTES
         self._peer = str(getattr(transport.getPeer(), "host", "") or "unix")
         self._pace.start()
         Deferred.fromCoroutine(self._receive()).addErrback(self._broke)
@@ -165,14 +165,14 @@ class ClassicReceiver(Protocol):
             self._store(data)
         elif not self._named.called:
             self._name += data
-            if len(self._name) > LONGEST_NAME:
+            if len(self._name) > LONGEST_NAME_BYTES:
                 self._fail(
-                    NameRefused(f"a name has 1 to {LONGEST_NAME} bytes; wait for ok after it")
+                    NameRefused(f"a name has 1 to {LONGEST_NAME_BYTES} bytes; wait for ok after it")
                 )
                 return
             if self._settle is not None:
                 self._settle.cancel()
-            self._settle = self._clock.callLater(SETTLE, self._quiet)
+            self._settle = self._clock.callLater(SETTLE_SECONDS, self._quiet)
 
     def _quiet(self) -> None:
         # If we were late ourselves, more of the name, or the end of the
@@ -254,17 +254,14 @@ class ClassicReceiver(Protocol):
                 self._ended.errback(NetworkFailed("the sender's connection was reset"))
 
     def drain(self) -> None:
-        """
-        The service stops: end unless a file is on its way.
-        """
         if not self._named.called:
             self._leave()
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IDrainableProtocol)
 class ClassicRefusal(Protocol):
     """
-    The answer that a classic sender meets where classic is not taken.
+    The answer to a classic sender at a receiver that does not take classic from it.
     """
 
     def connectionMade(self) -> None:
@@ -286,6 +283,4 @@ class ClassicRefusal(Protocol):
         """
 
     def drain(self) -> None:
-        """
-        Closing already.
-        """
+        pass  # closing already

@@ -1,12 +1,13 @@
 """
-The receiver's part of a greeting: HELLO, and who the sender is.
+The receiver's part of a greeting: C{HELLO}, and the sender's identity.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -17,54 +18,71 @@ from connpool.errors import (
     Busy,
     Forbidden,
     ProtocolError,
+    TransferError,
     TransferTimeout,
 )
-from connpool.interfaces import IDirectoryStore
+from connpool.interfaces import IAuthenticator, IDirectoryStore
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.identities import Identity
+from connpool.transfer.receive import smallfiles
+from connpool.transfer.receive.offers import Sender
+from connpool.transfer.receive.reception import Reception
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.frames import frame as pack
-from connpool.transfer.wire.handshake import CAPABILITIES, VERSIONS, agree, transcriptOf
+from connpool.transfer.wire.handshake import (
+    CAPABILITIES,
+    VERSIONS,
+    agree,
+    credentialsAreSafe,
+    transcriptOf,
+)
 from connpool.transfer.wire.link import Link
-from connpool.transfer.wire.messages import Auth, Hello, Limits, encode
-from connpool.transfer.wire.safety import credentialsAreSafe
+from connpool.transfer.wire.messages import Auth, Hello, ReceiverLimits, encode
 
-if TYPE_CHECKING:
-    from connpool.transfer.receive.session import ReceiverSession
-
-__all__ = ["FROM_SENDER", "ON_JOINED", "PENDING_BYTES", "SMALL_FILE", "STREAMS", "Greeting"]
+__all__ = ["STREAMS", "Greeting"]
 
 #: Seconds until a sender has said HELLO, and until it has authenticated.
 HELLO_TIMEOUT = 10.0
 AUTH_TIMEOUT = 30.0
-#: Bytes of a file that may come by PUT.
-SMALL_FILE = 256 * 1024
-#: PUTs being stored, at most, before we stop reading.
-PENDING_BYTES = 32 << 20
 #: Offers open at once in one session.
 STREAMS = 256
-#: The types that are taken after the greeting, and on a connection that has joined another.
-FROM_SENDER = frozenset(
-    {
-        *(Type.PUT, Type.OFFER, Type.DATA, Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL),
-        *(Type.PING, Type.PONG, Type.JOIN, Type.ERROR),
-    }
-)
-ON_JOINED = frozenset({Type.DATA, Type.DIGESTS, Type.PING, Type.PONG, Type.ERROR})
+#: PUTs that are not acknowledged, at most: as many as any receiver lets.
+INFLIGHT_FILES = 16_384
 
 
 class Greeting:
     """
-    @param session: told with L{ReceiverSession.letIn} when all is right, else
-        with L{ReceiverSession.broken}.
+    The greeting of one connection.
+
+    @param letIn: told the sender, and the transcript that C{READY} confirms; it may raise
+        L{Busy}.
+    @param broken: told why the sender is not let in.
+    @param peer: the sender's name in logs.
+    @param digests: algorithms in order of preference.
+    @param authenticator: L{None} if everybody may send.
     """
 
     _log = Logger()
 
-    def __init__(self, session: ReceiverSession, link: Link) -> None:
-        self._session = session
-        self._registry = session.registry
+    def __init__(
+        self,
+        letIn: Callable[[Sender, bytes], None],
+        broken: Callable[[TransferError], None],
+        link: Link,
+        peer: str,
+        clock: Any,
+        reception: Reception,
+        digests: Sequence[str],
+        authenticator: IAuthenticator | None,
+    ) -> None:
+        self._tellLetIn = letIn
+        self._broken = broken
         self._link = link
+        self._peer = peer
+        self._clock = clock
+        self._reception = reception
+        self._digests = tuple(digests)
+        self._authenticator = authenticator
         self._state = self._hello
         self._identity: Identity | None = None
         self._digest: Digest
@@ -76,20 +94,20 @@ class Greeting:
     def _await(self, kind: Type, seconds: float) -> None:
         # nothing else is even kept
         self._link.reader.expected = {kind, Type.ERROR}
-        self._deadline: Any = self._registry.clock.callLater(seconds, self._tooLate, kind.name)
+        self._deadline: Any = self._clock.callLater(seconds, self._tooLate, kind.name)
 
     def _tooLate(self, what: str) -> None:
-        self._session.broken(TransferTimeout(f"no {what} in time"))
+        self._broken(TransferTimeout(f"no {what} in time"))
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         """
-        A frame came.
+        Take a frame.
         """
         self._state(frame, message)
 
     def stop(self) -> None:
         """
-        It is over.
+        End the deadline.
         """
         if self._deadline.active():
             self._deadline.cancel()
@@ -97,14 +115,14 @@ class Greeting:
     def _hello(self, frame: Frame, message: Any) -> None:
         if not isinstance(message, Hello):
             raise ProtocolError(f"{frame.type.name} before HELLO")
-        policy, store = self._registry.reception.policy, self._registry.reception.store
+        policy, store = self._reception.policy, self._reception.store
         if not IDirectoryStore.providedBy(store):
             self._capabilities = tuple(c for c in CAPABILITIES if c != "directories")
-        limits = Limits(
+        limits = ReceiverLimits(
             policy.maxFileSize,
-            SMALL_FILE,
-            PENDING_BYTES * 2,
-            16_384,
+            smallfiles.SMALL_FILE_BYTES,
+            smallfiles.PENDING_BYTES * 2,
+            INFLIGHT_FILES,
             STREAMS,
             max(1, int(policy.idleTimeout)),
         )
@@ -113,7 +131,7 @@ class Greeting:
             VERSIONS,
             f"connpool/{connpool.__version__}",
             self._capabilities,
-            self._registry.digests,
+            self._digests,
             os.urandom(32),
             limits,
             methods,
@@ -131,7 +149,7 @@ class Greeting:
         self._await(Type.AUTH, AUTH_TIMEOUT)
 
     def _methods(self) -> tuple[str, ...]:
-        authenticator, transport = self._registry.authenticator, self._link.transport
+        authenticator, transport = self._authenticator, self._link.transport
         if authenticator is None:
             return ("none",)
         self._identity = authenticator.certified(transport)
@@ -146,7 +164,7 @@ class Greeting:
             raise ProtocolError(f"{frame.type.name} before AUTH")
         if not hmac.compare_digest(message.transcript, self._transcript):
             raise ProtocolError("the two sides saw different HELLOs: changed on the way")
-        authenticator = self._registry.authenticator
+        authenticator = self._authenticator
         if authenticator is None or self._identity is not None:
             if message.method != "none":
                 raise AuthenticationFailed("no password is asked for here")
@@ -162,14 +180,15 @@ class Greeting:
             return
         self.stop()
         try:
-            self._session.letIn(identity, self._digest, self._agreed, self._transcript)
+            sender = Sender(self._peer, identity, self._digest, self._agreed)
+            self._tellLetIn(sender, self._transcript)
         except Busy as e:
-            self._session.broken(e)
+            self._broken(e)
 
     def _denied(self, failure: Failure) -> None:
-        self._registry.reception.recent.deniedEntry(self._session.peer)
+        self._reception.recent.deniedEntry(self._peer)
         why = failure.value
         if not isinstance(why, AuthenticationFailed):
             self._log.failure("credentials could not be checked", failure)
             why = AuthenticationFailed("user or password is wrong")
-        self._session.broken(why)
+        self._broken(why)

@@ -1,24 +1,66 @@
 """
-The offer in a message, under a receiver's policy.  Pure.
+The offer in a message, under a receiver's policy; and the answer to one whose key got a
+receipt before.
+
+A receipt is kept for days, and the file may be taken away at once: that a sender offers the
+same content again under the same key does not mean that it is there still.  So the receipt
+of an earlier run says what became of the file, in its extension C{earlier}.
 """
 
 from __future__ import annotations
 
+import attrs
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
 from connpool.errors import Forbidden
+from connpool.interfaces import IFileStore
+from connpool.transfer.digests import Digest
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName
-from connpool.transfer.receive.reception import Policy
-from connpool.transfer.records import Offer
-from connpool.transfer.wire.messages import Offering, Put, timeOf
+from connpool.transfer.receive.policy import Policy
+from connpool.transfer.records import FileStat, Offer, Receipt
+from connpool.transfer.wire.messages import OfferMessage, Put, timeOf
 
-__all__ = ["nameOf", "offerOf"]
+__all__ = ["GONE", "THERE", "UNKNOWN", "Sender", "earlierOf", "nameOf", "offerOf"]
 
 #: The rules that a sender may ask for under each rule of ours, beside that rule itself.
 _MAY_ASK = {"rename": ("refuse", "skip"), "replace": ("rename", "refuse", "skip")}
+#: Values of the extension: there is no file of that name and size; there is; nobody knows.
+GONE, THERE, UNKNOWN = b"\0", b"\1", b"\2"
+
+_log = Logger()
+
+
+@attrs.frozen
+class Sender:
+    """
+    The other side of a session, once it is let in.
+
+    @ivar peer: its name in logs.
+    @ivar identity: the operator's entry for it; L{None} if everybody may send.
+    @ivar digest: the algorithm of the session.
+    @ivar capabilities: those that both sides have.
+    """
+
+    peer: str
+    identity: Identity | None
+    digest: Digest
+    capabilities: frozenset[str]
+
+    @property
+    def principal(self) -> str:
+        """
+        The owner of its files.
+        """
+        return ANONYMOUS if self.identity is None else self.identity.principal
 
 
 def nameOf(raw: bytes, policy: Policy, identity: Identity | None) -> RelativeName:
     """
+    Read the name in an offer.
+
     @param raw: a name as the sender wrote it.
     @return: that of the store, in the directory of C{identity}.
     @raise NameRefused: it is not taken.
@@ -30,20 +72,19 @@ def nameOf(raw: bytes, policy: Policy, identity: Identity | None) -> RelativeNam
 
 
 def offerOf(
-    message: Offering | Put,
+    message: OfferMessage | Put,
     policy: Policy,
-    identity: Identity | None,
-    digest: str,
+    sender: Sender,
     size: int | None,
     blockSize: int,
     resumeKey: bytes | None = None,
 ) -> Offer:
     """
-    @param identity: of the sender; L{None} if everybody may send.
-    @param digest: the session's algorithm.
+    Read an offer.
+
     @raise TransferError: it may not be offered.
     """
-    name = nameOf(message.name, policy, identity)
+    name = nameOf(message.name, policy, sender.identity)
     rule = policy.ifExists
     asked = message.ifExists or rule
     if asked != rule and asked not in _MAY_ASK.get(rule, ()):
@@ -52,15 +93,38 @@ def offerOf(
         name=name,
         transferId=message.transferId.hex(),
         size=size,
-        principal=ANONYMOUS if identity is None else identity.principal,
-        identity=identity,
+        principal=sender.principal,
+        identity=sender.identity,
         key=message.key,
         resumeKey=resumeKey,
         modified=timeOf(message),
         executable=message.executable,
-        digest=digest,
+        digest=sender.digest.name,
         blockSize=blockSize,
         ifExists=asked,
         durability=message.durability,
         protocol="native",
     )
+
+
+def earlierOf(
+    store: IFileStore, sender: Sender, offer: Offer, receipt: Receipt
+) -> Deferred[bytes | None]:
+    """
+    @return: fires with the value of the extension; with L{None} for a receipt that C{offer}
+        itself got, and for a sender that is not told.  Never fails.
+    """
+    if receipt.transferId == offer.transferId or "earlier" not in sender.capabilities:
+        return succeed(None)
+
+    def found(status: FileStat | None) -> bytes | None:
+        return THERE if status is not None and status.size == receipt.size else GONE
+
+    def failed(failure: Failure) -> bytes | None:
+        _log.info("cannot look for {name}: {why}", name=receipt.name, why=failure.value)
+        return UNKNOWN
+
+    def look() -> Deferred[FileStat | None]:
+        return store.stat(RelativeName.parse(receipt.name, profile="posix"))
+
+    return maybeDeferred(look).addCallbacks(found, failed)

@@ -1,67 +1,46 @@
 """
-What senders may do, and what each has done of it.
+The accounts of senders: the part of their limits that each has used.
 
 Theory of operation
 ===================
-L{Limits} are an operator's numbers.  There is one L{Account} for all senders
-together and one for each principal that the operator's table names; a transfer
-passes both in the same way, and neither knows which it is.
+There is one L{Account} for all senders together and one for each principal that the
+operator's table names; a transfer passes both in the same way, and neither knows which
+it is.
 
 A transfer takes a place when it is admitted and gives it back when it ends.
-Who finds no place waits in the order of coming, if its protocol can wait.
+One that finds no place waits in the order of coming, if its protocol can wait.
 Bytes and files are counted over the last 24 hours; what a transfer announced
 counts as promised until it came, so transfers that would pass the limit
 together are refused while the others finish.
 
-Pure: no clock, no reactor.  The counts are this process's own: a restart
-begins them anew, and processes that share a store count each for itself.
+An L{Account} is pure: no clock, no reactor; L{Quotas} brings the time.  The counts are
+this process's own: a restart begins them anew, and processes that share a store count
+each for itself.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
-import attrs
 from twisted.internet.defer import Deferred
 
-from connpool.errors import Busy, QuotaExceeded
+from connpool.errors import Busy, QuotaExceeded, TooLarge
 from connpool.tokenbucket import TokenBucket
+from connpool.transfer.identities import Identity, Limits
+from connpool.transfer.names import displayName
+from connpool.transfer.receive.policy import Policy
+from connpool.transfer.records import Offer
 
-__all__ = ["BURST_SECONDS", "Account", "Limits", "Window"]
+__all__ = ["BURST_SECONDS", "Account", "Quotas", "Window"]
+
+N = TypeVar("N", int, float)
 
 #: Bytes of small files that may be on their way to the disk.
 SMALL_BYTES = 256 << 20
 #: Seconds' worth of bytes that pass at once under a limit of bytes per second.
 BURST_SECONDS = 0.1
-
-
-@attrs.frozen(kw_only=True)
-class Limits:
-    """
-    L{None} is no limit, or the receiver's own where these are a principal's.
-
-    @ivar maxConnections: native sessions at once.
-    @ivar maxTransfers: at once; as many small files that come in one piece may
-        be on their way to the disk beside them.
-    @ivar maxFileSize: bytes.
-    @ivar maxBytes: bytes received in any 24 hours.
-    @ivar maxFiles: files stored in any 24 hours.
-    @ivar maxRate: bytes/s.
-    @ivar minimumRate: bytes/s a sender must keep up, averaged over
-        C{idleTimeout}; 0 for none.
-    @ivar idleTimeout: seconds without a byte that end a transfer.
-    @ivar maxTime: seconds that a transfer may take.
-    """
-
-    maxConnections: int | None = None
-    maxTransfers: int | None = None
-    maxFileSize: int | None = None
-    maxBytes: int | None = None
-    maxFiles: int | None = None
-    maxRate: float | None = None
-    minimumRate: float | None = None
-    idleTimeout: float | None = None
-    maxTime: float | None = None
 
 
 class Window:
@@ -79,6 +58,8 @@ class Window:
 
     def add(self, count: int, now: float) -> None:
         """
+        Add to the sum.
+
         @param now: seconds.
         """
         slot = int(now // self.SLOT)
@@ -89,7 +70,7 @@ class Window:
 
     def sum(self, now: float) -> int:
         """
-        @return: what was added in the last 24 hours, and up to one more.
+        @return: the sum of the last 24 hours, and up to one more.
         """
         while self._slots and self.relief(now) <= 0:
             self._sum -= self._slots.popleft()[1]
@@ -106,7 +87,9 @@ class Window:
 
 class Account:
     """
-    @param limits: of whom it is.
+    The account of one sender, or of all together.
+
+    @param limits: of the sender whose account it is.
     @param whose: for messages, C{" of 'alice'"}; empty for all together.
     @ivar connections: sessions now.
     @ivar transfers: places taken.
@@ -130,7 +113,7 @@ class Account:
 
     def connect(self) -> None:
         """
-        A session begins.
+        Count a session that begins.
 
         @raise Busy: if there are too many.
         """
@@ -141,7 +124,7 @@ class Account:
 
     def disconnect(self) -> None:
         """
-        It has ended.
+        Count a session that has ended.
         """
         self.connections -= 1
 
@@ -150,7 +133,7 @@ class Account:
     @property
     def full(self) -> bool:
         """
-        Whether a transfer more would be too many.
+        Tell whether a transfer more would be too many.
         """
         most = self.limits.maxTransfers
         return most is not None and self.transfers >= most
@@ -160,7 +143,7 @@ class Account:
         Take a place for a transfer, until L{leave}.
 
         @param wait: whether to wait if there is none.
-        @return: L{None}: it is taken; else what fires when it is.  Cancelling
+        @return: L{None}: it is taken; else a Deferred that fires when it is.  Cancelling
             that leaves the queue.
         @raise Busy: if there is none and C{wait} is false.
         """
@@ -195,7 +178,7 @@ class Account:
 
     def small(self, files: int, size: int) -> None:
         """
-        So many more small files are on their way to the disk, or fewer.
+        Count small files that are on their way to the disk; below 0 for those that have ended.
         """
         self._small += files
         self._smallBytes += size
@@ -204,7 +187,7 @@ class Account:
 
     def room(self) -> Deferred[None] | None:
         """
-        @return: L{None} if a small file may come, else what fires when one may.
+        @return: L{None} if a small file may come, else a Deferred that fires when one may.
         """
         if not self._crowded:
             return None
@@ -221,6 +204,8 @@ class Account:
 
     def check(self, files: int, size: int, now: float) -> None:
         """
+        Decide whether more may come.
+
         @param files: that are going to come, beside those that have a place.
         @param size: bytes that are going to come, beside those promised.
         @param now: seconds.
@@ -237,7 +222,7 @@ class Account:
                 )
         if self._bytes is not None and limits.maxBytes is not None:
             left = limits.maxBytes - self._bytes.sum(now) - self._promised
-            # also who has nothing to add finds out when there is no room at all
+            # also an offer of no bytes is told when there is no room at all
             if max(size, 1) > left:
                 raise QuotaExceeded(
                     f"{max(0, left)} of {limits.maxBytes} bytes{whose} are left of these 24 hours "
@@ -246,13 +231,13 @@ class Account:
 
     def promise(self, size: int) -> None:
         """
-        A transfer is going to bring C{size} bytes; or, below 0, it will not.
+        Count on C{size} bytes that a transfer is going to bring; below 0, on fewer.
         """
         self._promised += size
 
     def came(self, count: int, now: float) -> float:
         """
-        Bytes came.
+        Count bytes that came.
 
         @return: seconds until more may come; 0 for now.
         """
@@ -262,11 +247,165 @@ class Account:
 
     def stored(self, now: float) -> None:
         """
-        A file was stored.
+        Count a file that was stored.
         """
         if self._files is not None:
             self._files.add(1, now)
 
 
+class Quotas:
+    """
+    The accounts of a reception.
+
+    @param clock: L{twisted.internet.interfaces.IReactorTime}.
+    @ivar receivedBytes: bytes that were charged.
+    """
+
+    def __init__(self, policy: Policy, clock: Any) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._everybody = Account(policy)
+        self._accounts: dict[str, tuple[Account, ...]] = {}
+        #: what waits for a rate, and its timer
+        self._waits: dict[Deferred[None], Any] = {}
+        self.receivedBytes = 0
+
+    def accounts(self, identity: Identity | None) -> tuple[Account, ...]:
+        """
+        @return: those that a transfer of C{identity} passes.
+        """
+        if identity is None:
+            return (self._everybody,)
+        accounts = self._accounts.get(identity.principal)
+        if accounts is None:
+            whose = f" of {displayName(identity.principal)!r}"
+            accounts = (self._everybody, Account(identity, whose))
+            self._accounts[identity.principal] = accounts
+        return accounts
+
+    def pace(self, identity: Identity | None) -> tuple[float, float]:
+        """
+        @return: C{idleTimeout} and C{minimumRate} of a sender.
+        """
+        policy = self._policy
+        if identity is None:
+            return policy.idleTimeout, policy.minimumRate
+        idle, rate = identity.idleTimeout, identity.minimumRate
+        return (
+            policy.idleTimeout if idle is None else idle,
+            policy.minimumRate if rate is None else rate,
+        )
+
+    def largest(self, offer: Offer) -> int | None:
+        """
+        @return: the most bytes that C{offer} may have; L{None} for no limit.
+        """
+        identity = offer.identity
+        return _least(self._policy.maxFileSize, None if identity is None else identity.maxFileSize)
+
+    def longest(self, offer: Offer) -> float | None:
+        """
+        @return: the most seconds that C{offer} may take; L{None} for no limit.
+        """
+        identity = offer.identity
+        return _least(self._policy.maxTime, None if identity is None else identity.maxTime)
+
+    def checkSize(self, offer: Offer) -> None:
+        """
+        @raise TooLarge: if the file is larger than any that is taken.
+        """
+        limit = self.largest(offer)
+        if limit is not None and offer.size is not None and offer.size > limit:
+            raise TooLarge(f"{offer.name} has {offer.size} bytes; at most {limit} are taken")
+
+    def check(self, accounts: Sequence[Account], files: int, size: int) -> None:
+        """
+        Decide whether so many files and bytes more may come within these 24 hours.
+
+        @raise QuotaExceeded: if not.
+        """
+        for account in accounts:
+            account.check(files, size, self._now(account))
+
+    def stored(self, accounts: Sequence[Account]) -> None:
+        """
+        Count a file that was stored.
+        """
+        for account in accounts:
+            account.stored(self._now(account))
+
+    def small(self, accounts: Sequence[Account], files: int, size: int) -> None:
+        """
+        As L{Account.small}, of each account.
+        """
+        for account in accounts:
+            account.small(files, size)
+
+    def charge(self, accounts: Sequence[Account], count: int) -> Deferred[None] | None:
+        """
+        Count bytes that are coming.
+
+        @return: fires when more may come; L{None} for now.
+        """
+        self.receivedBytes += count
+        wait = 0.0
+        for account in accounts:
+            if account.timed:
+                wait = max(wait, account.came(count, self._clock.seconds()))
+        if not wait:
+            return None
+        held: Deferred[None] = Deferred()
+        self._waits[held] = self._clock.callLater(wait, self._release, held)
+        return held
+
+    def _release(self, held: Deferred[None]) -> None:
+        del self._waits[held]
+        held.callback(None)
+
+    def hurry(self) -> None:
+        """
+        Let all that wait for a rate go on: the reception stops.
+        """
+        while self._waits:
+            held, call = self._waits.popitem()
+            call.cancel()
+            held.callback(None)
+
+    def slowedBy(self, identity: Identity | None) -> str:
+        """
+        @return: the thing that small files of C{identity} wait for: C{rate} or C{disk}.
+        """
+        limited = any(account.limits.maxRate for account in self.accounts(identity))
+        return "rate" if limited and self._waits else "disk"
+
+    def room(self, identity: Identity | None) -> Deferred[None] | None:
+        """
+        @return: L{None} if a small file of C{identity} may come now, else a Deferred that
+            fires when it may.
+        """
+        rooms = (account.room() for account in self.accounts(identity))
+        return next((room for room in rooms if room is not None), None)
+
+    @property
+    def waiting(self) -> int:
+        """
+        Transfers without a place.
+        """
+        named = sum(account.waiting for _, account in self._accounts.values())
+        return self._everybody.waiting + named
+
+    def _now(self, account: Account) -> float:
+        return float(self._clock.seconds()) if account.timed else 0.0
+
+
 def _hours(window: Window, now: float) -> str:
     return f"{window.relief(now) / 3600:.1f}"
+
+
+def _least(one: N | None, other: N | None) -> N | None:
+    """
+    @return: the smaller of two limits.
+    """
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)

@@ -31,6 +31,8 @@ KEPT_TRANSFERS = 50
 
 class RecentTransfers:
     """
+    The last transfers of one reception.
+
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     """
 

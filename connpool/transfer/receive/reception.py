@@ -1,11 +1,11 @@
 """
-The one reception core: whatever protocol a file comes by, it passes here.
+The one reception core: every file passes here, by whichever protocol it comes.
 
 Theory of operation
 ===================
 A protocol turns bytes into an L{Offer} and gives it to L{Reception.begin}.
 Policy decides first, without I/O; then the store opens a partial.  The
-L{Incoming} that comes back is the only hand on that partial.  Whose limits hold is in
+L{Incoming} that comes back is the only hand on that partial.  The limits that hold are in
 the L{Account}s that a transfer passes.  Nothing here knows about paths, sockets
 or wire formats.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -22,68 +22,272 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import QuotaExceeded, Skipped, TooLarge, TransferError, TransferTimeout
+from connpool.errors import (
+    ConflictTakeover,
+    QuotaExceeded,
+    Skipped,
+    StoreError,
+    TooLarge,
+    TransferError,
+    TransferTimeout,
+)
 from connpool.interfaces import (
     IFileStore,
     ILiveTransfers,
     IPartial,
+    IPartialHolder,
     IStatsSource,
     ITransferListener,
 )
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName, displayName
-from connpool.transfer.receive.incoming import Incoming
-from connpool.transfer.receive.quotas import Account, Limits
+from connpool.transfer.receive.policy import Policy, TransferStats
+from connpool.transfer.receive.quotas import Account, Quotas
 from connpool.transfer.receive.recent import RecentTransfers
 from connpool.transfer.records import DirectoryMade, LiveTransfer, Offer, Receipt
 
-__all__ = ["Policy", "Reception", "TransferStats"]
+__all__ = ["Incoming", "Reception", "storeFailure"]
 
-N = TypeVar("N", int, float)
+#: Seconds between two times that listeners are told how far a transfer is.
+PROGRESS_SECONDS = 1.0
 
 
-@attrs.frozen(kw_only=True)
-class Policy(Limits):
+@implementer(IPartialHolder)
+class _Places:
     """
-    The rules of a reception, and the L{Limits} of all senders together.
-
-    @ivar ifExists: what to do when a name is taken, one of L{IF_EXISTS}.
-    @ivar names: C{portable} or C{posix}: which names are taken.
-    @ivar dotfiles: whether names may begin with a dot.
-    @ivar idleTimeout: and C{minimumRate}: of each sender that has none of its own.
+    The places of one transfer in its accounts.
     """
 
-    ifExists: str = "rename"
-    names: str = "portable"
-    dotfiles: bool = True
-    maxTransfers: int | None = 10_000
-    idleTimeout: float = 60.0
-    minimumRate: float = 1024.0
+    def __init__(
+        self,
+        accounts: Sequence[Account],
+        end: Callable[[TransferError], Any] | None,
+        waiting: Callable[[Deferred[None]], Any] | None,
+    ) -> None:
+        self.accounts = accounts
+        self._end = end
+        self._waiting = waiting
+        self._taken: list[Account] = []
+
+    def ready(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._take())
+
+    async def _take(self) -> None:
+        # its own limit first: one that waits for it takes no place from others
+        for account in reversed(self.accounts):
+            place = account.take(self._waiting is not None)
+            if place is not None and self._waiting is not None:
+                self._waiting(place)
+                await place
+            self._taken.append(account)
+
+    def evicted(self) -> None:
+        if self._end is not None:
+            self._end(
+                ConflictTakeover("a newer connection of this sender has taken the transfer over")
+            )
+
+    def leave(self) -> None:
+        """
+        Give the places back.
+        """
+        taken, self._taken = self._taken, []
+        for account in taken:
+            account.leave()
 
 
-@attrs.frozen
-class TransferStats:
+class Incoming:
     """
-    @ivar active: transfers now.
-    @ivar started: files a partial was opened for.
-    @ivar published: files stored, C{duplicate} ones included.
-    @ivar failed: files that ended without being published.
-    @ivar refused: offers turned away before a byte was stored.
-    @ivar receivedBytes: payload bytes given to the store.
-    @ivar waiting: transfers that wait because others are under way.
-    @ivar skipped: files that were left out because the rule C{skip} keeps another one.
+    One file on its way in: the only hand on its partial.
+
+    It counts, bounds, and ends exactly once, by L{commit}, L{suspend} or L{abort};
+    the second of these does nothing.
+
+    @ivar offer: the terms that were agreed on.
+    @ivar peer: the sender, for logs.
+    @ivar partial: the place of its bytes.
+    @ivar received: payload bytes written so far.
     """
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"active", "waiting"})
+    def __init__(
+        self,
+        reception: Reception,
+        offer: Offer,
+        peer: str,
+        partial: IPartial,
+        places: _Places,
+    ) -> None:
+        self._reception = reception
+        self.offer = offer
+        self.peer = peer
+        self.partial = partial
+        self.received = 0
+        self.ended = False
+        self._places = places
+        self._accounts = places.accounts
+        self._before = sum(end - start for start, end in partial.held)
+        #: bytes that were announced and have not come
+        self._expected = max(0, (offer.size or 0) - self._before)
+        self._stalled = self._held = 0
+        self._toldAt = 0.0
+        self._deadline: Any = None
+        self._end = offer.size if offer.size is not None else reception.quotas.largest(offer)
 
-    active: int = 0
-    started: int = 0
-    published: int = 0
-    failed: int = 0
-    refused: int = 0
-    receivedBytes: int = 0
-    waiting: int = 0
-    skipped: int = 0
+    async def promise(self) -> None:
+        """
+        Count on the bytes that were announced.
+
+        @raise QuotaExceeded: if these are too many; then nothing is held any more.
+        """
+        try:
+            self._reception.quotas.check(self._accounts, 0, self._expected)
+        except TransferError:
+            await (self.partial.suspend() if self._before else self.partial.abort())
+            raise
+        self._promise(self._expected)
+
+    def _promise(self, size: int) -> None:
+        for account in self._accounts:
+            account.promise(size)
+
+    def endAfter(self, seconds: float, end: Callable[[TransferError], Any]) -> None:
+        """
+        Call C{end} if the transfer takes longer than C{seconds}.
+        """
+        why = TransferTimeout(f"it took more than {seconds:g} s, the most that a transfer may")
+        self._deadline = self._reception.clock.callLater(seconds, end, why)
+
+    def write(self, offset: int, data: bytes | memoryview) -> Deferred[None] | None:
+        """
+        As L{IPartial.write}.
+
+        @raise TooLarge: past the declared size or the largest file taken.
+        @raise QuotaExceeded: of a file whose size was not declared.
+        """
+        count = len(data)
+        if self._end is not None and offset + count > self._end:
+            raise TooLarge(
+                f"{self.offer.name} is longer than {self._end} bytes"
+                + ("; see --max-file-size" if self.offer.size is None else " as declared")
+            )
+        if self.offer.size is None:
+            self._reception.quotas.check(self._accounts, 0, count)
+        due = min(count, self._expected)
+        self._expected -= due
+        self._promise(-due)
+        held = self._reception.quotas.charge(self._accounts, count)
+        self.received += count
+        pause = self.partial.write(offset, data)
+        self._progressed()
+        if pause is not None:
+            self._stalled += 1
+            pause.addBoth(self._written)
+        if held is None:
+            return pause
+        self._held += 1
+        held.addBoth(self._released)
+        return held if pause is None else pause.addCallback(lambda _: held)
+
+    def _released(self, _: None) -> None:
+        self._held -= 1
+
+    def _written(self, result: Any) -> Any:
+        self._stalled -= 1
+        return result
+
+    def _progressed(self) -> None:
+        reception = self._reception
+        if not reception.listeners:
+            return
+        now = reception.clock.seconds()
+        if now - self._toldAt >= PROGRESS_SECONDS:
+            self._toldAt = now
+            reception.tell("progressed", self.offer, self.peer, self.done)
+
+    @property
+    def slowedBy(self) -> str:
+        """
+        The thing that it waits for now: C{rate}, C{disk} or C{peer}.
+        """
+        if self._held:
+            return "rate"
+        return "disk" if self.ended or self._stalled else "peer"
+
+    async def commit(self, root: bytes | None) -> Receipt:
+        """
+        As L{IPartial.commit}; a failure removes the partial, unless trying
+        again may help (a full disk): then it can be resumed.
+        """
+        if not self._finish():
+            raise TransferError(f"{self.offer.name} has ended already")
+        try:
+            receipt = await self.partial.commit(root)
+        except BaseException as e:
+            again = isinstance(e, TransferError) and e.retryable
+            await self._letGo(self.partial.suspend if again else self.partial.abort, e)
+            raise
+        self._reception.published(receipt, self.offer, self.peer)
+        self._left()
+        return receipt
+
+    async def suspend(self, why: BaseException) -> None:
+        """
+        Keep the bytes that are held, to be resumed.
+        """
+        if self._finish():
+            await self._letGo(self.partial.suspend, why)
+
+    async def abort(self, why: BaseException) -> None:
+        """
+        Remove the bytes that are held.
+        """
+        if self._finish():
+            await self._letGo(self.partial.abort, why)
+
+    def _finish(self) -> bool:
+        if self.ended:
+            return False
+        self.ended = True
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        return True
+
+    async def _letGo(self, end: Callable[[], Deferred[None]], why: BaseException) -> None:
+        try:
+            await end()
+        finally:
+            self._reception.failed(self.offer, self.peer, self.received, why)
+            self._left()
+
+    def _left(self) -> None:
+        self._promise(-self._expected)
+        self._reception.left(self)
+        self._places.leave()
+
+    @property
+    def done(self) -> int:
+        """
+        Bytes held.
+        """
+        # damaged blocks come again, and are counted again
+        done, size = self._before + self.received, self.offer.size
+        return int(done if size is None else min(done, size))
+
+    def live(self) -> LiveTransfer:
+        """
+        @return: how far it is.
+        """
+        return LiveTransfer(
+            transferId=self.offer.transferId,
+            name=str(self.offer.name),
+            peer=self.peer,
+            direction="in",
+            protocol=self.offer.protocol,
+            size=self.offer.size,
+            done=self.done,
+            phase="publishing" if self.ended else "moving",
+            slowedBy=self.slowedBy,
+        )
 
 
 @implementer(IStatsSource, ILiveTransfers)
@@ -91,7 +295,7 @@ class Reception:
     """
     Receives files into a store, under a policy.
 
-    @param store: where files go.
+    @param store: keeps the files.
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @param listeners: told about every file.
     """
@@ -107,133 +311,17 @@ class Reception:
         listeners: Sequence[ITransferListener] = (),
         name: str = "filerecv",
     ) -> None:
-        self._clock = clock
-        self._waits: dict[Deferred[None], Any] = {}
+        self.clock = clock
         self.store = store
         self.policy = policy or Policy()
         self.listeners = listeners
         self.name = name
-        self.receivedBytes = 0
+        self.quotas = Quotas(self.policy, clock)
         self.recent = RecentTransfers(clock)
         #: in the order they began
         self._active: dict[Incoming, None] = {}
-        self._everybody = Account(self.policy)
-        self._accounts: dict[str, tuple[Account, ...]] = {}
         self._started = self._publishedCount = self._failedCount = self._refused = 0
         self._skipped = 0
-
-    # -- limits
-
-    def accounts(self, identity: Identity | None) -> tuple[Account, ...]:
-        """
-        @return: those that a transfer of C{identity} passes.
-        """
-        if identity is None:
-            return (self._everybody,)
-        accounts = self._accounts.get(identity.principal)
-        if accounts is None:
-            whose = f" of {displayName(identity.principal)!r}"
-            accounts = (self._everybody, Account(identity, whose))
-            self._accounts[identity.principal] = accounts
-        return accounts
-
-    def pace(self, identity: Identity | None) -> tuple[float, float]:
-        """
-        @return: C{idleTimeout} and C{minimumRate} of a sender.
-        """
-        policy = self.policy
-        if identity is None:
-            return policy.idleTimeout, policy.minimumRate
-        idle, rate = identity.idleTimeout, identity.minimumRate
-        return (
-            policy.idleTimeout if idle is None else idle,
-            policy.minimumRate if rate is None else rate,
-        )
-
-    def largest(self, offer: Offer) -> int | None:
-        """
-        @return: the most bytes that C{offer} may have; L{None} for no limit.
-        """
-        identity = offer.identity
-        return _least(self.policy.maxFileSize, None if identity is None else identity.maxFileSize)
-
-    def check(self, offer: Offer, files: int = 0, size: int = 0) -> None:
-        """
-        Decide about an offer, without I/O.
-
-        @param files: that would come before it, beside those under way.
-        @param size: bytes of these.
-        @raise TransferError: why it is refused.
-        """
-        self._checkSize(offer)
-        for account in self.accounts(offer.identity):
-            account.check(1 + files, (offer.size or 0) + size, self._now(account))
-
-    def _checkSize(self, offer: Offer) -> None:
-        limit = self.largest(offer)
-        if limit is not None and offer.size is not None and offer.size > limit:
-            raise TooLarge(f"{offer.name} has {offer.size} bytes; at most {limit} are taken")
-
-    def _now(self, account: Account) -> float:
-        return float(self._clock.seconds()) if account.timed else 0.0
-
-    def came(self, incoming: Incoming, count: int) -> Deferred[None] | None:
-        """
-        Note that C{count} bytes are coming.
-
-        @return: what fires when more may come; L{None} for now.
-        @raise QuotaExceeded: if they may not.
-        """
-        offer = incoming.offer
-        accounts = self.accounts(offer.identity)
-        due = min(count, incoming.expected)
-        if offer.size is None:
-            for account in accounts:
-                account.check(0, count, self._now(account))
-        incoming.expected -= due
-        for account in accounts:
-            account.promise(-due)
-        return self._charge(accounts, count)
-
-    def progressed(self, incoming: Incoming) -> None:
-        """
-        Tell listeners how far it is, if it is time to.
-        """
-        if self.listeners and incoming.tells(self._clock.seconds()):
-            self._tell("progressed", incoming.offer, incoming.peer, incoming.done)
-
-    def _charge(self, accounts: Sequence[Account], count: int) -> Deferred[None] | None:
-        self.receivedBytes += count
-        wait = 0.0
-        for account in accounts:
-            if account.timed:
-                wait = max(wait, account.came(count, self._clock.seconds()))
-        if not wait:
-            return None
-        held: Deferred[None] = Deferred()
-        self._waits[held] = self._clock.callLater(wait, self._release, held)
-        return held
-
-    def _release(self, held: Deferred[None]) -> None:
-        del self._waits[held]
-        held.callback(None)
-
-    def slowedBy(self, identity: Identity | None) -> str:
-        """
-        @return: what small files of C{identity} wait for: C{rate} or C{disk}.
-        """
-        limited = any(account.limits.maxRate for account in self.accounts(identity))
-        return "rate" if limited and self._waits else "disk"
-
-    def hurry(self) -> None:
-        """
-        Let whoever waits for a rate go on: the reception stops.
-        """
-        while self._waits:
-            held, call = self._waits.popitem()
-            call.cancel()
-            held.callback(None)
-        self.recent.flush()
 
     # -- files
 
@@ -241,82 +329,55 @@ class Reception:
         self,
         offer: Offer,
         peer: str,
-        late: Callable[[TransferError], Any] | None = None,
+        end: Callable[[TransferError], Any] | None = None,
         waiting: Callable[[Deferred[None]], Any] | None = None,
     ) -> Incoming | Receipt:
         """
         Open a partial for C{offer}.
 
-        @param late: called once if the transfer takes longer than it may.
-        @param waiting: given what is waited for while others are under way;
+        @param end: called if the transfer has to end: it takes longer than it may, or a
+            newer connection of the same sender takes over.
+        @param waiting: given the Deferred that is waited for while others are under way;
             cancelling it gives up.  Left out: nothing is waited for.
         @return: the transfer, or the receipt of the one that this offer's key
             already finished.
         @raise TransferError: why it is refused.
         """
-        self._tell("offered", offer, peer)
-        accounts = self.accounts(offer.identity)
-        places: list[Account] = []
+        self.tell("offered", offer, peer)
+        places = _Places(self.quotas.accounts(offer.identity), end, waiting)
         try:
-            self._checkSize(offer)
-            # its own limit first: who waits for it takes no place from others
-            for account in reversed(accounts):
-                place = account.take(waiting is not None)
-                if place is not None and waiting is not None:
-                    waiting(place)
-                    await place
-                places.append(account)
-            partial = await self.store.open(offer)
+            self.quotas.checkSize(offer)
+            partial = await self.store.open(offer, places)
             if isinstance(partial, Receipt):
-                _leave(places)
+                places.leave()
                 return partial
-            expected = await self._promise(offer, partial, accounts)
+            incoming = Incoming(self, offer, peer, partial, places)
+            await incoming.promise()
         except BaseException as e:
-            _leave(places)
+            places.leave()
             if isinstance(e, TransferError):
                 self.refuse(str(offer.name), peer, e, offer.transferId)
             raise
-        incoming = Incoming(self, offer, peer, partial, expected)
         self._active[incoming] = None
         self._started += 1
-        self._setDeadline(incoming, late)
-        self._tell("started", offer, peer)
+        most = self.quotas.longest(offer)
+        if most is not None and end is not None:
+            incoming.endAfter(most, end)
+        self.tell("started", offer, peer)
         return incoming
 
-    async def _promise(self, offer: Offer, partial: IPartial, accounts: Sequence[Account]) -> int:
+    def hurry(self) -> None:
         """
-        Count on what C{offer} announces beyond what is held.
-
-        @return: these bytes.
+        Let all that wait for a rate go on, and log what was only counted: the reception stops.
         """
-        held = sum(end - start for start, end in partial.held)
-        expected = max(0, (offer.size or 0) - held)
-        try:
-            for account in accounts:
-                account.check(0, expected, self._now(account))
-        except TransferError:
-            await (partial.suspend() if held else partial.abort())
-            raise
-        for account in accounts:
-            account.promise(expected)
-        return expected
-
-    def _setDeadline(self, incoming: Incoming, late: Callable[[TransferError], Any] | None) -> None:
-        identity = incoming.offer.identity
-        most = _least(self.policy.maxTime, None if identity is None else identity.maxTime)
-        if most is not None and late is not None:
-            why = TransferTimeout(f"it took more than {most:g} s, the most that a transfer may")
-            incoming.deadline = self._clock.callLater(most, late, why)
+        self.quotas.hurry()
+        self.recent.flush()
 
     def left(self, incoming: Incoming) -> None:
         """
-        Give back what a transfer held, once.
+        Forget a transfer that has ended.
         """
-        if self._active.pop(incoming, self) is None:
-            accounts = self.accounts(incoming.offer.identity)
-            for account in accounts:
-                account.promise(-incoming.expected)
-            _leave(accounts)
+        self._active.pop(incoming, None)
 
     def put(
         self, offer: Offer, data: bytes, root: bytes | None, peer: str
@@ -326,14 +387,13 @@ class Reception:
 
         @raise TransferError: why it is refused.
         """
-        self._tell("offered", offer, peer)
+        self.tell("offered", offer, peer)
         size = len(data)
-        accounts = self.accounts(offer.identity)
-        self._checkSize(offer)
-        for account in accounts:
-            account.check(1, size, self._now(account))
+        accounts = self.quotas.accounts(offer.identity)
+        self.quotas.checkSize(offer)
+        self.quotas.check(accounts, 1, size)
         self._started += 1
-        held = self._charge(accounts, size)
+        held = self.quotas.charge(accounts, size)
         try:
             stored = self.store.put(offer, data, root)
         except Exception as e:
@@ -345,17 +405,17 @@ class Reception:
                 return stored
             receipt = stored
             return held.addCallback(lambda _: receipt)
-        _small(accounts, 1, size)
+        self.quotas.small(accounts, 1, size)
 
         def published(receipt: Receipt) -> Receipt | Deferred[Receipt]:
             self.published(receipt, offer, peer)
-            _small(accounts, -1, -size)
+            self.quotas.small(accounts, -1, -size)
             return receipt if held is None else held.addCallback(lambda _: receipt)
 
         def failed(failure: Failure) -> Failure:
             why: Any = failure.value
             self.failed(offer, peer, size, why)
-            _small(accounts, -1, -size)
+            self.quotas.small(accounts, -1, -size)
             return failure
 
         return stored.addCallbacks(published, failed)
@@ -374,46 +434,33 @@ class Reception:
 
         @raise TransferError: why it is refused.
         """
-        accounts = self.accounts(identity)
+        accounts = self.quotas.accounts(identity)
         full: QuotaExceeded | None = None
         try:
-            for account in accounts:
-                account.check(1, 0, self._now(account))
+            self.quotas.check(accounts, 1, 0)
         except QuotaExceeded as e:
             full = e  # one that is there takes nothing
         store: Any = self.store
         making: Deferred[Any] = maybeDeferred(
             store.makeDirectory, name, modified, durability, full is None
         )
-        _small(accounts, 1, 0)
+        self.quotas.small(accounts, 1, 0)
 
         def ended(result: DirectoryMade | Failure | None) -> DirectoryMade | Failure:
-            _small(accounts, -1, 0)
+            self.quotas.small(accounts, -1, 0)
             if isinstance(result, Failure):
                 return result
             if result is None:
                 assert full is not None
                 raise full
             if result.made:
-                for account in accounts:
-                    account.stored(self._now(account))
+                self.quotas.stored(accounts)
                 self._log.info(
                     "made directory {name} for {peer}", name=displayName(name.path), peer=peer
                 )
             return result
 
         return making.addBoth(ended)
-
-    def room(self, identity: Identity | None) -> Deferred[None] | None:
-        """
-        @return: L{None} if a small file of C{identity} may come now, else what
-            fires when it may.
-        """
-        for account in self.accounts(identity):
-            room = account.room()
-            if room is not None:
-                return room
-        return None
 
     def refuse(
         self, name: str, peer: str, why: TransferError, transferId: str | None = None
@@ -426,7 +473,7 @@ class Reception:
         """
         self._refused += 1
         self.recent.refused(name, peer, why, transferId)
-        self._tell("refused", name, peer, why)
+        self.tell("refused", name, peer, why)
 
     def published(self, receipt: Receipt, offer: Offer, peer: str) -> None:
         """
@@ -443,8 +490,7 @@ class Reception:
             return
         self._publishedCount += 1
         if receipt.status == "stored":
-            for account in self.accounts(offer.identity):
-                account.stored(self._now(account))
+            self.quotas.stored(self.quotas.accounts(offer.identity))
         self.recent.stored(receipt, peer)
         shown = displayName(receipt.name)
         # formatted here: the logger's own formatting takes ten times as long,
@@ -457,7 +503,7 @@ class Reception:
             peer=peer,
             id=receipt.transferId,
         )
-        self._tell("published", receipt)
+        self.tell("published", receipt)
 
     def failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
         """
@@ -467,9 +513,12 @@ class Reception:
         self._skipped += skipped
         self._failedCount += not skipped
         self.recent.failed(offer, peer, count, why)
-        self._tell("failed", offer, peer, why)
+        self.tell("failed", offer, peer, why)
 
-    def _tell(self, event: str, *details: Any) -> None:
+    def tell(self, event: str, *details: Any) -> None:
+        """
+        Tell the listeners; their failures change nothing.
+        """
         for listener in self.listeners:
             try:
                 getattr(listener, event)(*details)
@@ -483,9 +532,8 @@ class Reception:
             self._publishedCount,
             self._failedCount,
             self._refused,
-            self.receivedBytes,
-            self._everybody.waiting
-            + sum(account.waiting for _, account in self._accounts.values()),
+            self.quotas.receivedBytes,
+            self.quotas.waiting,
             self._skipped,
         )
 
@@ -500,20 +548,12 @@ class Reception:
         return tuple(incoming.live() for incoming in islice(self._active, limit))
 
 
-def _small(accounts: Sequence[Account], files: int, size: int) -> None:
-    for account in accounts:
-        account.small(files, size)
-
-
-def _leave(places: Sequence[Account]) -> None:
-    for account in places:
-        account.leave()
-
-
-def _least(one: N | None, other: N | None) -> N | None:
+def storeFailure(failure: Failure) -> TransferError:
     """
-    @return: the smaller of two limits.
+    @return: the error that a sender is told of when its store fails; anything unforeseen is
+        logged.
     """
-    if one is None or other is None:
-        return other if one is None else one
-    return min(one, other)
+    if isinstance(failure.value, TransferError):
+        return failure.value
+    Logger(__name__).failure("storing a file failed", failure=failure)
+    return StoreError(f"the store failed: {type(failure.value).__name__}")

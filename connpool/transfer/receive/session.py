@@ -1,12 +1,13 @@
 """
-The receiving side of C{cpt/1}: one connection.
+The receiving side of C{cpt/1}: its connections.
 
 Theory of operation
 ===================
 A L{ReceiverSession} is one connection: greeting, authentication, then files.
-What has to outlive or span connections is in the L{NativeReceiver} that made
-it: tickets, by which further connections join a session, and claims, by which a
-newer delivery of a file finds the older one.
+What spans connections is in the L{NativeReceiver} that made it: the tickets by which
+further connections join a session.  What becomes of a file is in its stream
+(L{connpool.transfer.receive.stream}), or of a small one in
+L{connpool.transfer.receive.smallfiles}.
 
 Nothing the peer says decides what we allocate: streams, small files in flight
 and bytes outstanding have limits of ours (below); when one is reached we refuse
@@ -15,86 +16,111 @@ or stop reading.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from connpool.errors import (
     Busy,
     Cancelled,
-    DigestMismatch,
     Expired,
-    Forbidden,
-    NameRefused,
     NetworkFailed,
     ProtocolError,
-    QuotaExceeded,
-    StoreError,
-    TooLarge,
     TransferError,
     TransferTimeout,
 )
+from connpool.interfaces import IAuthenticator
 from connpool.transfer.deadlines import Pace
-from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
-from connpool.transfer.identities import ANONYMOUS, Identity
+from connpool.transfer.digests import digestNamed
+from connpool.transfer.hashing import HashQueue, InThread, inThread
+from connpool.transfer.identities import Identity
 from connpool.transfer.names import displayName
-from connpool.transfer.receive import greeting
+from connpool.transfer.receive import smallfiles
 from connpool.transfer.receive.dryrun import DryRun
-from connpool.transfer.receive.earlier import earlierOf
-from connpool.transfer.receive.greeting import (
-    FROM_SENDER,
-    ON_JOINED,
-    PENDING_BYTES,
-    STREAMS,
-    Greeting,
-)
-from connpool.transfer.receive.offers import nameOf, offerOf
+from connpool.transfer.receive.greeting import STREAMS, Greeting
+from connpool.transfer.receive.offers import Sender, offerOf
 from connpool.transfer.receive.quotas import Account
-from connpool.transfer.receive.smallfiles import Acks
-from connpool.transfer.receive.stream import (
-    Delivery,
-    asTransferError,
-    receiptFrame,
-    rejectFrame,
-)
-from connpool.transfer.records import DirectoryMade, Offer, Receipt
+from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.smallfiles import SmallFiles
+from connpool.transfer.receive.stream import Stream
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.link import Link
 from connpool.transfer.wire.messages import (
     ROOT,
-    Accept,
     Data,
-    Directory,
     Error,
-    Extension,
     Goaway,
     Join,
     Joined,
-    Offering,
+    OfferMessage,
     Ping,
-    Put,
     Ready,
     decode,
     encode,
-    pingOf,
+    extensionOf,
 )
 
-if TYPE_CHECKING:
-    from connpool.transfer.receive.registry import NativeReceiver
-
-__all__ = ["ReceiverSession"]
+__all__ = ["NativeReceiver", "ReceiverSession"]
 
 #: Seconds between PROGRESS frames.
-PROGRESS_INTERVAL = 1.0
+PROGRESS_SECONDS = 1.0
 #: Idle timeouts that input of unknown size may be silent for.
-PATIENCE = 10
-#: Bytes that a file asked about in a dry run takes until its answer.
-DRY_BYTES = 4096
+UNKNOWN_SIZE_TIMEOUTS = 10
+#: The types that begin something, and all that are taken after the greeting and on a
+#: connection that has joined another.
+BEGINNINGS = frozenset({Type.PUT, Type.OFFER, Type.DIRECTORY})
+FROM_SENDER = frozenset(
+    {
+        *(Type.PUT, Type.OFFER, Type.DATA, Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL),
+        *(Type.PING, Type.PONG, Type.JOIN, Type.ERROR),
+    }
+)
+ON_JOINED = frozenset({Type.DATA, Type.DIGESTS, Type.PING, Type.PONG, Type.ERROR})
+
+
+class NativeReceiver:
+    """
+    Makes sessions for connections that begin with the preamble.
+
+    @param reactor: times, threads and descriptors.
+    @param digests: algorithms in order of preference.
+    @param authenticator: L{None} if everybody may send, as C{anonymous}.
+    @param run: hashes elsewhere; the reactor's threads unless given.
+    @ivar tickets: the sessions that further connections may join.
+    """
+
+    signature = PREAMBLE
+
+    def __init__(
+        self,
+        reactor: Any,
+        reception: Reception,
+        digests: Sequence[str] = ("blake3", "sha256"),
+        authenticator: IAuthenticator | None = None,
+        run: InThread | None = None,
+    ) -> None:
+        self.clock = reactor
+        self.reception = reception
+        self.digests = tuple(digests)
+        for name in self.digests:
+            digestNamed(name)
+        self.authenticator = authenticator
+        run = run or inThread(reactor)
+        self.newHashQueue = lambda: HashQueue(run)
+        self.tickets: dict[bytes, ReceiverSession] = {}
+
+    def build(self, transport: Any) -> Link:
+        """
+        Make the protocol of one connection.
+        """
+        policy = self.reception.policy
+        address = transport.getPeer()
+        host = getattr(address, "host", None) or getattr(address, "name", None) or "unix"
+        session = ReceiverSession(self, displayName(host))
+        return Link(self.clock, session, policy.idleTimeout, policy.minimumRate)
 
 
 class ReceiverSession:
@@ -102,28 +128,26 @@ class ReceiverSession:
     One connection of a sender.
 
     @ivar peer: the sender, for logs.
-    @ivar principal: whose files these are.
+    @ivar principal: the owner of these files.
     """
 
     _log = Logger()
 
-    def __init__(self, registry: NativeReceiver, peer: str) -> None:
-        self.registry = registry
+    def __init__(self, receiver: NativeReceiver, peer: str) -> None:
+        self._receiver = receiver
+        self._clock = receiver.clock
+        self._reception = receiver.reception
         self.peer = peer
         self.principal = ""
-        self._identity: Identity | None = None
-        self.digest: Digest
-        self._capabilities: frozenset[str] = frozenset()
+        self._sender: Sender
+        self._smallFiles: SmallFiles | None = None
         self._ticket = b""
         self._joined: ReceiverSession | None = None
         self._joiners: list[ReceiverSession] = []
-        self._deliveries: dict[int, Delivery] = {}
-        self._last = 0
-        self._run: tuple[Delivery | None, int] = (None, 0)
-        self._pending = 0
-        self._tooMany = False
+        self._streams: dict[int, Stream] = {}
+        self._lastStream = 0
+        self._run: tuple[Stream | None, int] = (None, 0)
         self._dryRun: DryRun | None = None
-        self._acks = Acks(registry.clock, self.send)
         self._accounts: list[Account] = []
         self._pace, self._patience = self._paced(None)
         self._ticking: Any = None
@@ -136,23 +160,27 @@ class ReceiverSession:
 
     def linkMade(self, link: Link) -> None:
         """
-        Connected; the preamble has not been read.
+        Begin the greeting; the preamble has not been read.
         """
         self._link = link
         transport: Any = link.transport
         transport.registerProducer(link, True)
-        self._greeting = Greeting(self, link)
+        receiver = self._receiver
+        self._greeting = Greeting(
+            *(self._letIn, self.broken, link, self.peer, self._clock, self._reception),
+            *(receiver.digests, receiver.authenticator),
+        )
         self._state: Callable[[Frame, Any], None] = self._greeting.frameReceived
 
     def greeted(self) -> None:
         """
-        The preamble came.
+        Answer the preamble.
         """
         self._link.send(PREAMBLE)
 
     def foreign(self, data: bytes) -> None:
         """
-        Something else came.
+        End a connection that begins with something else.
         """
         self._link.abort(ProtocolError("this is not cpt/1"))
 
@@ -164,30 +192,34 @@ class ReceiverSession:
 
     def frameReceived(self, frame: Frame) -> None:
         """
-        A frame came.
+        Take a frame.
         """
         self._state(frame, decode(frame))
 
     def runReceived(self, view: memoryview) -> Deferred[None] | None:
         """
-        A part of the run of the last DATA frame.
+        Take a part of the run of the last DATA frame.
         """
-        delivery, offset = self._run
-        self._run = delivery, offset + len(view)
-        if delivery is None:
+        stream, offset = self._run
+        self._run = stream, offset + len(view)
+        if stream is None:
             return None
         (self._joined or self)._arrived(len(view))
-        return delivery.write(self, offset, view)
+        return stream.write(self, offset, view)
 
     def turn(self) -> None:
         """
-        All that had come was read.
+        Answer small files: all that had come was read.
         """
-        self._acks.flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._smallFiles is not None and self._smallFiles.acks.collected:
+            self._smallFiles.acks.flush()
 
     def late(self, why: TransferError) -> None:
         """
-        A deadline of the connection passed.
+        End the session because a deadline of the connection passed.
         """
         if isinstance(why, TransferTimeout) and not self._link.reader.inside and self._waited:
             return  # it waits for us
@@ -197,9 +229,9 @@ class ReceiverSession:
         """
         @return: for files, and for input that its sender has to wait for itself.
         """
-        clock, (idle, rate) = self.registry.clock, self.registry.reception.pace(identity)
+        clock, (idle, rate) = self._clock, self._reception.quotas.pace(identity)
         return Pace(clock, idle, rate, self._tooSlow), Pace(
-            clock, idle * PATIENCE, 0, self._tooSlow
+            clock, idle * UNKNOWN_SIZE_TIMEOUTS, 0, self._tooSlow
         )
 
     def _arrived(self, count: int) -> None:
@@ -221,7 +253,7 @@ class ReceiverSession:
         if not self._link.greeted:
             self._link.abort(why)
             return
-        self._acks.flush()
+        self._flush()
         detail = " ".join(str(why).split())[:1024]
         self.send(encode(Type.ERROR, 0, Error(why.code, detail)))
         self._why = why
@@ -229,20 +261,20 @@ class ReceiverSession:
 
     def halfClosed(self) -> None:
         """
-        The sender has said all it will.
+        Finish: the sender has said all it will.
         """
         if self._joined is not None:
             self._link.close()  # nothing more comes by this one
             return
         self._closing = True
-        for delivery in list(self._deliveries.values()):
-            if delivery.receiving:
-                delivery.fail(Cancelled("the sender closed the connection"))
+        for stream in list(self._streams.values()):
+            if stream.receiving:
+                stream.fail(Cancelled("the sender closed the connection"))
         self._maybeClose()
 
     def linkLost(self, why: BaseException) -> None:
         """
-        The connection is gone.
+        End all streams: the connection is gone.
         """
         if self._over:
             return
@@ -252,10 +284,11 @@ class ReceiverSession:
             account.disconnect()
         self._pace.stop()
         self._patience.stop()
-        self._acks.stop()
+        if self._smallFiles is not None:
+            self._smallFiles.stop()
         if self._ticking is not None and self._ticking.active():
             self._ticking.cancel()
-        self.registry.tickets.pop(self._ticket, None)
+        self._receiver.tickets.pop(self._ticket, None)
         if self._joined is not None:
             self._joined.laneLost(self)
         for joiner in list(self._joiners):
@@ -264,16 +297,16 @@ class ReceiverSession:
         failure = self._why or (
             why if isinstance(why, TransferError) else NetworkFailed("the sender went away")
         )
-        for delivery in list(self._deliveries.values()):
-            delivery.fail(failure)
+        for stream in list(self._streams.values()):
+            stream.fail(failure)
 
     def laneLost(self, joiner: ReceiverSession) -> None:
         """
-        A joined connection is gone.
+        Forget a joined connection that is gone.
         """
         self._joiners.remove(joiner)
-        for delivery in self._deliveries.values():
-            delivery.laneLost(joiner)
+        for stream in list(self._streams.values()):
+            stream.laneLost(joiner)
 
     def drain(self) -> None:
         """
@@ -283,42 +316,34 @@ class ReceiverSession:
             self._draining = True
             if self._ticket:
                 self.send(encode(Type.GOAWAY, 0, Goaway("the receiver is stopping")))
-            for delivery in list(self._deliveries.values()):
-                if delivery.queued:
-                    delivery.fail(Busy("the receiver is stopping"))
+            for stream in list(self._streams.values()):
+                if stream.queued:
+                    stream.fail(Busy("the receiver is stopping"))
             self._maybeClose()
 
-    def letIn(
-        self,
-        identity: Identity | None,
-        digest: Digest,
-        capabilities: frozenset[str],
-        transcript: bytes,
-    ) -> None:
+    def _letIn(self, sender: Sender, transcript: bytes) -> None:
         """
-        The greeting is over.
-
-        @param capabilities: those that both sides have.
-        @param transcript: what READY confirms.
-        @raise Busy: if the sender has too many sessions already.
+        Begin to take files: the greeting is over.
         """
-        reception = self.registry.reception
-        for account in reception.accounts(identity):
+        quotas = self._reception.quotas
+        for account in quotas.accounts(sender.identity):
             account.connect()
             self._accounts.append(account)
-        self._identity = identity
-        self._capabilities = capabilities
-        self.digest = digest
-        self.principal = principal = ANONYMOUS if identity is None else identity.principal
+        self._sender = sender
+        self.principal = sender.principal
+        self._smallFiles = SmallFiles(
+            *(self.send, self._pendingChanged, self._link),
+            *(self._clock, self._reception, sender),
+        )
         # nothing is paced yet
-        self._pace, self._patience = self._paced(identity)
-        self._link.keepPace(*reception.pace(identity))
+        self._pace, self._patience = self._paced(sender.identity)
+        self._link.keepPace(*quotas.pace(sender.identity))
         self._ticket = secrets.token_bytes(32)
-        self.registry.tickets[self._ticket] = self
-        ready = Ready(transcript, secrets.token_bytes(16), self._ticket, principal)
+        self._receiver.tickets[self._ticket] = self
+        ready = Ready(transcript, secrets.token_bytes(16), self._ticket, self.principal)
         self.send(encode(Type.READY, 0, ready))
         self._state = self._open
-        directories = {Type.DIRECTORY} if "directories" in capabilities else frozenset()
+        directories = {Type.DIRECTORY} if "directories" in sender.capabilities else frozenset()
         self._link.reader.expected = FROM_SENDER | directories
         self._link.reader.wants = self._wants
         self._link.admit()
@@ -332,9 +357,9 @@ class ReceiverSession:
         Tell whether a run that is announced is to be kept; see L{FrameReader.wants}.
         """
         if kind is Type.PUT:
-            return length <= greeting.SMALL_FILE and not self._over
-        delivery = (self._joined or self)._deliveries.get(number)
-        return delivery is not None and delivery.takes(kind, length)
+            return length <= smallfiles.SMALL_FILE_BYTES and not self._over
+        stream = (self._joined or self)._streams.get(number)
+        return stream is not None and stream.takes(kind, length)
 
     def _open(self, frame: Frame, message: Any) -> None:
         kind = frame.type
@@ -345,18 +370,14 @@ class ReceiverSession:
             if not frame.length:
                 raise ProtocolError("DATA carries no bytes")
             self._run = self._find(frame), data.offset
-        elif kind is Type.PUT:
-            self._put(frame, message)
-        elif kind is Type.OFFER:
-            self._offer(frame, message)
-        elif kind is Type.DIRECTORY:
-            self._directory(frame, message)
+        elif kind in BEGINNINGS:
+            self._begin(frame, message)
         elif kind in {Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL}:
             if self._joined is not None and kind is not Type.DIGESTS:
                 raise ProtocolError(f"{kind.name} on a joined connection")
-            delivery = self._find(frame)
-            if delivery is not None:
-                delivery.frameReceived(frame, message)
+            stream = self._find(frame)
+            if stream is not None:
+                stream.frameReceived(frame, message)
         elif kind is Type.PING:
             ping: Ping = message
             self.send(encode(Type.PONG, 0, Ping(ping.token)))
@@ -369,194 +390,91 @@ class ReceiverSession:
             )
             self._link.close()
 
-    def _find(self, frame: Frame) -> Delivery | None:
+    def _find(self, frame: Frame) -> Stream | None:
         """
         @return: L{None} if it has ended, and the frame was on its way.
         """
         owner = self._joined or self
-        delivery = owner._deliveries.get(frame.stream)
-        if delivery is None and frame.stream > owner._last:
+        stream = owner._streams.get(frame.stream)
+        if stream is None and frame.stream > owner._lastStream:
             raise ProtocolError(f"stream {frame.stream} was never offered")
-        return delivery
+        return stream
 
     def _join(self, message: Join) -> None:
-        owner = self.registry.tickets.get(message.ticket)
+        owner = self._receiver.tickets.get(message.ticket)
         if owner is None or owner is self or owner.principal != self.principal:
             raise Expired("there is no such session")
-        if self._last or self._joined is not None:
+        if self._lastStream or self._joined is not None:
             raise ProtocolError("JOIN is for a connection that has done nothing else")
-        del self.registry.tickets[self._ticket]
+        del self._receiver.tickets[self._ticket]
         self._joined = owner
         owner._joiners.append(self)
         self._link.reader.expected = ON_JOINED
         self.send(encode(Type.JOINED, 0, Joined()))
 
-    def _stream(self, frame: Frame) -> None:
+    def _begin(self, frame: Frame, message: Any) -> None:
+        number, small = frame.stream, self._smallFiles
+        assert small is not None
         if self._joined is not None:
             raise ProtocolError(f"{frame.type.name} on a joined connection")
-        if frame.stream <= self._last:
-            raise ProtocolError(f"stream {frame.stream} comes after {self._last}")
-        self._last = frame.stream
+        if number <= self._lastStream:
+            raise ProtocolError(f"stream {number} comes after {self._lastStream}")
+        self._lastStream = number
+        if frame.type is Type.PUT:
+            self._arrived(len(frame.data))
+        if self._draining:
+            small.refuse(number, message.name, Busy("the receiver is stopping"))
+        elif frame.type is Type.PUT:
+            small.put(frame, message)
+        elif frame.type is Type.DIRECTORY:
+            small.directory(frame, message)
+        else:
+            try:
+                self._offer(number, message, small)
+            except TransferError as e:
+                small.refuse(number, message.name, e)
 
-    def _offer(self, frame: Frame, message: Offering) -> None:
-        self._stream(frame)
-        try:
-            if len(self._deliveries) >= STREAMS:
-                raise Busy(f"{STREAMS} files are open in this session; finish one first")
-            offer = self._offered(message, message.size, message.blockSize, message.resumeKey)
-            if message.dry:
-                self._dry(frame.stream, offer, message)
-                return
-        except TransferError as e:
-            self._refuse(frame.stream, message.name, e)
+    def _offer(self, number: int, message: OfferMessage, small: SmallFiles) -> None:
+        if len(self._streams) >= STREAMS:
+            raise Busy(f"{STREAMS} files are open in this session; finish one first")
+        sender, reception = self._sender, self._reception
+        offer = offerOf(
+            *(message, reception.policy, sender),
+            *(message.size, message.blockSize, message.resumeKey),
+        )
+        if message.dry:
+            if self._dryRun is None:
+                self._dryRun = DryRun(reception, small, self.send)
+            self._dryRun.answer(number, offer, extensionOf(message, ROOT))
             return
-        claim = None
-        if offer.resumeKey is not None:
-            claim = (self.principal, hashlib.sha256(offer.resumeKey).digest())
-        delivery = self._deliveries[frame.stream] = Delivery(self, frame.stream, offer, claim)
+        stream = self._streams[number] = Stream(
+            self, number, offer, sender, reception, self._clock, self._receiver.newHashQueue
+        )
         self.receivingChanged()
-        d = Deferred.fromCoroutine(delivery.begin())
+        d = Deferred.fromCoroutine(stream.begin())
         d.addErrback(lambda f: self._log.failure("a transfer failed to begin", failure=f))
 
-    def _offered(
-        self, message: Offering | Put, size: int | None, blockSize: int, resumeKey: bytes | None
-    ) -> Offer:
-        if self._draining:
-            raise Busy("the receiver is stopping")
-        policy = self.registry.reception.policy
-        identity, digest = self._identity, self.digest.name
-        return offerOf(message, policy, identity, digest, size, blockSize, resumeKey)
-
-    def _dry(self, number: int, offer: Offer, message: Offering) -> None:
-        root = next((each.value for each in message.extensions if each.name == ROOT), None)
-        if self._dryRun is None:
-            self._dryRun = DryRun(self.registry.reception, greeting.SMALL_FILE)
-        self._pendingChanged(DRY_BYTES)
-
-        def judged(result: bool | Failure) -> None:
-            if isinstance(result, Failure):
-                self.send(rejectFrame(number, asTransferError(result)))
-            else:
-                depends = (Extension(ROOT, False, b""),) if result else ()
-                self.send(encode(Type.ACCEPT, number, Accept("dry", 0, extensions=depends)))
-            self._pendingChanged(-DRY_BYTES)
-
-        Deferred.fromCoroutine(self._dryRun.judge(offer, root)).addBoth(judged)
-
-    def _put(self, frame: Frame, message: Put) -> None:
-        self._stream(frame)
-        number, data = frame.stream, frame.data
-        if frame.length > greeting.SMALL_FILE:
-            raise ProtocolError(f"PUT carries {frame.length} bytes; at most {greeting.SMALL_FILE}")
-        self._arrived(len(data))
-        try:
-            offer = self._offered(message, len(data), BLOCK_SIZE, None)
-            blocks = [self.digest.of(data)] if data else []
-            if rootOf(self.digest, len(data), BLOCK_SIZE, blocks) != message.root:
-                raise DigestMismatch("the bytes that came are not those that were sent")
-            stored = self.registry.reception.put(offer, data, message.root, self.peer)
-        except TransferError as e:
-            self._refuse(number, message.name, e)
-            return
-        except Exception as e:
-            self._log.failure("storing a file failed")
-            self.send(rejectFrame(number, StoreError(f"the store failed: {type(e).__name__}")))
-            return
-        if isinstance(stored, Receipt):
-            self._stored(number, offer, stored)
-            return
-        size = len(data) + 512
-        self._pendingChanged(size)
-        room = self.registry.reception.room(self._identity)
-        if room is not None:
-            self._link.waitFor(room)
-
-        def done(result: Any) -> None:
-            if isinstance(result, Failure):
-                self.send(rejectFrame(number, asTransferError(result)))
-            else:
-                self._stored(number, offer, result)
-            self._pendingChanged(-size)
-
-        stored.addBoth(done)
-
-    def _pendingChanged(self, change: int) -> None:
-        self._pending += change
-        self._keepTelling()
-        tooMany = self._pending > PENDING_BYTES
-        if tooMany != self._tooMany and not self._over:
-            self._tooMany = tooMany
-            (self._link.hold if tooMany else self._link.release)()
-        self._maybeClose()
-
-    def _refuse(self, number: int, name: bytes, why: TransferError) -> None:
-        if isinstance(why, NameRefused | Forbidden | Busy | TooLarge | QuotaExceeded):
-            self.registry.reception.refuse(displayName(name), self.peer, why)
-        self.send(rejectFrame(number, why))
-
-    def _stored(self, number: int, offer: Offer, receipt: Receipt) -> None:
-        if self._over:
-            return
-        if receipt.transferId != offer.transferId and "earlier" in self._capabilities:
-            self.earlier(offer, receipt).addCallback(
-                lambda there: self.send(receiptFrame(number, receipt, self._identity, there))
-            )
-            return
-        if receipt.status != "stored" or receipt.name != offer.name.path:
-            self.send(receiptFrame(number, receipt, self._identity))
-            return
-        self._acks.add(number, receipt)
-
-    def earlier(self, offer: Offer, receipt: Receipt) -> Deferred[bytes | None]:
-        """
-        @return: see L{earlierOf}; fires with L{None} for a sender that is not told.
-        """
-        if "earlier" not in self._capabilities:
-            return succeed(None)
-        return earlierOf(self.registry.reception.store, offer, receipt)
-
-    def _directory(self, frame: Frame, message: Directory) -> None:
-        self._stream(frame)
-        number, reception = frame.stream, self.registry.reception
-        try:
-            if self._draining:
-                raise Busy("the receiver is stopping")
-            name = nameOf(message.name, reception.policy, self._identity)
-            making = reception.makeDirectory(
-                name, self._identity, message.modified, message.durability, self.peer
-            )
-        except TransferError as e:
-            self._refuse(number, message.name, e)
-            return
-        size = len(message.name) + 512
-        self._pendingChanged(size)
-        room = reception.room(self._identity)
-        if room is not None:
-            self._link.waitFor(room)
-
-        def done(result: DirectoryMade | Failure) -> None:
-            if isinstance(result, Failure):
-                self._refuse(number, message.name, asTransferError(result))
-            elif not self._over:
-                self._acks.add(number, result)
-            self._pendingChanged(-size)
-
-        making.addBoth(done)
-
-    # -- the deliveries' side
+    # -- told by the files
 
     def stored(self) -> None:
         """
-        A large file is stored: a sign of life.
+        Note a sign of life: a large file is stored.
         """
         self._arrived(0)
 
     def ended(self, number: int) -> None:
         """
-        A stream has had its answer.
+        Forget a stream that has had its answer.
         """
-        self._deliveries.pop(number, None)
+        self._streams.pop(number, None)
         self.receivingChanged()
+        self._maybeClose()
+
+    def _pendingChanged(self) -> None:
+        """
+        Go on: more or fewer bytes of small files wait for the store.
+        """
+        self._keepTelling()
         self._maybeClose()
 
     def receivingChanged(self) -> None:
@@ -566,29 +484,32 @@ class ReceiverSession:
         """
         if self._over:
             return
-        receiving = [delivery for delivery in self._deliveries.values() if delivery.receiving]
-        comparing = any(delivery.comparing for delivery in receiving)
-        file = not comparing and any(delivery.offer.size is not None for delivery in receiving)
+        receiving = [stream for stream in self._streams.values() if stream.receiving]
+        comparing = any(stream.comparing for stream in receiving)
+        file = not comparing and any(stream.offer.size is not None for stream in receiving)
         unknown = not comparing and not file and bool(receiving)
         (self._pace.start if file else self._pace.stop)()
         (self._patience.start if unknown else self._patience.stop)()
         self._keepTelling()
 
+    @property
+    def _pending(self) -> int:
+        return 0 if self._smallFiles is None else self._smallFiles.pending
+
     def _keepTelling(self) -> None:
         """
-        A sender that waits hears of us.
+        Let a sender that waits hear of us.
         """
-        if self._ticking is None and not self._over and (self._deliveries or self._pending):
-            self._ticking = self.registry.clock.callLater(PROGRESS_INTERVAL, self._tick)
+        if self._ticking is None and not self._over and (self._streams or self._pending):
+            self._ticking = self._clock.callLater(PROGRESS_SECONDS, self._tick)
 
     def _tick(self) -> None:
         self._ticking = None
         if not self._link.full:
-            for delivery in self._deliveries.values():
-                delivery.progress()
-            if self._pending:
-                slow = self.registry.reception.slowedBy(self._identity)
-                self.send(encode(Type.PING, 0, pingOf(slow)))
+            for stream in list(self._streams.values()):
+                stream.progress()
+            if self._smallFiles is not None:
+                self._smallFiles.progress()
         self._keepTelling()
 
     @property
@@ -596,16 +517,16 @@ class ReceiverSession:
         """
         Tell whether it is our turn.
         """
-        return self._pending > 0 or any(not d.receiving for d in self._deliveries.values())
+        return self._pending > 0 or any(not each.receiving for each in self._streams.values())
 
     @property
     def _busy(self) -> bool:
-        return self._pending > 0 or bool(self._deliveries) or self._joined is not None
+        return self._pending > 0 or bool(self._streams) or self._joined is not None
 
     def _links(self) -> list[Link]:
         return [self._link, *(joiner._link for joiner in self._joiners)]
 
     def _maybeClose(self) -> None:
         if (self._closing or self._draining) and not self._over and not self._busy:
-            self._acks.flush()
+            self._flush()
             self._link.close()

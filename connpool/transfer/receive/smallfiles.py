@@ -1,5 +1,15 @@
 """
-One answer for many small files.
+Files and directories that come in one frame each: C{PUT}, C{DIRECTORY}, and their answers.
+
+Theory of operation
+===================
+The life of a small file is one pass: its bytes are compared with its digest, given to the
+reception, and answered once the store is done.  The answers of those that are stored as
+they were asked for are collected until the end of a turn and go out as one C{ACK}.
+
+Bytes that wait for the store are bounded: by L{PENDING_BYTES} in one session, and by the
+L{Account<connpool.transfer.receive.quotas.Account>}s of a sender over all of its sessions.
+At either bound the connection is not read.
 """
 
 from __future__ import annotations
@@ -7,14 +17,189 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from connpool.transfer.records import DirectoryMade, Receipt
-from connpool.transfer.wire.frames import Type
-from connpool.transfer.wire.messages import Ack, encode
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-__all__ = ["Acks"]
+from connpool.errors import (
+    Busy,
+    DigestMismatch,
+    Forbidden,
+    NameRefused,
+    ProtocolError,
+    QuotaExceeded,
+    StoreError,
+    TooLarge,
+    TransferError,
+)
+from connpool.transfer.digests import BLOCK_SIZE, rootOf
+from connpool.transfer.names import displayName
+from connpool.transfer.receive.offers import Sender, earlierOf, nameOf, offerOf
+from connpool.transfer.receive.reception import Reception, storeFailure
+from connpool.transfer.records import DirectoryMade, Offer, Receipt
+from connpool.transfer.wire.answers import receiptFrame, rejectFrame
+from connpool.transfer.wire.frames import Frame, Type
+from connpool.transfer.wire.link import Link
+from connpool.transfer.wire.messages import Ack, Directory, Put, encode, pingOf
 
-#: Runs of streams in one ACK.
-_MOST = 4096
+__all__ = ["PENDING_BYTES", "SMALL_FILE_BYTES", "Acks", "SmallFiles"]
+
+#: Bytes of a file that may come by C{PUT}.
+SMALL_FILE_BYTES = 256 * 1024
+#: Bytes of C{PUT}s being stored, at most, before we stop reading.
+PENDING_BYTES = 32 << 20
+#: Bytes that one of them takes beside its content.
+_OVERHEAD_BYTES = 512
+#: Runs of streams in one C{ACK}.
+_ACK_RUNS = 4096
+
+
+class SmallFiles:
+    """
+    The small files of one session.
+
+    @param send: writes a frame, unless the sender is gone.
+    @param changed: told that more or fewer bytes wait for the store.
+    @ivar pending: bytes that wait for the store.
+    @ivar acks: the acknowledgements that are collected.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        send: Callable[[bytes], None],
+        changed: Callable[[], None],
+        link: Link,
+        clock: Any,
+        reception: Reception,
+        sender: Sender,
+    ) -> None:
+        self._send = send
+        self._changed = changed
+        self._link = link
+        self._reception = reception
+        self._sender = sender
+        self.acks = Acks(clock, send)
+        self._held = self._over = False
+        self.pending = 0
+
+    def stop(self) -> None:
+        """
+        Answer nothing any more: the connection is gone.
+        """
+        self._over = True
+        self.acks.stop()
+
+    def put(self, frame: Frame, message: Put) -> None:
+        """
+        Store a file.
+        """
+        number, data = frame.stream, frame.data
+        if frame.length > SMALL_FILE_BYTES:
+            raise ProtocolError(f"PUT carries {frame.length} bytes; at most {SMALL_FILE_BYTES}")
+        sender, reception = self._sender, self._reception
+        try:
+            offer = offerOf(message, reception.policy, sender, len(data), BLOCK_SIZE)
+            blocks = [sender.digest.of(data)] if data else []
+            if rootOf(sender.digest, len(data), BLOCK_SIZE, blocks) != message.root:
+                raise DigestMismatch("the bytes that came are not those that were sent")
+            stored = reception.put(offer, data, message.root, sender.peer)
+        except TransferError as e:
+            self.refuse(number, message.name, e)
+            return
+        except Exception as e:
+            self._log.failure("storing a file failed")
+            self._send(rejectFrame(number, StoreError(f"the store failed: {type(e).__name__}")))
+            return
+        if isinstance(stored, Receipt):
+            self._stored(number, offer, stored)
+            return
+
+        def done(result: Any) -> None:
+            if isinstance(result, Failure):
+                self._send(rejectFrame(number, storeFailure(result)))
+            else:
+                self._stored(number, offer, result)
+
+        self._wait(stored, len(data) + _OVERHEAD_BYTES, done)
+
+    def _stored(self, number: int, offer: Offer, receipt: Receipt) -> None:
+        if self._over:
+            return
+        sender = self._sender
+        if receipt.transferId != offer.transferId and "earlier" in sender.capabilities:
+            earlierOf(self._reception.store, sender, offer, receipt).addCallback(
+                lambda there: self._send(receiptFrame(number, receipt, sender.identity, there))
+            )
+        elif receipt.status != "stored" or receipt.name != offer.name.path:
+            self._send(receiptFrame(number, receipt, sender.identity))
+        else:
+            self.acks.add(number, receipt)
+
+    def directory(self, frame: Frame, message: Directory) -> None:
+        """
+        Make a directory.
+        """
+        number, reception, sender = frame.stream, self._reception, self._sender
+        try:
+            name = nameOf(message.name, reception.policy, sender.identity)
+            making = reception.makeDirectory(
+                name, sender.identity, message.modified, message.durability, sender.peer
+            )
+        except TransferError as e:
+            self.refuse(number, message.name, e)
+            return
+
+        def done(result: DirectoryMade | Failure) -> None:
+            if isinstance(result, Failure):
+                self.refuse(number, message.name, storeFailure(result))
+            elif not self._over:
+                self.acks.add(number, result)
+
+        self._wait(making, len(message.name) + _OVERHEAD_BYTES, done)
+
+    def _wait(self, storing: Deferred[Any], size: int, done: Callable[[Any], None]) -> None:
+        """
+        Call C{done} with the result of the store, a L{Failure} too.
+        """
+        self.pendingChanged(size)
+        room = self._reception.quotas.room(self._sender.identity)
+        if room is not None:
+            self._link.waitFor(room)
+
+        def ended(result: Any) -> None:
+            done(result)
+            self.pendingChanged(-size)
+
+        storing.addBoth(ended)
+
+    def pendingChanged(self, change: int) -> None:
+        """
+        Count bytes that wait for the store, or below 0, that do not any more.
+        """
+        self.pending += change
+        hold = self.pending > PENDING_BYTES
+        if hold != self._held and not self._over:
+            self._held = hold
+            (self._link.hold if hold else self._link.release)()
+        self._changed()
+
+    def progress(self) -> None:
+        """
+        Say that small files wait, and for what.
+        """
+        if self.pending:
+            slow = self._reception.quotas.slowedBy(self._sender.identity)
+            self._send(encode(Type.PING, 0, pingOf(slow)))
+
+    def refuse(self, number: int, name: bytes, why: TransferError) -> None:
+        """
+        Answer a file that is turned away.
+        """
+        if isinstance(why, NameRefused | Forbidden | Busy | TooLarge | QuotaExceeded):
+            self._reception.refuse(displayName(name), self._sender.peer, why)
+        self._send(rejectFrame(number, why))
 
 
 class Acks:
@@ -23,18 +208,19 @@ class Acks:
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @param send: writes a frame.
+    @ivar collected: runs of streams, as C{[first, count]}.
     """
 
     def __init__(self, clock: Any, send: Callable[[bytes], None]) -> None:
         self._clock = clock
         self._send = send
-        self._streams: list[list[int]] = []
+        self.collected: list[list[int]] = []
         self._receipt: Receipt | DirectoryMade | None = None
         self._call: Any = None
 
     def add(self, number: int, receipt: Receipt | DirectoryMade) -> None:
         """
-        Stream C{number} is stored.
+        Note that stream C{number} is stored.
         """
         before = self._receipt
         if before is not None and (before.durability, before.filesystem) != (
@@ -43,34 +229,34 @@ class Acks:
         ):
             self.flush()
         self._receipt = receipt
-        if self._streams and sum(self._streams[-1]) == number:
-            self._streams[-1][1] += 1
+        if self.collected and sum(self.collected[-1]) == number:
+            self.collected[-1][1] += 1
         else:
-            self._streams.append([number, 1])
-            if len(self._streams) >= _MOST:
+            self.collected.append([number, 1])
+            if len(self.collected) >= _ACK_RUNS:
                 self.flush()
         if self._call is None:
             self._call = self._clock.callLater(0, self.flush)
 
     def flush(self) -> None:
         """
-        Say it.
+        Send the acknowledgements that were collected.
         """
         self.stop()
         receipt = self._receipt
-        if self._streams and receipt is not None:
+        if self.collected and receipt is not None:
             ack = Ack(
-                tuple((first, count) for first, count in self._streams),
+                tuple((first, count) for first, count in self.collected),
                 receipt.durability,  # type: ignore[arg-type]
                 receipt.filesystem,
                 int(receipt.finished * 1000),
             )
-            self._streams = []
+            self.collected = []
             self._send(encode(Type.ACK, 0, ack))
 
     def stop(self) -> None:
         """
-        Wait for nothing.
+        Send nothing by itself any more.
         """
         call, self._call = self._call, None
         if call is not None and call.active():

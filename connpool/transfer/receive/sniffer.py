@@ -2,7 +2,7 @@
 One port, several protocols: the first bytes decide.
 
 A file name cannot start with NUL, so a preamble that does is never a classic
-sender; what no door knows is classic.
+sender; a connection that begins with no signature is classic.
 """
 
 from __future__ import annotations
@@ -11,89 +11,79 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
-from connpool.interfaces import IDrainable
-from connpool.waiting import Waiters
+from connpool.interfaces import IDrainableProtocol
 
-__all__ = ["FIRST_BYTES_TIMEOUT", "Door", "FrontDoor", "FrontDoorFactory"]
+__all__ = ["FIRST_BYTES_TIMEOUT", "Choice", "Sniffer", "SnifferFactory"]
 
 #: Seconds a connection may say nothing at all.
 FIRST_BYTES_TIMEOUT = 10.0
 
 
 @attrs.frozen
-class Door:
+class Choice:
     """
-    A protocol behind the front door.
+    A protocol that may be spoken on the port.
 
     @ivar signature: the bytes its connections begin with; empty for the last
-        door, which takes everything else.
-    @ivar build: given the front door's transport, makes the protocol.
+        choice, which takes everything else.
+    @ivar build: makes the protocol, given the transport.
     """
 
     signature: bytes
     build: Callable[[Any], Any]
 
 
-@implementer(IHalfCloseableProtocol)
-class FrontDoor(Protocol):
+@implementer(IHalfCloseableProtocol, IDrainableProtocol)
+class Sniffer(Protocol):
     """
-    Reads until one door is left, then only passes on.
-
-    The protocol behind gets the real transport.
+    Reads until one choice is left, then stands aside: the protocol that was chosen gets the
+    real transport, and the bytes come to it directly.
 
     @param clock: times the wait for the first bytes.
+    @param choices: in order; the last one has an empty signature.
     """
 
-    def __init__(self, clock: Any, factory: FrontDoorFactory) -> None:
+    def __init__(self, clock: Any, choices: Sequence[Choice]) -> None:
         self._clock = clock
-        self._factory = factory
-        self._doors = factory.doors
+        self._choices = choices
         self._first = b""
         self.inner: Any = None
 
     def connectionMade(self) -> None:
-        self._factory.open.add(self)
         self._late = self._clock.callLater(FIRST_BYTES_TIMEOUT, self._leave)
 
     def dataReceived(self, data: bytes) -> None:
-        if self.inner is not None:
-            self.inner.dataReceived(data)
-            return
         self._first += data
-        for door in self._doors:
-            if self._first.startswith(door.signature):
-                self._enter(door)
+        for choice in self._choices:
+            if self._first.startswith(choice.signature):
+                self._choose(choice)
                 return
-            if door.signature.startswith(self._first):
+            if choice.signature.startswith(self._first):
                 return  # a prefix: more will tell
 
-    def _enter(self, door: Door) -> None:
+    def _choose(self, choice: Choice) -> None:
         if self._late.active():
             self._late.cancel()
-        self.inner = door.build(self.transport)
+        self.inner = choice.build(self.transport)
+        self.dataReceived = self.inner.dataReceived  # type: ignore[method-assign]
         self.inner.makeConnection(self.transport)
         first, self._first = self._first, b""
         self.inner.dataReceived(first)
 
     def _leave(self) -> None:
+        transport: Any = self.transport
         if self._first:
             # a name that begins as a signature does
-            self._enter(self._doors[-1])
+            self._choose(self._choices[-1])
         else:
-            transport: Any = self.transport
             transport.abortConnection()
 
     def readConnectionLost(self) -> None:
-        if self.inner is not None:
-            self.inner.readConnectionLost()
-        else:
-            transport: Any = self.transport
-            transport.loseConnection()
+        (self._close if self.inner is None else self.inner.readConnectionLost)()
 
     def writeConnectionLost(self) -> None:
         if self.inner is not None:
@@ -104,57 +94,29 @@ class FrontDoor(Protocol):
             self._late.cancel()
         if self.inner is not None:
             self.inner.connectionLost(reason)
-        self._factory.closed(self)
 
     def drain(self) -> None:
-        """
-        The service stops: who has not said anything may go.
-        """
-        if self.inner is None:
-            transport: Any = self.transport
-            transport.loseConnection()
-        else:
-            self.inner.drain()
+        # a connection that has not said anything may go
+        (self._close if self.inner is None else self.inner.drain)()
+
+    def _close(self) -> None:
+        transport: Any = self.transport
+        transport.loseConnection()
 
 
-@implementer(IDrainable)
-class FrontDoorFactory(Factory):
+class SnifferFactory(Factory):
     """
-    Builds front doors.
+    Builds sniffers.
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
-    @ivar doors: in order; the last one has an empty signature.
-    @ivar open: the connections there are.
+    @param choices: in order; the last one has an empty signature.
     """
 
     noisy = False
 
-    def __init__(self, clock: Any, doors: Sequence[Door]) -> None:
+    def __init__(self, clock: Any, choices: Sequence[Choice]) -> None:
         self._clock = clock
-        self.doors = doors
-        self.open: set[FrontDoor] = set()
-        self._drained = Waiters()
+        self._choices = choices
 
-    def buildProtocol(self, addr: Any) -> FrontDoor:
-        return FrontDoor(self._clock, self)
-
-    def closed(self, door: FrontDoor) -> None:
-        """
-        A connection is gone.
-        """
-        self.open.discard(door)
-        if not self.open:
-            self._drained.wake()
-
-    def drain(self) -> Deferred[None]:
-        drained = self._drained.wait()
-        for door in list(self.open):
-            door.drain()
-        if not self.open:
-            self._drained.wake()
-        return drained
-
-    def abort(self) -> None:
-        for door in list(self.open):
-            transport: Any = door.transport
-            transport.abortConnection()
+    def buildProtocol(self, addr: Any) -> Sniffer:
+        return Sniffer(self._clock, self._choices)

@@ -3,91 +3,173 @@ One stream of a receiver's session: from C{OFFER} to its only answer.
 
 Theory of operation
 ===================
-A L{Delivery} ends exactly once: with C{RECEIPT}, with C{REJECT}, or silently
-when the sender cancelled or is gone.  What the end needs (waiting for writes,
-suspending the partial) goes on after it; L{Delivery.gone} says when nothing of it is
-left.
+Whether a file is over, and why, is known here alone.  A L{Stream} is a machine::
 
-I{Take-over.}  A resume key has one delivery at a time.  A newer one with the
-same key registers itself at once, then ends the older and waits until that is
-gone, and only then asks the store for the partial; so queued writes of the
-older connection are done or dropped before the newer one reads what is held.
+    waiting -> receiving <-> verifying -> publishing -> ended
+
+It waits until the store has opened a partial (others may have to make way first), and
+receives while it is the sender's turn.  C{COMMIT} has the bytes verified, and either asks
+for blocks once more or publishes the file.  Every state but publishing can be ended from
+outside: by the sender, by a store that fails, or by a newer connection that takes over.
+
+It ends exactly once: with C{RECEIPT}, with C{REJECT}, or silently when the sender
+cancelled.  What the end needs (waiting for writes, suspending the partial) goes on after
+it; the store knows when a partial is let go of.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Coroutine
+from enum import Enum
+from typing import Any, Protocol
 
+from automat import TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from connpool.errors import (
-    Cancelled,
-    ConflictTakeover,
-    DigestMismatch,
-    ProtocolError,
-    Skipped,
-    StoreError,
-    TransferError,
-)
-from connpool.transfer.identities import Identity
-from connpool.transfer.receive.blockmap import heldRuns, packBlocks, unpackBlocks
-from connpool.transfer.receive.incoming import Incoming
+from connpool.errors import Cancelled, DigestMismatch, ProtocolError, TransferError
+from connpool.transfer.hashing import HashQueue
+from connpool.transfer.receive.offers import Sender, earlierOf
+from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.upload import Upload
 from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.wire.answers import receiptFrame, rejectFrame
+from connpool.transfer.wire.blocklists import NUMBER_BYTES, heldRuns, packBlocks, unpackBlocks
 from connpool.transfer.wire.frames import Frame, Type
-from connpool.transfer.wire.messages import (
-    Accept,
-    Cancel,
-    Commit,
-    Digests,
-    Extension,
-    Progress,
-    Receipting,
-    Reject,
-    Repair,
-    encode,
-)
+from connpool.transfer.wire.messages import Accept, Cancel, Commit, Progress, Repair, encode
 
-__all__ = ["COMPARE_RATE", "Delivery", "asTransferError", "receiptFrame", "rejectFrame"]
+__all__ = ["COMPARE_BYTES_PER_SECOND", "Owner", "Phase", "Stream"]
 
-#: Bytes/s at which a sender compares what is held with its file, at least.
-COMPARE_RATE = 8 << 20
-#: Bytes of a block number in C{REVOKE}.
-_NUMBER_BYTES = 4
+#: Speed at which a sender compares its file with the blocks that are held, at least.
+COMPARE_BYTES_PER_SECOND = 8 << 20
 
 
-class Delivery:
+class Phase(Enum):
     """
-    @param session: whose stream it is.
-    @param number: the stream.
-    @param claim: what it must be alone with, L{None} if it cannot be resumed.
+    The states of a stream.
+    """
+
+    WAITING = "waiting"
+    RECEIVING = "receive"
+    VERIFYING = "verify"
+    PUBLISHING = "publish"
+    ENDED = "ended"
+
+
+class Owner(Protocol):
+    """
+    The session that a stream belongs to.
+    """
+
+    def send(self, *parts: bytes) -> None:
+        """
+        Write to the sender, unless it is gone.
+        """
+
+    def receivingChanged(self) -> None:
+        """
+        It became, or is no longer, the sender's turn.
+        """
+
+    def stored(self) -> None:
+        """
+        The file is stored: a sign of life.
+        """
+
+    def ended(self, number: int) -> None:
+        """
+        The stream is over.
+        """
+
+
+class _Life(Protocol):
+    """
+    The things that happen to a stream.
+    """
+
+    def opened(self, upload: Upload) -> None:
+        """
+        The store has opened a partial.
+        """
+
+    def committed(self, message: Commit) -> None:
+        """
+        The sender has sent everything.
+        """
+
+    def incomplete(self) -> None:
+        """
+        Blocks are wrong or missing, and were asked for.
+        """
+
+    def whole(self, root: bytes) -> None:
+        """
+        All blocks are right.
+        """
+
+    def finish(self, wire: bytes) -> None:
+        """
+        The store has given its answer.
+        """
+
+    def end(self, why: TransferError, keep: bool, wire: bytes) -> None:
+        """
+        Something else than the store ends it.
+
+        @param keep: whether the verified blocks stay, to be resumed.
+        @param wire: the answer; empty for none.
+        """
+
+
+class Stream:
+    """
+    One file that comes in C{DATA} runs.
+
+    @param number: of the stream.
+    @param clock: L{twisted.internet.interfaces.IReactorTime}.
+    @param newHashQueue: makes a L{HashQueue}.
+    @ivar phase: its state, set by the machine alone.
     """
 
     _log = Logger()
 
-    def __init__(self, session: Any, number: int, offer: Offer, claim: Any) -> None:
-        self._session = session
+    def __init__(
+        self,
+        owner: Owner,
+        number: int,
+        offer: Offer,
+        sender: Sender,
+        reception: Reception,
+        clock: Any,
+        newHashQueue: Callable[[], HashQueue],
+    ) -> None:
+        self._owner = owner
         self._number = number
         self.offer = offer
-        self._claim = claim
+        self._sender = sender
+        self._reception = reception
+        self._clock = clock
+        self._newHashQueue = newHashQueue
+        self._life: _Life = _machine(self)
+        self.phase = Phase.WAITING
         self._upload: Upload | None = None
-        self._committing = False
-        self._ending = False
         self._why = TransferError()
-        self._isGone = False
-        self._waiters: list[Deferred[None]] = []
         self._place: Deferred[None] | None = None
         self._comparing: Any = None
-        self.epoch = 0
 
     @property
     def receiving(self) -> bool:
         """
         Tell whether it is the sender's turn.
         """
-        return self._upload is not None and not self._ending and not self._committing
+        return self.phase is Phase.RECEIVING
+
+    @property
+    def over(self) -> bool:
+        """
+        Tell whether nothing more of the file is taken.
+        """
+        return self.phase is Phase.PUBLISHING or self.phase is Phase.ENDED
 
     @property
     def comparing(self) -> bool:
@@ -96,112 +178,94 @@ class Delivery:
         """
         return self.receiving and self._comparing is not None and self._comparing.active()
 
+    @property
+    def queued(self) -> bool:
+        """
+        Tell whether it waits for others to make way.
+        """
+        return self._place is not None and not self._place.called
+
     # -- beginning
 
     async def begin(self) -> None:
         """
         Open the partial and answer the offer.
         """
-        registry = self._session.registry
-        older = None
-        if self._claim is not None:
-            older = registry.claims.get(self._claim)
-            registry.claims[self._claim] = self
+        sender, reception = self._sender, self._reception
         try:
-            if older is not None:
-                self.epoch = older.epoch + 1
-                await older.evict()
-            if not self._ending:
-                found = await registry.reception.begin(
-                    self.offer, self._session.peer, self.fail, self._waitsFor
-                )
-                if await self._opened(found):
-                    return
+            found = await reception.begin(self.offer, sender.peer, self.fail, self._waitsFor)
+            if isinstance(found, Receipt):
+                there = await earlierOf(reception.store, sender, self.offer, found)
+                self._life.finish(receiptFrame(self._number, found, sender.identity, there))
+                return
+            try:
+                upload = Upload(found, sender.digest, self._newHashQueue, self._clock.seconds, self)
+            except TransferError as e:
+                await found.abort(e)
+                raise
+            self._life.opened(upload)
         except CancelledError:
             pass  # it ended before others made way
         except TransferError as e:
-            self._reject(e)
+            self._life.finish(rejectFrame(self._number, e))
         except Exception:
             self._log.failure("opening a partial failed")
-            self._reject(TransferError("the receiver failed; see its log"))
-        self._left()
+            self._refuse(TransferError("the receiver failed; see its log"))
 
     def _waitsFor(self, place: Deferred[None]) -> None:
         self._place = place
+        if self.over:
+            place.cancel()
 
-    async def _opened(self, found: Incoming | Receipt) -> bool:
-        """
-        @return: whether there is something to receive.
-        """
-        if isinstance(found, Receipt):
-            there = await self._session.earlier(self.offer, found)
-            self._answer(receiptFrame(self._number, found, self.offer.identity, there))
-            return False
-        if self._ending:
-            # cancelled or taken over meanwhile
-            await found.suspend(self._why)
-            return False
-        registry = self._session.registry
-        try:
-            self._upload = Upload(
-                found,
-                self._session.digest,
-                registry.lanes,
-                registry.clock.seconds,
-                self._repair,
-                self._storeFailed,
-            )
-        except TransferError as e:
-            await found.abort(e)
-            raise
-        runs, wire = heldRuns(self._upload.board.verified)
-        accept = Accept("resume" if runs else "new", self.epoch, runs)
-        self._session.send(encode(Type.ACCEPT, self._number, accept, len(wire)), wire)
+    def _refuse(self, why: TransferError) -> None:
+        self._life.finish(rejectFrame(self._number, why))
+
+    def _accept(self, upload: Upload) -> None:
+        self._upload = upload
+        verified = upload.blockmap.verified
+        runs, wire = heldRuns(verified)
+        accept = Accept("resume" if runs else "new", upload.incoming.partial.epoch, runs)
+        self._owner.send(encode(Type.ACCEPT, self._number, accept, len(wire)), wire)
         if runs:
-            held = len(self._upload.board.verified) * self.offer.blockSize
-            self._comparing = registry.clock.callLater(
-                held / COMPARE_RATE, self._session.receivingChanged
-            )
-        self._session.receivingChanged()
-        return True
+            seconds = len(verified) * self.offer.blockSize / COMPARE_BYTES_PER_SECOND
+            self._comparing = self._clock.callLater(seconds, self._owner.receivingChanged)
 
     # -- frames
 
     def write(self, lane: Any, offset: int, view: memoryview) -> Deferred[None] | None:
         """
-        Bytes of a run.
+        Take bytes of a run.
+
+        @return: L{None} when C{view} is not needed any more, or a Deferred that fires then.
         """
-        if self._ending or self._committing:
-            return None
-        if self._upload is None:
+        if self.phase is Phase.WAITING:
             raise ProtocolError("DATA before ACCEPT")
+        if self._upload is None or not self.receiving:
+            return None
         return self._upload.write(lane, offset, view)
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         """
-        Any other frame of this stream.
+        Take any other frame of this stream.
         """
-        if self._ending:
+        if self.phase is Phase.ENDED:
             return
         if frame.type is Type.CANCEL:
-            self._cancel(message)
+            cancel: Cancel = message
+            self._life.end(Cancelled(f"the sender cancelled: {cancel.code!a}"), cancel.keep, b"")
             return
         if self._upload is None:
             raise ProtocolError(f"{frame.type.name} before ACCEPT")
-        if self._committing:
+        if not self.receiving:
             raise ProtocolError(f"{frame.type.name} after COMMIT")
         if frame.length != len(frame.data):
             raise ProtocolError(f"{frame.type.name} carries more than the file has blocks")
         if frame.type is Type.DIGESTS:
-            first: Digests = message
-            self._upload.digests(first.first, frame.data)
+            self._upload.digests(message.first, frame.data)
         elif frame.type is Type.REVOKE:
             self._upload.revoke(unpackBlocks(frame.data))
         elif frame.type is Type.COMMIT:
-            self._committing = True
-            self._session.receivingChanged()
-            d = Deferred.fromCoroutine(self._commit(message))
-            d.addErrback(lambda f: self._log.failure("a commit failed", failure=f))
+            self._life.committed(message)
         else:
             raise ProtocolError(f"{frame.type.name} is not for a receiver")
 
@@ -209,59 +273,68 @@ class Delivery:
         """
         Tell whether a run of block digests or numbers is to be kept now.
         """
-        if self._upload is None or self._ending or self._committing:
+        if self._upload is None or not self.receiving:
             return False
-        each = self._session.digest.length if kind is Type.DIGESTS else _NUMBER_BYTES
-        return length <= each * self._upload.board.most
+        each = self._sender.digest.length if kind is Type.DIGESTS else NUMBER_BYTES
+        return length <= each * self._upload.blockmap.most
 
-    async def _commit(self, message: Commit) -> None:
+    async def _verify(self, message: Commit) -> None:
         assert self._upload is not None
         try:
-            receipt = await self._upload.commit(message.size, message.root)
+            whole = await self._upload.verify(message.size, message.root)
         except TransferError as e:
-            if self._ending:
-                return  # what ended it says whether to keep it
-            if isinstance(e, DigestMismatch | ProtocolError):
-                await self._endBy(e, keep=False)
-            elif self._upload.incoming.ended:
-                self._reject(e)
-                self._left()
+            self.fail(e, keep=not isinstance(e, DigestMismatch | ProtocolError))
+        except Exception as e:
+            self._log.failure("verifying failed")
+            self.fail(TransferError(f"the receiver failed: {type(e).__name__}; see its log"))
+        else:
+            if whole:
+                self._life.whole(message.root)
             else:
-                await self._endBy(e, keep=True)
-            return
+                self._life.incomplete()
+
+    async def _publish(self, root: bytes) -> None:
+        assert self._upload is not None
+        try:
+            await self._upload.checkpointed()
+            receipt = await self._upload.incoming.commit(root)
+        except TransferError as e:
+            self._refuse(e)
         except Exception as e:
             self._log.failure("publishing failed")
-            self._reject(TransferError(f"the receiver failed: {type(e).__name__}; see its log"))
-            self._left()
-            return
-        self._committing = False
-        if receipt is None:
-            self._session.receivingChanged()
-            return
-        self._session.stored()
-        self._answer(receiptFrame(self._number, receipt, self.offer.identity))
-        self._left()
+            self._refuse(TransferError(f"the receiver failed: {type(e).__name__}; see its log"))
+        else:
+            self._owner.stored()
+            self._life.finish(receiptFrame(self._number, receipt, self._sender.identity))
+
+    def repair(self, blocks: list[int]) -> None:
+        """
+        Ask for blocks once more.
+        """
+        wire = packBlocks(blocks)
+        self._owner.send(encode(Type.REPAIR, self._number, Repair(), len(wire)), wire)
 
     def progress(self) -> None:
         """
         Say how it goes.
         """
-        if self._ending:
-            return
         upload = self._upload
         if upload is not None:
-            # also when nothing comes any more
+            # also when nothing comes any more; it may fail, and end the stream
             upload.checkpoint()
-        message = (
-            Progress("receive", 0, "place" if self.queued else "disk")
-            if upload is None
-            else Progress(upload.phase, upload.durable, _slow(upload))  # type: ignore[arg-type]
-        )
-        self._session.send(encode(Type.PROGRESS, self._number, message))
+        if self.phase is Phase.ENDED:
+            return
+        if upload is None:
+            message = Progress("receive", 0, "place" if self.queued else "disk")
+        else:
+            slow = upload.incoming.slowedBy
+            phase: Any = self.phase.value
+            message = Progress(phase, upload.durable, "" if slow == "peer" else slow)
+        self._owner.send(encode(Type.PROGRESS, self._number, message))
 
     def laneLost(self, lane: Any) -> None:
         """
-        A joined connection is gone.
+        Forget a joined connection that is gone.
         """
         if self._upload is not None:
             self._upload.laneLost(lane)
@@ -270,140 +343,85 @@ class Delivery:
 
     def fail(self, why: TransferError, keep: bool = True) -> None:
         """
-        End it with C{REJECT}.  What is being published goes on.
+        End it with C{REJECT}.  A file that is being published goes on.
         """
-        if not self._ending and not self._publishing:
-            d = Deferred.fromCoroutine(self._endBy(why, keep))
-            d.addErrback(lambda f: self._log.failure("ending a transfer failed", failure=f))
+        self._life.end(why, keep, rejectFrame(self._number, why))
 
-    async def evict(self) -> None:
+    def storeFailed(self, why: TransferError) -> None:
         """
-        Make way for a newer delivery of the same file.
+        End it because the store failed.
         """
-        self.fail(ConflictTakeover("a newer connection of this sender has taken the transfer over"))
-        if not self._isGone:
-            d: Deferred[None] = Deferred()
-            self._waiters.append(d)
-            await d
+        # after an I/O error the blocks that are held cannot be trusted; a full disk is none
+        self.fail(why, keep=why.retryable)
 
-    @property
-    def queued(self) -> bool:
-        """
-        Tell whether it waits for others to make way.
-        """
-        return self._place is not None and not self._place.called
-
-    @property
-    def _publishing(self) -> bool:
-        return self._upload is not None and self._upload.phase == "publish"
-
-    def _cancel(self, message: Cancel) -> None:
-        if self._publishing:
-            return  # too late: the answer will say so
-        self._why = Cancelled(f"the sender cancelled: {message.code!a}")
-        self._close()
-        self._session.ended(self._number)
-        if self._upload is not None:
-            d = Deferred.fromCoroutine(self._leave(self._why, message.keep))
-            d.addErrback(lambda f: self._log.failure("cancelling failed", failure=f))
-
-    async def _endBy(self, why: TransferError, keep: bool) -> None:
-        self._reject(why)
-        await self._leave(why, keep)
-
-    async def _leave(self, why: TransferError, keep: bool) -> None:
-        if self._upload is not None:
-            try:
-                await self._upload.end(why, keep)
-            finally:
-                self._left()
-
-    def _reject(self, why: TransferError) -> None:
-        self._why = why
-        self._answer(rejectFrame(self._number, why))
-
-    def _answer(self, wire: bytes) -> None:
-        if not self._ending:
-            self._close()
-            self._session.send(wire)
-            self._session.ended(self._number)
-
-    def _close(self) -> None:
-        self._ending = True
+    def _close(self, wire: bytes) -> None:
+        self.phase = Phase.ENDED
         if self._place is not None:
             self._place.cancel()
         if self._comparing is not None and self._comparing.active():
             self._comparing.cancel()
+        if wire:
+            self._owner.send(wire)
+        self._owner.ended(self._number)
 
-    def _left(self) -> None:
-        if self._isGone:
-            return
-        self._isGone = True
-        claims = self._session.registry.claims
-        if self._claim is not None and claims.get(self._claim) is self:
-            del claims[self._claim]
-        waiters, self._waiters = self._waiters, []
-        for d in waiters:
-            d.callback(None)
-
-    def _repair(self, blocks: list[int]) -> None:
-        wire = packBlocks(blocks)
-        self._session.send(encode(Type.REPAIR, self._number, Repair(), len(wire)), wire)
-
-    def _storeFailed(self, why: TransferError) -> None:
-        # after an I/O error what is held is not to be trusted; a full disk is none
-        self.fail(why, keep=why.retryable)
+    def _run(self, task: Coroutine[Deferred[Any], Any, None]) -> None:
+        d = Deferred.fromCoroutine(task)
+        d.addErrback(lambda f: self._log.failure("a transfer failed", failure=f))
 
 
-def asTransferError(failure: Failure) -> TransferError:
-    """
-    @return: what a sender is told of a store's failure.
-    """
-    if isinstance(failure.value, TransferError):
-        return failure.value
-    Logger(__name__).failure("storing a file failed", failure=failure)
-    return StoreError(f"the store failed: {type(failure.value).__name__}")
+def _makeMachine() -> Callable[[Stream], _Life]:
+    builder = TypeMachineBuilder(_Life, Stream)
+    waiting = builder.state("waiting")
+    receiving = builder.state("receiving")
+    verifying = builder.state("verifying")
+    publishing = builder.state("publishing")
+    ended = builder.state("ended")
+
+    @waiting.upon(_Life.opened).to(receiving)
+    def accept(_life: _Life, stream: Stream, upload: Upload) -> None:
+        stream.phase = Phase.RECEIVING
+        stream._accept(upload)
+        stream._owner.receivingChanged()
+
+    @receiving.upon(_Life.committed).to(verifying)
+    def verify(_life: _Life, stream: Stream, message: Commit) -> None:
+        stream.phase = Phase.VERIFYING
+        stream._owner.receivingChanged()
+        stream._run(stream._verify(message))
+
+    @verifying.upon(_Life.incomplete).to(receiving)
+    def receive(_life: _Life, stream: Stream) -> None:
+        stream.phase = Phase.RECEIVING
+        stream._owner.receivingChanged()
+
+    @verifying.upon(_Life.whole).to(publishing)
+    def publish(_life: _Life, stream: Stream, root: bytes) -> None:
+        stream.phase = Phase.PUBLISHING
+        stream._run(stream._publish(root))
+
+    @waiting.upon(_Life.finish).to(ended)
+    @publishing.upon(_Life.finish).to(ended)
+    def finish(_life: _Life, stream: Stream, wire: bytes) -> None:
+        stream._close(wire)
+
+    @waiting.upon(_Life.end).to(ended)
+    @receiving.upon(_Life.end).to(ended)
+    @verifying.upon(_Life.end).to(ended)
+    def end(_life: _Life, stream: Stream, why: TransferError, keep: bool, wire: bytes) -> None:
+        stream._why = why
+        stream._close(wire)
+        if stream._upload is not None:
+            stream._run(stream._upload.letGo(why, keep))
+
+    @ended.upon(_Life.opened).loop()
+    def tooLate(_life: _Life, stream: Stream, upload: Upload) -> None:
+        stream._run(upload.letGo(stream._why, True))
+
+    # what comes too late changes nothing
+    publishing.upon(_Life.end).loop().returns(None)
+    for late in (_Life.incomplete, _Life.whole, _Life.finish, _Life.end):
+        ended.upon(late).loop().returns(None)
+    return builder.build()
 
 
-def rejectFrame(number: int, why: TransferError) -> bytes:
-    """
-    C{REJECT}.
-    """
-    detail = " ".join(str(why).split())[:1024]
-    skipped = (Extension("skipped", False, b""),) if isinstance(why, Skipped) else ()
-    return encode(Type.REJECT, number, Reject(why.code, why.retryable, detail, skipped))
-
-
-def receiptFrame(
-    number: int, receipt: Receipt, identity: Identity | None, there: bytes | None = None
-) -> bytes:
-    """
-    C{RECEIPT}, with the name as the sender may use it: its directory is the
-    operator's business.
-
-    @param there: value of the extension C{earlier}, for a receipt that an earlier offer got.
-    """
-    name = receipt.name
-    if identity is not None and identity.directory is not None:
-        name = name.removeprefix(identity.directory.path + "/")
-    message = Receipting(
-        receipt.status,  # type: ignore[arg-type]
-        name.encode("utf-8"),
-        receipt.size,
-        receipt.durability,  # type: ignore[arg-type]
-        receipt.filesystem,
-        receipt.integrity,  # type: ignore[arg-type]
-        receipt.digest,
-        bytes.fromhex(receipt.root) if receipt.root is not None else None,
-        int(receipt.finished * 1000),
-        () if there is None else (Extension("earlier", False, there),),
-    )
-    return encode(Type.RECEIPT, number, message)
-
-
-def _slow(upload: Upload) -> str:
-    """
-    The word for the thing that the receiver waits for, if it does.
-    """
-    word = upload.incoming.slowedBy
-    return "" if word == "peer" else word
+_machine = _makeMachine()

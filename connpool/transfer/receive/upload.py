@@ -1,52 +1,79 @@
 """
-One large file on its way in: blocks, digests, checkpoints, commit.
+The bytes of one large file on their way in: blocks, digests, checkpoints.
 
 Theory of operation
 ===================
-An L{Upload} stands between the session (frames) and the reception (bytes).
+An L{Upload} stands between a stream (frames) and the reception (bytes).
 Each piece of a run is written and hashed at the same time, out of one buffer;
 a block is decided about when its last byte is hashed, all its writes are done
-and the sender's digest is known, in whatever order these come (L{Board}).
+and the sender's digest is known, in whatever order these come (L{Blockmap}).
 
-I{The gate.}  L{Upload.close} shuts it at once: whatever arrives later, on any
-connection, is dropped.  The partial is only let go of when nothing is being
-written or hashed any more, so a successor never meets a write of ours.  COMMIT
-does the same before it computes the root.
+Whether bytes are still taken is known by the stream alone, and asked of it
+(L{Owner}).  The partial is only let go of when nothing is being written or hashed
+any more, so a successor never meets a write of ours.  A C{COMMIT} waits for the same
+before the root is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from connpool.errors import DigestMismatch, ProtocolError, StoreError, TransferError
-from connpool.transfer.digests import Digest, rootOf
-from connpool.transfer.hashing import HashLane
-from connpool.transfer.receive.blockmap import Arrival, Board
-from connpool.transfer.receive.incoming import Incoming
-from connpool.transfer.records import Receipt
+from connpool.transfer.digests import MAX_BLOCKS, Digest, rootOf
+from connpool.transfer.hashing import HashQueue
+from connpool.transfer.receive.blockmap import Arrival, Blockmap
+from connpool.transfer.receive.reception import Incoming
 from connpool.waiting import Waiters
 
-__all__ = ["CHECKPOINT_BYTES", "CHECKPOINT_SECONDS", "Upload"]
+__all__ = ["CHECKPOINT_BYTES", "CHECKPOINT_SECONDS", "Owner", "Upload"]
 
-#: A restart loses at most what came since the last checkpoint.
+#: A restart loses at most the bytes that came since the last checkpoint.
 CHECKPOINT_BYTES = 64 << 20
 CHECKPOINT_SECONDS = 2.0
 
 
+class Owner(Protocol):
+    """
+    The stream that the bytes come by.
+    """
+
+    @property
+    def receiving(self) -> bool:
+        """
+        Tell whether it is the sender's turn.
+        """
+
+    @property
+    def over(self) -> bool:
+        """
+        Tell whether nothing more of the file is taken.
+        """
+
+    def repair(self, blocks: list[int]) -> None:
+        """
+        Ask for blocks once more.
+        """
+
+    def storeFailed(self, why: TransferError) -> None:
+        """
+        The store failed.
+        """
+
+
 class Upload:
     """
-    @param incoming: the reception's hand on the partial.
+    The bytes of one large file.
+
     @param digest: of the session.
-    @param lanes: makes a L{HashLane}.
-    @param seconds: what time it is.
-    @param repair: called with blocks that shall be sent again.
-    @param failed: called once when the store fails.
-    @ivar phase: C{receive}, C{verify} or C{publish}.
+    @param newHashQueue: makes a L{HashQueue}.
+    @param seconds: the time.
+    @ivar incoming: the reception's hand on the partial.
+    @ivar blockmap: its blocks.
     """
 
     _log = Logger()
@@ -55,70 +82,66 @@ class Upload:
         self,
         incoming: Incoming,
         digest: Digest,
-        lanes: Callable[[], HashLane],
+        newHashQueue: Callable[[], HashQueue],
         seconds: Callable[[], float],
-        repair: Callable[[list[int]], None],
-        failed: Callable[[TransferError], None],
+        owner: Owner,
     ) -> None:
         self.incoming = incoming
         partial, offer = incoming.partial, incoming.offer
         self._digest = digest
-        self._lanes = lanes
+        self._newHashQueue = newHashQueue
         self._seconds = seconds
-        self._repair = repair
-        self._failed = failed
-        self._why = TransferError()
-        self._hashing: dict[Any, HashLane] = {}
+        self._owner = owner
+        self._hashing: dict[Any, HashQueue] = {}
         self._busy = 0
         self._idle = Waiters()
-        self._open = True
-        self.phase = "receive"
         self._since = incoming.received
         self._checked = seconds()
         self._checking: Deferred[None] | None = None
-        self.board = Board(offer.size, offer.blockSize, partial.digests)
+        self._checkpoints = Waiters()
+        self.blockmap = Blockmap(offer.size, offer.blockSize, partial.digests)
         self._dropUnverified()
         self._settled = False
         partial.settled().addCallbacks(self._damaged, self._storeFailed)
 
     def _damaged(self, ranges: Sequence[tuple[int, int]]) -> None:
         """
-        What was held before a restart is read again.
+        Ask for blocks that were held before a restart and are damaged.
         """
-        board = self.board
+        blockmap = self.blockmap
         self._settled = True
         blocks = [
             block
             for start, end in ranges
-            for block in range(start // board.blockSize, -(-end // board.blockSize))
-            if board.verified.pop(block, None) is not None
+            for block in range(start // blockmap.blockSize, -(-end // blockmap.blockSize))
+            # else it comes again already
+            if blockmap.absent(block)
         ]
         for block in blocks:
             # the store may have dropped a part of it only
-            self._discard(*board.span(block))
+            self._discard(*blockmap.span(block))
         self._ask(blocks)
         self._idle.wake()
 
     def _dropUnverified(self) -> None:
         """
-        After a restart: bytes that are in no verified block come again.
+        Forget bytes that are in no verified block, after a restart: they come again.
         """
-        partial, board = self.incoming.partial, self.board
+        partial, blockmap = self.incoming.partial, self.blockmap
         whole = set()
         wrong = []
         for start, end in list(partial.held):
             at = start
             while at < end:
-                block = at // board.blockSize
-                until = min(end, (block + 1) * board.blockSize)
-                first, last = board.span(block)
-                if block in board.verified and at == first and last <= until:
+                block = at // blockmap.blockSize
+                until = min(end, (block + 1) * blockmap.blockSize)
+                first, last = blockmap.span(block)
+                if block in blockmap.verified and at == first and last <= until:
                     whole.add(block)
                 else:
                     wrong.append((at, until))
                 at = until
-        for block in [b for b in board.verified if b not in whole]:
-            del board.verified[block]
+        wrong += [blockmap.span(block) for block in blockmap.verified if block not in whole]
         for start, end in wrong:
             partial.discard(start, end)
 
@@ -133,20 +156,20 @@ class Upload:
 
     def write(self, lane: Any, offset: int, view: memoryview) -> Deferred[None] | None:
         """
-        Bytes of a run.
+        Take bytes of a run.
 
-        @param lane: whose they are; one lane's bytes come in order.
+        @param lane: the connection they came by; those of one come in order.
         @return: L{None} when C{view} is not needed any more, or a Deferred
             that fires (and never fails) when it is not.
         @raise ProtocolError: for bytes outside the file.
         """
         waits: list[Deferred[None]] = []
         at = 0
-        while at < len(view) and self._open:
-            before = self.board.latest.get(lane)
+        while at < len(view) and self._owner.receiving:
+            before = self.blockmap.latest.get(lane)
             try:
-                arrival, end = self.board.place(offset + at, lane, self._digest.new)
-                if before is not None and before is not self.board.latest[lane]:
+                arrival, end = self.blockmap.place(offset + at, lane, self._digest.new)
+                if before is not None and before is not self.blockmap.latest[lane]:
                     # it stays incomplete: one hasher a lane is enough
                     self._drop([before])
                 piece = view[at : at + end - (offset + at)]
@@ -158,22 +181,9 @@ class Upload:
                 self._storeFailed(Failure())
                 break
             at += len(piece)
-        if not waits:
-            return None
-        if len(waits) == 1:
-            return waits[0]
-        left = len(waits)
-        all_: Deferred[None] = Deferred()
-
-        def one(_: Any) -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                all_.callback(None)
-
-        for d in waits:
-            d.addCallback(one)
-        return all_
+        if len(waits) < 2:
+            return waits[0] if waits else None
+        return gatherResults(waits).addCallback(lambda _: None)
 
     def _take(
         self, arrival: Arrival, lane: Any, offset: int, piece: memoryview, waits: list[Any]
@@ -191,7 +201,7 @@ class Upload:
             raise
         hashing = self._hashing.get(lane)
         if hashing is None:
-            hashing = self._hashing[lane] = self._lanes()
+            hashing = self._hashing[lane] = self._newHashQueue()
         left = 2 if written is not None else 1
         wait: Deferred[None] | None = None
         over = False
@@ -220,7 +230,7 @@ class Upload:
 
     def _done(self, arrival: Arrival) -> None:
         """
-        One piece is written and hashed.
+        Count a piece that is written and hashed.
         """
         arrival.busy -= 1
         self._busy -= 1
@@ -234,15 +244,16 @@ class Upload:
         self.checkpoint()
 
     def _decide(self, arrival: Arrival) -> None:
-        right = self.board.finish(arrival, arrival.hasher.digest())
+        digest = arrival.hasher.digest()
+        right = self.blockmap.finish(arrival, digest)
         if right:
-            self._verified(arrival.block)
+            self._verified(arrival.block, digest)
         elif right is False:
             self._wrong([arrival.block])
 
-    def _verified(self, block: int) -> None:
+    def _verified(self, block: int, digest: bytes) -> None:
         try:
-            self.incoming.partial.record(block, self.board.verified[block])
+            self.incoming.partial.record(block, digest)
         except TransferError:
             self._storeFailed(Failure())
 
@@ -250,178 +261,152 @@ class Upload:
         try:
             self.incoming.partial.discard(start, end)
         except TransferError:
-            # it failed before: nothing of it will be trusted
+            # an earlier failure: nothing of it will be trusted
             self._storeFailed(Failure())
 
     def _wrong(self, blocks: list[int]) -> None:
         for block in blocks:
-            self._discard(*self.board.span(block))
+            self._discard(*self.blockmap.span(block))
         self._ask(blocks)
 
     def _ask(self, blocks: list[int]) -> None:
         # a COMMIT is answered by everything that is missing, once
-        if blocks and self._open and self.phase == "receive":
-            self._repair(blocks)
+        if blocks and self._owner.receiving:
+            self._owner.repair(blocks)
 
     def _forget(self, arrival: Arrival) -> None:
-        del self.board.arriving[arrival.block]
-        start = arrival.block * self.board.blockSize
+        del self.blockmap.arriving[arrival.block]
+        start = arrival.block * self.blockmap.blockSize
         if arrival.next > start:
             self._discard(start, arrival.next)
 
-    def _drop(self, arrivals: list[Arrival]) -> None:
+    def _drop(self, arrivals: Iterable[Arrival] | None = None) -> None:
         """
-        Of these blocks, those that are not complete will not be finished.
+        Give up the blocks among these that are not complete.
+
+        @param arrivals: all unless given.
         """
-        for arrival in arrivals:
+        for arrival in list(self.blockmap.arriving.values() if arrivals is None else arrivals):
             if arrival.next == arrival.end or arrival.dropped:
                 continue  # all of it came, and is being hashed or was decided about
             arrival.dropped = True
             if not arrival.busy:
                 self._forget(arrival)
 
-    # -- what the sender says
+    # -- digests
 
     def digests(self, first: int, wire: bytes) -> None:
         """
-        The sender tells digests of blocks.
+        Take digests of blocks that the sender tells.
         """
         length = self._digest.length
         if len(wire) % length or not wire:
             raise ProtocolError(f"these are not digests of {length} bytes")
-        if not self._open:
-            return
-        right, wrong = self.board.tell(
+        right, wrong = self.blockmap.tell(
             first, (wire[at : at + length] for at in range(0, len(wire), length))
         )
-        for block in right:
-            self._verified(block)
+        for block, digest in right.items():
+            self._verified(block, digest)
         if wrong:
             self._wrong(wrong)
 
     def revoke(self, blocks: list[int]) -> None:
         """
-        The sender has something else in these blocks.
+        Forget blocks in which the sender has something else.
         """
-        if not self._open:
-            return
         for block in blocks:
-            if self.board.revoke(block):
-                self._discard(*self.board.span(block))
+            if self.blockmap.revoke(block):
+                self._discard(*self.blockmap.span(block))
 
     def laneLost(self, lane: Any) -> None:
         """
-        A connection is gone: what it had begun comes again on another.
+        Forget the block that a lost connection had begun: it comes again on another.
         """
         self._hashing.pop(lane, None)
-        self.board.latest.pop(lane, None)
-        self._drop([a for a in list(self.board.arriving.values()) if a.lane is lane])
+        self.blockmap.latest.pop(lane, None)
+        self._drop(each for each in self.blockmap.arriving.values() if each.lane is lane)
 
     # -- ends
 
-    async def commit(self, size: int, root: bytes) -> Receipt | None:
+    async def verify(self, size: int, root: bytes) -> bool:
         """
-        The sender has sent everything.
+        Compare the file with what the sender says of it.
 
-        @return: the receipt; or L{None} when blocks are wrong or missing,
-            and C{repair} was called.
+        @return: whether it is whole; if not, the blocks that are wrong or missing were asked
+            for, unless it ended meanwhile.
         @raise TransferError: it cannot be published.
         """
-        board = self.board
-        if board.size is None:
-            if size > board.blockSize * 65_536:
-                raise ProtocolError(f"{size} bytes are more than 65536 blocks")
+        blockmap = self.blockmap
+        if blockmap.size is None:
+            if size > blockmap.blockSize * MAX_BLOCKS:
+                raise ProtocolError(f"{size} bytes are more than {MAX_BLOCKS} blocks")
             past = max((end for _, end in self.incoming.partial.held), default=0)
             if size < past:
                 raise ProtocolError(f"{past} bytes came, COMMIT says {size}")
-            board.size = size
-        elif board.size != size:
-            raise ProtocolError(f"{board.size} bytes were declared, COMMIT says {size}")
-        self.phase = "verify"
-        for arrival in list(board.arriving.values()):
+            blockmap.size = size
+        elif blockmap.size != size:
+            raise ProtocolError(f"{blockmap.size} bytes were declared, COMMIT says {size}")
+        for arrival in list(blockmap.arriving.values()):
             arrival.end = min(arrival.end, size)
             if arrival.next == arrival.end and not arrival.busy:
                 self._decide(arrival)
         await self._quiet()
-        if not self._open:
-            raise self._why
-        missing = board.missing()
+        if self._owner.over:
+            return False
+        missing = blockmap.missing()
         if missing:
-            self._drop(list(board.arriving.values()))
-            for block in list(board.computed):
+            self._drop()
+            for block in list(blockmap.computed):
                 # complete, but the sender never told its digest
-                board.computed.pop(block)
-                self._discard(*board.span(block))
-            self.phase = "receive"
-            self._repair(missing)
-            return None
-        blocks = (board.verified[block] for block in range(len(board.verified)))
-        if rootOf(self._digest, size, board.blockSize, blocks) != root:
+                blockmap.computed.pop(block)
+                self._discard(*blockmap.span(block))
+            if not self._owner.over:
+                self._owner.repair(missing)
+            return False
+        blocks = (blockmap.verified[block] for block in range(len(blockmap.verified)))
+        if rootOf(self._digest, size, blockmap.blockSize, blocks) != root:
             raise DigestMismatch("the blocks are right one by one, the file as a whole is not")
-        self._open = False
-        self.phase = "publish"
-        if self._checking is not None:
-            await self._after(self._checking)
-        return await self.incoming.commit(root)
+        return True
 
-    async def end(self, why: TransferError, keep: bool) -> None:
+    async def checkpointed(self) -> None:
         """
-        Receive no more; keep what is verified or remove it.
+        Wait for the end of a checkpoint that is under way.
         """
-        self.close(why)
+        if self._checking is not None:
+            await self._checkpoints.wait()
+
+    async def letGo(self, why: TransferError, keep: bool) -> None:
+        """
+        Keep the verified blocks or remove them, once nothing is written or hashed any more.
+        """
+        self._drop()
         await self._quiet()
-        if self._checking is not None:
-            await self._after(self._checking)
-        if keep:
-            await self.incoming.suspend(why)
-        else:
-            await self.incoming.abort(why)
-
-    def close(self, why: TransferError) -> None:
-        """
-        Shut the gate: whatever arrives from now on is dropped.
-        """
-        if self._open:
-            self._open = False
-            self._why = why
-            self._drop(list(self.board.arriving.values()))
+        await self.checkpointed()
+        await (self.incoming.suspend(why) if keep else self.incoming.abort(why))
 
     async def _quiet(self) -> None:
         """
-        Until nothing is being written or hashed; and, to commit, what was held
-        before a restart has been read.
+        Wait until nothing is being written or hashed; and, to commit, until the blocks that
+        were held before a restart have been read.
         """
-        while self._busy or (self._open and not self._settled):
+        while self._busy or not (self._settled or self._owner.over):
             await self._idle.wait()
-
-    @staticmethod
-    def _after(running: Deferred[None]) -> Deferred[None]:
-        d: Deferred[None] = Deferred()
-
-        def fired(result: Any) -> Any:
-            d.callback(None)
-            return result
-
-        running.addBoth(fired)
-        return d
 
     def _storeFailed(self, failure: Failure) -> None:
         why = failure.value
         if not isinstance(why, TransferError):
             self._log.failure("the store failed", failure=failure)
             why = StoreError(f"the store failed: {type(why).__name__}")
-        if self._open:
-            self.close(why)
-            self._failed(why)
+        self._owner.storeFailed(why)
         self._idle.wake()
 
     # -- checkpoints
 
     def checkpoint(self) -> None:
         """
-        Make what came since the last checkpoint safe, if one is due.
+        Make the bytes that came since the last checkpoint safe, if one is due.
         """
-        if not self._open:
+        if self._owner.over:
             return
         grown = self.incoming.received - self._since
         if self._checking is None and (
@@ -437,3 +422,4 @@ class Upload:
         self._checking = None
         if isinstance(result, Failure):
             self._storeFailed(result)
+        self._checkpoints.wake()

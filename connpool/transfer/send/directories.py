@@ -17,7 +17,7 @@ from connpool.transfer.send.joblist import Job
 from connpool.transfer.send.streams import Exchange
 from connpool.transfer.send.walking import Found
 from connpool.transfer.wire.frames import Frame, Type
-from connpool.transfer.wire.messages import Ack, Directory, Receipting, encode
+from connpool.transfer.wire.messages import Ack, Directory, ReceiptMessage, encode
 
 __all__ = ["Directories"]
 
@@ -37,8 +37,8 @@ class _DirectoryStream:
     def frameReceived(self, frame: Frame, message: Any) -> None:
         raise ProtocolError(f"{frame.type.name} for a DIRECTORY")
 
-    def stored(self, receipt: Receipting | Ack) -> None:
-        if isinstance(receipt, Receipting):
+    def stored(self, receipt: ReceiptMessage | Ack) -> None:
+        if isinstance(receipt, ReceiptMessage):
             raise ProtocolError("RECEIPT for a DIRECTORY")
         self._directories.answered(self, None)
 

@@ -15,7 +15,7 @@ from connpool.transfer.records import DURABILITIES, Receipt
 from connpool.transfer.send.joblist import Job
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.send.walking import Found
-from connpool.transfer.wire.messages import Ack, Receipting
+from connpool.transfer.wire.messages import Ack, ReceiptMessage
 
 __all__ = ["FileOutcome", "Reporter", "SendReport", "UnderWay", "Wait", "waitAfter"]
 
@@ -241,7 +241,7 @@ class Reporter:
     def stored(
         self,
         job: Job,
-        message: Receipting | Ack,
+        message: ReceiptMessage | Ack,
         root: bytes | None,
         size: int,
         session: SenderSession,

@@ -36,7 +36,13 @@ from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.send.writer import Writer
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.frames import frame as pack
-from connpool.transfer.wire.handshake import CAPABILITIES, VERSIONS, agree, transcriptOf
+from connpool.transfer.wire.handshake import (
+    CAPABILITIES,
+    VERSIONS,
+    agree,
+    credentialsAreSafe,
+    transcriptOf,
+)
 from connpool.transfer.wire.link import Link
 from connpool.transfer.wire.messages import (
     Ack,
@@ -45,17 +51,16 @@ from connpool.transfer.wire.messages import (
     Error,
     Hello,
     Join,
-    Limits,
     Ping,
     Ready,
-    Receipting,
+    ReceiptMessage,
+    ReceiverLimits,
     Reject,
     decode,
     encode,
     extensionOf,
     slowIn,
 )
-from connpool.transfer.wire.safety import credentialsAreSafe
 
 __all__ = ["IStream", "SenderLink", "SenderSession", "errorFor"]
 
@@ -92,7 +97,7 @@ class IStream(Protocol):
         C{ACCEPT}, C{REPAIR} or C{PROGRESS}.
         """
 
-    def stored(self, receipt: Receipting | Ack) -> None:
+    def stored(self, receipt: ReceiptMessage | Ack) -> None:
         """
         The file is stored; the stream is over.
         """
@@ -161,7 +166,7 @@ class SenderSession:
         self._token = 0
         self._unread = 0
         self._owed: int | None = None
-        self.limits: Limits
+        self.limits: ReceiverLimits
         self.digest: Digest
         self.writer: Writer
         self.ticket = b""

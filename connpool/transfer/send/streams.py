@@ -29,7 +29,6 @@ from connpool.errors import (
 )
 from connpool.transfer.digests import Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.hashing import InThread
-from connpool.transfer.receive.blockmap import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.send.extents import Extents
 from connpool.transfer.send.joblist import Job, JobList, Small
 from connpool.transfer.send.readahead import ReadAhead, blockDigests
@@ -38,6 +37,7 @@ from connpool.transfer.send.request import RequestedDurability, SendRequest
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.send.source import readRoot, wasRenamed
 from connpool.transfer.send.walking import STDIN
+from connpool.transfer.wire.blocklists import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
     ROOT,
@@ -45,7 +45,7 @@ from connpool.transfer.wire.messages import (
     Ack,
     Commit,
     Progress,
-    Receipting,
+    ReceiptMessage,
     Revoke,
     encode,
     extensionOf,
@@ -82,7 +82,7 @@ class Lane:
 _EARLIER = {b"\0": "gone", b"\1": "there", b"\2": "unknown"}
 
 
-def _earlier(receipt: Receipting | Ack) -> str:
+def _earlier(receipt: ReceiptMessage | Ack) -> str:
     """
     @return: what became of a file that an earlier run stored: C{gone}, C{there} or
         C{unknown}; empty if it was stored now.
@@ -183,7 +183,7 @@ class Exchange:
     def stored(
         self,
         job: Job,
-        receipt: Receipting | Ack,
+        receipt: ReceiptMessage | Ack,
         root: bytes | None,
         size: int,
         earlier: str = "",
@@ -286,9 +286,9 @@ class SmallStream:
     def frameReceived(self, frame: Frame, message: Any) -> None:
         raise ProtocolError(f"{frame.type.name} for a PUT")
 
-    def stored(self, receipt: Receipting | Ack) -> None:
+    def stored(self, receipt: ReceiptMessage | Ack) -> None:
         self._answered()
-        if isinstance(receipt, Receipting) and receipt.root != self._root:
+        if isinstance(receipt, ReceiptMessage) and receipt.root != self._root:
             self._exchange.anew(self.job)
         else:
             self._exchange.stored(self.job, receipt, self._root, self.size, _earlier(receipt))
@@ -425,8 +425,8 @@ class LargeStream:
         self.size, self.root = size, root
         self._exchange.session.writer.send(encode(Type.COMMIT, self.number, Commit(size, root)))
 
-    def stored(self, receipt: Receipting | Ack) -> None:
-        if not isinstance(receipt, Receipting):
+    def stored(self, receipt: ReceiptMessage | Ack) -> None:
+        if not isinstance(receipt, ReceiptMessage):
             raise ProtocolError("ACK for an OFFER")
         if self.root is None and self.size is not None:
             # it had all of it before, it says: nothing goes any more
@@ -435,14 +435,14 @@ class LargeStream:
         else:
             self._judge(receipt, self.root)
 
-    def _judge(self, receipt: Receipting, root: bytes | None, earlier: str = "") -> None:
+    def _judge(self, receipt: ReceiptMessage, root: bytes | None, earlier: str = "") -> None:
         self.end()
         if root is None or self.size is None or receipt.root != root:
             self._exchange.anew(self.job)
         else:
             self._exchange.stored(self.job, receipt, root, self.size, earlier)
 
-    async def _reread(self, receipt: Receipting, size: int) -> None:
+    async def _reread(self, receipt: ReceiptMessage, size: int) -> None:
         """
         Compare a receipt with our file, which may be removed by its word.
         """

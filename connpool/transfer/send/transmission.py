@@ -33,13 +33,13 @@ from connpool.transfer.send.source import unchanged
 from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import Exchange, Lane, LargeStream, SmallStream
 from connpool.transfer.send.walking import STDIN
-from connpool.transfer.wire.frames import MAX_RUN, Type
+from connpool.transfer.wire.frames import MAX_RUN_BYTES, Type
 from connpool.transfer.wire.messages import (
     ROOT,
     Data,
     Digests,
     Extension,
-    Offering,
+    OfferMessage,
     Put,
     carryTime,
     encode,
@@ -206,7 +206,7 @@ class Transmission:
         modified, extensions = carryTime(None if status is None else status.st_mtime_ns)
         if job.root is not None:
             extensions += (Extension(ROOT, False, job.root),)
-        message = Offering(
+        message = OfferMessage(
             job.transferId,
             job.name,
             job.key,
@@ -260,7 +260,7 @@ class Transmission:
             while at < extent.end:
                 if stream.over:
                     return False
-                end = min(at + MAX_RUN, extent.end)
+                end = min(at + MAX_RUN_BYTES, extent.end)
                 # a block that spans runs has its digest after the last one
                 digests: list[bytes] = []
                 first = 0

@@ -1,13 +1,14 @@
 """
-Which partial an offer gets.
+The choice of the partial that an offer gets.
 
 Theory of operation
 ===================
 Offers of one principal and resume key have their turns: each finds the partial
 as the one before left it.  That is in use in this process (then it is taken
-over, or its publishing waited for), on the shelf, or new.
+over, see L{connpool.transfer.stores.claims}, or its publishing waited for), on
+disk, or new.
 
-What lies on the shelf may have been published by a process that died; then the
+What lies on disk may have been published by a process that died; then the
 steps that it left are taken.  Room is made only when it will be enough, and a
 partial is registered only when nothing can fail any more but the disk under it.
 """
@@ -16,29 +17,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, DeferredLock
 
 from connpool.errors import Busy, StoreError
+from connpool.interfaces import IPartialHolder
 from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.stores.claims import Claim, Claims
 from connpool.transfer.stores.commit import temporaryName
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partial import LocalPartial
-from connpool.transfer.stores.partialdir import LONG_JOURNAL, Slot, identityOf, tooManyPartials
+from connpool.transfer.stores.partialdir import (
+    LONG_JOURNAL_BYTES,
+    Slot,
+    namesOf,
+    tooManyPartials,
+)
+from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.stores.rehash import blocksIn
-from connpool.transfer.stores.reservations import Reservation, Short
-
-if TYPE_CHECKING:
-    from connpool.transfer.stores.local import LocalStore
+from connpool.transfer.stores.reservations import Reservation, Shortage
 
 __all__ = ["Admission"]
 
 #: Seconds between, and number of, tries to lock a partial: somebody may only be
 #: looking at it.
-PAUSE = 0.05
-TRIES = 3
+LOCK_RETRY_SECONDS = 0.05
+LOCK_TRIES = 3
 
 Identity = tuple[str, str]
 
@@ -51,10 +56,11 @@ class Admission:
     @ivar closed: whether no more are opened.
     """
 
-    def __init__(self, store: LocalStore, pause: Callable[[float], Deferred[None]]) -> None:
-        self._store = store
+    def __init__(self, parts: StoreParts, pause: Callable[[float], Deferred[None]]) -> None:
+        self._parts = parts
         self._pause = pause
-        self._active: set[LocalPartial] = set()
+        self._active: dict[LocalPartial, Claim | None] = {}
+        self._claims = Claims()
         self._resumable: dict[Identity, LocalPartial] = {}
         self._turns: dict[Identity, DeferredLock] = {}
         self.closed = False
@@ -62,23 +68,35 @@ class Admission:
     @property
     def active(self) -> list[LocalPartial]:
         """
-        Those that hold descriptors.
+        The partials that hold descriptors.
         """
         return list(self._active)
 
-    async def open(self, offer: Offer) -> LocalPartial | Receipt:
+    async def open(self, offer: Offer, holder: IPartialHolder | None) -> LocalPartial | Receipt:
         """
-        As L{connpool.interfaces.IFileStore.open}.
+        Open a partial as L{connpool.interfaces.IFileStore.open} says.
         """
         if offer.resumeKey is None:
-            finished = self._store.finisher.finished(offer, offer.size)
+            if holder is not None:
+                await holder.ready()
+            finished = self._parts.commit.finished(offer, offer.size)
             return finished or await self._openTemporary(offer)
-        identity = identityOf(offer)
+        identity = namesOf(offer)
+        claim = await self._claims.claim(identity, holder)
+        opened: LocalPartial | Receipt | None = None
         turn = self._turns.setdefault(identity, DeferredLock())
         await turn.acquire()
         try:
-            return await self._openInTurn(identity, offer)
+            opened = await self._openInTurn(identity, offer)
+            if isinstance(opened, LocalPartial) and opened in self._active:
+                opened.epoch = claim.epoch
+                self._active[opened] = claim
+            else:
+                claim.release()
+            return opened
         finally:
+            if opened is None:
+                claim.release()
             turn.release()
             if not turn.locked and self._turns.get(identity) is turn:
                 del self._turns[identity]
@@ -87,39 +105,41 @@ class Admission:
         """
         C{partial} no longer uses anything of the store.
         """
-        self._active.discard(partial)
+        claim = self._active.pop(partial, None)
         slot = partial.slot
         identity = (slot.directory.components[-1], slot.name)
         if self._resumable.get(identity) is partial:
             del self._resumable[identity]
+        if claim is not None:
+            claim.release()
 
     def _register(self, partial: LocalPartial) -> None:
-        self._active.add(partial)
+        self._active[partial] = None
         if partial.offer.resumeKey is not None:
-            self._resumable[identityOf(partial.offer)] = partial
+            self._resumable[namesOf(partial.offer)] = partial
 
     def _refuse(self) -> None:
         if self.closed:
             raise StoreError("the receiver is stopping")
 
     async def _openTemporary(self, offer: Offer) -> LocalPartial:
-        store = self._store
+        parts = self._parts
         reservation = await self._reserve(offer, None)
         try:
             self._refuse()
             try:
-                slot = store.shelf.temporary(temporaryName(offer))
+                slot = parts.partials.temporary(temporaryName(offer))
             except FileExistsError:
-                slot = store.shelf.temporary(os.urandom(16).hex())
+                slot = parts.partials.temporary(os.urandom(16).hex())
         except BaseException:
-            store.ledger.release(reservation)
+            parts.reservations.release(reservation)
             raise
-        partial = LocalPartial(store, offer, reservation, slot)
+        partial = LocalPartial(parts, offer, reservation, slot, self.left)
         self._register(partial)
         return partial
 
     async def _openInTurn(self, identity: Identity, offer: Offer) -> LocalPartial | Receipt:
-        store = self._store
+        parts = self._parts
         while True:
             older = self._resumable.get(identity)
             if older is not None and older.ending is not None:
@@ -130,7 +150,7 @@ class Admission:
                 if receipt is not None and same and receipt.answers(offer.size):
                     return receipt
                 continue
-            receipt = store.finisher.finished(offer, offer.size)
+            receipt = parts.commit.finished(offer, offer.size)
             if receipt is not None:
                 if older is None:
                     await self._clear(identity)
@@ -151,22 +171,22 @@ class Admission:
         Remove what a process left that died after its done record.
         """
         try:
-            await self._store.lanes.run(self._store.shelf.removeFound, identity)
+            await self._parts.threads.run(self._parts.partials.removeFound, identity)
         except (Busy, OSError):
-            return  # the reaper finds it
+            return  # the recovery finds it
 
     async def _openSlot(self, offer: Offer) -> LocalPartial | Receipt:
-        store = self._store
+        parts = self._parts
         reservation: Reservation | None = None
         while True:
             slot = await self._take(offer)
             try:
-                if slot.said < LONG_JOURNAL:
+                if slot.said < LONG_JOURNAL_BYTES:
                     there = self._read(slot, offer)
                 else:
-                    there = await store.lanes.run(self._read, slot, offer)
-                if store.reaper.wasPublished(slot):
-                    receipt: Receipt = await store.lanes.run(store.reaper.finish, slot)
+                    there = await parts.threads.run(self._read, slot, offer)
+                if parts.recovery.wasPublished(slot):
+                    receipt: Receipt = await parts.threads.run(parts.recovery.finish, slot)
                     before = slot.journal.offer
                     if (
                         before is not None
@@ -177,7 +197,7 @@ class Admission:
                     continue
                 if slot.status.st_nlink > 1:
                     # somebody linked to it, and would see what we write
-                    await store.lanes.run(store.shelf.remove, slot)
+                    await parts.threads.run(parts.partials.remove, slot)
                     continue
                 reservation = await self._reserve(offer, slot)
                 await self._makeRoom(offer, slot)
@@ -185,11 +205,11 @@ class Admission:
                 break
             except BaseException:
                 if reservation is not None:
-                    store.ledger.release(reservation)
+                    parts.reservations.release(reservation)
                 if not slot.closed:
-                    (store.shelf.remove if slot.fresh else store.shelf.letGo)(slot)
+                    (parts.partials.remove if slot.fresh else parts.partials.letGo)(slot)
                 raise
-        partial = LocalPartial(store, offer, reservation, slot)
+        partial = LocalPartial(parts, offer, reservation, slot, self.left)
         self._register(partial)
         if there is not None:
             partial.resume(*there)
@@ -199,22 +219,22 @@ class Admission:
         return partial
 
     async def _take(self, offer: Offer) -> Slot:
-        tries = TRIES
+        tries = LOCK_TRIES
         while True:
             tries -= 1
             try:
-                return self._store.shelf.take(offer)
+                return self._parts.partials.take(offer)
             except Busy:
                 if not tries:
                     raise
-            await self._pause(PAUSE)
+            await self._pause(LOCK_RETRY_SECONDS)
 
     def _read(self, slot: Slot, offer: Offer) -> tuple[dict[int, bytes], Ranges] | None:
         """
-        @return: the blocks that the journal names; L{None} if it does not say
-            anything about C{offer}.
+        Return the blocks that the journal names; L{None} if it does not say anything about
+        C{offer}.
         """
-        self._store.shelf.read(slot)
+        self._parts.partials.read(slot)
         older = slot.journal.offer
         if older is None or not continues(offer, older):
             return None
@@ -225,25 +245,25 @@ class Admission:
         Reserve the declared size; if need be, in the place of the oldest
         suspended partials of the same principal.
         """
-        store = self._store
+        parts = self._parts
         while True:
             try:
-                return store.ledger.reserve(
+                return parts.reservations.reserve(
                     offer.principal,
                     None if offer.identity is None else offer.identity.quota,
                     offer.size,
                     0 if slot is None else slot.allocated,
-                    lambda: store.shelf.suspended(offer.principal, slot),
+                    lambda: parts.partials.suspended(offer.principal, slot),
                 )
-            except Short as short:
+            except Shortage as short:
                 if not await self._evict(offer, slot, short.missing, 0):
                     raise short.why from None
 
     async def _makeRoom(self, offer: Offer, slot: Slot) -> None:
-        excess = self._store.shelf.excess(slot) if slot.fresh else 0
+        excess = self._parts.partials.excess(slot) if slot.fresh else 0
         if excess > 0 and not await self._evict(offer, slot, 0, excess):
             raise tooManyPartials()
 
     def _evict(self, offer: Offer, slot: Slot | None, size: int, count: int) -> Deferred[bool]:
-        store = self._store
-        return store.lanes.run(store.shelf.evict, offer.principal, slot, size, count)
+        parts = self._parts
+        return parts.threads.run(parts.partials.evict, offer.principal, slot, size, count)

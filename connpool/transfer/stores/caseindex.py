@@ -5,7 +5,7 @@ Theory of operation
 ===================
 C{Makefile} and C{makefile}, or C{é} as one character and as two, are different
 names here and the same one on a disk of Windows or macOS.  Where names are to
-be portable such a neighbour has the name: L{Neighbours.claim} gives a name to
+be portable such a neighbour has the name: L{CaseIndex.claim} gives a name to
 something only if nothing in its directory has another name of the same
 L{caselessForm}.
 
@@ -16,15 +16,16 @@ neighbour is looked for before it is believed, so a name that a consumer took
 away is free at once and no peer can make us list anything; one that somebody
 else added is seen at the next listing.
 
-That is due every C{LOOK} seconds while files arrive, but time for it is
+That is due every C{LISTING_SECONDS} while files arrive, but time for it is
 rationed: after any listing there is none, but of directories not seen before,
-for C{REST} times as long as it took.  Listings that take longer than C{QUICK}
-are spared while C{ctime} says that nobody but us changed the directory.  (It
-proves less than a listing: where the kernel's clock for files has coarse ticks,
-it does not show what happened within one.)
+for C{REST_FACTOR} times as long as it took.  Listings that take longer than
+C{QUICK_LISTING_SECONDS} are spared while C{ctime} says that nobody but us
+changed the directory.  (It proves less than a listing: where the kernel's clock
+for files has coarse ticks, it does not show what happened within one.)
 
-C{NAMES} names of one directory are indexed, C{ALL_NAMES} together; what was
-looked at longest ago is dropped first.  Without an index names are kept apart.
+C{DIRECTORY_NAMES} names of one directory are indexed, C{TOTAL_NAMES} together;
+what was looked at longest ago is dropped first.  Without an index names are kept
+apart.
 """
 
 from __future__ import annotations
@@ -33,37 +34,48 @@ from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
+from typing import Protocol, TypeVar, TypeVarTuple
 
 from connpool.errors import Exists
 from connpool.transfer.names import caselessForm, displayName
 from connpool.transfer.syscalls import Syscalls
 
-if TYPE_CHECKING:
-    from connpool.transfer.stores.directories import Directory
-
-__all__ = ["Claim", "Index", "Neighbours", "keepApart", "neighbourExists"]
+__all__ = ["CaseIndex", "Claim", "Index", "keepApart", "neighbourExists"]
 
 #: Names of one directory, and of all: 100 to 400 bytes each.
-NAMES = 65_536
-ALL_NAMES = 2 * NAMES
+DIRECTORY_NAMES = 65_536
+TOTAL_NAMES = 2 * DIRECTORY_NAMES
 #: Directories that are remembered, with their names or without.
-DIRECTORIES = 1024
+KEPT_DIRECTORIES = 1024
 #: Seconds between looks at a directory, and at one that has too many names.
-LOOK = 0.25
-LOOK_AT_LARGE = 60.0
+LISTING_SECONDS = 0.25
+LARGE_LISTING_SECONDS = 60.0
 #: Seconds without a listing for each second of one.
-REST = 50
+REST_FACTOR = 50
 #: Seconds of a listing that there is no point in sparing.
-QUICK = 0.001
+QUICK_LISTING_SECONDS = 0.001
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 
+class Indexed(Protocol):
+    """
+    An open directory, which remembers the index of its names.
+    """
+
+    fd: int
+    identity: tuple[int, int]
+    index: Index | None
+
+
 class Claim(Protocol):
+    """
+    The decision whether a name may be given.
+    """
+
     def __call__(
-        self, directory: Directory, name: str, place: Callable[[*_Ts], _T], /, *arguments: *_Ts
+        self, directory: Indexed, name: str, place: Callable[[*_Ts], _T], /, *arguments: *_Ts
     ) -> _T:
         """
         Call C{place}, which puts C{name} into C{directory} or raises.
@@ -73,9 +85,7 @@ class Claim(Protocol):
         """
 
 
-def keepApart(
-    _directory: Directory, _name: str, place: Callable[[*_Ts], _T], *arguments: *_Ts
-) -> _T:
+def keepApart(_directory: Indexed, _name: str, place: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
     """
     The L{Claim} of C{names="posix"}: every name stands for itself.
     """
@@ -88,7 +98,7 @@ class Index:
 
     @ivar names: hash of the caseless form to the name, since a form may be
         long and no peer can know Python's hashes; L{None} if not indexed.
-    @ivar counted: how many of them L{Neighbours} has counted.
+    @ivar counted: how many of them L{CaseIndex} has counted.
     @ivar due: when to look again.
     @ivar took: seconds of the last listing.
     @ivar changed: C{ctime} of the directory when C{names} was all there was;
@@ -106,7 +116,7 @@ class Index:
         self.changed: int | None = None
 
 
-class Neighbours:
+class CaseIndex:
     """
     The directories of one store, as far as their names are known.
     """
@@ -120,7 +130,7 @@ class Neighbours:
         self._rested = float("-inf")
 
     def claim(
-        self, directory: Directory, name: str, place: Callable[[*_Ts], _T], *arguments: *_Ts
+        self, directory: Indexed, name: str, place: Callable[[*_Ts], _T], *arguments: *_Ts
     ) -> _T:
         """
         The L{Claim} of C{names="portable"}.
@@ -138,38 +148,42 @@ class Neighbours:
                 raise neighbourExists(name, other)
             placed = place(*arguments)
             names[form] = name
-            if len(names) > NAMES:
+            if len(names) > DIRECTORY_NAMES:
                 index.names = None
-            elif current and index.took > QUICK:
+            elif current and index.took > QUICK_LISTING_SECONDS:
                 index.changed = self._sys.fstat(directory.fd).st_ctime_ns
             return placed
 
-    def _indexOf(self, directory: Directory) -> Index:
+    def _indexOf(self, directory: Indexed) -> Index:
         with self._lock:
             directory.index = self._indexes.setdefault(directory.identity, Index())
             return directory.index
 
-    def _look(self, index: Index, directory: Directory, now: float) -> bool:
+    def _look(self, index: Index, directory: Indexed, now: float) -> bool:
         """
         List the directory if that is called for.
 
         @return: whether C{index} holds what is there now.
         """
         changed = self._sys.fstat(directory.fd).st_ctime_ns
-        spared = index.names is not None and index.took > QUICK and index.changed == changed
+        spared = (
+            index.names is not None
+            and index.took > QUICK_LISTING_SECONDS
+            and index.changed == changed
+        )
         if spared or (index.changed is not None and now < self._rested):
-            index.due = now + LOOK
+            index.due = now + LISTING_SECONDS
             return spared
-        found = self._sys.listdir(directory.fd, NAMES + 1)
-        if len(found) <= NAMES:
+        found = self._sys.listdir(directory.fd, DIRECTORY_NAMES + 1)
+        if len(found) <= DIRECTORY_NAMES:
             index.names = {hash(caselessForm(name)): name for name in found}
-            index.due = now + LOOK
+            index.due = now + LISTING_SECONDS
         else:
             index.names = None
-            index.due = now + LOOK_AT_LARGE
+            index.due = now + LARGE_LISTING_SECONDS
         index.changed = changed
         index.took = monotonic() - now
-        self._rested = now + (1 + REST) * index.took
+        self._rested = now + (1 + REST_FACTOR) * index.took
         self._keep(index, directory.identity)
         return True
 
@@ -182,10 +196,10 @@ class Neighbours:
             self._indexes.move_to_end(identity)
             self._counted += len(index.names or ()) - index.counted
             index.counted = len(index.names or ())
-            if len(self._indexes) > DIRECTORIES:
+            if len(self._indexes) > KEPT_DIRECTORIES:
                 self._drop(self._indexes.popitem(last=False)[1])
             for each in self._indexes.values():
-                if self._counted <= ALL_NAMES:
+                if self._counted <= TOTAL_NAMES:
                     return
                 self._drop(each)
 
@@ -193,7 +207,7 @@ class Neighbours:
         self._counted -= index.counted
         index.names, index.counted = None, 0
 
-    def _areNeighbours(self, directory: Directory, other: str, name: str) -> bool:
+    def _areNeighbours(self, directory: Indexed, other: str, name: str) -> bool:
         """
         C{other} is there, and C{name} is not beside it already.  On a file
         system that folds case both lead to the same inode.
@@ -201,18 +215,14 @@ class Neighbours:
         theirs = self._inode(directory, other)
         return theirs is not None and self._inode(directory, name) in {None, theirs}
 
-    def _inode(self, directory: Directory, name: str) -> tuple[int, int] | None:
-        try:
-            status = self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        return status.st_dev, status.st_ino
+    def _inode(self, directory: Indexed, name: str) -> tuple[int, int] | None:
+        status = self._sys.statIfThere(name, directory.fd)
+        return None if status is None else (status.st_dev, status.st_ino)
 
 
 def neighbourExists(name: str, other: str) -> Exists:
     """
-    @param name: the component that was wanted.
-    @param other: the one that is there.
+    Return the refusal of the component C{name} because C{other} is there.
     """
     return Exists(
         f'"{displayName(name)}" differs only in case or composition from'

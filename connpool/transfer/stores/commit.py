@@ -26,7 +26,6 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from itertools import count
 
 import attrs
@@ -35,21 +34,26 @@ from twisted.python.failure import Failure
 from connpool.errors import SyncFailed, TransferError
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receipt
-from connpool.transfer.stores.copies import TEMPORARY
-from connpool.transfer.stores.directories import Directory, Tree
+from connpool.transfer.stores.directories import Directories, Directory
 from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
-from connpool.transfer.stores.inheritance import inherit
-from connpool.transfer.stores.publish import Published, Publisher, Source
-from connpool.transfer.stores.receiptlog import DoneLog, identityOf
-from connpool.transfer.syscalls import CANNOT_SYNC, NEW, VOLATILE, Syscalls, asTransferError
+from connpool.transfer.stores.publish import TEMPORARY, Published, Publisher, Source, inherit
+from connpool.transfer.stores.receiptlog import ReceiptLog, receiptId
+from connpool.transfer.syscalls import (
+    CANNOT_SYNC,
+    EXISTING,
+    NEW,
+    VOLATILE,
+    Syscalls,
+    asTransferError,
+)
 
-__all__ = ["Finisher", "temporaryName"]
+__all__ = ["Commit", "temporaryName"]
 
 #: Done records that are put off while they cannot be written.
-LATER = 4096
+DEFERRED_RECEIPTS = 4096
 
-_OLD = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
+#: Durability that is asked for to its index in C{DURABILITIES}; the strongest for C{best}.
+_WANTED = {"none": 0, "data": 1, "full": 2, "best": 2}
 
 _prefix = secrets.token_hex(8)
 _numbers = count()
@@ -64,14 +68,7 @@ def temporaryName(offer: Offer) -> str:
     """
     if offer.key is None:
         return f"{_prefix}-{os.getpid()}-{next(_numbers)}"
-    return identityOf(offer).hex()
-
-
-def _wanted(durability: str) -> int:
-    """
-    @return: the index in C{DURABILITIES} that is asked for; the strongest for C{best}.
-    """
-    return DURABILITIES.index("full" if durability == "best" else durability)
+    return receiptId(offer.key, offer.principal).hex()
 
 
 @attrs.define
@@ -82,9 +79,11 @@ class _Item:
     receipt: Receipt = attrs.field(init=False)
 
 
-class Finisher:
+class Commit:
     """
-    @param tree: the published directories.
+    The steps from the last byte to the receipt.
+
+    @param directories: the published directories.
     @param private: the private directories.
     @param reach: index in C{DURABILITIES} of the strongest level there is on
         the file system of the private files.
@@ -96,10 +95,10 @@ class Finisher:
     def __init__(
         self,
         syscalls: Syscalls,
-        tree: Tree,
-        private: Tree,
+        directories: Directories,
+        private: Directories,
         publisher: Publisher,
-        done: DoneLog,
+        receiptLog: ReceiptLog,
         *,
         reach: int,
         fileMode: int,
@@ -107,10 +106,10 @@ class Finisher:
         now: Callable[[], float],
     ) -> None:
         self._sys = syscalls
-        self._tree = tree
+        self._directories = directories
         self._private = private
         self._publisher = publisher
-        self._done = done
+        self._receiptLog = receiptLog
         self._reach = reach
         #: whether a name was published on a disk although the private files are in memory
         self._diskElsewhere = False
@@ -119,54 +118,43 @@ class Finisher:
         self._now = now
         self._choice = SyncChoice()
         #: principal and key to what L{flush} has to do
-        self._later: dict[tuple[str, bytes], tuple[Offer, Receipt, Source]] = {}
+        self._deferred: dict[tuple[str, bytes], tuple[Offer, Receipt, Source]] = {}
 
     def level(self, offer: Offer) -> int:
         """
-        @return: the index in C{DURABILITIES} that is asked for and reachable.
+        Return the index in C{DURABILITIES} that is asked for and reachable.
         """
-        wanted = _wanted(offer.durability)
-        return wanted if self._diskElsewhere else min(wanted, self._reach)
+        wanted = _WANTED[offer.durability]
+        return wanted if wanted <= self._reach or self._diskElsewhere else self._reach
 
     def _reached(self, durability: str, directory: Directory) -> int:
         """
-        @return: the index in C{DURABILITIES} that is asked for and reachable in C{directory}.
+        Return the index in C{DURABILITIES} that is asked for and reachable in C{directory}.
         """
         if directory.filesystem in VOLATILE:
             return 0
         if self._reach:
-            return min(_wanted(durability), self._reach)
+            return min(_WANTED[durability], self._reach)
         # another mount: a copy is synced there
         self._diskElsewhere = True
-        return _wanted(durability)
+        return _WANTED[durability]
 
     def finished(self, offer: Offer, size: int | None, root: bytes | None = None) -> Receipt | None:
         """
+        Find the receipt that this offer's key has already for this content.
+
         @param size: bytes of the content; L{None} if that is not known.
         @param root: of the content that came; L{None} if that is not known yet.
-        @return: the receipt that this offer's key has already for this content.
         """
         if offer.key is None:
             return None
-        recent = self._later.get((offer.principal, offer.key))
+        recent = self._deferred.get((offer.principal, offer.key))
         if recent is not None and recent[1].answers(size, root):
             return recent[1]
         try:
-            return self._done.find(offer, size, root, sync=_wanted(offer.durability) == 2)
+            return self._receiptLog.find(offer, size, root, sync=_WANTED[offer.durability] == 2)
         except OSError as error:
             raise self._translated(error, f'looking for the receipt of "{offer.name}"') from None
-
-    def expire(self) -> None:
-        """
-        Forget receipts that are too old.
-        """
-        self._done.expire()
-
-    def remove(self, name: str, temporary: int) -> None:
-        """
-        Remove a private file that nobody asked for again.
-        """
-        self._publisher.copies.remove(name, temporary)
 
     def one(
         self,
@@ -178,6 +166,8 @@ class Finisher:
         later: bool = False,
     ) -> Receipt:
         """
+        Publish one file.
+
         @param committing: notes that publishing begins, and syncs the note.
         @param later: leave the done record and the private name to L{flush}.
         @raise TransferError: as L{IPartial.commit} fails; C{source} says what
@@ -186,48 +176,49 @@ class Finisher:
         level = self.level(offer)
         directory = None
         try:
-            published, directory = self._tree.enter(
-                offer.name.components[:-1],
-                partial(self._store, offer, source, level, committing),
+            published, directory = self._directories.enter(
+                offer.name.components[:-1], self._store, offer, source, level, committing
             )
             level = self._reached(offer.durability, directory)
-            level = self._syncNames(directory, level)
+            if level == 2:
+                level = self._syncNames(directory)
             receipt = self._receipt(offer, source.size, root, published, directory, level)
             if offer.key is not None:
                 index = (offer.principal, offer.key)
-                if later and source.fresh and len(self._later) < LATER and index not in self._later:
-                    if source.held is not None:
-                        self._private.hold(source.held)
-                    self._later[index] = (offer, receipt, source)
+                if (
+                    later
+                    and source.fresh
+                    and len(self._deferred) < DEFERRED_RECEIPTS
+                    and index not in self._deferred
+                ):
+                    self._deferred[index] = (offer, receipt, source)
                     return receipt
-                self._done.append([(offer, receipt)], sync=level == 2)
+                self._receiptLog.append([(offer, receipt)], sync=level == 2)
         except OSError as error:
             raise self._translated(error, f'storing "{offer.name}"') from None
         finally:
             if directory is not None:
-                self._tree.release(directory)
-        self._publisher.discard(source)
+                self._directories.release(directory)
+        self._discard(source)
         return receipt
 
     def _store(
         self,
+        directory: Directory,
         offer: Offer,
         source: Source,
         level: int,
         committing: Callable[[], None] | None,
-        directory: Directory,
     ) -> Published:
         """
         Do everything up to the name, in a directory that may vanish meanwhile.
         """
-        self._dress(offer, source, directory)
+        self._dress(directory, offer, source)
         if level:
             self._sync(source.fd)
         if committing is not None:
             committing()
-        return self._publisher.publish(
-            source, directory, offer.name, offer.ifExists, sync=_wanted(offer.durability) > 0
-        )
+        return self._publisher.publish(source, directory, offer)
 
     def wasRenamed(self, offer: Offer, size: int, root: bytes | None) -> Receipt:
         """
@@ -236,32 +227,32 @@ class Finisher:
         """
         published = Published(offer.name, "stored")
         try:
-            directory = self._tree.acquire(offer.name.components[:-1], create=True)
+            directory = self._directories.acquire(offer.name.components[:-1], create=True)
             try:
                 level = self._reached(offer.durability, directory)
-                level = self._syncNames(directory, level)
+                if level == 2:
+                    level = self._syncNames(directory)
                 receipt = self._receipt(offer, size, root, published, directory, level)
             finally:
-                self._tree.release(directory)
-            self._done.append([(offer, receipt)], sync=level == 2)
+                self._directories.release(directory)
+            self._receiptLog.append([(offer, receipt)], sync=level == 2)
         except OSError as error:
             raise self._translated(error, f'storing "{offer.name}"') from None
         return receipt
 
-    def _syncNames(self, directory: Directory, level: int) -> int:
+    def _syncNames(self, directory: Directory) -> int:
         """
-        Make the names in C{directory} durable, if C{level} says so.
+        Make the names in C{directory} durable.
 
         @return: the level that is reached: some file systems cannot sync a directory.
         """
-        if level == 2:
-            try:
-                self._tree.sync(directory)
-            except OSError as error:
-                if error.errno not in CANNOT_SYNC:
-                    raise
-                return 1
-        return level
+        try:
+            self._directories.sync(directory)
+        except OSError as error:
+            if error.errno not in CANNOT_SYNC:
+                raise
+            return 1
+        return 2
 
     def flush(self) -> None:
         """
@@ -270,13 +261,11 @@ class Finisher:
 
         @raise OSError: they are put off still.
         """
-        later = self._later.values()
-        self._done.append([(offer, receipt) for offer, receipt, _ in later], sync=False)
+        later = self._deferred.values()
+        self._receiptLog.append([(offer, receipt) for offer, receipt, _ in later], sync=False)
         for _, _, source in later:
-            self._publisher.discard(source)
-            if source.held is not None:
-                self._private.release(source.held)
-        self._later = {}
+            self._discard(source)
+        self._deferred = {}
 
     def put(self, offer: Offer, data: bytes, root: bytes | None, *, later: bool = False) -> Receipt:
         """
@@ -308,9 +297,8 @@ class Finisher:
             try:
                 item = _Item(small, self._write(small.offer, small.data))
                 items.append(item)
-                _, item.directory = self._tree.enter(
-                    small.offer.name.components[:-1],
-                    partial(self._dress, small.offer, item.source),
+                _, item.directory = self._directories.enter(
+                    small.offer.name.components[:-1], self._dress, small.offer, item.source
                 )
             except (OSError, TransferError) as error:
                 results[id(small)] = self._failure(error, small.offer)
@@ -323,9 +311,9 @@ class Finisher:
         finally:
             for item in items:
                 if item.directory is not None:
-                    self._tree.release(item.directory)
+                    self._directories.release(item.directory)
                 if isinstance(results.get(id(item.small)), Receipt):
-                    self._publisher.discard(item.source)
+                    self._discard(item.source)
                     self._close(item.source)
                 else:
                     self._drop(item.source)
@@ -335,16 +323,16 @@ class Finisher:
         self, name: RelativeName, modified: int | None, durability: str, make: bool = True
     ) -> DirectoryMade | None:
         """
-        As L{connpool.interfaces.IDirectoryStore.makeDirectory}.
+        Make a directory as L{connpool.interfaces.IDirectoryStore.makeDirectory} says.
         """
         try:
             try:
-                directory = self._tree.acquire(name.components, create=False)
+                directory = self._directories.acquire(name.components, create=False)
                 made = False
             except FileNotFoundError:
                 if not make:
                     return None
-                directory = self._tree.acquire(name.components, create=True)
+                directory = self._directories.acquire(name.components, create=True)
                 made = True
             try:
                 if modified is not None:
@@ -352,10 +340,10 @@ class Finisher:
                         self._sys.utime(directory.fd, ns=(modified, modified))
                 level = self._reached(durability, directory)
                 if level == 2:
-                    self._tree.sync(directory)
+                    self._directories.sync(directory)
                 filesystem = directory.filesystem
             finally:
-                self._tree.release(directory)
+                self._directories.release(directory)
         except OSError as error:
             raise self._translated(error, f'making the directory "{name}"') from None
         reached = DURABILITIES[level]
@@ -386,19 +374,13 @@ class Finisher:
         assert item.directory is not None
         try:
             try:
-                published = self._publisher.publish(
-                    source,
-                    item.directory,
-                    offer.name,
-                    offer.ifExists,
-                    sync=_wanted(offer.durability) > 0,
-                )
+                published = self._publisher.publish(source, item.directory, offer)
             except FileNotFoundError:  # the directory has vanished
-                self._tree.forget(item.directory)
-                published, found = self._tree.enter(
-                    offer.name.components[:-1], partial(self._store, offer, source, level, None)
+                self._directories.forget(item.directory)
+                published, found = self._directories.enter(
+                    offer.name.components[:-1], self._store, offer, source, level, None
                 )
-                self._tree.release(item.directory)
+                self._directories.release(item.directory)
                 item.directory = found
         except (OSError, TransferError) as error:
             results[id(item.small)] = self._failure(error, offer)
@@ -417,7 +399,7 @@ class Finisher:
             assert directory is not None
             here = [item for item in full if item.directory is directory]
             try:
-                level = self._syncNames(directory, 2)
+                level = self._syncNames(directory)
             except OSError as error:
                 failure = Failure(self._translated(error, "making a directory durable"))
                 results.update({id(item.small): failure for item in here})
@@ -426,7 +408,9 @@ class Finisher:
                     item.receipt = attrs.evolve(item.receipt, durability=DURABILITIES[level])
         rest = [(item.small, item.receipt) for item in items if id(item.small) not in results]
         try:
-            self._done.append([(small.offer, receipt) for small, receipt in rest], sync=bool(full))
+            self._receiptLog.append(
+                [(small.offer, receipt) for small, receipt in rest], sync=bool(full)
+            )
         except OSError as error:
             failure = Failure(self._translated(error, "noting what was received"))
             results.update((id(small), failure) for small, _ in rest)
@@ -434,11 +418,11 @@ class Finisher:
             results.update((id(small), receipt) for small, receipt in rest)
 
     def _write(self, offer: Offer, data: bytes) -> Source:
-        source, held = self._private.enter(TEMPORARY, partial(self._writeIn, offer, data))
+        source, held = self._private.enter(TEMPORARY, self._writeIn, offer, data)
         source.held = held
         return source
 
-    def _writeIn(self, offer: Offer, data: bytes, directory: Directory) -> Source:
+    def _writeIn(self, directory: Directory, offer: Offer, data: bytes) -> Source:
         name = temporaryName(offer)
         try:
             fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
@@ -460,23 +444,30 @@ class Finisher:
         """
         It was not noted; if it was published, its private name is the evidence.
         """
-        if not source.linked:
-            self._publisher.discard(source)
+        self._discard(source, evidence=source.linked)
         self._close(source)
+
+    def _discard(self, source: Source, *, evidence: bool = False) -> None:
+        """
+        Remove the private name, unless it is needed as evidence, and let go of its directory.
+        """
+        if not evidence:
+            self._publisher.discard(source)
+        if source.held is not None:
+            self._private.release(source.held)
+            source.held = None
 
     def _close(self, source: Source) -> None:
         try:  # noqa: SIM105 - once a file: suppress() costs as much as the call
             self._sys.close(source.fd)
         except OSError:
             pass  # the descriptor is gone all the same, and what had to be synced was
-        if source.held is not None:
-            self._private.release(source.held)
 
     def _earlier(self, name: str, data: bytes, directory: int) -> Source | None:
         """
-        @return: what a process that died had published under this key, if that is C{data}.
+        Return what a process that died had published under this key, if that is C{data}.
         """
-        fd = self._sys.openIfThere(name, _OLD, directory)
+        fd = self._sys.openIfThere(name, EXISTING, directory)
         if fd is None:
             return None
         status = self._sys.fstat(fd)
@@ -486,12 +477,14 @@ class Finisher:
         self._sys.close(fd)
         return None
 
-    def _dress(self, offer: Offer, source: Source, directory: Directory) -> None:
+    def _dress(self, directory: Directory, offer: Offer, source: Source) -> None:
         mode = self._fileMode
         if self._keepExec and offer.executable:
             mode |= (mode & 0o444) >> 2
         source.mode = mode
-        source.apart = not inherit(self._sys, source.fd, directory.fd, mode)
+        source.apart = not inherit(
+            self._sys, source.fd, self._directories.inheritance(directory), mode
+        )
         if offer.modified is not None:
             # the kernel moves what its file system cannot hold to the nearest it can
             self._sys.utime(source.fd, ns=(offer.modified, offer.modified))
@@ -505,12 +498,10 @@ class Finisher:
                 " the file is not trusted, send it again"
             ) from None
 
-    def _translated(self, error: OSError, doing: str) -> TransferError:
-        return asTransferError(error, doing, self._sys, self._tree.root)
+    def _translated(self, error: OSError | TransferError, doing: str) -> TransferError:
+        return asTransferError(error, doing, self._sys, self._directories.root)
 
     def _failure(self, error: OSError | TransferError, offer: Offer) -> Failure:
-        if isinstance(error, TransferError):
-            return Failure(error)
         return Failure(self._translated(error, f'storing "{offer.name}"'))
 
     def _receipt(

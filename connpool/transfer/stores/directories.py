@@ -9,18 +9,26 @@ the walk ends in a real directory below the root or with an error.
 
 Descriptors are kept for the next file of the same directory.  A kept one is
 used only while its name in the parent still leads to it (one C{stat} a level,
-at most every C{FRESH} seconds); otherwise C{mv} by the operator would redirect
+at most every C{LOOK_SECONDS} seconds); otherwise C{mv} by the operator would redirect
 files that arrive later.
 
 Somebody else may remove a directory, move it, or put another one or a mount in
 its place.  The next look finds that: the directory is opened again, or made
 again where that was asked for.  Between two looks a removed one answers with
-C{ENOENT}; L{Tree.enter} then looks at once and does the same again.
+C{ENOENT}; L{Directories.enter} then looks at once and does the same again.
 
 A new file is durable when its directory was synced, and the directory is
 reachable after a power cut when its own name in its parent was.  C{named} says
 that this happened since we hold the descriptor; who made the directory does
 not matter, since another process may have made it a moment ago.
+
+The root is held by a descriptor, so whatever happens to its path nothing is
+written elsewhere.  When the path leads to something else (the directory was
+moved, another one or a mount was put in its place) nothing new is taken, until
+it leads back.  Only a directory that was removed for good is replaced: then a
+new one under the same path, on the same device, becomes the root, in the place
+of the old descriptor.  On another device it may be the empty directory below a
+disk that is not mounted.  An operator is told the path; a sender is not.
 """
 
 from __future__ import annotations
@@ -29,26 +37,52 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Lock
 from time import monotonic
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
-from connpool.errors import Exists
-from connpool.transfer.names import displayName
+import attrs
+from twisted.logger import Logger
+
+from connpool.errors import Exists, TransferError
+from connpool.transfer.names import INTERNAL, displayName
 from connpool.transfer.stores.caseindex import Claim, Index, keepApart
-from connpool.transfer.stores.inheritance import defaultAclOf
 from connpool.transfer.syscalls import DIRECTORY, Syscalls, filesystemType
 
-__all__ = ["FRESH", "Directory", "Followed", "Tree"]
+__all__ = [
+    "LOOK_SECONDS",
+    "Directories",
+    "Directory",
+    "Followed",
+    "Inheritance",
+    "RootDirectory",
+    "Trouble",
+    "refuseInheritance",
+]
 
 T = TypeVar("T")
+_Ts = TypeVarTuple("_Ts")
 
 #: Seconds for which a directory that was looked at is taken to be in its place.
-FRESH = 0.02
+LOOK_SECONDS = 0.02
 #: Times that something is tried in a directory that keeps vanishing.
-TRIES = 3
+VANISHED_TRIES = 3
+
+#: The private directories that everything needs.
+_PRIVATE = ("temporary", "done", "ledger", "partials")
+_DEFAULT_ACL = "system.posix_acl_default"
+
+
+@attrs.frozen
+class Inheritance:
+    """
+    The group and the default ACL, as Linux keeps it, that a directory hands down.
+    """
+
+    group: int | None
+    acl: bytes | None
 
 
 class Directory:
@@ -59,6 +93,8 @@ class Directory:
     @ivar filesystem: the type that it lies on: its parent's, unless something
         is mounted here.
     @ivar index: the names in it, if they are known.
+    @ivar inheritance: what it hands down, as it was at the last look; L{None} if
+        nobody has asked since.
     @ivar looked: when its name was last seen to lead to it.
     @ivar named: whether its names, from the root to it, are known to be on disk.
     """
@@ -69,6 +105,7 @@ class Directory:
         "filesystem",
         "identity",
         "index",
+        "inheritance",
         "looked",
         "named",
         "parent",
@@ -95,13 +132,14 @@ class Directory:
         self.named = parent is None
         self.users = 0
         self.index: Index | None = None
+        self.inheritance: Inheritance | None = None
 
 
-class Tree:
+class Directories:
     """
     The directories below one root.
 
-    @param root: descriptor of the root, which stays the caller's.
+    @ivar root: descriptor of the root, which stays the caller's.
     @param dirMode: permission bits of new directories, whatever the umask; a
         setgid bit and a default ACL that the parent hands down are kept.
     @param keep: how many descriptors are kept without a user.
@@ -128,22 +166,27 @@ class Tree:
         self._vanished = vanished
         self._dirMode = dirMode
         self._keep = keep
+        self.root = root
         self._root = Directory(root, _identity(syscalls.fstat(root)), None, ())
         self._held: OrderedDict[tuple[str, ...], Directory] = OrderedDict()
         self._lock = Lock()
 
     def acquire(self, components: tuple[str, ...], *, create: bool) -> Directory:
         """
+        Reach a directory and hold it.
+
         @return: the directory, in use until L{release}.
         @raise Exists: if something else than a directory is in the way, or a
             neighbour of one that would be made.
         @raise FileNotFoundError: if it is missing and C{create} is false.
         """
         if not components:
+            if monotonic() - self._root.looked >= LOOK_SECONDS:
+                _lookedAt(self._root)
             return self._root
         with self._lock:
             held = self._held.get(components)
-            if held is not None and monotonic() - held.looked < FRESH:
+            if held is not None and monotonic() - held.looked < LOOK_SECONDS:
                 held.users += 1
                 return held
             directory = self._root
@@ -158,7 +201,10 @@ class Tree:
                     self._evict()
 
     def enter(
-        self, components: tuple[str, ...], use: Callable[[Directory], T]
+        self,
+        components: tuple[str, ...],
+        use: Callable[[Directory, *_Ts], T],
+        *arguments: *_Ts,
     ) -> tuple[T, Directory]:
         """
         Call C{use} with a directory, which is made if it is missing; once more
@@ -168,24 +214,23 @@ class Tree:
         @raise TransferError, OSError: as L{acquire} or C{use} does; nothing is
             in use then.
         """
-        for again in range(TRIES - 1, -1, -1):
+        tries = VANISHED_TRIES
+        while True:
+            directory = None
             try:
                 directory = self.acquire(components, create=True)
-            except FileNotFoundError:  # the one above it vanished during the walk
-                if not again:
-                    raise
-                continue
-            try:
-                return use(directory), directory
+                return use(directory, *arguments), directory
             except FileNotFoundError:
-                self.release(directory)
-                self.forget(directory)
-                if not again:
+                tries -= 1
+                if directory is not None:  # else one above it vanished during the walk
+                    self.release(directory)
+                    self.forget(directory)
+                if not tries:
                     raise
             except BaseException:
-                self.release(directory)
+                if directory is not None:
+                    self.release(directory)
                 raise
-        raise AssertionError("unreachable")
 
     def hold(self, directory: Directory) -> Directory:
         """
@@ -195,12 +240,15 @@ class Tree:
             directory.users += directory is not self._root
         return directory
 
-    @property
-    def root(self) -> int:
+    def inheritance(self, directory: Directory) -> Inheritance:
         """
-        The descriptor of the root.
+        Tell what a directory that is in use hands down to files made in it.
         """
-        return self._root.fd
+        if directory.inheritance is None:
+            status = self._sys.fstat(directory.fd)
+            group = status.st_gid if status.st_mode & stat.S_ISGID else None
+            directory.inheritance = Inheritance(group, defaultAclOf(self._sys, directory.fd))
+        return directory.inheritance
 
     def rooted(self) -> None:
         """
@@ -210,6 +258,7 @@ class Tree:
             self._root.identity = _identity(self._sys.fstat(self._root.fd))
             self._root.filesystem = filesystemType(self._root.fd)
             self._root.index = None
+            self._root.inheritance = None
             for held in self._held.values():
                 held.looked = float("-inf")
 
@@ -263,7 +312,7 @@ class Tree:
         if held is not None:
             if held.parent is parent and self._stillThere(held, name):
                 self._held.move_to_end(components)
-                held.looked = monotonic()
+                _lookedAt(held)
                 return held
             del self._held[components]
             if self._vanished is not None and held.parent is parent:
@@ -342,10 +391,10 @@ class Followed:
     A directory that its user keeps, and follows when somebody takes it away.
     """
 
-    def __init__(self, tree: Tree, components: tuple[str, ...]) -> None:
-        self._tree = tree
+    def __init__(self, directories: Directories, components: tuple[str, ...]) -> None:
+        self._directories = directories
         self._components = components
-        self._directory = tree.acquire(components, create=True)
+        self._directory = directories.acquire(components, create=True)
 
     @property
     def fd(self) -> int:
@@ -361,34 +410,176 @@ class Followed:
         @return: whether it is another one than before: what its user has open
             in the older one is lost.
         """
-        found = self._tree.acquire(self._components, create=True)
+        found = self._directories.acquire(self._components, create=True)
         older, self._directory = self._directory, found
-        self._tree.release(older)
+        self._directories.release(older)
         return found is not older
 
     def doubt(self) -> None:
         """
         Take it for vanished until somebody has looked: a call in it said so.
         """
-        self._tree.forget(self._directory)
+        self._directories.forget(self._directory)
 
     def hold(self) -> Directory:
         """
         Use the directory as it is now, until L{release}.
         """
-        return self._tree.hold(self._directory)
+        return self._directories.hold(self._directory)
 
     def release(self, directory: Directory) -> None:
         """
         Let go of what L{hold} returned.
         """
-        self._tree.release(directory)
+        self._directories.release(directory)
 
     def close(self) -> None:
         """
         Let go of the descriptor.
         """
-        self._tree.release(self._directory)
+        self._directories.release(self._directory)
+
+
+@attrs.frozen
+class Trouble:
+    """
+    The reason why nothing is taken.
+
+    @ivar text: one line for the operator.
+    @ivar told: one line for senders, without the path.
+    """
+
+    text: str
+    told: str
+
+
+class RootDirectory:
+    """
+    The root of a store, as long as its path leads to it.
+
+    @param path: of the root.
+    @param fd: the descriptor that holds it.
+    @param trees: of the private directories, and of the published ones.
+    @param log: told when the trouble changes.
+    """
+
+    def __init__(
+        self, syscalls: Syscalls, path: str, fd: int, trees: Sequence[Directories], log: Logger
+    ) -> None:
+        self._sys = syscalls
+        self._path = path
+        self._fd = fd
+        self._trees = trees
+        self._log = log
+        self._trouble: Trouble | None = None
+
+    def trouble(self) -> Trouble | None:
+        """
+        Look, and make private directories that are missing.
+
+        @return: L{None} if the root can be used.
+        """
+        found = self._look()
+        if found != self._trouble:
+            self._trouble = found
+            if found is None:
+                self._log.info("directory {path} can be used again", path=displayName(self._path))
+            else:
+                self._log.warn("no files are taken: {text}", text=found.text)
+        return found
+
+    def _look(self, again: bool = True) -> Trouble | None:
+        if not self._isThere():
+            return self._troubleOf(
+                "was moved away, replaced or covered by a mount",
+                "put it back, or restart the receiver to use what is there now",
+            )
+        if self._sys.fstatvfs(self._fd).f_flag & os.ST_RDONLY:
+            return self._troubleOf("is mounted read-only", "remount it read-write")
+        private = self._trees[0]
+        try:
+            for name in _PRIVATE:
+                _, directory = private.enter((INTERNAL, name), lambda _: None)
+                private.release(directory)
+        except FileNotFoundError:
+            if again:  # it may have been removed during the look: the next one says so
+                return self._look(again=False)
+            return self._troubleOf("is being removed by somebody", "find out who cleans up there")
+        except (OSError, TransferError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            return Trouble(
+                f"directory {displayName(self._path)} cannot be used: {why}; it must be writable,"
+                f" and {INTERNAL} in it private",
+                f"the receiver cannot use its private directory {INTERNAL}; tell its operator",
+            )
+        return None
+
+    def _troubleOf(self, what: str, remedy: str) -> Trouble:
+        return Trouble(
+            f"directory {displayName(self._path)} {what}; {remedy}",
+            f"the receiver's directory {what}; tell its operator",
+        )
+
+    def _isThere(self) -> bool:
+        ours = self._sys.fstat(self._fd)
+        try:
+            status = self._sys.stat(self._path)
+        except OSError:
+            return False
+        # the descriptor keeps the numbers of a removed one from being given again
+        if (status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino):
+            return True
+        return not ours.st_nlink and stat.S_ISDIR(status.st_mode) and self._adopt(ours.st_dev)
+
+    def _adopt(self, device: int) -> bool:
+        """
+        Take the directory that was made in the place of the removed one.
+        """
+        try:
+            fd = self._sys.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            if self._sys.fstat(fd).st_dev != device:
+                return False
+            self._sys.dup2(fd, self._fd, False)
+        finally:
+            self._sys.close(fd)
+        for each in self._trees:
+            each.rooted()
+        self._log.warn(
+            "directory {path} had been removed and was made again; what was in it is lost",
+            path=displayName(self._path),
+        )
+        return True
+
+
+def defaultAclOf(syscalls: Syscalls, directory: int) -> bytes | None:
+    """
+    Return the default ACL as Linux keeps it; L{None} if there is none.
+    """
+    try:
+        acl: bytes = syscalls.getxattr(directory, _DEFAULT_ACL)
+    except OSError:
+        return None
+    return acl
+
+
+def refuseInheritance(syscalls: Syscalls, directory: int) -> None:
+    """
+    Let a private directory hand nothing down: what its own parent gave it would
+    come along with the files that are published elsewhere.
+    """
+    mode = syscalls.fstat(directory).st_mode
+    if mode & stat.S_ISGID:
+        syscalls.fchmod(directory, mode & 0o777)
+    if defaultAclOf(syscalls, directory) is not None:
+        syscalls.removexattr(directory, _DEFAULT_ACL)
+
+
+def _lookedAt(directory: Directory) -> None:
+    directory.looked = monotonic()
+    directory.inheritance = None
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

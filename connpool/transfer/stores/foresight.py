@@ -19,7 +19,7 @@ from connpool.transfer.digests import blockCount, digestNamed, rootOf
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Offer
 from connpool.transfer.stores.caseindex import Claim
-from connpool.transfer.stores.directories import Directory, Tree
+from connpool.transfer.stores.directories import Directories, Directory
 from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.rehash import digestsOf
 from connpool.transfer.syscalls import READ, Syscalls, isFile
@@ -29,51 +29,53 @@ __all__ = ["Foresight"]
 
 class Foresight:
     """
-    @param tree: the published directories.
+    The verdicts of one store.
+
+    @param directories: the published directories.
     @param claim: decides whether a name may be given.
     @param goesOn: asked before each block that is read.
     """
 
     def __init__(
-        self, syscalls: Syscalls, tree: Tree, claim: Claim, goesOn: Callable[[], bool]
+        self, syscalls: Syscalls, directories: Directories, claim: Claim, goesOn: Callable[[], bool]
     ) -> None:
         self._sys = syscalls
-        self._tree = tree
+        self._directories = directories
         self._claim = claim
         self._goesOn = goesOn
 
     def status(self, offer: Offer, root: bytes | None) -> str:
         """
-        As L{IFileStore.foresee<connpool.interfaces.IFileStore.foresee>}, of the
-        name; may read a file as large as the one offered.
+        Foresee what becomes of the name, as L{connpool.interfaces.IFileStore.foresee}
+        says; this may read a file as large as the one offered.
         """
         components = offer.name.components
-        held = self._tree.acquire((), create=False)
+        held = self._directories.acquire((), create=False)
         try:
             for depth in range(1, len(components)):
                 try:
-                    below = self._tree.acquire(components[:depth], create=False)
+                    below = self._directories.acquire(components[:depth], create=False)
                 except FileNotFoundError:
                     self._claim(held, components[depth - 1], _nothing)
                     return "stored"
-                self._tree.release(held)
+                self._directories.release(held)
                 held = below
             return self._choose(held, offer, root)
         finally:
-            self._tree.release(held)
+            self._directories.release(held)
 
     def _choose(self, directory: Directory, offer: Offer, root: bytes | None) -> str:
         if offer.ifExists == "replace":
             last = offer.name.components[-1]
             self._claim(directory, last, _nothing)
-            status = self._status(directory, last)
+            status = self._sys.statIfThere(last, directory.fd)
             if status is not None and stat.S_ISDIR(status.st_mode):
                 raise Exists(f'"{displayName(last)}" is a directory on the receiver')
             return "stored"
         why: Exists | None = None
-        for candidate in candidates(offer.name, offer.ifExists):
+        for candidate in candidates(offer):
             last = candidate.components[-1]
-            status = self._status(directory, last)
+            status = self._sys.statIfThere(last, directory.fd)
             if status is not None:
                 same = self._same(directory, last, status, offer, root)
                 if same:
@@ -88,13 +90,7 @@ class Foresight:
                     why = neighbour
             else:
                 return "stored"
-        raise why or isTaken(offer.name, offer.ifExists)
-
-    def _status(self, directory: Directory, name: str) -> os.stat_result | None:
-        try:
-            return self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
+        raise why or isTaken(offer)
 
     def _same(
         self,
@@ -105,7 +101,8 @@ class Foresight:
         root: bytes | None,
     ) -> bool | None:
         """
-        @return: L{None} if only the content can tell, and nobody said what it is.
+        Tell whether the content there is the one offered; L{None} if only its root
+        can tell, and nobody said it.
         """
         if not isFile(status) or offer.size not in {None, status.st_size}:
             return False

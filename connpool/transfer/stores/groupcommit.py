@@ -32,8 +32,8 @@ __all__ = ["Batch", "GroupCommit", "Small", "SyncChoice"]
 
 #: Files and bytes of one batch: each file holds a descriptor, and the first
 #: waits for the last.
-FILES = 256
-BYTES = 32 << 20
+BATCH_FILES = 256
+BATCH_BYTES = 32 << 20
 
 
 @attrs.define(eq=False)
@@ -60,9 +60,9 @@ class SyncChoice:
     """
 
     #: Batches smaller than this are synced file by file and teach nothing.
-    FEW = 8
+    LEAST_FILES = 8
     #: Every so many batches the slower way is tried again.
-    AGAIN = 32
+    RETRY_BATCHES = 32
     _WEIGHT = 0.3
 
     def __init__(self) -> None:
@@ -71,22 +71,22 @@ class SyncChoice:
 
     def together(self, files: int) -> bool:
         """
-        @return: whether C{syncfs} is the way for a batch of C{files}.
+        Tell whether C{syncfs} is the way for a batch of C{files}.
         """
-        if files < self.FEW:
+        if files < self.LEAST_FILES:
             return False
         self._count += 1
         for way in (True, False):
             if way not in self._mean:
                 return way
         quicker = self._mean[True] < self._mean[False]
-        return not quicker if self._count % self.AGAIN == 0 else quicker
+        return not quicker if self._count % self.RETRY_BATCHES == 0 else quicker
 
     def took(self, together: bool, files: int, seconds: float) -> None:
         """
         A batch was synced.
         """
-        if files >= self.FEW:
+        if files >= self.LEAST_FILES:
             each = seconds / files
             mean = self._mean.get(together, each)
             self._mean[together] = mean + self._WEIGHT * (each - mean)
@@ -94,6 +94,8 @@ class SyncChoice:
 
 class GroupCommit:
     """
+    The small files that wait for a sync, and the batch that has its turn.
+
     @param run: takes a batch and returns a Deferred of as many receipts or
         Failures.
     @param callLater: the reactor's.
@@ -112,7 +114,7 @@ class GroupCommit:
 
     def drained(self) -> Deferred[None]:
         """
-        @return: fires when no file is under way.
+        Return a Deferred that fires when no file is under way.
         """
         drained = self._draining.wait()
         if not self._busy:
@@ -132,7 +134,7 @@ class GroupCommit:
     def _start(self) -> None:
         batch: list[Small] = []
         size = 0
-        while self._queue and len(batch) < FILES and size < BYTES:
+        while self._queue and len(batch) < BATCH_FILES and size < BATCH_BYTES:
             batch.append(self._queue.popleft())
             size += len(batch[-1].data)
         self._run(batch).addBoth(self._finished, batch)

@@ -31,7 +31,7 @@ from connpool.transfer.stores.ranges import Ranges, blockRange
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 
 __all__ = [
-    "MAX_JOURNAL",
+    "MAX_JOURNAL_BYTES",
     "UNREADABLE",
     "Committing",
     "Journal",
@@ -43,9 +43,9 @@ __all__ = [
 
 VERSION = 1
 #: Bytes of a journal that is read: twice what 65,536 blocks take at worst.
-MAX_JOURNAL = 16 << 20
+MAX_JOURNAL_BYTES = 16 << 20
 #: Blocks to a record: half a record is lost with its other half.
-_RECORD = 1024
+_RECORD_BLOCKS = 1024
 
 _OFFER = (
     "transferId",
@@ -82,6 +82,8 @@ _Blocks = list[tuple[Annotated[int, msgspec.Meta(ge=0)], str]]
 @attrs.frozen
 class Committing:
     """
+    The record before publishing.
+
     @ivar size: bytes of the file whose publishing began.
     @ivar root: the digest that was verified.
     @ivar inode: its number, to know it by under its new name.
@@ -95,6 +97,8 @@ class Committing:
 @attrs.frozen
 class Journal:
     """
+    The contents of one journal.
+
     @ivar offer: what the partial was opened for, without its resume key;
         L{None} if that cannot be read.
     @ivar digests: block number to digest.
@@ -145,9 +149,8 @@ class Journal:
 
     def whole(self, offer: Offer, size: int) -> tuple[dict[int, bytes], Ranges]:
         """
-        @param size: bytes that are there.
-        @return: the digests of the blocks of C{offer} that may be whole, in
-            order, and their bytes.
+        Return the digests of the blocks of C{offer} that may be whole where there are
+        C{size} bytes, in order, and their bytes.
         """
         digests = {}
         for block in sorted(self.digests):
@@ -158,7 +161,7 @@ class Journal:
 
     def record(self) -> bytes:
         """
-        @return: a journal that says the same of the blocks, each thing once.
+        Return a journal that says the same of the blocks, each thing once.
         """
         assert self.offer is not None
         return header(self.offer) + blocksRecord(sorted(self.digests.items()))
@@ -205,8 +208,8 @@ def blocksRecord(digests: Sequence[tuple[int, bytes]]) -> bytes:
     """
     pairs = [(block, digest.hex()) for block, digest in digests]
     return b"".join(
-        encodeLine({"blocks": pairs[start : start + _RECORD]})
-        for start in range(0, len(pairs), _RECORD)
+        encodeLine({"blocks": pairs[start : start + _RECORD_BLOCKS]})
+        for start in range(0, len(pairs), _RECORD_BLOCKS)
     )
 
 

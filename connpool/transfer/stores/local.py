@@ -4,12 +4,12 @@ A store in a local directory.
 Theory of operation
 ===================
 The root is opened once; when its path leads elsewhere nothing is taken until it
-leads back (L{connpool.transfer.stores.rootdir}).  Below it C{.connpool} (which
+leads back (L{connpool.transfer.stores.directories.RootDirectory}).  Below it C{.connpool} (which
 no L{RelativeName} can name) holds what is private:
 
 C{temporary/}
     files that cannot be resumed, named after their idempotence key, and notes
-    about copies on other mounts (L{connpool.transfer.stores.copies});
+    about copies on other mounts (L{connpool.transfer.stores.publish});
 C{partials/PRINCIPAL/}
     partials and their journals (L{connpool.transfer.stores.partialdir});
 C{done/}
@@ -56,7 +56,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import StartFailed, StoreError, TransferError
-from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
+from connpool.interfaces import IDirectoryStore, IFileStore, IPartial, IPartialHolder
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
@@ -65,25 +65,29 @@ from connpool.transfer.records import (
     Offer,
     PartialInfo,
     Receipt,
-    StoreCaps,
 )
 from connpool.transfer.stores.admission import Admission
-from connpool.transfer.stores.caseindex import Neighbours, keepApart
-from connpool.transfer.stores.commit import Finisher
-from connpool.transfer.stores.copies import Copies
-from connpool.transfer.stores.directories import FRESH, Directory, Followed, Tree
+from connpool.transfer.stores.caseindex import CaseIndex, keepApart
+from connpool.transfer.stores.commit import Commit
+from connpool.transfer.stores.directories import (
+    LOOK_SECONDS,
+    Directories,
+    Directory,
+    Followed,
+    RootDirectory,
+    Trouble,
+    refuseInheritance,
+)
 from connpool.transfer.stores.foresight import Foresight
 from connpool.transfer.stores.groupcommit import GroupCommit, Small
-from connpool.transfer.stores.inheritance import refuseInheritance
-from connpool.transfer.stores.iothreads import Lanes
-from connpool.transfer.stores.pace import Pace
-from connpool.transfer.stores.partialdir import PARTIALS, Shelf, tooManyPartials
+from connpool.transfer.stores.iothreads import IOThreads
+from connpool.transfer.stores.partialdir import MAX_PARTIALS, PartialDirectory, tooManyPartials
+from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Publisher, canLink
-from connpool.transfer.stores.receiptcursor import ReceivedOutbox
-from connpool.transfer.stores.receiptlog import DoneLog
-from connpool.transfer.stores.recovery import Reaper
-from connpool.transfer.stores.reservations import Ledger, Space
-from connpool.transfer.stores.rootdir import RootDirectory, Trouble
+from connpool.transfer.stores.receiptcursor import ReceiptCursor
+from connpool.transfer.stores.receiptlog import ReceiptLog
+from connpool.transfer.stores.recovery import Recovery
+from connpool.transfer.stores.reservations import Reservations, Space
 from connpool.transfer.syscalls import (
     CANNOT_SYNC,
     VOLATILE,
@@ -96,9 +100,9 @@ from connpool.transfer.syscalls import (
 __all__ = ["LocalStore"]
 
 #: Seconds between tries to note what could not be noted before.
-LOOK = 1.0
+NOTE_SECONDS = 1.0
 #: Seconds between looks for what is too old.
-REAP = 600.0
+RECOVERY_SECONDS = 600.0
 
 _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 
@@ -106,6 +110,8 @@ _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 @implementer(IFileStore, IDirectoryStore)
 class LocalStore:
     """
+    A store in a local directory.
+
     @param reactor: for threads and delayed calls.
     @param path: the root; it must exist.
     @param fileMode: permission bits of published files, whatever the umask.
@@ -126,6 +132,8 @@ class LocalStore:
     @param threads: for tests: a thread pool.
     @raise StartFailed: if C{path} cannot be used; one line.
     @ivar filesystem: the type of file system it lies on.
+    @ivar admission: the partials that are in use.
+    @ivar parts: the parts that partials share.
     """
 
     _log = Logger()
@@ -153,22 +161,20 @@ class LocalStore:
         self._ttl = ttl
         self._now = now
         self._seconds = seconds
-        self.syscalls = syscalls or Syscalls()
-        self.lanes = Lanes(reactor, threads)
-        self.pace = Pace()
-        self.admission = Admission(self, partial(deferLater, reactor))
+        self._sys = syscalls or Syscalls()
+        self._threads = IOThreads(reactor, threads)
         #: principal, key and root of small files under way to those that wait as well
         self._pending: dict[tuple[str, bytes, bytes | None], list[Deferred[Receipt]]] = {}
         self._group = GroupCommit(
-            lambda batch: self.lanes.run(self.finisher.batch, batch), reactor.callLater
+            lambda batch: self._threads.run(self.parts.commit.batch, batch), reactor.callLater
         )
         self._flushing: Any = None
         self._closed = False
-        self._looked = self._flushed = -LOOK
+        self._looked = self._flushed = -NOTE_SECONDS
         self._trouble: Trouble | None = None
-        self._reaped = seconds() - REAP + LOOK * 60
-        self._reaping = False
-        self._claim = Neighbours(self.syscalls).claim if names == "portable" else keepApart
+        self._recovered = seconds() - RECOVERY_SECONDS + NOTE_SECONDS * 60
+        self._recovering = False
+        self._claim = CaseIndex(self._sys).claim if names == "portable" else keepApart
         with contextlib.ExitStack() as opened:
             self._open(opened, fileMode & 0o777, dirMode & 0o777, keepExec, minFree)
             #: what lets go of every descriptor
@@ -182,7 +188,7 @@ class LocalStore:
         keepExec: bool,
         minFree: int | None,
     ) -> None:
-        sys = self.syscalls
+        sys = self._sys
         shown = displayName(self._path)
         try:
             self._root = sys.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -196,45 +202,54 @@ class LocalStore:
         try:
             self.filesystem = filesystemType(self._root)
             level = "none" if self.filesystem in VOLATILE else "full"
-            self.privateTree = private = Tree(
+            self._private = private = Directories(
                 sys, self._root, 0o700, accept=self._accept, vanished=self._vanished
             )
             opened.callback(private.close)
             held = [self._hold(opened, INTERNAL, name) for name in ("temporary", "done", "ledger")]
             if level == "full":
                 level = self._reach(held)
-            self.caps = StoreCaps(durability=level)
             space = Space(sys, self._root, minFree, self._seconds)
-            self.ledger = Ledger(sys, self._follow("ledger", opened), space, self._quota)
-            opened.callback(self.ledger.close)
-            self._done = DoneLog(sys, self._follow("done", opened), self._now, self._seconds)
-            opened.callback(self._done.close)
-            self._tree = Tree(sys, self._root, dirMode, claim=self._claim)
-            opened.callback(self._tree.close)
+            reservations = Reservations(sys, self._follow("ledger", opened), space, self._quota)
+            opened.callback(reservations.close)
+            receiptLog = ReceiptLog(sys, self._follow("done", opened), self._now, self._seconds)
+            opened.callback(receiptLog.close)
+            self._directories = Directories(sys, self._root, dirMode, claim=self._claim)
+            opened.callback(self._directories.close)
             self._rootDirectory = RootDirectory(
-                sys, self._path, self._root, (private, self._tree), self._log
+                sys, self._path, self._root, (private, self._directories), self._log
             )
-            self._foresight = Foresight(sys, self._tree, self._claim, lambda: not self._closed)
-            self.shelf = Shelf(sys, private)
-            self.finisher = Finisher(
+            self._foresight = Foresight(
+                sys, self._directories, self._claim, lambda: not self._closed
+            )
+            partials = PartialDirectory(sys, private)
+            publisher = Publisher(
+                sys, private, self._directories, canLink(sys, held[0].fd), self._claim
+            )
+            commit = Commit(
                 sys,
-                self._tree,
+                self._directories,
                 private,
-                Publisher(
-                    sys,
-                    Copies(sys, private, self._tree),
-                    canLink=canLink(sys, held[0].fd),
-                    claim=self._claim,
-                ),
-                self._done,
+                publisher,
+                receiptLog,
                 reach=DURABILITIES.index(level),
                 fileMode=fileMode,
                 keepExec=keepExec,
                 now=self._now,
             )
-            self.reaper = Reaper(
-                sys, self.shelf, self.finisher, private, self._ttl, self._now, self._status
+            recovery = Recovery(
+                sys,
+                partials,
+                commit,
+                publisher,
+                receiptLog,
+                private,
+                self._ttl,
+                self._now,
+                self._status,
             )
+            self.parts = StoreParts(sys, self._threads, partials, reservations, commit, recovery)
+            self.admission = Admission(self.parts, partial(deferLater, self._reactor))
         except (OSError, TransferError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise StartFailed(
@@ -244,11 +259,11 @@ class LocalStore:
 
     def _reach(self, directories: Sequence[Directory]) -> str:
         """
-        @return: the strongest durability that the disk reaches; these are synced.
+        Return the strongest durability that the disk reaches; these are synced.
         """
         try:
             for directory in directories:
-                self.privateTree.sync(directory)
+                self._private.sync(directory)
         except OSError as error:
             if error.errno not in CANNOT_SYNC:
                 raise
@@ -256,19 +271,19 @@ class LocalStore:
         return "full"
 
     def _hold(self, opened: contextlib.ExitStack, *components: str) -> Directory:
-        directory = self.privateTree.acquire(components, create=True)
-        opened.callback(self.privateTree.release, directory)
+        directory = self._private.acquire(components, create=True)
+        opened.callback(self._private.release, directory)
         return directory
 
     def _follow(self, name: str, opened: contextlib.ExitStack) -> Followed:
-        followed = Followed(self.privateTree, (INTERNAL, name))
+        followed = Followed(self._private, (INTERNAL, name))
         opened.callback(followed.close)
         return followed
 
     def _accept(self, directory: Directory) -> None:
         if len(directory.components) == 1:
             self._checkOwner(directory)
-        refuseInheritance(self.syscalls, directory.fd)
+        refuseInheritance(self._sys, directory.fd)
 
     def _vanished(self, components: tuple[str, ...]) -> None:
         # a principal's own directory may be removed by whoever finds it empty
@@ -285,7 +300,7 @@ class LocalStore:
         Refuse a directory in which others may rename: they could have us publish
         what they like.
         """
-        status = self.syscalls.fstat(internal.fd)
+        status = self._sys.fstat(internal.fd)
         mode = stat.S_IMODE(status.st_mode)
         if status.st_uid != os.geteuid() or mode & 0o022:
             raise StoreError(
@@ -296,9 +311,11 @@ class LocalStore:
 
     # -- IFileStore ---------------------------------------------------------
 
-    def open(self, offer: Offer) -> Deferred[IPartial | Receipt]:
-        opening: Deferred[Any] = Deferred.fromCoroutine(self._openNow(offer))
-        return self.lanes.during(opening)
+    def open(
+        self, offer: Offer, holder: IPartialHolder | None = None
+    ) -> Deferred[IPartial | Receipt]:
+        opening: Deferred[Any] = Deferred.fromCoroutine(self._openNow(offer, holder))
+        return self._threads.during(opening)
 
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
         self._refuse()
@@ -308,17 +325,17 @@ class LocalStore:
                 d: Deferred[Receipt] = Deferred()
                 others.append(d)
                 return d
-            receipt = self.finisher.finished(offer, len(data), root)
+            receipt = self.parts.commit.finished(offer, len(data), root)
             if receipt is not None:
                 return receipt
-        if not self.ledger.fits(len(data)):
-            raise self.ledger.full()
-        if self.finisher.level(offer):
+        if not self.parts.reservations.fits(len(data)):
+            raise self.parts.reservations.full()
+        if self.parts.commit.level(offer):
             small = Small(offer, data, root, Deferred())
             self._group.add(small)
             return self._share(offer, root, small.done)
-        if not self.pace.inline:
-            stored = self.lanes.run(self._timedPut, offer, data, root, False)
+        if not self._threads.latency.inline:
+            stored = self._threads.run(self._timedPut, offer, data, root, False)
             return self._share(offer, root, stored)
         if offer.key is not None and self._flushing is None:
             self._flushing = self._reactor.callLater(0, self._flush)
@@ -328,34 +345,44 @@ class LocalStore:
         self, name: RelativeName, modified: int | None, durability: str, make: bool = True
     ) -> Deferred[DirectoryMade | None]:
         self._refuse()
-        if not self.ledger.fits(0):
-            raise self.ledger.full()
-        return self.lanes.run(self.finisher.directory, name, modified, durability, make)
+        if not self.parts.reservations.fits(0):
+            raise self.parts.reservations.full()
+        return self._threads.run(self.parts.commit.directory, name, modified, durability, make)
 
     def trouble(self) -> str | None:
+        self._lookAround()
+        return self.parts.reservations.trouble() if self._trouble is None else self._trouble.text
+
+    def _lookAround(self) -> None:
+        """
+        Do what is due: look at the root, note what could not be noted before, reap.
+        """
         now = self._seconds()
-        if now - self._looked >= FRESH:
+        if now - self._looked >= LOOK_SECONDS:
             self._look(now)
-        if now - self._flushed >= LOOK:
+        if now - self._flushed >= NOTE_SECONDS:
             self._flushed = now
             if self._flushing is None:
                 self._flush()  # what could not be noted before
-            if now - self._reaped >= REAP and not self._reaping and not self._closed:
+            if (
+                now - self._recovered >= RECOVERY_SECONDS
+                and not self._recovering
+                and not self._closed
+            ):
                 self.reap()
-        return self.ledger.trouble() if self._trouble is None else self._trouble.text
 
     def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
         return maybeDeferred(self._stat, name)
 
     def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
         foreseeing: Deferred[str] = Deferred.fromCoroutine(self._foresee(offer, root, ahead, whole))
-        return self.lanes.during(foreseeing)
+        return self._threads.during(foreseeing)
 
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
-        return self.lanes.run(self._list, principal)
+        return self._threads.run(self._list, principal)
 
     def delete(self, info: PartialInfo) -> Deferred[None]:
-        return self.lanes.run(self._delete, info.partialId)
+        return self._threads.run(self._delete, info.partialId)
 
     def close(self) -> Deferred[None]:
         if self._closed:
@@ -368,7 +395,7 @@ class LocalStore:
             [each.suspend() for each in self.admission.active], consumeErrors=True
         )
         d.addBoth(lambda _: self._group.drained())
-        d.addBoth(lambda _: self.lanes.quiet())
+        d.addBoth(lambda _: self._threads.quiet())
         return d.addBoth(self._letGo)
 
     def reap(self) -> Deferred[None]:
@@ -376,50 +403,56 @@ class LocalStore:
         Finish what a process that died was publishing, and remove what is too
         old.  Happens by itself when files arrive.
         """
-        self._reaping = True
-        self._reaped = self._seconds()
-        return self.lanes.run(self.reaper.look, self._reaped).addBoth(self._reapEnded)
+        self._recovering = True
+        self._recovered = self._seconds()
+        return self._threads.run(self.parts.recovery.look, self._recovered).addBoth(self._reapEnded)
 
-    def receivedOutbox(self) -> ReceivedOutbox:
+    def receivedOutbox(self) -> ReceiptCursor:
         """
+        Open the receipts that a program is still to be told about.
+
         @return: the receipts that a program is still to be told about.
         @raise StartFailed: another process has them; one line.
         """
-        return ReceivedOutbox(self.syscalls, Followed(self.privateTree, (INTERNAL, "done")))
+        return ReceiptCursor(self._sys, Followed(self._private, (INTERNAL, "done")))
 
-    async def _openNow(self, offer: Offer) -> IPartial | Receipt:
-        self._looked = -LOOK
+    async def _openNow(self, offer: Offer, holder: IPartialHolder | None) -> IPartial | Receipt:
+        self._looked = -NOTE_SECONDS
         self._refuse()
         try:
-            return await self.admission.open(offer)
+            return await self.admission.open(offer, holder)
         except OSError as error:
             doing = f'receiving "{offer.name}"'
-            raise asTransferError(error, doing, self.syscalls, self._root) from None
+            raise asTransferError(error, doing, self._sys, self._root) from None
 
     async def _foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> str:
-        self._looked = -LOOK
+        self._looked = -NOTE_SECONDS
         self._refuse()
         try:
             count, free, suspended = 0, 0, 0
             if not whole:
-                count, free, suspended = await self.lanes.run(self.shelf.tally, offer.principal)
-            if offer.resumeKey is not None and count + 1 - PARTIALS > free:
+                count, free, suspended = await self._threads.run(
+                    self.parts.partials.tally, offer.principal
+                )
+            if offer.resumeKey is not None and count + 1 - MAX_PARTIALS > free:
                 raise tooManyPartials()
             quota = None if offer.identity is None else offer.identity.quota
-            self.ledger.foresee(offer.principal, quota, offer.size, ahead, suspended, whole=whole)
+            self.parts.reservations.foresee(
+                offer.principal, quota, offer.size, ahead, suspended, whole=whole
+            )
             # it may read for long, which keeps nobody else waiting there
-            status: str = await self.lanes.reread(self._foresight.status, offer, root)
+            status: str = await self._threads.reread(self._foresight.status, offer, root)
             return status
         except OSError as error:
             doing = f'looking for "{offer.name}"'
-            raise asTransferError(error, doing, self.syscalls, self._root) from None
+            raise asTransferError(error, doing, self._sys, self._root) from None
 
     # -- small files ---------------------------------------------------------
 
     def _timedPut(self, offer: Offer, data: bytes, root: bytes | None, later: bool) -> Receipt:
         began = time.perf_counter()
-        receipt = self.finisher.put(offer, data, root, later=later)
-        self.pace.took(time.perf_counter() - began)
+        receipt = self.parts.commit.put(offer, data, root, later=later)
+        self._threads.latency.took(time.perf_counter() - began)
         return receipt
 
     def _flush(self) -> None:
@@ -428,7 +461,7 @@ class LocalStore:
         """
         self._flushing = None
         try:
-            self.finisher.flush()
+            self.parts.commit.flush()
         except (OSError, TransferError) as error:
             # the files are where they belong, and it is tried again
             why = error.strerror if isinstance(error, OSError) else str(error)
@@ -456,7 +489,7 @@ class LocalStore:
         if self._closed:
             raise StoreError("the receiver is stopping")
         # a full disk is refused where the size is known, as NoSpace
-        self.trouble()
+        self._lookAround()
         if self._trouble is not None:
             raise StoreError(self._trouble.told)
 
@@ -472,38 +505,34 @@ class LocalStore:
 
     def _status(self, name: RelativeName) -> os.stat_result | None:
         try:
-            directory = self._tree.acquire(name.components[:-1], create=False)
+            directory = self._directories.acquire(name.components[:-1], create=False)
         except (OSError, TransferError):
             return None
         try:
-            return self.syscalls.stat(
-                name.components[-1], dir_fd=directory.fd, follow_symlinks=False
-            )
-        except FileNotFoundError:
-            return None
+            return self._sys.statIfThere(name.components[-1], directory.fd)
         except OSError as error:
             raise asTransferError(error, f'looking at "{name}"') from None
         finally:
-            self._tree.release(directory)
+            self._directories.release(directory)
 
     def _list(self, principal: str | None) -> list[PartialInfo]:
         found = []
-        for entry in self.shelf.everything():
+        for entry in self.parts.partials.everything():
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                found.append(self.shelf.info(entry))
+                found.append(self.parts.partials.info(entry))
         return [info for info in found if principal in {None, info.principal}]
 
     def _delete(self, partialId: str) -> None:
         found = _PARTIAL_ID.match(partialId)
         if found is None:
             raise StoreError(f'"{displayName(partialId)}" is not the id of a partial')
-        self.shelf.removeFound((found[1], found[2]))
+        self.parts.partials.removeFound((found[1], found[2]))
 
     def _reapEnded(self, result: Any) -> None:
-        self._reaping = False
+        self._recovering = False
         for failure in [result] if isinstance(result, Failure) else result:
             self._log.failure("cannot finish or remove what was left", failure=failure)
 
     def _letGo(self, ignored: object) -> None:
-        self.lanes.stop()
+        self._threads.stop()
         self._opened.close()

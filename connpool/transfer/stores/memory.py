@@ -20,7 +20,7 @@ from connpool.errors import (
     TooLarge,
     TransferError,
 )
-from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
+from connpool.interfaces import IDirectoryStore, IFileStore, IPartial, IPartialHolder
 from connpool.transfer.digests import digestNamed, rootOf
 from connpool.transfer.names import RelativeName, caselessForm, displayName
 from connpool.transfer.records import (
@@ -29,9 +29,9 @@ from connpool.transfer.records import (
     Offer,
     PartialInfo,
     Receipt,
-    StoreCaps,
 )
 from connpool.transfer.stores.caseindex import neighbourExists
+from connpool.transfer.stores.claims import Claim, Claims
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.ranges import Ranges
@@ -41,8 +41,12 @@ __all__ = ["MemoryStore"]
 
 @implementer(IPartial)
 class _MemoryPartial:
-    def __init__(self, store: MemoryStore, offer: Offer, identity: str) -> None:
+    def __init__(
+        self, store: MemoryStore, offer: Offer, identity: str, claim: Claim | None
+    ) -> None:
         self._store = store
+        self._claim = claim
+        self.epoch = 0 if claim is None else claim.epoch
         self.offer = offer
         self.identity = identity
         self.content = bytearray()
@@ -104,6 +108,7 @@ class _MemoryPartial:
         if self.gate is None:
             self.durable = Ranges(list(self.held))
             self.gate = StoreError(f'"{self.offer.name}" is suspended')
+            self._letGo()
         return succeed(None)
 
     def commit(self, root: bytes | None) -> Deferred[Receipt]:
@@ -127,7 +132,12 @@ class _MemoryPartial:
             self._forget()
         return succeed(None)
 
+    def _letGo(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+
     def _forget(self) -> None:
+        self._letGo()
         if self._store._partials.get(self.identity) is self:
             del self._store._partials[self.identity]
             self._store._used -= len(self.content)
@@ -136,7 +146,7 @@ class _MemoryPartial:
 @implementer(IFileStore, IDirectoryStore)
 class MemoryStore:
     """
-    Keeps everything in dictionaries: no reactor, no threads, no disk.
+    A store in dictionaries: no reactor, no threads, no disk.
 
     @ivar files: path to content of everything published.
     @ivar directories: path of every directory to its modification time, nanoseconds since
@@ -147,8 +157,6 @@ class MemoryStore:
         another one in its directory differs only in case or composition;
         C{posix} keeps them apart.
     """
-
-    caps = StoreCaps(durability="none")
 
     def __init__(
         self,
@@ -167,28 +175,49 @@ class MemoryStore:
         self._used = 0
         self._now = now
         self._partials: dict[str, _MemoryPartial] = {}
+        self._claims = Claims()
         #: the newest last
-        self._done: dict[tuple[str, bytes], list[Receipt]] = {}
+        self._receipts: dict[tuple[str, bytes], list[Receipt]] = {}
 
-    def open(self, offer: Offer) -> Deferred[IPartial | Receipt]:
+    def open(
+        self, offer: Offer, holder: IPartialHolder | None = None
+    ) -> Deferred[IPartial | Receipt]:
+        return Deferred.fromCoroutine(self._open(offer, holder))
+
+    async def _open(self, offer: Offer, holder: IPartialHolder | None) -> IPartial | Receipt:
+        if offer.resumeKey is None:
+            if holder is not None:
+                await holder.ready()
+            return self._openClaimed(offer, secrets.token_hex(16), None)
+        secret = hashlib.sha256(offer.resumeKey).hexdigest()
+        identity = f"{offer.principal}\0{secret}"
+        claim = await self._claims.claim(identity, holder)
+        try:
+            opened = self._openClaimed(offer, identity, claim)
+        except BaseException:
+            claim.release()
+            raise
+        if isinstance(opened, Receipt):
+            claim.release()
+        return opened
+
+    def _openClaimed(
+        self, offer: Offer, identity: str, claim: Claim | None
+    ) -> _MemoryPartial | Receipt:
         done = self._finished(offer, offer.size)
         if done is not None:
-            return succeed(done)
+            return done
         free = None if self._capacity is None else self._capacity - self._used
-        identity = secrets.token_hex(16)
-        if offer.resumeKey is not None:
-            secret = hashlib.sha256(offer.resumeKey).hexdigest()
-            identity = f"{offer.principal}\0{secret}"
-        partial = _MemoryPartial(self, offer, identity)
+        partial = _MemoryPartial(self, offer, identity, claim)
         older = self._partials.get(identity)
         if older is not None and continues(offer, older.offer):
             partial.takeOver(older)
         elif older is not None:
             older.abort()
         if free is not None and (offer.size or 0) - len(partial.content) > free:
-            return fail(_full(offer.name))
+            raise _full(offer.name)
         self._partials[identity] = partial
-        return succeed(partial)
+        return partial
 
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt:
         done = self._finished(offer, len(data), root)
@@ -280,7 +309,7 @@ class MemoryStore:
     ) -> Receipt | None:
         if offer.key is None:
             return None
-        receipts = self._done.get((offer.principal, offer.key), ())
+        receipts = self._receipts.get((offer.principal, offer.key), ())
         return next((each for each in reversed(receipts) if each.answers(size, root)), None)
 
     def _take(self, size: int) -> None:
@@ -319,13 +348,13 @@ class MemoryStore:
                 self._forms.update((caselessForm(path), path) for path in (*paths, name.path))
             self._modified[name.path] = int(now * 1e9) if offer.modified is None else offer.modified
         if offer.key is not None:
-            self._done.setdefault((offer.principal, offer.key), []).append(receipt)
+            self._receipts.setdefault((offer.principal, offer.key), []).append(receipt)
         return receipt
 
     def _place(self, offer: Offer, same: Callable[[bytes], bool]) -> tuple[RelativeName, str]:
         self._verifyDirectories(offer.name.components[:-1])
-        why = isTaken(offer.name, offer.ifExists)
-        for candidate in candidates(offer.name, offer.ifExists):
+        why = isTaken(offer)
+        for candidate in candidates(offer):
             if candidate.path in self.directories:
                 if offer.ifExists == "replace":
                     raise Exists(f'"{candidate}" is a directory on the receiver')
@@ -342,6 +371,8 @@ class MemoryStore:
 
     def _verifyDirectories(self, components: tuple[str, ...]) -> list[str]:
         """
+        Check the way to a directory.
+
         @return: the paths from the root to the directory C{components}.
         @raise Exists: if something else is in the way, or a neighbour of one of them.
         """
@@ -357,7 +388,7 @@ class MemoryStore:
 
     def _neighbour(self, path: str) -> Exists | None:
         """
-        @return: why nothing can be made at C{path}, if a neighbour is there.
+        Tell why nothing can be made at C{path}, if a neighbour is there.
         """
         other = self._forms.get(caselessForm(path), path)
         if other == path or self._isThere(path) or not self._isThere(other):

@@ -4,8 +4,8 @@ A file on its way into a local store.
 Theory of operation
 ===================
 Bytes go to a private file at their offset, inline or in a thread
-(L{connpool.transfer.stores.pace}).  With a resume key the file lies on the
-shelf and has a journal; without one it is as short-lived as its connection.
+(L{connpool.transfer.stores.iothreads}).  With a resume key the file lies among the
+partials and has a journal; without one it is as short-lived as its connection.
 
 What an earlier process wrote is held from the beginning but not believed: its
 blocks are read and hashed in a thread while new bytes arrive, and C{commit}
@@ -27,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.python.failure import Failure
@@ -47,16 +47,13 @@ from connpool.errors import (
 from connpool.interfaces import IPartial
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.journal import Committing, blocksRecord, continues
-from connpool.transfer.stores.journalwriter import Notes
-from connpool.transfer.stores.partialdir import Slot
+from connpool.transfer.stores.partialdir import JournalWriter, Slot
+from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.ranges import Ranges, blockRange
-from connpool.transfer.stores.rehash import SLICE, digestsOf
+from connpool.transfer.stores.rehash import REHASH_SLICE_BYTES, digestsOf
 from connpool.transfer.stores.reservations import Reservation
 from connpool.transfer.syscalls import asTransferError
-
-if TYPE_CHECKING:
-    from connpool.transfer.stores.local import LocalStore
 from connpool.waiting import Waiters
 
 __all__ = ["LocalPartial"]
@@ -64,41 +61,52 @@ __all__ = ["LocalPartial"]
 #: Files larger than this are published and removed in a thread whatever the
 #: level: the comparison with a file of the same name reads both, and the disk
 #: takes its time to free them.
-INLINE = 1 << 20
+INLINE_BYTES = 1 << 20
 #: Blocks of a checkpoint that is written in a thread whatever the level.
-MANY_BLOCKS = 4096
+INLINE_BLOCKS = 4096
 
 
 @implementer(IPartial)
 class LocalPartial:
     """
-    @param slot: where it lies.
+    A file on its way into a local store.
+
+    @ivar offer: the one that it was opened for.
+    @ivar slot: where it lies.
+    @param left: told when this no longer uses anything of the store.
     @ivar _flying: ranges whose writes are in threads.
-    @ivar _fresh: blocks recorded since the last checkpoint.
+    @ivar _unsaved: blocks recorded since the last checkpoint.
     @ivar _unread: blocks of an earlier process that were not hashed yet.
     @ivar _learned: digests of such blocks while no journal names them.
-    @ivar _notes: what is told to the journal; L{None} if there is none.
+    @ivar _journal: what is told to the journal; L{None} if there is none.
     @ivar _source: what a commit that failed had given to be published.
     """
 
     def __init__(
-        self, store: LocalStore, offer: Offer, reservation: Reservation, slot: Slot
+        self,
+        parts: StoreParts,
+        offer: Offer,
+        reservation: Reservation,
+        slot: Slot,
+        left: Callable[[LocalPartial], None],
     ) -> None:
-        self._store = store
-        self._sys = store.syscalls
-        self._offer = offer
+        self._parts = parts
+        self._sys = parts.syscalls
+        self._left = left
+        self.offer = offer
         self._reservation: Reservation | None = reservation
-        self._slot = slot
+        self.slot = slot
         self._fd = slot.fd
-        self._notes: Notes | None = None
+        self._journal: JournalWriter | None = None
         if slot.journalFd is not None:
-            self._notes = Notes(self._sys, store.privateTree, store.shelf, slot, offer)
+            self._journal = JournalWriter(parts.partials, slot, offer)
         self._source: Source | None = None
         self.held = Ranges()
         self.durable = Ranges()
         self.digests: dict[int, bytes] = {}
+        self.epoch = 0
         self._flying = Ranges()
-        self._fresh: list[int] = []
+        self._unsaved: list[int] = []
         self._unread: list[int] = []
         self._learned: dict[int, bytes] | None = None
         self._damaged: list[tuple[int, int]] = []
@@ -117,23 +125,23 @@ class LocalPartial:
             raise self._gate
         size = len(data)
         end = offset + size
-        declared = self._offer.size
+        declared = self.offer.size
         if declared is not None and end > declared:
-            raise TooLarge(f'"{self._offer.name}": more bytes arrive than the {declared} announced')
+            raise TooLarge(f'"{self.offer.name}": more bytes arrive than the {declared} announced')
         if self.held.overlaps(offset, end) or self._flying.overlaps(offset, end):
-            raise StoreError(f'"{self._offer.name}": bytes {offset} to {end} are held already')
+            raise StoreError(f'"{self.offer.name}": bytes {offset} to {end} are held already')
         assert self._reservation is not None
         short = self.held.total + size - self._reservation.size
         if declared is None and short > 0:
-            self._store.ledger.grow(self._reservation, short)
-        pace = self._store.pace
-        if pace.inline:
+            self._parts.reservations.grow(self._reservation, short)
+        latency = self._parts.threads.latency
+        if latency.inline:
             began = time.perf_counter()
             try:
                 self._sys.writeAll(self._fd, data, offset)
             except OSError as error:
                 raise self._failed(error) from None
-            pace.took(time.perf_counter() - began)
+            latency.took(time.perf_counter() - began)
             self._hold(offset, end)
             return None
         self._flying.add(offset, end)
@@ -145,8 +153,8 @@ class LocalPartial:
         if self._gate is not None:
             raise self._gate
         self.digests[block] = digest
-        if self._notes is not None:
-            self._fresh.append(block)
+        if self._journal is not None:
+            self._unsaved.append(block)
 
     def discard(self, start: int, end: int) -> None:
         if self._gate is not None:
@@ -176,32 +184,18 @@ class LocalPartial:
     def commit(self, root: bytes | None) -> Deferred[Receipt]:
         if self._gate is not None:
             return fail(self._gate)
-        self._gate = StoreError(f'"{self._offer.name}" is being published')
+        self._gate = StoreError(f'"{self.offer.name}" is being published')
         self.ending = Deferred()
         return Deferred.fromCoroutine(self._commit(root))
 
     # -- for the store -------------------------------------------------------
 
-    @property
-    def offer(self) -> Offer:
-        """
-        The offer that it was opened for.
-        """
-        return self._offer
-
-    @property
-    def slot(self) -> Slot:
-        """
-        The place where it lies.
-        """
-        return self._slot
-
     def describe(self) -> None:
         """
         Let operators see whose it is.
         """
-        if self._notes is not None and self._gate is None:
-            self._notes.describe()
+        if self._journal is not None and self._gate is None:
+            self._journal.describe()
 
     def resume(self, digests: dict[int, bytes], held: Ranges) -> None:
         """
@@ -225,7 +219,7 @@ class LocalPartial:
         self._learned = None
         self.digests = learned
         self.held = self._bytesOf(learned)
-        self._fresh = list(learned)
+        self._unsaved = list(learned)
         with contextlib.suppress(TransferError):  # the next one does it
             await self._checkpoint()
 
@@ -234,23 +228,23 @@ class LocalPartial:
         Tell whether a newer connection may go on where this one was.
         """
         over = self._poisoned or self._aborted or self._gone or self._hasName()
-        return not over and continues(offer, self._offer)
+        return not over and continues(offer, self.offer)
 
     def takeOver(self, offer: Offer) -> LocalPartial:
         """
-        @return: one that goes on where this is, which is fenced and quiet.
+        Return one that goes on where this is, which is fenced and quiet.
         """
         assert self._reservation is not None
-        newer = LocalPartial(self._store, offer, self._reservation, self._slot)
+        newer = LocalPartial(self._parts, offer, self._reservation, self.slot, self._left)
         self._gone = True
         self._reservation = None
         newer.held = self.held
         newer.durable = self.durable
         newer.digests = self.digests
-        newer._fresh = self._fresh
+        newer._unsaved = self._unsaved
         newer._unread = self._unread
         newer._damaged = self._damaged
-        newer._notes = None if self._notes is None else self._notes.passOn(offer)
+        newer._journal = None if self._journal is None else self._journal.passOn(offer)
         self._giveUp()
         newer._reread()
         return newer
@@ -263,7 +257,7 @@ class LocalPartial:
         """
         self._close(
             ConflictTakeover(
-                f'"{self._offer.name}": a newer connection of the same sender took over'
+                f'"{self.offer.name}": a newer connection of the same sender took over'
             )
         )
         return self._quiet()
@@ -296,13 +290,13 @@ class LocalPartial:
         if self._gone:
             return
         self._gone = True
-        shelf = self._store.shelf
+        partials = self._parts.partials
         self._release()
         if self._keeps():
-            await self._job(shelf.letGo, self._slot, then=self._left, inline=True)
+            await self._job(partials.letGo, self.slot, then=self._hasLeft, inline=True)
         else:
-            small = max(self.held.total, self._slot.allocated) <= INLINE
-            await self._job(shelf.remove, self._slot, then=self._left, inline=small)
+            small = max(self.held.total, self.slot.allocated) <= INLINE_BYTES
+            await self._job(partials.remove, self.slot, then=self._hasLeft, inline=small)
 
     # -- writing -------------------------------------------------------------
 
@@ -316,27 +310,27 @@ class LocalPartial:
         if isinstance(result, Failure):
             error = result.value
             return Failure(self._failed(error)) if isinstance(error, OSError) else result
-        self._store.pace.took(result)
+        self._parts.threads.latency.took(result)
         self._hold(offset, end)
         return None
 
     def _hold(self, start: int, end: int) -> None:
         self.held.add(start, end)
         if self._reservation is not None:
-            self._store.ledger.wrote(self._reservation, end - start)
+            self._parts.reservations.wrote(self._reservation, end - start)
 
     def _drop(self, start: int, end: int) -> None:
         self.held.remove(start, end)
         self.durable.remove(start, end)
-        size = self._offer.blockSize
+        size = self.offer.blockSize
         for block in range(start // size, -(-end // size)):
             self.digests.pop(block, None)
 
     def _bytesOf(self, blocks: Iterable[int]) -> Ranges:
-        return Ranges.ofBlocks(blocks, self._offer.blockSize, self._offer.size)
+        return Ranges.ofBlocks(blocks, self.offer.blockSize, self.offer.size)
 
     def _failed(self, error: OSError) -> TransferError:
-        translated = asTransferError(error, f'writing "{self._offer.name}"')
+        translated = asTransferError(error, f'writing "{self.offer.name}"')
         if not isinstance(translated, (NoSpace, Busy, QuotaExceeded)):
             self._poisoned = True
             self._close(translated)
@@ -347,16 +341,16 @@ class LocalPartial:
     def _reread(self) -> None:
         if not self._unread or not self._rereads():
             return
-        blocks = self._unread[: max(1, SLICE // self._offer.blockSize)]
+        blocks = self._unread[: max(1, REHASH_SLICE_BYTES // self.offer.blockSize)]
         self._job(
             digestsOf,
             self._sys,
             self._fd,
-            self._offer,
+            self.offer,
             blocks,
             self._rereads,
             then=lambda found: self._wereRead(blocks, found),
-            run=self._store.lanes.reread,
+            run=self._parts.threads.reread,
         )
 
     def _rereads(self) -> bool:
@@ -367,7 +361,7 @@ class LocalPartial:
 
     def _wereRead(self, blocks: list[int], found: list[bytes | None] | Failure) -> None:
         """
-        @param found: the digests of C{blocks}, as far as it came.
+        Take in the digests of C{blocks}, as far as they came.
         """
         digests = [None] * len(blocks) if isinstance(found, Failure) else found
         for block, digest in zip(blocks, digests, strict=False):
@@ -375,7 +369,7 @@ class LocalPartial:
                 if digest is not None:
                     self._learned[block] = digest
             elif block in self.digests and self.digests[block] != digest:
-                damaged = blockRange(block, self._offer.blockSize, self._offer.size)
+                damaged = blockRange(block, self.offer.blockSize, self.offer.size)
                 self._drop(*damaged)
                 self._damaged.append(damaged)
         del self._unread[: len(digests)]
@@ -389,29 +383,31 @@ class LocalPartial:
     # -- checkpoints ---------------------------------------------------------
 
     def _checkpoint(self) -> Deferred[None]:
-        fresh = sorted({block for block in self._fresh if block in self.digests})
-        notes = self._notes
-        if notes is None or self._hasName() or not (fresh or notes.committing):
+        fresh = sorted({block for block in self._unsaved if block in self.digests})
+        journal = self._journal
+        if journal is None or self._hasName() or not (fresh or journal.committing):
             return succeed(None)
-        self._fresh = []
-        level = self._store.finisher.level(self._offer)
+        self._unsaved = []
+        level = self._parts.commit.level(self.offer)
         return self._job(
             self._checkpointNow,
-            notes,
+            journal,
             [(block, self.digests[block]) for block in fresh],
             level,
-            inline=not level and len(fresh) < MANY_BLOCKS,
+            inline=not level and len(fresh) < INLINE_BLOCKS,
             then=lambda result: self._checkpointed(result, fresh),
         )
 
-    def _checkpointNow(self, notes: Notes, digests: list[tuple[int, bytes]], level: int) -> None:
+    def _checkpointNow(
+        self, journal: JournalWriter, digests: list[tuple[int, bytes]], level: int
+    ) -> None:
         if level:
             self._sys.fdatasync(self._fd)
-        notes.write(blocksRecord(digests), level)
+        journal.write(blocksRecord(digests), level)
 
     def _checkpointed(self, result: Failure | None, fresh: list[int]) -> Failure | None:
         if isinstance(result, Failure):
-            self._fresh += fresh
+            self._unsaved += fresh
             error = result.value
             return Failure(self._failed(error)) if isinstance(error, OSError) else result
         for start, end in self._bytesOf(block for block in fresh if block in self.digests):
@@ -428,7 +424,7 @@ class LocalPartial:
             receipt = await self._publish(root)
             self._gone = True
             self._release()
-            self._left(None)
+            self._hasLeft(None)
             return receipt
         except NoSpace:
             self._gate = None
@@ -447,7 +443,7 @@ class LocalPartial:
             ending.callback(receipt)
 
     async def _publish(self, root: bytes | None) -> Receipt:
-        offer = self._offer
+        offer = self.offer
         if self._poisoned:
             assert self._gate is not None
             raise self._gate
@@ -457,13 +453,13 @@ class LocalPartial:
                 self._gate = None  # the sender can mend it
                 raise DigestMismatch(f'"{offer.name}": what was stored before was damaged')
             raise StoreError(f'"{offer.name}" is not complete')
-        level = self._store.finisher.level(offer)
-        inline = not level and size <= INLINE
+        level = self._parts.commit.level(offer)
+        inline = not level and size <= INLINE_BYTES
         receipt: Receipt = await self._job(self._finish, size, root, level, inline=inline)
         return receipt
 
     def _finish(self, size: int, root: bytes | None, level: int) -> Receipt:
-        slot, store, notes = self._slot, self._store, self._notes
+        slot, journal = self.slot, self._journal
         before = self._sys.fstat(self._fd)
         # what a sender wrote and took back, or an earlier run left behind
         if before.st_size != size:
@@ -473,20 +469,20 @@ class LocalPartial:
         self._source.size = size
 
         def committing() -> None:
-            if notes is not None:
+            if journal is not None:
                 try:
-                    notes.begin(Committing(size, root, before.st_ino), level)
+                    journal.begin(Committing(size, root, before.st_ino), level)
                 except OSError as error:
                     raise self._failed(error) from None
 
         try:
-            receipt = store.finisher.one(self._offer, self._source, root, committing)
+            receipt = self._parts.commit.one(self.offer, self._source, root, committing)
         except Exception:
-            if notes is not None and not self._hasName():
-                notes.revoke(level)
+            if journal is not None and not self._hasName():
+                journal.revoke(level)
             raise
-        with contextlib.suppress(OSError):  # the reaper finds it
-            store.shelf.clear(slot)
+        with contextlib.suppress(OSError):  # the recovery finds it
+            self._parts.partials.clear(slot)
         return receipt
 
     def _hasName(self) -> bool:
@@ -506,7 +502,7 @@ class LocalPartial:
                 lambda _: self._end(how, aborted=aborted)
             )
         self._aborted = self._aborted or aborted
-        self._close(StoreError(f'"{self._offer.name}" {how}'))
+        self._close(StoreError(f'"{self.offer.name}" {how}'))
         return Deferred.fromCoroutine(self.leave())
 
     def _close(self, why: TransferError) -> None:
@@ -519,17 +515,17 @@ class LocalPartial:
         """
         if self._hasName():
             return True
-        if self._notes is None or self._aborted or self._poisoned:
+        if self._journal is None or self._aborted or self._poisoned:
             return False
         return bool(self.digests or self._unread)
 
-    def _left(self, ignored: object) -> None:
-        # an error, too: the reaper finds what is there
-        self._store.admission.left(self)
+    def _hasLeft(self, ignored: object) -> None:
+        # an error, too: the recovery finds what is there
+        self._left(self)
 
     def _release(self) -> None:
         if self._reservation is not None:
-            self._store.ledger.release(self._reservation)
+            self._parts.reservations.release(self._reservation)
             self._reservation = None
         self._giveUp()
 
@@ -547,13 +543,13 @@ class LocalPartial:
         run: Callable[..., Deferred[Any]] | None = None,
     ) -> Deferred[Any]:
         """
-        @param then: takes the result, a Failure too, before the job counts as
-            ended.
+        Run something in a thread or inline; C{then} takes the result, a Failure too,
+        before the job counts as ended.
         """
         self._jobs += 1
         if inline:
             run = maybeDeferred
-        d = (run or self._store.lanes.run)(function, *arguments)
+        d = (run or self._parts.threads.run)(function, *arguments)
         if then is not None:
             d.addBoth(then)
         return d.addBoth(self._jobDone)
@@ -566,7 +562,7 @@ class LocalPartial:
 
     def _quiet(self) -> Deferred[None]:
         """
-        @return: fires when no job is in a thread.
+        Return a Deferred that fires when no job is in a thread.
         """
         if not self._jobs:
             return succeed(None)

@@ -36,36 +36,43 @@ import attrs
 from connpool.errors import Busy, QuotaExceeded, StoreError, TransferError
 from connpool.transfer.names import INTERNAL
 from connpool.transfer.records import Offer, PartialInfo
-from connpool.transfer.stores.directories import Directory, Tree
-from connpool.transfer.stores.journal import MAX_JOURNAL, UNREADABLE, Journal
-from connpool.transfer.syscalls import NEW, Syscalls, isFile
+from connpool.transfer.stores.directories import Directories, Directory
+from connpool.transfer.stores.journal import (
+    MAX_JOURNAL_BYTES,
+    UNREADABLE,
+    Committing,
+    Journal,
+    committingRecord,
+    header,
+)
+from connpool.transfer.syscalls import EXISTING, NEW, Syscalls, isFile
 
 __all__ = [
-    "LONG_JOURNAL",
-    "PARTIALS",
+    "LONG_JOURNAL_BYTES",
+    "MAX_PARTIALS",
     "Entry",
-    "Shelf",
+    "JournalWriter",
+    "PartialDirectory",
     "Slot",
-    "identityOf",
+    "namesOf",
     "tooManyPartials",
 ]
 
 #: Partials of one principal.
-PARTIALS = 100
+MAX_PARTIALS = 100
 #: Bytes of a journal that takes long to read: about a millisecond.
-LONG_JOURNAL = 64 << 10
+LONG_JOURNAL_BYTES = 64 << 10
 
-_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: What opening a link, a directory, a socket or a device may say.
 _NO_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV}
 _HASH = re.compile(r"[0-9a-f]{32}\Z")
 _JOURNAL = ".journal"
-_TRIES = 5
+_LOCK_TRIES = 5
 
 
-def identityOf(offer: Offer) -> tuple[str, str]:
+def namesOf(offer: Offer) -> tuple[str, str]:
     """
-    @return: the names of the principal's directory and of the partial.
+    Return the names of the principal's directory and of the partial.
     """
     assert offer.resumeKey is not None
     return _principal(offer.principal), sha256(offer.resumeKey).hexdigest()[:32]
@@ -75,7 +82,9 @@ def tooManyPartials() -> QuotaExceeded:
     """
     The answer where a principal has as many partials as it may.
     """
-    return QuotaExceeded(f"{PARTIALS} unfinished files of this sender are in use; finish one first")
+    return QuotaExceeded(
+        f"{MAX_PARTIALS} unfinished files of this sender are in use; finish one first"
+    )
 
 
 def _principal(principal: str) -> str:
@@ -140,15 +149,17 @@ class Entry:
     free: bool
 
 
-class Shelf:
+class PartialDirectory:
     """
-    @param tree: of the store's private directories.
+    The partials of one store, on disk.
+
+    @param directories: of the store's private directories.
     """
 
-    def __init__(self, syscalls: Syscalls, tree: Tree) -> None:
+    def __init__(self, syscalls: Syscalls, directories: Directories) -> None:
         self._sys = syscalls
-        self._tree = tree
-        tree.release(tree.acquire((INTERNAL, "partials"), create=True))
+        self._directories = directories
+        directories.release(directories.acquire((INTERNAL, "partials"), create=True))
 
     # -- one partial
 
@@ -159,10 +170,8 @@ class Shelf:
 
         @raise Busy: if another connection or process has it.
         """
-        principal, name = identityOf(offer)
-        slot, _ = self._tree.enter(
-            (INTERNAL, "partials", principal), lambda directory: self._locked(directory, name)
-        )
+        principal, name = namesOf(offer)
+        slot, _ = self._directories.enter((INTERNAL, "partials", principal), self._locked, name)
         return slot
 
     def find(self, identity: tuple[str, str]) -> Slot | None:
@@ -173,12 +182,14 @@ class Shelf:
         """
         principal, name = identity
         try:
-            directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
+            directory = self._directories.acquire((INTERNAL, "partials", principal), create=False)
         except FileNotFoundError:
             return None
         with contextlib.ExitStack() as undo:
-            undo.callback(self._tree.release, directory)
-            if self._status(directory, name) or self._status(directory, name + _JOURNAL):
+            undo.callback(self._directories.release, directory)
+            if self._sys.statIfThere(name, directory.fd) or self._sys.statIfThere(
+                name + _JOURNAL, directory.fd
+            ):
                 with contextlib.suppress(FileNotFoundError):  # the directory has vanished
                     slot = self._locked(directory, name)
                     undo.pop_all()
@@ -191,9 +202,7 @@ class Shelf:
 
         @raise FileExistsError: if there is one of this name.
         """
-        slot, _ = self._tree.enter(
-            (INTERNAL, "temporary"), lambda directory: self._temporary(directory, name)
-        )
+        slot, _ = self._directories.enter((INTERNAL, "temporary"), self._temporary, name)
         return slot
 
     def _temporary(self, directory: Directory, name: str) -> Slot:
@@ -208,11 +217,15 @@ class Shelf:
     def read(self, slot: Slot) -> None:
         """
         Take in the journal.  One that says everything many times over is
-        written anew: whoever dies meanwhile leaves blocks to be hashed again.
+        written anew: a process that dies meanwhile leaves blocks to be hashed again.
         """
         assert slot.journalFd is not None
         slot.journal = journal = self._read(slot.journalFd, slot.said)
-        if slot.said < LONG_JOURNAL or journal.offer is None or journal.committing is not None:
+        if (
+            slot.said < LONG_JOURNAL_BYTES
+            or journal.offer is None
+            or journal.committing is not None
+        ):
             return
         record = journal.record()
         if 2 * len(record) < slot.said:
@@ -235,6 +248,17 @@ class Shelf:
         self._sys.ftruncate(slot.journalFd, 0)
         slot.said = 0
 
+    def syncJournal(self, slot: Slot, level: int) -> None:
+        """
+        Put the journal on disk at the levels 1 and 2, at 2 the names of the partial, too.
+        """
+        assert slot.journalFd is not None
+        if level:
+            self._sys.fdatasync(slot.journalFd)
+        if level == 2 and not slot.linked:
+            self._directories.sync(slot.directory)
+            slot.linked = True
+
     def letGo(self, slot: Slot) -> None:
         """
         Unlock; the partial stays.
@@ -245,7 +269,7 @@ class Shelf:
         finally:
             if slot.journalFd is not None:
                 self._sys.close(slot.journalFd)
-            self._tree.release(slot.directory)
+            self._directories.release(slot.directory)
 
     def remove(self, slot: Slot) -> None:
         """
@@ -282,14 +306,14 @@ class Shelf:
 
     def suspended(self, principal: str, besides: Slot | None) -> int:
         """
-        @return: bytes on disk of suspended partials, those of C{besides} left out.
+        Return bytes on disk of suspended partials, those of C{besides} left out.
         """
         return sum(entry.allocated for entry in self._free(principal, besides))
 
     def tally(self, principal: str) -> tuple[int, int, int]:
         """
-        @return: the partials of a principal, how many of them are suspended,
-            and the bytes on disk of these.
+        Return the partials of a principal, how many of them are suspended, and the bytes on disk of
+        these.
         """
         entries = self._entries(_principal(principal))
         free = [entry.allocated for entry in entries if entry.free]
@@ -297,10 +321,10 @@ class Shelf:
 
     def excess(self, slot: Slot) -> int:
         """
-        @return: how many partials there are too many of this one's principal.
+        Return how many partials there are too many of this one's principal.
         """
         try:
-            return len(self._names(slot.directory)) - PARTIALS
+            return len(self._names(slot.directory)) - MAX_PARTIALS
         except FileNotFoundError:  # somebody removed the directory, with all of them
             return 0
 
@@ -329,10 +353,10 @@ class Shelf:
         """
         List the partials of every principal.
         """
-        names, shelf = self._tree.enter(
+        names, directory = self._directories.enter(
             (INTERNAL, "partials"), lambda directory: self._sys.listdir(directory.fd)
         )
-        self._tree.release(shelf)
+        self._directories.release(directory)
         principals = [name for name in names if _HASH.match(name)]
         found: list[Entry] = []
         for principal in principals:
@@ -346,16 +370,16 @@ class Shelf:
         """
         principal, name = entry.identity
         journal = UNREADABLE
-        directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
+        directory = self._directories.acquire((INTERNAL, "partials", principal), create=False)
         try:
-            fd = self._sys.openIfThere(name + _JOURNAL, _OPEN, directory.fd)
+            fd = self._sys.openIfThere(name + _JOURNAL, EXISTING, directory.fd)
             if fd is not None:
                 try:
                     journal = self._read(fd, self._sys.fstat(fd).st_size)
                 finally:
                     self._sys.close(fd)
         finally:
-            self._tree.release(directory)
+            self._directories.release(directory)
         offer = journal.offer
         received = len(journal.digests) * offer.blockSize if offer else 0
         if offer is not None and offer.size is not None:
@@ -374,13 +398,13 @@ class Shelf:
     # -- how
 
     def _read(self, journalFd: int, size: int) -> Journal:
-        if size > MAX_JOURNAL:
+        if size > MAX_JOURNAL_BYTES:
             return UNREADABLE
         return Journal.read(self._sys.pread(journalFd, size, 0) if size else b"")
 
     def _locked(self, directory: Directory, name: str) -> Slot:
         sys = self._sys
-        for _ in range(_TRIES):
+        for _ in range(_LOCK_TRIES):
             with contextlib.ExitStack() as undo:
                 journalFd, _ = self._open(directory, name + _JOURNAL)
                 undo.callback(sys.close, journalFd)
@@ -401,8 +425,8 @@ class Shelf:
         Open or make a regular file of ours; whatever else is there was put in
         our way and is removed.
         """
-        flags = _OPEN | os.O_CREAT | (os.O_APPEND if name.endswith(_JOURNAL) else 0)
-        for _ in range(_TRIES):
+        flags = EXISTING | os.O_CREAT | (os.O_APPEND if name.endswith(_JOURNAL) else 0)
+        for _ in range(_LOCK_TRIES):
             try:
                 fd = self._sys.open(name, flags, 0o600, dir_fd=directory.fd)
             except OSError as error:
@@ -418,12 +442,6 @@ class Shelf:
             self._sys.remove(name, directory.fd)
         raise StoreError("something keeps getting in the way of a private file of the receiver")
 
-    def _status(self, directory: Directory, name: str) -> os.stat_result | None:
-        try:
-            return self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-
     def _names(self, directory: Directory) -> set[str]:
         names = {name.removesuffix(_JOURNAL) for name in self._sys.listdir(directory.fd)}
         return {name for name in names if _HASH.match(name)}
@@ -437,7 +455,7 @@ class Shelf:
 
     def _entries(self, principal: str) -> list[Entry]:
         try:
-            directory = self._tree.acquire((INTERNAL, "partials", principal), create=False)
+            directory = self._directories.acquire((INTERNAL, "partials", principal), create=False)
         except FileNotFoundError:
             return []
         try:
@@ -451,15 +469,15 @@ class Shelf:
         except FileNotFoundError:  # the directory has vanished
             return []
         finally:
-            self._tree.release(directory)
+            self._directories.release(directory)
 
     def _entry(self, principal: str, directory: Directory, name: str) -> Entry | None:
         sys = self._sys
-        status = self._status(directory, name)
+        status = self._sys.statIfThere(name, directory.fd)
         if status is not None and not isFile(status):
             return None
         allocated = 0 if status is None else status.st_blocks * 512
-        fd = sys.openIfThere(name + _JOURNAL, _OPEN, directory.fd)
+        fd = sys.openIfThere(name + _JOURNAL, EXISTING, directory.fd)
         if fd is None:
             if status is None:
                 return None
@@ -477,3 +495,73 @@ class Shelf:
         finally:
             sys.close(fd)
         return Entry((principal, name), status, said.st_mtime, allocated, free)
+
+
+class JournalWriter:
+    """
+    The writer of one journal.
+
+    The offer is described before anything else is said, with the first record that
+    has to be written, and a journal that nobody could read is begun anew by it.
+    C{committing} counts only as the last record, so the description follows it when
+    publishing came to nothing, and nothing does when the file has its name.
+
+    @ivar committing: whether the last record says that publishing began.
+    """
+
+    def __init__(self, partials: PartialDirectory, slot: Slot, offer: Offer) -> None:
+        self._partials = partials
+        self._slot = slot
+        self._header = header(offer)
+        #: what is still to be said of the offer
+        self._description = b"" if slot.journal.describes(offer) else self._header
+        self.committing = False
+
+    def passOn(self, offer: Offer) -> JournalWriter:
+        """
+        Return the writer that goes on for C{offer}.
+        """
+        newer = JournalWriter(self._partials, self._slot, offer)
+        same = newer._header == self._header
+        newer._description = self._description if same else newer._header
+        newer.committing = self.committing
+        return newer
+
+    def describe(self) -> None:
+        """
+        Let operators see whose it is.
+        """
+        if self._description:
+            with contextlib.suppress(OSError):  # it goes with the first checkpoint
+                self.write(b"", 0)
+
+    def write(self, record: bytes, level: int, *, committing: bool = False) -> None:
+        """
+        Append a record, after the description if that is still to be written.
+
+        @param level: at 1 and 2 it is on disk when this returns, at 2 the
+            names of the partial are, too.
+        @param committing: whether it says so.
+        """
+        slot = self._slot
+        if slot.journal.offer is None and slot.said:
+            self._partials.beginAnew(slot)
+        self._partials.append(slot, self._description + record)
+        self._description = b""
+        self.committing = committing
+        self._partials.syncJournal(slot, level)
+
+    def begin(self, committing: Committing, level: int) -> None:
+        """
+        Publishing begins.
+        """
+        self.write(committingRecord(committing), level, committing=True)
+
+    def revoke(self, level: int) -> None:
+        """
+        Publishing came to nothing.
+        """
+        if self.committing:
+            self._description = self._header
+            with contextlib.suppress(OSError):  # it goes with the next record
+                self.write(b"", level)

@@ -10,9 +10,19 @@ before it, so any number of senders may race.
 C{link} refuses to clobber on every POSIX file system that has links, and if it
 fails with C{EEXIST} on our own inode an earlier run had succeeded.  Where there
 are no links C{renameat2(RENAME_NOREPLACE)} serves.  A directory on another
-mount (C{EXDEV}, which a bind mount also gives) gets a hidden copy first
-(L{connpool.transfer.stores.copies}), and so does a file whose private name
-somebody removed while it was received.
+mount (C{EXDEV}, which a bind mount also gives) gets a hidden copy beside the
+name first, and so does a file whose private name somebody removed while it was
+received, or whose group this process is not in.  A process may die at any time,
+and nobody searches the directories of users for what it left: before a copy is
+begun, a note among the private files says where it will lie.  The note is
+removed last, and one that became too old, like any private file, takes the copy
+along (L{Publisher.remove}).
+
+A file is written among the private ones, so the kernel cannot give it what its
+directory hands down to files that are made there.  That is done here, as
+C{open(2)} does it: the group of a setgid directory, and the default ACL with the
+mode taken off it.  A process may not give a file to a group that it is not in;
+then only a copy that is made in the directory itself can have that group.
 
 The source is taken without following links, and its private name is compared
 with the inode that was written: before a rename, and after a link (a consumer
@@ -23,27 +33,52 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
+import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
 
 import attrs
 
-from connpool.errors import Exists, Skipped, StoreError
-from connpool.transfer.names import RelativeName, displayName
-from connpool.transfer.stores.caseindex import Claim, keepApart
-from connpool.transfer.stores.directories import Directory
+from connpool.errors import Exists, Skipped, StoreError, TransferError
+from connpool.transfer.names import INTERNAL, RelativeName, displayName
+from connpool.transfer.records import Offer
+from connpool.transfer.stores.caseindex import Claim
+from connpool.transfer.stores.directories import Directories, Directory, Inheritance
+from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 from connpool.transfer.syscalls import NEW, READ, Syscalls, isFile
 
-if TYPE_CHECKING:
-    from connpool.transfer.stores.copies import Copies
+__all__ = [
+    "NUMBERED_NAMES",
+    "TEMPORARY",
+    "Published",
+    "Publisher",
+    "Source",
+    "canLink",
+    "candidates",
+    "inherit",
+    "isTaken",
+]
 
-__all__ = ["NUMBERED", "Published", "Publisher", "Source", "canLink", "candidates", "isTaken"]
+#: The directory of private files that cannot be resumed.
+TEMPORARY = (INTERNAL, "temporary")
 
 #: Numbers that C{--if-exists rename} tries before it takes a random mark.
-NUMBERED = 100
-_RANDOM = 8
-_CHUNK = 1 << 20
+NUMBERED_NAMES = 100
+_RANDOM_NAMES = 8
+_CHUNK_BYTES = 1 << 20
+
+_NOTE = re.compile(r"copy-([0-9a-f]{16})\Z")
+#: Bytes that are read of a note: a path of 4,096, escaped.
+_NOTE_BYTES = 1 << 16
+
+_ACCESS_ACL = "system.posix_acl_access"
+#: An ACL is a version and entries of tag, permissions and id, as in Linux'
+#: C{posix_acl_xattr.h}.
+_ACL_HEADER_BYTES = 4
+_ACL_ENTRY = struct.Struct("<HHI")
+_USER_OBJ, _GROUP_OBJ, _MASK, _OTHER = 0x01, 0x04, 0x10, 0x20
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 
@@ -82,6 +117,8 @@ class Source:
 @attrs.frozen
 class Published:
     """
+    The outcome of publishing.
+
     @ivar name: what it is called now.
     @ivar status: C{stored} or C{duplicate}.
     """
@@ -92,7 +129,10 @@ class Published:
 
 class Publisher:
     """
-    @param copies: makes those for other mounts.
+    The step that gives a finished file its name.
+
+    @param private: the private directories.
+    @param directories: the published ones.
     @param canLink: whether the file system has hard links.
     @param claim: decides whether a name may be given.
     """
@@ -100,50 +140,43 @@ class Publisher:
     def __init__(
         self,
         syscalls: Syscalls,
-        copies: Copies,
-        *,
-        canLink: bool = True,
-        claim: Claim = keepApart,
+        private: Directories,
+        directories: Directories,
+        canLink: bool,
+        claim: Claim,
     ) -> None:
         self._sys = syscalls
-        self.copies = copies
+        self._private = private
+        self._directories = directories
         self._canLink = canLink
         self._claim = claim
 
-    def publish(
-        self,
-        source: Source,
-        directory: Directory,
-        name: RelativeName,
-        ifExists: str,
-        sync: bool,
-    ) -> Published:
+    def publish(self, source: Source, directory: Directory, offer: Offer) -> Published:
         """
-        The caller has synced what must be synced before, and afterwards syncs
-        C{directory} and lets go of the private name (L{discard}).
+        Give a file its name.  The caller has synced what must be synced before, and
+        afterwards syncs C{directory} and lets go of the private name (L{discard});
+        here a copy is synced, or the file that was there already.
 
-        @param sync: whether the content must be on disk when this returns: a
-            copy, or the file that was there already.
         @raise Exists: if the rule says so.
         @raise FileNotFoundError: if C{directory} has vanished.
         """
-        if source.linked and ifExists != "replace":
+        if source.linked and offer.ifExists != "replace":
             status = self._sys.fstat(source.fd)
             if status.st_nlink > 1:
                 # the second link is ours; a consumer may have moved it away since
-                earlier = self._publishedBefore(status, directory, name, ifExists)
-                return Published(earlier or name, "stored")
+                earlier = self._publishedBefore(status, directory, offer)
+                return Published(earlier or offer.name, "stored")
         try:
             if not source.apart:
-                return self._choose(source, directory, name, ifExists, sync)
+                return self._choose(source, directory, offer)
         except FileNotFoundError:
             if self._leadsToIt(source, source.name, source.directory):
                 raise
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-        with self.copies.made(source, directory, name, sync) as copy:
-            return self._choose(copy, directory, name, ifExists, sync)
+        with self._copied(source, directory, offer) as copy:
+            return self._choose(copy, directory, offer)
 
     def discard(self, source: Source) -> None:
         """
@@ -156,43 +189,52 @@ class Publisher:
         except OSError:
             pass
 
-    def _choose(
-        self,
-        source: Source,
-        directory: Directory,
-        name: RelativeName,
-        ifExists: str,
-        sync: bool,
-    ) -> Published:
+    def remove(self, name: str, temporary: int) -> None:
+        """
+        Remove a private file that is too old, and the copy that it is a note of.
+
+        @param temporary: descriptor of the directory of private files.
+        """
+        found = _NOTE.match(name)
+        fd = self._sys.openIfThere(name, READ, temporary) if found else None
+        if found and fd is not None:
+            try:
+                noted = self._sys.pread(fd, _NOTE_BYTES, 0)
+            finally:
+                self._sys.close(fd)
+            self._removeCopy(noted, f"{INTERNAL}-{found[1]}")
+        self._sys.remove(name, temporary)
+
+    def _choose(self, source: Source, directory: Directory, offer: Offer) -> Published:
         if not self._stillOurs(source):
-            raise _swapped(name)
-        if ifExists == "replace":
-            last = name.components[-1]
+            raise _swapped(offer.name)
+        if offer.ifExists == "replace":
+            last = offer.name.components[-1]
             self._claim(directory, last, self._replace, source, directory, last)
-            return Published(name, "stored")
+            return Published(offer.name, "stored")
         why: Exists | None = None
-        for candidate in candidates(name, ifExists):
+        for candidate in candidates(offer):
             last = candidate.components[-1]
             try:
                 self._claim(directory, last, self._place, source, directory, last)
             except FileExistsError:
                 # also under a number: who sends it every night stores it once
-                if self._sameContent(source, directory, last, sync):
+                if self._sameContent(source, directory, last, offer.durability != "none"):
                     return Published(candidate, "duplicate")
             except Exists as neighbour:
-                if candidate is name:
+                if candidate is offer.name:
                     why = neighbour
             else:
-                if source.linked and not self._wasLinked(source, directory, last):
+                if source.linked and not (source.fresh or self._wasLinked(source, directory, last)):
                     self._sys.remove(last, directory.fd)
                     source.linked = False
-                    raise _swapped(name)
+                    raise _swapped(offer.name)
                 return Published(candidate, "stored")
-        raise why or isTaken(name, ifExists)
+        raise why or isTaken(offer)
 
     def _place(self, source: Source, directory: Directory, last: str) -> None:
         """
-        @raise FileExistsError: if the name is taken.
+        Give the name, or raise L{FileExistsError} if something has it.
         """
         if self._canLink:
             try:
@@ -259,23 +301,15 @@ class Publisher:
         """
         Tell whether C{name} is one of C{source}.
         """
-        try:
-            status = self._sys.stat(name, dir_fd=directory, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return _inode(status) == _inode(self._sys.fstat(source.fd))
+        status = self._sys.statIfThere(name, directory)
+        return status is not None and _inode(status) == _inode(self._sys.fstat(source.fd))
 
     def _publishedBefore(
-        self, ours: os.stat_result, directory: Directory, name: RelativeName, ifExists: str
+        self, ours: os.stat_result, directory: Directory, offer: Offer
     ) -> RelativeName | None:
-        for candidate in candidates(name, ifExists):
-            try:
-                status = self._sys.stat(
-                    candidate.components[-1], dir_fd=directory.fd, follow_symlinks=False
-                )
-            except FileNotFoundError:
-                continue
-            if _inode(status) == _inode(ours):
+        for candidate in candidates(offer):
+            status = self._sys.statIfThere(candidate.components[-1], directory.fd)
+            if status is not None and _inode(status) == _inode(ours):
                 return candidate
         return None
 
@@ -290,7 +324,7 @@ class Publisher:
                 return False
             offset = 0
             while offset < source.size:
-                ours = self._sys.pread(source.fd, _CHUNK, offset)
+                ours = self._sys.pread(source.fd, _CHUNK_BYTES, offset)
                 if not ours or ours != self._sys.pread(fd, len(ours), offset):
                     return False
                 offset += len(ours)
@@ -299,6 +333,101 @@ class Publisher:
             return True
         finally:
             self._sys.close(fd)
+
+    # -- copies
+
+    @contextmanager
+    def _copied(self, source: Source, directory: Directory, offer: Offer) -> Iterator[Source]:
+        """
+        Have a hidden copy of C{source} in C{directory}, for as long as it takes
+        to publish it.
+        """
+        sync = offer.durability != "none"
+        token = secrets.token_hex(8)
+        note, hidden = f"copy-{token}", f"{INTERNAL}-{token}"
+        fd = None
+        _, temporary = self._private.enter(TEMPORARY, self._note, note, offer.name, sync)
+        try:
+            fd = self._sys.open(hidden, NEW, 0o600, dir_fd=directory.fd)
+            self._copy(source, fd, directory)
+            if sync:
+                self._sys.fsync(fd)
+            yield Source(fd, directory.fd, hidden, source.size, fresh=True)
+        finally:
+            with suppress(OSError):  # then the note is still there
+                if fd is not None:
+                    self._sys.close(fd)
+                self._sys.remove(hidden, directory.fd)
+                self._sys.remove(note, temporary.fd)
+            self._private.release(temporary)
+
+    def _note(self, temporary: Directory, note: str, name: RelativeName, sync: bool) -> None:
+        fd = self._sys.open(note, NEW, 0o600, dir_fd=temporary.fd)
+        try:
+            self._sys.writeAll(fd, encodeLine(name.path), 0)
+            if sync:
+                self._sys.fsync(fd)
+                self._sys.fsync(temporary.fd)
+        finally:
+            self._sys.close(fd)
+
+    def _copy(self, source: Source, target: int, directory: Directory) -> None:
+        offset = 0
+        while data := self._sys.pread(source.fd, _CHUNK_BYTES, offset):
+            self._sys.writeAll(target, data, offset)
+            offset += len(data)
+        inherit(self._sys, target, self._directories.inheritance(directory), source.mode)
+        status = self._sys.fstat(source.fd)
+        self._sys.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def _removeCopy(self, noted: bytes, hidden: str) -> None:
+        try:
+            (line,) = (line for _, line in linesOf(noted))
+            name = RelativeName.parse(decodeLine(line), profile="posix")
+            directory = self._directories.acquire(name.components[:-1], create=False)
+        except (ValueError, TypeError, FileNotFoundError, TransferError):
+            return  # it was not begun, or its directory is gone
+        try:
+            self._sys.remove(hidden, directory.fd)
+        finally:
+            self._directories.release(directory)
+
+
+def inherit(syscalls: Syscalls, fd: int, handed: Inheritance, mode: int) -> bool:
+    """
+    Give a file what a new one in the directory of C{handed} would have.
+
+    @param mode: permission bits, whatever the umask.
+    @return: C{False} if only a file that is made in that directory can have it.
+    """
+    whole = True
+    if handed.group is not None and syscalls.fstat(fd).st_gid != handed.group:
+        try:
+            syscalls.fchown(fd, -1, handed.group)
+        except PermissionError:
+            whole = False
+    if handed.acl is not None:
+        try:
+            syscalls.setxattr(fd, _ACCESS_ACL, _masked(handed.acl, mode))
+        except OSError:  # the file lies on a file system without ACLs
+            whole = False
+        else:
+            return whole
+    syscalls.fchmod(fd, mode)
+    return whole
+
+
+def _masked(acl: bytes, mode: int) -> bytes:
+    """
+    Return the ACL of a file that is made with C{mode}.
+    """
+    entries = list(_ACL_ENTRY.iter_unpack(acl[_ACL_HEADER_BYTES:]))
+    # the mask, where there is one, limits the group's entry and all named ones
+    group = _MASK if any(tag == _MASK for tag, _, _ in entries) else _GROUP_OBJ
+    most = {_USER_OBJ: mode >> 6, group: mode >> 3, _OTHER: mode}
+    return acl[:_ACL_HEADER_BYTES] + b"".join(
+        _ACL_ENTRY.pack(tag, allowed & most.get(tag, 7), whose) for tag, allowed, whose in entries
+    )
 
 
 def _inode(status: os.stat_result) -> tuple[int, int]:
@@ -309,20 +438,24 @@ def _swapped(name: RelativeName) -> StoreError:
     return StoreError(f'"{name}": somebody else replaced the private file before it was published')
 
 
-def isTaken(name: RelativeName, ifExists: str) -> Exists:
+def isTaken(offer: Offer) -> Exists:
     """
     The answer where the name is taken and the rule does not give another one.
     """
-    taken = Skipped if ifExists == "skip" else Exists
-    return taken(f'"{name}" already exists on the receiver with different content')
+    taken = Skipped if offer.ifExists == "skip" else Exists
+    return taken(f'"{offer.name}" already exists on the receiver with different content')
 
 
-def candidates(name: RelativeName, ifExists: str) -> Iterator[RelativeName]:
+def candidates(offer: Offer) -> Iterator[RelativeName]:
+    """
+    Yield the names that a file may get, the wanted one first.
+    """
+    name = offer.name
     yield name
-    if ifExists == "rename":
-        for number in range(1, NUMBERED + 1):
+    if offer.ifExists == "rename":
+        for number in range(1, NUMBERED_NAMES + 1):
             yield name.variant(str(number))
-        for _ in range(_RANDOM):
+        for _ in range(_RANDOM_NAMES):
             yield name.variant(secrets.token_hex(4))
 
 

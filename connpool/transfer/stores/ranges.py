@@ -13,8 +13,8 @@ __all__ = ["Ranges", "blockRange"]
 
 def blockRange(block: int, blockSize: int, size: int | None) -> tuple[int, int]:
     """
-    @param size: bytes of the file, where its last block ends; L{None} if unknown.
-    @return: where C{block} begins and ends.
+    Return the beginning and the end of C{block}; the last one ends at C{size}, if that
+    is known.
     """
     start = block * blockSize
     end = start + blockSize
@@ -39,8 +39,7 @@ class Ranges(Sequence[tuple[int, int]]):
     @classmethod
     def ofBlocks(cls, blocks: Iterable[int], blockSize: int, size: int | None) -> Ranges:
         """
-        @param blocks: in ascending order; each begins before C{size}.
-        @return: the bytes of C{blocks}.
+        Return the bytes of C{blocks}, which ascend and begin before C{size}.
         """
         ranges = cls()
         starts, ends = ranges._starts, ranges._ends
@@ -59,7 +58,7 @@ class Ranges(Sequence[tuple[int, int]]):
 
     def copy(self) -> Ranges:
         """
-        @return: one of its own with the same bytes.
+        Return one of its own with the same bytes.
         """
         copied = Ranges()
         copied._starts, copied._ends = self._starts[:], self._ends[:]

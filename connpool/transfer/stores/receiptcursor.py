@@ -33,17 +33,19 @@ from connpool.transfer.stores.directories import Followed
 from connpool.transfer.stores.recordlines import decodeLine, linesOf
 from connpool.transfer.syscalls import Syscalls
 
-__all__ = ["ReceivedOutbox"]
+__all__ = ["ReceiptCursor"]
 
 Position = tuple[int, int]
 
 _NAME = re.compile(r"done-([0-9]+)\Z")
 _KEPT = re.compile(rb"^([0-9]{20}) ([0-9]{20})\n", re.MULTILINE)
-_MUCH = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
-class ReceivedOutbox:
+class ReceiptCursor:
     """
+    The position of one program in the receipt log.
+
     @param directory: that of the done log; closed with this.
     @raise StartFailed: another process tells already; one line.
     """
@@ -78,6 +80,8 @@ class ReceivedOutbox:
 
     def take(self) -> tuple[Position, Receipt] | None:
         """
+        Take the next receipt.
+
         @return: the next receipt, and what to give to L{told}; L{None} if
             there is none now.
         """
@@ -112,7 +116,7 @@ class ReceivedOutbox:
 
     def _locked(self) -> int:
         """
-        @raise BlockingIOError: another process has the lock.
+        Open the file of positions and lock it, or raise L{BlockingIOError}.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = self._sys.open("hook", flags, 0o600, dir_fd=self._directory.fd)
@@ -153,12 +157,8 @@ class ReceivedOutbox:
         return sorted(int(found[1]) for found in names if found)
 
     def _size(self, number: int) -> int:
-        try:
-            return self._sys.stat(
-                f"done-{number}", dir_fd=self._directory.fd, follow_symlinks=False
-            ).st_size
-        except FileNotFoundError:
-            return 0  # its week is over
+        status = self._sys.statIfThere(f"done-{number}", self._directory.fd)
+        return 0 if status is None else status.st_size  # its week is over
 
     def _read(self) -> None:
         """
@@ -182,10 +182,10 @@ class ReceivedOutbox:
         except FileNotFoundError:
             return
         try:
-            while not self._ready and (data := self._sys.pread(fd, _MUCH, offset)):
+            while not self._ready and (data := self._sys.pread(fd, _CHUNK_BYTES, offset)):
                 end = data.rfind(b"\n") + 1
                 if not end:
-                    if len(data) < _MUCH:
+                    if len(data) < _CHUNK_BYTES:
                         return  # being written
                     end = len(data)  # no line of ours is that long
                 for start, line in linesOf(data[:end]):

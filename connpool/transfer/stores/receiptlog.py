@@ -1,19 +1,19 @@
 """
-What was finished, so that nothing is finished twice.
+The receipts of published files, so that nothing is published twice.
 
 Theory of operation
 ===================
 A sender that did not see its receipt sends the file again with the same key
 and gets the same receipt.  Receipts are appended to the last of a row of
 numbered files by every process that uses the store, and read by all of them: a
-lookup first takes in what others appended since.  A file that has C{SIZE} bytes
+lookup first takes in what others appended since.  A file that has C{FILE_BYTES} bytes
 is followed by the next one, so nothing is ever written before what was there
 already, whatever a clock says.  A file that was last written to more than a
 week ago is removed whole; the last one never, since somebody may be about to
 write to it.
 
-Memory holds where each receipt lies (L{connpool.transfer.stores.places}).  Most
-of that is kept on disk too, in C{index-N}, so that a start has little to read.
+Memory holds where each receipt lies (L{ReceiptOffsets}).  Most of that is kept on disk
+too, in C{index-N}, so that a start has little to read.
 It is a hint: never synced, and who finds none reads the file.
 
 The lock is held for moments, since the reactor's thread takes it; the disk is
@@ -33,6 +33,8 @@ import errno
 import os
 import re
 import time
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -46,46 +48,48 @@ import msgspec
 
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.directories import Directory, Followed
-from connpool.transfer.stores.places import Places
 from connpool.transfer.stores.recordlines import decodeLine, linesOf
 from connpool.transfer.syscalls import READ, Syscalls
 
-__all__ = ["FILES", "KEPT", "SIZE", "SURE", "DoneLog", "identityOf"]
+__all__ = [
+    "FILE_BYTES",
+    "KEPT_FILES",
+    "KEPT_SECONDS",
+    "OVERDUE_SECONDS",
+    "ReceiptLog",
+    "receiptId",
+]
 
 #: Seconds that a receipt is kept at least.
-KEPT = 7 * 86400.0
+KEPT_SECONDS = 7 * 86400.0
 #: Seconds that a file must have been seen too old: clocks jump.
-SURE = 3600.0
+OVERDUE_SECONDS = 3600.0
 #: Bytes of a file that is followed by the next.
-SIZE = 64 << 20
+FILE_BYTES = 64 << 20
 #: Files whose receipts are remembered: about two million.
-FILES = 16
+KEPT_FILES = 16
 #: Receipts that are worth an index when the log is closed.
-SOME = 1 << 12
+INDEXED_RECEIPTS = 1 << 12
+#: ReceiptOffsets that are worth sorting in.
+RECENT_OFFSETS = 1 << 15
 #: Seconds for which nothing is taken to have come from other processes.
-FRESH = 0.02
+LOOK_SECONDS = 0.02
 #: Bytes that are read at once, and bytes that a receipt has at most.
-_MUCH, _LINE = 1 << 20, 1 << 16
+_CHUNK_BYTES, _LINE_BYTES = 1 << 20, 1 << 16
+
+_IDENTITY_MASK, _OFFSET_MASK = 0xFFFFFFFF << 32, 0xFFFFFFFF
 
 _NAME = re.compile(r"done-([0-9]+)\Z")
 _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def identityOf(offer: Offer) -> bytes:
+@lru_cache(maxsize=4096)  # a small file needs it at its beginning and at its end
+def receiptId(key: bytes, principal: str) -> bytes:
     """
-    @return: 16 bytes for the principal and the key, which the offer must have.
+    Return 16 bytes for an offer's key and its principal.
     """
-    assert offer.key is not None
-    return _identity(offer.key, offer.principal)
-
-
-def _identityOf(key: bytes, principal: str) -> bytes:
     return blake2b(key + principal.encode(), digest_size=16).digest()
-
-
-#: A small file needs it at its beginning and at its end.
-_identity = lru_cache(maxsize=4096)(_identityOf)
 
 
 class _Finished(msgspec.Struct):
@@ -102,12 +106,96 @@ class _Whose(msgspec.Struct):
     receipt: _Owner
 
 
+class ReceiptOffsets:
+    """
+    The offsets of the receipts in one file.
+
+    A place is 64 bits: 32 that say whose it may be, and the offset in the file.
+    Those that came of late are in a dictionary, the others in a sorted array, 8
+    bytes each, which can be kept in a file and read back as it is.  Two keys may
+    have the same 32 bits, so a place is a hint: what lies there decides.
+
+    @ivar known: bytes of the file whose receipts were noted.
+    """
+
+    __slots__ = ("_recent", "_sorted", "known")
+
+    def __init__(self) -> None:
+        self.known = 0
+        self._sorted = array("Q")
+        self._recent: dict[bytes, int] = {}
+
+    @property
+    def many(self) -> bool:
+        """
+        Tell whether it is time for L{sort}: for a file that grows, all of them
+        together take time in proportion to it.
+        """
+        return len(self._recent) >= max(RECENT_OFFSETS, len(self._sorted) >> 2)
+
+    @property
+    def recent(self) -> int:
+        """
+        The number of those that have not been sorted in.
+        """
+        return len(self._recent)
+
+    def note(self, identity: bytes, offset: int) -> None:
+        """
+        Note an offset; C{identity} is at least 4 bytes that look random.
+        """
+        self._recent[identity] = int.from_bytes(identity[:4], "big") << 32 | offset & _OFFSET_MASK
+
+    def of(self, identity: bytes) -> Sequence[int]:
+        """
+        Return offsets at which its receipt may lie.
+        """
+        place = self._recent.get(identity)
+        if place is None and not self._sorted:
+            return ()
+        found = [] if place is None else [place & _OFFSET_MASK]
+        if self._sorted:
+            whose = int.from_bytes(identity[:4], "big") << 32
+            at = bisect_left(self._sorted, whose)
+            while at < len(self._sorted) and self._sorted[at] & _IDENTITY_MASK == whose:
+                found.append(self._sorted[at] & _OFFSET_MASK)
+                at += 1
+        return found
+
+    def sort(self) -> bytes:
+        """
+        Sort in what came of late.
+
+        @return: what L{restore} takes.
+        """
+        self._sorted = array("Q", sorted([*self._sorted, *self._recent.values()]))
+        self._recent = {}
+        data = array("Q", [self.known, *self._sorted]).tobytes()
+        return array("Q", [crc32(data)]).tobytes() + data
+
+    def restore(self, kept: bytes, size: int) -> bool:
+        """
+        Take in what L{sort} returned, or anything else, and tell whether it is about a
+        file of C{size} bytes.
+        """
+        if len(kept) % 8 or len(kept) < 16:
+            return False
+        offsets = array("Q", kept)
+        if offsets[0] != crc32(kept[8:]) or offsets[1] > size:
+            return False
+        self.known = offsets[1]
+        self._sorted = offsets[2:]
+        return True
+
+
 @attrs.define(eq=False)
 class _File:
     """
+    One file of receipts.
+
     @ivar directory: where it lies, held until it is closed.
     @ivar end: bytes that it has, as far as we know.
-    @ivar places: where its receipts lie, as far as it was read.
+    @ivar offsets: where its receipts lie, as far as it was read.
     @ivar syncing: held by who waits for the disk.
     @ivar synced: bytes that are known to be on disk.
     @ivar named: whether its name is known to be.
@@ -119,7 +207,7 @@ class _File:
     fd: int
     directory: Directory
     end: int = 0
-    places: Places = attrs.Factory(Places)
+    offsets: ReceiptOffsets = attrs.Factory(ReceiptOffsets)
     syncing: Lock = attrs.Factory(Lock)
     synced: int = 0
     named: bool = False
@@ -127,7 +215,7 @@ class _File:
     closed: bool = False
 
 
-class DoneLog:
+class ReceiptLog:
     """
     For any thread.
 
@@ -144,8 +232,8 @@ class DoneLog:
         directory: Followed,
         now: Callable[[], float],
         seconds: Callable[[], float] = time.monotonic,
-        size: int = SIZE,
-        files: int = FILES,
+        size: int = FILE_BYTES,
+        files: int = KEPT_FILES,
     ) -> None:
         self._sys = syscalls
         self._directory = directory
@@ -174,7 +262,9 @@ class DoneLog:
                     offer.key.hex().encode(),
                     msgspec.json.encode(receipt),
                 )
-                lines.append((identityOf(offer), b"\n%08x %b\n" % (crc32(body), body)))
+                lines.append(
+                    (receiptId(offer.key, offer.principal), b"\n%08x %b\n" % (crc32(body), body))
+                )
         if lines:
             with self._lock:
                 file = self._last()
@@ -192,16 +282,17 @@ class DoneLog:
         sync: bool = False,
     ) -> Receipt | None:
         """
+        Find the receipt that this principal got for this key and this content.
+
         @param size: bytes of the content; L{None} if that is not known.
         @param root: of the content that came; L{None} if that is not known yet.
         @param sync: whether it must be on disk when this returns.
-        @return: the receipt that this principal got for this key and this content.
         """
         if offer.key is None:
             return None
         with self._lock:
             now = monotonic()
-            if now - self._looked >= FRESH:
+            if now - self._looked >= LOOK_SECONDS:
                 self._looked = now
                 self._last()
             found = self._found(offer, size, root, sync)
@@ -231,18 +322,18 @@ class DoneLog:
         for number in self._numbers(directory)[:-1]:
             with suppress(FileNotFoundError):
                 status = self._sys.stat(f"done-{number}", dir_fd=directory, follow_symlinks=False)
-                if now - status.st_mtime > KEPT:
+                if now - status.st_mtime > KEPT_SECONDS:
                     overdue[number] = self._overdue.get(number, uptime)
         self._overdue = overdue
         for number, since in overdue.items():
-            if uptime - since >= SURE:
+            if uptime - since >= OVERDUE_SECONDS:
                 self._remove(number, directory)
 
     def close(self) -> None:
         """
         Let go of the descriptors.
         """
-        if self._files and self._files[-1].places.recent >= SOME:
+        if self._files and self._files[-1].offsets.recent >= INDEXED_RECEIPTS:
             self._sort(self._files[-1])
         self._letAllGo()
 
@@ -254,8 +345,7 @@ class DoneLog:
 
     def _last(self) -> _File:
         """
-        @return: the file to append to, after everything that others appended
-            was read.
+        Return the file to append to, after everything that others appended was read.
         """
         try:
             return self._lastHere()
@@ -289,7 +379,7 @@ class DoneLog:
             self._directory.release(file.directory)
             raise
         last = self._files[-1] if self._files else None
-        if last is not None and last.places.recent and not last.failed:
+        if last is not None and last.offsets.recent and not last.failed:
             self._sort(last)
         self._files.append(file)
         if len(self._files) > self._most:
@@ -326,12 +416,12 @@ class DoneLog:
             if written < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         file.end = self._sys.fstat(file.fd).st_size
-        offset = file.places.known
+        offset = file.offsets.known
         if file.end - written != offset:
             self._looked = 0.0  # somebody else wrote too: read both
             return
         for identity, line in lines:
-            file.places.note(identity, offset + 1)
+            file.offsets.note(identity, offset + 1)
             offset += len(line)
         self._known(file, offset)
 
@@ -340,11 +430,11 @@ class DoneLog:
         file.end = status.st_size
         if not status.st_nlink:
             file.failed = True  # it was removed while we did nothing for a week
-        while (known := file.places.known) < file.end:
-            data = self._sys.pread(file.fd, min(file.end - known, _MUCH), known)
+        while (known := file.offsets.known) < file.end:
+            data = self._sys.pread(file.fd, min(file.end - known, _CHUNK_BYTES), known)
             end = data.rfind(b"\n") + 1
             if not end:
-                if len(data) < _MUCH:
+                if len(data) < _CHUNK_BYTES:
                     return  # another process is writing it
                 end = len(data)  # no line of ours is that long
             for offset, line in linesOf(data[:end]):
@@ -354,20 +444,21 @@ class DoneLog:
                         key = bytes.fromhex(whose.key)
                     except ValueError:
                         continue
-                    file.places.note(_identityOf(key, whose.receipt.principal), known + offset)
+                    identity = receiptId.__wrapped__(key, whose.receipt.principal)
+                    file.offsets.note(identity, known + offset)
             self._known(file, known + end)
 
     def _known(self, file: _File, known: int) -> None:
-        file.places.known = known
-        if file.places.many:
+        file.offsets.known = known
+        if file.offsets.many:
             self._sort(file)
 
     def _found(
         self, offer: Offer, size: int | None, root: bytes | None, sync: bool
     ) -> tuple[_File, int, Receipt] | None:
-        identity = _identity(offer.key, offer.principal)
+        identity = receiptId(offer.key, offer.principal)
         for file in reversed(self._files):
-            for offset in file.places.of(identity):
+            for offset in file.offsets.of(identity):
                 lost = sync and file.failed and offset >= file.synced
                 receipt = None if lost else self._read(file, offset, offer)
                 if receipt is not None and receipt.answers(size, root):
@@ -375,7 +466,7 @@ class DoneLog:
         return None
 
     def _read(self, file: _File, offset: int, offer: Offer) -> Receipt | None:
-        line = self._sys.pread(file.fd, _LINE, offset).partition(b"\n")[0]
+        line = self._sys.pread(file.fd, _LINE_BYTES, offset).partition(b"\n")[0]
         found = decodeLine(line, _Finished)
         if found is None or offer.key is None or found.key != offer.key.hex():
             return None
@@ -402,7 +493,7 @@ class DoneLog:
     # -- indexes -------------------------------------------------------------
 
     def _sort(self, file: _File) -> None:
-        kept = file.places.sort()
+        kept = file.offsets.sort()
         with suppress(OSError):
             fd = self._sys.open(f"index-{file.number}", _ANEW, 0o600, dir_fd=file.directory.fd)
             try:
@@ -419,6 +510,6 @@ class DoneLog:
             kept = self._sys.pread(fd, self._sys.fstat(fd).st_size, 0)
         finally:
             self._sys.close(fd)
-        if not file.places.restore(kept, self._sys.fstat(file.fd).st_size):
+        if not file.offsets.restore(kept, self._sys.fstat(file.fd).st_size):
             # the file may grow until it seems to fit
             self._sys.remove(name, file.directory.fd)

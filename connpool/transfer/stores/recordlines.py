@@ -22,7 +22,7 @@ __all__ = ["decodeLine", "encodeLine", "linesOf"]
 
 def encodeLine(record: Any) -> bytes:
     """
-    One record.  It begins a line of its own, whatever was left before it.
+    Write one record.  It begins a line of its own, whatever was left before it.
     """
     body = msgspec.json.encode(record)
     return b"\n%08x %b\n" % (crc32(body), body)
@@ -30,6 +30,8 @@ def encodeLine(record: Any) -> bytes:
 
 def decodeLine(line: bytes, shape: Any = Any) -> Any:
     """
+    Read one record.
+
     @param shape: type of the record, as C{msgspec} takes it.
     @return: the record, or L{None} if the line is damaged or has another shape.
     """
@@ -43,7 +45,7 @@ def decodeLine(line: bytes, shape: Any = Any) -> Any:
 
 def linesOf(data: bytes) -> Iterator[tuple[int, bytes]]:
     """
-    @return: offset and content of each line that has ended.
+    Return offset and content of each line that has ended.
     """
     for found in _LINE.finditer(data):
         yield found.start(), found[0][:-1]

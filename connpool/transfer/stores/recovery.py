@@ -25,25 +25,25 @@ from twisted.python.failure import Failure
 from connpool.errors import Busy, TransferError
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import Receipt
-from connpool.transfer.stores.commit import Finisher
-from connpool.transfer.stores.copies import TEMPORARY
-from connpool.transfer.stores.directories import Tree
-from connpool.transfer.stores.partialdir import Entry, Shelf, Slot
-from connpool.transfer.stores.publish import Source
-from connpool.transfer.syscalls import Syscalls, isFile
+from connpool.transfer.stores.commit import Commit
+from connpool.transfer.stores.directories import Directories
+from connpool.transfer.stores.partialdir import Entry, PartialDirectory, Slot
+from connpool.transfer.stores.publish import TEMPORARY, Publisher, Source
+from connpool.transfer.stores.receiptlog import ReceiptLog
+from connpool.transfer.syscalls import EXISTING, Syscalls, isFile
 
-__all__ = ["Reaper"]
+__all__ = ["Recovery"]
 
 #: Seconds for which something must have been seen too old.
-SURE = 3600.0
+OVERDUE_SECONDS = 3600.0
 #: Seconds that private files which cannot be resumed are kept.
-KEPT = 86400.0
-
-_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+TEMPORARY_SECONDS = 86400.0
 
 
-class Reaper:
+class Recovery:
     """
+    The steps that are missing of what earlier processes left.
+
     @param private: the private directories.
     @param ttl: seconds that a suspended partial is kept.
     @param now: wall-clock seconds.
@@ -53,16 +53,20 @@ class Reaper:
     def __init__(
         self,
         syscalls: Syscalls,
-        shelf: Shelf,
-        finisher: Finisher,
-        private: Tree,
+        partials: PartialDirectory,
+        commit: Commit,
+        publisher: Publisher,
+        receiptLog: ReceiptLog,
+        private: Directories,
         ttl: float,
         now: Callable[[], float],
         status: Callable[[RelativeName], os.stat_result | None],
     ) -> None:
         self._sys = syscalls
-        self._shelf = shelf
-        self._finisher = finisher
+        self._partials = partials
+        self._commit = commit
+        self._publisher = publisher
+        self._receiptLog = receiptLog
         self._private = private
         self._ttl = ttl
         self._now = now
@@ -86,7 +90,7 @@ class Reaper:
                 return False
             was, since = before.get(key, (how, uptime))
             self._overdue[key] = how, since if was == how else uptime
-            return uptime - self._overdue[key][1] >= SURE
+            return uptime - self._overdue[key][1] >= OVERDUE_SECONDS
 
         def attempt(function: Callable[..., None], *arguments: Any) -> None:
             try:
@@ -95,7 +99,7 @@ class Reaper:
                 failures.append(Failure())
 
         def lookAtPartials() -> None:
-            for entry in self._shelf.everything():
+            for entry in self._partials.everything():
                 over = isOver(entry.identity, entry.changed, now - entry.changed, self._ttl)
                 if entry.free and (over or not _ordinary(entry)):
                     attempt(self._lookAt, entry, over)
@@ -104,19 +108,18 @@ class Reaper:
             names, directory = self._private.enter(TEMPORARY, lambda d: self._sys.listdir(d.fd))
             try:
                 for name in names:
-                    try:
-                        status = self._sys.stat(name, dir_fd=directory.fd, follow_symlinks=False)
-                    except FileNotFoundError:
+                    status = self._sys.statIfThere(name, directory.fd)
+                    if status is None:
                         continue
                     how = status.st_ino, status.st_ctime_ns
-                    if isOver(name, how, now - status.st_ctime, KEPT):
+                    if isOver(name, how, now - status.st_ctime, TEMPORARY_SECONDS):
                         attempt(self._removeTemporary, name, status, directory.fd)
             finally:
                 self._private.release(directory)
 
         attempt(lookAtPartials)
         attempt(lookAtTemporary)
-        attempt(self._finisher.expire)
+        attempt(self._receiptLog.expire)
         return failures
 
     def wasPublished(self, slot: Slot) -> bool:
@@ -144,38 +147,38 @@ class Reaper:
         offer, committing = slot.journal.offer, slot.journal.committing
         assert offer is not None
         assert committing is not None
-        receipt = self._finisher.finished(offer, committing.size, committing.root)
+        receipt = self._commit.finished(offer, committing.size, committing.root)
         if receipt is None and slot.status.st_nlink > 1:
             source = Source(slot.fd, slot.directory.fd, slot.name, committing.size, linked=True)
-            receipt = self._finisher.one(offer, source, committing.root)
+            receipt = self._commit.one(offer, source, committing.root)
         elif receipt is None:
-            receipt = self._finisher.wasRenamed(offer, committing.size, committing.root)
-        self._shelf.remove(slot)
+            receipt = self._commit.wasRenamed(offer, committing.size, committing.root)
+        self._partials.remove(slot)
         return receipt
 
     def _lookAt(self, entry: Entry, over: bool) -> None:
         try:
-            slot = self._shelf.find(entry.identity)
+            slot = self._partials.find(entry.identity)
         except Busy:
             return
         if slot is None:
             return
         try:
-            self._shelf.read(slot)
+            self._partials.read(slot)
             if self.wasPublished(slot):
                 self.finish(slot)
             elif over and (slot.changed == entry.changed or not slot.said):
-                self._shelf.remove(slot)  # and nobody had it since we looked
+                self._partials.remove(slot)  # and nobody had it since we looked
         finally:
             if not slot.closed:
-                self._shelf.letGo(slot)
+                self._partials.letGo(slot)
 
     def _removeTemporary(self, name: str, status: os.stat_result, directory: int) -> None:
-        fd = self._sys.openIfThere(name, _OPEN, directory) if isFile(status) else None
+        fd = self._sys.openIfThere(name, EXISTING, directory) if isFile(status) else None
         try:
             if fd is not None:
                 self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._finisher.remove(name, directory)
+            self._publisher.remove(name, directory)
         except BlockingIOError:
             pass  # in use
         finally:

@@ -15,17 +15,16 @@ from connpool.transfer.records import Offer
 from connpool.transfer.stores.ranges import blockRange
 from connpool.transfer.syscalls import Syscalls
 
-__all__ = ["SLICE", "blocksIn", "digestsOf"]
+__all__ = ["REHASH_SLICE_BYTES", "blocksIn", "digestsOf"]
 
 #: Bytes that are read before others have their turn.
-SLICE = 64 << 20
-_CHUNK = 1 << 20
+REHASH_SLICE_BYTES = 64 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 def blocksIn(status: os.stat_result, offer: Offer) -> range:
     """
-    @param status: of the bytes.
-    @return: the blocks of C{offer} that may lie there whole.
+    Return the blocks of C{offer} that may lie whole in a file of this status.
     """
     # somebody may have made it sparse and huge
     end = min(status.st_size, status.st_blocks * 512)
@@ -57,7 +56,9 @@ def digestsOf(
         start, end = blockRange(block, offer.blockSize, offer.size)
         hasher = digest.new()
         try:
-            while start < end and (data := syscalls.pread(fd, min(end - start, _CHUNK), start)):
+            while start < end and (
+                data := syscalls.pread(fd, min(end - start, _CHUNK_BYTES), start)
+            ):
                 hasher.update(data)
                 start += len(data)
         except OSError:

@@ -33,8 +33,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -42,18 +41,18 @@ from connpool.errors import NoInodes, NoSpace, QuotaExceeded, TransferError
 from connpool.transfer.stores.directories import Followed
 from connpool.transfer.syscalls import NEW, NO_INODES, Syscalls, asTransferError, outOfInodes
 
-__all__ = ["STEP", "Ledger", "Reservation", "Short", "Space"]
+__all__ = ["STEP_BYTES", "Reservation", "Reservations", "Shortage", "Space"]
 
 #: Bytes that a transfer of unknown size reserves at a time, at most: as many as it has
 #: taken before, so that a small one needs little.
-STEP = 64 << 20
-FIRST_STEP = 1 << 20
+STEP_BYTES = 64 << 20
+FIRST_STEP_BYTES = 1 << 20
 #: The free-space floor unless the operator sets one: the smaller of these.
 FLOOR_BYTES = 1 << 30
 FLOOR_SHARE = 0.05
 
-_THERE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Space:
@@ -67,8 +66,8 @@ class Space:
     """
 
     #: Seconds and bytes after which C{statvfs} is asked again.
-    AGE = 0.5
-    DRIFT = 16 << 20
+    ASK_SECONDS = 0.5
+    DRIFT_BYTES = 16 << 20
 
     def __init__(
         self, syscalls: Syscalls, fd: int, minFree: int | None, seconds: Callable[[], float]
@@ -84,11 +83,11 @@ class Space:
         self._free = 0
         self._noInodes = False
         self._spent = 0
-        self._asked = -self.AGE
+        self._asked = -self.ASK_SECONDS
 
     def free(self) -> int:
         """
-        @return: bytes above the floor, asked now.
+        Return bytes above the floor, asked now.
         """
         status = self._sys.fstatvfs(self._fd)
         self._free = status.f_bavail * status.f_frsize - self.floor
@@ -99,10 +98,10 @@ class Space:
 
     def spend(self, size: int, promised: int) -> bool:
         """
-        @param promised: bytes that others were promised.
-        @return: whether a small file fits; asks the kernel now and then only.
+        Tell whether a small file fits beside C{promised} bytes; ask the kernel now and
+        then only.
         """
-        if self._spent > self.DRIFT or self._seconds() - self._asked >= self.AGE:
+        if self._spent > self.DRIFT_BYTES or self._seconds() - self._asked >= self.ASK_SECONDS:
             self.free()
         if self._spent + size + promised > self._free or self._noInodes:
             return False
@@ -114,12 +113,12 @@ class Space:
         Tell whether no file more can be made, whatever its size; asks the
         kernel now and then only.
         """
-        if self._seconds() - self._asked >= self.AGE:
+        if self._seconds() - self._asked >= self.ASK_SECONDS:
             self.free()
         return self._noInodes
 
 
-class Short(Exception):
+class Shortage(Exception):
     """
     A transfer may not have what it needs.
 
@@ -152,16 +151,17 @@ class Reservation:
 
 class _Totals(msgspec.Struct):
     """
-    @ivar promised: bytes reserved and not written.
-    @ivar taken: principal to bytes reserved.
+    Bytes that are reserved and not written, and bytes reserved, by principal.
     """
 
     promised: int = 0
     taken: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-class Ledger:
+class Reservations:
     """
+    The reservations of this process, and the sums of the others.
+
     @param directory: the one that all processes share.
     @param quota: bytes that live and suspended transfers of one principal may
         take, unless it has a quota of its own; L{None} for no limit.
@@ -175,7 +175,7 @@ class Ledger:
         self._space = space
         self._quota = quota
         #: Bytes reserved at once for a file whose size is not known, at most.
-        self.step = STEP
+        self.step = STEP_BYTES
         self._totals = _Totals()
         self._name = f"process-{secrets.token_hex(8)}"
         self._moved = False
@@ -190,13 +190,15 @@ class Ledger:
         suspended: Callable[[], int],
     ) -> Reservation:
         """
-        @param quota: the principal's own; L{None} for the ledger's.
+        Reserve the bytes of a transfer.
+
+        @param quota: the principal's own; L{None} for the store's.
         @param size: bytes the transfer may come to take, those written
             included; L{None} if nobody knows.
         @param written: bytes that it takes already.
         @param suspended: counts the bytes that the principal's suspended
             partials take, this one left out; called only where there is a quota.
-        @raise Short: because the principal may not take so much
+        @raise Shortage: because the principal may not take so much
             (L{QuotaExceeded}), or the disk has not so much (L{NoSpace}).
         @raise NoInodes: because no file more can be made.
         """
@@ -230,17 +232,17 @@ class Ledger:
         if size is None:
             size = self._step(reservation)
         self._follow()
-        with _Locked(self._sys, self._lock):
+        with _locked(self._sys, self._lock):
             others = self._others()
         try:
             # what is suspended may go: it is not counted, and it is room
             self._check(reservation, size, size + ahead - suspended, 0, others)
-        except Short as short:
+        except Shortage as short:
             raise short.why from None
 
     def _step(self, reservation: Reservation) -> int:
         quota = reservation.quota
-        step = min(self.step, max(FIRST_STEP, reservation.size))
+        step = min(self.step, max(FIRST_STEP_BYTES, reservation.size))
         return step if quota is None else min(step, quota // 16)
 
     def grow(self, reservation: Reservation, size: int) -> None:
@@ -253,17 +255,17 @@ class Ledger:
         try:
             try:
                 self._take(reservation, step, step, 0)
-            except Short:
+            except Shortage:
                 # what is there may be enough
                 self._take(reservation, size, size, 0)
-        except Short as short:
+        except Shortage as short:
             raise short.why from None
         except OSError as error:
             raise asTransferError(error, "reserving space") from None
 
     def wrote(self, reservation: Reservation, size: int) -> None:
         """
-        So many bytes of it are on disk now.
+        Note that C{size} bytes more are on disk.
         """
         size = min(size, reservation.unwritten)
         reservation.unwritten -= size
@@ -271,7 +273,7 @@ class Ledger:
 
     def trouble(self) -> str | None:
         """
-        @return: that the disk is full, in one line; L{None} if it is not.
+        Tell that the disk is full, in one line; L{None} if it is not.
         """
         if self._space.outOfInodes():
             return "the disk has no inodes left, though it may have space; remove files from it"
@@ -281,7 +283,7 @@ class Ledger:
 
     def full(self) -> NoSpace:
         """
-        @return: why a small file does not fit.
+        Tell why a small file does not fit.
         """
         if self._space.outOfInodes():
             return NoInodes(NO_INODES)
@@ -289,7 +291,7 @@ class Ledger:
 
     def fits(self, size: int) -> bool:
         """
-        @return: whether a small file fits beside what this process promised.
+        Tell whether a small file fits beside what this process promised.
         """
         return self._space.spend(size, self._totals.promised)
 
@@ -298,7 +300,7 @@ class Ledger:
         The transfer is over, or suspended.  Never fails.
         """
         self._add(reservation, -reservation.size, -reservation.unwritten)
-        with contextlib.suppress(OSError), _Locked(self._sys, self._lock):
+        with contextlib.suppress(OSError), _locked(self._sys, self._lock):
             self._publish()
 
     def close(self) -> None:
@@ -315,10 +317,10 @@ class Ledger:
         """
         sys, directory = self._sys, self._directory.fd
         with contextlib.ExitStack() as undo:
-            lock = sys.open("lock", _LOCK, 0o600, dir_fd=directory)
+            lock = sys.open("lock", _LOCK_FLAGS, 0o600, dir_fd=directory)
             undo.callback(sys.close, lock)
             # or somebody would take it for a dead one's before it is locked
-            with _Locked(sys, lock):
+            with _locked(sys, lock):
                 own = sys.open(self._name, NEW, 0o600, dir_fd=directory)
                 undo.callback(sys.close, own)
                 sys.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -346,7 +348,7 @@ class Ledger:
         except FileNotFoundError:
             self._directory.doubt()
             self._follow()
-        with _Locked(self._sys, self._lock):
+        with _locked(self._sys, self._lock):
             others = self._others()
             self._check(reservation, size, unwritten, suspended, others)
             self._add(reservation, size, unwritten)
@@ -383,9 +385,9 @@ class Ledger:
                 )
                 if size > quota:
                     why = f"{size} bytes are needed; the receiver's quota for one sender is {quota}"
-                raise Short(max(missing, taken + size - quota), QuotaExceeded(why))
+                raise Shortage(max(missing, taken + size - quota), QuotaExceeded(why))
         if missing > 0:
-            raise Short(
+            raise Shortage(
                 missing,
                 NoSpace(
                     f"the receiver has {max(0, free)} bytes to give and {unwritten} are needed;"
@@ -406,7 +408,7 @@ class Ledger:
         for name in self._sys.listdir(self._directory.fd):
             if not name.startswith("process-") or name == self._name:
                 continue
-            fd = self._sys.openIfThere(name, _THERE, self._directory.fd)
+            fd = self._sys.openIfThere(name, _OPEN_FLAGS, self._directory.fd)
             if fd is None:
                 continue
             try:
@@ -428,13 +430,10 @@ class Ledger:
         self._sys.ftruncate(self._own, len(data))
 
 
-class _Locked:
-    def __init__(self, syscalls: Syscalls, fd: int) -> None:
-        self._sys = syscalls
-        self._fd = fd
-
-    def __enter__(self) -> None:
-        self._sys.flock(self._fd, fcntl.LOCK_EX)
-
-    def __exit__(self, *details: Any) -> None:
-        self._sys.flock(self._fd, fcntl.LOCK_UN)
+@contextlib.contextmanager
+def _locked(syscalls: Syscalls, fd: int) -> Iterator[None]:
+    syscalls.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        syscalls.flock(fd, fcntl.LOCK_UN)

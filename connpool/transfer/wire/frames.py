@@ -38,9 +38,9 @@ from connpool.transfer.digests import MAX_BLOCKS
 __all__ = [
     "BOUNDS",
     "HEADER",
-    "HEADER_SIZE",
-    "MAX_RUN",
-    "MAX_SMALL",
+    "HEADER_BYTES",
+    "MAX_RUN_BYTES",
+    "MAX_SMALL_BYTES",
     "PREAMBLE",
     "Frame",
     "FrameReader",
@@ -57,16 +57,16 @@ PREAMBLE = b"\x00CPT1\r\n\x1a"
 #: then the CRC-32 of these twelve bytes and the control part.
 HEADER = struct.Struct(">BBHII")
 _CRC = struct.Struct(">I")
-HEADER_SIZE = HEADER.size + _CRC.size
+HEADER_BYTES = HEADER.size + _CRC.size
 
 #: Bytes of one C{DATA} run: a cancelled file holds a connection this long.
-MAX_RUN = 4 << 20
+MAX_RUN_BYTES = 4 << 20
 #: Bytes of a file that C{PUT} carries, however high the receiver's limit.
-MAX_SMALL = 1 << 20
+MAX_SMALL_BYTES = 1 << 20
 
-_MAX_LISTS = 4 << 20
-_MAX_NUMBERS = 4 * MAX_BLOCKS
-_CONTROL = (1 << 16) - 1
+_MAX_LISTS_BYTES = 4 << 20
+_MAX_NUMBERS_BYTES = 4 * MAX_BLOCKS
+_MAX_CONTROL_BYTES = (1 << 16) - 1
 
 
 class Type(enum.IntEnum):
@@ -102,6 +102,8 @@ class Type(enum.IntEnum):
 @attrs.frozen
 class Bounds:
     """
+    The limits of one type of frame.
+
     @ivar control: bytes of the control part, at most.
     @ivar data: bytes of the run, at most.
     @ivar session: whether it speaks of the session (stream 0) and not of a file.
@@ -123,20 +125,20 @@ BOUNDS: dict[int, Bounds] = {
     Type.PONG: Bounds(64, session=True),
     Type.GOAWAY: Bounds(4096, session=True),
     Type.ERROR: Bounds(8192, session=True),
-    Type.PUT: Bounds(_CONTROL, MAX_SMALL),
-    Type.OFFER: Bounds(_CONTROL),
-    Type.ACCEPT: Bounds(_CONTROL, _MAX_LISTS),
+    Type.PUT: Bounds(_MAX_CONTROL_BYTES, MAX_SMALL_BYTES),
+    Type.OFFER: Bounds(_MAX_CONTROL_BYTES),
+    Type.ACCEPT: Bounds(_MAX_CONTROL_BYTES, _MAX_LISTS_BYTES),
     Type.REJECT: Bounds(8192),
-    Type.DATA: Bounds(64, MAX_RUN),
-    Type.DIGESTS: Bounds(64, _MAX_LISTS),
-    Type.REPAIR: Bounds(64, _MAX_NUMBERS),
-    Type.REVOKE: Bounds(64, _MAX_NUMBERS),
+    Type.DATA: Bounds(64, MAX_RUN_BYTES),
+    Type.DIGESTS: Bounds(64, _MAX_LISTS_BYTES),
+    Type.REPAIR: Bounds(64, _MAX_NUMBERS_BYTES),
+    Type.REVOKE: Bounds(64, _MAX_NUMBERS_BYTES),
     Type.COMMIT: Bounds(1024),
     Type.PROGRESS: Bounds(1024),
-    Type.ACK: Bounds(_CONTROL, session=True),
-    Type.RECEIPT: Bounds(_CONTROL),
+    Type.ACK: Bounds(_MAX_CONTROL_BYTES, session=True),
+    Type.RECEIPT: Bounds(_MAX_CONTROL_BYTES),
     Type.CANCEL: Bounds(1024),
-    Type.DIRECTORY: Bounds(_CONTROL),
+    Type.DIRECTORY: Bounds(_MAX_CONTROL_BYTES),
 }
 
 _NAMES = {kind.value: kind for kind in Type}
@@ -145,7 +147,9 @@ _NAMES = {kind.value: kind for kind in Type}
 @attrs.frozen
 class Frame:
     """
-    @ivar type: what it is.
+    A frame that came.
+
+    @ivar type: its type.
     @ivar stream: the file it speaks of; 0 for the session.
     @ivar control: MessagePack.
     @ivar data: the run; empty if it comes in pieces, that of C{DATA} or one that is
@@ -198,7 +202,7 @@ class FrameReader:
         self.expected: AbstractSet[int] = BOUNDS.keys()
         self.wants: Callable[[Type, int, int], bool] = _all
         self._held = bytearray()
-        self._need = HEADER_SIZE
+        self._need = HEADER_BYTES
         self._fixed: tuple[Type, int, int, int, int] | None = None
         self.run = 0
 
@@ -243,7 +247,7 @@ class FrameReader:
                 continue
             whole = bytes(held)
             held.clear()
-            yield self._close(whole, HEADER_SIZE)[0]
+            yield self._close(whole, HEADER_BYTES)[0]
         yield from self._cut(memoryview(data)[at:])
 
     def _cut(self, view: memoryview) -> Iterator[Frame | Piece]:
@@ -255,12 +259,12 @@ class FrameReader:
                 at += len(piece)
                 yield Piece(piece)
                 continue
-            if end - at >= HEADER_SIZE:
+            if end - at >= HEADER_BYTES:
                 self._open(view, at)
             if end - at < self._need:
                 self._held += view[at:]
                 return
-            found, at = self._close(view, at + HEADER_SIZE)
+            found, at = self._close(view, at + HEADER_BYTES)
             yield found
 
     def _open(self, view: memoryview | bytearray, at: int) -> None:
@@ -285,7 +289,7 @@ class FrameReader:
         if length and (kind is Type.DATA or not self.wants(kind, stream, length)):
             whole = 0
         self._fixed = (kind, control, stream, length, whole)
-        self._need = HEADER_SIZE + control + whole
+        self._need = HEADER_BYTES + control + whole
 
     def _close(self, view: memoryview | bytes, at: int) -> tuple[Frame, int]:
         """
@@ -293,12 +297,12 @@ class FrameReader:
         """
         assert self._fixed is not None
         kind, control, stream, length, whole = self._fixed
-        head = at - HEADER_SIZE
+        head = at - HEADER_BYTES
         checked = crc32(view[at : at + control], crc32(view[head : at - _CRC.size]))
         if _CRC.unpack_from(view, at - _CRC.size) != (checked,):
             raise FrameDamaged(f"{kind.name} arrived damaged")
         self._fixed = None
-        self._need = HEADER_SIZE
+        self._need = HEADER_BYTES
         middle = at + control
         self.run = length - whole
         end = middle + whole

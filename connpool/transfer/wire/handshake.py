@@ -1,19 +1,31 @@
 """
-The agreement of two C{HELLO}s.  Pure; both sides compute it and come to the same.
+The agreement of two C{HELLO}s, and the connections that a password may cross.  Pure; both
+sides compute it and come to the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
+from twisted.internet.interfaces import ISSLTransport
 
+from connpool.addresses import clientOf
 from connpool.errors import TransferError, Unsupported
 from connpool.transfer.wire.frames import PREAMBLE, Type
 from connpool.transfer.wire.messages import Error, Hello, encode
 
-__all__ = ["CAPABILITIES", "VERSIONS", "Agreement", "agree", "refusal", "transcriptOf"]
+__all__ = [
+    "CAPABILITIES",
+    "VERSIONS",
+    "Agreement",
+    "agree",
+    "credentialsAreSafe",
+    "refusal",
+    "transcriptOf",
+]
 
 VERSIONS = (1,)
 #: C{join}: further connections carry data of a session.  C{best}: the durability may be
@@ -26,6 +38,8 @@ CAPABILITIES = ("join", "best", "earlier", "directories")
 @attrs.frozen
 class Agreement:
     """
+    The terms of one session.
+
     @ivar version: of the protocol.
     @ivar digest: the algorithm's name.
     @ivar capabilities: those both sides have.
@@ -38,6 +52,8 @@ class Agreement:
 
 def agree(sender: Hello, receiver: Hello) -> Agreement:
     """
+    Find the terms that both sides can keep.
+
     @raise Unsupported: if there is no common version or digest; names both
         lists.
     """
@@ -60,6 +76,8 @@ def _nothingInCommon(what: str, sender: Sequence[object], receiver: Sequence[obj
 
 def transcriptOf(sender: bytes, receiver: bytes) -> bytes:
     """
+    The hash by which both sides see that nobody changed their C{HELLO}s.
+
     @param sender: the sender's C{HELLO} frame as it was on the wire.
     @param receiver: the receiver's.
     """
@@ -73,3 +91,11 @@ def refusal(why: TransferError) -> bytes:
     @return: what a receiver sends before it closes the connection.
     """
     return PREAMBLE + encode(Type.ERROR, 0, Error(why.code, str(why)))
+
+
+def credentialsAreSafe(transport: Any) -> bool:
+    """
+    Tell whether a password may cross this connection: TLS, a unix socket, or a
+    loopback connection that came directly.
+    """
+    return ISSLTransport.providedBy(transport) or clientOf(transport).local

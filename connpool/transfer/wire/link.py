@@ -4,7 +4,7 @@ One connection that speaks C{cpt/1}: bytes and back-pressure, no meaning.
 Theory of operation
 ===================
 A L{Link} cuts what arrives into frames for its session, and stops reading while
-the session is busy (L{Link.hold}), while more than L{MAX_OUTSTANDING} bytes of
+the session is busy (L{Link.hold}), while more than L{MAX_OUTSTANDING_BYTES} bytes of
 a run are being written or hashed, and while the peer does not read what we
 answer.
 
@@ -32,29 +32,32 @@ from zope.interface import implementer
 
 from connpool.addresses.tls import connectionLoss
 from connpool.errors import TransferError, TransferTimeout
+from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.deadlines import Pace
 from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
 
-__all__ = ["MAX_OUTSTANDING", "TURN", "Link"]
+__all__ = ["MAX_OUTSTANDING_BYTES", "TURN_SECONDS", "Link"]
 
 #: Bytes of a run that may wait for the disk or the digest.
-MAX_OUTSTANDING = 4 << 20
+MAX_OUTSTANDING_BYTES = 4 << 20
 #: Bytes/s at which a peer reads our answers, at least.
-_LEAST_READ = 1024
+_LEAST_READ_BYTES_PER_SECOND = 1024
 #: Seconds of work for one connection before others have their turn.
-TURN = 0.05
+TURN_SECONDS = 0.05
 #: A run with less left is read the ordinary way.
-_WORTH_BORROWING = 128 * 1024
+_WORTH_BORROWING_BYTES = 128 * 1024
 #: The transport's reads: large for many small files, small before a long run.
-_LARGE_READ, _SMALL_READ = 1 << 20, 8 * 1024
+_LARGE_READ_BYTES, _SMALL_READ_BYTES = 1 << 20, 8 * 1024
 #: The transport's reads until the peer is known: as much may be kept of a stranger.
 _GREETING_READ_BYTES = 16 * 1024
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
+@implementer(IHalfCloseableProtocol, IPushProducer, IDrainableProtocol)
 class Link(Protocol):
     """
+    One connection.
+
     @param reactor: times, and lends descriptors if it can.
     @param session: told about frames; see L{ReceiverSession} and
         L{SenderSession}.
@@ -164,10 +167,10 @@ class Link(Protocol):
 
     def admit(self) -> None:
         """
-        The peer is known: read as much as there is.
+        Read as much as there is: the peer is known.
         """
         transport: Any = self.transport
-        transport.bufferSize = _LARGE_READ
+        transport.bufferSize = _LARGE_READ_BYTES
 
     @property
     def kept(self) -> int:
@@ -196,7 +199,7 @@ class Link(Protocol):
 
     def release(self) -> None:
         """
-        The inverse of L{hold}.
+        Read again: the inverse of L{hold}.
         """
         self.holds -= 1
         if not self.holds and not self._working and self.ended is None:
@@ -223,9 +226,6 @@ class Link(Protocol):
         self._quiet = self._reactor.callLater(10.0, transport.abortConnection)
 
     def drain(self) -> None:
-        """
-        Begin nothing new.
-        """
         self._session.drain()
 
     def abort(self, why: BaseException) -> None:
@@ -238,13 +238,13 @@ class Link(Protocol):
 
     def failed(self, why: BaseException | None) -> None:
         """
-        The connection broke.
+        End the connection, which broke.
         """
         self.abort(connectionLoss(why or ConnectionLost()))
 
     def late(self, why: TransferError) -> None:
         """
-        A deadline passed.
+        Tell the session that a deadline passed.
         """
         self._pacing = False
         if self.ended is None:
@@ -265,7 +265,7 @@ class Link(Protocol):
     def _work(self) -> None:
         transport: Any = self.transport
         self._working = True
-        until = self._reactor.seconds() + TURN
+        until = self._reactor.seconds() + TURN_SECONDS
         try:
             while not self.holds and self.ended is None:
                 if self._reactor.seconds() > until:
@@ -285,7 +285,7 @@ class Link(Protocol):
                     self._events = None
                 elif isinstance(event, Frame):
                     if event.type is Type.PUT:
-                        transport.bufferSize = _LARGE_READ
+                        transport.bufferSize = _LARGE_READ_BYTES
                     self._session.frameReceived(event)
                 else:
                     self._run(event.data)
@@ -303,7 +303,7 @@ class Link(Protocol):
 
     def _finish(self) -> None:
         """
-        The peer has said all it will.
+        Tell the session that the peer has said all it will.
         """
         if self.reader.inside or not self.greeted:
             self.failed(ConnectionDone())
@@ -336,16 +336,16 @@ class Link(Protocol):
             self._outstanding -= count
             if done is not None:
                 done()
-            if before > MAX_OUTSTANDING >= self._outstanding:
+            if before > MAX_OUTSTANDING_BYTES >= self._outstanding:
                 self.release()
 
-        if self._outstanding - count <= MAX_OUTSTANDING < self._outstanding:
+        if self._outstanding - count <= MAX_OUTSTANDING_BYTES < self._outstanding:
             self.hold()
         d.addBoth(finished)
 
     def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
         """
-        The borrowed socket read C{view} of the run.
+        Take C{view} of the run, which the borrowed socket read.
         """
         self._heard = self._reactor.seconds()
         self._pace.arrived(len(view))
@@ -367,7 +367,7 @@ class Link(Protocol):
 
     def borrowedEnd(self) -> None:
         """
-        The borrowed socket read the end.  That is for the transport to see, and
+        Note that the borrowed socket read the end.  That is for the transport to see, and
         is still to be read there; nothing else is.
         """
         self._canBorrow = False
@@ -375,7 +375,7 @@ class Link(Protocol):
 
     def giveBack(self) -> None:
         """
-        The transport reads again.
+        Let the transport read again.
         """
         borrowed, self._borrowed = self._borrowed, None
         if borrowed is not None:
@@ -394,7 +394,7 @@ class Link(Protocol):
         idle = not self._queue and self._events is None
         if (
             self._borrowed is None
-            and self.reader.run >= _WORTH_BORROWING
+            and self.reader.run >= _WORTH_BORROWING_BYTES
             and idle
             and not self._working
             and self._mayBorrow()
@@ -402,7 +402,7 @@ class Link(Protocol):
             self._pause(True)
             self._borrowed = BorrowedReader(self._reactor, transport.getHandle(), self)
             # what follows the run is most likely the next header
-            transport.bufferSize = _SMALL_READ
+            transport.bufferSize = _SMALL_READ_BYTES
         if self._borrowed is not None:
             self._borrowed.steer(not self.holds)
         else:
@@ -441,7 +441,7 @@ class Link(Protocol):
         """
         End a connection whose peer never reads.
         """
-        due = self._fullSince + self.idleTimeout + self._unsent / _LEAST_READ
+        due = self._fullSince + self.idleTimeout + self._unsent / _LEAST_READ_BYTES_PER_SECOND
         wait = due - self._reactor.seconds()
         if wait > 0:
             self._unread = self._reactor.callLater(wait, self._checkUnread)

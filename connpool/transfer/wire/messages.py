@@ -36,13 +36,13 @@ __all__ = [
     "Hello",
     "Join",
     "Joined",
-    "Limits",
-    "Offering",
+    "OfferMessage",
     "Ping",
     "Progress",
     "Put",
     "Ready",
-    "Receipting",
+    "ReceiptMessage",
+    "ReceiverLimits",
     "Reject",
     "Repair",
     "Revoke",
@@ -101,7 +101,7 @@ class _Message(_Array, frozen=True):
     pass
 
 
-class Limits(_Array, frozen=True):
+class ReceiverLimits(_Array, frozen=True):
     """
     The limits of a receiver.
 
@@ -134,7 +134,7 @@ class Hello(_Message, frozen=True):
     capabilities: Annotated[tuple[Word, ...], Meta(max_length=32)]
     digests: Annotated[tuple[Word, ...], Meta(max_length=8)]
     nonce: Secret
-    limits: Limits | None = None
+    limits: ReceiverLimits | None = None
     methods: Annotated[tuple[Word, ...], Meta(max_length=8)] = ()
     extensions: Extensions = ()
 
@@ -181,7 +181,7 @@ class Joined(_Message, frozen=True):
 
 class Ping(_Message, frozen=True):
     """
-    Also C{PONG}.
+    A sign of life, or as C{PONG} its answer.
     """
 
     token: Size
@@ -190,14 +190,16 @@ class Ping(_Message, frozen=True):
 
 def pingOf(slow: str) -> Ping:
     """
-    @param slow: what small files wait for; empty for nothing.
+    Say that small files wait.
+
+    @param slow: the thing that they wait for; empty for nothing.
     """
     return Ping(0, (Extension("slow", False, slow.encode()),) if slow else ())
 
 
 def slowIn(ping: Ping) -> str:
     """
-    @return: what C{ping} says that small files wait for; empty for nothing.
+    @return: the thing that small files wait for, by C{ping}; empty for nothing.
     """
     for extension in ping.extensions:
         if extension.name == "slow":
@@ -240,12 +242,11 @@ class Put(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Offering(_Message, frozen=True):
+class OfferMessage(_Message, frozen=True):
     """
     C{OFFER}: a file that comes in C{DATA} runs.
 
-    @ivar ifExists: what to do when the name is taken; empty for the
-        receiver's own rule.
+    @ivar ifExists: the rule for a name that is taken; empty for the receiver's own.
     @ivar dry: only asks what would be done.
     """
 
@@ -265,7 +266,7 @@ class Offering(_Message, frozen=True):
 
 class Accept(_Message, frozen=True):
     """
-    Send it.
+    The file is taken; send it.
 
     @ivar epoch: how often this partial changed hands.
     @ivar runs: runs of blocks that are held, in the data part.
@@ -326,9 +327,11 @@ class Commit(_Message, frozen=True):
 
 class Progress(_Message, frozen=True):
     """
-    @ivar phase: what the receiver is doing.
+    The state of a file at the receiver.
+
+    @ivar phase: its work now.
     @ivar durable: bytes that survive a restart of the receiver.
-    @ivar slow: what it waits for; empty if nothing.
+    @ivar slow: the thing that it waits for; empty if nothing.
     """
 
     phase: Literal["receive", "verify", "publish"]
@@ -354,7 +357,7 @@ class Ack(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Receipting(_Message, frozen=True):
+class ReceiptMessage(_Message, frozen=True):
     """
     C{RECEIPT}: a file is stored; the fields are those of a receipt.
     """
@@ -408,7 +411,7 @@ MESSAGES: dict[Type, type[_Message]] = {
     Type.GOAWAY: Goaway,
     Type.ERROR: Error,
     Type.PUT: Put,
-    Type.OFFER: Offering,
+    Type.OFFER: OfferMessage,
     Type.ACCEPT: Accept,
     Type.REJECT: Reject,
     Type.DATA: Data,
@@ -418,7 +421,7 @@ MESSAGES: dict[Type, type[_Message]] = {
     Type.COMMIT: Commit,
     Type.PROGRESS: Progress,
     Type.ACK: Ack,
-    Type.RECEIPT: Receipting,
+    Type.RECEIPT: ReceiptMessage,
     Type.CANCEL: Cancel,
     Type.DIRECTORY: Directory,
 }
@@ -440,9 +443,9 @@ def carryTime(nanoseconds: int | None) -> tuple[int | None, tuple[Extension, ...
     return nearest, (Extension(TIME, False, _TIME.pack(seconds, rest)),)
 
 
-def timeOf(message: Put | Offering) -> int | None:
+def timeOf(message: Put | OfferMessage) -> int | None:
     """
-    @return: what L{carryTime} was given.
+    @return: the time that L{carryTime} was given.
     """
     for extension in message.extensions:
         if extension.name == TIME and len(extension.value) == _TIME.size:

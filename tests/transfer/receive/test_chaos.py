@@ -9,7 +9,7 @@ message.
 import os
 import random
 
-from connpool.transfer.receive import greeting
+from connpool.transfer.receive import smallfiles
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.request import SendRequest
 from tests.transfer.world import World
@@ -78,7 +78,7 @@ def oneRun(seed, tmp_path):
 
 
 def test_chaos(tmp_path, monkeypatch):
-    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
+    monkeypatch.setattr(smallfiles, "SMALL_FILE_BYTES", 2048)
     first = int(os.environ.get("SEED", "0"))
     for seed in range(first, first + ROUNDS):
         oneRun(seed, tmp_path)

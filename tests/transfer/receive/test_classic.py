@@ -5,10 +5,14 @@ The classic receiver's timing, with a clock of our own.
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from zope.interface.verify import verifyObject
 
-from connpool.transfer.receive.classic import SETTLE, ClassicReceiver
-from connpool.transfer.receive.reception import Policy, Reception
+from connpool.interfaces import IDrainableProtocol
+from connpool.transfer.receive.classic import SETTLE_SECONDS, ClassicReceiver, ClassicRefusal
+from connpool.transfer.receive.policy import Policy
+from connpool.transfer.receive.reception import Reception
 from connpool.transfer.stores import MemoryStore
+from connpool.transfer.wire.link import Link
 
 
 class Transport(StringTransport):
@@ -24,14 +28,23 @@ def build(**policy):
     return clock, receiver, transport
 
 
+def test_provides():
+    _, receiver, transport = build()
+    verifyObject(IDrainableProtocol, receiver)
+    verifyObject(IDrainableProtocol, ClassicRefusal())
+    verifyObject(IDrainableProtocol, Link(Clock(), None))
+    receiver.drain()
+    assert transport.disconnecting
+
+
 def test_aNameMayComeInPieces():
     clock, receiver, transport = build()
     name = "二.txt".encode()
     for byte in name:
         receiver.dataReceived(bytes([byte]))
-        clock.advance(SETTLE * 0.9)
+        clock.advance(SETTLE_SECONDS * 0.9)
         assert transport.value() == b""
-    clock.advance(SETTLE)
+    clock.advance(SETTLE_SECONDS)
     clock.advance(0)
     assert transport.value() == b"ok"
     receiver.readConnectionLost()
@@ -41,7 +54,7 @@ def test_aNameMayComeInPieces():
 def test_theTimeOfATransferEnds():
     clock, receiver, transport = build(maxTime=30.0)
     receiver.dataReceived(b"name")
-    clock.advance(SETTLE)
+    clock.advance(SETTLE_SECONDS)
     clock.advance(0)
     for _ in range(30):
         assert not transport.disconnecting
@@ -55,7 +68,7 @@ def test_theTimeOfATransferEnds():
 def test_whoFindsNoPlaceIsToldSo():
     clock, receiver, transport = build(maxTransfers=0)
     receiver.dataReceived(b"name")
-    clock.advance(SETTLE)
+    clock.advance(SETTLE_SECONDS)
     clock.advance(0)
     assert transport.value() == b"busy: 0 transfers are under way; try later\n"
     assert clock.getDelayedCalls() == []

@@ -11,17 +11,17 @@ import pytest
 
 from connpool.errors import TransferError
 from connpool.transfer import LocalStore
-from connpool.transfer.receive.greeting import SMALL_FILE
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive.policy import Policy
+from connpool.transfer.receive.smallfiles import SMALL_FILE_BYTES
 from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import MemoryStore
-from connpool.transfer.stores.partialdir import PARTIALS
+from connpool.transfer.stores.partialdir import MAX_PARTIALS
 from connpool.transfer.syscalls import Syscalls
 from tests.transfer.raw import connect
 from tests.transfer.stores.kit import InlineReactor, offer
 from tests.transfer.world import World
 
-OURS = {"put": b"content\n", "offer": os.urandom(SMALL_FILE + 1)}
+OURS = {"put": b"content\n", "offer": os.urandom(SMALL_FILE_BYTES + 1)}
 
 
 def opened(kind, root, **values):
@@ -153,7 +153,7 @@ def test_twoThatDoNotFitTogether(root, tmp_path, kind, way):
 
 
 def test_aQuotaIsAboutThisFile(root, tmp_path):
-    store, reactor = opened("local", root, quota=SMALL_FILE)
+    store, reactor = opened("local", root, quota=SMALL_FILE_BYTES)
     source = tmp_path / "source"
     source.mkdir()
     (source / "large").write_bytes(OURS["offer"])
@@ -183,7 +183,7 @@ def test_whatIsSuspendedIsRoom(root):
 
 def test_tooManyUnfinishedFiles(root):
     store, reactor = opened("local", root)
-    for number in range(PARTIALS):
+    for number in range(MAX_PARTIALS):
         asked = offer(f"f{number}", size=1, resumeKey=number.to_bytes(32, "big"))
         partial = reactor.wait(store.open(asked))
     last = offer("last", size=1, resumeKey=b"l" * 32)
@@ -210,7 +210,7 @@ def test_aDryRunLeavesNothing(root, tmp_path):
 
 
 def test_namesOfADryRunAreBounded(monkeypatch):
-    monkeypatch.setattr("connpool.transfer.receive.dryrun.NAMES", 2)
+    monkeypatch.setattr("connpool.transfer.receive.dryrun.COMPARED_NAMES", 2)
     world = World()
     client = connect(world).greet()
     for number in range(1, 6):

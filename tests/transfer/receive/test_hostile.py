@@ -7,13 +7,13 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 
 from connpool.errors import StoreError
-from connpool.transfer.receive import greeting, session
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive import greeting, smallfiles
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import DirectoryMade
 from connpool.transfer.stores import MemoryStore
-from connpool.transfer.wire.frames import HEADER, MAX_RUN, PREAMBLE, Type
+from connpool.transfer.wire.frames import HEADER, MAX_RUN_BYTES, PREAMBLE, Type
 from connpool.transfer.wire.handshake import transcriptOf
-from connpool.transfer.wire.link import TURN
+from connpool.transfer.wire.link import TURN_SECONDS
 from connpool.transfer.wire.messages import (
     Accept,
     Auth,
@@ -23,7 +23,8 @@ from connpool.transfer.wire.messages import (
     Directory,
     Goaway,
     Hello,
-    Offering,
+    Join,
+    OfferMessage,
     Ping,
     Repair,
     Revoke,
@@ -148,7 +149,7 @@ def test_offerFlood(world):
     client = raw(world)
     for number in range(1, 300):
         client.offer(number, name=b"%d" % number)
-    assert client.kinds().count(Type.ACCEPT) == session.STREAMS
+    assert client.kinds().count(Type.ACCEPT) == greeting.STREAMS
     assert client.last(Type.REJECT).code == "busy"
     for number in range(1, 300):
         client.say(Type.CANCEL, number, Cancel("x", False))
@@ -206,13 +207,13 @@ def test_aSenderThatNeverReadsIsNotKept(world):
 def test_cheapFramesThatCostMuchLetOthersHaveTheirTurn(world):
     opening = world.store.open
 
-    def slow(offer):
-        world.clock.rightNow += TURN / 2
-        return opening(offer)
+    def slow(*arguments):
+        world.clock.rightNow += TURN_SECONDS / 2
+        return opening(*arguments)
 
     world.store.open = slow
     client = raw(world)
-    offer = Offering(bytes(16), b"f", bytes(32), 8192, 4096, durability="none")
+    offer = OfferMessage(bytes(16), b"f", bytes(32), 8192, 4096, durability="none")
     for stream in range(1, 11):
         client.transport.write(encode(Type.OFFER, stream, offer))
     world.wires[-1].step()
@@ -237,10 +238,10 @@ def test_dataBeforeAccept(tmp_path):
 
     world = World(tmp_path / "state", Policy())
     opening = Deferred()
-    world.store.open = lambda offer: opening
+    world.store.open = lambda *_: opening
     client = raw(world).offer(1).data(1, 0, b"x")
     refused(client)
-    opening.errback(session.StoreError("late"))
+    opening.errback(StoreError("late"))
     world.settle(5)
     world.close()
 
@@ -355,7 +356,7 @@ def test_putThatIsNotWhatItSays(world):
 
     client.say(Type.PUT, 1, Put(bytes(16), b"a", bytes(32), bytes(32)), b"content")
     assert client.last(Type.REJECT).code == "digest-mismatch"
-    refused(client.put(2, b"b", bytes(greeting.SMALL_FILE + 1)))
+    refused(client.put(2, b"b", bytes(smallfiles.SMALL_FILE_BYTES + 1)))
     assert not world.store.files
 
 
@@ -437,7 +438,7 @@ def test_silenceLater(world, what):
         client.transport.write(encode(Type.DATA, 1, Data(0), 4096) + b"x")
     elif what == "joined":
         other = raw(world)
-        client.say(Type.JOIN, 0, session.Join(other.last(Type.READY).ticket))
+        client.say(Type.JOIN, 0, Join(other.last(Type.READY).ticket))
     world.pump()
     assert 55 <= seconds(world, client) <= 62
 
@@ -504,7 +505,7 @@ def test_timeInWhichWeDoNotReadDoesNotCount(tmp_path):
     assert not client.lost
     # and the sender hears of us meanwhile
     assert client.kinds().count(Type.PING) > 100
-    storing[0].errback(session.StoreError("gone"))
+    storing[0].errback(StoreError("gone"))
     world.pump()
     assert client.last(Type.REJECT).code == "store-error"
     client.transport.loseConnection()
@@ -514,7 +515,7 @@ def test_timeInWhichWeDoNotReadDoesNotCount(tmp_path):
 
 def test_runsAreBounded(world):
     client = raw(world).offer(1, size=1 << 30, blockSize=1 << 20)
-    client.transport.write(HEADER.pack(Type.DATA, 0, 2, 1, MAX_RUN + 1) + bytes(6))
+    client.transport.write(HEADER.pack(Type.DATA, 0, 2, 1, MAX_RUN_BYTES + 1) + bytes(6))
     world.pump()
     refused(client)
 
@@ -570,7 +571,7 @@ class Failing:
 def test_aBrokenStore(tmp_path, later, writes):
     world = World(tmp_path / "state", Policy())
     original = world.store.open
-    world.store.open = lambda offer: original(offer).addCallback(Failing, writes, later)
+    world.store.open = lambda *a: original(*a).addCallback(Failing, writes, later)
     content = bytes(2 * BLOCK)
     client = connect(world).greet().offer(1, resumeKey=b"k" * 32)
     client.digests(1, 0, content[:BLOCK], content[BLOCK:])
@@ -606,7 +607,7 @@ def test_aSlowStoreIsNotASlowSender(tmp_path):
             writing.append((Deferred(), offset, bytes(data)))
             return writing[-1][0]
 
-    world.store.open = lambda offer: original(offer).addCallback(Slow)
+    world.store.open = lambda *a: original(*a).addCallback(Slow)
     client = connect(world).greet().offer(1, size=16 << 20, blockSize=1 << 20)
     client.transport.write(encode(Type.DATA, 1, Data(0), 4 << 20) + bytes((4 << 20) - 1))
     client.transport.write(b"\0" + encode(Type.DATA, 1, Data(4 << 20), 4 << 20) + bytes(2 << 20))
@@ -705,7 +706,7 @@ def test_directoriesOnTheirWayAreBounded(world):
         client.transport.write(batch)
         world.pump()
     assert link.holds
-    assert len(waiting) <= greeting.PENDING_BYTES // len(name) + 1000
+    assert len(waiting) <= smallfiles.PENDING_BYTES // len(name) + 1000
     for d in waiting:
         d.callback(DirectoryMade(False, "none", "memory", 0.0))
     world.settle(1)

@@ -14,12 +14,11 @@ from zope.interface import implementer
 
 from connpool.interfaces import IAuthenticator
 from connpool.transfer.identities import Identity
-from connpool.transfer.receive import greeting
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive import greeting, smallfiles
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send import session
 from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.stores import MemoryStore
-from connpool.transfer.wire import safety
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Cancel, Ping
 from tests.transfer.raw import connect
@@ -51,8 +50,8 @@ class OneIdentity:
 @pytest.fixture
 def worlds(tmp_path, monkeypatch):
     for module in (greeting, session):
-        monkeypatch.setattr(module, safety.credentialsAreSafe.__name__, lambda transport: True)
-    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
+        monkeypatch.setattr(module, "credentialsAreSafe", lambda transport: True)
+    monkeypatch.setattr(smallfiles, "SMALL_FILE_BYTES", 2048)
     made = []
 
     def build(policy=None, store=None, **limits):
@@ -162,7 +161,6 @@ def test_waitingEndsWithItsStream(worlds, how):
     assert Type.ACCEPT not in waiting.kinds()
     stats = world.reception.stats()
     assert (stats.active, stats.waiting) == (0, 0)
-    assert not world.receiver.claims
     # the place is there for the next one
     last = offering(world, [b"c"])
     assert Type.ACCEPT in last.kinds()
@@ -173,7 +171,7 @@ def test_aPlaceIsGivenBackHoweverItEnds(worlds, expectFailure):
     expectFailure(RuntimeError)
 
     class Broken(MemoryStore):
-        def open(self, offer):
+        def open(self, offer, holder=None):
             raise RuntimeError("boom")
 
     world = worlds({"maxTransfers": 1, "maxFileSize": 10_000}, maxTransfers=1)
@@ -208,7 +206,7 @@ def test_connectionsOfAnIdentity(worlds, source):
     fill(source, 1, 40 * BLOCK)
     report = world.send(source, credentials=ME, jobs=4)
     assert report.exitCode == 0
-    assert sum(account.connections for account in world.reception.accounts(None)) == 0
+    assert sum(account.connections for account in world.reception.quotas.accounts(None)) == 0
 
 
 def test_bytesOfADayAreRefusedBeforeTheFirst(worlds, source):
@@ -235,7 +233,7 @@ def test_aResumedFileNeedsRoomForTheRestOnly(worlds, source):
     assert report.connections == 2
     assert report.sentBytes < 80 * BLOCK
     # what was promised and did not come is no longer promised
-    (everybody,) = world.reception.accounts(None)
+    (everybody,) = world.reception.quotas.accounts(None)
     assert everybody._promised == 0
 
 

@@ -5,9 +5,9 @@ can use.
 
 import pytest
 
-from connpool.transfer.receive import greeting
-from connpool.transfer.receive.reception import Policy
-from connpool.transfer.wire.frames import BOUNDS, HEADER, HEADER_SIZE, PREAMBLE, Type
+from connpool.transfer.receive import greeting, smallfiles
+from connpool.transfer.receive.policy import Policy
+from connpool.transfer.wire.frames import BOUNDS, HEADER, HEADER_BYTES, PREAMBLE, Type
 from connpool.transfer.wire.frames import frame as pack
 from connpool.transfer.wire.messages import (
     Cancel,
@@ -15,7 +15,7 @@ from connpool.transfer.wire.messages import (
     Digests,
     Hello,
     Join,
-    Offering,
+    OfferMessage,
     Put,
     Revoke,
     encode,
@@ -88,7 +88,7 @@ def test_aHelloIsBounded(world):
     assert linkOf(world).ended is not None
     client = connect(world)
     client.transport.write(PREAMBLE)
-    assert flood(client, header(Type.HELLO, 4096, 0, 0)) <= HEADER_SIZE + 4096
+    assert flood(client, header(Type.HELLO, 4096, 0, 0)) <= HEADER_BYTES + 4096
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OTHERS if kind is not Type.AUTH])
@@ -106,7 +106,7 @@ def test_anAuthIsBounded(world):
     hello = Hello((1,), "raw", ("join",), ("sha256",), bytes(32))
     client.transport.write(PREAMBLE + encode(Type.HELLO, 0, hello))
     world.pump()
-    assert flood(client, header(Type.AUTH, 8192, 0, 0)) <= HEADER_SIZE + 8192
+    assert flood(client, header(Type.AUTH, 8192, 0, 0)) <= HEADER_BYTES + 8192
 
 
 def test_aStrangerIsReadInSmallPieces(world):
@@ -203,27 +203,27 @@ def test_aPutIsBoundedByWhatWasSaid(world):
     assert flood(client, encode(Type.PUT, 1, put, MIB), chunk=64 * 1024) == 0
     assert client.last(Type.ERROR).code == "protocol"
     client = connect(world).greet()
-    wire = encode(Type.PUT, 1, put, greeting.SMALL_FILE)
-    assert 0 < flood(client, wire, 1024, 8) <= len(wire) + greeting.SMALL_FILE
+    wire = encode(Type.PUT, 1, put, smallfiles.SMALL_FILE_BYTES)
+    assert 0 < flood(client, wire, 1024, 8) <= len(wire) + smallfiles.SMALL_FILE_BYTES
 
 
 def test_controlPartsOfTheLargestSize(world):
     client = connect(world).greet()
     kept = flood(client, header(Type.OFFER, 65_535, 1, 0))
-    assert HEADER_SIZE <= kept <= HEADER_SIZE + 65_535
+    assert HEADER_BYTES <= kept <= HEADER_BYTES + 65_535
     assert client.last(Type.ERROR).code == "damaged"
 
 
 def test_manyOpenStreamsKeepNoFrames(world):
     client = connect(world).greet()
     for number in range(1, 1 + greeting.STREAMS):
-        offering = Offering(bytes(16), b"n%d" % number, bytes(32), BLOCK, BLOCK)
+        offering = OfferMessage(bytes(16), b"n%d" % number, bytes(32), BLOCK, BLOCK)
         client.say(Type.OFFER, number, offering)
     assert client.kinds().count(Type.ACCEPT) == greeting.STREAMS
     # incomplete runs of two streams: of the first one nothing is left
     client.transport.write(encode(Type.DIGESTS, 1, Digests(0), 32) + bytes(31))
     world.pump()
-    assert linkOf(world).kept == HEADER_SIZE + 3 + 31
+    assert linkOf(world).kept == HEADER_BYTES + 3 + 31
     for number in range(1, 1 + greeting.STREAMS):
         client.say(Type.CANCEL, number, Cancel("x", False)) if number > 1 else None
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connpool.errors import Busy, QuotaExceeded
-from connpool.transfer.receive.quotas import SMALL_BYTES, Account, Limits, Window
+from connpool.transfer.identities import Limits
+from connpool.transfer.receive.quotas import SMALL_BYTES, Account, Window
 from tests.helpers.waiting import assertNoResult, successResultOf
 
 HOUR, DAY = 3600.0, 86_400.0

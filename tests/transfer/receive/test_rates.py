@@ -7,8 +7,8 @@ from twisted.internet.task import Clock
 
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName
-from connpool.transfer.receive.incoming import Incoming
-from connpool.transfer.receive.reception import Policy, Reception
+from connpool.transfer.receive.policy import Policy
+from connpool.transfer.receive.reception import Incoming, Reception
 from connpool.transfer.records import Offer
 from connpool.transfer.stores import MemoryStore
 from tests.helpers.waiting import assertNoResult, successResultOf

@@ -11,12 +11,13 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from connpool.errors import NoSpace, StoreError, TooLarge, TransferError
-from connpool.interfaces import ILiveTransfers, IStatsSource, ITransferListener
+from connpool.interfaces import ILiveTransfers, IPartialHolder, IStatsSource, ITransferListener
 from connpool.transfer.names import RelativeName
-from connpool.transfer.receive.reception import Policy, Reception
+from connpool.transfer.receive.policy import Policy
+from connpool.transfer.receive.reception import Reception
 from connpool.transfer.records import Offer
 from connpool.transfer.stores import MemoryStore
-from tests.helpers.waiting import bounded, failureResultOf
+from tests.helpers.waiting import bounded, failureResultOf, successResultOf
 
 ID = "0123456789abcdef" * 2
 
@@ -48,7 +49,8 @@ class Store:
         self.partial = partial
         self.put = put
 
-    def open(self, offer):
+    def open(self, offer, holder=None):
+        self.holder = holder
         return succeed(self.partial)
 
 
@@ -63,6 +65,25 @@ def lines(logs):
 def test_provides():
     verifyObject(IStatsSource, Reception(Store(), Clock()))
     verifyObject(ILiveTransfers, Reception(Store(), Clock()))
+
+
+def test_aTransferHoldsItsPartial():
+    """
+    It takes its place when the store says so, and ends when a newer one takes over.
+    """
+    store, ended = Store(Partial()), []
+    reception = Reception(store, Clock(), Policy(maxTransfers=1))
+    d = Deferred.fromCoroutine(reception.begin(offer(size=1), "192.0.2.7", ended.append))
+    incoming = successResultOf(d)
+    verifyObject(IPartialHolder, store.holder)
+    (everybody,) = reception.quotas.accounts(None)
+    assert everybody.transfers == 0
+    successResultOf(store.holder.ready())
+    assert everybody.transfers == 1
+    store.holder.evicted()
+    assert [why.code for why in ended] == ["conflict-takeover"]
+    successResultOf(Deferred.fromCoroutine(incoming.suspend(ended[0])))
+    assert everybody.transfers == 0
 
 
 @pytest_twisted.ensureDeferred

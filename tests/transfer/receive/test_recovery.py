@@ -9,8 +9,8 @@ import pytest
 from twisted.internet.defer import CancelledError
 
 from connpool.errors import Cancelled, ConflictTakeover
-from connpool.transfer.receive import greeting
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive import greeting, smallfiles
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send.client import Retry
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.wire.frames import Type
@@ -84,7 +84,7 @@ def cutEverywhere(tmp_path, source, monkeypatch, step, shard=(0, 1)):
 
 
 def test_aCutAtEveryByteOfTheControlParts(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
+    monkeypatch.setattr(smallfiles, "SMALL_FILE_BYTES", 2048)
     # a different tenth each day of the month would hide failures: a fixed one
     assert cutEverywhere(tmp_path, source, monkeypatch, step=509, shard=(3, 17)) > 3000
 
@@ -92,7 +92,7 @@ def test_aCutAtEveryByteOfTheControlParts(tmp_path, source, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_aCutAtEveryByte(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
+    monkeypatch.setattr(smallfiles, "SMALL_FILE_BYTES", 2048)
     assert cutEverywhere(tmp_path, source, monkeypatch, step=1) > 40_000
 
 
@@ -471,7 +471,7 @@ def test_stopAndGoOnElsewhere(world, source):
 
 
 def test_busyReceiverDoesNotEndTheRest(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
+    monkeypatch.setattr(smallfiles, "SMALL_FILE_BYTES", 2048)
     world = World(tmp_path / "state", Policy(maxTransfers=2, minimumRate=0))
     for number in range(6):
         (source / f"{number}").write_bytes(content(5 * 4096, number))
@@ -505,7 +505,7 @@ def test_cancelled(world, source, when):
 
 
 def test_withoutAStateDirectoryTheRunningCommandResumes(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(greeting, "SMALL_FILE", 2048)
+    monkeypatch.setattr(smallfiles, "SMALL_FILE_BYTES", 2048)
     (tmp_path / "file").write_bytes(b"")
     world = World(tmp_path / "file" / "state")
     data = content(50 * 4096)

@@ -10,11 +10,12 @@ from connpool.errors import NoSpace, StoreError
 from connpool.transfer.digests import DIGESTS
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName
-from connpool.transfer.receive import blockmap
-from connpool.transfer.receive.reception import Policy
-from connpool.transfer.receive.stream import COMPARE_RATE
+from connpool.transfer.receive import blockmap, upload
+from connpool.transfer.receive.policy import Policy
+from connpool.transfer.receive.stream import COMPARE_BYTES_PER_SECOND, Phase
+from connpool.transfer.wire import blocklists
 from connpool.transfer.wire.frames import HEADER, PREAMBLE, Type
-from connpool.transfer.wire.messages import Commit, Data, Digests, Ping, Repair, encode
+from connpool.transfer.wire.messages import Cancel, Commit, Data, Digests, Ping, Repair, encode
 from tests.transfer.raw import connect
 from tests.transfer.world import World
 
@@ -69,8 +70,8 @@ def test_oneIncompleteBlockALane(worlds):
     for block in range(2000):
         client.transport.write(encode(Type.DATA, 1, Data(block * BLOCK), 1) + b"x")
     world.pump()
-    (delivery,) = world.wires[-1].ends[1].protocol.session._deliveries.values()
-    assert len(delivery._upload.board.arriving) == 1
+    (stream,) = world.wires[-1].ends[1].protocol.session._streams.values()
+    assert len(stream._upload.blockmap.arriving) == 1
     # nothing is lost: a proper sender after it gets through
     content = b"y" * 2000 * BLOCK
     client.data(1, 0, content[: 1000 * BLOCK]).data(1, 1000 * BLOCK, content[1000 * BLOCK :])
@@ -83,7 +84,7 @@ def test_oneIncompleteBlockALane(worlds):
 def test_blocksOfSeveralLanesArriveAtOnce(worlds):
     world = worlds()
     owner = connect(world).greet().offer(1, size=3 * BLOCK)
-    from connpool.transfer.receive.session import Join
+    from connpool.transfer.wire.messages import Join
 
     lanes = [owner]
     for _ in range(2):
@@ -103,7 +104,7 @@ def test_blocksOfSeveralLanesArriveAtOnce(worlds):
 def test_aLaneThatIsHalfClosedIsLetGo(worlds):
     world = worlds()
     owner = connect(world).greet().offer(1, size=BLOCK)
-    from connpool.transfer.receive.session import Join
+    from connpool.transfer.wire.messages import Join
 
     lane = connect(world).greet()
     lane.say(Type.JOIN, 0, Join(owner.last(Type.READY).ticket))
@@ -123,11 +124,11 @@ def test_digestsWithoutBytesAreKeptInBounds(worlds):
     wire = DIGESTS["sha256"].of(b"y" * BLOCK) * 10_000
     for first in range(0, 60_000, 10_000):
         client.say(Type.DIGESTS, 1, Digests(first), wire)
-    (delivery,) = world.wires[-1].ends[1].protocol.session._deliveries.values()
-    assert len(delivery._upload.board.expected) == blockmap.AHEAD
+    (stream,) = world.wires[-1].ends[1].protocol.session._streams.values()
+    assert len(stream._upload.blockmap.expected) == blockmap.DIGESTS_AHEAD
     # some digests may come first, as the document says
     client.data(1, 0, b"y" * 2 * BLOCK)
-    assert sorted(delivery._upload.board.verified) == [0, 1]
+    assert sorted(stream._upload.blockmap.verified) == [0, 1]
     client.transport.abortConnection()
 
 
@@ -192,7 +193,7 @@ def test_whoComparesIsNotSilent(worlds, monkeypatch):
     A sender that reads what is held again sends nothing but PINGs; it has the
     time that this takes, and no more.
     """
-    monkeypatch.setattr("connpool.transfer.receive.stream.COMPARE_RATE", 2 * BLOCK / 10)
+    monkeypatch.setattr("connpool.transfer.receive.stream.COMPARE_BYTES_PER_SECOND", 2 * BLOCK / 10)
     world = worlds(idleTimeout=5.0)
     held(world, 6)
     client = connect(world).greet()
@@ -215,7 +216,7 @@ def test_inputThatIsWaitedForMayBeSilentForLong(worlds):
 
 
 def test_comparingIsDoneWellWithinItsTime():
-    assert COMPARE_RATE <= 50 << 20
+    assert COMPARE_BYTES_PER_SECOND <= 50 << 20
 
 
 class Late:
@@ -248,11 +249,11 @@ def test_whatComesAfterCommitDoesNotRemoveThePartial(worlds, what):
     client = connect(world).greet()
     client.offer(1, resumeKey=KEY, size=4 * BLOCK)
     client.data(1, 0, bytes(3 * BLOCK)).digests(1, 0, *[bytes(BLOCK)] * 3)
-    lanes = world.receiver.lanes
-    world.receiver.lanes = late = Late(lanes)
-    upload = world.wires[-1].ends[1].protocol.session._deliveries[1]._upload
+    lanes = world.receiver.newHashQueue
+    world.receiver.newHashQueue = late = Late(lanes)
+    upload = world.wires[-1].ends[1].protocol.session._streams[1]._upload
     upload._hashing.clear()
-    upload._lanes = late
+    upload._newHashQueue = late
     client.data(1, 3 * BLOCK, bytes(BLOCK)).digests(1, 3, bytes(BLOCK))
     client.commit(1, bytes(4 * BLOCK))
     if what == "damaged":
@@ -265,7 +266,7 @@ def test_whatComesAfterCommitDoesNotRemoveThePartial(worlds, what):
     late.go()
     world.settle(15)
     assert client.lost
-    world.receiver.lanes = lanes
+    world.receiver.newHashQueue = lanes
     again = connect(world).greet()
     again.offer(1, resumeKey=KEY, size=4 * BLOCK)
     assert again.last(Type.ACCEPT).state == "resume"
@@ -278,7 +279,7 @@ def test_oneRepairForACommit(worlds):
     in one of their own that the sender may not act upon yet.
     """
     world = worlds()
-    world.receiver.lanes = late = Late(world.receiver.lanes)
+    world.receiver.newHashQueue = late = Late(world.receiver.newHashQueue)
     client = connect(world).greet().offer(1, size=3 * BLOCK)
     content = b"x" * 3 * BLOCK
     client.digests(1, 0, *[b"x" * BLOCK] * 3)
@@ -287,7 +288,7 @@ def test_oneRepairForACommit(worlds):
     late.go()
     world.pump()
     repairs = [frame.data for frame, message in client.frames if isinstance(message, Repair)]
-    assert [blockmap.unpackBlocks(wire) for wire in repairs] == [[1, 2]]
+    assert [blocklists.unpackBlocks(wire) for wire in repairs] == [[1, 2]]
     client.data(1, BLOCK, content[BLOCK:]).digests(1, 1, b"x" * BLOCK, b"x" * BLOCK)
     late.go()
     client.commit(1, content)
@@ -302,8 +303,8 @@ def test_aBufferIsNeededUntilItsLastPieceIsWritten(worlds, error):
     world = worlds()
     client = connect(world).greet().offer(1, size=2 * BLOCK)
     session = world.wires[-1].ends[1].protocol.session
-    (delivery,) = session._deliveries.values()
-    partial = delivery._upload.incoming.partial
+    (stream,) = session._streams.values()
+    partial = stream._upload.incoming.partial
     writing = Deferred()
 
     def write(offset, data):
@@ -312,7 +313,7 @@ def test_aBufferIsNeededUntilItsLastPieceIsWritten(worlds, error):
         return writing
 
     partial.write = write
-    needed = delivery.write(session, 0, memoryview(bytes(2 * BLOCK)))
+    needed = stream.write(session, 0, memoryview(bytes(2 * BLOCK)))
     done = []
     needed.addCallback(done.append)
     assert done == []
@@ -324,8 +325,8 @@ def test_aBufferIsNeededUntilItsLastPieceIsWritten(worlds, error):
 
 
 def test_aSenderSeesNamesBelowItsOwnDirectory():
-    from connpool.transfer.receive.stream import receiptFrame
     from connpool.transfer.records import Receipt
+    from connpool.transfer.wire.answers import receiptFrame
     from connpool.transfer.wire.frames import FrameReader
     from connpool.transfer.wire.messages import decode
 
@@ -361,8 +362,48 @@ def test_aDryRunIsAnsweredByWhatIsThere(worlds):
 
 def test_aSecondCommitIsAnError(worlds):
     world = worlds()
+    world.receiver.newHashQueue = late = Late(world.receiver.newHashQueue)
     client = connect(world).greet().offer(1, size=BLOCK)
-    (delivery,) = world.wires[-1].ends[1].protocol.session._deliveries.values()
-    delivery._committing = True
+    client.data(1, 0, bytes(BLOCK)).digests(1, 0, bytes(BLOCK)).commit(1, bytes(BLOCK))
     client.say(Type.COMMIT, 1, Commit(BLOCK, bytes(32)))
     assert client.last(Type.ERROR).code == "protocol"
+    late.go()
+
+
+def test_aCheckpointThatFailsEndsItsFileAlone(worlds):
+    """
+    Also while all files of the session are told how they go.
+    """
+    world = worlds()
+    client = connect(world).greet().offer(1, size=2 * BLOCK).offer(2, b"g", size=2 * BLOCK)
+    session = world.wires[-1].ends[1].protocol.session
+    session._streams[1]._upload.incoming.partial.checkpoint = lambda: fail(StoreError("broken"))
+    world.clock.advance(upload.CHECKPOINT_SECONDS - 0.5)
+    client.data(1, 0, bytes(BLOCK))
+    world.clock.advance(1)
+    world.pump()
+    assert client.last(Type.REJECT).code == "store-error"
+    told = [frame.stream for frame, _ in client.frames if frame.type is Type.PROGRESS]
+    assert told[-1] == 2
+    assert list(session._streams) == [2]
+    content = bytes(2 * BLOCK)
+    client.data(2, 0, content).digests(2, 0, bytes(BLOCK), bytes(BLOCK)).commit(2, content)
+    assert client.last(Type.RECEIPT).status == "stored"
+
+
+def test_cancelIsTooLateWhileItIsPublished(worlds):
+    world = worlds()
+    client = connect(world).greet().offer(1, size=BLOCK)
+    session = world.wires[-1].ends[1].protocol.session
+    partial = session._streams[1]._upload.incoming.partial
+    commit, gate = partial.commit, Deferred()
+    partial.commit = lambda root: gate.addCallback(lambda _: commit(root))
+    client.data(1, 0, bytes(BLOCK)).digests(1, 0, bytes(BLOCK)).commit(1, bytes(BLOCK))
+    assert session._streams[1].phase is Phase.PUBLISHING
+    client.say(Type.CANCEL, 1, Cancel("no", keep=False))
+    session._streams[1].fail(StoreError("too late"))
+    assert Type.REJECT not in client.kinds()
+    gate.callback(None)
+    world.pump()
+    assert client.last(Type.RECEIPT).status == "stored"
+    assert session._streams == {}

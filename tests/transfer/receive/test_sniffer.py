@@ -5,9 +5,8 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from zope.interface.verify import verifyObject
 
-from connpool.interfaces import IDrainable
-from connpool.transfer.receive.sniffer import FIRST_BYTES_TIMEOUT, Door, FrontDoorFactory
-from tests.helpers.waiting import assertNoResult, successResultOf
+from connpool.interfaces import IDrainableProtocol
+from connpool.transfer.receive.sniffer import FIRST_BYTES_TIMEOUT, Choice, SnifferFactory
 
 
 class Inner(Protocol):
@@ -39,82 +38,89 @@ class Transport(StringTransport):
 
 def build():
     clock = Clock()
-    doors = [
-        Door(b"\0CPT1\r\n\x1a", lambda _: Inner("native")),
-        Door(b"", lambda _: Inner("classic")),
+    choices = [
+        Choice(b"\0CPT1\r\n\x1a", lambda _: Inner("native")),
+        Choice(b"", lambda _: Inner("classic")),
     ]
-    factory = FrontDoorFactory(clock, doors)
-    door = factory.buildProtocol(None)
+    factory = SnifferFactory(clock, choices)
+    sniffer = factory.buildProtocol(None)
     transport = Transport()
-    door.makeConnection(transport)
-    return clock, factory, door, transport
+    sniffer.makeConnection(transport)
+    return clock, factory, sniffer, transport
 
 
 def test_provides():
-    _, factory, door, _ = build()
-    verifyObject(IHalfCloseableProtocol, door)
-    verifyObject(IDrainable, factory)
-    door.connectionLost()
+    _, _, sniffer, _ = build()
+    verifyObject(IHalfCloseableProtocol, sniffer)
+    verifyObject(IDrainableProtocol, sniffer)
+    sniffer.connectionLost()
 
 
 @pytest.mark.parametrize("split", range(1, 9))
 def test_theSignatureMayComeInPieces(split):
-    clock, _, door, transport = build()
+    clock, _, sniffer, transport = build()
     stream = b"\0CPT1\r\n\x1aHELLO"
-    door.dataReceived(stream[:split])
-    door.dataReceived(stream[split:])
-    assert door.inner.name == "native"
-    assert door.inner.received == stream
-    assert door.inner.transport is transport
+    sniffer.dataReceived(stream[:split])
+    sniffer.dataReceived(stream[split:])
+    assert sniffer.inner.name == "native"
+    assert sniffer.inner.received == stream
+    assert sniffer.inner.transport is transport
     assert clock.getDelayedCalls() == []
 
 
 def test_everythingElseIsClassic():
     for first in (b"a", b"\0x", b"PUT notes.txt", b"\xff"):
-        _, _, door, _ = build()
-        door.dataReceived(first)
-        assert door.inner.name == "classic"
-        assert door.inner.received == first
+        _, _, sniffer, _ = build()
+        sniffer.dataReceived(first)
+        assert sniffer.inner.name == "classic"
+        assert sniffer.inner.received == first
 
 
 def test_whoSaysNothingIsSentAway():
-    clock, _, door, transport = build()
+    clock, _, sniffer, transport = build()
     clock.advance(FIRST_BYTES_TIMEOUT)
     assert transport.disconnecting
-    assert door.inner is None
+    assert sniffer.inner is None
     assert clock.getDelayedCalls() == []
 
 
 def test_aPrefixThatStaysOneIsClassic():
-    clock, _, door, _ = build()
-    door.dataReceived(b"\0CP")
-    assert door.inner is None
+    clock, _, sniffer, _ = build()
+    sniffer.dataReceived(b"\0CP")
+    assert sniffer.inner is None
     clock.advance(FIRST_BYTES_TIMEOUT)
-    assert door.inner.name == "classic"
-    assert door.inner.received == b"\0CP"
+    assert sniffer.inner.name == "classic"
+    assert sniffer.inner.received == b"\0CP"
 
 
 def test_endsArePassedOn():
-    _, _, door, _ = build()
-    door.dataReceived(b"a")
-    door.readConnectionLost()
-    door.writeConnectionLost()
-    door.connectionLost()
-    assert door.inner.events == ["eof", "closed", "lost"]
+    _, _, sniffer, _ = build()
+    sniffer.dataReceived(b"a")
+    sniffer.readConnectionLost()
+    sniffer.writeConnectionLost()
+    sniffer.connectionLost()
+    assert sniffer.inner.events == ["eof", "closed", "lost"]
 
 
-def test_drainWaitsForConnections():
-    clock, factory, door, transport = build()
+def test_drainEndsASilentConnectionAndAsksTheOther():
+    clock, factory, silent, transport = build()
     busy = factory.buildProtocol(None)
     busy.makeConnection(Transport())
     busy.dataReceived(b"a")
-    d = factory.drain()
+    silent.drain()
+    busy.drain()
     assert transport.disconnecting
     assert busy.inner.events == ["drain"]
-    door.connectionLost()
-    assertNoResult(d)
-    factory.abort()
+    assert not busy.transport.disconnecting
+    silent.connectionLost()
     busy.connectionLost()
-    assert successResultOf(d) is None
     assert clock.getDelayedCalls() == []
-    assert successResultOf(factory.drain()) is None
+
+
+def test_theChosenProtocolGetsTheBytesItself():
+    _, _, sniffer, _ = build()
+    sniffer.dataReceived(b"a")
+    assert sniffer.dataReceived == sniffer.inner.dataReceived
+    sniffer.dataReceived(b"b")
+    assert sniffer.inner.received == b"ab"
+    sniffer.connectionLost()

@@ -15,9 +15,9 @@ from twisted.internet.task import Clock
 
 from connpool.errors import NoInodes
 from connpool.transfer import LocalStore
-from connpool.transfer.receive.classic import SETTLE, ClassicReceiver
-from connpool.transfer.receive.greeting import SMALL_FILE
+from connpool.transfer.receive.classic import SETTLE_SECONDS, ClassicReceiver
 from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.smallfiles import SMALL_FILE_BYTES
 from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import directories
 from connpool.transfer.syscalls import Syscalls
@@ -79,7 +79,7 @@ def test_noPathIsTold(root, tmp_path, monkeypatch, trouble, way):
     monkeypatch.setattr(directories, "monotonic", reactor.seconds)
     store, reactor = opened(root, disk, reactor=reactor)
     path = tmp_path / "source"
-    path.write_bytes(b"x" if way == "put" else bytes(SMALL_FILE + 1))
+    path.write_bytes(b"x" if way == "put" else bytes(SMALL_FILE_BYTES + 1))
     trouble(root, disk)
     reactor.now += 2
     assert str(root) in store.trouble()
@@ -91,7 +91,7 @@ def test_noPathIsTold(root, tmp_path, monkeypatch, trouble, way):
         transport = Transport(peerAddress=IPv4Address("TCP", "127.0.0.1", 1))
         receiver.makeConnection(transport)
         receiver.dataReceived(b"name")
-        clock.advance(SETTLE)
+        clock.advance(SETTLE_SECONDS)
         clock.advance(0)
         told = transport.value()
         assert told.startswith(b"store-error: the receiver")
@@ -139,7 +139,7 @@ def test_aRemovedRootIsMadeAgainByItsOperatorOnly(root):
 def test_theDirectoryBelowAMissingMountIsNotUsed(root):
     # what was mounted there is gone, and the disk below would fill up
     store, reactor = opened(root, roomy())
-    calls = store.syscalls
+    calls = store.parts.syscalls
     shutil.rmtree(root)
     root.mkdir()
     really = calls.fstat

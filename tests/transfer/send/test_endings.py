@@ -11,13 +11,13 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
 from connpool.errors import Busy, Forbidden, NoSpace, ProtocolError, Unanswered
-from connpool.transfer.receive.reception import Policy
+from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.request import SendRequest
 from connpool.transfer.wire import handshake
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.handshake import refusal
-from connpool.transfer.wire.messages import Ack, Progress, Put, Receipting, Reject
+from connpool.transfer.wire.messages import Ack, Progress, Put, ReceiptMessage, Reject
 from tests.helpers.processes import CHECKOUT
 from tests.transfer.scripted import scripted
 
@@ -60,7 +60,7 @@ def storing(*refuses):
         elif frame.type is Type.OFFER:
             receiver.accept(frame.stream)
         elif frame.type is Type.COMMIT:
-            receipt = Receipting(
+            receipt = ReceiptMessage(
                 "stored", b"large", message.size, "none", "memory", "verified", "blake3",
                 message.root, 1,
             )  # fmt: skip
@@ -310,7 +310,7 @@ def test_aPlaceAmongTheTransfersIsCalledThat(tmp_path, files):
     from tests.transfer.world import World
 
     world = World(tmp_path / "state", Policy(minimumRate=0, maxTransfers=1))
-    first = world.reception.accounts(None)[0]
+    first = world.reception.quotas.accounts(None)[0]
     first.take(False)
     sending = world.sending(files[1])
     results = world.start(sending)

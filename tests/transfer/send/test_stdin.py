@@ -24,7 +24,7 @@ from connpool.transfer.send.readahead import readSome
 from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import Type
-from connpool.transfer.wire.messages import Receipting, Reject
+from connpool.transfer.wire.messages import ReceiptMessage, Reject
 from tests.helpers.waiting import bounded, pause
 from tests.transfer.scripted import Scripted, scripted
 from tests.transfer.world import World
@@ -109,7 +109,7 @@ def test_piecesOfAnySizeMakeTheSameFile(world, stdin, monkeypatch, size, block):
 
 
 def receipt(root, size=1):
-    return Receipting("stored", b"stdin", size, "full", "ext4", "verified", "blake3", root, 1)
+    return ReceiptMessage("stored", b"stdin", size, "full", "ext4", "verified", "blake3", root, 1)
 
 
 def rootOfAll(data=DATA, block=4096):
@@ -188,11 +188,11 @@ class Occupied(MemoryStore):
 
     times = 1
 
-    def open(self, offer):
+    def open(self, offer, holder=None):
         if self.times:
             self.times -= 1
             raise Busy("another process receives it")
-        return super().open(offer)
+        return super().open(offer, holder)
 
 
 def test_whatWasNotReadIs(tmp_path, stdin):

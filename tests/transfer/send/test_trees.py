@@ -192,7 +192,7 @@ def rotateDuring(world, path, rotate, **more):
     """
     results = world.start(world.sending(path, **more))
     for _ in range(100_000):
-        if world.reception.receivedBytes > 20 * BLOCK:
+        if world.reception.stats().receivedBytes > 20 * BLOCK:
             break
         if not any(wire.step() for wire in world.wires if wire.alive):
             world.clock.advance(0.01)

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from connpool.transfer import Offer, RelativeName
-from connpool.transfer.stores.directories import Followed, Tree
+from connpool.transfer.stores.directories import Directories, Followed
 from connpool.transfer.syscalls import Syscalls
 from tests.helpers.waiting import successResultOf
 
@@ -25,7 +25,7 @@ def followed(syscalls: Syscalls, fd: int) -> Followed:
     """
     The directory of C{fd} for those who follow theirs.
     """
-    return Followed(Tree(syscalls, fd, 0o700), ())
+    return Followed(Directories(syscalls, fd, 0o700), ())
 
 
 def offer(name: str = "report.txt", **values: Any) -> Offer:

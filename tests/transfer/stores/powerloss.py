@@ -93,9 +93,9 @@ class Disk:
             where two names lead to one file.
         """
         for names, data in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5)):
-            yield self._tree(self.root, chance, names, data, {})
+            yield self._directories(self.root, chance, names, data, {})
 
-    def _tree(
+    def _directories(
         self,
         node: Node,
         chance: random.Random,
@@ -115,7 +115,7 @@ class Disk:
             now, before = node.names.get(name), node.syncedNames.get(name)
             there = now if chance.random() < names else before
             if there is not None:
-                tree[name] = self._tree(there, chance, names, data, made)
+                tree[name] = self._directories(there, chance, names, data, made)
         return tree
 
     def _at(self, name: str, dir_fd: int | None) -> Node | None:

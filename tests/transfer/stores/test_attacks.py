@@ -408,14 +408,14 @@ async def test_aDirectoryOfAnother(store, root):
     Its time stays, and files go into it.
     """
     (root / "d").mkdir()
-    real = store.syscalls.utime
+    real = store.parts.syscalls.utime
 
     def utime(fd, ns):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    store.syscalls.utime = utime
+    store.parts.syscalls.utime = utime
     made = await bounded(store.makeDirectory(RelativeName.parse("d"), 5, "none"))
-    store.syscalls.utime = real
+    store.parts.syscalls.utime = real
     assert not made.made
     assert (root / "d").stat().st_mtime_ns != 5
 
@@ -427,15 +427,15 @@ async def test_aDirectoryThatIsMadeIsSynced(root):
     """
     store = LocalStore(reactor, root)
     synced = []
-    real = store.syscalls.fsync
+    real = store.parts.syscalls.fsync
 
     def fsync(fd):
         synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), root))
         real(fd)
 
-    store.syscalls.fsync = fsync
+    store.parts.syscalls.fsync = fsync
     made = await bounded(store.makeDirectory(RelativeName.parse("a/b"), 5, "full"))
-    store.syscalls.fsync = real
+    store.parts.syscalls.fsync = real
     await bounded(store.close())
     if made.durability == "full":
         assert set(synced) == {"a/b", "a", "."}

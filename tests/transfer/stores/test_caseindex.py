@@ -1,5 +1,5 @@
 """
-Neighbours that somebody else put there, took away or made too many of, and
+CaseIndex that somebody else put there, took away or made too many of, and
 what looking for them costs.
 """
 
@@ -16,8 +16,13 @@ import pytest
 from connpool.errors import Busy, Exists
 from connpool.transfer import LocalStore
 from connpool.transfer.stores import caseindex as neighbours_
-from connpool.transfer.stores.caseindex import LOOK, LOOK_AT_LARGE, REST, Neighbours
-from connpool.transfer.stores.directories import FRESH, Tree
+from connpool.transfer.stores.caseindex import (
+    LARGE_LISTING_SECONDS,
+    LISTING_SECONDS,
+    REST_FACTOR,
+    CaseIndex,
+)
+from connpool.transfer.stores.directories import LOOK_SECONDS, Directories
 from connpool.transfer.syscalls import Syscalls
 from tests.transfer.stores.kit import InlineReactor, Recorded, offer, visible
 
@@ -89,7 +94,7 @@ def test_whatTheOperatorPutsThere(root, receiving):
     assert receiving.put("x") == "x"
     (root / "README").write_text("by hand")
     (root / "Docs").mkdir()
-    receiving.now += LOOK
+    receiving.now += LISTING_SECONDS
     assert receiving.put("readme") == "readme (1)"
     with pytest.raises(Exists, match='"Docs"'):
         receiving.put("docs/x")
@@ -120,7 +125,7 @@ def test_neighboursThatWereThereBefore(root, receiving, found):
     os.unlink(root / "a")
     os.link(root / "A", root / "a")  # as a file system that folds case has it
     receiving.syscalls.listdir = lambda fd, most: ["A"]
-    receiving.now += LOOK
+    receiving.now += LISTING_SECONDS
     with pytest.raises(Exists, match='"A"'):
         receiving.put("a", "replace")
     assert (root / "A").read_text() == "A"
@@ -138,18 +143,18 @@ def test_aDirectoryThatWasReplaced(root, receiving):
     (root / "d").rename(root / "old")
     (root / "d").mkdir()
     (root / "d/Makefile").write_text("by hand")
-    time.sleep(2 * FRESH)
+    time.sleep(2 * LOOK_SECONDS)
     assert receiving.put("d/readme") == "d/readme"
     assert receiving.put("d/makefile") == "d/makefile (1)"
-    time.sleep(2 * FRESH)
+    time.sleep(2 * LOOK_SECONDS)
     assert receiving.put("old/readme") == "old/readme (1)"
 
 
 def test_oneDirectoryHeldTwice(root):
     # by another way, a bind mount; or opened again while a thread has it
-    neighbours = Neighbours(Syscalls())
+    neighbours = CaseIndex(Syscalls())
     fd = os.open(root, os.O_RDONLY)
-    trees = [Tree(Syscalls(), fd, 0o750) for _ in range(2)]
+    trees = [Directories(Syscalls(), fd, 0o750) for _ in range(2)]
     one, other = (tree.acquire(("d",), create=True) for tree in trees)
     assert one.fd != other.fd
     for number, directory in enumerate((one, other)):
@@ -207,7 +212,7 @@ def test_fiftyThreadsAndOneName(root, rule, directory):
         asked = offer(f"{directory}{name}", ifExists=rule)
         barrier.wait()
         try:
-            names.append(store.finisher.put(asked, name.encode(), None).name)
+            names.append(store.parts.commit.put(asked, name.encode(), None).name)
         except Exists as error:
             refused.append(error)
 
@@ -233,7 +238,7 @@ def test_fiftyThreadsAndOneDirectory(root):
     def race(name):
         barrier.wait()
         try:
-            names.append(store.finisher.put(offer(f"{name}/x"), b"x", None).name)
+            names.append(store.parts.commit.put(offer(f"{name}/x"), b"x", None).name)
         except Exists as error:
             refused.append(error)
 
@@ -268,7 +273,7 @@ def test_listingIsRationed(root, receiving):
         receiving.put(f"{directory}/{number}")
         (root / directory / f"other-{number}").touch()
         receiving.now += 0.05
-    turns = receiving.now / (REST * receiving.listing)
+    turns = receiving.now / (REST_FACTOR * receiving.listing)
     assert turns / 2 < len(receiving.listed) - 1 - 20 <= turns
 
 
@@ -276,11 +281,11 @@ def test_afterAListingThereIsNone(root, receiving):
     receiving.put("x")
     (root / "y").touch()
     receiving.listing = 0.1
-    receiving.now += LOOK
+    receiving.now += LISTING_SECONDS
     receiving.put("a")
     assert len(receiving.listed) == 2
     (root / "README").touch()
-    receiving.now += REST * receiving.listing - 0.01
+    receiving.now += REST_FACTOR * receiving.listing - 0.01
     assert receiving.put("readme") == "readme"  # nobody looked
     assert len(receiving.listed) == 2
     (root / "readme").unlink()
@@ -288,7 +293,7 @@ def test_afterAListingThereIsNone(root, receiving):
     (root / "d").mkdir()
     (root / "d/README").touch()
     assert receiving.put("d/readme") == "d/readme (1)"
-    receiving.now += REST * receiving.listing
+    receiving.now += REST_FACTOR * receiving.listing
     assert receiving.put("Readme") == "Readme (1)"
 
 
@@ -324,7 +329,7 @@ def test_posixLooksAtNothing(root):
 
 
 def test_tooManyNames(root, receiving, monkeypatch):
-    monkeypatch.setattr(neighbours_, "NAMES", 4)
+    monkeypatch.setattr(neighbours_, "DIRECTORY_NAMES", 4)
     (root / "d").mkdir()
     for name in ("README", "1", "2", "3", "4", "5"):
         (root / "d" / name).touch()
@@ -336,7 +341,7 @@ def test_tooManyNames(root, receiving, monkeypatch):
     assert len(receiving.listed) == 1
     for name in ("readme", "Readme", "1", "2", "3"):
         (root / "d" / name).unlink()
-    receiving.now += LOOK_AT_LARGE
+    receiving.now += LARGE_LISTING_SECONDS
     assert receiving.put("d/ReadMe") == "d/ReadMe (1)"
     # and our own may become too many
     assert receiving.put("d/6") == "d/6"
@@ -344,13 +349,13 @@ def test_tooManyNames(root, receiving, monkeypatch):
 
 
 def test_namesOfAllDirectoriesAreCounted(root, monkeypatch):
-    monkeypatch.setattr(neighbours_, "NAMES", 4)
-    monkeypatch.setattr(neighbours_, "ALL_NAMES", 8)
-    monkeypatch.setattr(neighbours_, "DIRECTORIES", 5)
-    monkeypatch.setattr(neighbours_, "REST", 10**9)
-    neighbours = Neighbours(Syscalls())
+    monkeypatch.setattr(neighbours_, "DIRECTORY_NAMES", 4)
+    monkeypatch.setattr(neighbours_, "TOTAL_NAMES", 8)
+    monkeypatch.setattr(neighbours_, "KEPT_DIRECTORIES", 5)
+    monkeypatch.setattr(neighbours_, "REST_FACTOR", 10**9)
+    neighbours = CaseIndex(Syscalls())
     fd = os.open(root, os.O_RDONLY)
-    tree = Tree(Syscalls(), fd, 0o750)
+    tree = Directories(Syscalls(), fd, 0o750)
     held = [tree.acquire((f"{number}",), create=True) for number in range(9)]
     for number, directory in enumerate(held):
         for name in ("A", "b", "c"):

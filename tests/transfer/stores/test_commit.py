@@ -19,9 +19,10 @@ from twisted.python.failure import Failure
 
 from connpool.errors import NoSpace, StoreError, TransferError
 from connpool.transfer import LocalStore, syscalls
+from connpool.transfer.records import DURABILITIES
 from connpool.transfer.stores import commit, directories
-from connpool.transfer.stores.directories import Tree
-from connpool.transfer.stores.local import LOOK
+from connpool.transfer.stores.directories import Directories
+from connpool.transfer.stores.local import NOTE_SECONDS
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.syscalls import filesystemType
 from tests.helpers.waiting import bounded, failureResultOf
@@ -79,6 +80,13 @@ def fullLog():
 # -- the file system ----------------------------------------------------------
 
 
+def strongest(store):
+    """
+    The level that is promised to those who ask for the best.
+    """
+    return DURABILITIES[store.parts.commit.level(offer(durability="best"))]
+
+
 @pytest.mark.parametrize("way", ["put", "batch", "commit", "renamed"])
 def test_theReceiptNamesWhereTheFileIs(root, way):
     (root / "m").mkdir()
@@ -89,11 +97,11 @@ def test_theReceiptNamesWhereTheFileIs(root, way):
             name = "x" if directory == "." else f"{directory}/x"
             asked = offer(name, size=4)
             if way == "put":
-                receipt = store.finisher.put(asked, b"data", None)
+                receipt = store.parts.commit.put(asked, b"data", None)
             elif way == "batch":
                 receipt = clock.wait(store.put(asked, b"data", None))
             elif way == "renamed":
-                receipt = store.finisher.wasRenamed(asked, 4, None)
+                receipt = store.parts.commit.wasRenamed(asked, 4, None)
             else:
                 partial = clock.wait(store.open(attrs.evolve(asked, resumeKey=SECRET)))
                 partial.write(0, b"data")
@@ -123,16 +131,16 @@ def test_eachDirectoryReachesWhatItsOwnFileSystemDoes(root, way, asked):
         (elsewhere / "d").mkdir()
         with mounted(elsewhere / "d", "--bind", str(disk)):
             store, clock, _ = inline(elsewhere, note)
-            assert store.caps.durability == "none"
+            assert strongest(store) == "none"
             for name, promised in (("d/x", "full"), ("x", "none"), ("d/y", "full")):
                 synced.clear()
                 wanted = offer(name, size=4, durability=asked)
                 if way == "put":
-                    receipt = store.finisher.put(wanted, b"data", None)
+                    receipt = store.parts.commit.put(wanted, b"data", None)
                 elif way == "batch":
                     receipt = clock.wait(settled(store.put(wanted, b"data", None)))
                 elif way == "renamed":
-                    receipt = store.finisher.wasRenamed(wanted, 4, None)
+                    receipt = store.parts.commit.wasRenamed(wanted, 4, None)
                 else:
                     partial = clock.wait(store.open(attrs.evolve(wanted, resumeKey=SECRET)))
                     partial.write(0, b"data")
@@ -153,17 +161,17 @@ def test_directoriesThatCannotBeSyncedReachData(root, way, number):
     )
     faults.on = True
     store, clock, _ = inline(root, faults)
-    assert store.caps.durability == "data"
+    assert strongest(store) == "data"
     receipt = clock.wait(settled(store.put(offer("a", durability="best"), b"x", None)))
     assert receipt.durability == "data"
     clock.wait(store.close())
     # another mount than the one that was tried at the start
     faults.on = False
     store, clock, _ = inline(root, faults)
-    assert store.caps.durability == "full"
+    assert strongest(store) == "full"
     faults.on = True
     if way == "one":
-        receipt = store.finisher.put(offer("b", durability="best"), b"x", None)
+        receipt = store.parts.commit.put(offer("b", durability="best"), b"x", None)
     else:
         receipt = clock.wait(settled(store.put(offer("b", durability="full"), b"x", None)))
     assert receipt.durability == "data"
@@ -225,7 +233,7 @@ def test_whatNobodyKnowsIsNotDurable(root, monkeypatch):
     store, clock, _ = inline(root)
     receipt = clock.wait(store.put(offer(), b"x", None))
     assert (receipt.durability, receipt.filesystem) == ("none", "unknown")
-    assert store.caps.durability == "none"
+    assert strongest(store) == "none"
     clock.wait(store.close())
 
 
@@ -301,7 +309,7 @@ def test_aDoneRecordThatCannotBeWrittenComesLater(root, way, expectFailure):
     if way == "retry":
         clock.wait(store.put(offer("b", durability="none", key=b"2" * 32), b"x", None))
     elif way == "look":
-        clock.now += LOOK
+        clock.now += NOTE_SECONDS
         store.trouble()
         clock.wait(None)
     else:
@@ -318,7 +326,7 @@ def test_aDoneRecordThatCannotBeWrittenComesLater(root, way, expectFailure):
 
 def test_whatIsPutOffIsBounded(root, monkeypatch, expectFailure):
     expectFailure(OSError)
-    monkeypatch.setattr(commit, "LATER", 5)
+    monkeypatch.setattr(commit, "DEFERRED_RECEIPTS", 5)
     full = fullLog()
     store, clock, _ = inline(root, full)
     full.on = True
@@ -356,8 +364,8 @@ def test_theEvidenceStaysUntilTheDoneRecord(root, way, level, fault):
 
     def store_():
         if way == "put":
-            return store.finisher.put(asked, b"x", None)
-        [result] = store.finisher.batch([commit.Small(asked, b"x", None, None)])
+            return store.parts.commit.put(asked, b"x", None)
+        [result] = store.parts.commit.batch([commit.Small(asked, b"x", None, None)])
         if isinstance(result, Failure):
             result.raiseException()
         return result
@@ -375,7 +383,7 @@ def test_theEvidenceStaysUntilTheDoneRecord(root, way, level, fault):
     assert (receipt.name, receipt.status) == ("d/a", "stored")
     assert visible(root) == {"consumed": b"x"}
     assert private(root) == []
-    assert store.finisher.finished(asked, receipt.size) == receipt
+    assert store.parts.commit.finished(asked, receipt.size) == receipt
     clock.wait(store.close())
 
 
@@ -387,9 +395,9 @@ def test_whatWasNotPublishedLeavesNothing(root, way):
         asked = offer("a", durability=level, key=KEY)
         if way == "put":
             with pytest.raises(StoreError):
-                store.finisher.put(asked, b"x", None)
+                store.parts.commit.put(asked, b"x", None)
         else:
-            [result] = store.finisher.batch([commit.Small(asked, b"x", None, None)])
+            [result] = store.parts.commit.batch([commit.Small(asked, b"x", None, None)])
             assert isinstance(result.value, StoreError)
     assert visible(root) == {}
     assert private(root) == []
@@ -426,9 +434,9 @@ def test_whatWasNotedIsAcknowledged(root, call):
     # a close() that failed has closed on Linux; this one was never made
     assert len(os.listdir("/proc/self/fd")) == before_ + (1 if call == "close" else 0)
     del failed[:]
-    receipt = store.finisher.put(offer("g", key=b"g" * 32), b"x", None)
+    receipt = store.parts.commit.put(offer("g", key=b"g" * 32), b"x", None)
     assert failed == [call]
-    assert store.finisher.finished(offer("g", key=b"g" * 32), receipt.size) == receipt
+    assert store.parts.commit.finished(offer("g", key=b"g" * 32), receipt.size) == receipt
     armed = False
     clock.wait(store.close())
 
@@ -463,16 +471,16 @@ def test_aNameThatRenameTookAwayIsNotOurs(root, level):
         fd = os.open("p", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=other)
         os.write(fd, b"mine")
         source = Source(fd, other, "p", 4, fresh=fresh)
-        append = store._done.append
+        append = store.parts.commit._receiptLog.append
 
         def meanwhile(*arguments, append=append, **keywords):
             (root / ".connpool/temporary/p").write_bytes(b"theirs")
             append(*arguments, **keywords)
 
-        store._done.append = meanwhile
+        store.parts.commit._receiptLog.append = meanwhile
         asked = offer("a", durability=level, ifExists="replace", key=KEY)
-        store.finisher.one(asked, source, None)
-        store._done.append = append
+        store.parts.commit.one(asked, source, None)
+        store.parts.commit._receiptLog.append = append
         assert visible(root) == {"a": b"mine"}
         assert (root / ".connpool/temporary/p").read_bytes() == b"theirs"
         (root / ".connpool/temporary/p").unlink()
@@ -486,15 +494,15 @@ def test_aPrivateNameThatLeadsElsewhereStays(root):
     other = os.open(root / ".connpool/temporary", os.O_RDONLY)
     fd = os.open("p", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=other)
     source = Source(fd, other, "p", 0)
-    append = store._done.append
+    append = store.parts.commit._receiptLog.append
 
     def meanwhile(*arguments, **keywords):
         (root / ".connpool/temporary/p").unlink()
         (root / ".connpool/temporary/p").write_bytes(b"theirs")
         append(*arguments, **keywords)
 
-    store._done.append = meanwhile
-    store.finisher.one(offer("a", key=KEY), source, None)
+    store.parts.commit._receiptLog.append = meanwhile
+    store.parts.commit.one(offer("a", key=KEY), source, None)
     assert (root / ".connpool/temporary/p").read_bytes() == b"theirs"
     os.close(fd)
     os.close(other)
@@ -532,7 +540,7 @@ def test_aCopyThatWasNotFinishedIsFound(root, way):
         elif way == "batch":
             clock.wait(store.put(asked, b"x" * BLOCK, None))
         else:
-            store.finisher.put(asked, b"x" * BLOCK, None)
+            store.parts.commit.put(asked, b"x" * BLOCK, None)
     assert len(hidden(root)) == 1
     for _ in range(2):  # who had the files open is gone
         store, clock, calls = opened(root, apart=True)
@@ -553,7 +561,7 @@ def test_aNoteOfNothing(root, noted):
     (root / ".connpool/temporary/copy-x").write_bytes(noted)
     temporary = os.open(root / ".connpool/temporary", os.O_RDONLY)
     for name in ("copy-0123456789abcdef", "copy-x", "copy-0000000000000000"):
-        store.finisher.remove(name, temporary)
+        store.parts.recovery._publisher.remove(name, temporary)
     os.close(temporary)
     assert private(root) == []
     clock.wait(store.close())
@@ -563,13 +571,13 @@ def test_aNoteOfNothing(root, noted):
 def test_aNoteOfWhatIsGone(root, tmp_path, gone):
     store, clock, _ = opened(root, apart=True)
     faults = Faults("unlink")
-    store.syscalls.before, apart = None, store.syscalls.before
+    store.parts.syscalls.before, apart = None, store.parts.syscalls.before
 
     def both(*arguments):
         faults(*arguments)
         apart(*arguments)
 
-    store.syscalls.before = both
+    store.parts.syscalls.before = both
     faults.on = True
     receipt = clock.wait(store.put(offer("d/a", key=KEY), b"x", None))
     assert receipt.name == "d/a"  # what could not be removed is no failure
@@ -586,7 +594,7 @@ def test_aNoteOfWhatIsGone(root, tmp_path, gone):
         (root / "d").write_text("")
     [note] = [name for name in private(root) if name.startswith("copy")]
     temporary = os.open(root / ".connpool/temporary", os.O_RDONLY)
-    store.finisher.remove(note, temporary)
+    store.parts.recovery._publisher.remove(note, temporary)
     os.close(temporary)
     assert [name for name in private(root) if name.startswith("copy")] == []
     clock.wait(store.close())
@@ -623,7 +631,7 @@ def test_nobodyIsToldBeforeTheWholeWayIsSynced(root):
             order.append("synced")
 
     fd = os.open(root, os.O_RDONLY)
-    held = Tree(Recorded(before, lazy=True), fd, 0o750)
+    held = Directories(Recorded(before, lazy=True), fd, 0o750)
     directories = [held.acquire(("a", "b"), create=True) for _ in range(2)]
 
     def sync(directory):

@@ -10,19 +10,30 @@ import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import DeferredList, fail, maybeDeferred
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    fail,
+    maybeDeferred,
+    succeed,
+)
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from connpool.errors import ConflictTakeover, Exists, Skipped, StoreError, TooLarge
-from connpool.interfaces import IDirectoryStore, IFileStore, IPartial
+from connpool.errors import Busy, ConflictTakeover, Exists, Skipped, StoreError, TooLarge
+from connpool.interfaces import IDirectoryStore, IFileStore, IPartial, IPartialHolder
 from connpool.transfer import RelativeName
 from connpool.transfer.stores import LocalStore, MemoryStore
-from tests.helpers.waiting import bounded
+from connpool.transfer.syscalls import VOLATILE
+from tests.helpers.waiting import assertNoResult, bounded
 from tests.transfer.hostile import CORPUS
 from tests.transfer.stores.kit import BLOCK, fill, offer, settled, visible
 
 
 class MemoryUnderTest:
+    isDurable = False
+
     def __init__(self, root, **values):
         self.store = MemoryStore(**values)
 
@@ -34,6 +45,7 @@ class LocalUnderTest:
     def __init__(self, root, **values):
         self.root = root
         self.store = LocalStore(reactor, root, **values)
+        self.isDurable = self.store.filesystem not in VOLATILE
 
     def files(self):
         return visible(self.root)
@@ -74,8 +86,7 @@ async def test_putPublishesAndSaysSo(tested, durability):
     assert (receipt.size, receipt.status) == (7, "stored")
     assert (receipt.integrity, receipt.root) == ("verified", "01" * 32)
     assert receipt.transferId == asked.transferId
-    reachable = tested.store.caps.durability
-    assert receipt.durability == ("none" if reachable == "none" else durability)
+    assert receipt.durability == (durability if tested.isDurable else "none")
     stat = await bounded(tested.store.stat(asked.name))
     assert (stat.size, stat.modified) == (7, 1_600_000_000 * 10**9)
 
@@ -618,6 +629,86 @@ async def test_aNewerConnectionTakesOver(tested):
     assert tested.files() == {"report.txt": b"x" * BLOCK + b"z" * BLOCK}
 
 
+@implementer(IPartialHolder)
+class Holder:
+    """
+    A transfer that is told, and lets go when it is asked to.
+    """
+
+    def __init__(self, place=None):
+        self.place = place or succeed(None)
+        self.told = 0
+
+    def ready(self):
+        return self.place
+
+    def evicted(self):
+        self.told += 1
+        if not self.place.called:
+            self.place.cancel()
+
+
+@pytest_twisted.ensureDeferred
+async def test_theOlderHolderIsToldAndWaitedFor(tested):
+    verifyObject(IPartialHolder, Holder())
+    asked = offer(size=2 * BLOCK, resumeKey=SECRET)
+    one, two, three = Holder(), Holder(), Holder()
+    older = await bounded(tested.store.open(asked, one))
+    assert (one.told, older.epoch) == (0, 0)
+    await fill(older, b"x" * BLOCK)
+    opening = tested.store.open(asked, two)
+    assert one.told == 1
+    assertNoResult(opening)
+    # it is not fenced: its last blocks are verified, and recorded
+    older.write(BLOCK, b"y" * BLOCK)
+    await bounded(older.suspend())
+    newer = await bounded(opening)
+    assert newer.epoch == 1
+    assert newer.held[0][0] == 0
+    # after an end nobody is told
+    await bounded(newer.abort())
+    last = await bounded(tested.store.open(asked, three))
+    assert (one.told, two.told, last.epoch) == (1, 0, 0)
+    await bounded(last.abort())
+
+
+@pytest_twisted.ensureDeferred
+async def test_aHolderThatWaitsMakesWay(tested):
+    asked = offer(size=BLOCK, resumeKey=SECRET)
+    waiting, newer = Holder(Deferred()), Holder()
+    opening = tested.store.open(asked, waiting)
+    assertNoResult(opening)
+    assert await bounded(tested.store.partials()) == []
+    partial = await bounded(tested.store.open(asked, newer))
+    with pytest.raises(CancelledError):
+        await bounded(opening)
+    assert partial.epoch == 1
+    await bounded(partial.abort())
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatAHolderWaitsForMayFail(tested):
+    for secret in (SECRET, None):
+        asked = offer(size=BLOCK, resumeKey=secret)
+        with pytest.raises(Busy):
+            await bounded(tested.store.open(asked, Holder(fail(Busy("too many")))))
+        partial = await bounded(tested.store.open(asked, Holder()))
+        assert partial.epoch == 0
+        await bounded(partial.abort())
+
+
+@pytest_twisted.ensureDeferred
+async def test_aReceiptLeavesNoClaim(tested):
+    asked = offer(size=BLOCK, resumeKey=SECRET, key=SECRET)
+    one = Holder()
+    first = await bounded(tested.store.open(asked, one))
+    await fill(first, b"x" * BLOCK)
+    receipt = await bounded(first.commit(None))
+    for _ in range(2):
+        assert await bounded(tested.store.open(asked, Holder())) == receipt
+    assert one.told == 0
+
+
 @pytest_twisted.ensureDeferred
 async def test_withoutAResumeKeyNothingStays(tested):
     partial = await bounded(tested.store.open(offer(size=2 * BLOCK)))
@@ -675,8 +766,7 @@ async def test_aDirectoryIsMade(tested, durability):
     verifyObject(IDirectoryStore, tested.store)
     made = await directory(tested, "a/b/c", 1_600_000_000 * 10**9 + 17, durability)
     assert made.made
-    reachable = tested.store.caps.durability
-    assert made.durability == ("none" if reachable == "none" else durability)
+    assert made.durability == (durability if tested.isDurable else "none")
     assert timeOf(tested, "a/b/c") == 1_600_000_000 * 10**9 + 17
     # again, with another time, before the epoch
     made = await directory(tested, "a/b/c", -1_500_000_000, durability)

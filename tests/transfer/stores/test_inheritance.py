@@ -12,7 +12,8 @@ import subprocess
 
 import pytest
 
-from connpool.transfer.stores import inheritance
+from connpool.transfer.stores.directories import Inheritance
+from connpool.transfer.stores.publish import inherit
 from connpool.transfer.syscalls import Syscalls
 from tests.transfer.stores import deaths
 from tests.transfer.stores.kit import offer
@@ -125,17 +126,16 @@ def test_onAnotherMount(root, way):
 
 def test_aFileSystemWithoutAcls(root):
     calls = Syscalls()
-    calls.getxattr = lambda *_: b"\2\0\0\0\1\0\7\0\377\377\377\377"
+    acl = b"\2\0\0\0\1\0\7\0\377\377\377\377"
 
     def unsupported(*_):
         raise OSError(95, "Operation not supported")
 
     calls.setxattr = unsupported
-    fd, directory = os.open(root / "x", os.O_CREAT | os.O_RDWR), os.open(root, os.O_RDONLY)
-    assert not inheritance.inherit(calls, fd, directory, 0o604)
+    fd = os.open(root / "x", os.O_CREAT | os.O_RDWR)
+    assert not inherit(calls, fd, Inheritance(None, acl), 0o604)
     assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o604
     os.close(fd)
-    os.close(directory)
 
 
 @needsAcl

@@ -35,7 +35,7 @@ from connpool.transfer.identities import Identity
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.stores import local as local_
 from connpool.transfer.stores import partialdir
-from connpool.transfer.stores.directories import FRESH
+from connpool.transfer.stores.directories import LOOK_SECONDS
 from tests.helpers.waiting import assertNoResult, bounded, failureResultOf, pause
 from tests.transfer.stores.kit import (
     BLOCK,
@@ -435,7 +435,7 @@ async def test_receiptsAreShared(root, opened):
     asked = offer(size=1, key=b"k" * 32)
     mine, theirs = opened(), opened()
     receipt = await bounded(settled(mine.put(asked, b"x", None)))
-    await pause(2 * FRESH)
+    await pause(2 * LOOK_SECONDS)
     assert await bounded(theirs.open(asked)) == receipt
     assert await bounded(opened().open(asked)) == receipt
 
@@ -494,7 +494,7 @@ async def test_theOldestSuspendedMakesRoom(root, opened):
 
 @pytest_twisted.ensureDeferred
 async def test_partialsOfOnePrincipalAreCounted(root, opened, monkeypatch):
-    monkeypatch.setattr(partialdir, "PARTIALS", 3)
+    monkeypatch.setattr(partialdir, "MAX_PARTIALS", 3)
     store = opened()
     held = []
     for number in range(3):
@@ -541,7 +541,7 @@ def test_theFloorStaysFree(root):
 @pytest_twisted.ensureDeferred
 async def test_unknownSizesReserveInSteps(root, opened):
     store = opened(quota=3 * BLOCK)
-    store.ledger.step = BLOCK
+    store.parts.reservations.step = BLOCK
     incoming = await bounded(store.open(offer(size=None)))
     for number in range(3):
         incoming.write(number * BLOCK, b"x" * BLOCK)
@@ -668,7 +668,6 @@ def test_volatileFileSystemsPromiseNothing(tmp_path):
         store, clock, syscalls = inline(directory)
         receipt = clock.wait(store.put(offer(durability="full"), b"x", None))
         assert (receipt.durability, receipt.filesystem) == ("none", "tmpfs")
-        assert store.caps.durability == "none"
         assert not set(syscalls.names()) & {"fsync", "fdatasync", "syncfs"}
         clock.wait(store.close())
 
@@ -709,7 +708,7 @@ async def test_takeOverWaitsForWritesInThreads(root, opened):
     store = opened()
     asked = offer(size=3 * BLOCK, resumeKey=SECRET)
     older = await bounded(store.open(asked))
-    store.pace.inline = False
+    store.parts.threads.latency.inline = False
     writing = older.write(0, b"x" * BLOCK)
     opening = store.open(asked)
     with pytest.raises(ConflictTakeover):
@@ -770,7 +769,7 @@ def test_oldPartialsAreRemovedWhenThatIsSure(root):
 
 def test_reapingHappensByItself(root):
     store, clock, syscalls = inline(root)
-    clock.now += local_.REAP
+    clock.now += local_.RECOVERY_SECONDS
     assert store.trouble() is None
     assert "partials" not in syscalls.names()
     assert any(name == "listdir" for name in syscalls.names())
@@ -996,7 +995,7 @@ def test_directoriesThatMoveWhileTheyAreHeld(root, tmp_path):
     store, clock, _ = inline(root)
     clock.wait(store.put(offer("d/a", durability="none"), b"1", None))
     (root / "d").rename(tmp_path / "archive")
-    time.sleep(2 * FRESH)
+    time.sleep(2 * LOOK_SECONDS)
     clock.wait(store.put(offer("d/b", durability="none"), b"2", None))
     (tmp_path / "archive/a").unlink()
     (tmp_path / "archive").rmdir()
@@ -1053,7 +1052,7 @@ def test_aWriteIsOneCall(root):
     What a large file costs: one C{pwrite} of borrowed memory for each run.
     """
     store, clock, syscalls = inline(root)
-    store.pace.took = lambda seconds: None  # whatever else this machine does
+    store.parts.threads.latency.took = lambda seconds: None  # whatever else this machine does
     run = memoryview(bytearray(1 << 20))
     for asked in (offer(size=4 << 20), offer(size=4 << 20, resumeKey=SECRET)):
         partial = clock.wait(store.open(asked))
@@ -1068,7 +1067,7 @@ def test_aWriteIsOneCall(root):
 
 def test_aSmallFileCostsFewCalls(root):
     store, clock, syscalls = inline(root)
-    store.pace.took = lambda seconds: None
+    store.parts.threads.latency.took = lambda seconds: None
     for number in range(3):
         del syscalls.log[:]
         asked = offer(f"d/x{number}", durability="none", modified=0, key=bytes([number]) * 32)

@@ -19,8 +19,8 @@ from twisted.internet.defer import gatherResults
 from connpool.errors import Busy, ConflictTakeover, NoSpace, StoreError, SyncFailed
 from connpool.transfer import LocalStore, Receipt
 from connpool.transfer.stores import partial as partial_
-from connpool.transfer.stores.journal import MAX_JOURNAL, blocksRecord, header
-from connpool.transfer.stores.partialdir import LONG_JOURNAL
+from connpool.transfer.stores.journal import MAX_JOURNAL_BYTES, blocksRecord, header
+from connpool.transfer.stores.partialdir import LONG_JOURNAL_BYTES
 from tests.helpers.waiting import (
     assertNoResult,
     bounded,
@@ -181,14 +181,14 @@ def test_aJournalThatIsTooLongIsBegunAnew(root):
     asked = suspended(root)
     line = header(asked)
     with journals(root)[0].open("ab") as file:
-        file.write(line * (MAX_JOURNAL // len(line) + 1))
+        file.write(line * (MAX_JOURNAL_BYTES // len(line) + 1))
     store, clock, _ = inline(root)
     partial = clock.wait(store.open(asked))
     assert list(partial.held) == HELD
     partial.write(3 * BLOCK, CONTENT[3 * BLOCK :])
     partial.record(3, hashlib.sha256(CONTENT[3 * BLOCK :]).digest())
     clock.wait(partial.suspend())
-    assert journals(root)[0].stat().st_size < LONG_JOURNAL
+    assert journals(root)[0].stat().st_size < LONG_JOURNAL_BYTES
     clock.wait(store.close())
     store, clock, _ = inline(root)
     partial = clock.wait(store.open(asked))
@@ -212,7 +212,7 @@ def test_reconnectionsDoNotGrowTheJournal(root):
         partial = clock.wait(store.open(again))
         assert list(partial.held) == HELD
         clock.wait(partial.suspend())
-    assert size < journals(root)[0].stat().st_size < LONG_JOURNAL + 1000
+    assert size < journals(root)[0].stat().st_size < LONG_JOURNAL_BYTES + 1000
     [info] = clock.wait(store.partials())
     assert (info.name, info.received) == ("a", 3 * BLOCK)
     clock.wait(store.close())
@@ -232,7 +232,7 @@ async def test_aLongJournalIsReadInAThread(root):
     digests = [(block, block.to_bytes(32, "big")) for block in range(blocks)]
     journals(root)[0].write_bytes(header(asked) + blocksRecord(digests))
     store, clock, syscalls = inline(root, clock=Later(), minFree=0)
-    store.ledger._space.floor = -(1 << 50)
+    store.parts.reservations._space.floor = -(1 << 50)
     clock.hold = True
     del syscalls.log[:]
     opening = store.open(asked)
@@ -395,7 +395,7 @@ def test_aJournalThatCannotBeWrittenAtFirst(root):
             clock.wait(partial.checkpoint())
         syscalls.before = None
         clock.wait(partial.suspend())
-        assert store.ledger._totals.promised == 0
+        assert store.parts.reservations._totals.promised == 0
         assert store.admission.active == []
         partial = clock.wait(store.open(asked))
         assert list(partial.held) == [(0, BLOCK)]
@@ -418,7 +418,7 @@ def test_anOpenThatFailsLeavesNothingOpen(root, call):
         with pytest.raises(StoreError):
             clock.wait(store.open(asked))
     assert len(os.listdir("/proc/self/fd")) == before
-    assert store.ledger._totals.promised == 0
+    assert store.parts.reservations._totals.promised == 0
     assert list(clock.wait(store.open(asked)).held) == HELD
     clock.wait(store.close())
 
@@ -480,7 +480,7 @@ def test_suspendedTwice(root, writing):
     filled(clock, partial, CONTENT[: 3 * BLOCK])
     clock.hold = True
     if writing:
-        store.pace.inline = False
+        store.parts.threads.latency.inline = False
         partial.write(3 * BLOCK, b"x")
     ends = [partial.suspend(), partial.suspend(), store.close()]
     for end in ends:
@@ -500,7 +500,7 @@ def test_takeOverWhileTheStoreCloses(root, digests):
     asked = offer("a", size=4 * BLOCK, resumeKey=SECRET)
     older = clock.wait(store.open(asked))
     filled(clock, older, CONTENT[: digests * BLOCK])
-    store.pace.inline = False
+    store.parts.threads.latency.inline = False
     clock.hold = True
     writing = older.write(2 * BLOCK, CONTENT[:BLOCK])
     opening = store.open(asked)
@@ -581,7 +581,7 @@ async def test_rereadingKeepsNobodyWaiting(root):
 
 
 def test_aLongRereadingLetsOthersHaveTheirTurn(root, monkeypatch):
-    monkeypatch.setattr(partial_, "SLICE", BLOCK)
+    monkeypatch.setattr(partial_, "REHASH_SLICE_BYTES", BLOCK)
     keys = [b"1" * 32, b"2" * 32]
     for key in keys:
         suspended(root, resumeKey=key)

@@ -19,8 +19,9 @@ from twisted.python.failure import Failure
 from connpool.errors import NoSpace
 from connpool.transfer import LocalStore
 from connpool.transfer.stores import groupcommit
-from connpool.transfer.stores.directories import Tree
+from connpool.transfer.stores.directories import Directories
 from connpool.transfer.stores.groupcommit import GroupCommit, Small, SyncChoice
+from connpool.transfer.stores.iothreads import CALM_WRITES, INLINE_SECONDS, WriteLatency
 from connpool.transfer.stores.journal import (
     Committing,
     Journal,
@@ -28,7 +29,6 @@ from connpool.transfer.stores.journal import (
     committingRecord,
     header,
 )
-from connpool.transfer.stores.pace import CALM, LIMIT, Pace
 from connpool.transfer.stores.ranges import Ranges, blockRange
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
@@ -77,38 +77,38 @@ def test_rangesOfBlocks(blocks, blockSize, size):
     assert (ranges, ranges.total) == (expected, expected.total)
 
 
-# -- pace ---------------------------------------------------------------------
+# -- latency ------------------------------------------------------------------
 
 
 def test_slowWritesLeaveTheReactor():
-    pace = Pace()
+    latency = WriteLatency()
     for _ in range(100):
-        pace.took(LIMIT * 0.9)
-    assert pace.inline
-    pace.took(LIMIT * 4)
-    assert not pace.inline
+        latency.took(INLINE_SECONDS * 0.9)
+    assert latency.inline
+    latency.took(INLINE_SECONDS * 4)
+    assert not latency.inline
 
 
 def test_oneLateWriteIsNothing():
-    pace = Pace()
+    latency = WriteLatency()
     for turn in range(200):
-        pace.took(LIMIT * 3 if turn % 40 == 0 else LIMIT / 100)
-        assert pace.inline
+        latency.took(INLINE_SECONDS * 3 if turn % 40 == 0 else INLINE_SECONDS / 100)
+        assert latency.inline
 
 
 def test_oneVerySlowWriteIsEnough():
-    pace = Pace()
-    pace.took(0.1)
-    assert not pace.inline
-    for _ in range(CALM - 1):
-        pace.took(0.0001)
-        assert not pace.inline
-    pace.took(0.1)
-    for _ in range(CALM - 1):
-        pace.took(0.0001)
-        assert not pace.inline
-    pace.took(0.0001)
-    assert pace.inline
+    latency = WriteLatency()
+    latency.took(0.1)
+    assert not latency.inline
+    for _ in range(CALM_WRITES - 1):
+        latency.took(0.0001)
+        assert not latency.inline
+    latency.took(0.1)
+    for _ in range(CALM_WRITES - 1):
+        latency.took(0.0001)
+        assert not latency.inline
+    latency.took(0.0001)
+    assert latency.inline
 
 
 # -- batches ------------------------------------------------------------------
@@ -118,12 +118,12 @@ def test_theQuickerSyncIsChosen():
     for quicker in (True, False):
         choice = SyncChoice()
         ways = []
-        for _ in range(4 * choice.AGAIN):
+        for _ in range(4 * choice.RETRY_BATCHES):
             way = choice.together(100)
             ways.append(way)
             choice.took(way, 100, 1.0 if way == quicker else 10.0)
         assert ways.count(not quicker) == 1 + 4  # once to know, then now and then
-        assert not choice.together(choice.FEW - 1)
+        assert not choice.together(choice.LEAST_FILES - 1)
 
 
 def test_aSyncThatBecameSlowIsLeft():
@@ -183,12 +183,12 @@ def test_batchesAreBounded():
         return d
 
     group = GroupCommit(run, clock.callLater)
-    for _ in range(groupcommit.FILES + 1):
+    for _ in range(groupcommit.BATCH_FILES + 1):
         group.add(small())
     for _ in range(3):
-        group.add(small(groupcommit.BYTES))
+        group.add(small(groupcommit.BATCH_BYTES))
     clock.pump([0, 1, 1, 1, 1, 1, 1])
-    assert sizes == [groupcommit.FILES, 2, 1, 1]
+    assert sizes == [groupcommit.BATCH_FILES, 2, 1, 1]
 
 
 def test_aBatchThatCannotRunFailsItsFilesOnly():
@@ -335,7 +335,7 @@ def test_theResumeKeyIsNowhereOnDisk(root):
 def test_descriptorsOfDirectoriesAreBounded(root):
     calls = Recorded()
     fd = os.open(root, os.O_RDONLY)
-    tree = Tree(calls, fd, 0o750, keep=4)
+    tree = Directories(calls, fd, 0o750, keep=4)
     before = len(os.listdir("/proc/self/fd"))
     held = tree.acquire(("held", "below"), create=True)
     for number in range(30):
@@ -351,7 +351,7 @@ def test_descriptorsOfDirectoriesAreBounded(root):
 def test_theWayToADirectoryIsSyncedOnce(root):
     calls = Recorded()
     fd = os.open(root, os.O_RDONLY)
-    tree = Tree(calls, fd, 0o750)
+    tree = Directories(calls, fd, 0o750)
     directory = tree.acquire(("a", "b", "c"), create=True)
     tree.sync(directory)
     assert calls.names().count("fsync") == 4  # c, and the names of c, b and a

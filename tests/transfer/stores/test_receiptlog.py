@@ -16,10 +16,14 @@ import attrs
 import pytest
 
 from connpool.transfer import Receipt
-from connpool.transfer.stores import places, receiptlog
-from connpool.transfer.stores.places import Places
-from connpool.transfer.stores.receiptcursor import ReceivedOutbox
-from connpool.transfer.stores.receiptlog import KEPT, SURE, DoneLog
+from connpool.transfer.stores import receiptlog
+from connpool.transfer.stores.receiptcursor import ReceiptCursor
+from connpool.transfer.stores.receiptlog import (
+    KEPT_SECONDS,
+    OVERDUE_SECONDS,
+    ReceiptLog,
+    ReceiptOffsets,
+)
 from connpool.transfer.stores.recordlines import encodeLine
 from tests.transfer.stores.kit import Recorded, followed, offer
 from tests.transfer.stores.powerloss import Disk, materialise
@@ -59,7 +63,7 @@ class Place:
         """
         fd = os.open(self.path, os.O_RDONLY)
         calls = Recorded(before, lazy=lazy)
-        log = DoneLog(
+        log = ReceiptLog(
             calls,
             followed(calls, fd),
             lambda: self.clock.wall,
@@ -72,7 +76,7 @@ class Place:
     def outbox(self):
         fd = os.open(self.path, os.O_RDONLY)
         calls = Recorded(lazy=True)
-        outbox = ReceivedOutbox(calls, followed(calls, fd))
+        outbox = ReceiptCursor(calls, followed(calls, fd))
         self._close += [lambda: os.close(fd), outbox.close]
         return outbox
 
@@ -200,7 +204,7 @@ def test_whatOthersAppendIsFound(place):
         append(mine, number)
         append(theirs, number + 1)
     assert found(mine, range(41)) == found(theirs, range(41)) == list(range(40))
-    time.sleep(2 * receiptlog.FRESH)  # without being told to look
+    time.sleep(2 * receiptlog.LOOK_SECONDS)  # without being told to look
     append(theirs, 40)
     assert mine.find(asked(40), 1) is not None
 
@@ -262,12 +266,12 @@ def test_receiptsAreForgottenAfterAWeek(place, clock):
     log = place.open(size=3 * LENGTH)
     for number in range(8):
         append(log, number)
-    clock.run(KEPT - 60)
+    clock.run(KEPT_SECONDS - 60)
     log.expire()
-    clock.run(SURE)
+    clock.run(OVERDUE_SECONDS)
     log.expire()
     assert found(log, range(8)) == list(range(8))
-    clock.run(SURE)
+    clock.run(OVERDUE_SECONDS)
     log.expire()
     # not the last one: somebody may be about to write to it
     assert found(log, range(8)) == found(place.open(), range(8)) == [6, 7]
@@ -285,7 +289,7 @@ def test_aClockThatJumpedForgetsNothing(place, clock):
     for _ in range(5):
         clock.wall += 9 * 86400
         log.expire()
-        clock.own += SURE - 1
+        clock.own += OVERDUE_SECONDS - 1
         log.expire()
         clock.wall -= 9 * 86400
         log.expire()
@@ -299,9 +303,9 @@ def test_descriptorsOfForgottenFilesAreClosed(place, clock):
     for number in range(30):
         append(log, number)
     assert len(os.listdir("/proc/self/fd")) == before + 3
-    clock.run(KEPT + 60)
+    clock.run(KEPT_SECONDS + 60)
     log.expire()
-    clock.run(SURE)
+    clock.run(OVERDUE_SECONDS)
     log.expire()
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -312,9 +316,9 @@ def test_aProcessThatSleptForAWeekWritesWhereOthersRead(place, clock, rest):
     append(asleep, 0)
     for number in range(1, 8):
         append(awake, number)
-    clock.run(KEPT + 60)
+    clock.run(KEPT_SECONDS + 60)
     awake.expire()
-    clock.run(SURE)
+    clock.run(OVERDUE_SECONDS)
     awake.expire()
     if rest == "more":
         for number in range(8, 11):
@@ -495,8 +499,8 @@ def life(place, before=None, **values):
 
 @pytest.fixture
 def fewPlaces(monkeypatch):
-    monkeypatch.setattr(places, "MANY", 3)
-    monkeypatch.setattr(receiptlog, "SOME", 1)
+    monkeypatch.setattr(receiptlog, "RECENT_OFFSETS", 3)
+    monkeypatch.setattr(receiptlog, "INDEXED_RECEIPTS", 1)
 
 
 @pytest.mark.usefixtures("fewPlaces")
@@ -569,8 +573,8 @@ def read(log):
 
 
 def test_aStartReadsLittle(place, monkeypatch):
-    monkeypatch.setattr(places, "MANY", 256)
-    monkeypatch.setattr(receiptlog, "SOME", 100)
+    monkeypatch.setattr(receiptlog, "RECENT_OFFSETS", 256)
+    monkeypatch.setattr(receiptlog, "INDEXED_RECEIPTS", 100)
     log = place.open(size=1000 * LENGTH)
     for number in range(0, 5000, 60):
         append(log, *range(number, min(number + 60, 5000)))
@@ -635,20 +639,20 @@ def test_anIndexThatCannotBeWrittenIsMissedByNobody(place):
 
 def test_twoKeysWithOnePlace():
     one, two, three = b"same0", b"same1", b"else0"
-    places = Places()
+    places = ReceiptOffsets()
     places.note(one, 1)
     places.note(two, 2)
     places.note(three, 3)
     assert [list(places.of(each)) for each in (one, two, three)] == [[1], [2], [3]]
     places.known = 10
     kept = places.sort()
-    for each in (places, Places()):
+    for each in (places, ReceiptOffsets()):
         assert each.restore(kept, 10)
         assert [sorted(each.of(key)) for key in (one, two, three)] == [[1, 2], [1, 2], [3]]
         assert list(each.of(b"nine")) == []
         each.note(one, 7)
         assert sorted(each.of(one)) == [1, 2, 7]
-    assert not Places().restore(kept, 9)
+    assert not ReceiptOffsets().restore(kept, 9)
 
 
 @pytest.mark.usefixtures("fewPlaces")

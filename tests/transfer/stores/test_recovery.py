@@ -14,7 +14,7 @@ from twisted.logger import capturedLogs
 
 from connpool.errors import Busy, NoSpace
 from connpool.transfer import LocalStore, Receipt
-from connpool.transfer.stores.recovery import KEPT, SURE
+from connpool.transfer.stores.recovery import OVERDUE_SECONDS, TEMPORARY_SECONDS
 from tests.helpers.waiting import failureResultOf
 from tests.transfer.stores.kit import BLOCK, InlineReactor, offer, visible
 from tests.transfer.stores.onpartials import (
@@ -87,7 +87,7 @@ def test_theEvidenceStaysUntilTheStepsAreTaken(root, rule, finder):
         with pytest.raises(NoSpace):
             clock.wait(store.open(asked))
     else:
-        found = store.reaper.look(0.0)
+        found = store.parts.recovery.look(0.0)
         assert [failure.type for failure in found] == [NoSpace]
     full[0] = False
     if rule == "rename":
@@ -139,7 +139,7 @@ def test_aJournalOfNothingIsRemovedInTime(root):
         now[0] = time.time() + days * DAY
         clock.wait(store.reap())
         assert len(journals(root)) == 1
-    clock.now += SURE
+    clock.now += OVERDUE_SECONDS
     clock.wait(store.reap())
     assert parts(root) == journals(root) == []
     partial = clock.wait(store.open(asked))
@@ -156,7 +156,7 @@ def test_bytesWhoseJournalWasLostAreRemovedInTime(root):
     now[0] += 11 * DAY
     for _ in range(2):
         clock.wait(store.reap())
-        clock.now += SURE
+        clock.now += OVERDUE_SECONDS
     assert parts(root) == journals(root) == []
     clock.wait(store.close())
 
@@ -222,8 +222,8 @@ def test_theTimeOfTheSourceIsNoAge(root):
     assert abs(info.changed - now[0]) < 60
     for _ in range(3):
         clock.wait(store.reap())
-        clock.now += 1.5 * SURE
-        now[0] += 1.5 * SURE
+        clock.now += 1.5 * OVERDUE_SECONDS
+        now[0] += 1.5 * OVERDUE_SECONDS
     full[0] = False
     partial = clock.wait(store.open(asked))
     assert list(partial.held) == [(0, BLOCK)]
@@ -267,7 +267,7 @@ def test_whatChangedMeanwhileIsNotTooOld(root, writer):
     for path in journals(root):
         os.utime(path, (now[0] - 2 * DAY,) * 2)
     first.wait(mine.reap())
-    first.now += SURE
+    first.now += OVERDUE_SECONDS
 
     def meanwhile():
         if writer == "deleted":
@@ -300,8 +300,8 @@ def test_temporaryFilesInUseAreLeftAlone(root):
         for name, store, clock in (("mine", mine, first), ("theirs", theirs, second))
     ]
     (root / ".connpool/temporary/left").write_text("by a process that died")
-    now[0] += 2 * KEPT
-    for seconds in (0, 0, SURE - 1):
+    now[0] += 2 * TEMPORARY_SECONDS
+    for seconds in (0, 0, OVERDUE_SECONDS - 1):
         first.now += seconds
         first.wait(mine.reap())
         assert len(temporaries(root)) == 3  # a clock that jumped is not enough
@@ -321,10 +321,10 @@ def test_temporaryFilesThatChangeAreNotOld(root):
     store, clock, _ = inline(root, now=lambda: now[0])
     path = root / ".connpool/temporary/x"
     path.write_text("")
-    now[0] += 2 * KEPT
+    now[0] += 2 * TEMPORARY_SECONDS
     for _ in range(3):
         clock.wait(store.reap())
-        clock.now += SURE
+        clock.now += OVERDUE_SECONDS
         path.chmod(0o600)
         time.sleep(0.01)
         path.write_text("more")
@@ -355,12 +355,12 @@ def test_oneBadThingKeepsNobodyFromTheRest(root, expectFailure):
         (stray.parent / name).symlink_to("nowhere")
     now[0] += 30 * DAY
     expired = []
-    expire = store.finisher.expire
-    store.finisher.expire = lambda: expired.append(expire())
+    expire = store.parts.recovery._receiptLog.expire
+    store.parts.recovery._receiptLog.expire = lambda: expired.append(expire())
     with capturedLogs() as logs:
         for _ in range(2):
             clock.wait(store.reap())
-            clock.now += SURE
+            clock.now += OVERDUE_SECONDS
     assert sum("log_failure" in event for event in logs) == 1
     assert parts(root) == [bad]
     assert temporaries(root) == ["stray"]
@@ -377,7 +377,7 @@ def test_aReaperThatFailsIsLoggedAndComesAgain(root, expectFailure):
             raise OSError(errno.EIO, "")
 
     store, clock, _ = inline(root)
-    store.syscalls.before = before
+    store.parts.syscalls.before = before
     for logged in (1, 0):
         with capturedLogs() as logs:
             clock.wait(store.reap())

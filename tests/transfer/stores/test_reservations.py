@@ -16,7 +16,7 @@ from twisted.internet.defer import DeferredList
 from connpool.errors import NoSpace, QuotaExceeded
 from connpool.transfer import LocalStore
 from connpool.transfer.stores import partialdir
-from connpool.transfer.stores.reservations import FIRST_STEP
+from connpool.transfer.stores.reservations import FIRST_STEP_BYTES
 from connpool.transfer.syscalls import asTransferError
 from tests.helpers.waiting import bounded
 from tests.transfer.stores.kit import BLOCK, offer, visible
@@ -63,15 +63,19 @@ def test_whatCannotBeToldIsNotPromised(root, number):
         with pytest.raises((NoSpace, QuotaExceeded)):
             clock.wait(store.open(asked))
         syscalls.before = None
-        assert store.ledger._totals.promised == 0
-        assert store.ledger._totals.taken == {}
+        assert store.parts.reservations._totals.promised == 0
+        assert store.parts.reservations._totals.taken == {}
     partial = clock.wait(store.open(offer("b", size=None)))
     partial.write(0, b"x" * BLOCK)
     reserved = partial._reservation.size
     syscalls.before = broken(number)
     with pytest.raises((NoSpace, QuotaExceeded)):
-        store.ledger.grow(partial._reservation, 1 << 20)
-    assert partial._reservation.size == reserved == sum(store.ledger._totals.taken.values())
+        store.parts.reservations.grow(partial._reservation, 1 << 20)
+    assert (
+        partial._reservation.size
+        == reserved
+        == sum(store.parts.reservations._totals.taken.values())
+    )
     syscalls.before = None
     clock.wait(partial.abort())
     clock.wait(clock.wait(store.open(asked)).abort())
@@ -92,7 +96,7 @@ def test_anEndNeverFailsForTheLedger(root, end):
     else:
         clock.wait(getattr(partial, end)())
     assert partial.ending is None
-    assert store.ledger._totals.promised == 0
+    assert store.parts.reservations._totals.promised == 0
     syscalls.before = None
     # a later promise tells the others, too
     clock.wait(clock.wait(store.open(offer("b", size=1))).abort())
@@ -143,7 +147,7 @@ def test_suspendedPartialsAreNotCountedUnderTheLock(root):
 
     store, clock, _ = inline(root, quota=10 * BLOCK)
     suspend(root, store, clock, 1)
-    store.syscalls.before = before
+    store.parts.syscalls.before = before
     clock.wait(clock.wait(store.open(offer("a", size=BLOCK))).abort())
     assert held
     clock.wait(store.close())
@@ -209,7 +213,7 @@ def test_theDiskIsMadeRoomOnToo(root):
 
 
 def test_aRefusedOfferTakesNobodysPlace(root, monkeypatch):
-    monkeypatch.setattr(partialdir, "PARTIALS", 3)
+    monkeypatch.setattr(partialdir, "MAX_PARTIALS", 3)
     store, clock, _ = inline(root, quota=20 * BLOCK)
     suspend(root, store, clock, 3)
     with pytest.raises(QuotaExceeded):
@@ -242,7 +246,7 @@ async def test_roomIsMadeWhileOthersGoOn(root):
 
 
 def spacious(store, monkeypatch, free):
-    monkeypatch.setattr(store.ledger._space, "free", lambda: free)
+    monkeypatch.setattr(store.parts.reservations._space, "free", lambda: free)
 
 
 def test_aSmallFileOfUnknownSizeNeedsLittle(root, monkeypatch):
@@ -250,7 +254,7 @@ def test_aSmallFileOfUnknownSizeNeedsLittle(root, monkeypatch):
     spacious(store, monkeypatch, 38 << 20)
     partial = clock.wait(store.open(offer("a", size=None)))
     partial.write(0, b"abc")
-    assert partial._reservation.size == FIRST_STEP
+    assert partial._reservation.size == FIRST_STEP_BYTES
     clock.wait(partial.abort())
     spacious(store, monkeypatch, 3)
     partial = clock.wait(store.open(offer("a", size=None)))

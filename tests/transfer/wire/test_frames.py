@@ -20,8 +20,8 @@ from connpool.errors import ProtocolError
 from connpool.transfer.wire.frames import (
     BOUNDS,
     HEADER,
-    HEADER_SIZE,
-    MAX_RUN,
+    HEADER_BYTES,
+    MAX_RUN_BYTES,
     Frame,
     FrameReader,
     Piece,
@@ -233,7 +233,7 @@ def swallow(wire):
                 if isinstance(event, Frame):
                     decode(event)
                 else:
-                    assert len(event.data) <= MAX_RUN
+                    assert len(event.data) <= MAX_RUN_BYTES
     assert len(reader._held) <= len(wire)
 
 
@@ -258,7 +258,7 @@ def test_fuzzMutatedFrames():
                 wire[at] ^= 1 << chance.randrange(8)
             elif what == 1:
                 wire[at] = chance.choice(b"\x00\x7f\x80\x90\xc0\xc1\xc4\xd9\xdc\xdd\xff")
-            elif what == 2 and len(wire) > HEADER_SIZE:
+            elif what == 2 and len(wire) > HEADER_BYTES:
                 del wire[at:]
                 break
             elif what == 3:
@@ -272,9 +272,9 @@ def repaired(wire):
     """
     With a CRC that fits, so that what lies behind it is reached.
     """
-    end = HEADER_SIZE + int.from_bytes(wire[2:4], "big")
-    checked = crc32(wire[HEADER_SIZE:end], crc32(wire[:12]))
-    return bytes(wire[:12] + struct.pack(">I", checked) + wire[HEADER_SIZE:])
+    end = HEADER_BYTES + int.from_bytes(wire[2:4], "big")
+    checked = crc32(wire[HEADER_BYTES:end], crc32(wire[:12]))
+    return bytes(wire[:12] + struct.pack(">I", checked) + wire[HEADER_BYTES:])
 
 
 def test_everyDamagedBitIsNoticed():
@@ -284,7 +284,7 @@ def test_everyDamagedBitIsNoticed():
     for vector in VECTORS["valid"]:
         wire = bytes.fromhex(vector["frame"])
         (received, *_), _ = read(wire)
-        for bit in range(8 * (HEADER_SIZE + len(received.control))):
+        for bit in range(8 * (HEADER_BYTES + len(received.control))):
             damaged = bytearray(wire)
             damaged[bit // 8] ^= 1 << bit % 8
             # or the reader waits for a length that never comes

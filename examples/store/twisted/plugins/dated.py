@@ -25,8 +25,8 @@ class DatedStore(proxyForInterface(IFileStore, "_store")):
 
         return name.under(RelativeName.parse(f"{datetime.now(UTC):%Y-%m-%d}"))
 
-    def open(self, offer):
-        return self._store.open(attrs.evolve(offer, name=self._dated(offer.name)))
+    def open(self, offer, holder=None):
+        return self._store.open(attrs.evolve(offer, name=self._dated(offer.name)), holder)
 
     def put(self, offer, data, root):
         return self._store.put(attrs.evolve(offer, name=self._dated(offer.name)), data, root)
