@@ -24,6 +24,9 @@ down      dials in 2 seconds while every dial fails and 100 callers retry
 stale     hand-outs of connections that the server closed while they were idle
           (dead) or sent something to (dirty), 50 ms before, default settings
 bytes     from asking for a connection to the first byte of an echo, p50 and p99
+requests  microseconds for a request and its answer over real sockets, one after
+          another: on a connection that is held, and with an acquire and a release
+          around each, in which the pool lets the read be delivered and asks the kernel
 idle      memory and timers for 2,000 idle connections
 
 Figures are medians of interleaved rounds; ratios are of figures of one round.
@@ -479,7 +482,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     @return: everything.
     """
-    from pool_bytes import firstByte
+    from pool_bytes import firstByte, requests
     from pool_peers import (
         FLOORS,
         OTHERS,
@@ -544,6 +547,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     results["down"] = await down(few)
     step("bytes")
     results["bytes"] = await firstByte(arguments.samples, arguments.out)
+    step("requests")
+    results["requests"] = await requests(1_000)
     step("idle")
     Ours.limits = {"maxConnecting": 10_000}
     results["idle"] = await idle([Ours, HTTPPool])

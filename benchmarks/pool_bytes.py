@@ -5,6 +5,7 @@ The time to a first byte over real sockets, for C{benchmarks/pool.py}.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +27,66 @@ ports = [reactor.listenTCP(0, each, interface="127.0.0.1") for each in (plain, s
 print(*(port.getHost().port for port in ports), flush=True)
 reactor.run()
 """
+
+
+async def requests(count: int) -> dict[str, float]:
+    """
+    @return: microseconds a request, one after another over real sockets: on one
+        connection that is held, and with an acquire and a release around each.
+    """
+    from pool import drive
+    from twisted.internet import reactor
+    from twisted.internet.defer import Deferred
+    from twisted.internet.endpoints import TCP4ClientEndpoint
+    from twisted.internet.protocol import Factory, Protocol, ServerFactory
+
+    from connpool.pool import ConnectionPool
+
+    class Echo(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.write(data)  # type: ignore[union-attr]
+
+    class Asking(Protocol):
+        answer: Any = None
+
+        def ask(self) -> Any:
+            self.answer = Deferred()
+            self.transport.write(b"x")  # type: ignore[union-attr]
+            return self.answer
+
+        def dataReceived(self, data: bytes) -> None:
+            answer, self.answer = self.answer, None
+            answer.callback(data)
+
+    port = reactor.listenTCP(0, ServerFactory.forProtocol(Echo), interface="127.0.0.1")
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+    pool = ConnectionPool(reactor, endpoint, Factory.forProtocol(Asking), maxSize=10)
+
+    class Way:
+        twisted = True
+
+        async def held(self) -> None:
+            async with pool.lease() as protocol:
+                for _ in range(count):
+                    await protocol.ask()
+
+        async def pooled(self) -> None:
+            for _ in range(count):
+                async with pool.lease() as protocol:
+                    await protocol.ask()
+
+    figures: dict[str, list[float]] = {"held": [], "pooled": []}
+    for _ in range(9):
+        for way, seconds in figures.items():
+            start = time.perf_counter()
+            await drive(getattr(Way(), way)())
+            seconds.append((time.perf_counter() - start) / count * 1e6)
+    await pool.close(0).asFuture(asyncio.get_event_loop())
+    await asyncio.sleep(0.05)
+    await port.stopListening().asFuture(asyncio.get_event_loop())
+    medians = {way: statistics.median(seconds) for way, seconds in figures.items()}
+    pairs = zip(figures["pooled"], figures["held"], strict=True)
+    return medians | {"ratio": statistics.median(mine / low for mine, low in pairs)}
 
 
 async def firstByte(count: int, where: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ __all__ = [
     "ConflictTakeover",
     "ConnectFailed",
     "ConnpoolError",
+    "DestinationBad",
     "DigestMismatch",
     "DoubleRelease",
     "Exists",
@@ -29,7 +30,6 @@ __all__ = [
     "ForeignLease",
     "FrameDamaged",
     "HeaderError",
-    "HookRefused",
     "LeaseError",
     "LeaseReleased",
     "LookupFailed",
@@ -59,6 +59,7 @@ __all__ = [
     "Unanswered",
     "Unconfirmed",
     "Unsupported",
+    "WrongSetting",
 ]
 
 
@@ -77,6 +78,16 @@ class StartFailed(ConnpoolError):
     """
 
     code = "start-failed"
+
+
+class WrongSetting(ConnpoolError, ValueError):
+    """
+    A service cannot be made of these values: the text says in one line which, and
+    names the option of the plugin that has the same meaning.
+    """
+
+    code = "wrong-setting"
+    exitCode = 2
 
 
 # -- addresses and the PROXY protocol ---------------------------------------
@@ -179,6 +190,16 @@ class Overloaded(PoolError):
     """
 
     code = "overloaded"
+
+
+class DestinationBad(PoolError):
+    """
+    A server accepts connections and is of no use, such as a database that is
+    read-only after a fail-over.  Raised by users' own code, see
+    L{connpool.interfaces.IPoolable}.
+    """
+
+    code = "destination-bad"
 
 
 class ConnectFailed(PoolError):
@@ -336,15 +357,6 @@ class Unsupported(TransferError):
     """
 
     code = "unsupported"
-    exitCode = 4
-
-
-class HookRefused(TransferError):
-    """
-    A listener of the receiver refused the file.
-    """
-
-    code = "hook-refused"
     exitCode = 4
 
 

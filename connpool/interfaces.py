@@ -162,10 +162,13 @@ class ILease(Interface):
         @raise DoubleRelease: the lease was given back before.
         """
 
-    def discard() -> None:
+    def discard(*, destinationBad: bool = False) -> None:
         """
         Give the connection back as bad: it is closed.
 
+        @param destinationBad: its server is of no use, though it accepts connections
+            (a database that is read-only after a fail-over): that counts as a failed
+            dial, and no other connection to it is leased again.
         @raise DoubleRelease: the lease was given back before.
         """
 
@@ -225,9 +228,9 @@ class IConnectionPool(Interface):
         @raise ForeignLease: C{lease} is not of this pool.
         """
 
-    def discard(lease: ILease) -> None:
+    def discard(lease: ILease, *, destinationBad: bool = False) -> None:
         """
-        C{lease.discard()}.
+        C{lease.discard(destinationBad=destinationBad)}.
 
         @raise ForeignLease: C{lease} is not of this pool.
         """
@@ -239,10 +242,17 @@ class IConnectionPool(Interface):
         @raise ForeignLease: C{lease} is not of this pool.
         """
 
+    def condemn(number: int, *, destinationBad: bool = False) -> None:
+        """
+        Let a connection not be leased again, nor with C{destinationBad} any other to
+        its server; for observers, which know connections by number.
+        """
+
     def start() -> None:
         """
-        Keep C{minIdle} idle connections from now on.  The first acquire does
-        the same.
+        Keep C{minIdle} idle connections from now on, as the first acquire does, and
+        find out by dials of the pool's own when a destination that is down is there
+        again.  A pool that was closed begins anew.
         """
 
     def whenReady(count: int | None = None, timeout: float | None = None) -> Deferred[None]:
@@ -267,10 +277,13 @@ class IConnectionPool(Interface):
         @raise ValueError: for a limit out of range; nothing has changed then.
         """
 
-    def purge() -> None:
+    def purge(over: float = 0.0) -> None:
         """
         Let no connection that exists now be leased again: close what is idle
         or being dialled now, what is leased when it comes back.
+
+        @param over: seconds; replace them one after another within these instead.
+        @raise ValueError: C{over} is no number of seconds.
         """
 
     def pause(*, queue: bool = True) -> None:
@@ -305,7 +318,7 @@ class IConnectionPool(Interface):
 
 class IPoolable(Interface):
     """
-    What a pool may ask a protocol.  The pool adapts each new protocol to this
+    The questions that a pool may ask a protocol.  The pool adapts each new protocol to this
     interface; a protocol that does not care needs none.
     """
 
@@ -314,6 +327,8 @@ class IPoolable(Interface):
         @return: whether the connection is quiescent: no request without its
             answer, no state that the next lease would inherit.  Asked on every
             return, also after an exception or cancellation.
+        @raise DestinationBad: the server is of no use; L{reset} and L{validate} may
+            fail with it, too.
         """
 
     def reset() -> Deferred[None] | None:
@@ -325,7 +340,8 @@ class IPoolable(Interface):
     def validate() -> bool | Deferred[bool]:
         """
         See whether the peer still answers, within C{resetTimeout}.  Asked of
-        connections idle for C{validateAfterIdle}.
+        connections idle for C{validateAfterIdle}, and in the background of those
+        idle for C{keepaliveTime}.
         """
 
     def idleDataReceived(data: bytes) -> bool:
@@ -339,7 +355,8 @@ class IPoolable(Interface):
     def goodbye() -> Deferred[None] | None:
         """
         Say what the protocol says before it hangs up, within C{closeTimeout}.
-        The pool hangs up when this is done.
+        The pool hangs up when this is done.  Asked only of connections that nobody
+        is in the middle of using.
         """
 
 

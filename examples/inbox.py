@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from connpool.errors import StartFailed
 from connpool.interfaces import ITransferListener
-from connpool.services import filerecv
+from connpool.services import FileReceiver
 
 
 @implementer(ITransferListener)
@@ -48,10 +48,13 @@ class Announce:
 
 def main(reactor):
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
-    options = filerecv.Options()
-    options.parseOptions(["--listen=tcp:8640:interface=127.0.0.1"])
-    options["listener"].append(Announce(options["directory"]))
-    service = filerecv.makeService(options, reactor)
+    service = FileReceiver(
+        reactor,
+        "received",
+        createDirectory=True,
+        listen=["tcp:8640:interface=127.0.0.1"],
+        listeners=[Announce("received")],
+    )
     try:
         service.privilegedStartService()
         service.startService()

@@ -62,6 +62,8 @@ FOREIGN: dict[str, str] = {
     "globalLogPublisher._observers": "twistd's log file is to be reopened, and has no other owner",
     "options._dispatch": "usage.Options tells by it alone which options may be repeated",
     "observer._outFile": "the same; FileLogObserver does not tell its file",
+    "self._secured._wrappedEndpoint": "a relay with --proxy-header puts TLS around what it dialled;",
+    "self._secured._wrapperFactory": "wrapClientTLS has no public way to either",
     "endpoints._SystemdParser": "Twisted keeps the sockets that systemd passed there",
     "endpoints._SystemdParser._sddaemon": "and there is no public way to them",
 }

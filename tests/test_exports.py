@@ -2,9 +2,16 @@
 The public names: a name that goes or comes is a decision, not an accident.
 """
 
+import ast
+import re
+import subprocess
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+
+import connpool.services
 
 PUBLIC = {
     "connpool.addresses": {
@@ -67,6 +74,7 @@ PUBLIC = {
         "ConnectFailed",
         "ConnectionPool",
         "ConnectionPoolService",
+        "DestinationBad",
         "DoubleRelease",
         "ForeignLease",
         "Histogram",
@@ -142,6 +150,15 @@ PUBLIC = {
         "readSources",
         "tcpInfo",
     },
+    "connpool.services": {
+        "Access",
+        "FileReceiver",
+        "FileSender",
+        "ObservedService",
+        "Target",
+        "UDPEcho",
+        "UDPProbe",
+    },
     "connpool.transfer": {
         "DURABILITIES",
         "IF_EXISTS",
@@ -154,6 +171,7 @@ PUBLIC = {
         "NativeReceiver",
         "Offer",
         "PartialInfo",
+        "Policy",
         "Receipt",
         "RelativeName",
         "SendReport",
@@ -175,3 +193,48 @@ def test_everyPublicNameExists(module):
     loaded = import_module(module)
     for name in loaded.__all__:
         assert getattr(loaded, name) is not None
+
+
+SOURCES = sorted(Path(connpool.__file__).parent.rglob("*.py"))
+
+
+def returned(path):
+    """
+    The functions and methods with public names, each with the names in its return type.
+    """
+    tree = ast.parse(path.read_text())
+    owners = [tree, *(each for each in tree.body if isinstance(each, ast.ClassDef))]
+    for owner in owners:
+        if getattr(owner, "name", "").startswith("_"):
+            continue
+        for each in owner.body:
+            isFunction = isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+            if isFunction and not each.name.startswith("_") and each.returns is not None:
+                words = re.findall(r"\w+", ast.unparse(each.returns))
+                yield each.name, words
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda each: each.stem)
+def test_publicFunctionsReturnPublicTypes(path):
+    tree = ast.parse(path.read_text())
+    defined = {each.name for each in tree.body if isinstance(each, ast.ClassDef)}
+    public = {
+        name
+        for each in tree.body
+        if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "__all__"
+        for name in ast.literal_eval(each.value)
+    }
+    hidden = {
+        name: word for name, words in returned(path) for word in words if word in defined - public
+    }
+    assert not hidden
+
+
+def test_theServicesPackageIsLight():
+    code = "import sys, connpool.services; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    ).stdout.split()
+    assert not [name for name in loaded if name.startswith(("twisted.", "connpool.transfer"))]
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        connpool.services.Nothing  # noqa: B018 - asked for

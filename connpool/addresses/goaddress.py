@@ -19,7 +19,7 @@ from connpool.addresses.hostport import joinHostPort
 from connpool.addresses.servicenames import Services
 from connpool.errors import AddressError, LookupFailed
 
-__all__ = ["TCPAddr", "UDPAddr"]
+__all__ = ["TCPAddr", "UDPAddr", "Wanted"]
 
 
 @attrs.frozen

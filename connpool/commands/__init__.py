@@ -17,6 +17,7 @@ __all__ = ["main"]
 
 #: Subcommand to its one-line description; the module has the same name.
 COMMANDS: dict[str, str] = {
+    "partials": "list or remove unfinished files of a receiver",
     "ping": "measure the path to a UDP or TCP echo",
     "resolve": "show how an address is understood",
     "send": "send files",

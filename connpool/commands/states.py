@@ -19,7 +19,7 @@ from connpool.errors import AddressError, StatesUnavailable
 from connpool.observe.tcpstates import Socket, State, StateCounts, countStates, socketsOf
 from connpool.observe.tcpstates_read import findProcesses, readSockets
 
-__all__ = ["addArguments", "run"]
+__all__ = ["Question", "View", "addArguments", "run"]
 
 #: From this many sockets on, a state is a surplus worth a word.
 SURPLUS_SOCKETS = 10

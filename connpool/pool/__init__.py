@@ -5,6 +5,7 @@ A connection pool over endpoints.  See C{docs/pool.rst}.
 from connpool.errors import (
     AcquireTimeout,
     ConnectFailed,
+    DestinationBad,
     DoubleRelease,
     ForeignLease,
     LeaseError,
@@ -30,6 +31,7 @@ __all__ = [
     "ConnectFailed",
     "ConnectionPool",
     "ConnectionPoolService",
+    "DestinationBad",
     "DoubleRelease",
     "ForeignLease",
     "Histogram",

@@ -1,5 +1,5 @@
 """
-What time it is for a pool.
+The clock of a pool.
 """
 
 from __future__ import annotations

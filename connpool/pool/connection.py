@@ -11,27 +11,21 @@ from automat import TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
-    IFileDescriptorReceiver,
-    IHalfCloseableProtocol,
-    IHandshakeListener,
-    ILoggingContext,
     INegotiated,
-    IProtocol,
-    IProtocolFactory,
     ISSLTransport,
 )
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import alsoProvides, directlyProvides, implementer
 
 from connpool.interfaces import IPoolable
+from connpool.pool.arguments import lacking
+from connpool.pool.guard import Guard, GuardFactory
 from connpool.pool.states import Slot, State
+from connpool.pool.unread import unreadOf
 
-__all__ = ["Connection", "Guard", "site"]
+__all__ = ["Connection", "Owner", "site"]
 
 _log = Logger()
-
-IDLE = State.IDLE
 
 
 def site(code: Any, offset: int) -> str:
@@ -51,9 +45,19 @@ def site(code: Any, offset: int) -> str:
 
 class Owner(Protocol):
     """
-    What a connection tells its pool.  The first three only book what happened;
+    The pool, as far as its connections and their leases see it.
+
+    Of what a connection reports, the first three only book what happened;
     L{settle} follows once the connection's own state is final.
+
+    @ivar name: the pool's.
+    @ivar core: its decisions.
+    @ivar seconds: its clock.
     """
+
+    name: str
+    core: Any
+    seconds: Callable[[], float]
 
     def connectionReady(self, connection: Connection) -> None:
         """
@@ -85,145 +89,69 @@ class Owner(Protocol):
         The peer closed its side although nobody was talking.
         """
 
-
-@implementer(IProtocol, IHandshakeListener)
-class Guard:
-    """
-    The protocol that the endpoint sees, in front of the user's.
-
-    It costs a leased connection one call and one comparison for each chunk,
-    and lets the pool see everything that happens on an idle one.
-    """
-
-    def __init__(self, connection: Connection, protocol: Any) -> None:
-        self._connection = connection
-        self.protocol = protocol
-        self.transport: Any = None
-        self.handshaken = False
-        # decided when it is built, as Twisted's own endpoint wrappers do
-        optional = (IHalfCloseableProtocol, IFileDescriptorReceiver)
-        self._optional = [each for each in optional if each.providedBy(protocol)]
-        if self._optional:
-            directlyProvides(self, *self._optional)
-
-    def logPrefix(self) -> str:
+    def firstBytes(self, connection: Connection) -> None:
         """
-        The user's protocol's.
-        """
-        if ILoggingContext.providedBy(self.protocol):
-            return str(self.protocol.logPrefix())
-        return type(self.protocol).__name__
-
-    def connectionMade(self) -> None:
-        """
-        Not called: L{makeConnection} goes to the user's protocol.
+        The server has said something.
         """
 
-    def makeConnection(self, transport: Any) -> None:
+    def readDelivered(self, connection: Connection) -> None:
         """
-        Connect the user's protocol.
+        A read is over during which the connection was given back.
         """
-        self.transport = transport
-        wrapper = getattr(transport, "protocol", None)
-        if self._optional and getattr(wrapper, "_wrappedProtocol", None) is self:
-            # of several interfaces Twisted's wrapper mirrors the last only, and
-            # that is IHandshakeListener; TCP asks it for the others
-            alsoProvides(wrapper, *self._optional)
-        if self._connection.tcpKeepAlive:
-            keepAlive = getattr(transport, "setTcpKeepAlive", None)
-            if keepAlive is not None:
-                keepAlive(True)
-        self.protocol.makeConnection(transport)
-        if self._connection.guard is not self:
-            # its dial was given up before
-            transport.abortConnection()
 
-    def handshakeCompleted(self) -> None:
+    def acquire(self, timeout: Any, code: Any, offset: int) -> Deferred[Any]:
         """
-        TLS is up.
-        """
-        if IHandshakeListener.providedBy(self.protocol):
-            self.protocol.handshakeCompleted()
-        if not self.handshaken:
-            self.handshaken = True
-            if self._connection.guard is self:
-                self._connection.life.handshaken()
-                self._connection.owner.settle()
+        Lease a connection.
 
-    def dataReceived(self, data: bytes) -> None:
+        @param code: the code object that asks, and
+        @param offset: the place in it.
         """
-        The user's protocol's, unless nobody asked for anything.
-        """
-        if self._connection.state is IDLE:
-            self._connection.owner.idleData(self._connection, data)
-        else:
-            self.protocol.dataReceived(data)
 
-    def readConnectionLost(self) -> None:
+    def giveBack(self, connection: Connection, lease: Any) -> None:
         """
-        The peer sends no more.
+        A lease ended well.
         """
-        if self._connection.state is IDLE:
-            self._connection.owner.idleEnd(self._connection)
-        else:
-            self._connection.ebb()
-            self.protocol.readConnectionLost()
 
-    def writeConnectionLost(self) -> None:
+    def throwAway(self, connection: Connection, lease: Any, reason: str = ...) -> None:
         """
-        Our side sends no more.
+        A lease ended and its connection is of no use.
         """
-        self.protocol.writeConnectionLost()
 
-    def fileDescriptorReceived(self, descriptor: int) -> None:
+    def leave(self, connection: Connection, lease: Any, *, failed: bool) -> None:
         """
-        A descriptor came over a UNIX socket.
+        A block that used a lease ended.
         """
-        self.protocol.fileDescriptorReceived(descriptor)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def detach(self, connection: Connection, lease: Any) -> Any:
         """
-        The socket is gone: the slot is free before the user's code runs.
+        See L{ILease.detach}.
         """
-        connection = self._connection
-        if connection.guard is self:
-            connection.lost(reason, self.protocol)
-        else:
-            self.protocol.connectionLost(reason)
 
-
-@implementer(IProtocolFactory)
-class _GuardFactory:
-    """
-    The user's factory, with a L{Guard} around what it builds.
-    """
-
-    def __init__(self, connection: Connection, factory: Any) -> None:
-        self._connection = connection
-        self._factory = factory
-
-    def buildProtocol(self, address: Any) -> Guard | None:
+    def later(self, f: Callable[..., Any], *args: Any) -> None:
         """
-        @return: L{None} where the user's factory refuses.
+        Call C{f} in the reactor's thread.  The garbage collector runs anywhere,
+        in any thread, between any two byte codes.
         """
-        protocol = self._factory.buildProtocol(address)
-        if protocol is None:
-            return None
-        guard = Guard(self._connection, protocol)
-        if self._connection.wanted:
-            self._connection.guard = guard
-        return guard
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._factory, name)
+    def reclaim(self, connection: Connection) -> None:
+        """
+        A lease was garbage-collected without having ended.
+        """
 
-    def __repr__(self) -> str:
-        return f"<pooled {self._factory!r}>"
+    def condemn(self, connection: Connection) -> None:
+        """
+        A lease's destination is of no use, though it accepts connections.
+        """
+
+    def releasedTwice(self) -> None:
+        """
+        A lease was given back that had ended.
+        """
 
 
 class _Life(Protocol):
     """
-    What happens to a connection.
+    The events in the life of a connection.
     """
 
     def connected(self) -> None:
@@ -280,11 +208,16 @@ class Connection(Slot):
     @ivar guard: the guard of the transport in use.
     @ivar protocol: the user's.
     @ivar poolable: the user's protocol as L{IPoolable}, or L{None}.
+    @ivar layered: whether something, such as TLS, lies between it and its socket.
+    @ivar socketed: whether the kernel has a socket for it.
     @ivar code: the code object that acquired the lease, and
     @ivar offset: the place in it.
     @ivar holder: with C{debug}, who holds it, and
     @ivar stack: where it was acquired.
     @ivar suspected: whether its lease was reported as a leak.
+    @ivar polite: whether it is closed while nobody is in the middle of anything.
+    @ivar unreset: whether it was given back and its reset has not begun.
+    @ivar tenant: with C{leaseTimeout}, a weak reference to the lease.
     @ivar validating: whether the check that runs is a validation.
     @ivar why: the reason for which it was closed.
     """
@@ -295,17 +228,22 @@ class Connection(Slot):
         "failure",
         "guard",
         "holder",
+        "layered",
         "life",
         "offset",
         "owner",
         "pending",
+        "polite",
         "poolable",
         "prepare",
         "protocol",
         "resume",
+        "socketed",
         "stack",
         "suspected",
         "tcpKeepAlive",
+        "tenant",
+        "unreset",
         "validating",
         "wanted",
         "why",
@@ -329,14 +267,19 @@ class Connection(Slot):
         self.offset = 0
         self.holder: Any = None
         self.suspected = False
+        self.layered = False
+        self.socketed = False
         self.validating = False
+        self.tenant: Callable[[], Any] = _nothing
+        self.unreset = False
+        self.polite = True
         self.stack = ""
         self.why = ""
         self.resume: Callable[[], Any] = _nothing
         self.life: _Life = _machine(self)
         self.wanted = True
         self.attempt: Deferred[Any] | None = None
-        attempt = maybeDeferred(self.destination.endpoint.connect, _GuardFactory(self, factory))
+        attempt = maybeDeferred(self.destination.endpoint.connect, GuardFactory(self, factory))
         attempt.addCallbacks(self._delivered, self._refused)
         if not attempt.called:
             self.attempt = attempt
@@ -369,9 +312,30 @@ class Connection(Slot):
             self.life.fail(Failure(ConnectionDone("the peer sends no more")))
             self.owner.settle()
 
+    def handshaken(self) -> None:
+        """
+        TLS is up.
+        """
+        self.life.handshaken()
+        self.owner.settle()
+
+    def turnsToReturn(self) -> int:
+        """
+        Count the turns of the reactor after a read in which it was given back,
+        before it can be handed on.
+
+        The kernel is asked in any case.  But a server that closes after each answer
+        may do so a moment later: once it has kept a connection over two turns, in
+        which the reactor looked at all sockets, it is trusted.  TLS delivers one
+        read in several pieces, all within one turn.
+        """
+        if self.unread is None or (self.uses == 1 and self.socketed):
+            return 2
+        return 1 if self.layered else 0
+
     def busy(self) -> bool:
         """
-        Whether it cannot become idle: it is dying, or a producer writes to it.
+        Tell whether it cannot become idle: it is dying, or a producer writes to it.
         """
         for wire in self.wires:
             if wire.disconnecting or getattr(wire, "producer", None) is not None:
@@ -419,6 +383,10 @@ class Connection(Slot):
         transport = guard.transport
         self.protocol = guard.protocol
         self.poolable = IPoolable(guard.protocol, None)
+        if self.poolable is not None and (missing := lacking(self.poolable)):
+            text = f"{self.poolable!r} provides IPoolable without {', '.join(missing)}(); define it"
+            self.life.fail(Failure(TypeError(text)))
+            return
         self.plain = self.poolable is None
         wires = [transport]
         # TLS: the peer's goodbye shows on the socket's transport only
@@ -427,6 +395,9 @@ class Connection(Slot):
         self.wires = tuple(wire for wire in wires if hasattr(wire, "disconnecting"))
         # the calm path asks for both without looking whether they are there
         self.plain = self.plain and all(hasattr(wire, "producer") for wire in self.wires)
+        self.layered = len(wires) > 1
+        self.unread = unreadOf(wires[-1])
+        self.socketed = self.unread is not None and not hasattr(wires[-1], "pollUnread")
         self.resume = getattr(transport, "resumeProducing", _nothing)
         secure = INegotiated.providedBy(transport) or ISSLTransport.providedBy(transport)
         if secure and not guard.handshaken:
@@ -446,6 +417,7 @@ class Connection(Slot):
         pending.addBoth(lambda _: self.owner.settle())
 
     def _prepared(self, _: Any = None) -> None:
+        self.asked = self.prepare is not None
         if any(wire.disconnecting for wire in self.wires):
             # else it would be dialled again at once, as long as somebody waits
             self._unprepared(Failure(ConnectionDone("its own protocol closed it")))
@@ -484,7 +456,7 @@ class Connection(Slot):
         Let the protocol say goodbye first, if it wants to.
         """
         self._stop()
-        if self.poolable is None or self.busy():
+        if self.poolable is None or not self.polite or self.busy():
             self.life.parted()
             return
         self.pending = said = maybeDeferred(self.poolable.goodbye)

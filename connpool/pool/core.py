@@ -1,5 +1,5 @@
 """
-What the pool decides; it does nothing itself.
+The decisions of a pool; it does nothing itself.
 
 Theory of operation
 ===================
@@ -46,28 +46,44 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from connpool.errors import ConnectFailed, PoolError
+from connpool.errors import PoolError
 from connpool.pool.destination import Destination
-from connpool.pool.refusals import closed, outage, overloaded, timedOut
+from connpool.pool.inventory import Inventory
+from connpool.pool.outcomes import begin
+from connpool.pool.phases import endOfPatience, finish
+from connpool.pool.refusals import overloaded, timedOut
 from connpool.pool.settings import Settings
 from connpool.pool.sizing import Supply
-from connpool.pool.states import Action, End, Lifetime, Phase, Slot, State, Waiter
+from connpool.pool.states import (
+    Action,
+    End,
+    Lifetime,
+    Phase,
+    Probation,
+    Pulse,
+    Slot,
+    Slowness,
+    State,
+    Waiter,
+)
 from connpool.pool.timers import NEVER
+from connpool.pool.unread import endsToo
+from connpool.pool.upkeep import Upkeep
 from connpool.pool.waiters import CodelQueue, FifoQueue
 
 __all__ = ["Core"]
 
 #: Deadlines this close are due: float arithmetic of two clocks may be off by an ulp.
-SLACK = 1e-6
+SLACK_SECONDS = 1e-6
 
 #: A connection that passed a check is not validated again for this long: it is
 #: on its way to the acquire that asked for it.
-FIT = 0.5
+FIT_SECONDS = 0.5
 
-CONNECTING, IDLE, LEASED, CHECKING, CLOSING, GONE = State
+CONNECTING, IDLE, LEASED, RETURNING, CHECKING, CLOSING, GONE = State
 
 
-class Core(Supply):
+class Core:
     """
     The decisions of one pool.
     """
@@ -80,16 +96,25 @@ class Core(Supply):
         newSlot: Callable[[int, int, Destination, float], Slot] = Slot,
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(endpoints, newSlot)
+        self.inventory = inventory = Inventory()
+        self.supply = Supply(inventory, endpoints, newSlot)
+        self.upkeep = Upkeep(inventory, uniform, SLACK_SECONDS)
+        self._idle = inventory.idle
         self.name = name
+        self.phase = Phase.OPEN
+        self.calm = False
         self.watched = False  # somebody wants to see every lease: no calm path
-        self._uniform = uniform
+        self.expecting = 0  # while calm: waiters whose connections are returning
         self.refusing = False  # paused, and told not to queue
         self.floor = 0  # with fewer idle than this, there is something to dial
         self.armed = NEVER  # when the shell calls "next" in any case; it keeps this
         self.end = End()
+        # counters and histograms, see PoolStats
+        self.acquires = 0
         self.waited = 0
         self.releases = 0
+        self.useBuckets = [0] * 64
+        self.useTotal = 0.0
         self.waitBuckets = [0] * 64
         self.waitTotal = 0.0
         self.waitMost = 0.0
@@ -107,19 +132,20 @@ class Core(Supply):
         Take new settings.  Connections keep the lifetime they were born with.
         """
         self.calm = False
-        self.settings = settings
-        self._pop = self.idle.pop if settings.order == "lifo" else self.idle.popleft
+        self.settings = self.inventory.settings = self.supply.settings = settings
+        self._pop = self._idle.pop if settings.order == "lifo" else self._idle.popleft
         self.idleTimeout = NEVER if settings.idleTimeout is None else settings.idleTimeout
         self._validateAfter = (
             NEVER if settings.validateAfterIdle is None else settings.validateAfterIdle
         )
         # idle for this long, a connection is looked at before it is handed out
-        self._stale = min(self.idleTimeout - SLACK, self._validateAfter)
+        self._stale = min(self.idleTimeout - SLACK_SECONDS, self._validateAfter)
         self._maxUses = NEVER if settings.maxUses is None else settings.maxUses
-        for slot in self.slots:
+        for slot in self.inventory.slots:
             slot.plain = slot.plain and self._maxUses == NEVER
-            if slot.state is LEASED and settings.leakThreshold is None:
-                self.agenda.cancel(slot)
+            if slot.state is LEASED:
+                self.inventory.watch(slot, 0.0)
+        self._fifo = settings.queue == "fifo"
         queueOf = (settings.queue, settings.queueTarget, settings.queueInterval)
         if queueOf != self._queueOf:
             self._queueOf = queueOf
@@ -132,6 +158,16 @@ class Core(Supply):
             for waiter in waiting:
                 self.queue.join(waiter)
 
+    def start(self) -> None:
+        """
+        Keep C{minIdle} connections from now on, and look whether the destination is
+        there; a pool that was closed begins anew.
+        """
+        self.calm = False
+        self.supply.started = self.supply.kept = True
+        if self.phase is Phase.CLOSED:
+            self.phase = Phase.OPEN
+
     # -- acquire and release
 
     def take(self, now: float) -> Slot | None:
@@ -141,41 +177,67 @@ class Core(Supply):
         @return: the slot, leased; or L{None} if there is none that can be
             handed out as it is.
         """
-        while self.idle:
+        while self._idle:
             slot = self._pop()
             if slot.state is not IDLE:
-                self.dead -= 1
+                self.inventory.dead -= 1
                 continue
             for wire in slot.wires:
                 if wire.disconnecting:
-                    self._close(slot, "peer", now, popped=True)
+                    self.calm = False
+                    self.inventory.close(slot, "peer", now, popped=True)
                     break
             else:
+                unread = slot.unread
+                if unread is not None and (news := unread(0)) and self._held(slot, news, now):
+                    continue
                 if now - slot.since < self._stale or self._fresh(slot, now):
                     slot.state = LEASED
                     slot.since = now
                     slot.uses += 1
                     self.acquires += 1
-                    if self.floor and len(self.idle) - self.dead < self.floor:
+                    if self.floor and len(self._idle) - self.inventory.dead < self.floor:
                         self.calm = False
                     return slot
+                if slot.state is IDLE:
+                    return None  # it is back: those that are validated have to do
         return None
+
+    def _held(self, slot: Slot, news: list[Any], now: float) -> bool:
+        """
+        The kernel holds something for a slot that is off the deque.  Bytes for one
+        that nobody used are a greeting; anything else the reactor gets first.
+        """
+        if not slot.asked and not endsToo(news):
+            return False
+        self.calm = False
+        self.inventory.hold(slot, now)
+        return True
 
     def _fresh(self, slot: Slot, now: float) -> bool:
         """
         Decide about a slot that was idle for long and is off the deque: close
-        it, begin to validate it, or (L{True}) hand it out.
+        it, begin to validate it, or (L{True}) hand it out.  It goes back if enough
+        are being validated for those who wait.
         """
+        self.calm = False
         age = now - slot.since
         # what minIdle keeps does not expire; slot itself is off the deque
-        if age >= self.idleTimeout - SLACK and self.idleCount >= self.settings.minIdle:
-            self._close(slot, "idle", now, popped=True)
+        if (
+            age >= self.idleTimeout - SLACK_SECONDS
+            and self.inventory.idleCount >= self.settings.minIdle
+        ):
+            self.inventory.close(slot, "idle", now, popped=True)
             return False
-        if age < self._validateAfter or (slot.fit and age < FIT):
+        if age < self._validateAfter or (slot.fit and age < FIT_SECONDS):
             slot.fit = False
             return True
-        self._check(slot, now)
-        self.todo.append(Action("check", slot))
+        inventory = self.inventory
+        if inventory.checking >= max(1, len(self.queue)):
+            (self._idle.append if self.settings.order == "lifo" else self._idle.appendleft)(slot)
+        else:
+            inventory.check(slot, now)
+            inventory.todo.append(Action("check", slot))
         return False
 
     def give(self, slot: Slot, now: float) -> bool:
@@ -188,12 +250,71 @@ class Core(Supply):
         self.useBuckets[int(held * 1e6).bit_length()] += 1
         self.useTotal += held
         self.releases += 1
+        slot.asked = True
         if self.calm and slot.plain:
-            slot.state = IDLE
             slot.since = now
-            self.idle.append(slot)
+            if slot.reading:
+                slot.state = RETURNING
+                self.inventory.returning += 1
+                return False
+            slot.state = IDLE
+            self._idle.append(slot)
             # no timer yet for the first that can expire
-            return self.armed > now + self.idleTimeout and self.idleCount > self.settings.minIdle
+            return bool(self.expecting) or (
+                self.armed > now + self.idleTimeout
+                and self.inventory.idleCount > self.settings.minIdle
+            )
+        self._park(slot, now)
+        return True
+
+    def passOn(self, slot: Slot, now: float) -> Any:
+        """
+        The read in which a slot was given back has been delivered: lease it to the
+        waiter who came first, where there is nothing else to decide.
+
+        @return: the waiter; or L{None}, then L{returned} is to be called.
+        """
+        if not (self.calm and self.expecting and slot.plain and slot.state is RETURNING):
+            return None
+        if any(wire.disconnecting for wire in slot.wires) or slot.shelved:
+            return None
+        if slot.unread is not None and slot.unread(0):
+            return None
+        waiter = self.queue.oldest()
+        assert waiter is not None
+        self.expecting -= 1
+        self.inventory.returning -= 1
+        self.inventory.agenda.cancel(waiter)
+        self._waitEnded(waiter, now)
+        slot.state = LEASED
+        slot.since = now
+        slot.uses += 1
+        self.acquires += 1
+        return waiter
+
+    def _waitEnded(self, waiter: Waiter, now: float) -> None:
+        waited = now - waiter.since
+        self.waitBuckets[int(waited * 1e6).bit_length()] += 1
+        self.waitTotal += waited
+        self.waitMost = max(self.waitMost, waited)
+        self.waited += 1
+
+    def returned(self, slot: Slot, now: float) -> bool:
+        """
+        The read in which a slot was given back has been delivered.
+
+        @return: whether there is something to decide (L{next}).
+        """
+        if slot.state is not RETURNING:
+            return False
+        if self.calm and slot.plain and not slot.shelved and not self.expecting:
+            self.inventory.returning -= 1
+            slot.state = IDLE
+            self._idle.append(slot)
+            return (
+                self.armed > slot.since + self.idleTimeout
+                and self.inventory.idleCount > self.settings.minIdle
+            )
         self._park(slot, now)
         return True
 
@@ -202,27 +323,39 @@ class Core(Supply):
         Make a leased or checked slot idle, unless it has to go.
         """
         self.calm = False
+        slot.asked = True
         reason = slot.doom
         if reason is None:
             if slot.uses >= self._maxUses:
                 reason = "uses"
-            elif len(self.slots) - self.closing > self.settings.maxSize:
+            elif len(self.inventory.slots) - self.inventory.closing > self.settings.maxSize:
                 reason = "shrunk"
             elif self.phase is Phase.CLOSING:
                 reason = "pool"
         if reason is not None:
-            self._close(slot, reason, now)
+            self.inventory.close(slot, reason, now)
             return
-        self._rest(slot, now)
-        self._elide(now)
+        self.inventory.rest(slot, now)
+        self.supply.elide(now, self.queue)
 
     def check(self, slot: Slot, now: float) -> None:
         """
-        A leased slot came back and is being reset.
+        A slot that came back is being reset.
         """
-        self._ended(slot, now)
+        if slot.state is LEASED:
+            self.ended(slot, now)
+            self.releases += 1
+        self.inventory.check(slot, now)
+
+    def setAside(self, slot: Slot, now: float) -> None:
+        """
+        A leased slot came back, to be reset when all that was sent to its user is
+        delivered.
+        """
+        self.calm = False
+        self.ended(slot, now)
         self.releases += 1
-        self._check(slot, now)
+        self.inventory.setAside(slot, now)
 
     def checked(self, slot: Slot, now: float, failed: str | None) -> None:
         """
@@ -237,8 +370,8 @@ class Core(Supply):
             slot.fit = True
             self._park(slot, now)
         else:
-            self.counts[failed] += 1
-            self._close(slot, failed, now)
+            self.inventory.counts[failed] += 1
+            self.inventory.close(slot, failed, now)
 
     def discard(self, slot: Slot, now: float, reason: str = "discarded") -> None:
         """
@@ -246,19 +379,27 @@ class Core(Supply):
         """
         self.calm = False
         if slot.state is LEASED:
-            self.counts["discards"] += 1
-            self._ended(slot, now)
+            self.inventory.counts["discards"] += 1
+            self.ended(slot, now)
         elif slot.state is IDLE:
-            self._died(slot, now)
-        self._close(slot, reason, now)
+            self.supply.died(slot, now, self.acquires)
+        self.inventory.close(slot, reason, now, abort=reason == "expired")
+
+    def ended(self, slot: Slot, now: float) -> None:
+        """
+        Record how long the lease that ends now was held.
+        """
+        held = now - slot.since
+        self.useBuckets[int(held * 1e6).bit_length()] += 1
+        self.useTotal += held
 
     def detach(self, slot: Slot) -> None:
         """
         A leased slot's connection belongs to the caller from now on.
         """
         self.calm = False
-        self.counts["detaches"] += 1
-        self._forget(slot, "detached")
+        self.inventory.counts["detaches"] += 1
+        self.inventory.forget(slot, "detached")
 
     # -- waiting
 
@@ -270,21 +411,34 @@ class Core(Supply):
             nothing idle there is not: it is an event, or the timer that is
             armed already, that ends this wait.
         """
+        if self.calm and self._fifo and self.expecting < self.inventory.returning:
+            # a read that is being delivered ends by itself: nothing to decide till then
+            self.queue.join(waiter)
+            self.expecting += 1
+            if timeout is not None:
+                self.inventory.agenda.enter(waiter, waiter.since + timeout)
+            return waiter.deadline < self.armed or self.armed <= waiter.since
         self.calm = False
-        self.started = True
+        self.supply.started = True
         self.queue.join(waiter)
         if timeout is not None:
-            self.agenda.enter(waiter, waiter.since + timeout)
+            self.inventory.agenda.enter(waiter, waiter.since + timeout)
         armed = self.armed
         late = waiter.deadline < armed or armed <= waiter.since
-        return late or bool(self.todo) or not self._full
+        if late or self.inventory.todo or self.inventory.probes:
+            return True
+        # a read that is being delivered ends by itself
+        return not self._full and self.inventory.returning < len(self.queue)
 
     @property
     def _full(self) -> bool:
         """
-        Whether nothing can be served, expired or dialled.
+        Tell whether nothing can be served, expired or dialled.
         """
-        return len(self.idle) == self.dead and len(self.slots) >= self.settings.maxSize
+        return (
+            len(self._idle) == self.inventory.dead
+            and len(self.inventory.slots) >= self.settings.maxSize
+        )
 
     def leave(self, waiter: Waiter) -> None:
         """
@@ -292,96 +446,20 @@ class Core(Supply):
         """
         if self.queue.leave(waiter):
             self.calm = False
-            self.counts["cancels"] += 1
-            self.agenda.cancel(waiter)
+            self.inventory.counts["cancels"] += 1
+            self.inventory.agenda.cancel(waiter)
 
-    def _reject(self, waiter: Any, error: PoolError) -> None:
+    def reject(self, waiter: Any, error: PoolError) -> None:
         """
         C{waiter} is out of the queue: tell it why.
         """
-        self.agenda.cancel(waiter)
-        self.counts["rejected"] += 1
-        self.todo.append(Action("reject", waiter=waiter, error=error))
+        self.inventory.agenda.cancel(waiter)
+        self.inventory.counts["rejected"] += 1
+        self.inventory.todo.append(Action("reject", waiter=waiter, error=error))
 
-    def _rejectAll(self, error: Callable[[], PoolError]) -> None:
+    def rejectAll(self, error: Callable[[], PoolError]) -> None:
         while (waiter := self.queue.oldest()) is not None:
-            self._reject(waiter, error())
-
-    # -- the life of a slot
-
-    def ready(self, slot: Slot, now: float) -> None:
-        """
-        A dial succeeded: connected, handshaken, prepared.
-        """
-        if slot.state is not CONNECTING:
-            return  # given up meanwhile: it is about to be closed
-        self.calm = False
-        took = now - slot.since
-        self.dialBuckets[int(took * 1e6).bit_length()] += 1
-        self.dialTotal += took
-        slot.destination.succeeded(self.settings.maxConnecting)
-        slot.bornAt = now
-        slot.fit = True
-        slot.plain = slot.plain and slot.doom is None and self._maxUses == NEVER
-        life = self.settings.maxLifetime
-        if life is not None:
-            slot.lifetime = Lifetime(slot)
-            jitter = 1 - self.settings.lifetimeJitter * self._uniform()
-            self.agenda.enter(slot.lifetime, now + life * jitter)
-        replaced = slot.replaces
-        slot.replaces = None
-        if replaced is not None:
-            self._retire(replaced, now)
-        if len(self.slots) - self.closing > self.settings.maxSize:
-            self._close(slot, "shrunk", now)
-            return
-        self._rest(slot, now)
-
-    def failed(self, slot: Slot, now: float, error: ConnectFailed, *, gone: bool) -> None:
-        """
-        A dial failed.
-
-        @param gone: there is no socket; else it is being aborted.
-        """
-        if slot.state is not CONNECTING:
-            # elided or closed before: not the destination's fault
-            if gone:
-                self.gone(slot, now)
-            return
-        self.calm = False
-        self.counts["dialFailures"] += 1
-        self.lastError = (now, error.__cause__ or error)
-        slot.destination.failed(slot.since, now, self.settings.pause)
-        replaced = slot.replaces
-        self.owed = 0
-        if gone:
-            self._forget(slot, "failed")
-        else:
-            self._close(slot, "failed", now, abort=True)
-        if replaced is not None:
-            self._retire(replaced, now)
-        if self.settings.onDown != "fail" or self.promising:
-            return
-        if any(not destination.down(now) for destination in self.destinations):
-            return  # there is another one to try
-        waiter = self.queue.oldest()
-        if waiter is not None:
-            self._reject(waiter, error)
-        if outage(self, now) is not None:
-            self._rejectAll(lambda: outage(self, now) or error)
-
-    def gone(self, slot: Slot, now: float) -> None:
-        """
-        A slot's socket is gone.
-        """
-        if slot.state is GONE:
-            return
-        self.calm = False
-        if slot.state is LEASED:
-            self._ended(slot, now)
-        elif slot.state is IDLE:
-            self._died(slot, now)
-        self._forget(slot, "peer" if slot.state is not CLOSING else None)
+            self.reject(waiter, error())
 
     # -- what comes next
 
@@ -392,46 +470,52 @@ class Core(Supply):
         @return: L{None} when nothing is to be done before L{wakeAt}.
         """
         while True:
-            if self.todo:
-                return self.todo.popleft()
+            if self.inventory.todo:
+                return self.inventory.todo.popleft()
             if action := self._serve(now):
                 return action
             if (
                 self.phase is Phase.OPEN
                 and self._full
-                and not self.retiring
-                and not self.todo
-                and self.agenda.first() > now + SLACK
+                and not self.supply.retiring
+                and not self.inventory.todo
+                and not self.inventory.probes
+                and len(self.inventory.slots) - self.inventory.closing <= self.settings.maxSize
+                and self.inventory.agenda.first() > now + SLACK_SECONDS
             ):
                 return None
-            if self._due(now) or self.todo:
+            if self._due(now) or self.inventory.todo:
                 continue
-            if action := self._dial(now):
-                return action
-            if self.todo:
+            if self.phase is Phase.OPEN or self.phase is Phase.DRAINING:
+                draining = self.phase is Phase.DRAINING
+                if action := self.supply.dial(now, self.queue, draining=draining):
+                    return action
+            if self.inventory.todo:
                 continue
-            return self._finish(now)
+            return finish(self, now)
 
     def _serve(self, now: float) -> Action | None:
         queue = self.queue
-        if len(self.idle) == self.dead or not len(queue):
+        if len(self._idle) == self.inventory.dead or not len(queue):
             return None
         if self.phase is not Phase.OPEN and self.phase is not Phase.DRAINING:
             return None
+        budget = self.inventory.budget
+        if budget is not None and budget.starving:
+            slot = self.inventory.coldest()
+            if slot is not None and budget.yields(next(iter(queue)).since, now):
+                self.inventory.close(slot, "evicted", now)
+                return self.inventory.todo.popleft()
         slot = self.take(now)
         if slot is None:
             return None
         waiter = queue.pop(now)
         while (shed := queue.shed(now)) is not None:
-            self.counts["dropped"] += 1
-            self._reject(shed, overloaded(self, shed, now))
+            self.inventory.counts["dropped"] += 1
+            self.reject(shed, overloaded(self, shed, now))
         assert isinstance(waiter, Waiter)
-        self.agenda.cancel(waiter)
-        waited = now - waiter.since
-        self.waitBuckets[int(waited * 1e6).bit_length()] += 1
-        self.waitTotal += waited
-        self.waitMost = max(self.waitMost, waited)
-        self.waited += 1
+        self.inventory.agenda.cancel(waiter)
+        self._waitEnded(waiter, now)
         return Action("serve", slot, waiter)
 
     def _due(self, now: float) -> bool:
@@ -440,169 +524,76 @@ class Core(Supply):
 
         @return: whether anything was due.
         """
-        item = self.agenda.pop(now + SLACK)
+        item = self.inventory.agenda.pop(now + SLACK_SECONDS)
         if item is None:
-            return self._expire(now)
+            return self.supply.shrink(now, SLACK_SECONDS)
         if isinstance(item, Waiter):
             self.queue.leave(item)
-            self.counts["timeouts"] += 1
-            self._reject(item, timedOut(self, item, now))
+            self.inventory.counts["timeouts"] += 1
+            self.reject(item, timedOut(self, item, now))
         elif isinstance(item, Lifetime):
-            # one that goes after its lease anyhow needs no replacement now
-            if item.slot.state not in {CLOSING, GONE} and item.slot.uses < self._maxUses:
-                self.retiring.append(item.slot)
+            self.supply.overdue(item)
+        elif isinstance(item, Slowness):
+            self.supply.slow(item.slot, now)
+        elif isinstance(item, Probation):
+            self.supply.proved(item.slot.destination, now)
+            if item.slot.state is CONNECTING:
+                begin(self, item.slot, now)
+        elif isinstance(item, Pulse):
+            self.upkeep.keepAlive(item.slot, now)
         elif isinstance(item, Slot):
-            self._overdue(item, now)
+            self.upkeep.overdue(item, now)
         else:
-            self._endOfPatience(now)
+            endOfPatience(self, now)
         return True
-
-    def _overdue(self, slot: Slot, now: float) -> None:
-        if slot.state is CONNECTING:
-            self.todo.append(Action("fail", slot))
-        elif slot.state is CHECKING:
-            self.todo.append(Action("overdue", slot))
-        elif slot.state is LEASED:
-            self.counts["leaksSuspected"] += 1
-            self.todo.append(Action("leak", slot))
-        elif slot.doom != "aborted":
-            self._abort(slot, now)
-        else:
-            self._forget(slot, None)
-            self.counts["writtenOff"] += 1
-            self.todo.append(Action("lost", slot))
-
-    def _expire(self, now: float) -> bool:
-        """
-        Close the coldest connection if it was idle for long enough or is over
-        the cap.
-        """
-        over = len(self.slots) - self.closing > self.settings.maxSize
-        if self.idleCount > self.settings.minIdle or over:
-            slot = self.coldest()
-            if slot is not None:
-                if over:
-                    self._close(slot, "shrunk", now)
-                    return True
-                if now - slot.since >= self.idleTimeout - SLACK:
-                    self._close(slot, "idle", now)
-                    return True
-        return False
-
-    def _finish(self, now: float) -> Action | None:
-        """
-        The end of draining and of closing.
-        """
-        if self.phase is Phase.DRAINING and not len(self.queue) and not self.leased:
-            if not self.checking:
-                self.close(now, None)
-                return self.next(now)
-        elif self.phase is Phase.CLOSING and not self.slots:
-            self.phase = Phase.CLOSED
-            self.agenda.cancel(self.end)
-            return Action("closed")
-        return None
 
     def settle(self) -> None:
         """
         There is nothing more to do now: decide whether the calm path may be
         taken until the next event.
         """
-        room = self.started and len(self.slots) < self.settings.maxSize
+        self.expecting = 0
+        room = self.supply.started and len(self.inventory.slots) < self.settings.maxSize
         self.floor = self.settings.minIdle if room else 0
         self.calm = (
             self.phase is Phase.OPEN
             and not len(self.queue)
-            and not self.connecting
-            and not self.retiring
+            and not self.inventory.connecting
+            and not self.supply.retiring
             and not self.watched
-            and not (self.budget is not None and self.budget.starving)
-            and len(self.slots) - self.closing <= self.settings.maxSize
+            and not (self.inventory.budget is not None and self.inventory.budget.starving)
+            and len(self.inventory.slots) - self.inventory.closing <= self.settings.maxSize
         )
 
     def wakeAt(self, now: float) -> float:
         """
         @return: when L{next} has something to do although nothing happens.
         """
-        when = self.agenda.first()
-        if self.idleTimeout != NEVER and self.idleCount > self.settings.minIdle:
-            coldest = self.coldest()
+        when = self.inventory.agenda.first()
+        if self.idleTimeout != NEVER and self.inventory.idleCount > self.settings.minIdle:
+            coldest = self.inventory.coldest()
             if coldest is not None:
                 when = min(when, coldest.since + self.idleTimeout)
-        return min(when, self._dialAt(now))
+        if self.phase is Phase.OPEN or self.phase is Phase.DRAINING:
+            when = min(when, self.supply.dialAt(now, self.queue))
+        return when
 
-    # -- the pool as a whole
+    def mayDial(self, now: float) -> bool:
+        """
+        Tell whether somebody who waits could be dialled for now, but for the limits
+        that pools share.
+        """
+        return self.phase in {Phase.OPEN, Phase.DRAINING} and self.supply.mayDial(now)
 
-    def purge(self, now: float, reason: str = "stale") -> None:
+    def evict(self, now: float) -> bool:
         """
-        Let no connection that exists now be leased again.
+        Close the coldest connection, to make room for another pool's.
+
+        @return: whether there was one.
         """
+        slot = self.inventory.coldest() or next(iter(self.inventory.probes), None)
+        if slot is None:
+            return False
         self.calm = False
-        self.generation += 1
-        self.owed = 0
-        self.retiring.clear()
-        for slot in list(self.slots):
-            if slot.state is IDLE or slot.state is CONNECTING:
-                self._close(slot, reason, now)
-            elif slot.state is LEASED or slot.state is CHECKING:
-                slot.doom = slot.doom or reason
-                slot.plain = False
-
-    def pause(self, *, queue: bool) -> None:
-        """
-        Hand nothing out and dial nothing until L{resume}.
-        """
-        self.calm = False
-        if self.phase is Phase.OPEN:
-            self.phase = Phase.PAUSED
-        self.refusing = not queue
-
-    def resume(self) -> None:
-        """
-        The end of L{pause}.
-        """
-        self.calm = False
-        if self.phase is Phase.PAUSED:
-            self.phase = Phase.OPEN
-
-    def drain(self, now: float, timeout: float | None) -> None:
-        """
-        Accept no acquire, serve those that wait, then close.
-        """
-        self.calm = False
-        if self.phase in {Phase.OPEN, Phase.PAUSED}:
-            self.phase = Phase.DRAINING
-        if self.phase is Phase.DRAINING:
-            self._hurry(now, timeout)
-
-    def close(self, now: float, timeout: float | None) -> None:
-        """
-        Reject who waits, close what is idle, give leases C{timeout} to come back.
-        """
-        self.calm = False
-        if self.phase is Phase.CLOSED:
-            return
-        self.phase = Phase.CLOSING
-        self._hurry(now, timeout)
-        self._rejectAll(lambda: closed(self))
-        for slot in list(self.slots):
-            if slot.state is IDLE or slot.state is CONNECTING:
-                self._close(slot, "pool", now)
-            else:
-                slot.plain = False
-
-    def _hurry(self, now: float, timeout: float | None) -> None:
-        if timeout is not None and now + timeout < self.end.deadline:
-            self.agenda.enter(self.end, now + timeout)
-
-    def _endOfPatience(self, now: float) -> None:
-        """
-        Leases did not come back in time.
-        """
-        draining = self.phase is Phase.DRAINING
-        self.close(now, None)
-        for slot in list(self.slots):
-            if slot.state is LEASED or slot.state is CHECKING:
-                self._close(slot, "pool", now, abort=True)
-            elif not draining and slot.state is CLOSING and slot.doom != "aborted":
-                self._abort(slot, now)
+        self.inventory.close(slot, "evicted", now)
+        return True

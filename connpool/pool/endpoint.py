@@ -33,10 +33,10 @@ from connpool.pool.lease import Lease
 from connpool.pool.pool import ConnectionPool
 from connpool.pool.states import State
 
-__all__ = ["GREETING", "PooledEndpoint"]
+__all__ = ["GREETING_BYTES", "PooledEndpoint"]
 
 #: How many bytes a parked transport may receive, such as a server's greeting.
-GREETING = 16 * 1024
+GREETING_BYTES = 16 * 1024
 
 
 @implementer(IPoolable, IHalfCloseableProtocol, IHandshakeListener, IFileDescriptorReceiver)
@@ -84,7 +84,7 @@ class _Parked(Protocol):
 
     def _beginNow(self) -> None:
         """
-        What was to be replayed comes before what happens now.
+        Replay at once, because something else happens now.
         """
         if self._beginning is not None:
             self._beginning.cancel()
@@ -96,7 +96,7 @@ class _Parked(Protocol):
         """
         self._received.append(data)
         self._count += len(data)
-        return self._count <= GREETING
+        return self._count <= GREETING_BYTES
 
     # -- IPoolable
 
@@ -113,7 +113,7 @@ class _Parked(Protocol):
 
     def validate(self) -> bool:
         """
-        What is parked cannot be asked anything.
+        Say yes: a parked connection cannot be asked anything.
         """
         return True
 
@@ -283,8 +283,8 @@ class PooledEndpoint:
 
         @return: fires when nothing is parked any more.
         """
-        core = self.pool._core
-        for slot in list(core.slots):
+        core = self.pool.shell.core
+        for slot in list(core.inventory.slots):
             if slot.state is State.LEASED:
                 core.detach(slot)
         return self.pool.close()

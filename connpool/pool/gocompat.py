@@ -5,6 +5,8 @@ C{Close}.  Only its semantics are kept, none of its bugs.
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -49,10 +51,11 @@ class SeedPool:
 
     def __init__(self, reactor: Any, size: int, timeout: float, connect: Callable[[], Any]) -> None:
         self.pool = ConnectionPool(
-            reactor, _Calling(connect), _Adopter(), maxSize=size, idleTimeout=timeout
+            reactor, _Calling(connect), _Adopter(self._lost), maxSize=size, idleTimeout=timeout
         )
         # id() because a protocol may compare equal to another
         self._leases: dict[int, Lease] = {}
+        self._broken: dict[int, weakref.ref[Any]] = {}
 
     def get(self) -> Deferred[Any]:
         """
@@ -74,15 +77,32 @@ class SeedPool:
         @raise ForeignLease: it is not of this pool.
         """
         lease = self._leases.pop(id(protocol), None)
+        broken = self._broken.pop(id(protocol), None)
         if lease is not None:
             lease.release()
+        elif broken is not None and broken() is protocol:
+            pass  # it broke while it was out, and was given up then
         elif any(each is protocol for each in self._known()):
             raise DoubleRelease(f"{protocol!r} was put already; put each connection once")
         else:
             raise ForeignLease(f"{protocol!r} is not of this pool; put it where it came from")
 
+    def _lost(self, protocol: Any) -> None:
+        """
+        A connection ended while it was out: keep nothing of it alive, but know it if
+        it is put.
+        """
+        lease = self._leases.pop(id(protocol), None)
+        if lease is None:
+            return
+        if not lease.released:
+            lease.release()
+        key = id(protocol)
+        with contextlib.suppress(TypeError):  # some classes have no weak references
+            self._broken[key] = weakref.ref(protocol, lambda _: self._broken.pop(key, None))
+
     def _known(self) -> list[Any]:
-        slots: Any = self.pool._core.slots
+        slots: Any = self.pool.shell.core.inventory.slots
         return [slot.protocol.adopted for slot in slots if slot.protocol is not None]
 
     def close(self) -> Deferred[None]:
@@ -124,11 +144,14 @@ class _Adopter:
     A factory for protocols that were connected before.
     """
 
+    def __init__(self, lost: Callable[[Any], None]) -> None:
+        self._lost = lost
+
     def buildProtocol(self, protocol: Any) -> _Adopted:
         """
         @param protocol: in place of an address, what to adopt.
         """
-        return _Adopted(protocol)
+        return _Adopted(protocol, self._lost)
 
 
 @implementer(IProtocol)
@@ -140,10 +163,11 @@ class _Adopted:
     to the pool is turned aside on the instance.
     """
 
-    def __init__(self, protocol: Any) -> None:
+    def __init__(self, protocol: Any, lost: Callable[[Any], None]) -> None:
         self.adopted: Any = protocol
         self.dataReceived = protocol.dataReceived
-        self.connectionLost = protocol.connectionLost
+        self._told = protocol.connectionLost
+        self._lost = lost
         if IHalfCloseableProtocol.providedBy(protocol):
             directlyProvides(self, IHalfCloseableProtocol)
             self.readConnectionLost = protocol.readConnectionLost
@@ -161,6 +185,15 @@ class _Adopted:
         protocol.connectionLost = guard.connectionLost
         if IHalfCloseableProtocol.providedBy(protocol):
             vars(protocol)["readConnectionLost"] = guard.readConnectionLost
+
+    def connectionLost(self, reason: Any) -> None:
+        """
+        Tell the protocol, then forget it.
+        """
+        try:
+            self._told(reason)
+        finally:
+            self._lost(self.adopted)
 
     def makeConnection(self, transport: Any) -> None:
         """

@@ -4,46 +4,28 @@ Many pools under one limit.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import heapq
+import inspect
+import itertools
+import math
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from sys import _getframe
-from typing import Any, ClassVar
+from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred, fail, gatherResults
 from zope.interface import implementer
 
 from connpool.errors import PoolClosed
 from connpool.interfaces import IStatsSource
+from connpool.pool.acquire import UNSET, checkedTimeout
 from connpool.pool.clock import steady
 from connpool.pool.core import Core
-from connpool.pool.lease import Lease, Scope
-from connpool.pool.pool import UNSET, ConnectionPool
+from connpool.pool.keyedstats import COUNTERS_OF_KEYS, GAUGES_OF_KEYS, KeyedPoolStats
+from connpool.pool.lease import Lease, Scope, use
+from connpool.pool.pool import ConnectionPool
 
 __all__ = ["KeyedConnectionPool", "KeyedPoolStats"]
-
-
-@attrs.frozen(kw_only=True)
-class KeyedPoolStats:
-    """
-    A keyed pool at one moment.
-
-    @ivar state: C{open} or C{closed}.
-    @ivar maxTotal: the cap over all keys.
-    @ivar size: all connections of all keys.
-    @ivar keys: keys that have a connection or a waiter.
-    @ivar starving: keys that wait for room under the cap.
-    @ivar evictions: idle connections closed to make room for another key.
-    """
-
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"maxTotal", "size", "keys", "starving"})
-
-    state: str
-    maxTotal: int
-    size: int
-    keys: int
-    starving: int
-    evictions: int
 
 
 @implementer(IStatsSource)
@@ -52,9 +34,12 @@ class KeyedConnectionPool:
     One L{ConnectionPool} for each key, and C{maxTotal} for all together.
 
     When the total is reached and a key needs a connection, the connection that
-    has been idle for longest in a key that was not used lately is closed to
-    make room; if none is idle, keys are served in the order in which they began
-    to need one.  A key without connections and waiters takes no memory: its
+    has been idle for longest in a key that was not used lately is closed to make
+    room.  A place that becomes free goes to the longest waiter among the keys that
+    may use it now: below their C{maxSize}, with a destination that is not in
+    back-off.  A connection that comes back serves its own key, unless such a waiter
+    of another key came C{fairAfter} earlier; then its place goes there.
+    A key without connections and waiters takes no memory: its
     pool is closed, the next acquire makes another.
 
     While no key starves, the keys' pools are as calm as any other pool, and what
@@ -64,7 +49,10 @@ class KeyedConnectionPool:
     @param reactor: see L{ConnectionPool}, as everything not listed here.
     @param endpointFor: a key to its endpoint, or endpoints.
     @param factory: for the protocols of all keys.
+    @param prepare: called with each new protocol and, if it takes two arguments, its
+        key.
     @param maxTotal: connections of any state and any key.
+    @param fairAfter: seconds.
     @param limits: of each key's pool; C{minIdle} yields to keys that wait.
     @raise ValueError: for a limit out of range.
     """
@@ -77,20 +65,20 @@ class KeyedConnectionPool:
         endpointFor: Callable[[Any], Any],
         factory: Any,
         *,
+        prepare: Callable[..., Any] | None = None,
         maxTotal: int = 100,
+        fairAfter: float = 0.1,
         name: str = "keyed",
         **limits: Any,
     ) -> None:
-        if isinstance(maxTotal, bool) or not isinstance(maxTotal, int) or maxTotal < 1:
-            raise ValueError(
-                f"maxTotal={maxTotal!r} is out of range: it must be a whole number of at least 1"
-            )
         self.name = name
+        self._prepare = prepare
+        self._setTotal(maxTotal)
+        self._setFairAfter(fairAfter)
         self._reactor = reactor
         self._seconds = steady(reactor)
         self._endpointFor = endpointFor
         self._factory = factory
-        self._maxTotal = maxTotal
         self._limits = limits
         self._pools: dict[Hashable, ConnectionPool] = {}
         self._size = 0
@@ -98,7 +86,13 @@ class KeyedConnectionPool:
         # when it was put at the end: one used since then gets a second chance
         self._idlers: OrderedDict[Hashable, int] = OrderedDict()
         self._calm: set[Core] = set()
-        self._starving: OrderedDict[Hashable, None] = OrderedDict()
+        # keys that need room: since when their oldest acquire waits
+        self._starving: dict[Hashable, float] = {}
+        self._oldest: list[tuple[float, int, Hashable]] = []
+        self._serial = itertools.count()
+        self._past: Counter[str] = Counter()  # of keys that are gone
+        self._started = False
+        self._pausing: bool | None = None  # paused, and whether acquires queue
         # keys kept for their failure state only
         self._lingering: OrderedDict[Hashable, float] = OrderedDict()
         self._turn: Core | None = None  # whom the room is for that just became free
@@ -106,8 +100,12 @@ class KeyedConnectionPool:
         self._evictions = 0
         self._feeding = False
         self._closed = False
+        if not callable(endpointFor):
+            raise TypeError(
+                f"endpointFor={endpointFor!r} is no function; pass one from a key to its endpoint"
+            )
         # the limits are checked now, not at the first acquire
-        ConnectionPool(reactor, [None], factory, **limits)
+        ConnectionPool(reactor, _Nowhere(), factory, **limits)
 
     def acquire(self, key: Hashable, timeout: float | None = UNSET) -> Deferred[Lease]:
         """
@@ -116,19 +114,22 @@ class KeyedConnectionPool:
         if self._closed:
             return fail(self._refusal())
         frame = _getframe(1)
-        return self._pool(key)._acquire(timeout, frame.f_code, frame.f_lasti)
+        checkedTimeout(timeout)
+        try:
+            shell = self._pool(key).shell
+        except Exception:
+            return fail()  # there is no endpoint
+        return shell.acquire(timeout, frame.f_code, frame.f_lasti)
 
     def tryAcquire(self, key: Hashable) -> Lease | None:
         """
         L{IConnectionPool.tryAcquire} of C{key}'s pool.
         """
         pool = self._pools.get(key)
-        lease = None if pool is None else pool.tryAcquire()
-        if lease is not None and (connection := lease._connection) is not None:
-            frame = _getframe(1)
-            connection.code = frame.f_code
-            connection.offset = frame.f_lasti
-        return lease
+        if pool is None:
+            return None
+        frame = _getframe(1)
+        return pool.shell.tryAcquire(frame.f_code, frame.f_lasti)
 
     def lease(self, key: Hashable, timeout: float | None = UNSET) -> Scope:
         """
@@ -154,9 +155,14 @@ class KeyedConnectionPool:
         """
         if self._closed:
             return fail(self._refusal())
-        return self._pool(key)._run(
-            _getframe(1), timeout, lambda protocol: f(protocol, *args, **kwargs)
-        )
+        frame = _getframe(1)
+        checkedTimeout(timeout)
+        try:
+            shell = self._pool(key).shell
+        except Exception:
+            return fail()  # there is no endpoint
+        d = shell.acquire(timeout, frame.f_code, frame.f_lasti)
+        return d.addCallback(use, lambda protocol: f(protocol, *args, **kwargs))
 
     def pools(self) -> dict[Hashable, ConnectionPool]:
         """
@@ -168,21 +174,118 @@ class KeyedConnectionPool:
         """
         See L{IStatsSource.stats}.
         """
+        each = [pool.stats() for pool in self._pools.values()]
+        sums = {
+            name: sum(getattr(one, name) for one in each)
+            for name in GAUGES_OF_KEYS + COUNTERS_OF_KEYS
+        }
+        sums.update((name, sums[name] + self._past[name]) for name in COUNTERS_OF_KEYS)
+        paused = "paused" if self._pausing is not None else "open"
         return KeyedPoolStats(
-            state="closed" if self._closed else "open",
+            state="closed" if self._closed else paused,
             maxTotal=self._maxTotal,
             size=self._size,
             keys=len(self._pools) - len(self._lingering),
             starving=len(self._starving),
             evictions=self._evictions,
+            down=sum(one.down for one in each),
+            **sums,
         )
 
-    def purge(self) -> None:
+    def trouble(self) -> str | None:
+        """
+        See L{IReadiness.trouble}: only if no key can be reached.
+        """
+        troubles = [pool.trouble() for pool in self._pools.values()]
+        return troubles[0] if troubles and all(troubles) else None
+
+    def explain(self) -> str:
+        """
+        L{IConnectionPool.explain} of the first ten keys, after the numbers of all.
+        """
+        keys = list(self._pools.values())
+        more = f" {len(keys) - 10} more keys are not shown." if len(keys) > 10 else ""
+        return (
+            f"Pool {self.name}: {self._size} of maxTotal={self._maxTotal} connections, "
+            f"{len(keys)} keys, {len(self._starving)} of them wait for room. "
+            + " ".join(pool.explain() for pool in keys[:10])
+            + more
+        )
+
+    def start(self) -> None:
+        """
+        L{IConnectionPool.start} of every key, and of those to come.
+        """
+        self._started = True
+        self._closed = False
+        for pool in self.pools().values():
+            pool.start()
+
+    def whenReady(
+        self, key: Hashable, count: int | None = None, timeout: float | None = None
+    ) -> Deferred[None]:
+        """
+        L{IConnectionPool.whenReady} of C{key}'s pool.
+        """
+        if self._closed:
+            return fail(self._refusal())
+        return self._pool(key).whenReady(count, checkedTimeout(timeout))
+
+    def reconfigure(self, **changes: Any) -> None:
+        """
+        L{IConnectionPool.reconfigure} of every key, and of those to come; also
+        C{maxTotal} and C{fairAfter}.
+
+        @raise ValueError: for a limit out of range; nothing has changed then.
+        """
+        mine = {name: changes.pop(name) for name in ("maxTotal", "fairAfter") if name in changes}
+        limits = {**self._limits, **changes}
+        ConnectionPool(self._reactor, _Nowhere(), self._factory, **limits)
+        if "fairAfter" in mine:
+            self._setFairAfter(mine["fairAfter"])
+        if "maxTotal" in mine:
+            self._setTotal(mine["maxTotal"])
+        self._limits = limits
+        for pool in self.pools().values():
+            pool.reconfigure(**changes)
+        self._feed()
+
+    def _setTotal(self, maxTotal: Any) -> None:
+        if isinstance(maxTotal, bool) or not isinstance(maxTotal, int) or maxTotal < 1:
+            raise ValueError(
+                f"maxTotal={maxTotal!r} is out of range: it must be a whole number of at least 1"
+            )
+        self._maxTotal = maxTotal
+
+    def _setFairAfter(self, fairAfter: Any) -> None:
+        if not isinstance(fairAfter, (int, float)) or not 0 <= fairAfter < math.inf:
+            raise ValueError(
+                f"fairAfter={fairAfter!r} is out of range: it must be seconds, 0 or more"
+            )
+        self._fairAfter = fairAfter
+
+    def pause(self, *, queue: bool = True) -> None:
+        """
+        L{IConnectionPool.pause} of every key, and of those to come.
+        """
+        self._pausing = queue
+        for pool in self.pools().values():
+            pool.pause(queue=queue)
+
+    def resume(self) -> None:
+        """
+        L{IConnectionPool.resume} of every key.
+        """
+        self._pausing = None
+        for pool in self.pools().values():
+            pool.resume()
+
+    def purge(self, over: float = 0.0) -> None:
         """
         L{IConnectionPool.purge} of every key.
         """
         for pool in self.pools().values():
-            pool.purge()
+            pool.purge(over)
 
     def drain(self, timeout: float | None = None) -> Deferred[None]:
         """
@@ -209,12 +312,17 @@ class KeyedConnectionPool:
                 self._reactor,
                 self._endpointFor(key),
                 self._factory,
+                prepare=_withKey(self._prepare, key),
                 name=f"{self.name}[{key!r}]",
                 **self._limits,
             )
-            pool._core.budget = _Share(self, key, pool._core)
-            pool.settled = lambda: self._settled(key, pool)
+            pool.shell.core.inventory.budget = _Share(self, key, pool.shell.core)
+            pool.shell.settled = lambda: self._settled(key, pool)
             self._pools[key] = pool
+            if self._pausing is not None:
+                pool.pause(queue=self._pausing)
+            if self._started:
+                pool.shell.core.start()  # what follows is up to whoever asked for the key
         return pool
 
     def _settled(self, key: Hashable, pool: ConnectionPool) -> None:
@@ -223,17 +331,17 @@ class KeyedConnectionPool:
         """
         if self._pools.get(key) is not pool:
             return
-        core = pool._core
+        core = pool.shell.core
         if not len(core.queue):
             self._starving.pop(key, None)
-        if core.size:
+        if core.inventory.size:
             self._idlers[key] = core.acquires
             self._idlers.move_to_end(key)
         else:
             self._idlers.pop(key, None)
         if core.calm:
             self._calm.add(core)
-        if core.size or len(core.queue):
+        if core.inventory.size or len(core.queue):
             self._lingering.pop(key, None)
         else:
             self._vanish(key, pool)
@@ -244,7 +352,7 @@ class KeyedConnectionPool:
         C{key} has nothing left; but while its destination is down, that is
         remembered: else every acquire would dial.
         """
-        until = max(each.retryAt for each in pool._core.destinations)
+        until = max(each.retryAt for each in pool.shell.core.supply.destinations)
         if until > self._seconds():
             self._lingering[key] = until
         else:
@@ -256,7 +364,9 @@ class KeyedConnectionPool:
         Whoever still has the pool from L{pools} must not dial past the total.
         """
         pool = self._pools.pop(key)
-        self._calm.discard(pool._core)
+        stats = pool.stats()
+        self._past.update({name: getattr(stats, name) for name in COUNTERS_OF_KEYS})
+        self._calm.discard(pool.shell.core)
         pool.close()
 
     def _sweep(self) -> None:
@@ -278,7 +388,46 @@ class KeyedConnectionPool:
         for core in self._calm:
             core.calm = False
         self._calm.clear()
-        self._starving.setdefault(key, None)
+        if key not in self._starving:
+            oldest = next(iter(self._pools[key].shell.core.queue))
+            self._starving[key] = oldest.since
+            heapq.heappush(self._oldest, (oldest.since, next(self._serial), key))
+
+    def _longest(self, now: float) -> Hashable | None:
+        """
+        @return: the key with the longest waiter that may use a place now.  One that
+            may not asks again when its back-off is over or a slot of its own is free.
+        """
+        while self._oldest:
+            since, _, key = self._oldest[0]
+            if self._starving.get(key) != since:
+                heapq.heappop(self._oldest)  # it was served, or left
+                continue
+            core = self._pools[key].shell.core
+            oldest = next(iter(core.queue), None)
+            if oldest is not None and oldest.since == since and core.mayDial(now):
+                return key
+            heapq.heappop(self._oldest)
+            del self._starving[key]
+            if oldest is not None and core.mayDial(now):
+                self._starve(key)  # the one that waited longest has left
+        return None
+
+    def yields(self, key: Hashable, since: float, now: float) -> bool:
+        """
+        @return: whether a place of C{key}, whose oldest waiter came at C{since}, must
+            go to another key.
+        """
+        if self._evicting >= len(self._starving):
+            return False
+        longest = self._longest(now)
+        if longest is None or longest == key:
+            return False
+        if self._starving[longest] > since - self._fairAfter:
+            return False
+        self._evictions += 1
+        self._evicting += 1
+        return True
 
     def _feed(self) -> None:
         """
@@ -289,11 +438,14 @@ class KeyedConnectionPool:
         self._feeding = True
         try:
             while self._starving:
+                key = self._longest(self._seconds())
+                if key is None:
+                    break
                 if self._size < self._maxTotal:
-                    key, _none = self._starving.popitem(last=False)
+                    del self._starving[key]
                     pool = self._pools[key]
-                    self._turn = pool._core
-                    pool.settle()
+                    self._turn = pool.shell.core
+                    pool.shell.settle()
                     self._turn = None
                 elif self._evicting >= len(self._starving) or not self._evict():
                     break
@@ -307,14 +459,14 @@ class KeyedConnectionPool:
         while self._idlers:
             key, acquires = next(iter(self._idlers.items()))
             pool = self._pools[key]
-            core = pool._core
+            core = pool.shell.core
             if core.acquires != acquires:
                 self._idlers[key] = core.acquires
                 self._idlers.move_to_end(key)
             elif core.evict(self._seconds()):
                 self._evictions += 1
                 self._evicting += 1
-                pool.settle()
+                pool.shell.settle()
                 return True
             else:
                 del self._idlers[key]  # until something comes back to it
@@ -329,16 +481,28 @@ class _KeyedScope(Scope):
     __slots__ = ("_key", "_keyed")
 
     def __init__(self, keyed: KeyedConnectionPool, key: Hashable, timeout: Any, frame: Any) -> None:
-        super().__init__(None, timeout, frame.f_code, frame.f_lasti)  # type: ignore[arg-type]
+        super().__init__(None, checkedTimeout(timeout), frame.f_code, frame.f_lasti)  # type: ignore[arg-type]
         self._keyed = keyed
         self._key = key
 
     async def __aenter__(self) -> Any:
-        if self._connection is None:
+        if self._held is None:
             if self._keyed._closed:
                 raise self._keyed._refusal()
-            self._pool = self._keyed._pool(self._key)
+            self.owner = self._keyed._pool(self._key).shell
         return await super().__aenter__()
+
+
+class _Nowhere:
+    """
+    In place of an endpoint, when limits are checked before there is one.
+    """
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        """
+        Not called.
+        """
+        raise NotImplementedError
 
 
 class _Share:
@@ -350,6 +514,13 @@ class _Share:
         self._keyed = keyed
         self._key = key
         self._core = core
+
+    @property
+    def limit(self) -> str:
+        """
+        See L{Budget}.
+        """
+        return f"maxTotal={self._keyed._maxTotal}"
 
     @property
     def starving(self) -> bool:
@@ -372,6 +543,22 @@ class _Share:
             keyed._starve(self._key)
         return False
 
+    def spare(self) -> bool:
+        """
+        See L{Budget.spare}.
+        """
+        keyed = self._keyed
+        if keyed._starving or keyed._size >= keyed._maxTotal:
+            return False
+        keyed._size += 1
+        return True
+
+    def yields(self, since: float, now: float) -> bool:
+        """
+        See L{Budget.yields}.
+        """
+        return self._keyed.yields(self._key, since, now)
+
     def free(self) -> None:
         """
         See L{Budget.free}.
@@ -379,6 +566,19 @@ class _Share:
         self._keyed._size -= 1
         if self._keyed._evicting:
             self._keyed._evicting -= 1
+
+
+def _withKey(prepare: Callable[..., Any] | None, key: Hashable) -> Callable[[Any], Any] | None:
+    """
+    @return: C{prepare} for one key.
+    """
+    if prepare is None:
+        return None
+    try:
+        inspect.signature(prepare).bind(None, key)
+    except (TypeError, ValueError):
+        return prepare
+    return lambda protocol: prepare(protocol, key)
 
 
 def _all(ends: list[Deferred[None]]) -> Deferred[None]:

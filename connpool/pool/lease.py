@@ -4,20 +4,20 @@ The right to use one connection, given back exactly once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import DoubleRelease, LeaseError, LeaseReleased
 from connpool.interfaces import ILease
+from connpool.pool.connection import Connection, Owner
 from connpool.pool.states import State
 
-if TYPE_CHECKING:
-    from connpool.pool.connection import Connection
-    from connpool.pool.pool import ConnectionPool
-
-__all__ = ["Lease", "Scope"]
+__all__ = ["Lease", "Scope", "use"]
 
 LEASED = State.LEASED
 
@@ -30,20 +30,28 @@ class Lease:
     A lease that is garbage-collected without having been given back is logged
     and its connection closed: the slot is never lost, not even if an asyncio
     task is cancelled between getting the lease and looking at it.
+
+    @param owner: whose lease it is.
+    @ivar stack: with C{debug}, where it was given back.
+    @ivar running: the Deferred of a C{run}, cancelled when the pool ends the lease.
+    @ivar limit: the C{leaseTimeout} after which the pool ended it.
     """
 
-    __slots__ = ("__weakref__", "_connection", "_pool", "_released")
+    __slots__ = ("__weakref__", "_connection", "limit", "owner", "running", "stack")
 
-    def __init__(self, pool: ConnectionPool, connection: Connection) -> None:
-        self._pool = pool
+    def __init__(self, owner: Owner, connection: Connection) -> None:
+        self.owner = owner
         self._connection: Connection | None = connection
 
-    _released: str  # with debug, the stack of the release
+    # set only where they are needed
+    stack: str
+    running: Deferred[Any]
+    limit: float
 
     def __del__(self) -> None:
         connection = self._connection
         if connection is not None and connection.state is LEASED:
-            self._pool._later(self._pool._reclaim, connection)
+            self.owner.later(self.owner.reclaim, connection)
 
     @property
     def protocol(self) -> Any:
@@ -51,8 +59,8 @@ class Lease:
         See L{ILease.protocol}.
         """
         if self._connection is None:
-            raise LeaseReleased(
-                f"this lease of pool {self._pool.name} was given back{self._where()}; "
+            raise self._expired() or LeaseReleased(
+                f"this lease of pool {self.owner.name} was given back{self._where()}; "
                 "acquire another one"
             )
         return self._connection.protocol
@@ -86,15 +94,17 @@ class Lease:
         if connection is None:
             raise self._twice()
         self._connection = None
-        self._pool._giveBack(connection, self)
+        self.owner.giveBack(connection, self)
 
-    def discard(self) -> None:
+    def discard(self, *, destinationBad: bool = False) -> None:
         """
         See L{ILease.discard}.
         """
         connection = self._owned()
         self._connection = None
-        self._pool._throwAway(connection, self)
+        if destinationBad:
+            self.owner.condemn(connection)
+        self.owner.throwAway(connection, self)
 
     def detach(self) -> Any:
         """
@@ -102,7 +112,7 @@ class Lease:
         """
         connection = self._owned()
         self._connection = None
-        return self._pool._detach(connection, self)
+        return self.owner.detach(connection, self)
 
     async def __aenter__(self) -> Any:
         return self.protocol
@@ -116,20 +126,37 @@ class Lease:
         connection = self._connection
         if connection is not None:
             self._connection = None
-            if kind is GeneratorExit:
-                self._pool._later(self._pool._throwAway, connection, None)
-            else:
-                self._pool._leave(connection, self, failed=kind is not None)
+            _leave(self.owner, connection, self, kind)
 
     def _owned(self) -> Connection:
         if self._connection is None:
             raise self._twice()
         return self._connection
 
-    def _twice(self) -> DoubleRelease:
-        self._pool._core.counts["doubleReleases"] += 1
+    def expire(self, seconds: float) -> None:
+        """
+        The pool ends the lease: it was held for longer than C{seconds}.
+        """
+        self._connection = None
+        self.limit = seconds
+        if (running := getattr(self, "running", None)) is not None:
+            running.cancel()
+
+    def _expired(self) -> LeaseReleased | None:
+        limit = getattr(self, "limit", None)
+        if limit is None:
+            return None
+        return LeaseReleased(
+            f"pool {self.owner.name} ended this lease after leaseTimeout={limit:g} s; "
+            "acquire another one, or raise leaseTimeout"
+        )
+
+    def _twice(self) -> LeaseError:
+        if error := self._expired():
+            return error
+        self.owner.releasedTwice()
         return DoubleRelease(
-            f"this lease of pool {self._pool.name} was given back already{self._where()}; "
+            f"this lease of pool {self.owner.name} was given back already{self._where()}; "
             "give each lease back once"
         )
 
@@ -137,43 +164,88 @@ class Lease:
         """
         With C{debug}, where the lease was given back.
         """
-        stack = getattr(self, "_released", "")
+        stack = getattr(self, "stack", "")
         return f", here:\n{stack}\n" if stack else ""
+
+
+def use(lease: Lease, f: Callable[[Any], Any]) -> Deferred[Any]:
+    """
+    Call C{f} with the lease's protocol, and give the lease back when it is done.
+    """
+
+    def used(result: Any) -> Any:
+        connection, lease._connection = lease._connection, None
+        if connection is not None:
+            lease.owner.leave(connection, lease, failed=isinstance(result, Failure))
+        elif isinstance(result, Failure) and (expired := lease._expired()) is not None:
+            return Failure(expired)
+        return result
+
+    lease.running = running = maybeDeferred(f, lease.protocol)
+    return running.addBoth(used)
+
+
+def _leave(
+    owner: Owner, connection: Connection, lease: Lease | None, kind: type[BaseException] | None
+) -> None:
+    """
+    An C{async with} block ended.
+    """
+    if kind is None:
+        owner.giveBack(connection, lease)
+    elif kind is GeneratorExit:
+        # the coroutine is closed, maybe by the garbage collector
+        owner.later(owner.throwAway, connection, None)
+    else:
+        owner.leave(connection, lease, failed=True)
+
+
+_WAITING = object()
 
 
 class Scope:
     """
-    What C{async with pool.lease() as protocol} enters: the connection goes
-    back when the block ends, and is discarded when it ends by an exception.
+    The object that C{async with pool.lease() as protocol} enters: the connection
+    goes back when the block ends, and is discarded when it ends by an exception.
 
     It can be entered again after it was left.
     """
 
-    __slots__ = ("_code", "_connection", "_offset", "_pool", "_timeout")
+    __slots__ = ("_code", "_held", "_offset", "_timeout", "owner")
 
-    def __init__(self, pool: ConnectionPool, timeout: Any, code: Any, offset: int) -> None:
-        self._pool = pool
+    def __init__(self, owner: Owner, timeout: Any, code: Any, offset: int) -> None:
+        self.owner = owner
         self._timeout = timeout
         self._code = code
         self._offset = offset
-        self._connection: Connection | None = None
+        # the connection, or the lease if it was waited for; _WAITING meanwhile
+        self._held: Any = None
+
+    def __del__(self) -> None:
+        held = self._held
+        if held is not None and isinstance(held, Connection) and held.state is LEASED:
+            self.owner.later(self.owner.reclaim, held)
 
     async def __aenter__(self) -> Any:
-        if self._connection is not None:
+        if self._held is not None:
             raise LeaseError("this scope is entered already; call lease() once for each block")
-        pool = self._pool
-        core = pool._core
-        if core.calm and (connection := core.take(pool._seconds())) is not None:
-            connection.code = self._code  # type: ignore[attr-defined]
-            connection.offset = self._offset  # type: ignore[attr-defined]
+        owner = self.owner
+        core = owner.core
+        connection: Any
+        if core.calm and (connection := core.take(owner.seconds())) is not None:
+            self._held = connection
+            connection.code = self._code
+            connection.offset = self._offset
             if not core.calm:
-                pool.settle()
-        else:
-            lease = await pool._acquire(self._timeout, self._code, self._offset)
-            connection = lease._connection
-            lease._connection = None
-        self._connection = connection  # type: ignore[assignment]
-        return connection.protocol  # type: ignore[union-attr]
+                owner.settle()
+            return connection.protocol
+        self._held = _WAITING
+        try:
+            self._held = lease = await owner.acquire(self._timeout, self._code, self._offset)
+        except BaseException:
+            self._held = None
+            raise
+        return lease.protocol
 
     async def __aexit__(
         self,
@@ -181,13 +253,16 @@ class Scope:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        connection = self._connection
-        assert connection is not None
-        self._connection = None
+        held, self._held = self._held, None
+        if held is None:
+            raise LeaseError("this scope was left already; call lease() once for each block")
+        lease = None
+        if isinstance(held, Lease):
+            lease = held
+            held, lease._connection = lease._connection, None
+        if held is None:
+            return  # the pool has ended it
         if kind is None:
-            self._pool._giveBack(connection, None)
-        elif kind is GeneratorExit:
-            # the coroutine is closed, maybe by the garbage collector
-            self._pool._later(self._pool._throwAway, connection, None)
+            self.owner.giveBack(held, lease)
         else:
-            self._pool._leave(connection, None, failed=True)
+            _leave(self.owner, held, lease, kind)

@@ -1,24 +1,22 @@
 """
-What is done for those who want to see every lease: observers,
+Services for those who want to see every lease: observers,
 C{leakThreshold}, C{debug}.  None of them can harm the pool.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.logger import Logger
 
 from connpool.interfaces import IPoolObserver
+from connpool.pool.acquire import Acquire
 from connpool.pool.connection import Connection, site
 from connpool.pool.core import Core
+from connpool.pool.lease import Lease
 from connpool.pool.owners import Holder, currentHolder, whole
 from connpool.pool.states import State
-
-if TYPE_CHECKING:
-    from connpool.pool.lease import Lease
-    from connpool.pool.shell import Acquire
 
 __all__ = ["Watch"]
 
@@ -42,7 +40,10 @@ class Watch:
         """
         settings = self._core.settings
         self._core.watched = bool(
-            self._observers or settings.leakThreshold is not None or settings.debug
+            self._observers
+            or settings.leakThreshold is not None
+            or settings.leaseTimeout is not None
+            or settings.debug
         )
 
     def tell(self, event: str, *args: Any) -> None:
@@ -62,7 +63,8 @@ class Watch:
         if self._core.settings.debug:
             waiter.stack = whole()
             waiter.holder = currentHolder()
-            waiter.holder.waiting += 1
+            if waiter.holder is not None:
+                waiter.holder.waiting += 1
 
     def waited(self, waiter: Acquire) -> None:
         """
@@ -70,6 +72,7 @@ class Watch:
         """
         if waiter.holder is not None:
             waiter.holder.waiting -= 1
+            waiter.holder.changed()
 
     def began(self, connection: Connection, now: float, waiter: Acquire | None = None) -> None:
         """
@@ -78,7 +81,7 @@ class Watch:
         core = self._core
         if not core.watched:
             return
-        core.watch(connection, now)
+        core.inventory.watch(connection, now)
         if core.settings.debug:
             connection.stack = whole() if waiter is None else waiter.stack
             holder: Holder | None = currentHolder() if waiter is None else waiter.holder
@@ -104,9 +107,10 @@ class Watch:
             )
         if connection.holder is not None:
             connection.holder.connections.pop(connection, None)
+            connection.holder.changed()
             connection.holder = None
         if lease is not None and self._core.settings.debug:
-            lease._released = whole()
+            lease.stack = whole()
         self.tell("released", connection.number, held)
 
     def leak(self, connection: Connection, now: float) -> None:
@@ -125,11 +129,24 @@ class Watch:
         )
         self.tell("leakSuspected", connection.number, where, now - connection.since)
 
+    def expired(self, connection: Connection, limit: float) -> None:
+        """
+        The pool ends a lease that is held for longer than C{limit} seconds.
+        """
+        self._log.warn(
+            "pool {name}: the lease acquired at {where} was held for more than "
+            "leaseTimeout={limit:g} s; its connection is closed{stack}",
+            name=self._core.name,
+            where=site(connection.code, connection.offset),
+            limit=limit,
+            stack=connection.stack and f". Acquired here:\n{connection.stack}",
+        )
+
     def leaked(self, connection: Connection) -> None:
         """
         A lease was garbage-collected.
         """
-        self._core.counts["leasesLostToGC"] += 1
+        self._core.inventory.counts["leasesLostToGC"] += 1
         self._log.warn(
             "pool {name}: a lease acquired at {where} was never given back; "
             "its connection is closed{stack}",
@@ -144,9 +161,9 @@ class Watch:
         something back is waiting too.
         """
         core = self._core
-        if waiter.holder is None or core.leased < core.settings.maxSize:
+        if waiter.holder is None or core.inventory.leased < core.settings.maxSize:
             return
-        leased: list[Any] = [slot for slot in core.slots if slot.state is State.LEASED]
+        leased: list[Any] = [slot for slot in core.inventory.slots if slot.state is State.LEASED]
         if not all(each.holder is not None and each.holder.waiting for each in leased):
             return
         self._log.warn(

@@ -4,8 +4,9 @@ Why an acquire gets an error instead of a connection, in words for operators.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+from connpool.addresses import joinHostPort
 from connpool.errors import (
     AcquireTimeout,
     Overloaded,
@@ -15,27 +16,72 @@ from connpool.errors import (
     PoolPaused,
     TooManyWaiters,
 )
+from connpool.pool.inventory import Inventory
+from connpool.pool.settings import Settings
+from connpool.pool.sizing import Supply
 from connpool.pool.states import Phase, Waiter
 from connpool.pool.timers import NEVER
 
-if TYPE_CHECKING:
-    from connpool.pool.core import Core
+__all__ = [
+    "closed",
+    "figures",
+    "late",
+    "outage",
+    "overloaded",
+    "placeOf",
+    "refusal",
+    "timedOut",
+    "trouble",
+    "unreachable",
+]
 
-__all__ = ["closed", "figures", "outage", "overloaded", "refusal", "timedOut", "trouble"]
+
+class Known(Protocol):
+    """
+    The part of L{Core} that an explanation needs.
+    """
+
+    name: str
+    settings: Settings
+    inventory: Inventory
+    supply: Supply
+    phase: Phase
+    refusing: bool
+    queue: Any
+    lastError: tuple[float, BaseException] | None
 
 
-def figures(core: Core) -> str:
+def placeOf(endpoint: Any) -> str:
+    """
+    @return: an endpoint in words: host and port where it tells them, as Twisted's do
+        in attributes that have no public name.
+    """
+    wrapped = getattr(endpoint, "_wrappedEndpoint", None)
+    if wrapped is not None:
+        return placeOf(wrapped)
+    port = getattr(endpoint, "_port", None)
+    for attribute in ("_hostText", "_host"):
+        host = getattr(endpoint, attribute, None)
+        if isinstance(host, str) and isinstance(port, int):
+            return joinHostPort(host, port)
+    path = getattr(endpoint, "_path", None)
+    return repr(endpoint) if path is None else str(path)
+
+
+def figures(core: Known) -> str:
     """
     The gauges.
     """
+    inventory = core.inventory
     return (
-        f"size {core.size} of {core.settings.maxSize}, leased {core.leased}, "
-        f"idle {core.idleCount}, connecting {core.connecting}, checking {core.checking}, "
-        f"closing {core.closing}, waiting {len(core.queue)}"
+        f"size {inventory.size} of {core.settings.maxSize}, leased {inventory.leased}, "
+        f"idle {inventory.idleCount}, connecting {inventory.connecting}, "
+        f"returning {inventory.returning}, "
+        f"checking {inventory.checking}, closing {inventory.closing}, waiting {len(core.queue)}"
     )
 
 
-def trouble(core: Core, now: float) -> str:
+def trouble(core: Known, now: float) -> str:
     """
     The last failed dial.
     """
@@ -45,7 +91,7 @@ def trouble(core: Core, now: float) -> str:
     return f"last dial failed {now - at:.3g} s ago: {str(error) or type(error).__name__}"
 
 
-def refusal(core: Core, now: float) -> PoolError | None:
+def refusal(core: Known, now: float) -> PoolError | None:
     """
     @return: why an acquire that finds no idle connection may not wait.
     """
@@ -65,58 +111,94 @@ def refusal(core: Core, now: float) -> PoolError | None:
     return None
 
 
-def _room(core: Core) -> int:
+def _room(core: Known) -> int:
     """
-    How many acquires need not wait for a lease to end: these do not count
+    Count the acquires that need not wait for a lease to end: these do not count
     against C{maxWaiting}, else a pool with C{maxWaiting=0} would never dial.
     """
-    free = core.settings.maxSize - core.size
-    return core.idleCount + core.checking + len(core.dials) + max(0, free)
+    free = core.settings.maxSize - core.inventory.size
+    return (
+        core.inventory.idleCount
+        + core.inventory.returning
+        + core.inventory.checking
+        + len(core.inventory.dials)
+        + max(0, free)
+    )
 
 
-def closed(core: Core) -> PoolClosed:
+def closed(core: Known) -> PoolClosed:
     """
     The pool closes or drains.
     """
     return PoolClosed(f"pool {core.name} is {core.phase.value}; acquire from another")
 
 
-def outage(core: Core, now: float) -> PoolDown | None:
+def outage(core: Known, now: float) -> PoolDown | None:
     """
     @return: the error for acquires while there is nothing to wait for: no
         connection that may serve them, and no dial due.
     """
-    if core.settings.onDown != "fail" or core.promising or core.connecting:
+    if core.settings.onDown != "fail" or core.inventory.connecting:
         return None
     wait = NEVER
-    for destination in core.destinations:
+    for destination in core.supply.destinations:
         if not destination.down(now):
             return None
         wait = min(wait, destination.retryAt - now)
-    error = PoolDown(
-        f"pool {core.name} cannot reach its destination ({trouble(core, now)}); "
-        f"it tries again in {wait:.3g} s",
-        wait,
-    )
+    if core.supply.promising:
+        return None
+    error = PoolDown(_unreachable(core, now, wait), wait)
     if core.lastError is not None:
         error.__cause__ = core.lastError[1]
     return error
 
 
-def timedOut(core: Core, waiter: Waiter, now: float) -> AcquireTimeout:
+def _unreachable(core: Known, now: float, wait: float) -> str:
+    return (
+        f"pool {core.name} cannot reach its destination ({trouble(core, now)}); "
+        f"it tries again in {wait:.3g} s"
+    )
+
+
+def unreachable(core: Known, now: float) -> str | None:
     """
-    C{waiter} has waited long enough.  A failed dial is the cause only if it
-    was the latest (HikariCP #1819 blamed one of six days ago).
+    @return: the text for operators while nothing can be reached: the last dial to
+        every destination failed, and no connection is left.
     """
-    text = f"no connection of pool {core.name} within {now - waiter.since:.3g} s: {figures(core)}"
-    if core.lastError is None or not any(each.failures for each in core.destinations):
+    if not core.supply.down():
+        return None
+    wait = min(each.retryAt for each in core.supply.destinations) - now
+    return _unreachable(core, now, max(0.0, wait))
+
+
+def timedOut(core: Known, waiter: Waiter, now: float) -> AcquireTimeout:
+    """
+    C{waiter} has waited long enough.
+    """
+    text = f"no connection of pool {core.name} within {now - waiter.since:.3g} s"
+    if core.phase is Phase.PAUSED:
+        return late(core, f"{text}, because it is paused; resume() it", now)
+    budget = core.inventory.budget
+    if budget is not None and budget.starving and core.inventory.size < core.settings.maxSize:
+        shared = f"the total shared with other keys is reached ({budget.limit})"
+        return late(core, f"{text}, because {shared}; raise maxTotal", now)
+    return late(core, text, now)
+
+
+def late(core: Known, text: str, now: float) -> AcquireTimeout:
+    """
+    Something did not come in time.  A failed dial is the cause only if it was the
+    latest (HikariCP #1819 blamed one of six days ago).
+    """
+    text = f"{text}: {figures(core)}"
+    if core.lastError is None or not any(each.failures for each in core.supply.destinations):
         return AcquireTimeout(text)
     error = AcquireTimeout(f"{text}; {trouble(core, now)}")
     error.__cause__ = core.lastError[1]
     return error
 
 
-def overloaded(core: Core, waiter: Waiter, now: float) -> Overloaded:
+def overloaded(core: Known, waiter: Waiter, now: float) -> Overloaded:
     """
     C{waiter} is shed.
     """

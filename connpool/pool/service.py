@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from connpool.interfaces import IReadiness, IStatsSource
+from connpool.pool.keyed import KeyedConnectionPool
 from connpool.pool.pool import ConnectionPool
-from connpool.pool.refusals import outage
 
 __all__ = ["ConnectionPoolService"]
 
@@ -20,8 +20,8 @@ __all__ = ["ConnectionPoolService"]
 @implementer(IReadiness, IStatsSource)
 class ConnectionPoolService(Service):
     """
-    Starting warms the pool to C{minIdle}, stopping drains it; it cannot be
-    started again then.
+    Starting warms the pool to C{minIdle}, stopping drains it, starting again begins
+    anew.
 
     @param pool: the pool.
     @param drainTimeout: seconds leases have to come back; L{None}: for ever.
@@ -29,7 +29,9 @@ class ConnectionPoolService(Service):
 
     kind = "pool"
 
-    def __init__(self, pool: ConnectionPool, drainTimeout: float | None = 30.0) -> None:
+    def __init__(
+        self, pool: ConnectionPool | KeyedConnectionPool, drainTimeout: float | None = 30.0
+    ) -> None:
         self.pool = pool
         self.name = pool.name
         self._drainTimeout = drainTimeout
@@ -58,5 +60,4 @@ class ConnectionPoolService(Service):
         """
         See L{IReadiness.trouble}.
         """
-        error = outage(self.pool._core, self.pool._seconds())
-        return None if error is None else str(error)
+        return self.pool.trouble()

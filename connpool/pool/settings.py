@@ -20,6 +20,9 @@ __all__ = ["Settings", "exponentialBackoff"]
 
 _log = Logger()
 
+#: No back-off is shorter, whatever its policy says.
+LEAST_PAUSE_SECONDS = 0.001
+
 
 def exponentialBackoff(
     initialDelay: float = 0.1,
@@ -116,6 +119,8 @@ class Settings:
     @ivar maxUses: leases after which a connection is closed; L{None}: any number.
     @ivar validateAfterIdle: a connection idle for this long is asked
         C{IPoolable.validate} before it is handed out; L{None}: never.
+    @ivar keepaliveTime: an idle connection is asked C{IPoolable.validate} in the
+        background about this often, a few at a time; L{None}: never.
     @ivar resetTimeout: for C{IPoolable.reset} and C{IPoolable.validate}, each.
     @ivar closeTimeout: from asking a connection to close until it is aborted.
     @ivar order: which idle connection is handed out: C{"lifo"}, the most
@@ -129,6 +134,10 @@ class Settings:
         next; L{twisted.application.internet.backoffPolicy} fits.
     @ivar tcpKeepAlive: let the kernel probe silent connections.
     @ivar leakThreshold: a lease held longer is logged; L{None}: none is.
+    @ivar leaseTimeout: a lease held longer is ended by the pool, its connection
+        aborted; L{None}: none is.
+    @ivar failBack: when an earlier destination is there again, idle connections to
+        later ones are replaced within this; L{None}: they stay.
     @ivar debug: keep whole stacks of acquires and releases, report acquires
         that wait inside a task that already holds a lease.
     """
@@ -148,6 +157,7 @@ class Settings:
     validateAfterIdle: float | None = attrs.field(
         default=None, validator=_seconds(optional=True, zero=True)
     )
+    keepaliveTime: float | None = attrs.field(default=None, validator=_seconds(optional=True))
     resetTimeout: float = attrs.field(default=5.0, validator=_seconds())
     closeTimeout: float = attrs.field(default=5.0, validator=_seconds())
     order: str = attrs.field(default="lifo", validator=_oneOf("lifo", "fifo"))
@@ -158,12 +168,14 @@ class Settings:
     backoff: Callable[[int], float] = attrs.field(factory=exponentialBackoff, validator=_callable)
     tcpKeepAlive: bool = attrs.field(default=True, validator=_oneOf(True, False))
     leakThreshold: float | None = attrs.field(default=None, validator=_seconds(optional=True))
+    leaseTimeout: float | None = attrs.field(default=None, validator=_seconds(optional=True))
+    failBack: float | None = attrs.field(default=30.0, validator=_seconds(optional=True))
     debug: bool = attrs.field(default=False, validator=_oneOf(True, False))
 
     def pause(self, failures: int) -> float:
         """
-        @return: C{backoff(failures)}, or the default's where that fails: a pool
-            must outlive a mistake in it.
+        @return: C{backoff(failures)}, but a whole turn of the reactor at least; or
+            the default's where that fails: a pool must outlive a mistake in it.
         """
         try:
             seconds = self.backoff(failures)
@@ -172,7 +184,7 @@ class Settings:
         except Exception:
             _log.failure("backoff({failures}) failed; the default is used", failures=failures)
             return _default(failures)
-        return seconds
+        return max(LEAST_PAUSE_SECONDS, seconds)
 
     def __attrs_post_init__(self) -> None:
         if self.minIdle > self.maxSize:

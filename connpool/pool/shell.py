@@ -6,51 +6,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from connpool.errors import ConnectFailed, PoolClosed
+from connpool.errors import DestinationBad, LeaseError, PoolClosed
+from connpool.pool import outcomes
+from connpool.pool.acquire import UNSET, Acquire
 from connpool.pool.clock import steady
 from connpool.pool.connection import Connection, site
 from connpool.pool.core import Core
+from connpool.pool.failures import CLEAN, EARLY, dialFailure
+from connpool.pool.inventory import MOST_DELAYS
 from connpool.pool.lease import Lease
 from connpool.pool.observation import Watch
-from connpool.pool.owners import Holder
-from connpool.pool.states import Action, Phase, State, Waiter
+from connpool.pool.refusals import late, refusal, unreachable
+from connpool.pool.states import Action, Phase, State
 from connpool.pool.timers import NEVER
+from connpool.pool.turns import Turns
+from connpool.waiting import Waiters
 
-__all__ = ["Acquire", "Shell"]
+__all__ = ["Shell"]
 
 LEASED = State.LEASED
-
-
-class Acquire(Waiter):
-    """
-    A waiter with the Deferred that it waits with.
-    """
-
-    __slots__ = ("code", "deferred", "holder", "offset", "pool", "stack")
-
-    def __init__(self, pool: Shell, now: float, code: Any, offset: int) -> None:
-        super().__init__(now)
-        self.pool = pool
-        self.code = code
-        self.offset = offset
-        self.holder: Holder | None = None
-        self.stack = ""
-        self.deferred: Deferred[Lease] = Deferred(self._cancelled)
-
-    def _cancelled(self, _: Any) -> None:
-        self.pool._left(self)
+CLOSING = State.CLOSING
 
 
 class Shell:
     """
     A pool's reactor side: the loop that asks L{Core.next} and acts, the one
-    timer, and what connections report.
+    timer, and what connections and leases report (see L{Owner}).
+
+    @ivar core: the decisions.
+    @ivar watch: the observers.
+    @ivar turns: the connections that return after some turns of the reactor.
+    @ivar settled: called after each batch of decisions; the keyed pool wants to
+        know.
     """
 
     def __init__(
@@ -64,16 +58,16 @@ class Shell:
         self.name = core.name
         self._log = Logger()
         self._reactor = reactor
-        self._seconds = steady(reactor)
-        self._core = core
-        self._factory = factory
-        self._prepare = prepare
-        self._watch = watch
+        self.seconds = steady(reactor)
+        self.core = core
+        self.factory = factory
+        self.prepare = prepare
+        self.watch = watch
         self._dispatching = False
         self._timer: Any = None
-        self._closers: list[Deferred[None]] = []
+        self._closers = Waiters()
+        self.turns = Turns(reactor, self._turned)
         self._readies: dict[Deferred[None], int] = {}
-        #: Called after each batch of decisions; the keyed pool wants to know.
         self.settled: Callable[[], None] | None = None
 
     def settle(self) -> None:
@@ -83,11 +77,11 @@ class Shell:
         """
         if self._dispatching:
             return
-        core = self._core
+        core = self.core
         self._dispatching = True
         core.calm = False
         try:
-            while (action := core.next(self._seconds())) is not None:
+            while (action := core.next(self.seconds())) is not None:
                 try:
                     _VERBS[action.verb](self, action)
                 except Exception:
@@ -103,20 +97,19 @@ class Shell:
             self._fireReady()
         if self.settled is not None:
             self.settled()
-        if core.phase is Phase.CLOSED and self._closers:
-            # last, when no timer is left: whoever waited may look
-            closers, self._closers = self._closers, []
-            for closer in closers:
-                closer.callback(None)
+        if core.phase is Phase.CLOSED:
+            self.turns.stop()
+        if core.phase is Phase.CLOSED and len(self._closers):
+            self._closers.wake()  # last, when no timer is left: whoever waited may look
 
     def _arm(self) -> None:
         """
         Have one timer that is not later than the next deadline.
         """
-        core = self._core
-        now = self._seconds()
+        core = self.core
+        now = self.seconds()
         when = core.wakeAt(now)
-        if when >= core.armed > now and when != NEVER:
+        if when >= core.armed > now and (when != NEVER or core.inventory.leased):
             return  # it wakes up for nothing once, and is set again then
         if self._timer is not None:
             self._timer.cancel()
@@ -127,37 +120,36 @@ class Shell:
 
     def _wake(self) -> None:
         self._timer = None
-        self._core.armed = NEVER
+        self.core.armed = NEVER
         self.settle()
 
     def _serve(self, action: Action) -> None:
         waiter, connection = action.waiter, action.slot
         connection.code = waiter.code
         connection.offset = waiter.offset
-        self._watch.waited(waiter)
-        self._watch.began(connection, self._seconds(), waiter)
-        lease = Lease(self, connection)  # type: ignore[arg-type]
-        waiter.deferred.callback(lease)
+        self.watch.began(connection, self.seconds(), waiter)
+        self.watch.waited(waiter)
+        waiter.deferred.callback(self._lend(connection))
 
     def _reject(self, action: Action) -> None:
         waiter = action.waiter
         if waiter.deferred.called:
             return  # cancelled by the errback of one before it
-        self._watch.waited(waiter)
-        self._watch.tell("acquireFailed", action.error, self._seconds() - waiter.since)
+        self.watch.waited(waiter)
+        self.watch.tell("acquireFailed", action.error, self.seconds() - waiter.since)
         waiter.deferred.errback(Failure(action.error))
 
     def _dial(self, action: Action) -> None:
-        self._watch.tell("connectionCreated", action.slot.number)
+        self.watch.tell("connectionCreated", action.slot.number)
         action.slot.dial(
             self,
-            self._factory,
-            self._prepare,
-            tcpKeepAlive=self._core.settings.tcpKeepAlive,
+            self.factory,
+            self.prepare,
+            tcpKeepAlive=self.core.settings.tcpKeepAlive,
         )
 
     def _failDial(self, action: Action) -> None:
-        seconds = self._core.settings.connectTimeout
+        seconds = self.core.settings.connectTimeout
         action.slot.life.fail(
             Failure(TimeoutError(f"not connected, handshaken and prepared within {seconds:g} s"))
         )
@@ -175,10 +167,12 @@ class Shell:
         if pending is not None:
             pending.cancel()
         # if the canceller did not make it fail
-        self._core.checked(connection, self._seconds(), what)
+        self.core.checked(connection, self.seconds(), what)
 
     def _close(self, action: Action) -> None:
         action.slot.why = action.detail
+        # a goodbye after half a request, or on what is broken, would never be answered
+        action.slot.polite = action.detail in CLEAN
         action.slot.close(Failure(ConnectionDone(f"the pool closed it: {action.detail}")))
 
     def _abort(self, action: Action) -> None:
@@ -186,7 +180,7 @@ class Shell:
         action.slot.abort(Failure(ConnectionDone(f"the pool aborted it: {action.slot.why}")))
 
     def _leak(self, action: Action) -> None:
-        self._watch.leak(action.slot, self._seconds())
+        self.watch.leak(action.slot, self.seconds())
 
     def _lost(self, action: Action) -> None:
         self._log.error(
@@ -197,26 +191,26 @@ class Shell:
         )
 
     def _closed(self, action: Action) -> None:
-        self._watch.tell("poolClosed")
+        self.watch.tell("poolClosed")
 
     def _fireReady(self) -> None:
-        core = self._core
+        core = self.core
         over = core.phase not in {Phase.OPEN, Phase.PAUSED}
         for ready, count in list(self._readies.items()):
-            if ready in self._readies and (over or core.live >= count):
+            if ready in self._readies and (over or core.inventory.live >= count):
                 del self._readies[ready]
                 if over:
                     ready.errback(PoolClosed(f"pool {self.name} is {core.phase.value}"))
                 else:
                     ready.callback(None)
-        core.warm = max(self._readies.values(), default=0)
+        core.supply.warm = max(self._readies.values(), default=0)
 
     def _left(self, waiter: Acquire) -> None:
         """
         A waiter's Deferred was cancelled.
         """
-        self._core.leave(waiter)
-        self._watch.waited(waiter)
+        self.core.leave(waiter)
+        self.watch.waited(waiter)
         self.settle()
 
     # -- what connections say (see Owner)
@@ -225,24 +219,20 @@ class Shell:
         """
         See L{Owner}.
         """
-        now = self._seconds()
+        now = self.seconds()
         took = now - connection.since
-        self._core.ready(connection, now)
-        self._watch.tell("connectionReady", connection.number, took)
+        outcomes.ready(self.core, connection, now)
+        self.watch.tell("connectionReady", connection.number, took)
 
     def connectionFailed(self, connection: Connection, reason: Failure, *, gone: bool) -> None:
         """
         See L{Owner}.
         """
-        error = ConnectFailed(
-            f"pool {self.name} cannot connect to {connection.destination.endpoint!r}: "
-            f"{reason.getErrorMessage() or reason.type}"
-        )
-        error.__cause__ = reason.value
+        error = dialFailure(self.name, connection, reason)
         connection.why = connection.why or "failed"
-        self._core.failed(connection, self._seconds(), error, gone=gone)
+        outcomes.failed(self.core, connection, self.seconds(), error, gone=gone)
         if gone:
-            self._watch.tell("connectionClosed", connection.number, connection.why)
+            self.watch.tell("connectionClosed", connection.number, connection.why)
 
     def connectionGone(self, connection: Connection, reason: Failure) -> None:
         """
@@ -251,9 +241,10 @@ class Shell:
         if connection.state is State.GONE:
             return  # detached, or a dial that failed
         if connection.state is LEASED:
-            self._watch.ended(connection, self._seconds())
-        self._core.gone(connection, self._seconds())
-        self._watch.tell("connectionClosed", connection.number, connection.why or "peer")
+            self.watch.ended(connection, self.seconds())
+        early = None if connection.busy() else dialFailure(self.name, connection, reason, EARLY)
+        outcomes.lost(self.core, connection, self.seconds(), early)
+        self.watch.tell("connectionClosed", connection.number, connection.why or "peer")
 
     def idleData(self, connection: Connection, data: bytes) -> None:
         """
@@ -268,7 +259,7 @@ class Shell:
                 self._log.failure(
                     "idleDataReceived() of {protocol!r} failed", protocol=connection.protocol
                 )
-            if connection.state is not State.IDLE:
+            if connection.state not in {State.IDLE, State.RETURNING}:
                 return
         self._log.info(
             "pool {name}: {count} bytes came on an idle connection last used at {where}; closed",
@@ -276,15 +267,262 @@ class Shell:
             count=len(data),
             where=site(connection.code, connection.offset),
         )
-        self._core.discard(connection, self._seconds(), "data")
+        self.core.discard(connection, self.seconds(), "data")
         self.settle()
+
+    def firstBytes(self, connection: Connection) -> None:
+        """
+        See L{Owner}.
+        """
+        outcomes.proved(self.core, connection)
+        if not self.core.calm:
+            self.settle()
+
+    def readDelivered(self, connection: Connection) -> None:
+        """
+        See L{Owner}.
+        """
+        turns = connection.turnsToReturn()
+        if turns:
+            self.turns.let(connection, turns)
+            return
+        waiter = self.core.passOn(connection, self.seconds())
+        if waiter is not None:
+            connection.reading = False
+            connection.code = waiter.code
+            connection.offset = waiter.offset
+            waiter.deferred.callback(Lease(self, connection))
+        elif self._return(connection):
+            self.settle()
+
+    def _return(self, connection: Connection) -> bool:
+        """
+        All that was read for a connection has been delivered.
+
+        @return: whether there is something to decide.
+        """
+        connection.reading = False
+        if not connection.unreset or connection.state is not State.RETURNING:
+            return self.core.returned(connection, self.seconds())
+        if connection.delays < MOST_DELAYS and self._unread(connection):
+            connection.delays += 1
+            self.turns.let(connection, 2)
+            return False
+        self._reset(connection)
+        return True
+
+    def _unread(self, connection: Connection) -> bool:
+        return connection.unread is not None and bool(connection.unread(0))
+
+    def _turned(self, connections: list[Connection]) -> None:
+        for connection in connections:
+            self._return(connection)
+        self.settle()
+
+    def _hold(self, action: Action) -> None:
+        self.turns.let(action.slot, 2)
 
     def idleEnd(self, connection: Connection) -> None:
         """
         See L{Owner}.
         """
-        self._core.discard(connection, self._seconds(), "peer")
+        self.core.discard(connection, self.seconds(), "peer")
         self.settle()
+
+    # -- leases (see Owner)
+
+    def acquire(self, timeout: float | None, code: Any, offset: int) -> Deferred[Lease]:
+        """
+        Acquire what the calm path has not.
+        """
+        core = self.core
+        if timeout is UNSET:
+            timeout = core.settings.acquireTimeout
+        now = self.seconds()
+        if core.calm and core.expecting < core.inventory.returning:
+            # request after request on one connection: it is about to return
+            waiter = Acquire(self._left, now, code, offset)
+            if core.join(waiter, timeout):
+                self.settle()
+            return waiter.deferred
+        self.watch.tell("acquireStarted")
+        if (
+            len(core.inventory.idle) > core.inventory.dead
+            and core.phase is Phase.OPEN
+            and not len(core.queue)
+        ):
+            # not calm, but there is no queue to stand in either
+            connection: Any = core.take(now)
+            if connection is not None:
+                connection.code = code
+                connection.offset = offset
+                lease = self._lend(connection)
+                if not core.calm:
+                    self.watch.began(connection, now)
+                    self.settle()
+                return succeed(lease)
+        error = refusal(core, now)
+        if error is not None:
+            core.inventory.counts["rejected"] += 1
+            self.watch.tell("acquireFailed", error, 0.0)
+            return fail(error)
+        waiter = Acquire(self._left, now, code, offset)
+        self.watch.waits(waiter)
+        if core.join(waiter, timeout) or self.settled is not None:
+            self.settle()
+        if core.settings.debug and not waiter.deferred.called:
+            self.watch.nested(waiter)
+        return waiter.deferred
+
+    def tryAcquire(self, code: Any, offset: int) -> Lease | None:
+        """
+        See L{IConnectionPool.tryAcquire}.
+        """
+        core = self.core
+        if core.phase is Phase.OPEN:
+            connection: Any = core.take(self.seconds())
+            if connection is not None:
+                connection.code = code
+                connection.offset = offset
+                lease = self._lend(connection)
+                if not core.calm:
+                    self.watch.began(connection, connection.since)
+                    self.settle()
+                return lease
+            if not core.calm:
+                self.settle()
+        return None
+
+    def giveBack(self, connection: Connection, lease: Lease | None) -> None:
+        """
+        A lease ended well.
+        """
+        if connection.state is not LEASED:
+            return  # the connection was lost before
+        core = self.core
+        if connection.plain and not core.watched:
+            for wire in connection.wires:
+                if wire.disconnecting or wire.producer is not None:
+                    break
+            else:
+                connection.resume()
+                if connection.state is LEASED and core.give(connection, self.seconds()):
+                    self.settle()
+                return
+        self.watch.ended(connection, self.seconds(), lease)
+        if connection.busy():
+            core.discard(
+                connection,
+                self.seconds(),
+                "peer" if any(wire.disconnecting for wire in connection.wires) else "discarded",
+            )
+        elif connection.poolable is None:
+            connection.resume()
+            if connection.state is LEASED:
+                core.give(connection, self.seconds())
+        elif connection.reading or self._unread(connection):
+            connection.unreset = True
+            connection.delays = 0
+            core.setAside(connection, self.seconds())
+            connection.resume()
+            if not connection.reading:
+                self.turns.let(connection, 2)
+        else:
+            self._reset(connection)
+        self.settle()
+
+    def throwAway(
+        self, connection: Connection, lease: Lease | None, reason: str = "discarded"
+    ) -> None:
+        """
+        A lease ended and its connection is of no use.
+        """
+        if connection.state is LEASED:
+            self.watch.ended(connection, self.seconds(), lease)
+            self.core.discard(connection, self.seconds(), reason)
+            self.settle()
+
+    def leave(self, connection: Connection, lease: Lease | None, *, failed: bool) -> None:
+        """
+        A block that used a lease ended.
+        """
+        if failed and connection.poolable is None:
+            self.throwAway(connection, lease)
+        else:
+            self.giveBack(connection, lease)
+
+    def detach(self, connection: Connection, lease: Lease) -> Any:
+        """
+        See L{ILease.detach}.
+        """
+        if connection.state is not LEASED:
+            raise LeaseError(f"this connection of pool {self.name} is closed; acquire another one")
+        self.core.detach(connection)
+        self.watch.ended(connection, self.seconds(), lease)
+        self.settle()
+        return connection.protocol
+
+    def later(self, f: Callable[..., Any], *args: Any) -> None:
+        """
+        Call C{f} in the reactor's thread.  The garbage collector runs anywhere,
+        in any thread, between any two byte codes.
+        """
+        later = getattr(self._reactor, "callFromThread", None)
+        if later is not None:
+            later(f, *args)
+        else:
+            self._reactor.callLater(0, f, *args)
+
+    def reclaim(self, connection: Connection) -> None:
+        if connection.state is LEASED:
+            self.watch.leaked(connection)
+            self.throwAway(connection, None, "leaked")
+
+    def _lend(self, connection: Connection) -> Lease:
+        lease = Lease(self, connection)
+        if self.core.settings.leaseTimeout is not None:
+            connection.tenant = ref(lease)
+        return lease
+
+    def _expire(self, action: Action) -> None:
+        """
+        A lease was held for too long: end it, then tell its owner.
+        """
+        connection = action.slot
+        limit: Any = self.core.settings.leaseTimeout
+        lease = connection.tenant()
+        self.watch.expired(connection, limit)
+        self.throwAway(connection, None, "expired")
+        if lease is not None:
+            lease.expire(limit)
+
+    def condemn(self, connection: Connection) -> None:
+        """
+        See L{Owner}.
+        """
+        if connection.state is LEASED:
+            outcomes.condemn(self.core, connection, self.seconds())
+
+    def condemnNumber(self, number: int, *, destinationBad: bool) -> None:
+        """
+        See L{IConnectionPool.condemn}.
+        """
+        for connection in list(self.core.inventory.slots):
+            if connection.number == number and connection.state not in {CLOSING, State.GONE}:
+                if destinationBad:
+                    outcomes.condemn(self.core, connection, self.seconds())
+                if connection.state is LEASED:
+                    connection.doom = connection.doom or "condemned"
+                    connection.plain = False
+                else:
+                    self.core.discard(connection, self.seconds(), "condemned")
+                self.settle()
+
+    def releasedTwice(self) -> None:
+        """
+        See L{Owner}.
+        """
+        self.core.inventory.counts["doubleReleases"] += 1
 
     # -- checks of IPoolable
 
@@ -304,18 +542,89 @@ class Shell:
                 protocol=connection.protocol,
                 error=reason.getErrorMessage(),
             )
+            if reason.check(DestinationBad) is not None:
+                outcomes.condemn(self.core, connection, self.seconds())
             ended(what)
 
         def ended(failure: str | None) -> None:
             if connection.pending is pending:
                 connection.pending = None
-                self._core.checked(connection, self._seconds(), failure)
+                self.core.checked(connection, self.seconds(), failure)
                 self.settle()
 
         connection.validating = what == "validate"
         pending = maybeDeferred(check)
         connection.pending = pending
         pending.addCallbacks(passed, failed)
+
+    def _reset(self, connection: Connection) -> None:
+        """
+        Ask the protocol whether its connection may be used again.
+        """
+        before = connection.state
+        try:
+            reusable = connection.poolable.isReusable()
+        except DestinationBad:
+            outcomes.condemn(self.core, connection, self.seconds())
+            reusable = False
+        except Exception:
+            self._log.failure("isReusable() of {protocol!r} failed", protocol=connection.protocol)
+            reusable = False
+        connection.unreset = False
+        if connection.state is not before:
+            return
+        if not reusable:
+            self.core.discard(connection, self.seconds())
+            return
+        connection.resume()
+        self.core.check(connection, self.seconds())
+        self._await(connection, "reset", connection.poolable.reset)
+
+    # -- the pool as a whole
+
+    def trouble(self) -> str | None:
+        """
+        See L{IReadiness.trouble}.
+        """
+        return unreachable(self.core, self.seconds())
+
+    def whenReady(self, count: int | None, timeout: float | None) -> Deferred[None]:
+        """
+        See L{IConnectionPool.whenReady}.
+        """
+        ready: Deferred[None] = Deferred(self._unready)
+        settings = self.core.settings
+        if count is not None and count > settings.maxSize:
+            raise ValueError(
+                f"count={count!r} is out of range: it must be at most maxSize={settings.maxSize}"
+            )
+        self._readies[ready] = settings.minIdle if count is None else count
+        self._fireReady()
+        if self.core.phase is not Phase.CLOSED:
+            self.core.start()
+        self.settle()
+        if timeout is not None:
+
+            def expire(_: Any, seconds: float) -> Any:
+                text = f"pool {self.name} was not ready within {seconds:g} s"
+                raise late(self.core, text, self.seconds())
+
+            ready.addTimeout(timeout, self._reactor, expire)
+        return ready
+
+    def _unready(self, ready: Deferred[None]) -> None:
+        self._readies.pop(ready, None)
+        self._fireReady()
+
+    def whenClosed(self) -> Deferred[None]:
+        """
+        @return: fires when no connection is left.
+        """
+        if self.core.phase is Phase.CLOSED:
+            return succeed(None)
+        closed = self._closers.wait()
+        self.settle()
+        return closed
 
 
 _VERBS: dict[str, Callable[[Shell, Action], None]] = {
@@ -327,7 +636,9 @@ _VERBS: dict[str, Callable[[Shell, Action], None]] = {
     "overdue": Shell._overdue,
     "close": Shell._close,
     "abort": Shell._abort,
+    "hold": Shell._hold,
     "leak": Shell._leak,
+    "expire": Shell._expire,
     "lost": Shell._lost,
     "closed": Shell._closed,
 }

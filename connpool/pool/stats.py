@@ -31,7 +31,7 @@ class Histogram:
     @property
     def count(self) -> int:
         """
-        How many durations there were.
+        The number of durations.
         """
         return sum(self.counts)
 
@@ -50,12 +50,12 @@ class Histogram:
 
 
 #: 1 us, 2 us, 4 us … 134 s, infinity
-BOUNDS = (*(2.0**power / 1e6 for power in range(28)), float("inf"))
+BOUNDS_SECONDS = (*(2.0**power / 1e6 for power in range(28)), float("inf"))
 
 
 def _histogram(buckets: list[int], total: float) -> Histogram:
-    last = len(BOUNDS) - 1
-    return Histogram(BOUNDS, (*buckets[:last], sum(buckets[last:])), total)
+    last = len(BOUNDS_SECONDS) - 1
+    return Histogram(BOUNDS_SECONDS, (*buckets[:last], sum(buckets[last:])), total)
 
 
 @attrs.frozen(kw_only=True)
@@ -66,10 +66,11 @@ class PoolStats:
     @ivar state: C{open}, C{paused}, C{draining}, C{closing} or C{closed}.
     @ivar down: whether the pool cannot reach any destination.
     @ivar maxSize: the cap.
-    @ivar size: all connections: the five gauges that follow, together.
+    @ivar size: all connections: the six gauges that follow, together.
     @ivar leased: handed out.
     @ivar idle: ready to be handed out.
     @ivar connecting: being dialled, handshaken or prepared.
+    @ivar returning: given back while a read was being delivered.
     @ivar checking: being reset or validated.
     @ivar closing: asked to close, socket not gone yet.
     @ivar waiting: acquires in the queue.
@@ -96,6 +97,8 @@ class PoolStats:
         it), C{detached}.
     @ivar aborted: closings that took longer than C{closeTimeout}.
     @ivar leaksSuspected: leases held longer than C{leakThreshold}.
+    @ivar leasesExpired: leases that the pool ended after C{leaseTimeout}.
+    @ivar keepalives: validations in the background, after C{keepaliveTime}.
     @ivar leasesLostToGC: leases nobody gave back.
     @ivar doubleReleases: leases given back twice (refused).
     @ivar wait: how long acquires waited in the queue.
@@ -111,6 +114,7 @@ class PoolStats:
             "leased",
             "idle",
             "connecting",
+            "returning",
             "checking",
             "closing",
             "waiting",
@@ -125,6 +129,7 @@ class PoolStats:
     leased: int
     idle: int
     connecting: int
+    returning: int
     checking: int
     closing: int
     waiting: int
@@ -145,6 +150,8 @@ class PoolStats:
     closed: Mapping[str, int]
     aborted: int
     leaksSuspected: int
+    leasesExpired: int
+    keepalives: int
     leasesLostToGC: int
     doubleReleases: int
     wait: Histogram
@@ -153,21 +160,23 @@ class PoolStats:
     dial: Histogram
 
 
-def snapshot(core: Core, now: float) -> PoolStats:
+def snapshot(core: Core) -> PoolStats:
     """
-    @return: C{core} as of C{now}.
+    @return: the numbers of C{core} now.
     """
-    counts = core.counts
+    inventory = core.inventory
+    counts = inventory.counts
     return PoolStats(
         state=core.phase.value,
-        down=all(each.down(now) for each in core.destinations) and not core.promising,
+        down=core.supply.down(),
         maxSize=core.settings.maxSize,
-        size=core.size,
-        leased=core.leased,
-        idle=core.idleCount,
-        connecting=core.connecting,
-        checking=core.checking,
-        closing=core.closing,
+        size=inventory.size,
+        leased=inventory.leased,
+        idle=inventory.idleCount,
+        connecting=inventory.connecting,
+        returning=inventory.returning,
+        checking=inventory.checking,
+        closing=inventory.closing,
         waiting=len(core.queue),
         acquires=core.acquires,
         acquiresWaited=core.waited,
@@ -183,9 +192,11 @@ def snapshot(core: Core, now: float) -> PoolStats:
         dialsElided=counts["elided"],
         resetFailures=counts["reset"],
         validateFailures=counts["validate"],
-        closed=dict(core.closed),
+        closed=dict(inventory.closed),
         aborted=counts["aborted"],
         leaksSuspected=counts["leaksSuspected"],
+        leasesExpired=counts["leasesExpired"],
+        keepalives=counts["keepalives"],
         leasesLostToGC=counts["leasesLostToGC"],
         doubleReleases=counts["doubleReleases"],
         wait=_histogram(core.waitBuckets, core.waitTotal),

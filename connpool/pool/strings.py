@@ -18,7 +18,7 @@ from connpool.addresses.clientstrings import clientString
 from connpool.pool.endpoint import PooledEndpoint
 from connpool.pool.settings import Settings
 
-__all__ = ["KEYS", "parsePool", "quote"]
+__all__ = ["KEYS", "PoolEndpoint", "parsePool", "quote"]
 
 #: The pool's keys: the limit of L{PooledEndpoint} and what its text is.
 KEYS: dict[str, tuple[str, type]] = {
@@ -43,7 +43,7 @@ def quote(text: str) -> str:
     return text
 
 
-def parsePool(reactor: Any, *args: str, **kwargs: str) -> _Described:
+def parsePool(reactor: Any, *args: str, **kwargs: str) -> PoolEndpoint:
     """
     See L{IStreamClientEndpointStringParserWithReactor}.
 
@@ -69,11 +69,11 @@ def parsePool(reactor: Any, *args: str, **kwargs: str) -> _Described:
     Settings(**settings)
     description = ":".join(inner)
     clientString(reactor, description)  # a mistake is told now, not at the first connect
-    return _Described(reactor, description, settings)
+    return PoolEndpoint(reactor, description, settings)
 
 
 @implementer(IStreamClientEndpoint)
-class _Described:
+class PoolEndpoint:
     """
     The endpoint of one text.  All of the same text share one pool, which begins
     with the first connect.

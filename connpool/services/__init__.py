@@ -1,3 +1,46 @@
 """
-One module for each C{twistd} plugin, and what they share.
+One module for each C{twistd} plugin, what they share, and the services themselves, to
+embed: L{FileReceiver}, L{FileSender} and the rest of C{__all__}.
+
+Each is imported when it is asked for: C{twistd --help} looks at this package, too.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from connpool.services.access import Access
+    from connpool.services.filereceiver import FileReceiver
+    from connpool.services.filesender import FileSender
+    from connpool.services.probetargets import Target
+    from connpool.services.probing import UDPProbe
+    from connpool.services.status import ObservedService
+    from connpool.services.udpecho import UDPEcho
+
+__all__ = [
+    "Access",
+    "FileReceiver",
+    "FileSender",
+    "ObservedService",
+    "Target",
+    "UDPEcho",
+    "UDPProbe",
+]
+
+_HOMES = {
+    "Access": "access",
+    "FileReceiver": "filereceiver",
+    "FileSender": "filesender",
+    "ObservedService": "status",
+    "Target": "probetargets",
+    "UDPEcho": "udpecho",
+    "UDPProbe": "probing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -23,6 +23,7 @@ from connpool.addresses.networks import networkOf
 from connpool.addresses.tls import ACCESS_DENIED
 from connpool.interfaces import IDrainable, IDrainableProtocol, IStatsSource
 from connpool.logonce import LogRarely
+from connpool.services.limits import defaultConnections
 from connpool.waiting import Waiters
 
 __all__ = ["Access", "Gate", "ListenerStats"]
@@ -32,22 +33,28 @@ NOBODY = Networks()
 LOGGED_ADDRESSES = 16
 
 
+def _networks(given: Networks | Sequence[str]) -> Networks:
+    return given if isinstance(given, Networks) else Networks.parse(given)
+
+
 @attrs.frozen
 class Access:
     """
     The addresses that may connect, and the limits of connections.
 
-    @ivar allow: networks that may; empty means everybody.
+    @ivar allow: networks that may, also as texts ("192.0.2.0/24", "any"); empty
+        means everybody.
     @ivar deny: networks that may not; wins.
-    @ivar maxConnections: connections at once, all peers together.
+    @ivar maxConnections: connections at once, all peers together; by default what
+        open files allow.
     @ivar maxPerPeer: connections at once from one IPv4 address or IPv6 /64;
         L{None} for no limit.
     @ivar option: the option that C{allow} came by, for messages.
     """
 
-    allow: Networks = NOBODY
-    deny: Networks = NOBODY
-    maxConnections: int = 1000
+    allow: Networks = attrs.field(default=NOBODY, converter=_networks)
+    deny: Networks = attrs.field(default=NOBODY, converter=_networks)
+    maxConnections: int = attrs.field(factory=defaultConnections)
     maxPerPeer: int | None = None
     option: str = "--allow"
 

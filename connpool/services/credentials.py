@@ -34,13 +34,7 @@ from connpool.services.options import ServiceOptions, asSize
 from connpool.tokenbucket import TokenBuckets
 from connpool.transfer.identities import Identities, IdentitiesError, Identity
 
-__all__ = [
-    "GUESS_BURST",
-    "GUESS_INTERVAL_SECONDS",
-    "Authenticator",
-    "CredentialOptions",
-    "authenticatorOf",
-]
+__all__ = ["GUESS_BURST", "GUESS_INTERVAL_SECONDS", "Authenticator", "CredentialOptions"]
 
 #: Wrong passwords of one network that are answered at once.
 GUESS_BURST = 10
@@ -53,7 +47,7 @@ _SLOTS = 4096
 
 class CredentialOptions(ServiceOptions, strcred.AuthOptionMixin):
     """
-    The options of L{authenticatorOf}, for a plugin's C{Options} to inherit.
+    The options of an L{Authenticator}, for a plugin's C{Options} to inherit.
     """
 
     supportedInterfaces = (IUsernamePassword,)
@@ -87,15 +81,6 @@ def _readIdentities(path: str) -> Identities:
         return Identities.parse(text, asSize)
     except IdentitiesError as e:
         raise ValueError(f"{path}: {e}") from None
-
-
-def authenticatorOf(options: CredentialOptions, clock: Any) -> IAuthenticator | None:
-    """
-    @return: what checks credentials; L{None} if nobody is asked for any.
-    """
-    if not options["auth"] and options["identities"] is None:
-        return None
-    return Authenticator(clock, options["auth"], options["identities"])
 
 
 @implementer(IAuthenticator)

@@ -1,576 +1,145 @@
 """
 C{twistd filesend}: forward what settles in a folder.
-
-A source is sent when nobody writes to it any more, and removed (or moved) only
-when its receipt says that the very content that it has in the end is stored and
-durable (L{connpool.transfer.send.removal}).  A file that the receiver will never
-take is set aside, with the reason; one that only waits for the receiver waits.
-
-Until a receipt says C{full}, one file alone is sent: a receiver that cannot
-promise that is reported, and does not pile up what nobody may remove here.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
-import attrs
-from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
-from twisted.internet.threads import deferToThread
-from twisted.logger import Logger
-from zope.interface import implementer
+from twisted.application.service import IService
+from twisted.python import usage
 
-from connpool.addresses import clientEndpoint
-from connpool.errors import (
-    Cancelled,
-    ChangedSource,
-    ConnpoolError,
-    SourceError,
-    StartFailed,
-)
-from connpool.interfaces import ILiveTransfers, IReadiness, IStatsSource
-from connpool.logonce import LogOnce
-from connpool.pool import ConnectionPool, ConnectionPoolService
-from connpool.services.filesendoptions import Options
-from connpool.services.startfailure import failStart
-from connpool.services.status import observed
-from connpool.transfer.names import displayName
-from connpool.transfer.records import LiveTransfer, Receipt
-from connpool.transfer.send.client import FileOutcome, Retry, sendFiles
-from connpool.transfer.send.connections import SessionFactory, hello
-from connpool.transfer.send.keys import HeldRun, SenderKeys
-from connpool.transfer.send.openfiles import Answer, Writers
-from connpool.transfer.send.outbox import UNKNOWN_FACTOR, Outbox
-from connpool.transfer.send.outboxfolder import OutboxFolder
-from connpool.transfer.send.removal import Fate, NotDurable, Sent, doubt
-from connpool.transfer.send.temporarynames import TemporaryNames
-from connpool.transfer.send.walking import Found
+from connpool.services.filesender import FileSender
+from connpool.services.options import asCount, asDestination, asSeconds, defaultOf
+from connpool.services.status import StatusOptions, observed
+from connpool.transfer.send.credentials import readCredentials
+from connpool.transfer.send.temporarynames import asPatterns
 
-__all__ = ["FileSenderService", "Options", "OutboxStats", "makeService"]
-
-T = TypeVar("T")
-
-#: Files of one go.
-BATCH_FILES = 1000
-
-#: Bytes of the salt of a renewed key.
-_SALT_BYTES = 16
-
-#: Codes that lie in the file itself; the rest may go away while we wait.
-_OWN = frozenset({"name-refused", "exists", "too-large", "source-error", "hook-refused"})
-
-#: Why a file cannot be read, and it is not to blame.
-_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-
-#: Codes that tell of the receiver or the way to it, not of a file.
-_WAY = frozenset({"network", "timeout", "auth-failed", "unsupported", "protocol", "damaged"})
-
-#: Why a file that was seen cannot be opened, and it is no file to send by now.
-_VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+__all__ = ["FileSender", "Options", "makeService"]
 
 
-@attrs.frozen
-class OutboxStats:
-    """
-    @ivar waiting: files in the folder that are not being sent.
-    @ivar sending: files being sent.
-    @ivar kept: files that were sent and stay.
-    @ivar temporary: files left alone because their names look temporary.
-    @ivar sent: files that are stored and gone from the folder.
-    @ivar sentBytes: their content.
-    @ivar failed: tries that did not succeed.
-    @ivar setAside: files that were set aside.
-    """
+class Options(StatusOptions):
+    pluginName = "filesend"
+    synopsis = "--directory OUTBOX --to HOST:PORT [options]"
+    longdesc = (
+        "Watches a folder and sends the files that nobody writes to any more. A file is removed "
+        "when the receiver has stored it durably."
+    )
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"waiting", "sending", "kept", "temporary"})
+    optFlags = [
+        [
+            "trust-settled",
+            None,
+            "Remove files also where nobody can tell whether they are still written to",
+        ],
+        ["send-temporary", None, "Send files whose names look temporary, such as x.part, too"],
+        ["keep-directories", None, "Keep directories that are empty once their files were sent"],
+    ]
 
-    waiting: int = 0
-    sending: int = 0
-    kept: int = 0
-    temporary: int = 0
-    sent: int = 0
-    sentBytes: int = 0
-    failed: int = 0
-    setAside: int = 0
+    optParameters = [
+        ["directory", None, None, "Existing folder to watch"],
+        ["to", None, None, "The receiver: HOST:PORT or a client endpoint description"],
+        [
+            "ca",
+            None,
+            None,
+            "PEM file of what to trust for tls: [default: the system's authorities]",
+        ],
+        ["credentials", None, None, "File with USER:PASSWORD [default: CONNPOOL_CREDENTIALS]"],
+        [
+            "settle",
+            None,
+            defaultOf(FileSender, "settle"),
+            "Seconds without a change before a file is sent",
+        ],
+        [
+            "interval",
+            None,
+            defaultOf(FileSender, "interval"),
+            "Seconds between two looks at the folder",
+        ],
+        ["jobs", None, defaultOf(FileSender, "jobs"), "Connections at once"],
+        [
+            "attempts",
+            None,
+            defaultOf(FileSender, "attempts"),
+            "Refusals of a file before it is set aside",
+        ],
+        ["move-to", None, None, "Move sent files to this directory instead of removing them"],
+        [
+            "writer-warning",
+            None,
+            defaultOf(FileSender, "writerWarning"),
+            "Seconds that a file may be open for writing before readiness says so",
+        ],
+        ["name", None, defaultOf(FileSender, "name"), "Name in logs and metrics"],
+    ]
 
-
-@implementer(IStatsSource, ILiveTransfers, IReadiness)
-class FileSenderService(MultiService):
-    """
-    @param endpoint: where the receiver is.
-    @ivar pool: its connections; there while the service runs.
-    """
-
-    kind = "outbox"
-    _log = Logger()
-
-    def __init__(self, reactor: Any, options: Options, endpoint: Any = None) -> None:
-        super().__init__()
-        self.name = options["name"]
-        self._reactor = reactor
-        self._options = options
-        self._endpoint = endpoint
-        self._outbox = Outbox(options["settle"], options["attempts"])
-        self._run: Deferred[None] | None = None
-        self.pool: ConnectionPool | None = None
-        self._sent = self._sentBytes = self._failed = self._setAside = self._temporary = 0
-        self._met = LogOnce(self._sayTryingAgain)
-        self._leftOut: dict[str, str] = {}
-        self._sending: Any = None
-        self._stopping = self._concluding = False
-        self._working: set[Deferred[Any]] = set()
-        # one line each, empty if there is nothing to say
-        self._unreadable = self._weak = self._longOpen = self._unsure = ""
-        # a file that showed that the receiver fails; whether another is next
-        self._failing: tuple[str, bool] | None = None
-
-    def startService(self) -> None:
-        options = self._options
-        try:
-            self._folder = OutboxFolder(
-                options["directory"],
-                options["move-to"],
-                temporary=TemporaryNames(options["ignore"], not options["send-temporary"]),
-                trustSettled=bool(options["trust-settled"]),
-                keepDirectories=bool(options["keep-directories"]),
-            )
-        except StartFailed as e:
-            failStart(f"{self.name}: {e}")
-        endpoint = self._endpoint or clientEndpoint(self._reactor, options["to"], ca=options["ca"])
-        self.pool = ConnectionPool(
-            self._reactor,
-            endpoint,
-            SessionFactory(self._reactor, credentials=options["credentials"]),
-            prepare=hello,
-            maxSize=options["jobs"],
-            minIdle=0,
-            name=options["name"],
-        )
-        self._pooling = ConnectionPoolService(self.pool, drainTimeout=5.0)
-        self._pooling.setServiceParent(self)
-        super().startService()
-        self._keys = SenderKeys(Path(self._folder.state))
-        self._outbox = Outbox(options["settle"], options["attempts"])
-        remembered = self._folder.remembered()
-        self._outbox.restore(remembered, self._reactor.seconds())
-        self._noted = self._outbox.memory
-        self._log.info(
-            "{name} watches {directory} and sends to {to}",
-            name=self.name,
-            directory=os.path.abspath(options["directory"]),
-            to=options["to"],
-        )
-        if self._folder.blind is not None:
-            self._warnUnsure(self._folder.blind)
-        # until a receipt says that the receiver stores durably
-        self._probing = True
-        self._stopping = False
-        self._run = Deferred.fromCoroutine(self._watch(self.pool))
-        self._run.addErrback(self._ended)
-
-    def _ended(self, failure: Any) -> None:
-        if not failure.check(CancelledError):
-            self._log.failure("{name} stopped watching", failure, name=self.name)
-
-    async def _watch(self, pool: ConnectionPool) -> None:
-        # a sending that is cancelled reports as usual: the flag ends the loop
-        while not self._stopping:
-            await self._look()
-            interval = self._options["interval"]
-            again = self._reactor.seconds() + interval
-            while due := self._outbox.due(
-                self._reactor.seconds(), 1 if self._probing else BATCH_FILES
-            ):
-                ready = await self._withoutWriters(due)
-                if ready:
-                    await self._send(pool, ready)
-                if self._stopping:
-                    return
-                if self._reactor.seconds() >= again:
-                    break
-            wait = self._outbox.next(self._reactor.seconds())
-            await self._sleep(interval if wait is None else min(max(wait, 0.05), interval))
-
-    def _inThread(self, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
-        """
-        Run C{function} in a thread.  Cancelling ends the wait only; a stop
-        waits for the thread, so that nobody else finds its work half done.
-        """
-        waiting: Deferred[T] = Deferred()
-        working = deferToThread(function, *arguments)
-        self._working.add(working)
-
-        def ended(result: Any) -> None:
-            self._working.discard(working)
-            if not waiting.called:
-                waiting.callback(result)
-
-        working.addBoth(ended)
-        return waiting
-
-    def _sleep(self, seconds: float) -> Deferred[None]:
-        woken: Deferred[None] = Deferred(lambda _: call.cancel())
-        call = self._reactor.callLater(seconds, woken.callback, None)
-        return woken
-
-    # -- before they are sent
-
-    async def _look(self) -> None:
-        try:
-            found = await self._inThread(self._folder.scan)
-        except (OSError, StartFailed) as e:
-            why = e.strerror if isinstance(e, OSError) else str(e)
-            self._unreadable = f"cannot read the folder: {why}"
-            self._met.met(self._unreadable)
-            return
-        self._unreadable = ""
-        now = self._reactor.seconds()
-        self._outbox.scanned(found, now)
-        self._temporary = self._folder.temporaryCount
-        for path in self._folder.recovered:
-            self._sent += 1
-            self._log.info(
-                "{name} had sent {file}, and has removed it now",
-                name=self.name,
-                file=displayName(path),
-            )
-        leftOut = self._folder.leftOut
-        for why, what in leftOut.items():
-            if self._leftOut.get(why) != what:
-                self._log.warn(
-                    "{name} does not send {file}: {why}",
-                    name=self.name,
-                    file=displayName(os.fsencode(what)),
-                    why=why,
-                )
-        self._leftOut = leftOut
-        self._findLongOpen(now)
-
-    def _findLongOpen(self, now: float) -> None:
-        before, self._longOpen = self._longOpen, ""
-        longest = self._outbox.longOpen(now, self._options["writer-warning"])
-        if longest is not None:
-            path, seconds = longest
-            self._longOpen = (
-                f"{displayName(path)} has been open for writing for {seconds:.0f} s; it is sent "
-                "when its writer has closed it"
-            )
-            if not before:
-                self._log.warn("{name}: {what}", name=self.name, what=self._longOpen)
-
-    async def _withoutWriters(self, names: Sequence[str]) -> list[str]:
-        """
-        @return: those of C{names} that may be sent now.
-        """
-        looks = await self._inThread(self._folder.look, names)
-        now = self._reactor.seconds()
-        ready = []
-        for name in names:
-            answer = looks[name].answer
-            if isinstance(answer, OSError):
-                if answer.errno in _VANISHED:
-                    self._outbox.done(name)
-                else:
-                    ready.append(name)  # the sending says why not
-            elif answer.writers is Writers.SOME:
-                self._outbox.busy(name, now)
-            elif answer.writers is Writers.NONE:
-                self._outbox.free(name)
-                ready.append(name)
-            else:
-                self._warnUnsure(answer.why)
-                if self._outbox.looked(name, looks[name].content, now):
-                    ready.append(name)
-        self._staying = {
-            name
-            for name in ready
-            if isinstance(answer := looks[name].answer, Answer) and not self._folder.mayGo(answer)
+    compData = usage.Completions(
+        optActions={
+            "directory": usage.CompleteDirs(),
+            "move-to": usage.CompleteDirs(),
+            "ca": usage.CompleteFiles("*.pem"),
         }
-        return ready
+    )
 
-    def _warnUnsure(self, why: str) -> None:
+    def opt_ignore(self, pattern: str) -> None:
         """
-        Log once why nobody can tell whether a file is still written to.
+        Leave files and directories of this name alone: a shell pattern such as
+        "*.new" (repeatable).
         """
-        if self._unsure:
-            return
-        self._unsure = why
-        trusted = self._options["trust-settled"]
-        self._log.warn(
-            "{name}: nobody can tell in {directory} whether a file is still written to ({why}); "
-            "what does not change for {seconds} s is sent, and {then}",
-            name=self.name,
-            directory=os.path.abspath(self._options["directory"]),
-            why=why,
-            seconds=format(UNKNOWN_FACTOR * self._options["settle"], "g"),
-            then="removed, as --trust-settled says"
-            if trusted
-            else "stays: use a folder on ext4, xfs, btrfs or tmpfs with files of the same user, "
-            "or --trust-settled to remove it all the same",
-        )
+        self.collect("ignore", pattern)
 
-    # -- sending
+    def check(self) -> None:
+        self.checkDirectory("directory")
+        if self["move-to"] is not None:
+            self.checkDirectory("move-to")
 
-    async def _send(self, pool: ConnectionPool, names: Sequence[str]) -> None:
-        """
-        One go at what is due.
-        """
-        before = {name: self._outbox.identityOf(name) for name in names}
-        files = [Found(os.path.join(self._folder.path, name), name.encode()) for name in names]
-        outcomes: dict[str, FileOutcome] = {}
-        prefix = len(os.path.join(self._folder.path, ""))
-        to = self._options["to"]
-        # The keys must outlive the sources: if we are killed in between, the
-        # same file goes under the same key, and is not stored twice.
-        try:
-            run = self._keys.begin(to)
-        except SourceError as e:
-            self._met.met(str(e))
-            for name in names:
-                self._outbox.failed(name, self._reactor.seconds(), own=False)
-            return
-        salts = {
-            os.fsencode(os.path.abspath(file.path)): salt
-            for name, file in zip(names, files, strict=True)
-            if (salt := self._outbox.saltOf(name))
-        }
-        try:
-            await sendFiles(
-                self._reactor,
-                None,
-                files,
-                destination=to,
-                durability="full",
-                keys=HeldRun(run, salts),
-                retry=Retry(attempts=2),
-                answered=lambda outcome: outcomes.setdefault(outcome.path[prefix:], outcome),
-                pool=pool,
-                jobs=self._options["jobs"],
-                begun=partial(setattr, self, "_sending"),
-            )
-        finally:
-            self._sending = None
-            # what was answered counts, also when a stop cut this short
-            self._concluding = True
-            try:
-                run.end(await self._conclude(names, before, outcomes))
-            finally:
-                self._concluding = False
-
-    async def _conclude(
-        self,
-        names: Sequence[str],
-        before: Mapping[str, tuple[int, ...]],
-        outcomes: Mapping[str, FileOutcome],
-    ) -> bool:
-        """
-        Draw the consequences of a go.
-
-        @return: whether all of it was answered for good.
-        """
-        stored: dict[str, Receipt] = {}
-        kept: dict[str, tuple[int, ...] | None] = {}
-        self._failing = None
-        over = True
-        for name in names:
-            outcome = outcomes.get(name)
-            if outcome is None or isinstance(outcome.error, Cancelled | ChangedSource):
-                self._outbox.changed(name, self._reactor.seconds())
-                over = False
-                continue
-            receipt = outcome.receipt
-            if outcome.good and receipt is None:
-                # the receiver's rule is to leave another one where it is
-                kept[name] = None
-                self._log.warn(
-                    "{name} keeps {file}: {why}",
-                    name=self.name,
-                    file=displayName(name),
-                    why=str(outcome.error),
-                )
-                continue
-            why = outcome.error or doubt(receipt)
-            if why is not None:
-                over = await self._refused(name, before[name], why) and over
-                continue
-            assert receipt is not None
-            self._met.over()
-            self._weak = ""
-            self._probing = False
-            self._outbox.release()
-            if name in self._staying:
-                kept[name] = None
-                self._logSent(name, receipt)
-            else:
-                stored[name] = receipt
-        if stored:
-            over = await self._remove(stored, before, kept) and over
-        if self._failing is not None:
-            path, rotate = self._failing
-            self._outbox.hold(path, self._reactor.seconds(), rotate)
-        await self._remember(kept)
-        return over
-
-    async def _remove(
-        self,
-        stored: Mapping[str, Receipt],
-        before: Mapping[str, tuple[int, ...]],
-        kept: dict[str, tuple[int, ...] | None],
-    ) -> bool:
-        """
-        @param kept: gets those that stay after all.
-        @return: whether all of them are gone from the folder.
-        """
-        sent = [
-            Sent(
-                name,
-                before[name],
-                receipt.size,
-                receipt.digest or "",
-                bytes.fromhex(receipt.root or ""),
-            )
-            for name, receipt in stored.items()
-        ]
-        departures = await self._inThread(self._folder.remove, sent)
-        now = self._reactor.seconds()
-        over = True
-        for name, receipt in stored.items():
-            departure = departures[name]
-            if departure.fate is Fate.GONE:
-                self._sent += 1
-                self._sentBytes += receipt.size
-                self._outbox.done(name)
-                self._logSent(name, receipt)
-                continue
-            if departure.fate is Fate.UNSURE:
-                self._staying.add(name)
-                kept[name] = departure.identity
-                self._logSent(name, receipt)
-                continue
-            over = False
-            if departure.fate is Fate.CHANGED:
-                # it settles, and goes again; the old key stands for the old content
-                self._outbox.renew(name, os.urandom(_SALT_BYTES))
-                self._outbox.changed(name, now)
-            elif departure.fate is Fate.FAILED:
-                why = departure.error and departure.error.strerror
-                self._met.met(f"cannot remove {displayName(name)}: {why}")
-                self._failed += 1
-                self._outbox.failed(name, now, own=False, identity=departure.identity)
-            else:
-                self._outbox.done(name)
-        return over
-
-    def _logSent(self, name: str, receipt: Receipt) -> None:
-        text = "{name} sent {file}, id {id}"
-        if name in self._staying:
-            text = "{name} sent {file}; it stays, id {id}"
-        self._log.info(text, name=self.name, file=displayName(name), id=receipt.transferId)
-
-    async def _remember(self, kept: Mapping[str, tuple[int, ...] | None]) -> None:
-        rows = [row for item in kept.items() if (row := self._outbox.keep(*item)) is not None]
-        memory = self._outbox.memory
-        try:
-            if rows:
-                await self._inThread(self._folder.rememberKept, rows)
-            if memory != self._noted:
-                await self._inThread(self._folder.remember, memory)
-                self._noted = memory
-        except OSError as e:
-            self._met.met(f"cannot write to the folder: {e.strerror}")
-
-    async def _refused(self, name: str, before: tuple[int, ...], why: ConnpoolError) -> bool:
-        """
-        @return: whether the source is gone from the folder.
-        """
-        self._failed += 1
-        now = self._reactor.seconds()
-        cause = getattr(why.__context__, "errno", None)
-        own = why.code in _OWN and cause not in _SHORTAGE
-        if not own:
-            self._met.met(str(why))
-        if why.code == "digest-mismatch":
-            # the receiver may know the key, for another content
-            self._outbox.renew(name, os.urandom(_SALT_BYTES))
-        poison = self._outbox.failed(name, now, own)
-        if isinstance(why, NotDurable):
-            self._weak = str(why)
-        if why.code in _WAY or isinstance(why, NotDurable):
-            self._probing = True
-            # a receiver that is away is asked with another file the next time: it
-            # may be this one that it dies of
-            self._failing = self._failing or (name, not isinstance(why, NotDurable))
-        if not poison:
-            return False
-        try:
-            where = await self._inThread(self._folder.setAside, name, before, f"{why.code}: {why}")
-        except OSError as e:
-            self._met.met(f"cannot set {displayName(name)} aside: {e.strerror}")
-            return False
-        if where is None:
-            # it is another file by now
-            self._outbox.changed(name, now)
-            return False
-        self._setAside += 1
-        self._outbox.done(name)
-        self._log.warn(
-            "{name} set {file} aside as {where}: {why}",
-            name=self.name,
-            file=displayName(name),
-            where=displayName(where),
-            why=str(why),
-        )
-        return True
-
-    def _sayTryingAgain(self, what: str) -> None:
-        self._log.warn("{name}: {what}; trying again", name=self.name, what=what)
-
-    async def _stop(self) -> None:
-        run, self._run = self._run, None
-        self._stopping = True
-        self._folder.interrupt()
-        if run is not None:
-            if not self._concluding:
-                run.cancel()
-            await run
-        await DeferredList(list(self._working))
-        self._folder.close()
-        await super().stopService()
-        # a pool is for one life: the next start makes another
-        self.removeService(self._pooling)
-        self.pool = None
-
-    def stopService(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._stop())
-
-    def trouble(self) -> str | None:
-        return self._unreadable or self._weak or self._longOpen or None
-
-    def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
-        return () if self._sending is None else self._sending.liveTransfers(limit)
-
-    def stats(self) -> OutboxStats:
-        return OutboxStats(
-            **self._outbox.snapshot(),
-            temporary=self._temporary,
-            sent=self._sent,
-            sentBytes=self._sentBytes,
-            failed=self._failed,
-            setAside=self._setAside,
-        )
+    def postOptions(self) -> None:
+        super().postOptions()
+        for name in ("directory", "to"):
+            if not self[name]:
+                raise usage.UsageError(f"--{name} is missing")
+        for name, parse in (
+            ("to", lambda text: asDestination(text, self["ca"])),
+            ("settle", asSeconds),
+            ("interval", asSeconds),
+            ("writer-warning", asSeconds),
+            ("jobs", asCount),
+            ("attempts", asCount),
+        ):
+            self.convert(name, parse)
+        self.setdefault("ignore", [])
+        self.convert("ignore", asPatterns)
+        self.convert("credentials", lambda path: readCredentials(path, os.environ))
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
     """
+    Make the service of a command line.
+
     @param options: parsed.
     @param reactor: the global one unless given.
     """
     if reactor is None:
         from twisted.internet import reactor
-    return observed(options, FileSenderService(reactor, options), reactor)
+    sender = FileSender(
+        reactor,
+        options["directory"],
+        options["to"],
+        ca=options["ca"],
+        credentials=options["credentials"],
+        moveTo=options["move-to"],
+        settle=options["settle"],
+        interval=options["interval"],
+        jobs=options["jobs"],
+        attempts=options["attempts"],
+        ignore=options["ignore"],
+        trustSettled=bool(options["trust-settled"]),
+        sendTemporary=bool(options["send-temporary"]),
+        keepDirectories=bool(options["keep-directories"]),
+        writerWarning=options["writer-warning"],
+        name=options["name"],
+    )
+    return observed(options, sender, reactor)

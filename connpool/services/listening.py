@@ -23,13 +23,58 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.addresses import Listen, placeOf
+from connpool.addresses import Listen, parseListen, placeOf
 from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDrainable, IReloadable, IStatsSource
 from connpool.services.access import Access, Gate, ListenerStats
 from connpool.services.startfailure import failStart
 
-__all__ = ["ListeningService", "ShownSource", "describeListenError", "placeOf"]
+__all__ = ["ListeningService", "ShownSource", "describeListenError", "placeOf", "readListen"]
+
+#: Twisted's endpoints that are not for a service, and why.
+_UNFIT = {
+    "haproxy": "believes whoever sends a header; write proxied:ENDPOINT:trusted=ADDRESSES",
+    "stdio": "has one client and no port to close; write unix:PATH",
+}
+
+
+def readListen(text: str | Listen, *, datagrams: bool = False, streams: bool = True) -> Listen:
+    """
+    Read an endpoint description, as C{--listen} takes it.
+
+    @param datagrams: whether C{udp:} is taken.
+    @param streams: whether anything else is.
+    @raise AddressError: for a text that is no such description.
+    """
+    if isinstance(text, Listen):
+        return text
+    listen = parseListen(text)
+    if listen.kind in _UNFIT:
+        raise AddressError(f"{text!r}: {listen.kind}: {_UNFIT[listen.kind]}")
+    if listen.datagram and not datagrams:
+        raise AddressError(f"{text!r}: this does not speak UDP; use tcp:")
+    if not listen.datagram:
+        _tryEndpoint(listen)
+        if not streams:
+            raise AddressError(f"{text!r}: this service speaks UDP; use udp:")
+    return listen
+
+
+def _tryEndpoint(listen: Listen) -> None:
+    """
+    Have the endpoint's own parser look at its description.  No reactor yet: importing
+    it here would defeat C{--reactor}.
+    """
+    text = listen.description
+    try:
+        serverFromString(None, text)
+    except AttributeError:
+        pass  # a parser that wants a reactor; the start asks it again
+    except Exception as e:
+        if isinstance(e, LookupError) and listen.kind == "systemd":
+            return  # systemd passes sockets at the start, not to compose --check
+        why = str(e).partition("\n")[0] or type(e).__name__
+        raise AddressError(f"{text!r}: {why}") from None
 
 
 def describeListenError(description: str, error: BaseException | None) -> str:
@@ -90,7 +135,7 @@ class ListeningService(MultiService):
     def __init__(
         self,
         reactor: Any,
-        listens: Sequence[Listen],
+        listens: Sequence[Listen | str],
         factory: Any,
         *,
         access: Access | None = None,
@@ -103,7 +148,7 @@ class ListeningService(MultiService):
         self.drainTimeout = drainTimeout
         self.gate = Gate(factory, access or Access(), name, answers)
         self._reactor = reactor
-        self._listens = listens
+        self._listens = [readListen(each) for each in listens]
         self._ports: list[IListeningPort] = []
         self._endpoints: list[Any] = []
 

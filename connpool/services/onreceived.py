@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from connpool.errors import WrongSetting
 from connpool.interfaces import ITransferListener
 from connpool.logonce import LogOnce
 from connpool.transfer.records import Offer, Receipt
@@ -59,11 +60,11 @@ _Taken = tuple[tuple[int, int], Receipt]
 def asProgram(text: str) -> str:
     """
     @return: the absolute path of a program.
-    @raise ValueError: if it cannot be run.
+    @raise WrongSetting: if it cannot be run.
     """
     path = os.path.abspath(text)
     if not _canRun(path):
-        raise ValueError(f"{text!r} is not a program that can be run; chmod +x it")
+        raise WrongSetting(f"{text!r} is not a program that can be run; chmod +x it")
     return path
 
 

@@ -6,24 +6,21 @@ line, and addresses are allowed or denied.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.task import Clock
 from twisted.python import usage
 
-from connpool.addresses import Listen, Networks, clientEndpoint, parseListen
-from connpool.errors import AddressError
+from connpool.addresses import Listen, Networks, clientEndpoint
+from connpool.errors import AddressError, ConnpoolError
 from connpool.services.access import Access
-from connpool.services.limits import (
-    MOST_CONNECTIONS,
-    connectionsFor,
-    defaultConnections,
-    descriptorLimit,
-)
+from connpool.services.limits import MOST_CONNECTIONS, connectionsFor, descriptorLimit
+from connpool.services.listening import readListen
 from connpool.standardstreams import prepareStreams
 
 __all__ = [
@@ -35,15 +32,10 @@ __all__ = [
     "asNetworks",
     "asSeconds",
     "asSize",
+    "defaultOf",
 ]
 
 T = TypeVar("T")
-
-#: Twisted's endpoints that are not for a service, and why.
-_UNFIT = {
-    "haproxy": "believes whoever sends a header; write proxied:ENDPOINT:trusted=ADDRESSES",
-    "stdio": "has one client and no port to close; write unix:PATH",
-}
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -127,6 +119,23 @@ def asNetworks(texts: Sequence[str]) -> Networks:
     return Networks.parse(texts)
 
 
+def defaultOf(make: Callable[..., Any], name: str, form: str = "") -> str | None:
+    """
+    Find an option's default where it is written: in the signature of what is made.
+
+    @param make: a class or function.
+    @param name: of its parameter.
+    @param form: how to write a number, as L{format} takes it.
+    @return: the text that an operator would write; L{None} for L{None}.
+    """
+    value = inspect.signature(make).parameters[name].default
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if isinstance(value, float):
+        form = form or ".15g"
+    return None if value is None else format(value, form)
+
+
 class ServiceOptions(usage.Options):
     """
     Options of a plugin.
@@ -195,6 +204,18 @@ class ServiceOptions(usage.Options):
         self[name] = value
         return value
 
+    def attempt(self, make: Callable[[Any], T]) -> T:
+        """
+        Make the service once, for what its constructor says to the values.  It is not
+        started, and its reactor is none.
+
+        @raise usage.UsageError: when it refuses them.
+        """
+        try:
+            return make(Clock())
+        except ConnpoolError as e:
+            raise usage.UsageError(str(e)) from None
+
     def check(self) -> None:
         """
         Look for more that would keep the service from starting here and now, for
@@ -231,41 +252,18 @@ class ServiceOptions(usage.Options):
         """
         self.setdefault(name, []).append(text)
 
-    def asListen(self, name: str, text: str, *, datagrams: bool = False) -> Listen:
+    def asListen(
+        self, name: str, text: str, *, datagrams: bool = False, streams: bool = True
+    ) -> Listen:
         """
-        Read the endpoint description of option C{name}.
+        Read the endpoint description of option C{name} with L{readListen}.
 
-        @param datagrams: whether C{udp:} is taken too.
         @raise usage.UsageError: for a text that is no such description.
         """
         try:
-            listen = parseListen(text)
+            return readListen(text, datagrams=datagrams, streams=streams)
         except AddressError as e:
             raise usage.UsageError(f"--{name}: {e}") from None
-        if listen.kind in _UNFIT:
-            raise usage.UsageError(f"--{name}: {text!r}: {listen.kind}: {_UNFIT[listen.kind]}")
-        if not listen.datagram:
-            self._tryEndpoint(name, listen)
-        elif not datagrams:
-            raise usage.UsageError(f"--{name}: {text!r}: this does not speak UDP; use tcp:")
-        return listen
-
-    @staticmethod
-    def _tryEndpoint(name: str, listen: Listen) -> None:
-        """
-        Have the endpoint's own parser look at its description.  No reactor
-        yet: importing it here would defeat C{--reactor}.
-        """
-        text = listen.description
-        try:
-            serverFromString(None, text)
-        except AttributeError:
-            pass  # a parser that wants a reactor; makeService asks it again
-        except Exception as e:
-            if isinstance(e, LookupError) and listen.kind == "systemd":
-                return  # systemd passes sockets at the start, not to compose --check
-            why = str(e).partition("\n")[0] or type(e).__name__
-            raise usage.UsageError(f"--{name}: {text!r}: {why}") from None
 
 
 class AccessOptions(ServiceOptions):
@@ -335,7 +333,7 @@ class AccessOptions(ServiceOptions):
 
     def _limitConnections(self) -> None:
         if self["max-connections"] is None:
-            self["max-connections"] = defaultConnections()
+            self["max-connections"] = Access().maxConnections
             return
         files = descriptorLimit()
         allowed = connectionsFor(files)
@@ -346,7 +344,6 @@ class AccessOptions(ServiceOptions):
             )
 
     def _listen(self, text: str) -> Listen:
-        listen = self.asListen("listen", text, datagrams=self.takesDatagrams)
-        if not (listen.datagram or self.takesStreams):
-            raise usage.UsageError(f"--listen: {text!r}: this service speaks UDP; use udp:")
-        return listen
+        return self.asListen(
+            "listen", text, datagrams=self.takesDatagrams, streams=self.takesStreams
+        )

@@ -15,9 +15,11 @@ from typing import Any
 
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     INegotiated,
+    IPushProducer,
     ISSLTransport,
     IStreamClientEndpoint,
 )
@@ -30,6 +32,7 @@ from zope.interface import implementer
 from connpool.addresses import joinHostPort, tokenize
 from connpool.addresses.clientstrings import clientString
 from connpool.errors import AddressError
+from connpool.interfaces import IReloadable
 from connpool.pool import ConnectionPoolService, PooledEndpoint, Settings
 from connpool.proxyprotocol import ProxyHeaderEndpoint
 from connpool.sendqueue import unconfirmedBytes
@@ -41,6 +44,15 @@ from connpool.services.status import StatusOptions, observed
 __all__ = ["Options", "RelayFactory", "RelayService", "makeService"]
 
 VERSIONS = {"v1": 1, "v2": 2}
+
+#: What a client may send before it has an upstream; more stays in the kernel.
+EARLY_BYTES = 64 * 1024
+
+#: How often a connection that is to be cut is asked whether all has arrived.
+CONFIRM_POLL_SECONDS = 0.05
+
+#: A reload replaces the upstream connections within this.
+RELOAD_SECONDS = 30.0
 
 
 def _asLevel(text: str) -> int:
@@ -74,7 +86,7 @@ class Options(StatusOptions, AccessOptions):
 
     def opt_upstream(self, endpoint: str) -> None:
         """
-        Where to connect, as tcp:db.example:5432; more for fail-over (repeatable).
+        Connect there, as tcp:db.example:5432; more for fail-over (repeatable).
         """
         self.collect("upstream", endpoint)
 
@@ -125,6 +137,23 @@ class Options(StatusOptions, AccessOptions):
             raise usage.UsageError(f"--upstream: {e}") from None
 
 
+@implementer(IPushProducer)
+class _Source:
+    """
+    The transport that one end's bytes come from, without its C{stopProducing}: how an
+    end ends the other is decided here, not by the transport that is lost.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self.pauseProducing = transport.pauseProducing
+        self.resumeProducing = transport.resumeProducing
+
+    def stopProducing(self) -> None:
+        """
+        See L{_Side.connectionLost}.
+        """
+
+
 class _Side(Protocol):
     """
     One end of a relayed connection.
@@ -137,6 +166,7 @@ class _Side(Protocol):
     peer: _Side | None = None
     relay: RelayFactory
     ended = False
+    _breaking: Any = None
     _limit: Any = None
     _unsent: list[int]
 
@@ -146,7 +176,7 @@ class _Side(Protocol):
         """
         self.peer = peer
         transport: Any = peer.transport
-        transport.registerProducer(self.transport, True)
+        transport.registerProducer(_Source(self.transport), True)
 
     def dataReceived(self, data: bytes) -> None:
         if self.peer is not None:
@@ -189,6 +219,31 @@ class _Side(Protocol):
         self._bound()
         transport.loseConnection()  # if this end has ended, it is lost before this returns
 
+    def _break(self) -> None:
+        """
+        The other end was cut: cut this one, so that half an answer does not look like
+        a whole one; but first deliver what came before.
+        """
+        transport: Any = self.transport
+        transport.unregisterProducer()
+        self._bound()
+        self._cut()
+
+    def _cut(self) -> None:
+        """
+        Reset the connection when its peer has confirmed all that was sent.
+        """
+        self._breaking = None
+        lowest: Any = self.transport
+        while (below := getattr(lowest, "transport", None)) is not None:
+            lowest = below
+        reactor = self.relay.reactor
+        if lowest in reactor.getWriters() or unconfirmedBytes(getattr(lowest, "socket", None)):
+            self._breaking = reactor.callLater(CONFIRM_POLL_SECONDS, self._cut)
+        else:
+            transport: Any = self.transport
+            transport.abortConnection()
+
     def _bound(self) -> None:
         """
         One direction or more has ended: from now on silence has a limit.  An
@@ -217,13 +272,17 @@ class _Side(Protocol):
         transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
+        for call in (self._limit, self._breaking):
+            if call is not None:
+                call.cancel()
+        self._limit = self._breaking = None
         peer, self.peer = self.peer, None
         if peer is not None:
             peer.peer = None
-            peer._finish()
+            if reason.check(ConnectionDone):
+                peer._finish()
+            else:
+                peer._break()
 
 
 @implementer(IHalfCloseableProtocol)
@@ -241,10 +300,10 @@ class _Client(_Side):
 
     factory: RelayFactory
     _connecting: Deferred[Any] | None = None
+    _early = b""
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        transport.pauseProducing()
         if (keepAlive := getattr(transport, "setTcpKeepAlive", None)) is not None:
             keepAlive(True)
         self._connecting = self.factory.upstreamFor(transport)
@@ -257,7 +316,40 @@ class _Client(_Side):
         upstream.pipeTo(self)
         self.pipeTo(upstream)
         self.factory.succeeded()
-        transport.resumeProducing()
+        early, self._early = self._early, b""
+        if early:
+            super().dataReceived(early)
+        if self.ended:
+            super().readConnectionLost()
+        else:
+            transport.resumeProducing()
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Keep the first bytes until there is an upstream; reading goes on, so that a
+        client that leaves is seen.
+        """
+        if self._connecting is None:
+            super().dataReceived(data)
+            return
+        self._early += data
+        if len(self._early) >= EARLY_BYTES:
+            transport: Any = self.transport
+            transport.pauseProducing()
+
+    def readConnectionLost(self) -> None:
+        """
+        The client sends no more.  One that has asked for something still waits for
+        its answer; one that has not has left.
+        """
+        if self._connecting is not None and self._early:
+            self.ended = True
+        elif self._connecting is not None:
+            self._connecting.cancel()
+            transport: Any = self.transport
+            transport.loseConnection()
+        else:
+            super().readConnectionLost()
 
     def _failed(self, reason: Failure) -> None:
         self._connecting = None
@@ -326,6 +418,7 @@ class RelayFactory(Factory):
             self._troubled = 0
 
 
+@implementer(IReloadable)
 class RelayService(MultiService):
     """
     The listeners, the pool, and what connects them.
@@ -395,6 +488,13 @@ class RelayService(MultiService):
         # else two lines in the log for each dial
         factory.noisy = False
         return endpoint.connect(factory)
+
+    def reload(self) -> None:
+        """
+        Replace the upstream connections one after another: addresses are looked up
+        anew, certificates checked again.
+        """
+        self.pool.purge(over=RELOAD_SECONDS)
 
     def startService(self) -> None:
         super().startService()

@@ -30,7 +30,7 @@ from connpool.datagram.prober import (
 from connpool.errors import AddressError
 from connpool.services.options import asCount, asSeconds
 
-__all__ = ["DEFAULTS", "MOST_TARGETS", "REST", "Target", "makeTarget", "readTargets"]
+__all__ = ["DEFAULTS", "MOST_TARGETS", "REST", "Target", "asTarget", "makeTarget", "readTargets"]
 
 #: Targets of one service.
 MOST_TARGETS = 10_000
@@ -122,6 +122,15 @@ _PARSE: dict[str, Callable[[str], Any]] = {
 
 #: Options that the command line gives to all.
 DEFAULTS = frozenset(_PARSE) - {"name"}
+
+
+def asTarget(given: Target | str) -> Target:
+    """
+    Take a target, or make one of C{HOST:PORT}.
+
+    @raise AddressError: for another text.
+    """
+    return makeTarget(given, {}) if isinstance(given, str) else given
 
 
 def makeTarget(address: str, texts: Mapping[str, str]) -> Target:

@@ -21,9 +21,9 @@ from connpool.datagram import Histogram, Report, Sample, makeProber
 from connpool.errors import ConnpoolError
 from connpool.interfaces import IReloadable, IStatsSource
 from connpool.logonce import LogOnce
-from connpool.services.probetargets import REST, Target
+from connpool.services.probetargets import REST, Target, asTarget
 
-__all__ = ["MOST_EXPORTED", "ProbeService", "ProbeStats", "Probes", "Rest"]
+__all__ = ["MOST_EXPORTED", "ProbeService", "ProbeStats", "Rest", "UDPProbe"]
 
 #: Targets whose figures are exported one by one; those of the rest are summed.
 MOST_EXPORTED = 1000
@@ -353,13 +353,14 @@ class Rest(MultiService):
 
 
 @implementer(IReloadable)
-class Probes(MultiService):
+class UDPProbe(MultiService):
     """
     Probes of a list of targets, which may change.
 
-    @param targets: at first; their names differ.
+    @param targets: at first, also as C{HOST:PORT}; their names differ.
     @param reread: gives the targets anew; raises L{ValueError} for a mistake.
     @param exported: targets that are exported one by one.
+    @raise AddressError: for a target that is no C{HOST:PORT}; one line.
     """
 
     _log = Logger()
@@ -367,7 +368,7 @@ class Probes(MultiService):
     def __init__(
         self,
         reactor: Any,
-        targets: Sequence[Target],
+        targets: Sequence[Target | str],
         reread: Callable[[], Sequence[Target]] | None = None,
         *,
         exported: int = MOST_EXPORTED,
@@ -377,7 +378,7 @@ class Probes(MultiService):
         self._reread = reread
         self._most = exported
         self._rest = Rest()
-        self._add(targets, {})
+        self._add([asTarget(each) for each in targets], {})
 
     def _probes(self) -> Iterable[Probe]:
         yield from (each for each in self if isinstance(each, Probe))

@@ -9,16 +9,17 @@ from functools import partial
 from typing import Any
 
 from twisted.application.service import IService, MultiService
+from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python import usage
 
-from connpool.addresses import Listen
-from connpool.errors import StartFailed
+from connpool.addresses import Listen, Networks
+from connpool.errors import StartFailed, WrongSetting
 from connpool.services.access import Access
 from connpool.services.checkers import passwordChecker
 from connpool.services.hints import localPlace
-from connpool.services.listening import ListeningService, placeOf
+from connpool.services.listening import ListeningService, placeOf, readListen
 from connpool.services.options import ServiceOptions, asNetworks
 
 __all__ = ["MOST_CONNECTIONS", "ObservedService", "StatusOptions", "observed"]
@@ -27,6 +28,10 @@ __all__ = ["MOST_CONNECTIONS", "ObservedService", "StatusOptions", "observed"]
 #: many open shuts nobody else out.
 MOST_CONNECTIONS = 128
 MOST_PER_ADDRESS = 64
+
+
+#: Where the page is if nothing else is said.
+DEFAULT_LISTEN = "tcp:8690:interface=127.0.0.1"
 
 
 class StatusOptions(ServiceOptions):
@@ -77,23 +82,32 @@ class StatusOptions(ServiceOptions):
         self["status"] = listen = self.asListen("status", self["status"])
         if self["status-auth"] is not None:
             self["status-auth"] = passwordChecker("status-auth", self["status-auth"])
-        self._checkProtection(listen)
+        try:
+            refuseExposure(listen, self["status-allow"], self["status-auth"])
+        except WrongSetting as e:
+            raise usage.UsageError(str(e)) from None
 
-    def _checkProtection(self, listen: Listen) -> None:
-        text = listen.description
-        if listen.local:
-            return
-        if self["status-auth"] is not None:
-            if not listen.encrypted:
-                raise usage.UsageError(
-                    f"--status {text}: the password of --status-auth would cross the network "
-                    "in clear; write secured:… or ssl:…"
-                )
-        elif not self["status-allow"] and not listen.certified:
-            raise usage.UsageError(
-                f"--status {text} can be reached from other machines; say who may look with "
-                "--status-allow CIDR or --status-auth, or add interface=127.0.0.1"
+
+def refuseExposure(listen: Listen, allow: Networks, checker: Any) -> None:
+    """
+    Refuse a page that everybody can see by accident.
+
+    @raise WrongSetting: with the remedy, one line.
+    """
+    text = listen.description
+    if listen.local:
+        return
+    if checker is not None:
+        if not listen.encrypted:
+            raise WrongSetting(
+                f"--status {text}: the password of --status-auth would cross the network "
+                "in clear; write secured:… or ssl:…"
             )
+    elif not allow and not listen.certified:
+        raise WrongSetting(
+            f"--status {text} can be reached from other machines; say who may look with "
+            "--status-allow CIDR or --status-auth, or add interface=127.0.0.1"
+        )
 
 
 class ObservedService(MultiService):
@@ -106,28 +120,57 @@ class ObservedService(MultiService):
     @ivar service: the one that is shown.
     @ivar status: the listener.
 
-    @param watching: services that look at it from time to time.
-    @param listen: what the listener listens on.
-    @param access: the clients that it lets in.
+    @param reactor: also the clock.
+    @param service: what is shown, with all below it.  It becomes a child.
+    @param listen: what the page listens on; one that other machines can reach wants
+        C{allow}, or a C{checker} behind TLS.
+    @param allow: networks that may look; empty means everybody.
+    @param hosts: further names under which this machine is asked for the page.
+    @param checker: of names and passwords; L{None} to ask for none.
+    @raise WrongSetting: for a page that everybody could see by accident; one line.
+    @raise AddressError: for a description or network that is none; one line.
     """
 
     _log = Logger()
 
     def __init__(
         self,
+        reactor: Any,
         service: IService,
-        watching: Sequence[IService],
-        status: ListeningService,
-        listen: Listen,
-        access: Access,
+        listen: Listen | str = DEFAULT_LISTEN,
+        *,
+        allow: Networks | Sequence[str] = (),
+        hosts: Collection[str] = (),
+        checker: ICredentialsChecker | None = None,
     ) -> None:
+        # here: without the page nobody waits for twisted.web
+        from connpool.observe import HistoryService, Protection, makeSite
+        from connpool.observe.tcpstates_read import TCPStates
+
         super().__init__()
+        self._listen = readListen(listen)
+        self._access = Access(
+            allow=allow,
+            option="--status-allow",
+            maxConnections=MOST_CONNECTIONS,
+            maxPerPeer=MOST_PER_ADDRESS,
+        )
+        refuseExposure(self._listen, self._access.allow, checker)
         self.service: Any = service
-        self.status = status
-        self._watching = watching
-        self._listen = listen
-        self._access = access
-        for part in (service, *watching, status):
+        states = TCPStates(reactor, partial(_tcpListeners, service))
+        history = HistoryService(reactor, [service])
+        self._watching = (states, history)
+        site = makeSite(
+            reactor,
+            [service, states],
+            Protection(hosts=hosts, checker=checker),
+            history.history,
+        )
+        # a page that is watched has no end of its own to wait for
+        self.status = ListeningService(
+            reactor, [self._listen], site, access=self._access, drainTimeout=0, name="--status"
+        )
+        for part in (service, *self._watching, self.status):
             part.setServiceParent(self)
 
     def privilegedStartService(self) -> None:
@@ -181,28 +224,16 @@ def _tcpListeners(service: Any) -> dict[str, Collection[int]]:
 
 def observed(options: StatusOptions, service: IService, reactor: Any) -> IService:
     """
-    Wrap a plugin's service.
-
-    @return: C{service}, inside an L{ObservedService} if C{--status} was given.
+    Return what C{makeService} of a plugin returns: C{service}, inside an
+    L{ObservedService} if C{--status} was given.
     """
     if options["status"] is None:
         return service
-    # here: without --status nobody waits for twisted.web
-    from connpool.observe import HistoryService, Protection, makeSite
-    from connpool.observe.tcpstates_read import TCPStates
-
-    access = Access(
+    return ObservedService(
+        reactor,
+        service,
+        options["status"],
         allow=options["status-allow"],
-        option="--status-allow",
-        maxConnections=MOST_CONNECTIONS,
-        maxPerPeer=MOST_PER_ADDRESS,
+        hosts=options["status-host"],
+        checker=options["status-auth"],
     )
-    protection = Protection(hosts=options["status-host"], checker=options["status-auth"])
-    states = TCPStates(reactor, partial(_tcpListeners, service))
-    history = HistoryService(reactor, [service])
-    site = makeSite(reactor, [service, states], protection, history.history)
-    # a page that is watched has no end of its own to wait for
-    status = ListeningService(
-        reactor, [options["status"]], site, access=access, drainTimeout=0, name="--status"
-    )
-    return ObservedService(service, [states, history], status, options["status"], access)

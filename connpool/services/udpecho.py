@@ -34,23 +34,34 @@ from connpool.datagram import (
     openPorts,
     shared,
 )
-from connpool.errors import AddressError, StartFailed
+from connpool.errors import AddressError, StartFailed, WrongSetting
 from connpool.interfaces import IDatagramResponder, IStatsSource
 from connpool.proxyprotocol import DatagramHeaders
 from connpool.proxyprotocol.strings import parseDatagramHeaders
 from connpool.services.access import Access
 from connpool.services.hints import commandLine, localPlace
-from connpool.services.listening import ListeningService, ShownSource, describeListenError
-from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds
+from connpool.services.listening import (
+    ListeningService,
+    ShownSource,
+    describeListenError,
+    readListen,
+)
+from connpool.services.options import AccessOptions, asCount, asNetworks, asSeconds, defaultOf
 from connpool.services.startfailure import failStart
 from connpool.services.status import StatusOptions, observed
 
-__all__ = ["DatagramService", "EchoService", "Options", "makeService"]
+__all__ = ["DatagramService", "Options", "UDPEcho", "makeService"]
+
+#: Defaults, of the service as of its options.
+DEFAULT_LISTEN = ("udp:8641:interface=127.0.0.1",)
+DEFAULT_PROTOCOL = "auto"
+LOG_INTERVAL_SECONDS = 60.0
+NAME = "udpecho"
 
 
 class Options(StatusOptions, AccessOptions):
     pluginName = "udpecho"
-    defaultListen = ("udp:8641:interface=127.0.0.1",)
+    defaultListen = DEFAULT_LISTEN
     takesDatagrams = True
     synopsis = "[options]"
     longdesc = (
@@ -59,12 +70,27 @@ class Options(StatusOptions, AccessOptions):
     )
 
     optParameters = [
-        ["protocol", "p", "auto", "What answers: NAME or NAME:ARGUMENTS; --protocols lists them."],
-        ["rate", None, "20000", "Answers per second to one IPv4 /24 or IPv6 /64."],
-        ["burst", None, "40000", "Answers at once to one of these networks."],
-        ["max-rate", None, "100000", "Answers per second to all."],
-        ["log-interval", None, "60", "Seconds between summaries of what was refused."],
-        ["name", None, "udpecho", "Name in logs and metrics."],
+        [
+            "protocol",
+            "p",
+            DEFAULT_PROTOCOL,
+            "What answers: NAME or NAME:ARGUMENTS; --protocols lists them.",
+        ],
+        [
+            "rate",
+            None,
+            defaultOf(Policy, "rate"),
+            "Answers per second to one IPv4 /24 or IPv6 /64.",
+        ],
+        ["burst", None, defaultOf(Policy, "burst"), "Answers at once to one of these networks."],
+        ["max-rate", None, defaultOf(Policy, "maxRate"), "Answers per second to all."],
+        [
+            "log-interval",
+            None,
+            f"{LOG_INTERVAL_SECONDS:g}",
+            "Seconds between summaries of what was refused.",
+        ],
+        ["name", None, NAME, "Name in logs and metrics."],
     ]
     optFlags = [
         ["protocols", None, "List what --protocol takes, and exit."],
@@ -103,16 +129,48 @@ class Options(StatusOptions, AccessOptions):
         unknown = [rule for rule in self["relax"] if rule not in RULES]
         if unknown:
             raise usage.UsageError(f"--relax: {unknown[0]!r} is not one of {', '.join(RULES)}")
-        for listen in self["listen"]:
-            if listen.datagram and "secured" in listen.wrappers:
-                raise usage.UsageError(
-                    f"--listen: {listen.description!r}: there is no TLS over UDP here; "
-                    "use udp: without secured:"
-                )
-            try:
-                _headersOf(listen)
-            except AddressError as e:
-                raise usage.UsageError(f"--listen: {listen.description!r}: {e}") from None
+        self.attempt(self.make)
+
+    def make(self, reactor: Any) -> UDPEcho:
+        """
+        Make the service of these options.
+
+        @raise ConnpoolError: for values that do not go together; one line.
+        """
+        return UDPEcho(
+            reactor,
+            listen=self["listen"],
+            protocol=self["protocol"],
+            policy=Policy(
+                allow=self["allow"],
+                deny=self["deny"],
+                trusted=self["trust"],
+                trustLoopback=not self["no-trust-loopback"],
+                rate=self["rate"],
+                burst=self["burst"],
+                maxRate=self["max-rate"],
+                relax=frozenset(self["relax"]),
+            ),
+            access=self.access,
+            logInterval=self["log-interval"],
+            name=self["name"],
+            pingOptions=self.pingOptions,
+        )
+
+
+def _checkDatagrams(listen: Listen) -> None:
+    """
+    @raise WrongSetting: for a C{udp:} description that cannot be served.
+    """
+    if listen.datagram and "secured" in listen.wrappers:
+        raise WrongSetting(
+            f"--listen: {listen.description!r}: there is no TLS over UDP here; "
+            "use udp: without secured:"
+        )
+    try:
+        _headersOf(listen)
+    except AddressError as e:
+        raise WrongSetting(f"--listen: {listen.description!r}: {e}") from None
 
 
 def _pingOptions(protocol: str) -> tuple[str, ...]:
@@ -177,7 +235,7 @@ class DatagramService(MultiService):
         responder: IDatagramResponder,
         policy: Policy | None = None,
         *,
-        logInterval: float = 60.0,
+        logInterval: float = LOG_INTERVAL_SECONDS,
         name: str = "datagram",
         pingOptions: Sequence[str] = (),
     ) -> None:
@@ -316,14 +374,71 @@ class DatagramService(MultiService):
             )
 
 
-class EchoService(MultiService):
+class UDPEcho(MultiService):
     """
     The UDP side and the TCP side of an echo.
+
+    @param reactor: also the clock.
+    @param listen: endpoint descriptions; C{udp:} ones answer datagrams, the others echo
+        over TCP.
+    @param protocol: what answers: C{NAME} or C{NAME:ARGUMENTS}, or a responder.
+    @param policy: who is answered, and how much.
+    @param access: the addresses that may connect over TCP, and how many at once; by
+        default those of C{policy}.
+    @param logInterval: seconds between summaries of what was refused.
+    @param name: in logs and metrics.
+    @param pingOptions: what C{connpool ping} needs to be understood by a responder of
+        one's own.
+    @raise AddressError: for a description or protocol that is none; one line.
+    @raise WrongSetting: for a description that cannot be served; one line.
     """
 
-    def __init__(self, datagrams: DatagramService | None, streams: ListeningService | None) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        listen: Sequence[Listen | str] = DEFAULT_LISTEN,
+        protocol: IDatagramResponder | str = DEFAULT_PROTOCOL,
+        policy: Policy | None = None,
+        access: Access | None = None,
+        logInterval: float = LOG_INTERVAL_SECONDS,
+        name: str = NAME,
+        pingOptions: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        self._parts = [part for part in (datagrams, streams) if part is not None]
+        policy = policy or Policy()
+        listens = [readListen(each, datagrams=True) for each in listen]
+        for each in listens:
+            _checkDatagrams(each)
+        if isinstance(protocol, str):
+            pingOptions = pingOptions or _pingOptions(protocol)
+            protocol = makeResponder(protocol)
+        udp = [each for each in listens if each.datagram]
+        tcp = [each for each in listens if not each.datagram]
+        self._parts: list[DatagramService | ListeningService] = []
+        if udp:
+            self._parts.append(
+                DatagramService(
+                    reactor,
+                    udp,
+                    protocol,
+                    policy,
+                    logInterval=logInterval,
+                    name=name,
+                    pingOptions=pingOptions,
+                )
+            )
+        if tcp:
+            self._parts.append(
+                ListeningService(
+                    reactor,
+                    tcp,
+                    TCPEchoFactory(),
+                    access=access or Access(allow=policy.allow, deny=policy.deny),
+                    drainTimeout=5.0,
+                    name=f"{name}-tcp",
+                )
+            )
         for part in self._parts:
             part.setServiceParent(self)
 
@@ -355,37 +470,4 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     """
     if reactor is None:
         from twisted.internet import reactor
-    policy = Policy(
-        allow=options["allow"],
-        deny=options["deny"],
-        trusted=options["trust"],
-        trustLoopback=not options["no-trust-loopback"],
-        rate=options["rate"],
-        burst=options["burst"],
-        maxRate=options["max-rate"],
-        relax=frozenset(options["relax"]),
-    )
-    name = options["name"]
-    udp = [listen for listen in options["listen"] if listen.datagram]
-    tcp = [listen for listen in options["listen"] if not listen.datagram]
-    datagrams = streams = None
-    if udp:
-        datagrams = DatagramService(
-            reactor,
-            udp,
-            options["protocol"],
-            policy,
-            logInterval=options["log-interval"],
-            name=name,
-            pingOptions=options.pingOptions,
-        )
-    if tcp:
-        streams = ListeningService(
-            reactor,
-            tcp,
-            TCPEchoFactory(),
-            access=options.access,
-            drainTimeout=5.0,
-            name=f"{name}-tcp",
-        )
-    return observed(options, EchoService(datagrams, streams), reactor)
+    return observed(options, options.make(reactor), reactor)

@@ -18,7 +18,7 @@ from connpool.services.probetargets import (
     makeTarget,
     readTargets,
 )
-from connpool.services.probing import Probes
+from connpool.services.probing import UDPProbe
 from connpool.services.status import StatusOptions, observed
 
 __all__ = ["Options", "makeService"]
@@ -125,4 +125,4 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if reactor is None:
         from twisted.internet import reactor
     reread = None if options["targets"] is None else options.readTargets
-    return observed(options, Probes(reactor, options["all"], reread), reactor)
+    return observed(options, UDPProbe(reactor, options["all"], reread), reactor)

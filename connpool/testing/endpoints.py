@@ -38,6 +38,8 @@ class FakeTransport:
         or L{finish} ends it; as with a peer that does not read.
     @ivar abrupt: it is gone before C{loseConnection} returns, as real TCP is
         when the peer closed its side before.
+    @ivar kernel: the bytes that arrived and that the reactor has not delivered.
+    @ivar kernelEnd: whether the peer's end is behind them.
     @ivar zombie: not even aborting ends it; no real transport should.
     """
 
@@ -56,8 +58,39 @@ class FakeTransport:
         self.stubborn = False
         self.zombie = False
         self.abrupt = False
+        self.kernel = b""
+        self.kernelEnd = False
 
     # what the peer does
+
+    def arrive(self, data: bytes, *, end: bool = False) -> None:
+        """
+        The peer sent C{data}, and maybe its end; the reactor sees it in its next turn.
+        """
+        if not (self.kernel or self.kernelEnd) and self._later is not None:
+            self._later(0, self.deliver)
+        self.kernel += data
+        self.kernelEnd = self.kernelEnd or end
+
+    def deliver(self) -> None:
+        """
+        Let the reactor deliver what arrived.
+        """
+        if self.reading and not self.disconnecting:
+            data, self.kernel = self.kernel, b""
+            end, self.kernelEnd = self.kernelEnd, False
+            if data:
+                self.receive(data)
+            if end:
+                self.endReading()
+
+    def pollUnread(self, milliseconds: int) -> list[tuple[int, int]]:
+        """
+        See L{connpool.pool.unread.unreadOf}: what arrived is not a socket's here.
+        """
+        bytesOnly, end = 1, 0x2000
+        flags = (bytesOnly if self.kernel else 0) | (end if self.kernelEnd else 0)
+        return [(0, flags)] if flags else []
 
     def receive(self, data: bytes) -> None:
         """

@@ -67,7 +67,7 @@ class Violation(AssertionError):
 @attrs.frozen
 class Exploration:
     """
-    What was explored.
+    The extent of an exploration.
 
     @ivar depth: the length of the longest stories.
     @ivar states: how many different states there were.
@@ -122,6 +122,7 @@ class World:
         self.held: list[_Held] = []
         self.dirty: set[FakeTransport] = set()
         self.closed: list[Any] = []
+        self.reading: FakeTransport | None = None
         self.trouble: str | None = None
 
     # -- acquires
@@ -166,6 +167,10 @@ class World:
         transport = lease.protocol.transport
         if not transport.connected or transport.disconnecting:
             self.trouble = "a connection was handed out that is closed or closing"
+        elif transport is self.reading:
+            self.trouble = "a connection was handed out inside a read"
+        elif transport.kernelEnd or transport.kernel:
+            self.trouble = "a connection was handed out while the kernel held something for it"
         elif transport in self.dirty:
             self.trouble = "a connection was handed out on which bytes came while it was idle"
         elif any(
@@ -194,15 +199,53 @@ class World:
         """
         A byte comes.
         """
-        slots: Any = self.pool._core.slots
-        if any(slot.state is State.IDLE and slot.guard.transport is transport for slot in slots):
-            self.dirty.add(transport)
+        self._soil(transport)
         transport.receive(b"x")
+
+    def _soil(self, transport: FakeTransport) -> None:
+        slots: Any = self.pool.shell.core.inventory.slots
+        unused = {State.IDLE, State.RETURNING}
+        if any(slot.state in unused and slot.guard.transport is transport for slot in slots):
+            self.dirty.add(transport)
+
+    def answer(self, index: int, how: str, *, more: bool = False, end: bool = False) -> None:
+        """
+        An answer comes, and ends the lease that waits for it inside the read.
+
+        @param how: C{release} or C{discard}.
+        @param more: a second one lies in the kernel behind it, and
+        @param end: the peer's end.
+        """
+        protocol = self.held[index].lease.protocol
+        transport: FakeTransport = protocol.transport
+        if more or end:
+            transport.arrive(b"x" if more else b"", end=end)
+
+        def dataReceived(data: bytes) -> None:
+            del protocol.dataReceived
+            self.reading = transport
+            self.giveBack(index, how)
+            protocol.dataReceived(data)  # there was more than one answer in it
+            self.reading = None
+
+        protocol.dataReceived = dataReceived
+        transport.receive(b"xx")
+
+    def deliver(self, transport: FakeTransport) -> None:
+        """
+        The reactor delivers what the kernel holds.
+        """
+        if transport.kernel and transport.reading:
+            self._soil(transport)
+        transport.deliver()
 
     def tick(self) -> None:
         """
-        Time passes until something is due.  What was aborted is gone by then.
+        Time passes until something is due.  What was aborted is gone by then, what
+        the kernel had is delivered.
         """
+        for transport in self.live():
+            self.deliver(transport)
         for transport in self.live():
             if transport.aborting:
                 transport.finish()
@@ -222,7 +265,8 @@ class World:
         cap = stats.maxSize
         sockets = self.endpoint.opened + len(self.endpoint.pending)
         assert sockets <= cap, f"{sockets} sockets with maxSize={cap}"
-        parts = (stats.leased, stats.idle, stats.connecting, stats.checking, stats.closing)
+        parts = [stats.leased, stats.idle, stats.connecting, stats.returning]
+        parts += [stats.checking, stats.closing]
         assert min(parts) >= 0, f"a gauge is negative: {stats}"
         assert sum(parts) == stats.size, f"the gauges are not the size: {stats}"
         transports = [held.lease.protocol.transport for held in self.held]
@@ -230,23 +274,23 @@ class World:
         owned = sum(each.connected and not each.aborting for each in transports)
         assert stats.leased == owned, f"{stats.leased} counted as leased, {owned} are"
         assert stats.waiting == len(self.asked), f"{stats.waiting} counted, {len(self.asked)} wait"
-        core = self.pool._core
+        core = self.pool.shell.core
         if (
             stats.state == "open"
-            and core.started
+            and core.supply.started
             and stats.size < cap
             and stats.connecting < core.settings.maxConnecting
-            and not any(each.failures or each.window for each in core.destinations)
+            and not any(each.failures or each.window for each in core.supply.destinations)
         ):
-            coming = stats.idle + stats.connecting + stats.checking
-            refilled = self.clock.seconds() >= core.refillAt
+            coming = stats.idle + stats.connecting + stats.returning + stats.checking
+            refilled = self.clock.seconds() >= core.supply.refillAt
             wanted = stats.waiting + (core.settings.minIdle if refilled else 0)
             assert coming >= wanted, f"{coming} connections are there or coming, {wanted} wanted"
         if stats.state == "closed":
             assert not self.clock.getDelayedCalls(), "a closed pool has a timer"
         if self.asked and stats.state == "open":
             assert not stats.idle, "an acquire waits beside an idle connection"
-            coming = stats.connecting + stats.checking + stats.closing + stats.leased
+            coming = stats.size
             assert coming or self.clock.getDelayedCalls(), "nobody will ever serve who waits"
 
     def end(self) -> None:
@@ -256,7 +300,7 @@ class World:
         @raise AssertionError: if a promise is broken on the way.
         """
         cap = self.pool.settings.maxSize
-        if self.pool._core.phase in {Phase.OPEN, Phase.PAUSED}:
+        if self.pool.shell.core.phase in {Phase.OPEN, Phase.PAUSED}:
             self.pool.resume()
             self.endpoint.answer = "accept"
             while self.held:
@@ -271,7 +315,7 @@ class World:
             self._quiet()
             for _ in range(cap):
                 self.acquire()
-                self._quiet(0)
+                self._quiet()
             assert len(self.held) == cap, f"{cap - len(self.held)} of {cap} slots are lost"
             while self.held:
                 self.giveBack(0, "release")
@@ -289,6 +333,8 @@ class World:
         Let what was asked to close be gone, and time pass.
         """
         for turn in range(ticks + 1):
+            for transport in self.live():
+                self.deliver(transport)
             for transport in self.live():
                 if transport.disconnecting:
                     transport.finish()
@@ -312,7 +358,10 @@ def _acquire(world: World) -> Iterable[tuple[str, Any]]:
 
 
 def _tryAcquire(world: World) -> Iterable[tuple[str, Any]]:
-    if len(world.asked) + len(world.held) < world.actors and world.pool._core.idleCount:
+    if (
+        len(world.asked) + len(world.held) < world.actors
+        and world.pool.shell.core.inventory.idleCount
+    ):
         yield "tryAcquire", world.tryAcquire
 
 
@@ -359,18 +408,33 @@ def _byte(world: World) -> Iterable[tuple[str, Any]]:
     return _indexed("byte", len(live), lambda n: world.receive(live[n]))
 
 
+def _answer(world: World) -> Iterable[tuple[str, Any]]:
+    """
+    A read in which a lease ends: with more answers in it than one, with one more or
+    an end in the kernel behind it.
+    """
+    for index, held in enumerate(world.held):
+        transport = held.lease.protocol.transport
+        if transport.connected and transport.reading and not transport.disconnecting:
+            yield f"answer {index}", partial(world.answer, index, "release")
+            yield f"answer {index} and more", partial(world.answer, index, "release", more=True)
+            yield f"answer {index} and end", partial(world.answer, index, "release", end=True)
+            yield f"answer {index} and discard", partial(world.answer, index, "discard")
+
+
 def _tick(world: World) -> Iterable[tuple[str, Any]]:
-    if world.clock.getDelayedCalls():
+    unread = any(each.kernel or each.kernelEnd for each in world.live())
+    if unread or world.clock.getDelayedCalls():
         yield "tick", world.tick
 
 
 def _purge(world: World) -> Iterable[tuple[str, Any]]:
-    if world.pool._core.size:
+    if world.pool.shell.core.inventory.size:
         yield "purge", world.pool.purge
 
 
 def _pause(world: World) -> Iterable[tuple[str, Any]]:
-    phase = world.pool._core.phase
+    phase = world.pool.shell.core.phase
     if phase is Phase.OPEN:
         yield "pause", world.pool.pause
     elif phase is Phase.PAUSED:
@@ -378,7 +442,7 @@ def _pause(world: World) -> Iterable[tuple[str, Any]]:
 
 
 def _close(world: World) -> Iterable[tuple[str, Any]]:
-    if world.pool._core.phase in {Phase.OPEN, Phase.PAUSED}:
+    if world.pool.shell.core.phase in {Phase.OPEN, Phase.PAUSED}:
         yield "close", lambda: world.pool.close().addBoth(world.closed.append)
         yield "drain", lambda: world.pool.drain(3.0).addBoth(world.closed.append)
 
@@ -395,6 +459,7 @@ EVENTS: dict[str, Event] = {
     "lose": _lose,
     "hangUp": _hangUp,
     "byte": _byte,
+    "answer": _answer,
     "tick": _tick,
     "purge": _purge,
     "pause": _pause,
@@ -407,34 +472,40 @@ def fingerprint(world: World) -> Any:
     Everything that the future of C{world} depends on.  Counters, names and
     absolute times are no part of it.
     """
-    core: Any = world.pool._core
+    core: Any = world.pool.shell.core
     now = world.clock.seconds()
 
     def ahead(when: float) -> float:
         return when if when == NEVER else round(when - now, 6)
 
-    number = {slot: index for index, slot in enumerate(core.slots)}
-    order = {slot: index for index, slot in enumerate(core.idle)}
-    owners = [number.get(held.lease._connection) for held in world.held]
+    index = {slot.number: index for index, slot in enumerate(core.inventory.slots)}
+    number = {slot: index for index, slot in enumerate(core.inventory.slots)}
+    order = {slot: index for index, slot in enumerate(core.inventory.idle)}
+    owners = [index.get(held.lease.number) for held in world.held]
     attempts = {id(attempt): index for index, attempt in enumerate(world.endpoint.pending)}
     slots = []
-    for slot in core.slots:
+    for slot in core.inventory.slots:
         transport = slot.guard.transport if slot.guard is not None else None
         slots.append(
             (
                 slot.state,
                 ahead(slot.since) if slot.state in {State.IDLE, State.CONNECTING} else 0,
                 order.get(slot),
-                slot.uses if core._maxUses != NEVER else 0,
+                slot.uses if core.settings.maxUses else 0,
                 slot.doom,
                 slot.plain,
                 slot.fit,
-                core.wasted and ahead(slot.bornAt),
+                slot.asked,
+                slot.shelved,
+                slot.proven and slot.destination.barren,
+                slot.delays if slot.delayedAt == slot.uses else 0,
+                world.pool.shell.turns.waiting.get(slot),
+                core.supply.wasted and ahead(slot.bornAt),
                 ahead(slot.deadline),
                 slot.lifetime and ahead(slot.lifetime.deadline),
-                number.get(slot.replaces),
-                slot in core.dials,
-                slot.destination.retryAt and core.destinations.index(slot.destination),
+                number.get(slot.replaces[0]) if slot.replaces else None,
+                slot in core.inventory.dials,
+                slot.destination.retryAt and core.supply.destinations.index(slot.destination),
                 slot.pending is not None and not slot.pending.called,
                 transport
                 and (
@@ -443,13 +514,15 @@ def fingerprint(world: World) -> Any:
                     transport.aborting,
                     transport.reading,
                     transport in world.dirty,
+                    transport.kernel,
+                    transport.kernelEnd,
                 ),
             )
         )
     return (
         core.phase,
         core.refusing,
-        core.started,
+        core.supply.started,
         tuple(slots),
         tuple(owners),
         len(attempts),
@@ -458,17 +531,20 @@ def fingerprint(world: World) -> Any:
         tuple(
             (
                 destination.failures,
+                destination.barren,
+                destination.slow,
+                destination.early,
                 ahead(destination.retryAt) if destination.down(now) else 0,
                 destination.window,
                 destination.connecting,
             )
-            for destination in core.destinations
+            for destination in core.supply.destinations
         ),
-        core.owed,
-        core.wasted,
-        core.wasted and core._acquiresThen != core.acquires,
-        max(0.0, ahead(core.refillAt)),
-        tuple(number.get(slot) for slot in core.retiring),
+        core.supply.owed,
+        core.supply.wasted,
+        core.supply.wasted and core.supply.acquiresThen != core.acquires,
+        max(0.0, ahead(core.supply.refillAt)),
+        tuple((number.get(slot), reason) for slot, reason in core.supply.retiring),
         ahead(core.end.deadline),
         tuple(sorted(ahead(call.getTime()) for call in world.clock.getDelayedCalls())),
         len(world.closed),

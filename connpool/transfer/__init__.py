@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from connpool.transfer.names import RelativeName, displayName
+    from connpool.transfer.receive.policy import Policy
     from connpool.transfer.receive.session import NativeReceiver
     from connpool.transfer.records import (
         DURABILITIES,
@@ -37,6 +38,7 @@ __all__ = [
     "NativeReceiver",
     "Offer",
     "PartialInfo",
+    "Policy",
     "Receipt",
     "RelativeName",
     "SendReport",
@@ -52,6 +54,7 @@ _MODULES = (
     "send.client",
     "send.connections",
     "send.credentials",
+    "receive.policy",
     "receive.session",
     "stores",
 )

@@ -8,32 +8,39 @@ import shutil
 import signal
 import socket
 import sys
+import urllib.request
 
 from tests.helpers.processes import CHECKOUT, connpool, running, twistd
 
 
+def freePort():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
 def test_embed(tmp_path):
     source = (CHECKOUT / "examples/embed.py").read_text()
-    lines = [line for line in source.split('"""')[2].splitlines() if line.strip()]
-    assert len(lines) < 20
-    for port in ("tcp:8640", "udp:8641"):
-        assert port in source
-        source = source.replace(port, f"{port[:3]}:0")
+    port = freePort()
+    for old, new in (("8640", port), ("tcp:8690", "tcp:0"), ("udp:8641", "udp:0")):
+        assert old in source
+        source = source.replace(old, str(new))
     (tmp_path / "embed.py").write_text(source)
-    (tmp_path / "inbox").mkdir()
-    (tmp_path / "file").write_text("hello")
+    for name in ("inbox", "outbox"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "outbox/file").write_text("hello")
     with twistd("-y", tmp_path / "embed.py", cwd=tmp_path) as program:
-        place = program.waitFor(r"filerecv listens on (\S+),")[1]
-        port = int(program.waitFor(r"udpecho.* (?:on|answers on) \S*?127.0.0.1:(\d+)")[1])
-        assert (
-            connpool("send", "--protocol", "classic", "--to", place, tmp_path / "file").returncode
-            == 9
-        )
-        program.waitFor("received file")
+        program.waitFor(rf"filerecv listens on 127.0.0.1:{port},")
+        echo = int(program.waitFor(r"udpecho.* answers on 127.0.0.1:(\d+)")[1])
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(10)
-            client.sendto(b"ping", ("127.0.0.1", port))
+            client.sendto(b"ping", ("127.0.0.1", echo))
             assert client.recv(100) == b"ping"
+        page = program.waitFor(r"status page at (\S+)")[1]
+        with urllib.request.urlopen(f"http://{page}/metrics", timeout=10) as answer:
+            assert b"connpool_outbox_sent" in answer.read()
+        program.waitFor("filesend sent file|stays where it is")
+        program.stop()
+        assert "Traceback" not in program.output
     assert (tmp_path / "inbox/file").read_text() == "hello"
 
 

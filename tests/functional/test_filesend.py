@@ -23,7 +23,7 @@ from twisted.python import usage
 from zope.interface.verify import verifyObject
 
 from connpool.interfaces import ILiveTransfers, IReadiness, IStatsSource
-from connpool.services import filerecv, filesend
+from connpool.services import filerecv, filesend, filesender
 from connpool.transfer.send import openfiles
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE
 from connpool.transfer.send.source import identity
@@ -261,15 +261,15 @@ async def test_aShortageOfDescriptorsIsNoPoison(outbox, root, start, monkeypatch
 
 @pytest_twisted.ensureDeferred
 async def test_aFolderIsNotReadForEachGo(outbox, root, start, monkeypatch):
-    monkeypatch.setattr(filesend, "BATCH_FILES", 5)
+    monkeypatch.setattr(filesender, "BATCH_FILES", 5)
     looks = []
-    scan = filesend.OutboxFolder.scan
+    scan = filesender.OutboxFolder.scan
 
     def scanning(folder):
         looks.append(folder)
         return scan(folder)
 
-    monkeypatch.setattr(filesend.OutboxFolder, "scan", scanning)
+    monkeypatch.setattr(filesender.OutboxFolder, "scan", scanning)
     receiving = start(receiver(root))
     for n in range(100):
         (outbox / str(n)).write_bytes(b"x")
@@ -283,7 +283,7 @@ async def test_whatComesWhileOthersAreSentIsSeenInTime(outbox, root, start, monk
     """
     C{--interval} holds while there is always something to send.
     """
-    monkeypatch.setattr(filesend, "BATCH_FILES", 1)
+    monkeypatch.setattr(filesender, "BATCH_FILES", 1)
     receiving = start(receiver(root))
     for n in range(400):
         (outbox / str(n)).write_bytes(b"x")

@@ -51,7 +51,7 @@ class Setup:
 
     @property
     def core(self):
-        return self.pool._core
+        return self.pool.shell.core
 
     def turn(self):
         """
@@ -70,9 +70,10 @@ class Setup:
         What must hold at every moment.
         """
         stats = self.pool.stats()
-        parts = stats.leased + stats.idle + stats.connecting + stats.checking + stats.closing
-        assert parts == stats.size <= stats.maxSize
-        assert min(stats.leased, stats.idle, stats.connecting, stats.checking, stats.closing) >= 0
+        gauges = (stats.leased, stats.idle, stats.connecting, stats.closing)
+        gauges += (stats.returning, stats.checking)
+        assert sum(gauges) == stats.size <= stats.maxSize
+        assert min(gauges) >= 0
         assert self.endpoint.most <= stats.maxSize
 
     def end(self):

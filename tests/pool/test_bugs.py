@@ -292,7 +292,7 @@ def test_11_waitersThatLeftLeaveNothingBehind():
         for waiter in waiters:
             failureResultOf(waiter, AcquireTimeout, CancelledError)
         assert setup.pool.stats().waiting == 0
-        assert len(setup.core.agenda._heap) < 1000
+        assert len(setup.core.inventory.agenda._heap) < 1000
     setup.end()
 
 
@@ -498,7 +498,7 @@ def test_22_connectionsBornTogetherDoNotRetireTogether():
         maxSize=1000, minIdle=1000, maxConnecting=1000, maxLifetime=100.0, idleTimeout=None
     )
     setup.pool.start()
-    ends = [slot.lifetime.deadline for slot in setup.core.slots]
+    ends = [slot.lifetime.deadline for slot in setup.core.inventory.slots]
     assert len(ends) == 1000
     assert min(ends) >= 90.0
     assert max(ends) <= 100.0
@@ -896,7 +896,7 @@ def test_09_nothingIsLostBetweenLookingAndQueueing():
                 lease.release()
             return setup.clock.seconds()
 
-    setup.pool._seconds = Racing()
+    setup.pool.shell.seconds = Racing()
     setup.pool.acquire().addCallback(lambda lease: (served.append(lease), lease.release()))
     assert len(served) == 1
     setup.check()
@@ -909,7 +909,7 @@ def test_18_losingIdleConnectionsFromTheMiddleIsCheap():
     setup.pool.reconfigure(minIdle=0)
     for transport in setup.endpoint.transports[100:1900]:
         transport.finish()
-        assert setup.core.dead <= max(17, setup.core.idleCount)
+        assert setup.core.inventory.dead <= max(17, setup.core.inventory.idleCount)
     assert setup.pool.stats().idle == 200
     alive = setup.endpoint.transports[:100] + setup.endpoint.transports[1900:]
     lease = setup.pool.tryAcquire()

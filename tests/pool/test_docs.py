@@ -8,14 +8,17 @@ import textwrap
 from inspect import iscoroutine
 from pathlib import Path
 
+import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString
 from twisted.internet.protocol import Factory
 
 import connpool.pool
 from connpool.pool import ConnectionPool, KeyedConnectionPool, PooledEndpoint, PoolStats, Settings
 from connpool.services.poolrelay import Options
+from tests.functional.test_pool_peers import freePort, program, redis
 from tests.helpers.waiting import bounded
 from tests.pool.servers import Server, Talker, makeAuthority, plainOrSecure, talkers
 
@@ -28,6 +31,29 @@ def snippets():
     """
     found = re.findall(r"\.\. code-block:: python\n\n((?:   .*\n|\n)+)", TEXT)
     return [textwrap.dedent(each) for each in found]
+
+
+def recipe(caption):
+    """
+    A block that needs a server of its own, by its caption.
+    """
+    pattern = rf"\.\. code-block:: python\n   :caption: {caption}\n\n((?:   .*\n|\n)+)"
+    (found,) = re.findall(pattern, TEXT)
+    return textwrap.dedent(found)
+
+
+async def runRecipe(text, **names):
+    """
+    Run a block, and close the pools that it made.
+    """
+    names = {"reactor": reactor, **names}
+    code = compile(text, "pool.rst, recipe", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    try:
+        await bounded(Deferred.fromCoroutine(eval(code, names)), 10.0)
+    finally:
+        for each in [*names.values(), *getattr(names.get("ahead"), "places", {}).values()]:
+            if isinstance(each, (ConnectionPool, PooledEndpoint)):
+                await bounded(each.close(), 10.0)
 
 
 @pytest_twisted.ensureDeferred
@@ -53,14 +79,12 @@ async def test_everySnippetRuns():
         )
         result = eval(code, names)  # a code object with "await" at its top is a coroutine
         if iscoroutine(result):
-            from twisted.internet.defer import Deferred
-
             try:
                 await bounded(Deferred.fromCoroutine(result), 5.0)
             except Exception as e:
                 raise AssertionError(f"{e!r} in:\n{snippet}") from e
         ran += 1
-    assert ran == TEXT.count("code-block::") > 15
+    assert ran == TEXT.count("code-block:: python\n\n") > 15
     for each in list(names.values()):
         if isinstance(each, (ConnectionPool, KeyedConnectionPool)):
             await bounded(each.close(1))
@@ -68,6 +92,36 @@ async def test_everySnippetRuns():
             await bounded(each.pool.close(0))
     await server.stop()
     await secure.stop()
+
+
+@pytest.mark.peer("redis-server")
+@pytest_twisted.ensureDeferred
+async def test_theRecipeForRedisRuns(tmp_path):
+    with redis(tmp_path) as server:
+        await server.start()
+        await runRecipe(recipe("redis").replace("6379", str(server.port)))
+
+
+NGINX = """
+daemon off; master_process off; pid %(where)s/pid; error_log %(where)s/log;
+events {}
+http {
+  access_log off;
+  server { listen 127.0.0.1:%(port)d; location / { return 200 "hello"; } }
+}
+"""
+
+
+@pytest.mark.peer("nginx")
+@pytest.mark.filterwarnings("ignore:Using readBody:DeprecationWarning")  # Twisted's own
+@pytest_twisted.ensureDeferred
+async def test_theRecipeForHTTPRuns(tmp_path):
+    port = freePort()
+    settings = tmp_path / "nginx.conf"
+    settings.write_text(NGINX % {"where": tmp_path, "port": port})
+    with program(port, "nginx", "-p", tmp_path, "-c", settings, "-e", tmp_path / "log") as server:
+        await server.start()
+        await runRecipe(recipe("http").replace("8080", str(port)))
 
 
 def test_everyEndpointStringIsOne():

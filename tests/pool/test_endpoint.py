@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 
 from connpool.interfaces import IPoolable, ISingleUseEndpoint
 from connpool.pool import AcquireTimeout, ConnectionPool, PoolDown, PooledEndpoint
-from connpool.pool.endpoint import GREETING, _Parked
+from connpool.pool.endpoint import GREETING_BYTES, _Parked
 from connpool.pool.strings import KEYS, parsePool, quote
 from connpool.testing import FakeEndpoint
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
@@ -136,7 +136,7 @@ def test_aGreetingBeforeTheEndComesBeforeTheEnd():
     parking.end()
 
 
-@pytest.mark.parametrize(("count", "kept"), [(GREETING, True), (GREETING + 1, False)])
+@pytest.mark.parametrize(("count", "kept"), [(GREETING_BYTES, True), (GREETING_BYTES + 1, False)])
 def test_aGreetingHasALimit(count, kept):
     parking = Parking()
     parking.connect()

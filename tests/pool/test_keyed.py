@@ -67,7 +67,7 @@ def test_eachKeyHasItsOwnConnections():
 
 
 def a_number(keyed):
-    return keyed.pool.pools()["a"]._core._born
+    return keyed.pool.pools()["a"].shell.core.supply.born
 
 
 def test_theTotalIsACap():
@@ -451,13 +451,21 @@ class Chance:
     def check(self):
         keyed = self.keyed.pool
         pools = keyed.pools()
-        assert keyed.stats().size == sum(pool._core.size for pool in pools.values()) <= self.total
+        assert (
+            keyed.stats().size
+            == sum(pool.shell.core.inventory.size for pool in pools.values())
+            <= self.total
+        )
         assert not keyed._starving or keyed.stats().size == self.total, "room beside who starves"
         for key, pool in pools.items():
-            core = pool._core
+            core = pool.shell.core
             assert not core.calm or not keyed._starving
-            if len(core.queue) and key not in keyed._starving and core.size < core.settings.maxSize:
-                assert core.connecting, f"{key} is forgotten: {pool.explain()}"
+            if (
+                len(core.queue)
+                and key not in keyed._starving
+                and core.mayDial(self.keyed.clock.seconds())
+            ):
+                assert core.inventory.connecting, f"{key} is forgotten: {pool.explain()}"
 
     def end(self):
         for _ in range(200):

@@ -212,7 +212,7 @@ def test_aConnectionWhosePeerEndedIsForNobodyElse():
     assert setup.pool.stats().closed == {"peer": 1}
     # while it is prepared, it is a failed dial
     setup.pool.purge()
-    setup.pool._prepare = lambda protocol: protocol.transport.endReading() or Deferred()
+    setup.pool.shell.prepare = lambda protocol: protocol.transport.endReading() or Deferred()
     setup.turn()
     failureResultOf(setup.pool.acquire(), ConnectFailed)
     setup.turn()
@@ -378,7 +378,7 @@ def test_aConnectionThatItsProtocolClosedIsAFailedDial(closes):
         connectionMade = hangUp
 
     setup = Setup(protocol=Shy if closes == "connectionMade" else Echoing)
-    setup.pool._prepare = hangUp if closes == "prepare" else None
+    setup.pool.shell.prepare = hangUp if closes == "prepare" else None
     failureResultOf(setup.pool.acquire(), ConnectFailed)
     setup.turn()
     failureResultOf(setup.pool.acquire(), PoolDown)
@@ -495,7 +495,7 @@ def test_anEndpointThatIgnoresTheFactoryIsAFailedDial():
 
 def test_aFactoryThatRefusesIsAFailedDial():
     setup = Setup(maxSize=1)
-    setup.pool._factory.buildProtocol = lambda _: None
+    setup.pool.shell.factory.buildProtocol = lambda _: None
     failureResultOf(setup.pool.acquire(), ConnectFailed)
     setup.end()
 
@@ -523,7 +523,9 @@ def test_theNextEndpointIsDialledWhenTheFirstIsDown():
     held(setup, 1)[0].release()
     assert len(first.attempts) == 1  # its back-off is respected
     first.answer = "accept"
-    setup.clock.advance(100)
+    setup.clock.advance(100)  # nothing is left, so nobody looks
+    held(setup, 1)[0].release()
+    setup.clock.advance(2)  # a probe answered, and its connection has lasted
     (lease,) = held(setup, 1)
     assert lease.protocol.transport in first.transports
     lease.release()
@@ -617,7 +619,8 @@ def test_goodbyeIsSaidAndBounded(stubborn):
     (lease,) = held(setup, 1)
     said = lease.protocol.saying = Deferred()
     transport = setup.endpoint.transports[0]
-    lease.discard()
+    lease.release()
+    setup.pool.purge()
     assert transport.written == b"QUIT"
     assert transport.connected
     assert not transport.disconnecting
@@ -845,7 +848,7 @@ def test_whenReadyTellsAndTimesOut():
     cancelled = setup.pool.whenReady(5)
     cancelled.cancel()
     failureResultOf(cancelled)
-    assert setup.core.warm == 0
+    assert setup.core.supply.warm == 0
     never = setup.pool.whenReady(5)
     setup.end()
     failureResultOf(never, PoolClosed)
@@ -1122,7 +1125,7 @@ def test_waitingAndBeingServedCallFewFunctions():
     (lease,) = held(setup, 1)
     waiters = [setup.pool.acquire()]  # arms the timer
     assert calls(lambda: waiters.append(setup.pool.acquire())) <= 26
-    assert calls(lease.release) <= 66
+    assert calls(lease.release) <= 72
     successResultOf(waiters[0]).release()
     successResultOf(waiters[1]).release()
     setup.end()

@@ -34,7 +34,7 @@ def test_whatDiesUnusedIsNotDialledAgainAndAgain(ends, how):
     setup = Setup(minIdle=2, backoff=exponentialBackoff(jitter=lambda: 1.0))
     fickle = Fickle(setup.clock)
     fickle.ends = ends
-    setup.core.destinations[0].endpoint = fickle
+    setup.core.supply.destinations[0].endpoint = fickle
     if how == "start":
         setup.pool.start()
     else:
@@ -48,7 +48,7 @@ def test_whatDiesUnusedIsNotDialledAgainAndAgain(ends, how):
     assert len(fickle.attempts) > dialled
     if how == "whenReady":
         ready.addErrback(lambda _: None)
-    setup.core.destinations[0].endpoint = setup.endpoint
+    setup.core.supply.destinations[0].endpoint = setup.endpoint
     setup.clock.pump([0.1] * 600)
     assert setup.pool.stats().idle >= 2
     setup.clock.pump([0.001] * 10)

@@ -3,18 +3,22 @@ C{twistd connpool}: relaying, with real sockets.
 """
 
 import socket
+import struct
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol
 from twisted.python import usage
 from zope.interface import implementer
 
 from connpool.errors import StartFailed
+from connpool.interfaces import IReloadable
+from connpool.services import poolrelay
 from connpool.services.poolrelay import Options, RelayService, makeService
 from tests.helpers.waiting import bounded, pause, until
 from tests.pool.servers import Served, Server, Talker, makeAuthority
@@ -43,6 +47,7 @@ class Relay:
     async def stop(self):
         await bounded(self.service.stopService())
         assert self.pool.stats().size == 0
+        await pause(0.02)  # a dial that was given up leaves Twisted a call for the next turn
 
 
 def upstream(server):
@@ -73,6 +78,23 @@ class Collecting(Protocol):
         if not self.ended.called:
             self.ended.callback(self.received)
         self.gone.callback(None)
+
+
+@implementer(IHalfCloseableProtocol)
+class Reporting(Served):
+    """
+    Answers when it was told everything.
+    """
+
+    def dataReceived(self, data):
+        self.received += data
+
+    def readConnectionLost(self):
+        self.transport.write(b"%d bytes" % len(self.received))
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self):
+        pass
 
 
 @pytest_twisted.ensureDeferred
@@ -126,22 +148,6 @@ async def test_aGreetingReachesTheClient():
 
 @pytest_twisted.ensureDeferred
 async def test_anEndOfOneDirectionIsPassedOn():
-    @implementer(IHalfCloseableProtocol)
-    class Reporting(Served):
-        """
-        Answers when it was told everything.
-        """
-
-        def dataReceived(self, data):
-            self.received += data
-
-        def readConnectionLost(self):
-            self.transport.write(b"%d bytes" % len(self.received))
-            self.transport.loseConnection()
-
-        def writeConnectionLost(self):
-            pass
-
     server = await Server(protocol=Reporting).start()
     relay = Relay(*upstream(server))
     client = await relay.connect(Collecting)
@@ -393,3 +399,163 @@ def test_anUpstreamThatOnlyTheReactorRefusesIsOneLine():
     options["upstream"] = ["tcp:h:1:no=such"]
     with pytest.raises(StartFailed, match="--upstream"):
         makeService(options, reactor)
+
+
+def resetNow(protocol):
+    """
+    Send a reset.
+    """
+    linger = struct.pack("ii", 1, 0)
+    protocol.transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    protocol.transport.abortConnection()
+
+
+class Ending(Talker):
+    """
+    Tells how its connection ended.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.end = Deferred()
+
+    def connectionLost(self, reason):
+        super().connectionLost(reason)
+        self.end.callback(reason.type)
+
+
+class Halving(Served):
+    """
+    Answers with the first part of an answer.
+    """
+
+    size = 17
+
+    def dataReceived(self, data):
+        self.transport.write(b"h" * self.size)
+
+
+class HalvingMuch(Halving):
+    size = 3_000_000
+
+
+@pytest.mark.parametrize("protocol", [Halving, HalvingMuch])
+@pytest.mark.parametrize("secured", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_anUpstreamsResetReachesTheClientAfterWhatCameBefore(tmp_path, protocol, secured):
+    authority = makeAuthority() if secured else None
+    server = await Server(protocol=protocol).start(authority)
+    where = upstream(server)
+    if secured:
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        where[1] = f"tls:localhost:{server.number}:trustRoots={tmp_path}"
+        where[1] = where[1].replace("localhost", "127.0.0.1")
+    relay = Relay(*where)
+    client = await relay.connect(Ending)
+    client.ask(b"?" * 10_000_000).addErrback(lambda _: None)  # never as much comes back
+    client.received = b""
+    await until(lambda: len(client.received) >= protocol.size)
+    for each in list(server.live):
+        each.transport.abortConnection()
+    assert await bounded(client.end) is not ConnectionDone
+    assert len(client.received) >= protocol.size
+    await relay.stop()
+    await server.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_aClientsResetReachesTheUpstream():
+    class Watching(Served):
+        ends = []
+
+        def connectionLost(self, reason):
+            super().connectionLost(reason)
+            if self.received:
+                self.ends.append(reason.type)
+
+    server = await Server(protocol=Watching).start()
+    relay = Relay(*upstream(server))
+    client = await relay.connect()
+    assert await bounded(client.ask(b"hello")) == b"hello"
+    resetNow(client)
+    await until(lambda: Watching.ends)
+    assert Watching.ends == [ConnectionLost]
+    await relay.stop()
+    await server.stop()
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "reset after asking"])
+@pytest_twisted.ensureDeferred
+async def test_aWaitingClientThatLeavesLeavesTheQueue(how):
+    server = await Server().start()
+    relay = Relay(*upstream(server), "--max-size", "1", "--min-idle", "0")
+    first = await relay.connect()
+    assert await bounded(first.ask(b"mine")) == b"mine"
+    others = [await relay.connect() for _ in range(3)]
+    await until(lambda: relay.pool.stats().waiting == 3)
+    for each in others:
+        if how == "close":
+            each.transport.loseConnection()
+        else:
+            if "asking" in how:
+                each.ask(b"early").addErrback(lambda _: None)
+                await pause(0.05)
+            resetNow(each)
+    await until(lambda: relay.pool.stats().waiting == 0)
+    assert server.total == 1
+    first.transport.loseConnection()
+    await relay.stop()
+    await server.stop()
+
+
+@pytest.mark.parametrize("size", [5, 300_000])
+@pytest_twisted.ensureDeferred
+async def test_aClientThatAskedAndEndedItsSideStillGetsItsAnswer(size):
+    server = await Server(protocol=Reporting).start()
+    relay = Relay(*upstream(server), "--max-size", "1", "--min-idle", "0")
+    first = await relay.connect()
+    await until(lambda: relay.pool.stats().leased == 1)
+    other = await relay.connect(Collecting)
+    other.transport.write(b"x" * size)
+    other.transport.loseWriteConnection()
+    await until(lambda: relay.pool.stats().waiting == 1)
+    await pause(0.05)
+    first.transport.loseConnection()
+    assert await bounded(other.ended) == b"%d bytes" % size
+    other.transport.loseConnection()
+    await bounded(other.gone)
+    await relay.stop()
+    await server.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_theRelayCanBeStoppedAndStartedAgain():
+    server = await Server().start()
+    relay = Relay(*upstream(server))
+    for _ in range(3):
+        client = await relay.connect()
+        assert await bounded(client.ask(b"hello")) == b"hello"
+        client.transport.loseConnection()
+        await relay.stop()
+        relay.service.startService()
+    await relay.stop()
+    await server.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_aReloadReplacesWhatIsReady(monkeypatch):
+    monkeypatch.setattr(poolrelay, "RELOAD_SECONDS", 0.5)
+    server = await Server().start()
+    relay = Relay(*upstream(server), "--min-idle", "3")
+    client = await relay.connect()
+    assert await bounded(client.ask(b"mine")) == b"mine"
+    await until(lambda: relay.pool.stats().idle == 3)
+    before = [each for each in server.live if not each.received]
+    assert IReloadable.providedBy(relay.service)
+    relay.service.reload()
+    await until(lambda: not set(before) & set(server.live))
+    await until(lambda: relay.pool.stats().idle == 3)
+    assert await bounded(client.ask(b"still")) == b"still"  # a connection in use stays
+    client.transport.loseConnection()
+    await relay.stop()
+    await server.stop()

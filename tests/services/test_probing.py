@@ -21,7 +21,7 @@ from connpool.interfaces import IReloadable
 from connpool.observe.sources import readSources
 from connpool.services.daemon import parts, reload
 from connpool.services.probetargets import Target
-from connpool.services.probing import Counts, Probes, ProbeService
+from connpool.services.probing import Counts, ProbeService, UDPProbe
 from tests.datagram.peers import answering, client, where
 from tests.helpers.waiting import pause, until
 
@@ -217,7 +217,7 @@ def labels(probes):
 
 def test_targetsBeyondTheExportedAreSummed():
     clock = Clock()
-    probes = Probes(clock, listed("a", "b", "c", "d"), exported=2)
+    probes = UDPProbe(clock, listed("a", "b", "c", "d"), exported=2)
     assert labels(probes) == ["a", "b", "others"]
     hidden = [each for each in parts(probes) if getattr(each, "name", "") in {"c", "d"}]
     for probe in hidden:
@@ -235,7 +235,7 @@ def test_targetsBeyondTheExportedAreSummed():
 def test_reloadedTargets():
     clock = Clock()
     wanted = listed("a", "b", "c", "d")
-    probes = Probes(clock, wanted, lambda: wanted, exported=2)
+    probes = UDPProbe(clock, wanted, lambda: wanted, exported=2)
     verifyObject(IReloadable, probes)
     byName = {each.name: each for each in parts(probes) if hasattr(each, "target")}
     for each in byName.values():
@@ -261,14 +261,14 @@ def test_aMistakeLeavesTheTargetsAsTheyWere():
     def reread():
         raise ValueError("targets:3: ttl: give it once")
 
-    probes = Probes(Clock(), listed("a"), reread)
-    assert list(reload(probes)) == ["Probes: targets:3: ttl: give it once"]
+    probes = UDPProbe(Clock(), listed("a"), reread)
+    assert list(reload(probes)) == ["UDPProbe: targets:3: ttl: give it once"]
     assert labels(probes) == ["a"]
 
 
 def test_targetsTakeTurns():
     clock = MemoryReactorClock()
-    probes = Probes(clock, listed("a", "b", "c", "d"))
+    probes = UDPProbe(clock, listed("a", "b", "c", "d"))
     probes.startService()
     try:
         # the first begins at once, the others a quarter of the interval apart

@@ -13,7 +13,7 @@ import threading
 
 from twisted.internet import reactor
 
-from connpool.services import filerecv
+from connpool.services import FileReceiver
 
 entered: set[str] = set()
 
@@ -33,11 +33,7 @@ def answer(service):
 
 
 def main():
-    options = filerecv.Options()
-    options.parseOptions(
-        ["--listen", "tcp:0:interface=127.0.0.1", "--directory", sys.argv[1], "--allow-root"]
-    )
-    service = filerecv.FileReceiverService(reactor, options)
+    service = FileReceiver(reactor, sys.argv[1], listen=["tcp:0:interface=127.0.0.1"])
     service.startService()
     print(service.listening.getHosts()[0].port, flush=True)
     threading.setprofile(enter)

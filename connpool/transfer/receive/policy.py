@@ -27,7 +27,6 @@ class Policy(Limits):
     ifExists: str = "rename"
     names: str = "portable"
     dotfiles: bool = True
-    maxTransfers: int | None = 10_000
     idleTimeout: float = 60.0
     minimumRate: float = 1024.0
 

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 
-__all__ = ["LONGEST_WAIT_SECONDS", "Outbox", "Remembered"]
+__all__ = ["LONGEST_WAIT_SECONDS", "Outbox", "OutboxStats", "Remembered"]
 
 #: Seconds between two tries of the same file at most.
 LONGEST_WAIT_SECONDS = 300.0
@@ -40,6 +40,33 @@ Identity = tuple[int, ...]
 
 def _waitAfter(tries: int) -> float:
     return min(FIRST_WAIT_SECONDS * 2.0 ** min(tries - 1, 30), LONGEST_WAIT_SECONDS)
+
+
+@attrs.frozen
+class OutboxStats:
+    """
+    Counts of a folder that is sent.
+
+    @ivar waiting: files in the folder that are not being sent.
+    @ivar sending: files being sent.
+    @ivar kept: files that were sent and stay.
+    @ivar temporary: files left alone because their names look temporary.
+    @ivar sent: files that are stored and gone from the folder.
+    @ivar sentBytes: their content.
+    @ivar failed: tries that did not succeed.
+    @ivar setAside: files that were set aside.
+    """
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"waiting", "sending", "kept", "temporary"})
+
+    waiting: int = 0
+    sending: int = 0
+    kept: int = 0
+    temporary: int = 0
+    sent: int = 0
+    sentBytes: int = 0
+    failed: int = 0
+    setAside: int = 0
 
 
 @attrs.frozen

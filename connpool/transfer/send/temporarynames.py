@@ -8,7 +8,9 @@ import fnmatch
 import re
 from collections.abc import Sequence
 
-__all__ = ["USUAL", "TemporaryNames"]
+from connpool.errors import WrongSetting
+
+__all__ = ["USUAL", "TemporaryNames", "asPatterns"]
 
 #: Names that programs give to what they are still writing, to what they lock
 #: and to what was deleted while open; and directories of unfinished files.
@@ -49,3 +51,15 @@ class TemporaryNames:
         @param name: a component of a path.
         """
         return self._match(name) is not None
+
+
+def asPatterns(texts: Sequence[str]) -> Sequence[str]:
+    """
+    Check patterns of names.
+
+    @raise WrongSetting: for one that no name fits.
+    """
+    for text in texts:
+        if not text or "/" in text:
+            raise WrongSetting(f"{text!r} is not a pattern of a name; write one such as *.new")
+    return texts

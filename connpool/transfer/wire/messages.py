@@ -268,12 +268,13 @@ class Accept(_Message, frozen=True):
     """
     The file is taken; send it.
 
-    @ivar epoch: how often this partial changed hands.
+    @ivar reserved: 0; 0.1.0 counts here how often the partial changed hands, and no
+        sender looks.
     @ivar runs: runs of blocks that are held, in the data part.
     """
 
     state: Literal["new", "resume", "dry"]
-    epoch: Size
+    reserved: Size
     runs: Annotated[int, Meta(ge=0, le=65_536)] = 0
     extensions: Extensions = ()
 

@@ -1,0 +1,361 @@
+"""
+A service that receives files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any
+
+import attrs
+from twisted.application.service import MultiService
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from connpool.addresses import Listen, Networks, clientOf
+from connpool.errors import Busy, Forbidden, NameRefused, StartFailed, Unsupported, WrongSetting
+from connpool.interfaces import (
+    IAuthenticator,
+    IFileStore,
+    ILiveTransfers,
+    IReadiness,
+    IRecentTransfers,
+    IStatsSource,
+    ITransferListener,
+)
+from connpool.services.access import Access
+from connpool.services.credentials import Authenticator
+from connpool.services.hints import sendHint, sendHintElsewhere
+from connpool.services.listening import ListeningService, placeOf, readListen
+from connpool.services.onreceived import OnReceived, asProgram
+from connpool.services.startfailure import failStart
+from connpool.transfer.digests import digestNamed
+from connpool.transfer.identities import Identities
+from connpool.transfer.names import PROFILES, RelativeName
+from connpool.transfer.receive.classic import ClassicReceiver, ClassicRefusal
+from connpool.transfer.receive.policy import Policy, TransferStats
+from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.session import NativeReceiver
+from connpool.transfer.receive.sniffer import Choice, SnifferFactory
+from connpool.transfer.records import IF_EXISTS, EndedTransfer, LiveTransfer
+from connpool.transfer.stores import LocalStore
+from connpool.transfer.wire.frames import PREAMBLE
+from connpool.transfer.wire.handshake import refusal
+from connpool.transfer.wire.link import Link
+
+__all__ = ["DEFAULT_LISTEN", "FileReceiver", "digestsOf"]
+
+#: What refused connections are told.
+SHUT_OUT = Forbidden("this address may not send here; see --allow and --deny of the receiver")
+CROWDED = Busy("the receiver has as many connections as it takes; try later, or use fewer --jobs")
+
+#: Where a receiver listens if it is not told otherwise.
+DEFAULT_LISTEN = ("tcp:8640:interface=127.0.0.1",)
+
+
+def digestsOf(names: Sequence[str]) -> Sequence[str]:
+    """
+    Check the names of digests.
+
+    @raise WrongSetting: for one that is not known.
+    """
+    try:
+        for name in names:
+            digestNamed(name)
+    except Unsupported as e:
+        raise WrongSetting(str(e)) from None
+    return names
+
+
+@implementer(IStatsSource, ILiveTransfers, IRecentTransfers, IReadiness)
+class FileReceiver(MultiService):
+    """
+    A reception behind its listeners.
+
+    @ivar reception: what receives; there once the service has started.
+    @ivar listening: the listeners, with C{getHost()}.
+
+    @param reactor: also the clock.
+    @param directory: the existing directory that files are stored in; L{None} with C{store}.
+    @param listen: endpoint descriptions; one that other machines can reach wants
+        C{access} with C{allow}, or credentials.
+    @param access: the addresses that may connect, and how many at once.
+    @param policy: the rules for files, and the limits of all senders together.
+        C{maxTransfers} L{None} is as many as connections.
+    @param checkers: of passwords, L{ICredentialsChecker}s for C{IUsernamePassword}.
+    @param identities: the table of those that may send, where to and how much.
+    @param listeners: told about every file, L{ITransferListener}s.
+    @param onReceived: path of a program that is run for every file.
+    @param classicFrom: networks that may send classic; loopback always may.
+    @param classicSuffix: appended to the name of what came by classic.
+    @param digests: of blocks, the preferred one first.
+    @param drainTimeout: seconds that a stop waits for transfers to end.
+    @param name: in logs and metrics.
+    @param createDirectory: make C{directory} when the service starts.
+    @param fileMode: permissions of received files.
+    @param dirMode: permissions of directories made for them.
+    @param keepExec: keep the exec bit of the sender's file.
+    @param quota: bytes that one sender's unfinished transfers may take.
+    @param minFree: bytes of the disk never used; L{None} for 1 GiB or 5 %, the smaller.
+    @param keepPartials: seconds that an interrupted transfer can be resumed.
+    @param store: opens another store than the directory, with the reactor; what follows
+        C{name} above is about the directory, and not taken with it.
+    @param storeName: of that store, for the log.
+    @raise WrongSetting: for values that do not go together, or an open door; one line.
+    @raise AddressError: for a description or network that is none; one line.
+    @raise Unsupported: for digests that are none; one line.
+    """
+
+    kind = "transfer"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        listen: Sequence[Listen | str] = DEFAULT_LISTEN,
+        access: Access | None = None,
+        policy: Policy | None = None,
+        checkers: Sequence[ICredentialsChecker] = (),
+        identities: Identities | None = None,
+        listeners: Sequence[ITransferListener] = (),
+        onReceived: str | None = None,
+        classicFrom: Networks | None = None,
+        classicSuffix: str = "",
+        digests: Sequence[str] = ("blake3", "sha256"),
+        drainTimeout: float = 60.0,
+        name: str = "filerecv",
+        createDirectory: bool = False,
+        fileMode: int = 0o640,
+        dirMode: int = 0o750,
+        keepExec: bool = False,
+        quota: int | None = None,
+        minFree: int | None = None,
+        keepPartials: float = 604800.0,
+        store: Callable[[Any], IFileStore] | None = None,
+        storeName: str = "given",
+    ) -> None:
+        super().__init__()
+        self.name: str = name
+        self._reactor = reactor
+        self._directory = None if directory is None else os.fspath(directory)
+        self._createDirectory = createDirectory
+        self._listens = [readListen(each) for each in listen]
+        self._access = access or Access()
+        self._policy = policy or Policy()
+        self._listeners = listeners
+        self._classicFrom = classicFrom or Networks()
+        self._classicSuffix = classicSuffix
+        self._digests = digestsOf(digests)
+        self._credentials = bool(checkers)
+        self._openStore = store
+        self._storeName = storeName
+        self._program = None if onReceived is None else asProgram(onReceived)
+        self._local: dict[str, Any] = {
+            "fileMode": fileMode,
+            "dirMode": dirMode,
+            "keepExec": keepExec,
+            "quota": quota,
+            "minFree": minFree,
+            "ttl": keepPartials,
+        }
+        self._check(identities)
+        self._authenticator: IAuthenticator | None = None
+        if checkers or identities is not None:
+            self._authenticator = Authenticator(reactor, checkers, identities)
+        self._hook: OnReceived | None = None
+        self._store: IFileStore | None = None
+        self.reception: Reception | None = None
+        self._receiver: NativeReceiver | None = None
+        self.listening = ListeningService(
+            reactor,
+            self._listens,
+            SnifferFactory(reactor, [Choice(PREAMBLE, self._native), Choice(b"", self._classic)]),
+            access=self._access,
+            drainTimeout=drainTimeout,
+            name=name,
+            answers={"address": refusal(SHUT_OUT), "limit": refusal(CROWDED)},
+        )
+        self.listening.setServiceParent(self)
+
+    def _check(self, identities: Identities | None) -> None:
+        if (self._directory is None) is (self._openStore is None):
+            raise WrongSetting("files go to a directory or to a store; give one of them")
+        for option, value, choices in (
+            ("if-exists", self._policy.ifExists, IF_EXISTS),
+            ("names", self._policy.names, PROFILES),
+        ):
+            if value not in choices:
+                raise WrongSetting(f"--{option}: {value!r} is not one of {', '.join(choices)}")
+        self._checkStore()
+        try:
+            if "/" in self._classicSuffix:
+                raise NameRefused("it contains a slash")
+            RelativeName.parse("x" + self._classicSuffix)
+        except NameRefused as e:
+            raise WrongSetting(f"--classic-suffix: {e}") from None
+        self._checkExposure(identities)
+
+    def _checkStore(self) -> None:
+        if self._openStore is None:
+            return
+        given = {"keepPartials" if name == "ttl" else name: v for name, v in self._local.items()}
+        given["onReceived"] = self._program
+        for name, value in given.items():
+            if value != signature(FileReceiver).parameters[name].default:
+                option = re.sub("[A-Z]", lambda found: f"-{found[0].lower()}", name)
+                raise WrongSetting(f"--{option} is about the local store; not with --store")
+
+    def _checkExposure(self, identities: Identities | None) -> None:
+        """
+        Refuse a receiver that is open to everybody by accident.
+        """
+        allow = self._access.allow
+        certified = all(listen.certified for listen in self._listens)
+        if identities is not None and not (self._credentials or certified):
+            raise WrongSetting(
+                "--identities is about who logs in; ask for that with --auth, or for "
+                "certificates with secured:…:trustRoots=…"
+            )
+        for listen in self._listens:
+            if listen.local:
+                continue
+            if self._credentials and not listen.certified and not listen.encrypted:
+                raise WrongSetting(
+                    f"--listen {listen.description}: the passwords of --auth would cross the "
+                    "network in clear; write secured:… or ssl:…"
+                )
+            if not (allow or self._credentials or listen.certified):
+                raise WrongSetting(
+                    f"--listen {listen.description} can be reached from other machines; "
+                    "say who may send with --allow CIDR (or --allow any), --auth or trustRoots=, "
+                    "or add interface=127.0.0.1"
+                )
+        everybody = any(not net.prefixlen for net in allow.networks)
+        if (
+            everybody
+            and self._openStore is None
+            and self._local["quota"] is None
+            and not (self._credentials or certified)
+        ):
+            raise WrongSetting(
+                "--allow any lets everybody fill the disk; say how much one sender's unfinished "
+                "transfers may take with --quota SIZE"
+            )
+
+    def startService(self) -> None:
+        # not earlier: what the store makes belongs to the user we run as
+        self._store = store = self._makeStore()
+        self._receiver = None
+        policy = self._policy
+        if policy.maxTransfers is None:
+            policy = attrs.evolve(policy, maxTransfers=self._access.maxConnections)
+        self.reception = Reception(
+            store,
+            self._reactor,
+            policy,
+            listeners=[*self._listeners, *self._hooks(store)],
+            name=self.name,
+        )
+        super().startService()
+        self._sayWhere()
+
+    def _sayWhere(self) -> None:
+        hosts = self.listening.getHosts()
+        hint, *others = [
+            sendHint(listen, host, self._access, credentials=self._credentials)
+            for listen, host in zip(self._listens, hosts, strict=True)
+        ]
+        self._log.info(
+            "{name} listens on {places}, files go to {where}; send one with: {hint}",
+            name=self.name,
+            places=", ".join(map(placeOf, hosts)),
+            where=f"the store {self._storeName}"
+            if self._directory is None
+            else os.path.abspath(self._directory),
+            hint=hint,
+        )
+        for other in others:
+            self._log.info("{name}: or with: {hint}", name=self.name, hint=other)
+        for listen, host in zip(self._listens, hosts, strict=True):
+            elsewhere = sendHintElsewhere(listen, host, credentials=self._credentials)
+            if elsewhere is not None:
+                self._log.info("{name}: elsewhere: {hint}", name=self.name, hint=elsewhere)
+
+    def _hooks(self, store: IFileStore) -> list[OnReceived]:
+        if self._program is None:
+            return []
+        assert isinstance(store, LocalStore)
+        assert self._directory is not None
+        try:
+            outbox = store.receivedOutbox()
+        except StartFailed as e:
+            failStart(f"{self.name}: {e}")
+        self._hook = OnReceived(self._reactor, self._program, self._directory, outbox)
+        self._reactor.callWhenRunning(self._hook.look)
+        return [self._hook]
+
+    def _makeStore(self) -> IFileStore:
+        directory = self._directory
+        if directory is not None and self._createDirectory:
+            try:
+                os.makedirs(directory, mode=0o750, exist_ok=True)
+            except OSError as e:
+                failStart(f"{self.name}: cannot make the directory {directory}: {e.strerror}")
+        try:
+            if self._openStore is not None:
+                return self._openStore(self._reactor)
+            assert directory is not None
+            return LocalStore(self._reactor, directory, names=self._policy.names, **self._local)
+        except StartFailed as e:
+            failStart(f"{self.name}: {e}")
+
+    async def _stop(self) -> None:
+        # its listener's drain lets running transfers end in the store
+        await super().stopService()
+        if self.reception is not None:
+            self.reception.hurry()
+        hook, self._hook = self._hook, None
+        if hook is not None:
+            await hook.stop()
+        store, self._store = self._store, None
+        if store is not None:
+            await store.close()
+
+    def stopService(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._stop())
+
+    def _classic(self, transport: Any) -> ClassicReceiver | ClassicRefusal:
+        assert self.reception is not None
+        client = clientOf(transport)
+        # classic has no credentials: where they are asked for, it must be asked for too
+        trusted = client.local and self._authenticator is None
+        if trusted or client.host in self._classicFrom:
+            return ClassicReceiver(self._reactor, self.reception, self._classicSuffix)
+        return ClassicRefusal()
+
+    def _native(self, transport: Any) -> Link:
+        if self._receiver is None:
+            assert self.reception is not None
+            self._receiver = NativeReceiver(
+                self._reactor, self.reception, self._digests, self._authenticator
+            )
+        return self._receiver.build(transport)
+
+    def stats(self) -> TransferStats:
+        return TransferStats() if self.reception is None else self.reception.stats()
+
+    def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
+        return () if self.reception is None else self.reception.liveTransfers(limit)
+
+    def recentTransfers(self) -> Sequence[EndedTransfer]:
+        return () if self.reception is None else self.reception.recent.latest()
+
+    def trouble(self) -> str | None:
+        return None if self._store is None else self._store.trouble()
