@@ -14,9 +14,9 @@ from connpool.commands.output import attempt
 __all__ = ["Progress", "sized"]
 
 #: Seconds between two pictures of the bar,
-_PICTURES = 0.05
+_PICTURE_SECONDS = 0.05
 #: and between two lines where there is none.
-_LINES = 10.0
+_LINE_SECONDS = 10.0
 
 
 def sized(count: float) -> str:
@@ -94,7 +94,7 @@ class Progress:
         @param total: bytes; L{None} if not known.
         """
         now = time.monotonic()
-        if now - self._shown < (_LINES if self._bar is None else _PICTURES):
+        if now - self._shown < (_LINE_SECONDS if self._bar is None else _PICTURE_SECONDS):
             return
         self._shown = now
         if total is not None:

@@ -42,7 +42,7 @@ def _seconds(text: str) -> float:
 
 def addArguments(parser: argparse.ArgumentParser) -> None:
     """
-    The arguments of C{connpool send}.
+    Add the arguments of C{connpool send}.
     """
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="files, directories, or - for standard input"

@@ -25,27 +25,19 @@ from connpool.commands.running import INTERRUPTED, runUntilEnded
 from connpool.errors import TransferError
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
-from connpool.transfer.send.client import (
-    FileOutcome,
-    Sending,
-    SendReport,
-    Wait,
-    dialled,
-    pooled,
-)
-from connpool.transfer.send.keys import SenderKeys
-from connpool.transfer.send.session import SessionFactory, hello
-from connpool.transfer.send.streams import Asked
-from connpool.transfer.send.walking import FILE, STDIN, walk
+from connpool.transfer.send.client import FileOutcome, Sending, SendReport, sendFiles
+from connpool.transfer.send.connections import SessionFactory, hello
+from connpool.transfer.send.report import Wait
+from connpool.transfer.send.walking import FILE, STDIN, Walk
 
 __all__ = ["sendNative"]
 
 #: Seconds between two looks at how it goes.
-_TICK = 0.1
+_TICK_SECONDS = 0.1
 #: Seconds without a byte after which it is said what is waited for.
 _STALLED_SECONDS = 2.0
 #: Seconds between two lines about a wait for one and the same reason, after a few.
-_AGAIN_SECONDS = 10.0
+_REPEAT_SECONDS = 10.0
 #: Files that are named for one and the same reason.
 _EXAMPLES = 3
 
@@ -67,11 +59,7 @@ def sendNative(
             return 2
     if arguments.json:
         outputs["json"] = JSONLines(sys.stdout, "--json", progress.say)
-    try:
-        run = _Run(reactor, endpoint, arguments, progress, outputs)
-    except TransferError as e:
-        progress.say(str(e))
-        return e.exitCode
+    run = _Run(reactor, endpoint, arguments, progress, outputs)
     code = runUntilEnded(reactor, run.send, progress, run.stop)
     if arguments.receipt is not None:
         outputs["receipt"].close()
@@ -95,32 +83,11 @@ class _Run:
         self._arguments = arguments
         self._progress = progress
         self._outputs = outputs
-        self._factory = factory = SessionFactory(
+        self._endpoint = endpoint
+        self._factory = SessionFactory(
             reactor, arguments.digests, arguments.credentials, idleTimeout=arguments.timeout
         )
-        self._pool: Any = None
-        if arguments.jobs > 1:
-            from connpool.pool import ConnectionPool
-
-            self._pool = ConnectionPool(
-                reactor, endpoint, factory, prepare=hello, maxSize=arguments.jobs, minIdle=0
-            )
-            connections = pooled(self._pool)
-        else:
-            connections = dialled(endpoint, factory)
-        self._sending = Sending(
-            reactor,
-            connections,
-            arguments.paths,
-            # the spelling the user uses: what he repeats is what he resumes
-            os.fsencode(arguments.to).decode(errors="backslashreplace"),
-            asked=Asked(arguments.if_exists, arguments.durability, arguments.dry_run),
-            keys=SenderKeys(),
-            answered=self._answered,
-            jobs=arguments.jobs,
-            stdinName=arguments.name,
-        )
-        self._resumable = self._sending.resumable
+        self._sending: Sending
         self._total: int | None = None
         self._reasons: Counter[str] = Counter()
         self._waited: Wait | None = None
@@ -136,26 +103,64 @@ class _Run:
 
         @return: the exit code.
         """
-        reactor, sending = self._reactor, self._sending
+        reactor, arguments = self._reactor, self._arguments
+        pool = None
+        if arguments.jobs > 1:
+            from connpool.pool import ConnectionPool
+
+            pool = ConnectionPool(
+                reactor,
+                self._endpoint,
+                self._factory,
+                prepare=hello,
+                maxSize=arguments.jobs,
+                minIdle=0,
+            )
+        try:
+            sent = sendFiles(
+                reactor,
+                self._endpoint,
+                arguments.paths,
+                # the spelling the user uses: what he repeats is what he resumes
+                destination=os.fsencode(arguments.to).decode(errors="backslashreplace"),
+                ifExists=arguments.if_exists,
+                durability=arguments.durability,
+                dry=arguments.dry_run,
+                digests=arguments.digests,
+                credentials=arguments.credentials,
+                answered=self._answered,
+                pool=pool,
+                jobs=arguments.jobs,
+                stdinName=arguments.name,
+                begun=self._begun,
+                idleTimeout=arguments.timeout,
+            )
+        except TransferError as e:
+            self._progress.say(str(e))
+            return e.exitCode
         began = time.monotonic()
         look = task.LoopingCall(self._look)
         look.clock = reactor
-        look.start(_TICK, now=False)
+        look.start(_TICK_SECONDS, now=False)
         # a daemon: a large tree is not counted to its end if all is over
         threading.Thread(target=self._measure, daemon=True).start()
         try:
-            await sending.send()
+            await sent
         except CancelledError:
             self._interrupted()
             return INTERRUPTED
         finally:
             look.stop()
             self._sayFewer()
-            if self._pool is not None:
-                await self._pool.close(timeout=5.0)
+            if pool is not None:
+                await pool.close(timeout=5.0)
         self._others()
         self._summary(time.monotonic() - began)
-        return sending.report.exitCode
+        return self._sending.report.exitCode
+
+    def _begun(self, sending: Sending) -> None:
+        self._sending = sending
+        self._resumable = sending.resumable
 
     def stop(self) -> None:
         """
@@ -324,7 +329,7 @@ class _Run:
         # the reason quotes the name
         now, reason = time.monotonic(), wait.why.replace(f'"{wait.name}"', '"…"')
         count, at = self._waitsSaid.get(reason, (0, 0.0))
-        if count >= _EXAMPLES and now - at < _AGAIN_SECONDS:
+        if count >= _EXAMPLES and now - at < _REPEAT_SECONDS:
             return False
         self._waitsSaid[reason] = (count + 1, now)
         return True
@@ -389,7 +394,7 @@ def _measured(paths: Sequence[str]) -> int | None:
     if STDIN in paths:
         return None
     size = 0
-    for found in walk(paths):
+    for found in Walk(paths):
         if found.error is None and found.kind == FILE:
             with contextlib.suppress(OSError):
                 size += os.stat(found.path).st_size

@@ -41,12 +41,13 @@ from connpool.services.startfailure import failStart
 from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer, Receipt
 from connpool.transfer.send.client import FileOutcome, Retry, sendFiles
+from connpool.transfer.send.connections import SessionFactory, hello
+from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.send.keys import HeldRun, SenderKeys
 from connpool.transfer.send.openfiles import Answer, Writers
 from connpool.transfer.send.outbox import UNKNOWN_FACTOR, Outbox, OutboxStats
 from connpool.transfer.send.outboxfolder import OutboxFolder
 from connpool.transfer.send.removal import Fate, NotDurable, Sent, doubt
-from connpool.transfer.send.session import Credentials, SessionFactory, hello
 from connpool.transfer.send.temporarynames import TemporaryNames, asPatterns
 from connpool.transfer.send.walking import Found
 
@@ -55,7 +56,7 @@ __all__ = ["FileSender"]
 T = TypeVar("T")
 
 #: Files of one go.
-BATCH = 1000
+BATCH_FILES = 1000
 
 #: Bytes of the salt of a renewed key.
 _SALT_BYTES = 16
@@ -210,7 +211,9 @@ class FileSender(MultiService):
             await self._look()
             interval = self._interval
             again = self._reactor.seconds() + interval
-            while due := self._outbox.due(self._reactor.seconds(), 1 if self._probing else BATCH):
+            while due := self._outbox.due(
+                self._reactor.seconds(), 1 if self._probing else BATCH_FILES
+            ):
                 ready = await self._withoutWriters(due)
                 if ready:
                     await self._send(pool, ready)

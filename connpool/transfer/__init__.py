@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         Receipt,
     )
     from connpool.transfer.send.client import FileOutcome, SendReport, sendFiles
-    from connpool.transfer.send.session import Credentials, SessionFactory, hello
+    from connpool.transfer.send.connections import SessionFactory, hello
+    from connpool.transfer.send.credentials import Credentials
     from connpool.transfer.stores import LocalStore, MemoryStore
 
 __all__ = [
@@ -51,7 +52,8 @@ _MODULES = (
     "names",
     "records",
     "send.client",
-    "send.session",
+    "send.connections",
+    "send.credentials",
     "receive.policy",
     "receive.session",
     "stores",

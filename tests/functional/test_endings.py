@@ -178,7 +178,7 @@ async def test_anAddressThatIsLeftOut(authority, file, receiving, protocol, tls)
 @pytest_twisted.ensureDeferred
 async def test_aWrongPasswordOverAPoolIsFinalToo(tmp_path, authority, file, receiving):
     from connpool.pool import ConnectionPool
-    from connpool.transfer.send.session import SessionFactory, hello
+    from connpool.transfer.send.connections import SessionFactory, hello
 
     server = authority.issue("server", "localhost")
     port = receiving("--listen", secured(server), passwords(tmp_path))

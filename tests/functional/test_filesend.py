@@ -261,7 +261,7 @@ async def test_aShortageOfDescriptorsIsNoPoison(outbox, root, start, monkeypatch
 
 @pytest_twisted.ensureDeferred
 async def test_aFolderIsNotReadForEachGo(outbox, root, start, monkeypatch):
-    monkeypatch.setattr(filesender, "BATCH", 5)
+    monkeypatch.setattr(filesender, "BATCH_FILES", 5)
     looks = []
     scan = filesender.OutboxFolder.scan
 
@@ -283,7 +283,7 @@ async def test_whatComesWhileOthersAreSentIsSeenInTime(outbox, root, start, monk
     """
     C{--interval} holds while there is always something to send.
     """
-    monkeypatch.setattr(filesender, "BATCH", 1)
+    monkeypatch.setattr(filesender, "BATCH_FILES", 1)
     receiving = start(receiver(root))
     for n in range(400):
         (outbox / str(n)).write_bytes(b"x")

@@ -131,7 +131,7 @@ def test_namesOnATerminal(receiving, source):
 
 
 def test_neverMoreThanAll(monkeypatch):
-    monkeypatch.setattr("connpool.commands.progress._LINES", 0.0)
+    monkeypatch.setattr("connpool.commands.progress._LINE_SECONDS", 0.0)
     monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
     with Progress() as progress:
         progress.show("f", 15, 3)
@@ -370,7 +370,7 @@ def walk(paths):
     print("counting", flush=True)
     time.sleep(50)
     yield from ()
-connpool.commands.sendnative.walk = walk
+connpool.commands.sendnative.Walk = walk
 from connpool.commands import main
 sys.exit(main())
 """

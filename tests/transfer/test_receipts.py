@@ -15,7 +15,7 @@ from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send import keys
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.keys import HeldRun, SenderKeys
-from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.request import SendRequest
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Commit, Put, ReceiptMessage, Reject, extensionOf
 from tests.transfer.raw import SHA, connect
@@ -75,7 +75,7 @@ def sendingBy(world, *paths, keys, **more):
     sending = world.sending(*paths, **more)
     sending._run.end(True)
     sending._run = keys
-    sending._work.run = keys
+    sending._jobs.run = keys
     keys.end = lambda answered: None
     return sending
 
@@ -277,8 +277,8 @@ def test_skippedIsAStatus(world, tmp_path, size, jobs):
     path.write_bytes(content(1, size))
     world.send(path)
     path.write_bytes(content(2, size))
-    asked = Asked("skip", "none", blockSize=BLOCK)
-    report = world.send(path, asked=asked, jobs=jobs)
+    request = SendRequest("skip", "none", blockSize=BLOCK)
+    report = world.send(path, request=request, jobs=jobs)
     [outcome] = report.outcomes
     assert (outcome.status, outcome.good, outcome.receipt) == ("skipped", True, None)
     assert isinstance(outcome.error, Skipped)
@@ -288,7 +288,7 @@ def test_skippedIsAStatus(world, tmp_path, size, jobs):
     assert (stats.skipped, stats.failed) == (1, 0)
     # the same content is no other one
     path.write_bytes(content(1, size))
-    assert world.send(path, asked=asked).outcomes[0].status == "duplicate"
+    assert world.send(path, request=request).outcomes[0].status == "duplicate"
 
 
 def test_skippedByTheReceiversRule(world, tmp_path):
@@ -307,7 +307,7 @@ def test_aDirectoryInTheWayIsNotSkipped(world, tmp_path):
     (tmp_path / "d").unlink()
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "f").write_bytes(b"2")
-    report = world.send(tmp_path / "d", asked=Asked("skip", "none"))
+    report = world.send(tmp_path / "d", request=SendRequest("skip", "none"))
     assert {outcome.status for outcome in report.outcomes} == {"failed"}
     assert report.exitCode == 4
 
@@ -340,7 +340,7 @@ def test_oldPeersAndSkip(world, tmp_path):
                 receiver.say(Type.REJECT, frame.stream, Reject("exists", False, text))
 
         scripted(world, answer)
-        [outcome] = world.send(path, asked=Asked("skip", "none"), retry=ONCE).outcomes
+        [outcome] = world.send(path, request=SendRequest("skip", "none"), retry=ONCE).outcomes
         assert outcome.status == status
 
 
@@ -352,7 +352,7 @@ def test_refusedWhereSkipWasNotAsked(world, tmp_path):
     path.write_bytes(b"1")
     world.send(path)
     path.write_bytes(b"2")
-    report = world.send(path, asked=Asked("refuse", "none"))
+    report = world.send(path, request=SendRequest("refuse", "none"))
     assert report.exitCode == 4
     assert report.outcomes[0].status == "failed"
 

@@ -19,8 +19,8 @@ from connpool.errors import (
     Unsupported,
 )
 from connpool.transfer.receive.policy import Policy
-from connpool.transfer.send.session import Credentials
-from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.credentials import Credentials
+from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import Type
 from tests.transfer.world import SMALL_BLOCKS, MemoryTransport, Passwords, Wire, World
@@ -143,7 +143,7 @@ def test_dryRun(world, source):
     (source / "empty").write_bytes(b"")
     (source / "large").write_bytes(content(SMALL * 2))
     (source / "bad:name").write_bytes(b"")
-    report = world.send(source, asked=Asked(dry=True))
+    report = world.send(source, request=SendRequest(dry=True))
     assert not world.store.files
     assert {outcome.name: outcome.good for outcome in report.outcomes} == {
         "source/empty": True,
@@ -178,7 +178,7 @@ def test_tooLarge(tmp_path, source):
 def test_aSenderMayNotLoosenTheRule(world, source):
     (source / "a").write_bytes(b"new")
     world.store.files["a"] = b"old"
-    report = world.send(source / "a", asked=Asked(ifExists="replace", durability="none"))
+    report = world.send(source / "a", request=SendRequest(ifExists="replace", durability="none"))
     assert isinstance(report.failed[0].error, Forbidden)
     assert world.store.files == {"a": b"old"}
 
@@ -200,7 +200,7 @@ def test_renamedAndDuplicate(world, source, size):
 
 def test_durabilityThatIsNotReachedIsNotSuccess(world, source):
     (source / "a").write_bytes(b"x")
-    report = world.send(source / "a", asked=Asked(durability="full"))
+    report = world.send(source / "a", request=SendRequest(durability="full"))
     assert report.outcomes[0].receipt.durability == "none"
     assert report.exitCode == 3
 
@@ -343,7 +343,9 @@ def test_changedSourceIsNoticed(world, source, monkeypatch):
     path = source / "a"
     path.write_bytes(content(SMALL * 2))
     world.plan = [{"chunk": 4096}]
-    results = world.start(world.sending(path, asked=Asked(durability="none", blockSize=4096)))
+    results = world.start(
+        world.sending(path, request=SendRequest(durability="none", blockSize=4096))
+    )
     while world.wires[-1].sent[0] < SMALL:
         world.wires[-1].step()
     path.write_bytes(content(SMALL * 2, 2))
@@ -366,7 +368,7 @@ def test_shrunkSource(world, source):
     path = source / "a"
     path.write_bytes(content(SMALL * 2))
     world.plan = [{"chunk": 4096}]
-    results = world.start(world.sending(path, asked=SMALL_BLOCKS))
+    results = world.start(world.sending(path, request=SMALL_BLOCKS))
     while world.wires[-1].sent[0] < 50_000:
         world.wires[-1].step()
     os.truncate(path, 300_000)

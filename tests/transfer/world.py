@@ -22,14 +22,14 @@ from connpool.transfer.identities import Identity
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.session import NativeReceiver
-from connpool.transfer.send.client import Retry, Sending, dialled
+from connpool.transfer.send.client import Retry, Sending
+from connpool.transfer.send.connections import Dialled, SessionFactory
 from connpool.transfer.send.keys import SenderKeys
-from connpool.transfer.send.session import SessionFactory
-from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import MemoryStore
 
 #: Small enough that a reference transfer of a few KiB has everything.
-SMALL_BLOCKS = Asked(durability="none", blockSize=4096, extent=8192)
+SMALL_BLOCKS = SendRequest(durability="none", blockSize=4096, extentBytes=8192)
 
 
 class MemoryTransport:
@@ -233,7 +233,7 @@ class World:
         wire.attach(client, self.receiver.build(wire.ends[1]))
         return defer.succeed(client)
 
-    def sending(self, *paths, asked=SMALL_BLOCKS, destination="world", retry=None, **more):
+    def sending(self, *paths, request=SMALL_BLOCKS, destination="world", retry=None, **more):
         factory = SessionFactory(
             self.clock,
             more.pop("digests", ("blake3", "sha256")),
@@ -242,13 +242,13 @@ class World:
         )
         return Sending(
             self.clock,
-            dialled(SimpleNamespace(connect=self.connect), factory),
+            Dialled(SimpleNamespace(connect=self.connect), factory),
             [str(path) for path in paths],
             destination,
-            asked=asked,
+            request=request,
             keys=SenderKeys(self.state),
             retry=retry or Retry(attempts=3),
-            run=more.pop("run", inline),
+            inThread=more.pop("inThread", inline),
             **more,
         )
 

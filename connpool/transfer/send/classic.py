@@ -42,12 +42,12 @@ from connpool.transfer.send.source import openSource
 __all__ = ["sendClassic"]
 
 #: Bytes read from the file and handed to the transport at once.
-CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 #: The same where there is no socket to ask: only another chunk shows that it goes on.
-SMALL_CHUNK = 1 << 16
+SMALL_CHUNK_BYTES = 1 << 16
 
 #: Longest refusal that is read.
-LONGEST_ANSWER = 1024
+LONGEST_ANSWER_BYTES = 1024
 
 
 def refusalIn(answer: bytes) -> TransferError | None:
@@ -139,10 +139,10 @@ class _ClassicSender(Protocol):
             self._since = self._clock.seconds()
             transport: Any = self.transport
             transport.registerProducer(self, streaming=False)
-        elif self._answer.startswith(b"\0") and len(self._answer) < LONGEST_ANSWER:
+        elif self._answer.startswith(b"\0") and len(self._answer) < LONGEST_ANSWER_BYTES:
             if refusalIn(self._answer) is not None:
                 self._refused()
-        elif len(self._answer) >= LONGEST_ANSWER or (
+        elif len(self._answer) >= LONGEST_ANSWER_BYTES or (
             not b"ok".startswith(answer) and b"\n" in self._answer
         ):
             self._refused()
@@ -159,7 +159,7 @@ class _ClassicSender(Protocol):
     def resumeProducing(self) -> None:
         transport: Any = self.transport
         try:
-            data = self._file.read(SMALL_CHUNK if self._socket is None else CHUNK)
+            data = self._file.read(SMALL_CHUNK_BYTES if self._socket is None else CHUNK_BYTES)
         except OSError as e:
             self._fail(SourceError(f"cannot read it: {e.strerror}"))
             return
@@ -202,7 +202,7 @@ class _ClassicSender(Protocol):
 
     def writeConnectionLost(self) -> None:
         """
-        Ours: everything is on its way.
+        Do nothing: everything is on its way.
         """
 
     def _early(self) -> TransferError:
@@ -233,7 +233,7 @@ def _late(_: Any, timeout: float) -> None:
 
 def _socketOf(transport: Any) -> socket.socket | None:
     """
-    The socket below C{transport}, if there is one.
+    Find the socket below C{transport}, if there is one.
     """
     while transport is not None:
         handle = getattr(transport, "getHandle", lambda: None)()
@@ -269,7 +269,7 @@ async def sendClassic(
     with source.file:
 
         def given(count: int) -> None:
-            progress(count, source.size)
+            progress(count, source.status.st_size)
 
         protocol = _ClassicSender(reactor, source.name, source.file, given, timeout)
         try:

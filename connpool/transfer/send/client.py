@@ -7,7 +7,7 @@ A L{Sending} goes through its files with one L{Transmission} after the other.
 When a connection breaks, the files that had no answer go with the next one,
 under the same keys, so nothing is stored twice and what the receiver holds is
 not sent again.  It gives up after L{Retry.attempts} connections in a row that brought nothing
-forward (L{Transmission.advanced}); at once if the very first cannot be made.
+forward (L{Exchange.advanced}); at once if the very first cannot be made.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from typing import Any
 import attrs
 from twisted.internet import task
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import (
@@ -32,29 +30,30 @@ from connpool.errors import (
     TransferError,
     Unanswered,
 )
-from connpool.interfaces import ILiveTransfers
-from connpool.transfer.hashing import InThread, inThread
+from connpool.interfaces import IConnectionPool, ILiveTransfers
+from connpool.transfer.hashing import InThread
+from connpool.transfer.hashing import inThread as globalThreads
 from connpool.transfer.names import displayName
-from connpool.transfer.records import LiveTransfer, Receipt
-from connpool.transfer.send.joblist import Job, WorkList
+from connpool.transfer.records import LiveTransfer
+from connpool.transfer.send.connections import (
+    Connections,
+    Dialled,
+    Pooled,
+    SessionFactory,
+    connectionFailure,
+    greetingError,
+)
+from connpool.transfer.send.credentials import Credentials
+from connpool.transfer.send.joblist import JobList
 from connpool.transfer.send.keys import HeldRun, Run, SenderKeys
-from connpool.transfer.send.report import FileOutcome, SendReport, UnderWay, Wait, waitAfter
-from connpool.transfer.send.session import Credentials, SenderSession, SessionFactory, hello
-from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.report import FileOutcome, Reporter, SendReport, waitAfter
+from connpool.transfer.send.request import SendRequest
+from connpool.transfer.send.session import SenderSession
+from connpool.transfer.send.streams import Exchange
 from connpool.transfer.send.transmission import Transmission
-from connpool.transfer.send.walking import Found, walk
-from connpool.transfer.wire.messages import Ack, ReceiptMessage
+from connpool.transfer.send.walking import Found, Walk
 
-__all__ = [
-    "FileOutcome",
-    "Retry",
-    "SendReport",
-    "Sending",
-    "Wait",
-    "dialled",
-    "pooled",
-    "sendFiles",
-]
+__all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "sendFiles"]
 
 #: Connections that are tried where nobody has ever said anything.
 UNHEARD_ATTEMPTS = 4
@@ -73,121 +72,56 @@ class Retry:
     longest: float = 15.0
 
 
-class _Dialled:
-    """
-    Connections made one by one.
-    """
-
-    def __init__(self, endpoint: Any, factory: SessionFactory) -> None:
-        self._endpoint = endpoint
-        self._factory = factory
-
-    async def open(self) -> _Connection:
-        link = await self._endpoint.connect(self._factory)
-        session = link.session
-        try:
-            await hello(link)
-        except BaseException:
-            session.close()
-            raise
-        return _Connection(session, session.close, session.close)
-
-
-class _Pooled:
-    """
-    Connections leased from a pool whose C{prepare} is L{hello}.
-    """
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-
-    async def open(self) -> _Connection:
-        lease = await self._pool.acquire()
-        session = lease.protocol.session
-
-        def discard() -> None:
-            session.close()
-            lease.discard()
-
-        return _Connection(session, lease.release, discard)
-
-
-@attrs.frozen(eq=False)
-class _Connection:
-    session: SenderSession
-    release: Callable[[], Any]
-    discard: Callable[[], Any]
-
-
-def dialled(endpoint: Any, factory: SessionFactory) -> Any:
-    """
-    Connections for L{Sending}, made one by one.
-    """
-    return _Dialled(endpoint, factory)
-
-
-def pooled(pool: Any) -> Any:
-    """
-    Connections for L{Sending}, leased.
-
-    @param pool: any L{IConnectionPool} over a L{SessionFactory} with
-        C{prepare=hello}: a lease is one authenticated session.
-    """
-    return _Pooled(pool)
-
-
 @implementer(ILiveTransfers)
 class Sending:
     """
-    @param connections: has C{open()}; see L{sendFiles}.
-    @param paths: what to send; C{-} is standard input, a L{Found} has a name of its own.
-    @param destination: how the receiver is called, always the same.
+    Files on their way to one receiver.
+
+    @param paths: the files to send; C{-} is standard input, a L{Found} has a name of its own.
+    @param destination: a name for the receiver, always the same.
     @param answered: called with each L{FileOutcome}.
     @param jobs: connections at once, if the connections allow more than one.
+    @ivar report: kept up to date.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
         reactor: Any,
-        connections: Any,
+        connections: Connections,
         paths: Sequence[str | Found],
         destination: str,
         *,
-        asked: Asked | None = None,
+        request: SendRequest | None = None,
         keys: SenderKeys | HeldRun | None = None,
         retry: Retry | None = None,
-        answered: Callable[[FileOutcome], Any] | None = None,
+        answered: Callable[[FileOutcome], Any] = lambda _: None,
         jobs: int = 1,
         stdinName: str = "stdin",
-        run: InThread | None = None,
+        inThread: InThread | None = None,
     ) -> None:
         self._reactor = reactor
         self._connections = connections
-        self._asked = asked or Asked()
+        self._destination = destination
+        self._request = request or SendRequest()
         self._retry = retry or Retry()
-        self._answered = answered or (lambda _: None)
-        self._jobs = jobs
-        self._inThread = run or inThread(reactor)
-        # who only asks must not end a run that was interrupted
+        self._furtherLanes = jobs - 1
+        self._inThread = inThread or globalThreads(reactor)
+        self._reporter = Reporter(self._request.durability, answered)
+        self.report = self._reporter.report
+        # a dry run must not end a run that was interrupted
         self._run = (
-            Run.ephemeral() if self._asked.dry else (keys or SenderKeys()).begin(destination)
+            Run.ephemeral() if self._request.dry else (keys or SenderKeys()).begin(destination)
         )
-        self._work = WorkList(
-            walk(paths, stdinName),
+        self._jobs = JobList(
+            Walk(paths, stdinName),
             self._run,
             self._inThread,
-            self._failedEarly,
-            self._passedOver,
+            self._reporter.failed,
+            self._reporter.passedOver,
         )
         self._session: SenderSession | None = None
-        self._transmission: Transmission | None = None
         self._cancelled = False
         self._somebodyAnswered = self._heard = False
-        self._destination = destination
-        self.report = SendReport()
-        self._underWay = self.report.underWay
 
     @property
     def resumable(self) -> bool:
@@ -206,7 +140,7 @@ class Sending:
                 why, advanced = await self._once()
                 if self._cancelled:
                     raise CancelledError
-                if self._work.empty:
+                if self._jobs.empty:
                     return self.report
                 why = why or NetworkFailed("the receiver is stopping")
                 failures = 1 if advanced else failures + 1
@@ -216,7 +150,7 @@ class Sending:
                     >= (retry.attempts if self._heard else min(retry.attempts, UNHEARD_ATTEMPTS))
                     or not self._somebodyAnswered
                 ):
-                    await self._work.abandon(why)
+                    await self._jobs.abandon(why)
                     return self.report
                 delay = min(retry.first * 2 ** (failures - 1), retry.longest)
                 delay *= random.uniform(0.75, 1.25)  # noqa: S311 - spreads retries
@@ -230,8 +164,8 @@ class Sending:
                 isinstance(outcome.error, TransferError) and outcome.error.retryable
                 for outcome in self.report.outcomes
             )
-            self._work.close()
-            self._run.end(self._work.empty and not unanswered and not self._cancelled)
+            self._jobs.close()
+            self._run.end(self._jobs.empty and not unanswered and not self._cancelled)
 
     def _worthRetrying(self, why: TransferError) -> bool:
         # a peer that spoke the protocol and then does not: damage on the way
@@ -249,29 +183,25 @@ class Sending:
         except Exception as e:
             if isinstance(e, CancelledError):
                 raise
-            why = _greetingError(e)
+            why = greetingError(e)
             self._somebodyAnswered = self._somebodyAnswered or why is not None
             self._heard = self._heard or not isinstance(why, Unanswered)
-            return why or _cannotConnect(e), False
+            return why or connectionFailure(e), False
         if self._cancelled:
             connection.discard()
             raise CancelledError
         session = self._session = connection.session
         self.report.connections += 1
         self._somebodyAnswered = self._heard = True
-        transmission = self._transmission = Transmission(
-            self._reactor,
-            session,
-            self._work,
-            self._asked,
-            self,
-            self._inThread,
-            self._connections.open,
-            self._jobs - 1,
+        exchange = Exchange(
+            self._reactor, session, self._jobs, self._request, self._reporter, self._inThread
+        )
+        transmission = Transmission(
+            self._reactor, exchange, self._connections.open, self._furtherLanes
         )
         why = None
         try:
-            await transmission.run()
+            await transmission.send()
         except TransferError as e:
             why = e
             connection.discard()
@@ -281,13 +211,15 @@ class Sending:
         else:
             connection.release()
         finally:
-            self._session = self._transmission = None
-            for job in transmission.unfinished:
+            self._session = None
+            for job in exchange.takeUnanswered():
                 if job.spent and not self._cancelled:
-                    self.failed(job, SourceError(f"standard input cannot be sent again: {why}"))
+                    self._reporter.failed(
+                        job, SourceError(f"standard input cannot be sent again: {why}")
+                    )
                 else:
-                    self._work.again(job)
-        return why, transmission.advanced
+                    self._jobs.again(job)
+        return why, exchange.advanced
 
     def cancel(self) -> None:
         """
@@ -310,128 +242,8 @@ class Sending:
                 phase="publishing" if each.done == job.size else "moving",
                 slowedBy=each.slow or "peer",
             )
-            for job, each in islice(self._underWay.items(), limit)
+            for job, each in islice(self.report.underWay.items(), limit)
         )
-
-    # -- told by the transmission
-
-    def stored(
-        self,
-        job: Job,
-        message: ReceiptMessage | Ack,
-        root: bytes | None,
-        size: int,
-        session: SenderSession,
-        earlier: str = "",
-    ) -> None:
-        """
-        Note that a file has its receipt.
-        """
-        wanted = job.name.decode("utf-8")
-        receipt = Receipt(
-            transferId=job.transferId.hex(),
-            name=wanted if isinstance(message, Ack) else message.name.decode("utf-8", "replace"),
-            wanted=wanted,
-            size=size,
-            status="stored" if isinstance(message, Ack) else message.status,
-            durability=message.durability,
-            filesystem=message.filesystem,
-            integrity="verified" if isinstance(message, Ack) else message.integrity,
-            digest=(
-                session.digest.name
-                if isinstance(message, Ack) or message.digest is None
-                else message.digest
-            ),
-            root=root.hex() if root is not None else None,
-            protocol="native",
-            principal=session.principal,
-            finished=message.finished / 1000,
-        )
-        if earlier != "gone":
-            self.report.doneBytes += size
-        self.report.slowed = ""
-        self._outcome(job, receipt=receipt, earlier=earlier)
-
-    def failed(self, job: Job, why: TransferError) -> None:
-        """
-        Note that a file is not going to be stored.
-        """
-        self._outcome(job, error=why)
-
-    _failedEarly = failed
-
-    def _passedOver(self, link: Found) -> None:
-        self.report.passedOver += 1
-
-    def directoryMade(self) -> None:
-        """
-        A directory is there, with its time.
-        """
-        self.report.directories += 1
-
-    def directoriesLeftOut(self, count: int) -> None:
-        """
-        The receiver is not asked for directories.
-        """
-        self.report.directoriesLeftOut += count
-
-    def wouldTake(self, job: Job) -> None:
-        """
-        Note the answer of a dry run.
-        """
-        self._outcome(job)
-
-    def sent(self, job: Job, count: int) -> None:
-        """
-        Count bytes that were given to a connection.
-        """
-        self.report.delayed.pop(job, None)
-        self.report.sentBytes += count
-        if job.size is None or job in self._underWay:
-            self._of(job).sent += count
-
-    def resumed(self, job: Job, count: int) -> None:
-        """
-        Note that the receiver takes a file, and holds some of it already.
-        """
-        self._underWay[job] = UnderWay(job, count)
-        self.report.delayed.pop(job, None)
-        if not job.accepted:
-            # the next time it holds what we sent
-            job.accepted = True
-            self.report.resumedBytes += count
-
-    def slowed(self, word: str) -> None:
-        """
-        Note what the receiver says that small files wait for; empty for nothing.
-        """
-        self.report.slowed = displayName(word)
-
-    def delayed(self, job: Job, why: TransferError, due: float) -> None:
-        """
-        Note that the receiver does not take a file now; it is offered again.
-        """
-        self._underWay.pop(job, None)
-        self.report.delayed[job] = waitAfter(why, displayName(job.name), due)
-
-    def phase(self, job: Job, phase: str, slow: str) -> None:
-        """
-        Note the phase that the receiver is in.
-        """
-        each = self._of(job)
-        each.phase, each.slow = phase, displayName(slow)
-
-    def _of(self, job: Job) -> UnderWay:
-        return self._underWay.setdefault(job, UnderWay(job))
-
-    def _outcome(self, job: Job, **what: Any) -> None:
-        name = displayName(job.name or job.path)
-        self._underWay.pop(job, None)
-        job.letGo()
-        self.report.delayed.pop(job, None)
-        outcome = FileOutcome(job.path, name, asked=self._asked.durability, **what)
-        self.report.outcomes.append(outcome)
-        self._answered(outcome)
 
 
 def sendFiles(
@@ -447,9 +259,10 @@ def sendFiles(
     credentials: Credentials | None = None,
     keys: SenderKeys | HeldRun | None = None,
     retry: Retry | None = None,
-    answered: Callable[[FileOutcome], Any] | None = None,
-    pool: Any = None,
+    answered: Callable[[FileOutcome], Any] = lambda _: None,
+    pool: IConnectionPool | None = None,
     jobs: int = 1,
+    stdinName: str = "stdin",
     begun: Callable[[Sending], Any] | None = None,
     idleTimeout: float = 60.0,
 ) -> Deferred[SendReport]:
@@ -468,27 +281,30 @@ def sendFiles(
     @param pool: any L{IConnectionPool} over C{SessionFactory} with C{prepare=hello}, used
         instead of C{endpoint}, for C{jobs} above 1.
     @param jobs: connections a large file may use at once.
-    @param begun: called first, with an L{ILiveTransfers} of what is under way.
+    @param stdinName: the name that the receiver gives to standard input.
+    @param begun: called first, with the L{Sending}, whose C{report} is kept up to date.
     @param idleTimeout: seconds of silence from the receiver that end a connection; a C{pool}'s
         are told to its C{SessionFactory}.
     @return: fires with the report, also when files failed.  Cancelling it stops
         sending; the receiver keeps what can be resumed.
+    @raise SourceError: the state that files are resumed with is damaged.
     """
     if pool is not None:
-        connections = pooled(pool)
+        connections: Connections = Pooled(pool)
     else:
         factory = SessionFactory(reactor, digests, credentials, idleTimeout)
-        connections = dialled(endpoint, factory)
+        connections = Dialled(endpoint, factory)
     sending = Sending(
         reactor,
         connections,
         paths,
         destination,
-        asked=Asked(ifExists, durability, dry),
+        request=SendRequest(ifExists, durability, dry),
         keys=keys,
         retry=retry,
         answered=answered,
         jobs=jobs,
+        stdinName=stdinName,
     )
     if begun is not None:
         begun(sending)
@@ -501,22 +317,3 @@ def sendFiles(
     result: Deferred[SendReport] = Deferred(cancel)
     running.addCallbacks(result.callback, result.errback)
     return result
-
-
-def _greetingError(why: BaseException | None) -> TransferError | None:
-    """
-    Find the error of a peer that answered in what a connection attempt raised.
-    """
-    # a pool's own error says why in its cause
-    while why is not None and not isinstance(why, TransferError):
-        why = why.__cause__
-    return why
-
-
-def _cannotConnect(why: Exception) -> NetworkFailed:
-    cause = getattr(why, "reasons", None)
-    text = str(cause[0].value if cause and isinstance(cause[0], Failure) else why)
-    text = " ".join(text.split()).rstrip(".") or type(why).__name__
-    failed = NetworkFailed(f"cannot connect: {text}")
-    failed.__cause__ = why
-    return failed

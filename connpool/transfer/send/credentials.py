@@ -8,12 +8,23 @@ import os
 import stat
 from collections.abc import Mapping
 
-from connpool.transfer.send.session import Credentials
+import attrs
 
-__all__ = ["VARIABLE", "readCredentials"]
+__all__ = ["VARIABLE", "Credentials", "readCredentials"]
 
 #: The environment variable that holds C{USER:PASSWORD}.
 VARIABLE = "CONNPOOL_CREDENTIALS"
+
+
+@attrs.frozen
+class Credentials:
+    """
+    @ivar user: the name of the sender.
+    @ivar secret: password or token.
+    """
+
+    user: str
+    secret: bytes = attrs.field(repr=False)
 
 
 def readCredentials(path: str | None, environment: Mapping[str, str]) -> Credentials | None:

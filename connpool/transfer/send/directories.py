@@ -14,6 +14,7 @@ from typing import Any
 
 from connpool.errors import ProtocolError, TransferError
 from connpool.transfer.send.joblist import Job
+from connpool.transfer.send.streams import Exchange
 from connpool.transfer.send.walking import Found
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import Ack, Directory, ReceiptMessage, encode
@@ -47,14 +48,11 @@ class _DirectoryStream:
 
 class Directories:
     """
-    @param transmission: whose session they go by.
-    @param report: told with C{directoryMade()}, C{directoriesLeftOut(count)} and
-        C{failed(job, error)}.
+    @param exchange: the session that they go by.
     """
 
-    def __init__(self, transmission: Any, report: Any) -> None:
-        self._transmission = transmission
-        self._report = report
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
         self._open: dict[_DirectoryStream, None] = {}
 
     @property
@@ -70,45 +68,45 @@ class Directories:
 
         @return: whether there were any.
         """
-        transmission = self._transmission
-        session, asked, work = transmission.session, transmission.asked, transmission.work
-        if self._open or session.stopping or not work.filesDone:
+        exchange = self._exchange
+        session, jobs = exchange.session, exchange.jobs
+        if self._open or session.stopping or not jobs.filesDone:
             return False
-        due = work.deepest()
-        if asked.dry or "directories" not in session.capabilities:
+        due = jobs.deepest()
+        if exchange.request.dry or "directories" not in session.capabilities:
             while due:
-                self._report.directoriesLeftOut(len(due))
-                due = work.deepest()
+                exchange.reporter.directoriesLeftOut(len(due))
+                due = jobs.deepest()
             return False
         most = session.limits.inflightFiles
         for found in due[most:]:
-            work.keep(found)
+            jobs.keep(found)
         for found in due[:most]:
             stream = _DirectoryStream(self, found)
             self._open[stream] = None
-            message = Directory(found.name, found.modified, transmission.level.asked)
+            message = Directory(found.name, found.modified, exchange.durability.level)  # type: ignore[arg-type]
             session.writer.send(encode(Type.DIRECTORY, session.open(stream), message))
         return bool(due)
 
     def giveBack(self) -> None:
         """
-        The session is over: those that were not answered go with the next one.
+        Leave those that were not answered to the next session.
         """
         for stream in self._open:
-            self._transmission.work.keep(stream.found)
+            self._exchange.jobs.keep(stream.found)
         self._open = {}
 
     def answered(self, stream: _DirectoryStream, why: TransferError | None) -> None:
         """
-        It is there, or C{why} not.
+        Count it as made, or say C{why} it is not.
         """
         del self._open[stream]
-        found, transmission = stream.found, self._transmission
-        transmission.advanced = True
+        found, exchange = stream.found, self._exchange
+        exchange.advanced = True
         if why is None:
-            self._report.directoryMade()
-        elif why.retryable and transmission.session.stopping:
-            transmission.work.keep(found)
+            exchange.reporter.directoryMade()
+        elif why.retryable and exchange.session.stopping:
+            exchange.jobs.keep(found)
         else:
-            self._report.failed(Job(found.path, found.name), why)
-        transmission.wake()
+            exchange.reporter.failed(Job(found.path, found.name), why)
+        exchange.wake()

@@ -10,7 +10,7 @@ be sent again (a wrong digest, a lost connection, something else in the source)
 become extents of their own.
 
 Blocks that were held from an earlier attempt are compared with the source
-meanwhile (L{Outgoing.compared}); those that differ are revoked.  C{COMMIT} is
+meanwhile (L{Extents.compared}); those that differ are revoked.  C{COMMIT} is
 due when nothing is left to send, in flight or to compare.
 
 Pure: no I/O, no clock.
@@ -26,10 +26,10 @@ import attrs
 from connpool.errors import DigestMismatch, ProtocolError
 from connpool.transfer.digests import Digest, blockCount, rootOf
 
-__all__ = ["EXTENT", "MAX_REPAIRS", "Extent", "Outgoing"]
+__all__ = ["EXTENT_BYTES", "MAX_REPAIRS", "Extent", "Extents"]
 
-#: Bytes of an extent, at least one block.
-EXTENT = 16 << 20
+#: An extent, at least one block.
+EXTENT_BYTES = 16 << 20
 #: How often one block may be asked for again before we say that the path
 #: damages it for good.
 MAX_REPAIRS = 16
@@ -48,7 +48,7 @@ class Extent:
     primary: bool = False
 
 
-class Outgoing:
+class Extents:
     """
     @param size: bytes of the file.
     @param held: blocks the receiver says it holds, with their digests.
@@ -61,7 +61,7 @@ class Outgoing:
         blockSize: int,
         digest: Digest,
         held: Mapping[int, bytes],
-        extent: int = EXTENT,
+        extentBytes: int = EXTENT_BYTES,
     ) -> None:
         self.size = size
         self.blockSize = blockSize
@@ -71,7 +71,7 @@ class Outgoing:
             raise ProtocolError("the receiver holds blocks beyond the end of the file")
         self.digests: dict[int, bytes] = {}
         self.unchecked: dict[int, bytes] = dict(held)
-        self._extentSize = max(1, extent // blockSize) * blockSize
+        self._extentBytes = max(1, extentBytes // blockSize) * blockSize
         self._todo: deque[Extent] = deque()
         self._inFlight = 0
         self._repairs: dict[int, int] = {}
@@ -79,7 +79,7 @@ class Outgoing:
 
     def take(self, primary: bool) -> Extent | None:
         """
-        The next extent for a connection.
+        Take the next extent for a connection.
         """
         todo = self._todo
         if not todo:
@@ -97,28 +97,28 @@ class Outgoing:
     @property
     def waiting(self) -> bool:
         """
-        Whether there is anything to take.
+        Tell whether there is anything to take.
         """
         return bool(self._todo)
 
     def sent(self, extent: Extent) -> None:
         """
-        All of it is written to a connection.
+        Note that an extent is written to a connection.
         """
         self._inFlight -= 1
 
     def lost(self, extent: Extent) -> None:
         """
-        Its connection broke: all of it is sent again, on another.
+        Send an extent again by another connection: its own broke.
         """
         self._inFlight -= 1
         self._todo.appendleft(extent)
 
     def repair(self, blocks: Iterable[int]) -> None:
         """
-        The receiver asks for blocks again.
+        Send blocks again that the receiver asks for.
 
-        @raise DigestMismatch: too often.
+        @raise DigestMismatch: one was asked for too often.
         """
         blocks = list(blocks)
         for block in blocks:
@@ -136,7 +136,7 @@ class Outgoing:
 
     def compared(self, block: int, digest: bytes) -> bool:
         """
-        A held block was read from the source.
+        Compare a held block with the source.
 
         @return: whether it must be revoked, and was queued.
         """
@@ -152,13 +152,13 @@ class Outgoing:
     @property
     def complete(self) -> bool:
         """
-        Whether C{COMMIT} is due.
+        Tell whether C{COMMIT} is due.
         """
         return not (self._todo or self._inFlight or self.unchecked)
 
     def root(self) -> bytes:
         """
-        The root over all blocks.
+        Compute the root over all blocks.
         """
         blocks = (self.digests[block] for block in range(self._count))
         return rootOf(self._digest, self.size, self.blockSize, blocks)
@@ -168,7 +168,7 @@ class Outgoing:
         for block in blocks:
             start = block * self.blockSize
             end = min(start + self.blockSize, self.size)
-            if last is not None and last.end == start and end - last.start <= self._extentSize:
+            if last is not None and last.end == start and end - last.start <= self._extentBytes:
                 last.end = end
             else:
                 last = Extent(start, end, primary)

@@ -1,5 +1,5 @@
 """
-The files of a run: found, read if small, begun again if a connection broke.
+The jobs of a run: files found, read if small, begun again if a connection broke.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from connpool.transfer.send.keys import Run
 from connpool.transfer.send.source import openRegular, readWhole
 from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, STDIN, Found, Walk
 
-__all__ = ["Job", "Small", "WorkList", "openJob", "resumeKey"]
+__all__ = ["Job", "JobList", "Small"]
 
 #: The files and bytes that are prepared in one trip to a thread.
 _BATCH_FILES, _BATCH_BYTES = 256, 1 << 20
+#: Times that a file is read that somebody writes to.
+_READS = 3
 
 
 @attrs.define(eq=False)
@@ -86,30 +88,6 @@ class Small:
     root: bytes
 
 
-def openJob(job: Job, run: Run) -> int:
-    """
-    Open the file and note what it is now.
-
-    @return: a descriptor.
-    @raise SourceError: it cannot be sent.
-    """
-    if job.held is not None:
-        fd, job.held = job.held, None
-        job.status = os.fstat(fd)
-    else:
-        fd, job.status = openRegular(job.path)
-    job.key = job.fresh or run.key(_absolute(job), job.status, job.name)
-    return fd
-
-
-def resumeKey(job: Job, run: Run) -> bytes:
-    """
-    The key of an opened file's partial.
-    """
-    assert job.status is not None
-    return run.resumeKey(_absolute(job), job.status, job.name)
-
-
 def _absolute(job: Job) -> bytes:
     return os.fsencode(os.path.abspath(job.path))
 
@@ -118,7 +96,7 @@ def _absolute(job: Job) -> bytes:
 _Prepared = list[tuple[Job | Found, Small | TransferError | None]]
 
 
-class WorkList:
+class JobList:
     """
     Jobs in order, some of them read already.
 
@@ -193,18 +171,33 @@ class WorkList:
 
     def open(self, job: Job) -> int:
         """
-        As L{openJob}; a file of a tree that is not what was listed was moved.
+        Open the file and note what it is now.  One of a tree that is not what was listed was
+        moved.
+
+        @return: a descriptor.
+        @raise SourceError: it cannot be sent.
         """
-        try:
-            fd = openJob(job, self.run)
-        except SourceError:
-            self.moved(job)
-            raise
-        assert job.status is not None
+        if job.held is not None:
+            fd, job.held = job.held, None
+            job.status = os.fstat(fd)
+        else:
+            try:
+                fd, job.status = openRegular(job.path)
+            except SourceError:
+                self.moved(job)
+                raise
+        job.key = job.fresh or self.run.key(_absolute(job), job.status, job.name)
         if job.listed != job.status.st_ino:
             self.moved(job)
             job.listed = None
         return fd
+
+    def resumeKey(self, job: Job) -> bytes:
+        """
+        Compute the key of an opened file's partial.
+        """
+        assert job.status is not None
+        return self.run.resumeKey(_absolute(job), job.status, job.name)
 
     def moved(self, job: Job) -> None:
         """
@@ -215,20 +208,20 @@ class WorkList:
 
     def again(self, job: Job) -> None:
         """
-        Its connection broke, or it changed: begin it again.
+        Begin a file again: its connection broke, or it changed.
         """
         self._again.append(job)
 
     def delay(self, job: Job, due: float) -> None:
         """
-        Begin it again at C{due}.
+        Begin a file again at C{due}.
         """
         job.due = due
         self.later.append(job)
 
     def wake(self, now: float) -> None:
         """
-        Those that are due go on.
+        Begin those again that are due.
         """
         for job in [job for job in self.later if job.due <= now]:
             self.later.remove(job)
@@ -301,7 +294,7 @@ class WorkList:
             elif isinstance(result, ChangedSource):
                 self.moved(job)
                 job.tries += 1
-                if job.tries < 3:
+                if job.tries < _READS:
                     self._again.append(job)
                 else:
                     self._failed(job, result)
@@ -310,7 +303,8 @@ class WorkList:
 
     def _prepare(self, again: list[Job], largest: int, digest: Digest, afresh: bool) -> _Prepared:
         """
-        In a thread, one at a time.  Leaves in C{again} what it did not come to.
+        Read the next files, in a thread, one batch at a time; C{again} keeps those that did
+        not fit.
         """
         prepared: _Prepared = []
         total = 0

@@ -33,7 +33,7 @@ from connpool.errors import SourceError
 
 __all__ = ["HeldRun", "Run", "SenderKeys", "stateDirectory"]
 
-_SECRET = 32
+_SECRET_BYTES = 32
 
 
 def stateDirectory() -> Path:
@@ -71,13 +71,16 @@ class Run:
         self._lock = lock
         self._path = path
         self._again = secrets.token_bytes(16) if continued else b""
+        self._salts: Mapping[bytes, bytes] = {}
 
     @classmethod
     def ephemeral(cls, destination: str = "") -> Run:
         """
         A run that only this process knows of.
         """
-        return cls(destination, secrets.token_bytes(_SECRET), secrets.token_bytes(32), None, "")
+        return cls(
+            destination, secrets.token_bytes(_SECRET_BYTES), secrets.token_bytes(32), None, ""
+        )
 
     @property
     def resumable(self) -> bool:
@@ -85,7 +88,7 @@ class Run:
 
     def resumeKey(self, path: bytes, status: os.stat_result, name: bytes) -> bytes:
         """
-        For the partial of a file.
+        Compute the key of the partial of a file.
         """
         where = struct.pack(">QQ", status.st_dev, status.st_ino)
         return self._mac(self._secret, b"resume", self._destination, path, where, name)
@@ -100,7 +103,7 @@ class Run:
         afresh: bool = False,
     ) -> bytes:
         """
-        The idempotence key of a file as it is now.
+        Compute the idempotence key of a file as it is now.
 
         @param root: of its content, where that was read already.
         @param afresh: whether a process that goes on with the run of another one takes keys
@@ -115,7 +118,9 @@ class Run:
             _wrapped(status.st_ctime_ns),
         )
         more = [part for part in (root, self._again * afresh) if part]
-        return self._mac(self._own, b"key", self._destination, path, fingerprint, name, *more)
+        key = self._mac(self._own, b"key", self._destination, path, fingerprint, name, *more)
+        salt = self._salts.get(path)
+        return key if salt is None else self._mac(self._own, b"renewed", key, salt)
 
     def end(self, answered: bool) -> None:
         """
@@ -175,7 +180,7 @@ class SenderKeys:
             made = self._directory / f"secret.{secrets.token_hex(8)}"
             fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                os.write(fd, secrets.token_bytes(_SECRET))
+                os.write(fd, secrets.token_bytes(_SECRET_BYTES))
                 os.fsync(fd)
                 with contextlib.suppress(FileExistsError):
                     os.link(made, path)
@@ -183,7 +188,7 @@ class SenderKeys:
                 os.close(fd)
                 os.unlink(made)
             secret = path.read_bytes()
-        if len(secret) != _SECRET:
+        if len(secret) != _SECRET_BYTES:
             raise SourceError(f"{path} is damaged; remove it, and partial files start anew")
         return secret
 
@@ -202,13 +207,13 @@ class SenderKeys:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     own = os.read(fd, 64)
-                    if len(own) == _SECRET and os.fstat(fd).st_nlink:
+                    if len(own) == _SECRET_BYTES and os.fstat(fd).st_nlink:
                         return fd, str(path), own, True
                 except OSError:
                     pass
                 os.close(fd)
         path = runs / f"{prefix}.{secrets.token_hex(8)}"
-        own = secrets.token_bytes(_SECRET)
+        own = secrets.token_bytes(_SECRET_BYTES)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -236,28 +241,15 @@ class HeldRun(Run):
         self._again = b""
         self._salts = salts or {}
 
-    def key(
-        self,
-        path: bytes,
-        status: os.stat_result,
-        name: bytes,
-        root: bytes = b"",
-        *,
-        afresh: bool = False,
-    ) -> bytes:
-        key = super().key(path, status, name, root, afresh=afresh)
-        salt = self._salts.get(path)
-        return key if salt is None else self._mac(self._own, b"renewed", key, salt)
-
     def begin(self, destination: str) -> HeldRun:
         """
-        As L{SenderKeys.begin}.
+        Stand for L{SenderKeys.begin}.
         """
         return self
 
     def end(self, answered: bool) -> None:
         """
-        Not yet.
+        Do nothing: the holder ends the run.
         """
 
 

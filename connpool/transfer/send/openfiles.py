@@ -116,7 +116,7 @@ def findWriters(fds: Sequence[int]) -> list[Answer]:
 
 def writersOf(paths: Sequence[str]) -> list[Answer | OSError]:
     """
-    The same for files by their names; every one takes a descriptor meanwhile.
+    Find the writers of files by their names; every one takes a descriptor meanwhile.
 
     @return: for each its answer, or why it cannot be opened.
     """

@@ -9,7 +9,7 @@ its identity did not change for C{settle} seconds.  L{Outbox.due} names the
 settled files that may be tried now, oldest first; the caller then says whether
 anybody still writes to each (L{Outbox.busy}, L{Outbox.looked}).  A file that
 failed waits, longer each time, with a cap: a receiver that is away for days
-costs one try a file every L{LONGEST_WAIT}.  A failure that is the file's own
+costs one try a file every L{LONGEST_WAIT_SECONDS}.  A failure that is the file's own
 (its name is refused, it is too large) counts against the file; after
 C{attempts} of them it is poison and is set aside by the caller.
 
@@ -24,13 +24,13 @@ from typing import Any, ClassVar
 
 import attrs
 
-__all__ = ["LONGEST_WAIT", "Outbox", "OutboxStats", "Remembered"]
+__all__ = ["LONGEST_WAIT_SECONDS", "Outbox", "OutboxStats", "Remembered"]
 
 #: Seconds between two tries of the same file at most.
-LONGEST_WAIT = 300.0
+LONGEST_WAIT_SECONDS = 300.0
 
 #: Seconds before the second try.
-FIRST_WAIT = 1.0
+FIRST_WAIT_SECONDS = 1.0
 
 #: Settling times that a file must look the same whose writers nobody knows.
 UNKNOWN_FACTOR = 5
@@ -39,7 +39,7 @@ Identity = tuple[int, ...]
 
 
 def _waitAfter(tries: int) -> float:
-    return min(FIRST_WAIT * 2.0 ** min(tries - 1, 30), LONGEST_WAIT)
+    return min(FIRST_WAIT_SECONDS * 2.0 ** min(tries - 1, 30), LONGEST_WAIT_SECONDS)
 
 
 @attrs.frozen
@@ -127,7 +127,7 @@ class Outbox:
 
     def scanned(self, files: Mapping[str, Identity], now: float) -> None:
         """
-        A scan saw exactly C{files}.
+        Take over the files that a scan saw.
         """
         for path in [path for path in self._entries if path not in files]:
             if path not in self._sending:
@@ -184,7 +184,7 @@ class Outbox:
 
     def busy(self, path: str, now: float) -> None:
         """
-        Somebody has the file open: it settles again.
+        Let a file settle again that is open for writing.
         """
         self._sending.discard(path)
         entry = self._entries.get(path)
@@ -196,7 +196,7 @@ class Outbox:
 
     def free(self, path: str) -> None:
         """
-        Nobody has the file open.
+        Note that a file is not open for writing.
         """
         entry = self._entries.get(path)
         if entry is not None:
@@ -205,7 +205,7 @@ class Outbox:
 
     def looked(self, path: str, content: bytes | None, now: float) -> bool:
         """
-        Nobody knows whether somebody has the file open.
+        Judge a file whose writers are not known by its content.
 
         @param content: the root of its content now.
         @return: whether it was the same for long; otherwise it is not sent yet.
@@ -245,14 +245,14 @@ class Outbox:
 
     def done(self, path: str) -> None:
         """
-        The file is gone from the folder.
+        Forget a file that is gone from the folder.
         """
         self._sending.discard(path)
         self._forget(path)
 
     def keep(self, path: str, identity: Identity | None = None) -> Remembered | None:
         """
-        The file was sent and stays; it goes again when it changes.
+        Keep a file that was sent; it goes again when it changes.
 
         @param identity: its identity now, if that has changed by our own doing.
         @return: facts to remember, unless it is gone meanwhile.
@@ -268,7 +268,7 @@ class Outbox:
 
     def changed(self, path: str, now: float) -> None:
         """
-        Somebody wrote to the file while or after it was sent: it settles again.
+        Let a file settle again that was written to while or after it was sent.
         """
         self._sending.discard(path)
         entry = self._entries.get(path)
@@ -278,7 +278,7 @@ class Outbox:
 
     def renew(self, path: str, salt: bytes) -> None:
         """
-        The file needs another key even if it looks the same.
+        Give a file another key although it looks the same.
 
         @param salt: random bytes.
         """
@@ -288,7 +288,7 @@ class Outbox:
 
     def failed(self, path: str, now: float, own: bool, identity: Identity | None = None) -> bool:
         """
-        The file could not be sent, or not be removed.
+        Let a file wait that could not be sent, or not be removed.
 
         @param own: whether the reason lies in the file, not on the way.
         @param identity: its identity now, if that has changed by our own doing.
@@ -338,12 +338,6 @@ class Outbox:
             if not entry.kept and path not in self._sending
         ]
         return max(min(times) - now, self._heldUntil - now, 0.0) if times else None
-
-    def __contains__(self, path: str) -> bool:
-        return path in self._entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
     @property
     def memory(self) -> list[Remembered]:

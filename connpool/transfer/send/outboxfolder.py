@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from connpool.errors import StartFailed
-from connpool.transfer.names import INTERNAL, displayName
+from connpool.transfer.names import INTERNAL
 from connpool.transfer.send.freenames import namesFor, putBack, syncDirectory
 from connpool.transfer.send.openfiles import Answer, Writers, ignoreLeaseSignals, writersOf
 from connpool.transfer.send.outbox import Remembered
@@ -40,7 +40,7 @@ TAKEN, POISON, RECORD, KEPT = "taken", "poison", "record.json", "kept.jsonl"
 #: What a place holds: the source, its path in the folder, why it was refused.
 FILE, NAME, WHY = "file", "name", "why"
 
-_MODE = 0o700
+_DIRECTORY_MODE = 0o700
 
 #: Files that are open at once while their writers are looked for.
 _BATCH_FILES = 128
@@ -123,7 +123,7 @@ class OutboxFolder:
 
     def _makePrivate(self) -> None:
         for name in ("", TAKEN, POISON):
-            os.makedirs(os.path.join(self._private, name), _MODE, exist_ok=True)
+            os.makedirs(os.path.join(self._private, name), _DIRECTORY_MODE, exist_ok=True)
 
     def interrupt(self) -> None:
         """
@@ -319,7 +319,7 @@ class OutboxFolder:
             than C{sent}, which stays.
         """
         place = os.path.join(self._private, TAKEN, secrets.token_hex(8))
-        os.mkdir(place, _MODE)
+        os.mkdir(place, _DIRECTORY_MODE)
         ours = False
         try:
             for note, text in {NAME: name, **notes}.items():
@@ -356,7 +356,7 @@ class OutboxFolder:
             return None
         try:
             target = os.path.join(self._private, POISON, os.path.basename(name))
-            os.makedirs(os.path.dirname(target), _MODE, exist_ok=True)
+            os.makedirs(os.path.dirname(target), _DIRECTORY_MODE, exist_ok=True)
             target = next(free for free in namesFor(target) if not os.path.lexists(free))
             # would not replace a directory that has something in it either
             os.rename(place, target)
@@ -457,6 +457,3 @@ class OutboxFolder:
             return identity(os.lstat(os.path.join(self.path, path))) == ident
         except (OSError, ValueError):
             return False
-
-    def __str__(self) -> str:
-        return displayName(self.path)

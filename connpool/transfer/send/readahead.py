@@ -32,9 +32,9 @@ from connpool.transfer.send.extents import Extent
 
 __all__ = ["Chunk", "ReadAhead", "blockDigests", "readFully", "readSome", "stdinDescriptor"]
 
-_BUFFERS, _BUFFER_SIZE = 4, 1 << 20
-#: Milliseconds between two looks whether what is waited for is still wanted.
-_LOOK = 100
+_BUFFER_COUNT, _BUFFER_BYTES = 4, 1 << 20
+#: Milliseconds between two questions whether what is waited for is still wanted.
+_POLL_MILLISECONDS = 100
 
 
 @attrs.define(eq=False)
@@ -80,12 +80,12 @@ class ReadAhead:
     """
     One connection's reader.
 
-    @param run: how to run a function in a thread.
+    @param inThread: runs a function in a thread.
     """
 
-    def __init__(self, run: InThread) -> None:
-        self._run = run
-        self._buffers = [memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS)]
+    def __init__(self, inThread: InThread) -> None:
+        self._inThread = inThread
+        self._buffers = [memoryview(bytearray(_BUFFER_BYTES)) for _ in range(_BUFFER_COUNT)]
         self._wanted: deque[tuple[int, int, int, int, Digest, bool]] = deque()
         self._ready: deque[Chunk | Failure] = deque()
         self._waiter: Deferred[None] | None = None
@@ -99,14 +99,14 @@ class ReadAhead:
         at = extent.start
         while at < extent.end:
             blockEnd = min((at // blockSize + 1) * blockSize, extent.end)
-            end = min(at + _BUFFER_SIZE, blockEnd)
+            end = min(at + _BUFFER_BYTES, blockEnd)
             self._wanted.append((fd, at, end, blockSize, digest, end == blockEnd))
             at = end
         self._next()
 
     async def chunk(self) -> Chunk:
         """
-        The next chunk.
+        Wait for the next chunk.
         """
         if not self._ready:
             self._waiter = Deferred()
@@ -119,7 +119,7 @@ class ReadAhead:
 
     def free(self, chunk: Chunk) -> None:
         """
-        The chunk was sent.
+        Use the buffer of a chunk again that was sent.
         """
         self._buffers.append(chunk.buffer)
         self._next()
@@ -145,7 +145,9 @@ class ReadAhead:
         while self._wanted and self._buffers:
             jobs.append((self._buffers.pop(), self._wanted.popleft()))
         self._reading = True
-        self._run(lambda: [self._read(buffer, *job) for buffer, job in jobs]).addBoth(self._done)
+        self._inThread(lambda: [self._read(buffer, *job) for buffer, job in jobs]).addBoth(
+            self._done
+        )
 
     def _done(self, result: Any) -> None:
         self._reading = False
@@ -169,7 +171,7 @@ class ReadAhead:
         last: bool,
     ) -> Chunk:
         """
-        In the thread, one at a time.
+        Fill a buffer and hash it, in the thread, one at a time.
         """
         view = buffer[: end - at]
         chunk = Chunk(at, view, buffer)
@@ -199,7 +201,7 @@ def blockDigests(
     @raise SourceError: it cannot be read.
     """
     found = []
-    buffer = memoryview(bytearray(min(blockSize, _BUFFER_SIZE)))
+    buffer = memoryview(bytearray(min(blockSize, _BUFFER_BYTES)))
     for block in blocks:
         hasher = digest.new()
         at, end = block * blockSize, min((block + 1) * blockSize, size)
@@ -220,7 +222,7 @@ def stdinDescriptor() -> int:
         raise SourceError("there is no standard input") from None
     with contextlib.suppress(OSError):
         # of a pipe: fewer trips to a thread
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _BUFFER_SIZE)
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _BUFFER_BYTES)
     return fd
 
 
@@ -235,7 +237,7 @@ def readSome(fd: int, most: int, wanted: Callable[[], bool]) -> bytes:
     ready.register(fd, select.POLLIN)
     try:
         while wanted():
-            if ready.poll(_LOOK):
+            if ready.poll(_POLL_MILLISECONDS):
                 return os.read(fd, most)
     except OSError as e:
         raise SourceError(f"cannot read it: {e.strerror}") from None

@@ -4,14 +4,20 @@ The report of a sending: the outcome of each file, what is under way, what is wa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import attrs
 
 from connpool.errors import ConnpoolError, NetworkFailed, Skipped, TransferError
 from connpool.transfer.names import displayName
 from connpool.transfer.records import DURABILITIES, Receipt
 from connpool.transfer.send.joblist import Job
+from connpool.transfer.send.session import SenderSession
+from connpool.transfer.send.walking import Found
+from connpool.transfer.wire.messages import Ack, ReceiptMessage
 
-__all__ = ["FileOutcome", "SendReport", "UnderWay", "Wait", "waitAfter"]
+__all__ = ["FileOutcome", "Reporter", "SendReport", "UnderWay", "Wait", "waitAfter"]
 
 
 @attrs.frozen
@@ -110,6 +116,9 @@ class Wait:
 
 
 def waitAfter(why: TransferError, name: str, until: float) -> Wait:
+    """
+    Wait for another try after an error.
+    """
     kinds = {"no-space": "disk", "quota": "quota", "busy": "place"}
     kind = "network" if why.exitCode == NetworkFailed.exitCode else why.code
     return Wait(kinds.get(why.code, kind), str(why), name, until)
@@ -214,3 +223,136 @@ class SendReport:
         if not codes:
             return 0
         return codes.pop() if len(codes) == 1 else 3
+
+
+class Reporter:
+    """
+    Keeps a L{SendReport} up to date.
+
+    @param durability: the level that is asked for.
+    @param answered: called with each L{FileOutcome}.
+    """
+
+    def __init__(self, durability: str, answered: Callable[[FileOutcome], Any]) -> None:
+        self._durability = durability
+        self._answered = answered
+        self.report = SendReport()
+
+    def stored(
+        self,
+        job: Job,
+        message: ReceiptMessage | Ack,
+        root: bytes | None,
+        size: int,
+        session: SenderSession,
+        earlier: str = "",
+    ) -> None:
+        """
+        Note that a file has its receipt.
+        """
+        wanted = job.name.decode("utf-8")
+        receipt = Receipt(
+            transferId=job.transferId.hex(),
+            name=wanted if isinstance(message, Ack) else message.name.decode("utf-8", "replace"),
+            wanted=wanted,
+            size=size,
+            status="stored" if isinstance(message, Ack) else message.status,
+            durability=message.durability,
+            filesystem=message.filesystem,
+            integrity="verified" if isinstance(message, Ack) else message.integrity,
+            digest=(
+                session.digest.name
+                if isinstance(message, Ack) or message.digest is None
+                else message.digest
+            ),
+            root=root.hex() if root is not None else None,
+            protocol="native",
+            principal=session.principal,
+            finished=message.finished / 1000,
+        )
+        if earlier != "gone":
+            self.report.doneBytes += size
+        self.report.slowed = ""
+        self._outcome(job, receipt=receipt, earlier=earlier)
+
+    def failed(self, job: Job, why: TransferError) -> None:
+        """
+        Note that a file is not going to be stored.
+        """
+        self._outcome(job, error=why)
+
+    def passedOver(self, link: Found) -> None:
+        """
+        Count a link, which is not sent.
+        """
+        self.report.passedOver += 1
+
+    def directoryMade(self) -> None:
+        """
+        Count a directory that is there, with its time.
+        """
+        self.report.directories += 1
+
+    def directoriesLeftOut(self, count: int) -> None:
+        """
+        Count directories that the receiver is not asked for.
+        """
+        self.report.directoriesLeftOut += count
+
+    def wouldTake(self, job: Job) -> None:
+        """
+        Note the answer of a dry run.
+        """
+        self._outcome(job)
+
+    def sent(self, job: Job, count: int) -> None:
+        """
+        Count bytes that were given to a connection.
+        """
+        self.report.delayed.pop(job, None)
+        self.report.sentBytes += count
+        if job.size is None or job in self.report.underWay:
+            self._of(job).sent += count
+
+    def resumed(self, job: Job, count: int) -> None:
+        """
+        Note that the receiver takes a file, and holds some of it already.
+        """
+        self.report.underWay[job] = UnderWay(job, count)
+        self.report.delayed.pop(job, None)
+        if not job.accepted:
+            # the next time it holds what we sent
+            job.accepted = True
+            self.report.resumedBytes += count
+
+    def slowed(self, word: str) -> None:
+        """
+        Note what the receiver says that small files wait for; empty for nothing.
+        """
+        self.report.slowed = displayName(word)
+
+    def delayed(self, job: Job, why: TransferError, due: float) -> None:
+        """
+        Note that the receiver does not take a file now; it is offered again.
+        """
+        self.report.underWay.pop(job, None)
+        self.report.delayed[job] = waitAfter(why, displayName(job.name), due)
+
+    def phase(self, job: Job, phase: str, slow: str) -> None:
+        """
+        Note the phase that the receiver is in.
+        """
+        each = self._of(job)
+        each.phase, each.slow = phase, displayName(slow)
+
+    def _of(self, job: Job) -> UnderWay:
+        return self.report.underWay.setdefault(job, UnderWay(job))
+
+    def _outcome(self, job: Job, **what: Any) -> None:
+        name = displayName(job.name or job.path)
+        self.report.underWay.pop(job, None)
+        job.letGo()
+        self.report.delayed.pop(job, None)
+        outcome = FileOutcome(job.path, name, asked=self._durability, **what)
+        self.report.outcomes.append(outcome)
+        self._answered(outcome)

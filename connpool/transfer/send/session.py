@@ -12,9 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import attrs
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.protocol import ClientFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -34,6 +32,7 @@ from connpool.errors import (
 from connpool.interfaces import IPoolable
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.names import displayName
+from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.send.writer import Writer
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.frames import frame as pack
@@ -63,17 +62,17 @@ from connpool.transfer.wire.messages import (
     slowIn,
 )
 
-__all__ = ["Credentials", "IStream", "SenderLink", "SenderSession", "SessionFactory", "hello"]
+__all__ = ["IStream", "SenderLink", "SenderSession", "errorFor"]
 
 #: Seconds a greeting may take.
-GREETING_TIMEOUT = 30.0
+GREETING_SECONDS = 30.0
 #: Seconds in which to read what the receiver said before nothing more could be written.
-LAST_WORDS = 1.0
+LAST_WORDS_SECONDS = 1.0
 #: Seconds of silence that no receiver is blamed for, unless the user asks: a busy one
 #: speaks every 5.
-_LEAST_IDLE = 10.0
+_LEAST_IDLE_SECONDS = 10.0
 #: PONGs that the receiver may leave unread.
-_PONGS = 1000
+_MAX_UNREAD_PONGS = 1000
 
 _FROM_RECEIVER = frozenset(
     {
@@ -81,17 +80,6 @@ _FROM_RECEIVER = frozenset(
         *(Type.PING, Type.PONG, Type.GOAWAY, Type.JOINED, Type.ERROR),
     }
 )
-
-
-@attrs.frozen
-class Credentials:
-    """
-    @ivar user: the name of the sender.
-    @ivar secret: password or token.
-    """
-
-    user: str
-    secret: bytes = attrs.field(repr=False)
 
 
 class IStream(Protocol):
@@ -183,7 +171,6 @@ class SenderSession:
         self.writer: Writer
         self.ticket = b""
         self.principal = ""
-        self.canJoin = False
         self.capabilities: frozenset[str] = frozenset()
         self.lost: BaseException | None = None
         self.stopping = False
@@ -206,13 +193,13 @@ class SenderSession:
 
     def linkMade(self, link: SenderLink) -> None:
         """
-        Connected.
+        Say hello: the connection is made.
         """
         self.link = link
         link.reader.expected = {Type.HELLO, Type.ERROR}
         link.reader.wants = self._wants
         self.writer = Writer(self._reactor, link.transport, self._unwritable)
-        self._deadline = self._reactor.callLater(GREETING_TIMEOUT, self._tooLate)
+        self._deadline = self._reactor.callLater(GREETING_SECONDS, self._tooLate)
         ours = Hello(
             VERSIONS,
             f"connpool/{connpool.__version__}",
@@ -232,7 +219,7 @@ class SenderSession:
 
     def foreign(self, data: bytes) -> None:
         """
-        Something else came.
+        Refuse a peer that said something else.
         """
         self._spoken = True
         if data[:2].lower() == b"ok":
@@ -253,7 +240,6 @@ class SenderSession:
         agreement = agree(self._ours, message)
         self.digest = digestNamed(agreement.digest)
         self.capabilities = agreement.capabilities
-        self.canJoin = "join" in agreement.capabilities
         self.limits = message.limits
         self._transcript = transcriptOf(self._sent, pack(frame.type, 0, frame.control))
         self.writer.send(encode(Type.AUTH, 0, self._auth(message.methods)))
@@ -283,18 +269,18 @@ class SenderSession:
         self.link.reader.expected = _FROM_RECEIVER
         self.link.admit()
         self._deadline.cancel()
-        self.link.expectWithin(min(self._idle, max(self.limits.idle, _LEAST_IDLE)))
+        self.link.expectWithin(min(self._idle, max(self.limits.idle, _LEAST_IDLE_SECONDS)))
         self._idle = min(self._idle, self.limits.idle)
         self._keepAlive = self._reactor.callLater(self._idle / 4, self._keep)
 
     def _tooLate(self) -> None:
-        self.link.abort(TransferTimeout(f"no greeting within {GREETING_TIMEOUT:g} s"))
+        self.link.abort(TransferTimeout(f"no greeting within {GREETING_SECONDS:g} s"))
 
     # -- saying things
 
     def start(self) -> None:
         """
-        Much is going to be sent.
+        Get ready to send much.
         """
         self.writer.start(encode(Type.PING, 0, Ping(0)))
 
@@ -308,7 +294,7 @@ class SenderSession:
 
     def forget(self, number: int) -> None:
         """
-        Nothing more about this stream is of interest.
+        Pass over all that still comes for a stream.
         """
         self._streams.pop(number, None)
 
@@ -366,7 +352,7 @@ class SenderSession:
     def _unwritable(self, why: NetworkFailed) -> None:
         # the receiver may have said why before it closed
         if not self._deadline.active():
-            self._deadline = self._reactor.callLater(LAST_WORDS, self.link.failed, why)
+            self._deadline = self._reactor.callLater(LAST_WORDS_SECONDS, self.link.failed, why)
 
     # -- answers
 
@@ -424,11 +410,11 @@ class SenderSession:
     def _pinged(self, token: int) -> None:
         # who asks and does not read shall not fill our memory: the latest will do
         self._unread += 1
-        if self._unread > _PONGS:
+        if self._unread > _MAX_UNREAD_PONGS:
             self._owed = token
             return
         self.writer.send(encode(Type.PONG, 0, Ping(token)))
-        if self._unread == _PONGS:
+        if self._unread == _MAX_UNREAD_PONGS:
             self.writer.send(encode(Type.PING, 0, Ping(0)))
 
     def _ponged(self, token: int) -> None:
@@ -456,7 +442,8 @@ class SenderSession:
 
     def turn(self) -> None:
         """
-        All that had come was read: a GOAWAY right after READY is known.
+        Let the sender begin: all that had come was read, and a GOAWAY right after READY is
+        known.
         """
         if not self._answered and self._state == self._open:
             self._answered = True
@@ -485,7 +472,7 @@ class SenderSession:
 
     def drain(self) -> None:
         """
-        Only receivers drain.
+        Do nothing: receivers drain.
         """
 
     def linkLost(self, why: BaseException) -> None:
@@ -558,46 +545,3 @@ class SenderLink(Link):
 
     def goodbye(self) -> None:
         self.session.close()
-
-
-class SessionFactory(ClientFactory):
-    """
-    Makes the sender's end of connections, for an endpoint or a pool.
-
-    @param digests: algorithms this side can compute and trusts.
-    @param idleTimeout: seconds of silence from the receiver that end a connection; fewer if
-        the receiver's are fewer.
-    @ivar refusal: why the last connection that was not let in was not.
-    """
-
-    noisy = False
-
-    def __init__(
-        self,
-        reactor: Any,
-        digests: Sequence[str] = ("blake3", "sha256"),
-        credentials: Credentials | None = None,
-        idleTimeout: float = 60.0,
-    ) -> None:
-        self._reactor = reactor
-        for name in digests:
-            digestNamed(name)
-        self._digests = tuple(digests)
-        self._credentials = credentials
-        self._idleTimeout = idleTimeout
-        self.refusal: TransferError | None = None
-
-    def _refused(self, why: TransferError) -> None:
-        self.refusal = why
-
-    def buildProtocol(self, addr: Any) -> SenderLink:
-        session = SenderSession(self._reactor, self._digests, self._credentials, self._idleTimeout)
-        session.onRefused = self._refused
-        return SenderLink(self._reactor, session, self._idleTimeout)
-
-
-def hello(link: SenderLink) -> Deferred[SenderSession]:
-    """
-    Wait for the greeting after connecting: a pool's C{prepare}.
-    """
-    return link.session.ready()

@@ -24,12 +24,12 @@ __all__ = [
     "wasRenamed",
 ]
 
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 def identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
     """
-    The values that must be the same before the first and after the last read: device,
+    List the values that must be the same before the first and after the last read: device,
     inode, size, and the times of the last change of contents and of anything.
     """
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -57,7 +57,7 @@ def wasRenamed(fd: int, path: str) -> bool:
 
 def readWhole(fd: int, status: os.stat_result, largest: int) -> bytes:
     """
-    The content of a small file.  One whose size says 0 may have some all the same: the
+    Read a small file.  One whose size says 0 may have some all the same: the
     kernel makes that of C{/proc} when it is read.
 
     @param largest: bytes that may be read.
@@ -116,13 +116,6 @@ class Source:
     name: bytes
     status: os.stat_result
 
-    @property
-    def size(self) -> int:
-        """
-        Bytes, as of the opening.
-        """
-        return self.status.st_size
-
     def verifyUnchanged(self) -> None:
         """
         @raise ChangedSource: if anybody wrote to it since the opening.
@@ -133,12 +126,12 @@ class Source:
 
 def readRoot(fd: int, size: int, digest: Digest, blockSize: int) -> bytes:
     """
-    The root of what C{fd} leads to; blocks on the disk.
+    Compute the root of an open file.
     """
     blocks = []
     for start in range(0, size, blockSize):
         hasher, offset, end = digest.new(), start, min(start + blockSize, size)
-        while offset < end and (data := os.pread(fd, min(end - offset, _CHUNK), offset)):
+        while offset < end and (data := os.pread(fd, min(end - offset, _CHUNK_BYTES), offset)):
             hasher.update(data)
             offset += len(data)
         blocks.append(hasher.digest())

@@ -5,25 +5,25 @@ Standard input on its way out: of unknown size, and read only once.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from connpool.errors import SourceError, TooLarge
 from connpool.transfer.digests import MAX_BLOCKS, rootOf
 from connpool.transfer.send.readahead import readSome
+from connpool.transfer.send.streams import Exchange, LargeStream
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Data, Digests, encode
 
 __all__ = ["sendStandardInput"]
 
 
-async def sendStandardInput(transmission: Any, stream: Any, fd: int) -> None:
+async def sendStandardInput(exchange: Exchange, stream: LargeStream, fd: int) -> None:
     """
     Send what comes, when it comes, until the end of input; what cannot be
     read again is not repaired.
     """
-    session, writer = transmission.session, transmission.session.writer
+    session, writer = exchange.session, exchange.session.writer
     while not stream.accepted and not stream.over:
-        await transmission.event()
+        await exchange.event()
     hasher = session.digest.new()
     digests: list[bytes] = []
     at = 0
@@ -31,7 +31,7 @@ async def sendStandardInput(transmission: Any, stream: Any, fd: int) -> None:
         stream.job.spent = True
         room = min(1 << 20, stream.blockSize - at % stream.blockSize)
         try:
-            data = await transmission.inThread(partial(readSome, fd, room, lambda: not stream.over))
+            data = await exchange.inThread(partial(readSome, fd, room, lambda: not stream.over))
         except SourceError as e:
             stream.giveUp(e, keep=False)
             return
@@ -48,7 +48,7 @@ async def sendStandardInput(transmission: Any, stream: Any, fd: int) -> None:
             if stream.over:
                 return
             at += len(data)
-            transmission.report.sent(stream.job, len(data))
+            exchange.reporter.sent(stream.job, len(data))
         whole = at % stream.blockSize == 0
         if (data and whole) or (not data and not whole):
             digest = hasher.digest()
@@ -58,5 +58,5 @@ async def sendStandardInput(transmission: Any, stream: Any, fd: int) -> None:
             writer.send(encode(Type.DIGESTS, stream.number, message, len(digest)), digest)
         if not data:
             stream.commit(at, rootOf(session.digest, at, stream.blockSize, digests))
-            transmission.report.phase(stream.job, "publish", "")
+            exchange.reporter.phase(stream.job, "publish", "")
             return

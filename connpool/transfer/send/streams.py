@@ -1,34 +1,42 @@
 """
-The wishes of a sender, and the state of each of its streams.
+The files that go by one session: the state of each, and what the receiver's answers mean.
 
-A stream is told the receiver's answers by its L{SenderSession} and passes on what they
-mean to the L{Transmission}, last of all waking it: state is final before
-anything else runs.
+A stream is told the answers by its L{SenderSession} and passes on their meaning
+to the L{Exchange}, last of all waking it: state is final before anything else runs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from connpool.errors import (
+    ChangedSource,
     DigestMismatch,
+    NoSpace,
     ProtocolError,
+    Skipped,
     SourceError,
     TransferError,
     Unsupported,
 )
-from connpool.transfer.digests import BLOCK_SIZE, Digest, blockCount, digestNamed, rootOf
+from connpool.transfer.digests import Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.hashing import InThread
-from connpool.transfer.records import DURABILITIES
-from connpool.transfer.send.extents import EXTENT, Outgoing
-from connpool.transfer.send.joblist import Job, Small
+from connpool.transfer.send.extents import Extents
+from connpool.transfer.send.joblist import Job, JobList, Small
 from connpool.transfer.send.readahead import ReadAhead, blockDigests
+from connpool.transfer.send.report import Reporter
+from connpool.transfer.send.request import RequestedDurability, SendRequest
 from connpool.transfer.send.session import SenderSession
+from connpool.transfer.send.source import readRoot, wasRenamed
+from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.blocklists import packBlocks, readHeld, unpackBlocks
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
@@ -42,70 +50,32 @@ from connpool.transfer.wire.messages import (
     encode,
     extensionOf,
 )
+from connpool.waiting import Waiters
 
-if TYPE_CHECKING:
-    from connpool.transfer.send.transmission import Transmission
+__all__ = ["Exchange", "Lane", "LargeStream", "SmallStream"]
 
-__all__ = ["Asked", "Lane", "LargeStream", "SmallStream"]
-
+#: How often a file is sent again for a reason of its own; when the receiver says that a
+#: later try may succeed; and for a full disk, which few find space on within seconds.
+CHANGED_TRIES, LATER_TRIES, FULL_TRIES = 3, 5, 2
+#: The text with which receivers of version 0.1.0 refuse a file, also under the rule C{skip}.
+_SKIPPED = "already exists on the receiver with different content"
+#: Bytes that are read again between two signs of life.
+_REHASH_SLICE_BYTES = 64 << 20
+#: Bytes that are compared at once with what the receiver holds.
+_COMPARE_SLICE_BYTES = 8 << 20
 #: Bytes of a run of blocks in C{ACCEPT}, and of a block number in C{REPAIR}.
 _RUN_BYTES, _NUMBER_BYTES = 8, 4
 
 
-@attrs.frozen
-class Asked:
-    """
-    The user's wishes for every file.
-
-    @ivar ifExists: one of L{IF_EXISTS}, or empty for the receiver's rule.
-    @ivar durability: one of L{ASKABLE_DURABILITIES}.
-    @ivar dry: only ask.
-    @ivar blockSize: smallest bytes of a block.
-    @ivar extent: bytes of an extent.
-    """
-
-    ifExists: str = ""
-    durability: str = "best"
-    dry: bool = False
-    blockSize: int = BLOCK_SIZE
-    extent: int = EXTENT
-
-
-class Level:
-    """
-    The durability that the files of one session are asked for.
-
-    @param wanted: one of L{ASKABLE_DURABILITIES}.
-    @param capabilities: of the session.
-    @ivar asked: the same, in words that the receiver knows.
-    """
-
-    def __init__(self, wanted: str, capabilities: Collection[str]) -> None:
-        self._open = wanted == "best"
-        self.asked = "full" if self._open and "best" not in capabilities else wanted
-
-    def lower(self, refused: str) -> bool:
-        """
-        Ask for less than a level that was refused, if it was left open which one it is.
-
-        @return: whether there is less to ask for.
-        """
-        if not self._open or refused not in {"data", "full"}:
-            return False
-        if refused == self.asked:
-            self.asked = DURABILITIES[DURABILITIES.index(refused) - 1]
-        return True
-
-
+@attrs.frozen(eq=False)
 class Lane:
     """
-    One connection that carries runs.
+    A connection that carries extents.
     """
 
-    def __init__(self, session: SenderSession, run: InThread, primary: bool = False) -> None:
-        self.session = session
-        self.reader = ReadAhead(run)
-        self.primary = primary
+    session: SenderSession
+    reader: ReadAhead
+    primary: bool = False
 
 
 #: By the value of a receipt's extension C{earlier}.
@@ -121,18 +91,194 @@ def _earlier(receipt: ReceiptMessage | Ack) -> str:
     return "" if value is None else _EARLIER.get(value, "unknown")
 
 
+@attrs.define(eq=False, slots=False)
+class Exchange:
+    """
+    The files that go by one session, and the meaning of the receiver's answers.
+
+    @param jobs: where files go back to that are begun again.
+    @ivar large: streams of files that go in runs, in the order of their offers.
+    @ivar small: streams of files that go in one piece, and
+    @ivar smallBytes: the bytes of these.
+    @ivar running: coroutines beside the round.
+    @ivar tellsEarlier: whether the receiver says what became of a file that an earlier run
+        stored.
+    @ivar advanced: whether any file was answered, or more of it is safe at the receiver than
+        ever before.
+    """
+
+    _log = Logger()
+
+    _reactor: Any
+    session: SenderSession
+    jobs: JobList
+    request: SendRequest
+    reporter: Reporter
+    inThread: InThread
+    large: dict[LargeStream, None] = attrs.field(factory=dict, init=False)
+    small: dict[SmallStream, None] = attrs.field(factory=dict, init=False)
+    smallBytes: int = attrs.field(default=0, init=False)
+    running: int = attrs.field(default=0, init=False)
+    advanced: bool = attrs.field(default=False, init=False)
+    _unanswered: list[Job] = attrs.field(factory=list, init=False)
+    _waiters: Waiters = attrs.field(factory=Waiters, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.tellsEarlier = "earlier" in self.session.capabilities
+        self.durability = RequestedDurability(self.request.durability, self.session.capabilities)
+
+    def wake(self) -> None:
+        """
+        Go on with the round: something happened.
+        """
+        self._waiters.wake()
+
+    async def event(self) -> None:
+        """
+        Wait until something happens.
+        """
+        something = self._waiters.wait()
+        call = None
+        if self.jobs.later:
+            wait = min(job.due for job in self.jobs.later) - self._reactor.seconds()
+            call = self._reactor.callLater(max(wait, 0.01), self.wake)
+        try:
+            await something
+        finally:
+            if call is not None and call.active():
+                call.cancel()
+
+    def spawn(self, coroutine: Any) -> None:
+        """
+        Run something beside the round.
+        """
+        self.running += 1
+
+        def done(result: Any) -> None:
+            self.running -= 1
+            if isinstance(result, Failure) and not result.check(TransferError):
+                self._log.failure("sending failed", failure=result)
+                self.session.link.abort(TransferError(f"internal error: {result.value!r}"))
+            self.wake()
+
+        Deferred.fromCoroutine(coroutine).addBoth(done)
+
+    def endLarge(self) -> None:
+        """
+        End the streams of large files: their session is over.
+        """
+        for stream in list(self.large):
+            self._unanswered.append(stream.job)
+            stream.end()
+
+    def takeUnanswered(self) -> list[Job]:
+        """
+        Take the files that have had no answer.
+        """
+        left = self._unanswered + [stream.job for stream in self.small]
+        self._unanswered = []
+        self.small.clear()
+        return left
+
+    def stored(
+        self,
+        job: Job,
+        receipt: ReceiptMessage | Ack,
+        root: bytes | None,
+        size: int,
+        earlier: str = "",
+    ) -> None:
+        """
+        Note a receipt.
+
+        @param earlier: as in L{FileOutcome}.
+        """
+        self.advanced = True
+        self.reporter.stored(job, receipt, root, size, self.session, earlier)
+        self.wake()
+
+    def anew(self, job: Job) -> None:
+        """
+        Send a file under a key of its own: its receipt is for another content.
+        """
+        if job.fresh or job.spent:
+            self.refused(job, DigestMismatch("the receipt is for another content"), again=False)
+            return
+        job.fresh = os.urandom(32)
+        self.jobs.again(job)
+        self.wake()
+
+    def refused(self, job: Job, why: TransferError, again: bool, durability: str = "none") -> None:
+        """
+        Send a file again later, or give it up.
+
+        @param again: whether a later try may succeed.
+        @param durability: the level that was asked for.
+        """
+        if self.request.ifExists == "skip" and str(why).endswith(_SKIPPED):
+            why = Skipped(str(why))
+        job.tries += 1
+        tries = FULL_TRIES if isinstance(why, NoSpace) else LATER_TRIES
+        if isinstance(why, Unsupported) and not job.spent and self.durability.lower(durability):
+            self.jobs.again(job)
+        elif again and job.tries <= tries and not self.request.dry:
+            delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
+            due = self._reactor.seconds() + delay
+            self.jobs.delay(job, due)
+            if delay:
+                self.reporter.delayed(job, why, due)
+        else:
+            self.failed(job, why)
+        self.wake()
+
+    def changed(self, stream: LargeStream) -> None:
+        """
+        Begin a file again, some times: somebody writes to it.
+        """
+        if stream.over:
+            return
+        job = stream.job
+        why = ChangedSource(
+            f"the file changed while it was sent, {CHANGED_TRIES} times; send it again"
+        )
+        if job.path != STDIN and stream.fd is not None and wasRenamed(stream.fd, job.path):
+            job.held = os.dup(stream.fd)
+        else:
+            self.jobs.moved(job)
+        stream.cancel(why, keep=True)
+        job.tries += 1
+        if job.tries < CHANGED_TRIES:
+            self.jobs.again(job)
+        else:
+            self.failed(job, why)
+
+    def failed(self, job: Job, why: TransferError) -> None:
+        """
+        Note that a file is not going to be stored.
+        """
+        self.advanced = True
+        self.reporter.failed(job, why)
+
+
 class SmallStream:
     """
     The answer to one C{PUT}.
     """
 
-    def __init__(self, transmission: Transmission, small: Small) -> None:
+    def __init__(self, exchange: Exchange, small: Small) -> None:
         # not the content: up to 64 MiB are on their way
-        self._transmission = transmission
+        self._exchange = exchange
         self.job = small.job
         self.size = len(small.data)
         self._root = small.root
-        self._durability = transmission.level.asked
+        self._durability = exchange.durability.level
+        self.number = exchange.session.open(self)
+        exchange.small[self] = None
+        exchange.smallBytes += self.size
+
+    def _answered(self) -> None:
+        del self._exchange.small[self]
+        self._exchange.smallBytes -= self.size
 
     def takes(self, kind: Type, length: int) -> bool:
         return False
@@ -141,17 +287,17 @@ class SmallStream:
         raise ProtocolError(f"{frame.type.name} for a PUT")
 
     def stored(self, receipt: ReceiptMessage | Ack) -> None:
-        self._transmission.smallAnswered(self)
+        self._answered()
         if isinstance(receipt, ReceiptMessage) and receipt.root != self._root:
-            self._transmission.anew(self.job)
+            self._exchange.anew(self.job)
         else:
-            self._transmission.stored(self.job, receipt, self._root, self.size, _earlier(receipt))
+            self._exchange.stored(self.job, receipt, self._root, self.size, _earlier(receipt))
 
     def rejected(self, why: TransferError, retryable: bool) -> None:
-        self._transmission.smallAnswered(self)
+        self._answered()
         # damaged on the way: what a large file repairs block by block
         again = retryable or isinstance(why, DigestMismatch)
-        self._transmission.refused(self.job, why, again, self._durability)
+        self._exchange.refused(self.job, why, again, self._durability)
 
 
 class LargeStream:
@@ -162,27 +308,26 @@ class LargeStream:
         input.
     @ivar size: bytes; L{None} until known.
     @ivar accepted: whether the receiver takes it.
-    @ivar outgoing: what is to be sent, once it is accepted; L{None} of standard input.
+    @ivar extents: what is to be sent, once it is accepted; L{None} of standard input.
     @ivar touched: lanes beside the first that carried some of it.
     @ivar settling: whether these are being waited for.
     @ivar root: what was committed; L{None} if nothing is.
     """
 
-    def __init__(
-        self, transmission: Transmission, job: Job, fd: int | None, blockSize: int
-    ) -> None:
-        self._transmission = transmission
+    def __init__(self, exchange: Exchange, job: Job, fd: int | None, blockSize: int) -> None:
+        self._exchange = exchange
         self.job = job
         self.fd = fd
         self.size = job.size
         self.blockSize = blockSize
-        self.number = transmission.session.open(self)
+        self.number = exchange.session.open(self)
+        exchange.large[self] = None
         self.accepted = False
-        self.outgoing: Outgoing | None = None
+        self.extents: Extents | None = None
         self.touched: set[Lane] = set()
         self.settling = False
         self.root: bytes | None = None
-        self._durability = transmission.level.asked
+        self._durability = exchange.durability.level
         self.over = False
         self.busy = 0
 
@@ -191,27 +336,29 @@ class LargeStream:
             return False
         count = blockCount(self.size, self.blockSize)
         if kind is Type.ACCEPT:
-            digest = self._transmission.session.digest.length
+            digest = self._exchange.session.digest.length
             return not self.accepted and length <= count * (_RUN_BYTES + digest)
         return self.accepted and length <= count * _NUMBER_BYTES
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
-        transmission = self._transmission
+        exchange = self._exchange
         if isinstance(message, Progress):
-            transmission.progressed(self, message)
+            self._keep(message.durable)
+            exchange.reporter.phase(self.job, message.phase, message.slow)
         elif isinstance(message, Accept):
             if self.accepted:
                 raise ProtocolError("ACCEPT twice")
             self.accepted = True
             if message.state == "dry":
-                transmission.session.forget(self.number)
+                exchange.session.forget(self.number)
                 if self.fd is not None and self.job.root is None and _depends(message):
-                    transmission.spawn(transmission.compare(self))
+                    exchange.spawn(self._askWithRoot())
                     return
                 self.end()
-                transmission.wouldTake(self.job)
+                exchange.reporter.wouldTake(self.job)
+                exchange.wake()
                 return
-            self._accept(readHeld(message.runs, frame.data, transmission.session.digest.length))
+            self._accept(readHeld(message.runs, frame.data, exchange.session.digest.length))
         elif frame.type is Type.REPAIR:
             if not self.accepted:
                 raise ProtocolError("REPAIR before ACCEPT")
@@ -219,55 +366,88 @@ class LargeStream:
             try:
                 if self.job.spent:
                     raise DigestMismatch("standard input arrived damaged and cannot be read again")
-                if self.outgoing is not None:
-                    self.outgoing.repair(unpackBlocks(frame.data))
+                if self.extents is not None:
+                    self.extents.repair(unpackBlocks(frame.data))
             except DigestMismatch as e:
                 self.giveUp(e, keep=True)
-        transmission.wake()
+        exchange.wake()
 
     def _accept(self, held: dict[int, bytes]) -> None:
-        transmission, size, blockSize = self._transmission, self.size, self.blockSize
+        exchange, size, blockSize = self._exchange, self.size, self.blockSize
         kept = 0
         if size is not None:
-            digest, extent = transmission.session.digest, transmission.asked.extent
-            self.outgoing = Outgoing(size, blockSize, digest, held, extent)
+            digest, extentBytes = exchange.session.digest, exchange.request.extentBytes
+            self.extents = Extents(size, blockSize, digest, held, extentBytes)
             kept = sum(min(blockSize, size - block * blockSize) for block in held)
         elif held:
             raise ProtocolError("the receiver holds blocks of a file that cannot be resumed")
-        transmission.resumed(self, kept)
+        self._keep(kept)
+        exchange.reporter.resumed(self.job, kept)
         if held:
-            transmission.spawn(self._compare(sorted(held)))
+            exchange.spawn(self._compare(sorted(held)))
+
+    def _keep(self, count: int) -> None:
+        # what was written says little: the kernel, or a proxy, takes megabytes
+        blocks = min(count, self.size or 0) // self.blockSize
+        if blocks > self.job.kept:
+            self.job.kept, self._exchange.advanced = blocks, True
+
+    async def _askWithRoot(self) -> None:
+        """
+        Read the content that the answer of a dry run depends on, and ask again.
+        """
+        exchange, job, fd, size = self._exchange, self.job, self.fd, self.size
+        assert fd is not None
+        assert size is not None
+        root, why = None, None
+        self.hold(1)
+        try:
+            root = await exchange.inThread(
+                partial(readRoot, fd, size, exchange.session.digest, self.blockSize)
+            )
+        except OSError as e:
+            why = SourceError(f"the file cannot be read: {e.strerror}")
+        self.hold(-1)
+        if self.over:
+            return  # the connection was lost, and the file is asked about again
+        self.end()
+        if why is not None:
+            exchange.failed(job, why)
+        else:
+            job.root = root
+            exchange.jobs.large.append(job)
+        exchange.wake()
 
     def commit(self, size: int, root: bytes) -> None:
         """
-        All of it was sent.
+        Say that all of it was sent.
         """
         self.size, self.root = size, root
-        self._transmission.session.writer.send(encode(Type.COMMIT, self.number, Commit(size, root)))
+        self._exchange.session.writer.send(encode(Type.COMMIT, self.number, Commit(size, root)))
 
     def stored(self, receipt: ReceiptMessage | Ack) -> None:
         if not isinstance(receipt, ReceiptMessage):
             raise ProtocolError("ACK for an OFFER")
         if self.root is None and self.size is not None:
             # it had all of it before, it says: nothing goes any more
-            self.outgoing = None
-            self._transmission.spawn(self._reread(receipt, self.size))
+            self.extents = None
+            self._exchange.spawn(self._reread(receipt, self.size))
         else:
             self._judge(receipt, self.root)
 
     def _judge(self, receipt: ReceiptMessage, root: bytes | None, earlier: str = "") -> None:
         self.end()
         if root is None or self.size is None or receipt.root != root:
-            self._transmission.anew(self.job)
+            self._exchange.anew(self.job)
         else:
-            self._transmission.stored(self.job, receipt, root, self.size, earlier)
+            self._exchange.stored(self.job, receipt, root, self.size, earlier)
 
     async def _reread(self, receipt: ReceiptMessage, size: int) -> None:
         """
         Compare a receipt with our file, which may be removed by its word.
         """
-        transmission, blockSize = self._transmission, self.blockSize
-        count, step = blockCount(size, blockSize), max(1, (64 << 20) // blockSize)
+        exchange, blockSize = self._exchange, self.blockSize
+        count, step = blockCount(size, blockSize), max(1, _REHASH_SLICE_BYTES // blockSize)
         digests: list[bytes] = []
         try:
             digest = digestNamed(receipt.digest or "")
@@ -275,17 +455,17 @@ class LargeStream:
                 blocks = range(at, min(at + step, count))
                 digests += await self._digests(digest, size, blocks)
                 # it shall not take us for gone
-                await transmission.session.ping()
+                await exchange.session.ping()
                 if self.over:
                     return
         except Unsupported:
             self._judge(receipt, None)
         except SourceError as e:
             self.end()
-            transmission.refused(self.job, e, again=False)
+            exchange.refused(self.job, e, again=False)
         else:
             earlier = _earlier(receipt)
-            if not (earlier or self.job.accepted or transmission.tellsEarlier):
+            if not (earlier or self.job.accepted or exchange.tellsEarlier):
                 earlier = "unknown"  # a process before this one, and it cannot say more
             self._judge(receipt, rootOf(digest, size, blockSize, digests), earlier)
 
@@ -293,7 +473,7 @@ class LargeStream:
         assert self.fd is not None
         self.hold(1)
         try:
-            digests: list[bytes] = await self._transmission.inThread(
+            digests: list[bytes] = await self._exchange.inThread(
                 partial(blockDigests, self.fd, digest, size, self.blockSize, blocks)
             )
         finally:
@@ -304,7 +484,7 @@ class LargeStream:
         self.end()
         # what cannot be read again is not begun again
         again = retryable and not self.job.spent
-        self._transmission.refused(self.job, why, again, self._durability)
+        self._exchange.refused(self.job, why, again, self._durability)
 
     def giveUp(self, why: TransferError, keep: bool) -> None:
         """
@@ -312,27 +492,27 @@ class LargeStream:
         """
         if not self.over:
             self.cancel(why, keep)
-            self._transmission.refused(self.job, why, again=False)
+            self._exchange.refused(self.job, why, again=False)
 
     def cancel(self, why: TransferError, keep: bool) -> None:
         """
         Cancel it on our side.
         """
-        self._transmission.session.cancel(self.number, why.code, keep)
+        self._exchange.session.cancel(self.number, why.code, keep)
         self.end()
 
     def end(self) -> None:
         """
-        The stream is over.
+        End the stream.
         """
         if not self.over:
             self.over = True
-            self._transmission.streamOver(self)
+            self._exchange.large.pop(self, None)
             self._maybeClose()
 
     def hold(self, change: int) -> None:
         """
-        Somebody reads from the descriptor, or does not any more.
+        Count those that read from the descriptor.
         """
         self.busy += change
         self._maybeClose()
@@ -347,19 +527,19 @@ class LargeStream:
         """
         Read what the receiver holds and see whether it is still the same.
         """
-        outgoing, session = self.outgoing, self._transmission.session
-        assert outgoing is not None
-        step = max(1, (8 << 20) // self.blockSize)
+        extents, session = self.extents, self._exchange.session
+        assert extents is not None
+        step = max(1, _COMPARE_SLICE_BYTES // self.blockSize)
         for at in range(0, len(blocks), step):
             some = blocks[at : at + step]
             try:
-                digests = await self._digests(session.digest, outgoing.size, some)
+                digests = await self._digests(session.digest, extents.size, some)
             except SourceError as e:
                 self.giveUp(e, keep=True)
                 return
             if self.over:
                 return
-            revoked = [b for b, d in zip(some, digests, strict=True) if outgoing.compared(b, d)]
+            revoked = [b for b, d in zip(some, digests, strict=True) if extents.compared(b, d)]
             if revoked:
                 wire = packBlocks(revoked)
                 session.writer.send(encode(Type.REVOKE, self.number, Revoke(), len(wire)), wire)

@@ -3,12 +3,11 @@ One session's worth of sending.
 
 Theory of operation
 ===================
-L{Transmission.run} goes round: send small files while the receiver's limits allow, offer
+L{Transmission.send} goes round: send small files while the receiver's limits allow, offer
 large ones some ahead, send an extent, commit what is complete; when nothing of that is
 possible, wait for an answer.  Directories come last (L{Directories}).  It returns when
-every file of the work list had an answer, or fails with what ended the connection; then
-L{Transmission.unfinished} are the files that have had none, and they go with the next
-session.
+every file of the job list had an answer, or fails with what ended the connection; then
+the files that have had none (L{Exchange.takeUnanswered}) go with the next session.
 
 Further connections (I{lanes}) take extents of the same files.  A file is committed only after
 each lane that carried some of it answered a PING, so its bytes have arrived.
@@ -17,74 +16,47 @@ each lane that carried some of it answered a PING, so its bytes have arrived.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from connpool.errors import (
-    ChangedSource,
-    DigestMismatch,
-    NoSpace,
-    Skipped,
-    SourceError,
-    TransferError,
-    Unsupported,
-)
+from connpool.errors import SourceError, TransferError
 from connpool.transfer.digests import chooseBlockSize
-from connpool.transfer.hashing import InThread
+from connpool.transfer.send.connections import Connection
 from connpool.transfer.send.directories import Directories
-from connpool.transfer.send.extents import Extent, Outgoing
-from connpool.transfer.send.joblist import Job, Small, WorkList, resumeKey
-from connpool.transfer.send.readahead import stdinDescriptor
-from connpool.transfer.send.session import SenderSession
-from connpool.transfer.send.source import readRoot, unchanged, wasRenamed
+from connpool.transfer.send.extents import Extent, Extents
+from connpool.transfer.send.joblist import Job, Small
+from connpool.transfer.send.readahead import ReadAhead, stdinDescriptor
+from connpool.transfer.send.source import unchanged
 from connpool.transfer.send.standardinput import sendStandardInput
-from connpool.transfer.send.streams import Asked, Lane, LargeStream, Level, SmallStream
+from connpool.transfer.send.streams import Exchange, Lane, LargeStream, SmallStream
 from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.frames import MAX_RUN_BYTES, Type
 from connpool.transfer.wire.messages import (
     ROOT,
-    Ack,
     Data,
     Digests,
     Extension,
     OfferMessage,
-    Progress,
     Put,
-    ReceiptMessage,
     carryTime,
     encode,
 )
-from connpool.waiting import Waiters
 
-__all__ = ["Asked", "Lane", "Transmission"]
+__all__ = ["Transmission"]
 
 #: Large files offered at once: their answers come while another is sent.
-OFFERS = 16
-#: How often a file is sent again for a reason of its own; when the receiver says that a
-#: later try may succeed; and for a full disk, which few find space on within seconds.
-TRIES, LATER_TRIES, FULL_TRIES = 3, 5, 2
-#: The text with which receivers of version 0.1.0 refuse a file, also under the rule C{skip}.
-_SKIPPED = "already exists on the receiver with different content"
+MAX_OFFERS = 16
 
 
 class Transmission:
     """
-    @param report: told what became of each file: C{stored(job, receipt, root,
-        size, session, earlier)}, C{failed(job, error)}, C{directoryMade()},
-        C{directoriesLeftOut(count)}, C{wouldTake(job)}, C{sent(job, bytes)},
-        C{resumed(job, bytes)} when it is accepted, C{phase(job, phase, slow)},
-        C{delayed(job, error, due)} when it is offered again later, C{slowed(word)} when the
-        receiver says what small files wait for.
-    @param lane: connects a further lane, or L{None}.
+    The round of one session.
+
+    @param connect: connects a further lane.
     @param lanes: how many further lanes there may be.
-    @ivar tellsEarlier: whether the receiver says what became of a file that an earlier run
-        stored.
-    @ivar advanced: whether any file was answered, or more of it is safe at the receiver than
-        ever before.
     """
 
     _log = Logger()
@@ -92,156 +64,94 @@ class Transmission:
     def __init__(
         self,
         reactor: Any,
-        session: SenderSession,
-        work: WorkList,
-        asked: Asked,
-        report: Any,
-        inThread: InThread,
-        lane: Callable[[], Any] | None = None,
+        exchange: Exchange,
+        connect: Callable[[], Coroutine[Any, Any, Connection]],
         lanes: int = 0,
     ) -> None:
         self._reactor = reactor
-        self.session = session
-        self.work = work
-        self.asked = asked
-        self.report = report
-        self.inThread = inThread
-        self._connectLane = lane
-        self._mostLanes = lanes if lane is not None and "join" in session.capabilities else 0
+        self._exchange = exchange
+        self._session = session = exchange.session
+        self._jobs = exchange.jobs
+        self._request = exchange.request
+        self._reporter = exchange.reporter
+        self._connect = connect
+        self._mostLanes = lanes if "join" in session.capabilities else 0
         self._lanes = 0
         #: connections that are being made
         self._connecting: set[Deferred[Any]] = set()
-        self._large: list[LargeStream] = []
-        self._small: dict[SmallStream, None] = {}
-        self._directories = Directories(self, report)
-        self._smallBytes = 0
-        self._waiters = Waiters()
-        self._again: list[Job] = []
+        self._directories = Directories(exchange)
         self._over = False
-        self._running = 0
-        self.tellsEarlier = "earlier" in session.capabilities
-        self.level = Level(asked.durability, session.capabilities)
-        self.advanced = False
-        session.onLost = lambda _: self.wake()
-        session.onSlow = report.slowed
+        session.onLost = lambda _: exchange.wake()
+        session.onSlow = self._reporter.slowed
 
     # -- the round
 
-    async def run(self) -> None:
+    async def send(self) -> None:
         """
+        Send until every file had its answer.
+
         @raise TransferError: what ended the connection.
         """
-        lane = Lane(self.session, self.inThread, primary=True)
-        self.session.start()
+        lane = Lane(self._session, ReadAhead(self._exchange.inThread), primary=True)
+        self._session.start()
         try:
             while True:
-                if self.session.lost is not None:
-                    raise self.session.lost
-                self.work.wake(self._reactor.seconds())
+                if self._session.lost is not None:
+                    raise self._session.lost
+                self._jobs.wake(self._reactor.seconds())
                 did = await self._puts()
                 did = await self._offers() or did
                 did = await self._extent(lane) or did
                 did = self._commits() or did
-                busy = self._large or self._small or self._running
+                busy = self._exchange.large or self._exchange.small or self._exchange.running
                 did = did or (not busy and self._directories.sendSome())
                 if not did:
                     if self._finished:
                         return
-                    await self.event()
+                    await self._exchange.event()
         finally:
             self._over = True
             for connecting in list(self._connecting):
                 connecting.cancel()
-            self.wake()
-            for stream in self._large[:]:
-                self._again.append(stream.job)
-                stream.end()
+            self._exchange.wake()
+            self._exchange.endLarge()
             self._directories.giveBack()
             await lane.reader.stop()
-            self.session.writer.rest()
-
-    @property
-    def unfinished(self) -> list[Job]:
-        """
-        The files that have had no answer.
-        """
-        left = self._again + [stream.job for stream in self._small]
-        self._again = []
-        self._small.clear()
-        return left
+            self._session.writer.rest()
 
     @property
     def _finished(self) -> bool:
-        if self._large or self._small or self._directories.waiting:
+        if self._exchange.large or self._exchange.small or self._directories.waiting:
             return False
         # a connection that is still being made has nothing of ours
-        running = self._running - len(self._connecting)
-        return self.session.stopping or (self.work.empty and not running)
-
-    def wake(self) -> None:
-        """
-        Something happened.
-        """
-        self._waiters.wake()
-
-    async def event(self) -> None:
-        """
-        Wait until something happens.
-        """
-        something = self._waiters.wait()
-        call = None
-        if self.work.later:
-            wait = min(job.due for job in self.work.later) - self._reactor.seconds()
-            call = self._reactor.callLater(max(wait, 0.01), self.wake)
-        try:
-            await something
-        finally:
-            if call is not None and call.active():
-                call.cancel()
-
-    def spawn(self, coroutine: Any) -> None:
-        """
-        Run something beside the round.
-        """
-        self._running += 1
-
-        def done(result: Any) -> None:
-            self._running -= 1
-            if isinstance(result, Failure) and not result.check(TransferError):
-                self._log.failure("sending failed", failure=result)
-                self.session.link.abort(TransferError(f"internal error: {result.value!r}"))
-            self.wake()
-
-        Deferred.fromCoroutine(coroutine).addBoth(done)
+        running = self._exchange.running - len(self._connecting)
+        return self._session.stopping or (self._jobs.empty and not running)
 
     # -- small files
 
     async def _puts(self) -> bool:
-        work, session, limits = self.work, self.session, self.session.limits
+        jobs, session, limits = self._jobs, self._session, self._session.limits
         did = False
-        more = work.wantsMore and len(work.large) < OFFERS and not session.stopping
-        if more and not work.small:
-            small = -1 if self.asked.dry else limits.small
-            await work.fill(small, session.digest, afresh=not self.tellsEarlier)
+        more = jobs.wantsMore and len(jobs.large) < MAX_OFFERS and not session.stopping
+        if more and not jobs.small:
+            largest = -1 if self._request.dry else limits.small
+            await jobs.fill(largest, session.digest, afresh=not self._exchange.tellsEarlier)
             did = True
-        if work.small:
+        if jobs.small:
             await session.writer.flushed()
         batch: list[bytes] = []
         size = 0
         # it may have said GOAWAY while we waited
-        while work.small and size < 1 << 20 and not session.stopping:
-            data = work.small[0].data
+        while jobs.small and size < 1 << 20 and not session.stopping:
+            data = jobs.small[0].data
             if (
-                len(self._small) >= limits.inflightFiles
-                or self._smallBytes + len(data) > limits.inflightBytes
+                len(self._exchange.small) >= limits.inflightFiles
+                or self._exchange.smallBytes + len(data) > limits.inflightBytes
             ):
                 break
-            small_ = work.small.popleft()
-            stream = SmallStream(self, small_)
-            self._small[stream] = None
-            self._smallBytes += len(data)
-            batch.append(self._put(session.open(stream), small_))
-            batch.append(data)
+            small = jobs.small.popleft()
+            stream = SmallStream(self._exchange, small)
+            batch += (self._put(stream.number, small), data)
             size += len(data) + 256
         if batch:
             session.writer.send(*batch)
@@ -259,41 +169,33 @@ class Transmission:
             small.root,
             modified,
             bool(job.status.st_mode & 0o111),
-            self.asked.ifExists,  # type: ignore[arg-type]
-            self.level.asked,  # type: ignore[arg-type]
+            self._request.ifExists,  # type: ignore[arg-type]
+            self._exchange.durability.level,  # type: ignore[arg-type]
             extensions,
         )
-        self.report.sent(job, len(small.data))
+        self._reporter.sent(job, len(small.data))
         return encode(Type.PUT, number, message, len(small.data))
-
-    def smallAnswered(self, stream: SmallStream) -> None:
-        """
-        A PUT had its answer.
-        """
-        del self._small[stream]
-        self._smallBytes -= stream.size
 
     # -- large files
 
     async def _offers(self) -> bool:
-        work, session = self.work, self.session
+        jobs, session = self._jobs, self._session
         did = False
-        room = min(OFFERS, session.limits.streams)
-        while work.large and len(self._large) < room and not session.stopping:
-            job = work.large.popleft()
+        room = min(MAX_OFFERS, session.limits.streams)
+        while jobs.large and len(self._exchange.large) < room and not session.stopping:
+            job = jobs.large.popleft()
             did = True
             if job.path == STDIN:
                 self._offerStdin(job)
                 continue
             try:
-                fd = work.open(job)
+                fd = jobs.open(job)
             except TransferError as e:
-                self._failed(job, e)
+                self._exchange.failed(job, e)
                 continue
             assert job.size is not None
-            blockSize = chooseBlockSize(job.size, self.asked.blockSize)
-            stream = LargeStream(self, job, fd, blockSize)
-            self._large.append(stream)
+            blockSize = chooseBlockSize(job.size, self._request.blockSize)
+            stream = LargeStream(self._exchange, job, fd, blockSize)
             self._offer(stream)
         if did:
             await session.writer.flushed()
@@ -310,36 +212,36 @@ class Transmission:
             job.key,
             job.size,
             stream.blockSize,
-            None if status is None else resumeKey(job, self.work.run),
+            None if status is None else self._jobs.resumeKey(job),
             modified,
             status is not None and bool(status.st_mode & 0o111),
-            self.asked.ifExists,  # type: ignore[arg-type]
-            self.level.asked,  # type: ignore[arg-type]
-            self.asked.dry,
+            self._request.ifExists,  # type: ignore[arg-type]
+            self._exchange.durability.level,  # type: ignore[arg-type]
+            self._request.dry,
             extensions,
         )
-        self.session.writer.send(encode(Type.OFFER, stream.number, message))
+        self._session.writer.send(encode(Type.OFFER, stream.number, message))
 
     async def _extent(self, lane: Lane) -> bool:
         """
         Send one extent over a lane.
         """
-        for stream in self._large:
-            outgoing = stream.outgoing
-            extent = outgoing.take(lane.primary) if outgoing is not None else None
-            if outgoing is not None and extent is not None:
-                if outgoing.waiting and self._lanes < self._mostLanes:
+        for stream in self._exchange.large:
+            extents = stream.extents
+            extent = extents.take(lane.primary) if extents is not None else None
+            if extents is not None and extent is not None:
+                if extents.waiting and self._lanes < self._mostLanes:
                     self._lanes += 1
-                    self.spawn(self._further())
+                    self._exchange.spawn(self._further())
                 if not lane.primary:
                     stream.touched.add(lane)
                 try:
                     whole = await self._send(lane, stream, extent)
                 except BaseException:
-                    outgoing.lost(extent)
+                    extents.lost(extent)
                     raise
                 if whole:
-                    outgoing.sent(extent)
+                    extents.sent(extent)
                 return True
         return False
 
@@ -348,8 +250,8 @@ class Transmission:
         @return: whether all of it was sent; not if the stream ended meanwhile.
         """
         session, writer, reader = lane.session, lane.session.writer, lane.reader
-        outgoing, fd = stream.outgoing, stream.fd
-        assert outgoing is not None
+        extents, fd = stream.extents, stream.fd
+        assert extents is not None
         assert fd is not None
         stream.hold(1)
         try:
@@ -370,11 +272,11 @@ class Transmission:
                         chunk = await reader.chunk()
                         await writer.write(chunk.view)
                         at += len(chunk.view)
-                        self.report.sent(stream.job, len(chunk.view))
+                        self._reporter.sent(stream.job, len(chunk.view))
                         short = short or chunk.short
                         failed = failed or chunk.error
                         if chunk.block is not None and chunk.digest is not None:
-                            outgoing.digests[chunk.block] = chunk.digest
+                            extents.digests[chunk.block] = chunk.digest
                             first = first if digests else chunk.block
                             digests.append(chunk.digest)
                         reader.free(chunk)
@@ -386,7 +288,7 @@ class Transmission:
                     message = Digests(first)
                     writer.send(encode(Type.DIGESTS, stream.number, message, len(wire)), wire)
                 if short:
-                    self._changed(stream)
+                    self._exchange.changed(stream)
                     return False
             return True
         finally:
@@ -395,26 +297,26 @@ class Transmission:
 
     def _commits(self) -> bool:
         did = False
-        for stream in self._large[:]:
-            outgoing = stream.outgoing
-            if outgoing is None or stream.root is not None or stream.settling:
+        for stream in list(self._exchange.large):
+            extents = stream.extents
+            if extents is None or stream.root is not None or stream.settling:
                 continue
-            if not outgoing.complete:
+            if not extents.complete:
                 continue
             if stream.touched:
                 lanes = [lane for lane in stream.touched if lane.session.lost is None]
                 stream.touched.clear()
                 if lanes:
                     stream.settling = True
-                    self.spawn(self._settle(stream, lanes))
+                    self._exchange.spawn(self._settle(stream, lanes))
                     continue
-            self._commit(stream, outgoing)
+            self._commit(stream, extents)
             did = True
         return did
 
     async def _settle(self, stream: LargeStream, lanes: list[Lane]) -> None:
         """
-        Until what went over further lanes has arrived.
+        Wait until all that went over further lanes has arrived.
         """
         for lane in lanes:
             try:
@@ -423,33 +325,14 @@ class Transmission:
                 continue  # what it lost will be asked for
         stream.settling = False
 
-    def _commit(self, stream: LargeStream, outgoing: Outgoing) -> None:
+    def _commit(self, stream: LargeStream, extents: Extents) -> None:
         assert stream.job.status is not None
         assert stream.fd is not None
         if not unchanged(stream.fd, stream.job.status):
-            self._changed(stream)
+            self._exchange.changed(stream)
             return
-        stream.commit(outgoing.size, outgoing.root())
-        self.report.phase(stream.job, "publish", "")
-
-    def _changed(self, stream: LargeStream) -> None:
-        """
-        Somebody writes to the source: begin again, some times.
-        """
-        if stream.over:
-            return
-        job = stream.job
-        why = ChangedSource(f"the file changed while it was sent, {TRIES} times; send it again")
-        if job.path != STDIN and stream.fd is not None and wasRenamed(stream.fd, job.path):
-            job.held = os.dup(stream.fd)
-        else:
-            self.work.moved(job)
-        stream.cancel(why, keep=True)
-        job.tries += 1
-        if job.tries < TRIES:
-            self.work.again(job)
-        else:
-            self._failed(job, why)
+        stream.commit(extents.size, extents.root())
+        self._reporter.phase(stream.job, "publish", "")
 
     # -- standard input
 
@@ -458,12 +341,13 @@ class Transmission:
         try:
             fd = stdinDescriptor()
         except SourceError as e:
-            self._failed(job, e)
+            self._exchange.failed(job, e)
             return
-        stream = LargeStream(self, job, None, chooseBlockSize(None, self.asked.blockSize))
-        self._large.append(stream)
+        stream = LargeStream(
+            self._exchange, job, None, chooseBlockSize(None, self._request.blockSize)
+        )
         self._offer(stream)
-        self.spawn(sendStandardInput(self, stream, fd))
+        self._exchange.spawn(sendStandardInput(self._exchange, stream, fd))
 
     # -- lanes
 
@@ -471,8 +355,7 @@ class Transmission:
         """
         One more connection, for as long as there are extents.
         """
-        assert self._connectLane is not None
-        connecting = Deferred.fromCoroutine(self._connectLane())
+        connecting = Deferred.fromCoroutine(self._connect())
         self._connecting.add(connecting)
         try:
             connection = await connecting
@@ -483,131 +366,19 @@ class Transmission:
             return
         finally:
             self._connecting.discard(connecting)
-        lane = Lane(connection.session, self.inThread)
-        lane.session.onLost = lambda _: self.wake()
+        lane = Lane(connection.session, ReadAhead(self._exchange.inThread))
+        lane.session.onLost = lambda _: self._exchange.wake()
         try:
-            await lane.session.join(self.session.ticket)
+            await lane.session.join(self._session.ticket)
             lane.session.start()
             while not self._over and lane.session.lost is None:
                 if not await self._extent(lane):
-                    if not self._large and self.work.filesDone:
+                    if not self._exchange.large and self._jobs.filesDone:
                         break
-                    await self.event()
+                    await self._exchange.event()
         except TransferError as e:
             self._log.info("a further connection was lost: {why}", why=str(e))
         finally:
             self._lanes -= 1
             await lane.reader.stop()
             connection.discard()
-
-    # -- what became of them
-
-    def streamOver(self, stream: LargeStream) -> None:
-        """
-        It has had its answer; who says so wakes the round afterwards.
-        """
-        if stream in self._large:
-            self._large.remove(stream)
-
-    def stored(
-        self,
-        job: Job,
-        receipt: ReceiptMessage | Ack,
-        root: bytes | None,
-        size: int,
-        earlier: str = "",
-    ) -> None:
-        """
-        The receiver has it; or it had it before, and C{earlier} says what became of it.
-        """
-        self.advanced = True
-        self.report.stored(job, receipt, root, size, self.session, earlier)
-        self.wake()
-
-    def anew(self, job: Job) -> None:
-        """
-        The receipt is for another content: the file goes under a key of its own.
-        """
-        if job.fresh or job.spent:
-            self.refused(job, DigestMismatch("the receipt is for another content"), again=False)
-            return
-        job.fresh = os.urandom(32)
-        self.work.again(job)
-        self.wake()
-
-    def refused(self, job: Job, why: TransferError, again: bool, durability: str = "none") -> None:
-        """
-        The receiver does not take it, or not now.
-
-        @param durability: the level that was asked for.
-        """
-        if self.asked.ifExists == "skip" and str(why).endswith(_SKIPPED):
-            why = Skipped(str(why))
-        job.tries += 1
-        tries = FULL_TRIES if isinstance(why, NoSpace) else LATER_TRIES
-        if isinstance(why, Unsupported) and not job.spent and self.level.lower(durability):
-            self.work.again(job)
-        elif again and job.tries <= tries and not self.asked.dry:
-            delay = 0.0 if isinstance(why, DigestMismatch) else min(0.5 * 2**job.tries, 10.0)
-            due = self._reactor.seconds() + delay
-            self.work.delay(job, due)
-            if delay:
-                self.report.delayed(job, why, due)
-        else:
-            self._failed(job, why)
-        self.wake()
-
-    async def compare(self, stream: LargeStream) -> None:
-        """
-        In a dry run the answer depends on the content: read it and ask again.
-        """
-        job, fd, size = stream.job, stream.fd, stream.size
-        assert fd is not None
-        assert size is not None
-        digest, root, why = self.session.digest, None, None
-        stream.hold(1)
-        try:
-            root = await self.inThread(lambda: readRoot(fd, size, digest, stream.blockSize))
-        except OSError as e:
-            why = SourceError(f"the file cannot be read: {e.strerror}")
-        stream.hold(-1)
-        if stream.over:
-            return  # the connection was lost, and the file is asked about again
-        stream.end()
-        if why is not None:
-            self._failed(job, why)
-        else:
-            job.root = root
-            self.work.large.append(job)
-        self.wake()
-
-    def wouldTake(self, job: Job) -> None:
-        """
-        A dry run's answer.
-        """
-        self.report.wouldTake(job)
-        self.wake()
-
-    def resumed(self, stream: LargeStream, size: int) -> None:
-        """
-        The receiver takes it, and holds C{size} bytes of it.
-        """
-        self._kept(stream, size)
-        self.report.resumed(stream.job, size)
-
-    def progressed(self, stream: LargeStream, message: Progress) -> None:
-        """
-        The receiver says how it goes.
-        """
-        self._kept(stream, message.durable)
-        self.report.phase(stream.job, message.phase, message.slow)
-
-    def _kept(self, stream: LargeStream, size: int) -> None:
-        # what was written says little: the kernel, or a proxy, takes megabytes
-        blocks = min(size, stream.size or 0) // stream.blockSize
-        if blocks > stream.job.kept:
-            stream.job.kept, self.advanced = blocks, True
-
-    def _failed(self, job: Job, why: TransferError) -> None:
-        self.advanced = True
-        self.report.failed(job, why)

@@ -11,7 +11,7 @@ import attrs
 
 from connpool.errors import SourceError, TransferError
 
-__all__ = ["DIRECTORY", "FILE", "LINK", "STDIN", "Found", "Walk", "walk"]
+__all__ = ["DIRECTORY", "FILE", "LINK", "STDIN", "Found", "Walk"]
 
 #: The path that means standard input.
 STDIN = "-"
@@ -114,13 +114,6 @@ class Walk(Iterator[Found]):
                 if hash(found.path) not in self._seen:
                     self._seen.add(hash(found.path))
                     yield found
-
-
-def walk(paths: Sequence[str | Found], stdinName: str = "stdin") -> Walk:
-    """
-    @return: see L{Walk}.
-    """
-    return Walk(paths, stdinName)
 
 
 def _tree(path: str, name: str) -> Iterator[Found]:

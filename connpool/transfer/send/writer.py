@@ -63,8 +63,7 @@ class Writer:
 
     def start(self, first: bytes) -> None:
         """
-        Runs and many frames are coming: let the transport say when it wants
-        more.
+        Let the transport say when it wants more: runs and many frames are coming.
 
         @param first: a frame to begin with: when that is written, all before
             it is.
@@ -76,8 +75,8 @@ class Writer:
 
     def rest(self) -> None:
         """
-        Nothing is coming for now.  A transport with a producer cannot be closed
-        by whoever does not know of it.
+        Take the producer back: nothing is coming for now, and a transport that has one
+        cannot be closed by others.
         """
         if self._registered:
             self._registered = False
@@ -103,7 +102,7 @@ class Writer:
 
     async def flushed(self) -> None:
         """
-        Until the transport takes more (a plain one: has written all).
+        Wait until the transport takes more (a plain one: has written all).
 
         @raise TransferError: what ended the connection.
         """
@@ -115,8 +114,8 @@ class Writer:
     @contextlib.asynccontextmanager
     async def run(self, header: bytes) -> AsyncIterator[None]:
         """
-        While a run is written: its frame's header and control part now, its bytes by
-        L{write}.  One run at a time.
+        Hold the connection for a run: its frame's header and control part are written now,
+        its bytes by L{write}.  There is one run at a time.
 
         @raise TransferError: what ended the connection.
         """
@@ -166,7 +165,7 @@ class Writer:
 
     def close(self, why: BaseException) -> None:
         """
-        The connection is gone or going: nothing more is written.
+        Write nothing more: the connection is gone or going.
         """
         if self._closed is None:
             self._closed = why

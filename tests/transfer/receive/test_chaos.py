@@ -11,7 +11,7 @@ import random
 
 from connpool.transfer.receive import smallfiles
 from connpool.transfer.send.client import Retry
-from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.request import SendRequest
 from tests.transfer.world import World
 
 ROUNDS = int(os.environ.get("CHAOS", "60"))
@@ -47,11 +47,13 @@ def oneRun(seed, tmp_path):
         files[f"{source.name}/{number}"] = data
     total = sum(map(len, files.values())) + 1000
     world = World(tmp_path / f"state{seed}")
-    asked = Asked("", "none", blockSize=4096, extent=chance.choice([4096, 8192, 1 << 20]))
+    request = SendRequest(
+        "", "none", blockSize=4096, extentBytes=chance.choice([4096, 8192, 1 << 20])
+    )
     for _ in range(30):
         world.plan = [plan(chance, total) for _ in range(chance.randrange(1, 6))]
         jobs = chance.choice([1, 1, 2, 4])
-        sending = world.sending(source, asked=asked, jobs=jobs, retry=Retry(attempts=4))
+        sending = world.sending(source, request=request, jobs=jobs, retry=Retry(attempts=4))
         results = world.start(sending)
         if chance.random() < 0.3:
             # the receiver is replaced while it runs

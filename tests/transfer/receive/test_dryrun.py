@@ -13,7 +13,7 @@ from connpool.errors import TransferError
 from connpool.transfer import LocalStore
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.receive.smallfiles import SMALL_FILE_BYTES
-from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.stores.partialdir import MAX_PARTIALS
 from connpool.transfer.syscalls import Syscalls
@@ -38,7 +38,7 @@ def judged(store, source, *, policy, asked=""):
     answers = []
     for dry in (True, False):
         world = World(store=store, policy=policy)
-        report = world.send(source, asked=Asked(ifExists=asked, durability="none", dry=dry))
+        report = world.send(source, request=SendRequest(ifExists=asked, durability="none", dry=dry))
         answers.append({each.name: each.error and each.error.code for each in report.outcomes})
         world.close()
     return answers
@@ -116,7 +116,7 @@ def test_twoThatAreTooManyTogether(tmp_path, limit, way):
     world = World(policy=policy)
     answers = []
     for dry in (True, False):
-        report = world.send(source, asked=Asked(durability="none", dry=dry))
+        report = world.send(source, request=SendRequest(durability="none", dry=dry))
         answers.append(sorted(str(each.error and each.error.code) for each in report.outcomes))
     assert answers == [["None", "quota"]] * 2
     world.close()
@@ -142,7 +142,7 @@ def test_twoThatDoNotFitTogether(root, tmp_path, kind, way):
         calls.fstatvfs = lambda fd: disk
         store, reactor = opened(kind, root, syscalls=calls)
     world = World(store=store)
-    report = world.send(source, asked=Asked(durability="none", dry=True))
+    report = world.send(source, request=SendRequest(durability="none", dry=True))
     codes = sorted(str(each.error and each.error.code) for each in report.outcomes)
     assert codes == ["None", "no-space"]
     [refused] = [each.error for each in report.outcomes if each.error is not None]
@@ -202,7 +202,7 @@ def test_aDryRunLeavesNothing(root, tmp_path):
     (tmp_path / "source/d/x").write_bytes(OURS["offer"])
     before = sorted(root.rglob("*"))
     world = World(store=store)
-    report = world.send(tmp_path / "source", asked=Asked(dry=True))
+    report = world.send(tmp_path / "source", request=SendRequest(dry=True))
     assert report.exitCode == 0
     assert sorted(root.rglob("*")) == before
     world.close()

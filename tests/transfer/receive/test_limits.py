@@ -17,7 +17,7 @@ from connpool.transfer.identities import Identity
 from connpool.transfer.receive import greeting, smallfiles
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send import session
-from connpool.transfer.send.session import Credentials
+from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Cancel, Ping
@@ -260,7 +260,7 @@ def test_filesOfADay(worlds, source):
     # five are there, two are new, three are too many
     assert len(world.store.files) == 7
     assert len(report.failed) == 3
-    report = world.send(source, credentials=ME, asked=attrs.evolve(SMALL_BLOCKS, dry=True))
+    report = world.send(source, credentials=ME, request=attrs.evolve(SMALL_BLOCKS, dry=True))
     assert {outcome.error.code for outcome in report.failed} == {"quota"}
 
 

@@ -8,7 +8,7 @@ import random
 import pytest
 from twisted.internet.defer import CancelledError
 
-from connpool.errors import ConflictTakeover
+from connpool.errors import Cancelled, ConflictTakeover
 from connpool.transfer.receive import greeting, smallfiles
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send.client import Retry
@@ -170,7 +170,7 @@ def test_theFirstNewByteDoesNotWaitForTheOldOnes(world, source):
     from connpool.transfer.hashing import inline
 
     sending = world.sending(source / "a")
-    sending._inThread = sending._work._inThread = run
+    sending._inThread = sending._jobs._inThread = run
     results = world.start(sending)
     world.pump()
     assert held
@@ -399,6 +399,23 @@ def test_aDowngradeIsNoticed(world, source, side):
 # -- several on one connection ----------------------------------------------------------
 
 
+def test_cancelOneOfFive(world, source):
+    for number in range(5):
+        (source / f"{number}").write_bytes(content(10 * 4096, number))
+    world.plan = [{"chunk": 1024}]
+    sending = world.sending(source)
+    results = world.start(sending)
+    while not world.wires[0].sent[0] > 45_000:
+        world.wires[0].step()
+    [stream] = [each for each in sending._session._streams.values() if each.job.name == b"source/2"]
+    stream.giveUp(Cancelled("given up"), keep=False)
+    report = world.finish(results)
+    assert [outcome.name for outcome in report.failed] == ["source/2"]
+    assert sorted(world.store.files) == ["source/0", "source/1", "source/3", "source/4"]
+    assert len(world.wires) == 1
+    assert not world.store._partials
+
+
 def test_joinedConnectionsCarryAFile(world, source):
     data = content(200 * 4096)
     (source / "a").write_bytes(data)
@@ -456,7 +473,7 @@ def test_busyReceiverDoesNotEndTheRest(tmp_path, source, monkeypatch):
     world = World(tmp_path / "state", Policy(maxTransfers=2, minimumRate=0))
     for number in range(6):
         (source / f"{number}").write_bytes(content(5 * 4096, number))
-    report = world.send(source, asked=SMALL_BLOCKS)
+    report = world.send(source, request=SMALL_BLOCKS)
     assert report.exitCode == 0
     assert len(world.store.files) == 6
     world.close()

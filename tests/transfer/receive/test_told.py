@@ -18,7 +18,7 @@ from connpool.transfer import LocalStore
 from connpool.transfer.receive.classic import SETTLE_SECONDS, ClassicReceiver
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.smallfiles import SMALL_FILE_BYTES
-from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import directories
 from connpool.transfer.syscalls import Syscalls
 from tests.transfer.receive.test_classic import Transport
@@ -97,7 +97,7 @@ def test_noPathIsTold(root, tmp_path, monkeypatch, trouble, way):
         assert told.startswith(b"store-error: the receiver")
         assert told.count(b"\n") == 1
     else:
-        report = world.send(path, asked=Asked(durability="none", dry=way == "dry"))
+        report = world.send(path, request=SendRequest(durability="none", dry=way == "dry"))
         [outcome] = report.outcomes
         assert outcome.error.code == "store-error"
         assert "operator" in str(outcome.error)

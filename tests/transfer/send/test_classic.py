@@ -11,7 +11,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from connpool.errors import Forbidden, NetworkFailed, TransferTimeout
-from connpool.transfer.send.classic import SMALL_CHUNK, sendClassic
+from connpool.transfer.send.classic import SMALL_CHUNK_BYTES, sendClassic
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
 
 TIMEOUT = 8
@@ -145,7 +145,7 @@ def test_withoutASocketChunksAreProgress(clock, path):
     wire.clear()
     pass_(clock, TIMEOUT * 0.8)
     wire.producer.resumeProducing()
-    assert len(wire.value()) == SMALL_CHUNK
+    assert len(wire.value()) == SMALL_CHUNK_BYTES
     pass_(clock, TIMEOUT * 0.8)
     assertNoResult(d)
     pass_(clock, TIMEOUT * 0.4)

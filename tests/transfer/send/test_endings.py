@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from connpool.errors import Busy, Forbidden, NoSpace, ProtocolError, Unanswered
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send.client import Retry
-from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.request import SendRequest
 from connpool.transfer.wire import handshake
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.handshake import refusal
@@ -22,7 +22,7 @@ from tests.helpers.processes import CHECKOUT
 from tests.transfer.scripted import scripted
 
 BLOCK = 4096
-BEST = Asked(blockSize=BLOCK, extent=2 * BLOCK)
+BEST = SendRequest(blockSize=BLOCK, extentBytes=2 * BLOCK)
 
 pytestmark = pytest.mark.usefixtures("smallFiles")
 
@@ -70,7 +70,7 @@ def storing(*refuses):
 
 
 def test_bestIsAskedForAndGood(world, files):
-    report = world.send(*files, asked=BEST)
+    report = world.send(*files, request=BEST)
     assert [outcome.receipt.durability for outcome in report.outcomes] == ["none", "none"]
     assert all(outcome.good and outcome.asked == "best" for outcome in report.outcomes)
     assert report.exitCode == 0
@@ -78,14 +78,14 @@ def test_bestIsAskedForAndGood(world, files):
 
 @pytest.mark.parametrize("level", ["data", "full"])
 def test_lessThanALevelByNameIsNoSuccess(world, files, level):
-    report = world.send(*files, asked=Asked(durability=level, blockSize=BLOCK))
+    report = world.send(*files, request=SendRequest(durability=level, blockSize=BLOCK))
     assert not any(outcome.good for outcome in report.outcomes)
     assert report.exitCode == 3
 
 
 def test_aReceiverWithoutTheCapabilityIsAskedForFull(world, files):
     receivers = scripted(world, storing())
-    assert world.send(*files, asked=BEST).exitCode == 0
+    assert world.send(*files, request=BEST).exitCode == 0
     assert asked(receivers) == ["full", "full"]
 
 
@@ -102,13 +102,13 @@ def test_anOldReceiverIsAskedForFull(world, files, monkeypatch):
         return original(offer, *rest)
 
     monkeypatch.setattr(world.store, "put", put)
-    assert world.send(files[0], asked=BEST).exitCode == 0
+    assert world.send(files[0], request=BEST).exitCode == 0
     assert seen == ["full"]
 
 
 def test_aRefusedLevelIsLoweredStepByStep(world, files):
     receivers = scripted(world, storing("full", "data"))
-    report = world.send(*files, asked=BEST)
+    report = world.send(*files, request=BEST)
     assert report.exitCode == 0
     assert asked(receivers).count("none") == 2
     # what was on its way already is not lowered twice
@@ -118,10 +118,10 @@ def test_aRefusedLevelIsLoweredStepByStep(world, files):
 
 def test_aRefusalOfNoneAndOfALevelByNameIsFinal(world, files):
     receivers = scripted(world, storing("full", "data", "none"))
-    report = world.send(files[0], asked=BEST)
+    report = world.send(files[0], request=BEST)
     assert (report.exitCode, asked(receivers)) == (4, ["full", "data", "none"])
     receivers = scripted(world, storing("full"))
-    report = world.send(files[0], asked=Asked(durability="full"))
+    report = world.send(files[0], request=SendRequest(durability="full"))
     assert (report.exitCode, asked(receivers)) == (4, ["full"])
 
 
@@ -213,7 +213,7 @@ def test_aHandshakeThatFailsBeforeAnybodyAsksIsHandled(world):
     """
     A pool calls C{hello} when TLS is up; the session must not fail unheard.
     """
-    from connpool.transfer.send.session import SessionFactory, hello
+    from connpool.transfer.send.connections import SessionFactory, hello
 
     link = SessionFactory(world.clock).buildProtocol(None)
     transport = SimpleNamespace(
@@ -228,7 +228,7 @@ def test_aHandshakeThatFailsBeforeAnybodyAsksIsHandled(world):
 
 
 def test_theFactoryKeepsWhyAConnectionWasNotLetIn(world):
-    from connpool.transfer.send.session import SessionFactory
+    from connpool.transfer.send.connections import SessionFactory
 
     factory = SessionFactory(world.clock)
     link = factory.buildProtocol(None)
@@ -246,7 +246,7 @@ def test_aFullDiskIsAskedThreeTimesAndNamed(world, files):
             receiver.say(Type.REJECT, frame.stream, Reject("no-space", True, "0 bytes to give"))
 
     receivers = scripted(world, answer)
-    sending = world.sending(files[1], asked=BEST)
+    sending = world.sending(files[1], request=BEST)
     results = world.start(sending)
     world.pump()
     wait = sending.report.wait
@@ -272,7 +272,7 @@ def test_aReceiverSaysWhatItWaitsFor(world, files, word, why):
             receiver.say(Type.PROGRESS, frame.stream, Progress("receive", 0, word))
 
     scripted(world, answer)
-    sending = world.sending(files[1], asked=BEST)
+    sending = world.sending(files[1], request=BEST)
     results = world.start(sending)
     world.pump()
     wait = sending.report.wait
@@ -333,8 +333,7 @@ def test_theEndDoesNotWaitForAConnectionThatIsStillMade(world, tmp_path):
     """
     (tmp_path / "a").write_bytes(random.Random(2).randbytes(64 * BLOCK))
     sending = world.sending(tmp_path / "a", jobs=4)
-    connections = sending._connections
-    original, cancelled = connections.open, []
+    original, cancelled = sending._connections.open, []
     opened = []
 
     async def connect():
@@ -344,7 +343,7 @@ def test_theEndDoesNotWaitForAConnectionThatIsStillMade(world, tmp_path):
         never = defer.Deferred(lambda _: cancelled.append(1))
         return await never
 
-    connections.open = connect
+    sending._connections = SimpleNamespace(open=connect)
     report = world.finish(world.start(sending), seconds=5)
     assert report.exitCode == 0
     assert len(opened) > 1

@@ -16,7 +16,12 @@ from connpool.transfer.send.keys import SenderKeys
 
 @pytest.fixture
 def sending(tmp_path):
-    return Sending(None, None, [], "host:1", keys=SenderKeys(tmp_path), run=lambda *_: None)
+    return Sending(None, None, [], "host:1", keys=SenderKeys(tmp_path), inThread=lambda *_: None)
+
+
+@pytest.fixture
+def reporter(sending):
+    return sending._reporter
 
 
 def job(name, size):
@@ -30,12 +35,12 @@ def test_provides(sending):
     verifyObject(ILiveTransfers, sending)
 
 
-def test_largeFilesAreShownUntilTheyAreAnswered(sending):
+def test_largeFilesAreShownUntilTheyAreAnswered(sending, reporter):
     first, small, stream = job("a\u202eb", 1000), job("small", 10), job("stdin", None)
-    sending.resumed(first, 300)
-    sending.sent(first, 200)
-    sending.sent(small, 10)
-    sending.sent(stream, 77)
+    reporter.resumed(first, 300)
+    reporter.sent(first, 200)
+    reporter.sent(small, 10)
+    reporter.sent(stream, 77)
     shown = sending.liveTransfers(10)
     assert [(each.name, each.size, each.done) for each in shown] == [
         ("a\\u202eb", 1000, 500),
@@ -45,9 +50,9 @@ def test_largeFilesAreShownUntilTheyAreAnswered(sending):
     assert (live.transferId, live.peer) == (first.transferId.hex(), "host:1")
     assert (live.direction, live.phase, live.slowedBy) == ("out", "moving", "peer")
     assert len(sending.liveTransfers(1)) == 1
-    sending.phase(first, "publish", "disk")
-    sending.sent(first, 900)
+    reporter.phase(first, "publish", "disk")
+    reporter.sent(first, 900)
     live = sending.liveTransfers(10)[0]
     assert (live.done, live.phase, live.slowedBy) == (1000, "publishing", "disk")
-    sending.failed(first, SourceError("gone"))
+    reporter.failed(first, SourceError("gone"))
     assert [each.name for each in sending.liveTransfers(10)] == ["stdin"]

@@ -12,8 +12,8 @@ from connpool.errors import Forbidden, NetworkFailed, SourceError
 from connpool.transfer.send import readahead
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.keys import SenderKeys
-from connpool.transfer.send.streams import Asked
-from connpool.transfer.send.walking import FILE, Found, walk
+from connpool.transfer.send.request import SendRequest
+from connpool.transfer.send.walking import FILE, Found, Walk
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Progress, Reject
 from tests.transfer.scripted import scripted
@@ -56,9 +56,9 @@ def test_bytesThatAreOnlySentAreNoProgress(world, tmp_path, said):
     Kernels and proxies take megabytes; and what was safe is said once.
     """
     (tmp_path / "a").write_bytes(bytes(8 << 20))
-    asked = Asked(durability="none", blockSize=BLOCK, extent=BLOCK)
+    request = SendRequest(durability="none", blockSize=BLOCK, extentBytes=BLOCK)
     receivers = scripted(world, swallowing(3 << 20, said))
-    report = world.send(tmp_path / "a", retry=Retry(attempts=4), asked=asked)
+    report = world.send(tmp_path / "a", retry=Retry(attempts=4), request=request)
     assert isinstance(report.failed[0].error, NetworkFailed)
     assert len(receivers) == 4
 
@@ -172,7 +172,7 @@ def test_whatIsTheSame(tmp_path, monkeypatch):
         Path(path).write_bytes(b"")
 
     def names(*paths):
-        return [found.name for found in walk(paths) if found.kind == FILE]
+        return [found.name for found in Walk(paths) if found.kind == FILE]
 
     assert names("d", "./d", str(tmp_path / "d"), "d/") == [b"d/a", b"d/e/b"]
     assert names("-", "./-", "-") == [b"stdin", b"-"]
@@ -231,7 +231,7 @@ def test_askingEndsNoRun(world, large, tmp_path):
     world.send(large, retry=ONCE)
     runs = list((tmp_path / "state" / "runs").iterdir())
     assert len(runs) == 1
-    report = world.send(large, asked=Asked(dry=True))
+    report = world.send(large, request=SendRequest(dry=True))
     assert report.exitCode == 0
     assert list((tmp_path / "state" / "runs").iterdir()) == runs
     run = SenderKeys(tmp_path / "state").begin("world")

@@ -14,6 +14,7 @@ from twisted.internet.task import deferLater
 from connpool.errors import Forbidden, NetworkFailed, ProtocolError, TransferTimeout
 from connpool.transfer import sendFiles
 from connpool.transfer.send.client import Retry
+from connpool.transfer.send.transmission import Transmission
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Accept, Ack, Error, Goaway, Ping, Progress
 from tests.helpers.waiting import bounded, pause
@@ -79,7 +80,7 @@ def test_keepsBothSidesAwake(world, large, own, theirs):
 # -- a place that is waited for -------------------------------------------------------------
 
 
-def test_waitsForAPlaceAsLongAsItIsTold(world, large, tmp_path):
+def test_waitsForAPlaceAsLongAsItIsTold(world, large, monkeypatch):
     waiting = []
 
     def answer(receiver, frame, message):
@@ -88,12 +89,11 @@ def test_waitsForAPlaceAsLongAsItIsTold(world, large, tmp_path):
 
     receivers = scripted(world, answer)
     rounds = []
+    commits = Transmission._commits
+    monkeypatch.setattr(Transmission, "_commits", lambda self: rounds.append(1) or commits(self))
     sending = world.sending(large, jobs=3)
     results = world.start(sending)
     world.pump()
-    transmission = sending._transmission
-    commits = transmission._commits
-    transmission._commits = lambda: rounds.append(1) or commits()
     for _ in range(600):
         receivers[0].say(Type.PROGRESS, waiting[0], Progress("receive", 0, "quota"))
         world.clock.advance(1)
@@ -226,7 +226,7 @@ def test_nothingNewAfterGoaway(world, small):
             receiver.say(Type.ACK, 0, Ack(((frame.stream, 1),), "none", "tmpfs", 1))
 
     receivers = scripted(world, answer)
-    report = world.send(small, run=lambda f: deferLater(world.clock, 0.1, f))
+    report = world.send(small, inThread=lambda f: deferLater(world.clock, 0.1, f))
     assert [receiver.kinds().count(Type.PUT) for receiver in receivers] == [0, 1]
     assert report.exitCode == 0
 

@@ -21,7 +21,7 @@ from connpool.transfer.digests import DIGESTS, rootOf
 from connpool.transfer.send import readahead
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.readahead import readSome
-from connpool.transfer.send.streams import Asked
+from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import ReceiptMessage, Reject
@@ -99,7 +99,7 @@ def test_piecesOfAnySizeMakeTheSameFile(world, stdin, monkeypatch, size, block):
         return os.read(fd, min(most, chance.choice([1, 100, 5000, 1 << 20])))
 
     monkeypatch.setattr("connpool.transfer.send.standardinput.readSome", some)
-    report = world.send("-", asked=Asked(durability="none", blockSize=block))
+    report = world.send("-", request=SendRequest(durability="none", blockSize=block))
     assert report.exitCode == 0, report
     assert world.store.files == {"stdin": DATA[:size]}
     assert report.progress == report.doneBytes == size

@@ -10,9 +10,9 @@ import pytest
 
 from connpool.errors import SourceError
 from connpool.transfer.receive import greeting
+from connpool.transfer.send.request import SendRequest
 from connpool.transfer.send.source import openRegular, readWhole, wasRenamed
-from connpool.transfer.send.streams import Asked
-from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, walk
+from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, Walk
 from connpool.transfer.wire.frames import Type
 from tests.transfer.scripted import scripted
 
@@ -77,14 +77,14 @@ def test_directoriesComeAfterTheirFilesAndBelowFirst(world, tree):
     """
     said = []
     sending = world.sending(tree)
-    real = sending._work.deepest
+    real = sending._jobs.deepest
 
     def deepest():
         found = real()
         said.append([each.name for each in found])
         return found
 
-    sending._work.deepest = deepest
+    sending._jobs.deepest = deepest
     world.finish(world.start(sending))
     depths = [{name.count(b"/") for name in group} for group in said if group]
     assert depths == [{3}, {2}, {1}, {0}]
@@ -142,7 +142,7 @@ def test_aStoreWithoutDirectories(world, tree, monkeypatch):
 
 
 def test_aDryRunMakesNone(world, tree):
-    report = world.send(tree, asked=Asked(durability="none", dry=True))
+    report = world.send(tree, request=SendRequest(durability="none", dry=True))
     assert report.directoriesLeftOut == len(times(tree))
     assert world.store.directories == {}
 
@@ -228,10 +228,10 @@ def test_aLogThatIsRotatedBeforeItsTurn(world, source):
     data = content(2, 30 * BLOCK)
     log = source / "z.log"
     log.write_bytes(data)
-    listed = list(walk([str(source)]))
+    listed = list(Walk([str(source)]))
     assert [found.kind for found in listed] == [DIRECTORY, FILE, FILE]
     sending = world.sending(source)
-    real = sending._work._prepare
+    real = sending._jobs._prepare
 
     def prepare(*arguments):
         prepared = real(*arguments)
@@ -240,7 +240,7 @@ def test_aLogThatIsRotatedBeforeItsTurn(world, source):
             log.write_bytes(b"new\n")
         return prepared
 
-    sending._work._prepare = prepare
+    sending._jobs._prepare = prepare
     report = world.finish(world.start(sending))
     assert report.exitCode == 0
     assert world.store.files == {
@@ -305,7 +305,7 @@ def test_passesEnd(source):
     A tree in which something moves all the time is read a few times more, not forever.
     """
     (source / "f").write_bytes(b"x")
-    found = walk([str(source)])
+    found = Walk([str(source)])
     rounds = 0
     while next(found, None) is not None:
         pass
@@ -339,7 +339,7 @@ def test_kindsOfATree(source):
     (source / "d").mkdir()
     (source / "d" / "f").write_bytes(b"")
     os.symlink("f", source / "d" / "l")
-    found = list(walk([str(source / "d")]))
+    found = list(Walk([str(source / "d")]))
     assert [(each.name, each.kind) for each in found] == [
         (b"d", DIRECTORY),
         (b"d/f", FILE),
