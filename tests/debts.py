@@ -1,4 +1,0 @@
-LEGS = set()
-CIRCLES = set()
-FOREIGN = set()
-DOCSTRINGS = {}
