@@ -24,7 +24,21 @@ class KeyedPoolStats:
     @ivar evictions: connections closed to make room for another key.
     @ivar down: keys whose destination cannot be reached.
 
-    The others are the sums over all keys, see L{PoolStats}.
+    The others are sums over all keys.
+
+    @ivar leased: handed out.
+    @ivar idle: ready to be handed out.
+    @ivar waiting: acquires in the queues.
+    @ivar acquires: that got a connection.
+    @ivar acquiresWaited: of these, after waiting in a queue.
+    @ivar acquireTimeouts: acquires that gave up.
+    @ivar acquiresRejected: acquires that failed for any reason but cancelling.
+    @ivar releases: leases given back as good.
+    @ivar discards: leases given back as bad.
+    @ivar dials: dials begun.
+    @ivar dialFailures: dials that failed: connect, handshake or C{prepare}.
+    @ivar keepalives: validations in the background, after C{keepaliveTime}.
+    @ivar leasesExpired: leases that the pool ended after C{leaseTimeout}.
     """
 
     GAUGES: ClassVar[frozenset[str]] = frozenset(

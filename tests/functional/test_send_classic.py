@@ -102,7 +102,9 @@ def test_nobodyListens(file):
     assert sent.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("place", ["localhost", "::1:80", "127.0.0.1:http", ":80", "a:99999"])
+@pytest.mark.parametrize(
+    "place", ["localhost", "::1:80", "127.0.0.1:no-such-service", ":80", "a:99999"]
+)
 def test_badPlaces(file, place):
     sent = send(place, file)
     assert sent.returncode == 2

@@ -12,7 +12,7 @@ from zope.interface import implementer
 from connpool.datagram import DatagramStats
 from connpool.interfaces import ILiveTransfers, IReadiness, IRecentTransfers, IStatsSource
 from connpool.observe.tcpstates import StateCounts
-from connpool.pool.stats import BOUNDS, Histogram, PoolStats
+from connpool.pool.stats import BOUNDS_SECONDS, Histogram, PoolStats
 from connpool.proxyprotocol import ProxyStats
 from connpool.services.access import ListenerStats
 from connpool.services.probing import ProbeStats
@@ -66,8 +66,8 @@ class Source(Service):
 
 
 def histogram(*counts):
-    padded = (*counts, *([0] * (len(BOUNDS) - len(counts))))
-    return Histogram(BOUNDS, padded, 0.5 * sum(counts))
+    padded = (*counts, *([0] * (len(BOUNDS_SECONDS) - len(counts))))
+    return Histogram(BOUNDS_SECONDS, padded, 0.5 * sum(counts))
 
 
 def poolStats(**given):

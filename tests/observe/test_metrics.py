@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from connpool.observe import StatsCollector, makeRegistry
-from connpool.pool.stats import BOUNDS
+from connpool.pool.stats import BOUNDS_SECONDS
 from connpool.services.access import ListenerStats
 from connpool.transfer.receive.policy import TransferStats
 from tests.observe.sample import Source, busy, histogram, poolStats
@@ -49,7 +49,7 @@ def test_histogramsAreCumulative():
     assert found["connpool_pool_dial_seconds_bucket", "+Inf", "p"] == 5
     assert found["connpool_pool_dial_seconds_count", "p"] == 5
     assert found["connpool_pool_dial_seconds_sum", "p"] == 2.5
-    assert len(BOUNDS) == 29
+    assert len(BOUNDS_SECONDS) == 29
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\nb", "a\\b", 'x"} 1\nevil 2', "größe"])
