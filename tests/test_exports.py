@@ -155,6 +155,7 @@ PUBLIC = {
         "FileReceiver",
         "FileSender",
         "ObservedService",
+        "PoolRelay",
         "Target",
         "UDPEcho",
         "UDPProbe",

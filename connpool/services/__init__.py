@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from connpool.services.filesender import FileSender
     from connpool.services.probetargets import Target
     from connpool.services.probing import UDPProbe
+    from connpool.services.relay import PoolRelay
     from connpool.services.status import ObservedService
     from connpool.services.udpecho import UDPEcho
 
@@ -24,6 +25,7 @@ __all__ = [
     "FileReceiver",
     "FileSender",
     "ObservedService",
+    "PoolRelay",
     "Target",
     "UDPEcho",
     "UDPProbe",
@@ -34,6 +36,7 @@ _HOMES = {
     "FileReceiver": "filereceiver",
     "FileSender": "filesender",
     "ObservedService": "status",
+    "PoolRelay": "relay",
     "Target": "probetargets",
     "UDPEcho": "udpecho",
     "UDPProbe": "probing",

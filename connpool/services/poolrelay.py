@@ -1,58 +1,21 @@
 """
-C{twistd connpool}: a pool in front of an upstream.
-
-Each client gets an upstream connection of its own that was dialled, and
-handshaken where there is TLS, ahead of time.  What this saves is the connect
-and handshake time of a far upstream; what it protects is an upstream that must
-not see more than so many connections.
+C{twistd connpool}: the options of a pool in front of an upstream.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import (
-    IHalfCloseableProtocol,
-    INegotiated,
-    IPushProducer,
-    ISSLTransport,
-    IStreamClientEndpoint,
-)
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.logger import Logger
-from twisted.python import usage
-from twisted.python.failure import Failure
-from zope.interface import implementer
+from twisted.application.service import IService
 
-from connpool.addresses import joinHostPort, tokenize
-from connpool.addresses.clientstrings import clientString
-from connpool.errors import AddressError
-from connpool.interfaces import IReloadable
-from connpool.pool import ConnectionPoolService, PooledEndpoint, Settings
-from connpool.proxyprotocol import ProxyHeaderEndpoint
-from connpool.sendqueue import unconfirmedBytes
-from connpool.services.listening import ListeningService
-from connpool.services.options import AccessOptions, asCount, asSeconds
-from connpool.services.startfailure import failStart
+from connpool.services.options import AccessOptions, asCount, asSeconds, defaultOf
+from connpool.services.relay import HEADER_VERSIONS, PoolRelay, checkRelay
 from connpool.services.status import StatusOptions, observed
 
-__all__ = ["Options", "RelayFactory", "RelayService", "makeService"]
+__all__ = ["Options", "makeService"]
 
-VERSIONS = {"v1": 1, "v2": 2}
-
-#: What a client may send before it has an upstream; more stays in the kernel.
-EARLY_BYTES = 64 * 1024
-
-#: How often a connection that is to be cut is asked whether all has arrived.
-CONFIRM_POLL_SECONDS = 0.05
-
-#: A reload replaces the upstream connections within this.
-RELOAD_SECONDS = 30.0
+_default = partial(defaultOf, PoolRelay)
 
 
 def _asLevel(text: str) -> int:
@@ -71,17 +34,38 @@ class Options(StatusOptions, AccessOptions):
     )
 
     optParameters = [
-        ["min-idle", None, "2", "Upstream connections kept ready."],
-        ["max-size", None, "100", "Upstream connections at once, ready ones included."],
-        ["max-connecting", None, "4", "Upstream connections being made at once."],
-        ["idle-timeout", None, "20", "Seconds after which a ready connection is replaced."],
-        ["acquire-timeout", None, "30", "Seconds that a client waits for a connection."],
-        ["connect-timeout", None, "15", "Seconds for connect and TLS handshake."],
-        ["max-waiting", None, "1000", "Clients that wait at once."],
+        ["min-idle", None, _default("minIdle"), "Upstream connections kept ready."],
+        [
+            *("max-size", None, _default("maxSize")),
+            "Upstream connections at once, ready ones included.",
+        ],
+        [
+            *("max-connecting", None, _default("maxConnecting")),
+            "Upstream connections being made at once.",
+        ],
+        [
+            *("idle-timeout", None, _default("idleTimeout")),
+            "Seconds after which a ready connection is replaced.",
+        ],
+        [
+            *("acquire-timeout", None, _default("acquireTimeout")),
+            "Seconds that a client waits for a connection.",
+        ],
+        [
+            *("connect-timeout", None, _default("connectTimeout")),
+            "Seconds for connect and TLS handshake.",
+        ],
+        ["max-waiting", None, _default("maxWaiting"), "Clients that wait at once."],
         ["proxy-header", None, None, "Tell the upstream who the client is: v1 or v2."],
-        ["close-timeout", None, "60", "Seconds of silence after which a half-closed one ends."],
-        ["drain-timeout", None, "60", "Seconds a stop waits for clients to finish."],
-        ["name", None, "connpool", "Name in logs and metrics."],
+        [
+            *("close-timeout", None, _default("closeTimeout")),
+            "Seconds of silence after which a half-closed one ends.",
+        ],
+        [
+            *("drain-timeout", None, _default("drainTimeout")),
+            "Seconds a stop waits for clients to finish.",
+        ],
+        ["name", None, _default("name"), "Name in logs and metrics."],
     ]
 
     def opt_upstream(self, endpoint: str) -> None:
@@ -92,430 +76,49 @@ class Options(StatusOptions, AccessOptions):
 
     def postOptions(self) -> None:
         super().postOptions()
-        if not self["listen"]:
-            raise usage.UsageError("--listen: say where, for example tcp:5432:interface=127.0.0.1")
         self.setdefault("upstream", [])
-        if not self["upstream"]:
-            raise usage.UsageError("--upstream: say where to, for example tcp:db.example:5432")
-        self.convert("min-idle", _asLevel)
-        self.convert("max-waiting", _asLevel)
+        for name in ("min-idle", "max-waiting"):
+            self.convert(name, _asLevel)
         for name in ("max-size", "max-connecting"):
             self.convert(name, asCount)
         for name in ("idle", "acquire", "connect", "close", "drain"):
             self.convert(f"{name}-timeout", asSeconds)
-        if self["min-idle"] > self["max-size"]:
-            raise usage.UsageError(
-                f"--min-idle: {self['min-idle']} is more than --max-size {self['max-size']}"
-            )
-        kinds = [self._upstreamKind(text) for text in self["upstream"]]
         if self["proxy-header"] is not None:
-            self.choice("proxy-header", list(VERSIONS))
-            # the header comes before TLS, and whose TLS is known after dialling
-            if "ssl" in kinds or ("tls" in kinds and len(kinds) > 1):
-                raise usage.UsageError(
-                    "--proxy-header: with TLS there can be one --upstream only, a tls: one"
-                )
-
-    def _upstreamKind(self, text: str) -> str:
-        """
-        @return: the prefix of an upstream's description.
-        @raise usage.UsageError: for what is no client endpoint.
-        """
-        try:
-            with warnings.catch_warnings():
-                # no reactor yet: importing it here would defeat --reactor
-                warnings.simplefilter("ignore", DeprecationWarning)
-                clientString(None, text)
-        except AttributeError:
-            pass  # a parser that wants a reactor; makeService asks it again
-        except Exception as e:
-            why = str(e).partition("\n")[0] or type(e).__name__
-            raise usage.UsageError(f"--upstream: {text!r}: {why}") from None
-        try:
-            return tokenize(text)[0][0]
-        except AddressError as e:
-            raise usage.UsageError(f"--upstream: {e}") from None
-
-
-@implementer(IPushProducer)
-class _Source:
-    """
-    The transport that one end's bytes come from, without its C{stopProducing}: how an
-    end ends the other is decided here, not by the transport that is lost.
-    """
-
-    def __init__(self, transport: Any) -> None:
-        self.pauseProducing = transport.pauseProducing
-        self.resumeProducing = transport.resumeProducing
-
-    def stopProducing(self) -> None:
-        """
-        See L{_Side.connectionLost}.
-        """
-
-
-class _Side(Protocol):
-    """
-    One end of a relayed connection.
-
-    @ivar peer: the other end.
-    @ivar relay: who brought them together.
-    @ivar ended: whether this end sends no more.
-    """
-
-    peer: _Side | None = None
-    relay: RelayFactory
-    ended = False
-    _breaking: Any = None
-    _limit: Any = None
-    _unsent: list[int]
-
-    def pipeTo(self, peer: _Side) -> None:
-        """
-        From now on what comes here goes there, at the pace at which it goes.
-        """
-        self.peer = peer
-        transport: Any = peer.transport
-        transport.registerProducer(_Source(self.transport), True)
-
-    def dataReceived(self, data: bytes) -> None:
-        if self.peer is not None:
-            self.peer.transport.write(data)  # type: ignore[union-attr]
-            if self._limit is not None:
-                self._limit.reset(self.relay.closeTimeout)
-
-    def readConnectionLost(self) -> None:
-        """
-        This end sends no more, but may still receive.
-        """
-        self.ended = True
-        peer = self.peer
-        if peer is None:
-            self.transport.loseConnection()  # type: ignore[union-attr]
-            return
-        transport: Any = peer.transport
-        transport.unregisterProducer()
-        if peer.ended:
-            peer._finish()
-            self._finish()
-        elif INegotiated.providedBy(transport) or ISSLTransport.providedBy(transport):
-            # TLS cannot end one direction
-            transport.loseConnection()
-        else:
-            transport.loseWriteConnection()
-            peer._bound()
-
-    def writeConnectionLost(self) -> None:
-        """
-        We passed an end on.
-        """
-
-    def _finish(self) -> None:
-        """
-        Close this end when all is written, which must not take for ever.
-        """
-        transport: Any = self.transport
-        transport.unregisterProducer()
-        self._bound()
-        transport.loseConnection()  # if this end has ended, it is lost before this returns
-
-    def _break(self) -> None:
-        """
-        The other end was cut: cut this one, so that half an answer does not look like
-        a whole one; but first deliver what came before.
-        """
-        transport: Any = self.transport
-        transport.unregisterProducer()
-        self._bound()
-        self._cut()
-
-    def _cut(self) -> None:
-        """
-        Reset the connection when its peer has confirmed all that was sent.
-        """
-        self._breaking = None
-        lowest: Any = self.transport
-        while (below := getattr(lowest, "transport", None)) is not None:
-            lowest = below
-        reactor = self.relay.reactor
-        if lowest in reactor.getWriters() or unconfirmedBytes(getattr(lowest, "socket", None)):
-            self._breaking = reactor.callLater(CONFIRM_POLL_SECONDS, self._cut)
-        else:
-            transport: Any = self.transport
-            transport.abortConnection()
-
-    def _bound(self) -> None:
-        """
-        One direction or more has ended: from now on silence has a limit.  An
-        end that is gone for good looks like one that only sends no more.
-        """
-        if self._limit is None:
-            self._unsent = self._queues()
-            self._limit = self.relay.reactor.callLater(self.relay.closeTimeout, self._silent)
-
-    def _queues(self) -> list[int]:
-        return [
-            unconfirmedBytes(getattr(side.transport, "socket", None))
-            for side in (self, self.peer)
-            if side is not None
-        ]
-
-    def _silent(self) -> None:
-        """
-        Nothing came; but who reads slowly what was sent is not silent.
-        """
-        self._limit = None
-        if self._queues() != self._unsent:
-            self._bound()
-            return
-        transport: Any = self.transport
-        transport.abortConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        for call in (self._limit, self._breaking):
-            if call is not None:
-                call.cancel()
-        self._limit = self._breaking = None
-        peer, self.peer = self.peer, None
-        if peer is not None:
-            peer.peer = None
-            if reason.check(ConnectionDone):
-                peer._finish()
-            else:
-                peer._break()
-
-
-@implementer(IHalfCloseableProtocol)
-class _Upstream(_Side):
-    """
-    The end that the pool made.
-    """
-
-
-@implementer(IHalfCloseableProtocol)
-class _Client(_Side):
-    """
-    The end that came to us.
-    """
-
-    factory: RelayFactory
-    _connecting: Deferred[Any] | None = None
-    _early = b""
-
-    def connectionMade(self) -> None:
-        transport: Any = self.transport
-        if (keepAlive := getattr(transport, "setTcpKeepAlive", None)) is not None:
-            keepAlive(True)
-        self._connecting = self.factory.upstreamFor(transport)
-        self._connecting.addCallbacks(self._connected, self._failed)
-
-    def _connected(self, upstream: _Upstream) -> None:
-        self._connecting = None
-        transport: Any = self.transport
-        self.relay = upstream.relay = self.factory
-        upstream.pipeTo(self)
-        self.pipeTo(upstream)
-        self.factory.succeeded()
-        early, self._early = self._early, b""
-        if early:
-            super().dataReceived(early)
-        if self.ended:
-            super().readConnectionLost()
-        else:
-            transport.resumeProducing()
-
-    def dataReceived(self, data: bytes) -> None:
-        """
-        Keep the first bytes until there is an upstream; reading goes on, so that a
-        client that leaves is seen.
-        """
-        if self._connecting is None:
-            super().dataReceived(data)
-            return
-        self._early += data
-        if len(self._early) >= EARLY_BYTES:
-            transport: Any = self.transport
-            transport.pauseProducing()
-
-    def readConnectionLost(self) -> None:
-        """
-        The client sends no more.  One that has asked for something still waits for
-        its answer; one that has not has left.
-        """
-        if self._connecting is not None and self._early:
-            self.ended = True
-        elif self._connecting is not None:
-            self._connecting.cancel()
-            transport: Any = self.transport
-            transport.loseConnection()
-        else:
-            super().readConnectionLost()
-
-    def _failed(self, reason: Failure) -> None:
-        self._connecting = None
-        if not reason.check(CancelledError):
-            transport: Any = self.transport
-            self.factory.failed(transport.getPeer(), reason)
-            transport.abortConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-        super().connectionLost(reason)
-
-
-class RelayFactory(Factory):
-    """
-    Connects each client with an upstream connection of its own.
-
-    @param upstreamFor: a client's transport to a Deferred of its upstream.
-    @param closeTimeout: seconds of silence on what is left when one end, or one
-        direction, has ended.
-    @param name: for logs.
-    """
-
-    protocol = _Client  # type: ignore[assignment]
-    noisy = False
-    _log = Logger()
-
-    def __init__(
-        self,
-        reactor: Any,
-        upstreamFor: Callable[[Any], Deferred[Any]],
-        closeTimeout: float,
-        name: str,
-    ) -> None:
-        self.reactor = reactor
-        self.closeTimeout = closeTimeout
-        self.upstreamFor = upstreamFor
-        self.name = name
-        self._troubled = 0
-
-    def failed(self, client: Any, reason: Failure) -> None:
-        """
-        A client got no upstream.  Logged once until one gets one.
-        """
-        self._troubled += 1
-        if self._troubled == 1:
-            where = joinHostPort(client.host, client.port) if hasattr(client, "port") else client
-            self._log.warn(
-                "{name}: no upstream for {client}, others are not logged: {error}",
-                name=self.name,
-                client=where,
-                error=reason.getErrorMessage(),
+            self.choice("proxy-header", list(HEADER_VERSIONS))
+        # not the whole service: endpoints of others may want a reactor to be made
+        self.attempt(
+            lambda _: checkRelay(
+                self["listen"],
+                self["upstream"],
+                self["min-idle"],
+                self["max-size"],
+                self["proxy-header"],
             )
+        )
 
-    def succeeded(self) -> None:
+    def make(self, reactor: Any) -> PoolRelay:
         """
-        A client got an upstream.
+        Make the service of these options.
+
+        @raise ConnpoolError: for values that do not go together; one line.
         """
-        if self._troubled:
-            self._log.info(
-                "{name}: upstream again; {count} clients got none",
-                name=self.name,
-                count=self._troubled,
-            )
-            self._troubled = 0
-
-
-@implementer(IReloadable)
-class RelayService(MultiService):
-    """
-    The listeners, the pool, and what connects them.
-
-    @ivar listening: the listeners, with C{getHost()}.
-    @ivar pool: the pool of upstream connections.
-    """
-
-    _log = Logger()
-
-    def __init__(self, reactor: Any, options: Options) -> None:
-        super().__init__()
-        self._name = options["name"]
-        self._version = VERSIONS.get(options["proxy-header"])
-        upstreams = [self._upstream(reactor, text) for text in options["upstream"]]
-        self._secured: Any = None
-        if self._version and tokenize(options["upstream"][0])[0][0] == "tls":
-            # the header goes before TLS: only what is below can be made ahead
-            self._secured = upstreams[0]
-            upstreams = [self._secured._wrappedEndpoint]
-        self._pooled = PooledEndpoint(
+        return PoolRelay(
             reactor,
-            upstreams if len(upstreams) > 1 else upstreams[0],
-            # two services of one parent cannot have one name
-            name=f"{self._name}-upstream",
-            minIdle=options["min-idle"],
-            maxSize=options["max-size"],
-            maxConnecting=options["max-connecting"],
-            idleTimeout=options["idle-timeout"],
-            acquireTimeout=options["acquire-timeout"],
-            connectTimeout=options["connect-timeout"],
-            maxWaiting=options["max-waiting"],
+            self["listen"],
+            self["upstream"],
+            access=self.access,
+            minIdle=self["min-idle"],
+            maxSize=self["max-size"],
+            maxConnecting=self["max-connecting"],
+            idleTimeout=self["idle-timeout"],
+            acquireTimeout=self["acquire-timeout"],
+            connectTimeout=self["connect-timeout"],
+            maxWaiting=self["max-waiting"],
+            proxyHeader=self["proxy-header"],
+            closeTimeout=self["close-timeout"],
+            drainTimeout=self["drain-timeout"],
+            name=self["name"],
         )
-        self.pool = self._pooled.pool
-        self.listening = ListeningService(
-            reactor,
-            options["listen"],
-            RelayFactory(reactor, self._connect, options["close-timeout"], self._name),
-            access=options.access,
-            drainTimeout=options["drain-timeout"],
-            name=self._name,
-        )
-        self.listening.setServiceParent(self)
-        pool = ConnectionPoolService(self.pool, drainTimeout=options["drain-timeout"])
-        pool.setServiceParent(self)
-        self._upstreams = ", ".join(options["upstream"])
-
-    def _upstream(self, reactor: Any, text: str) -> IStreamClientEndpoint:
-        try:
-            endpoint: IStreamClientEndpoint = clientString(reactor, text)
-            return endpoint
-        except Exception as e:
-            failStart(f"{self._name}: --upstream {text!r}: {e}")
-
-    def _connect(self, client: Any) -> Deferred[Any]:
-        """
-        @return: an upstream for a client's transport.
-        """
-        endpoint: IStreamClientEndpoint = self._pooled
-        if self._version is not None:
-            endpoint = ProxyHeaderEndpoint(
-                endpoint, client.getPeer(), client.getHost(), self._version
-            )
-        if self._secured is not None:
-            endpoint = type(self._secured)(endpoint, self._secured._wrapperFactory)
-        factory = Factory.forProtocol(_Upstream)
-        # else two lines in the log for each dial
-        factory.noisy = False
-        return endpoint.connect(factory)
-
-    def reload(self) -> None:
-        """
-        Replace the upstream connections one after another: addresses are looked up
-        anew, certificates checked again.
-        """
-        self.pool.purge(over=RELOAD_SECONDS)
-
-    def startService(self) -> None:
-        super().startService()
-        hosts: list[Any] = self.listening.getHosts()
-        self._log.info(
-            "{name} listens on {places}, upstream {upstreams}: {settings}",
-            name=self._name,
-            places=", ".join(
-                joinHostPort(host.host, host.port) if hasattr(host, "port") else str(host)
-                for host in hosts
-            ),
-            upstreams=self._upstreams,
-            settings=_inShort(self.pool.settings),
-        )
-
-
-def _inShort(settings: Settings) -> str:
-    return (
-        f"{settings.minIdle} ready, at most {settings.maxSize}, "
-        f"each replaced after {settings.maxLifetime:g} s unused"
-    )
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
@@ -525,4 +128,4 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     """
     if reactor is None:
         from twisted.internet import reactor
-    return observed(options, RelayService(reactor, options), reactor)
+    return observed(options, options.make(reactor), reactor)

@@ -18,11 +18,13 @@ from connpool.services import (
     FileReceiver,
     FileSender,
     ObservedService,
+    PoolRelay,
     Target,
     UDPEcho,
     UDPProbe,
     filerecv,
     filesend,
+    poolrelay,
     udpecho,
 )
 from connpool.transfer import LocalStore, Policy
@@ -208,3 +210,41 @@ def test_probesOfTexts():
     assert [each.name for each in probes] == ["127.0.0.1:1", "b"]
     with pytest.raises(AddressError):
         UDPProbe(Clock(), ["nowhere"])
+
+
+UPSTREAM = ["--upstream", "tcp:db.example:5432"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "keywords"),
+    [
+        (["--listen", OPEN], {"upstream": []}),
+        ([*UPSTREAM, "--allow=any"], {"listen": []}),
+        (
+            ["--listen", HIDDEN, *UPSTREAM, "--min-idle=9", "--max-size=3"],
+            {"minIdle": 9, "maxSize": 3},
+        ),
+        (
+            ["--listen", HIDDEN, "--upstream=tls:a:1", "--upstream=tcp:b:1", "--proxy-header=v1"],
+            {"upstream": ["tls:a:1", "tcp:b:1"], "proxyHeader": "v1"},
+        ),
+        (["--listen", HIDDEN, "--upstream=tcp:a"], {"upstream": ["tcp:a"]}),
+    ],
+)
+def test_theSameRefusalOfARelayEitherWay(argv, keywords):
+    options = poolrelay.Options()
+    with pytest.raises(usage.UsageError) as told:
+        options.parseOptions(argv)
+    keywords = {"listen": [HIDDEN], "upstream": ["tcp:db.example:5432"], **keywords}
+    with pytest.raises((AddressError, WrongSetting)) as raised:
+        PoolRelay(Clock(), **keywords)
+    assert str(raised.value) == str(told.value)
+
+
+def test_defaultsOfARelayAreThoseOfItsOptions():
+    options = poolrelay.Options()
+    options.parseOptions(["--listen", HIDDEN, *UPSTREAM])
+    made = options.make(Clock()).pool.settings
+    default = PoolRelay(Clock(), [HIDDEN], ["tcp:db.example:5432"]).pool.settings
+    # each has a function of its own that says how long to wait
+    assert attrs.evolve(made, backoff=default.backoff) == default

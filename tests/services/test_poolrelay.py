@@ -18,8 +18,8 @@ from zope.interface import implementer
 
 from connpool.errors import StartFailed
 from connpool.interfaces import IReloadable
-from connpool.services import poolrelay
-from connpool.services.poolrelay import Options, RelayService, makeService
+from connpool.services import relay as relay_
+from connpool.services.poolrelay import Options, makeService
 from tests.helpers.waiting import bounded, pause, until
 from tests.pool.servers import Served, Server, Talker, makeAuthority
 
@@ -32,7 +32,7 @@ class Relay:
     def __init__(self, *arguments):
         options = Options()
         options.parseOptions(["--listen", "tcp:0:interface=127.0.0.1", *arguments])
-        self.service = RelayService(reactor, options)
+        self.service = options.make(reactor)
         self.service.privilegedStartService()
         self.service.startService()
         self.pool = self.service.pool
@@ -393,11 +393,16 @@ def test_aMistakeIsOneLine(arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_anUpstreamThatOnlyTheReactorRefusesIsOneLine():
+def test_anUpstreamThatOnlyTheReactorRefusesIsOneLine(monkeypatch):
+    def parse(given, text):
+        if given is None:
+            raise AttributeError("a parser of somebody else wants a reactor")
+        raise ValueError("no such thing here")
+
+    monkeypatch.setattr(relay_, "clientString", parse)
     options = Options()
-    options.parseOptions(["--listen", "tcp:0", "--upstream", "tcp:h:1"])
-    options["upstream"] = ["tcp:h:1:no=such"]
-    with pytest.raises(StartFailed, match="--upstream"):
+    options.parseOptions(["--listen", "tcp:0", "--upstream", "other:h"])
+    with pytest.raises(StartFailed, match="--upstream 'other:h': no such thing here"):
         makeService(options, reactor)
 
 
@@ -544,7 +549,7 @@ async def test_theRelayCanBeStoppedAndStartedAgain():
 
 @pytest_twisted.ensureDeferred
 async def test_aReloadReplacesWhatIsReady(monkeypatch):
-    monkeypatch.setattr(poolrelay, "RELOAD_SECONDS", 0.5)
+    monkeypatch.setattr(relay_, "RELOAD_SECONDS", 0.5)
     server = await Server().start()
     relay = Relay(*upstream(server), "--min-idle", "3")
     client = await relay.connect()
