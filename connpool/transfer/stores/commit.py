@@ -340,14 +340,13 @@ class Commit:
                         self._sys.utime(directory.fd, ns=(modified, modified))
                 level = self._reached(durability, directory)
                 if level == 2:
-                    self._directories.sync(directory)
+                    level = self._syncNames(directory)
                 filesystem = directory.filesystem
             finally:
                 self._directories.release(directory)
         except OSError as error:
             raise self._translated(error, f'making the directory "{name}"') from None
-        reached = DURABILITIES[level]
-        return DirectoryMade(made, reached, filesystem, self._now())
+        return DirectoryMade(made, DURABILITIES[level], filesystem, self._now())
 
     def _syncAll(self, items: list[_Item], results: dict[int, Receipt | Failure]) -> None:
         items = [item for item in items if self.level(item.small.offer)]

@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from connpool.errors import NoSpace, StoreError, TransferError
-from connpool.transfer import LocalStore, syscalls
+from connpool.transfer import LocalStore, RelativeName, syscalls
 from connpool.transfer.records import DURABILITIES
 from connpool.transfer.stores import commit, directories
 from connpool.transfer.stores.directories import Directories
@@ -175,6 +175,8 @@ def test_directoriesThatCannotBeSyncedReachData(root, way, number):
     else:
         receipt = clock.wait(settled(store.put(offer("b", durability="full"), b"x", None)))
     assert receipt.durability == "data"
+    made = clock.wait(store.makeDirectory(RelativeName.parse("d"), 5, "full"))
+    assert (made.made, made.durability) == (True, "data")
     clock.wait(store.close())
 
 
