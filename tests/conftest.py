@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,8 +91,11 @@ def root(tmp_path: Path) -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     """
     Keep temporary files on a disk: what lies on tmpfs cannot be made durable,
-    and a receiver says so.
+    and a receiver says so.  And let programs be interrupted, also where we were
+    started in the background, as C{nohup} does: they would inherit that it is ignored.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.basetemp is None and filesystemOf(tempfile.gettempdir()) in VOLATILE:
         config.option.basetemp = str(config.rootpath / ".pytest_cache" / "tmp")
 
