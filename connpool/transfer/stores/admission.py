@@ -63,6 +63,9 @@ class Admission:
         self._claims = Claims()
         self._resumable: dict[Identity, LocalPartial] = {}
         self._turns: dict[Identity, DeferredLock] = {}
+        #: Evictions take turns: what one removed would be missing in the other's count,
+        #: and both would be refused.
+        self._evictions = DeferredLock()
         self.closed = False
 
     @property
@@ -245,22 +248,35 @@ class Admission:
         Reserve the declared size; if need be, in the place of the oldest
         suspended partials of the same principal.
         """
-        parts = self._parts
+        try:
+            return self._reserveNow(offer, slot)
+        except Shortage:
+            return await self._evictions.run(self._reserveByEviction, offer, slot)
+
+    async def _reserveByEviction(self, offer: Offer, slot: Slot | None) -> Reservation:
         while True:
             try:
-                return parts.reservations.reserve(
-                    offer.principal,
-                    None if offer.identity is None else offer.identity.quota,
-                    offer.size,
-                    0 if slot is None else slot.allocated,
-                    lambda: parts.partials.suspended(offer.principal, slot),
-                )
+                return self._reserveNow(offer, slot)
             except Shortage as short:
                 if not await self._evict(offer, slot, short.missing, 0):
                     raise short.why from None
 
+    def _reserveNow(self, offer: Offer, slot: Slot | None) -> Reservation:
+        parts = self._parts
+        return parts.reservations.reserve(
+            offer.principal,
+            None if offer.identity is None else offer.identity.quota,
+            offer.size,
+            0 if slot is None else slot.allocated,
+            lambda: parts.partials.suspended(offer.principal, slot),
+        )
+
     async def _makeRoom(self, offer: Offer, slot: Slot) -> None:
-        excess = self._parts.partials.excess(slot) if slot.fresh else 0
+        if slot.fresh and self._parts.partials.excess(slot) > 0:
+            await self._evictions.run(self._evictExcess, offer, slot)
+
+    async def _evictExcess(self, offer: Offer, slot: Slot) -> None:
+        excess = self._parts.partials.excess(slot)
         if excess > 0 and not await self._evict(offer, slot, 0, excess):
             raise tooManyPartials()
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
+import time
 
 import pytest
 import pytest_twisted
@@ -226,8 +228,22 @@ def test_aRefusedOfferTakesNobodysPlace(root, monkeypatch):
 
 
 @pytest_twisted.ensureDeferred
-async def test_roomIsMadeWhileOthersGoOn(root):
+async def test_roomIsMadeWhileOthersGoOn(root, monkeypatch):
     # two offers at once, each of which needs all there is
+    evict = partialdir.PartialDirectory.evict
+    under = set()
+    most = []
+
+    def evictSlowly(self, *arguments):
+        under.add(threading.get_ident())
+        time.sleep(0.05)
+        most.append(len(under))
+        try:
+            return evict(self, *arguments)
+        finally:
+            under.discard(threading.get_ident())
+
+    monkeypatch.setattr(partialdir.PartialDirectory, "evict", evictSlowly)
     store, clock, _ = inline(root, quota=20 * BLOCK)
     suspend(root, store, clock, 3)
     clock.wait(store.close())
@@ -239,6 +255,8 @@ async def test_roomIsMadeWhileOthersGoOn(root):
     assert sorted(success for success, _ in ended) == [False, True]
     [failure] = [result for success, result in ended if not success]
     assert failure.check(QuotaExceeded)
+    # what one removes would be missing in the other's count
+    assert most == [1, 1]
     await bounded(store.close())
 
 
