@@ -24,6 +24,7 @@ from connpool.errors import (
 from connpool.interfaces import IAuthenticator, IDirectoryStore
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.identities import Identity
+from connpool.transfer.passwords import credentialsAreSafe
 from connpool.transfer.receive import smallfiles
 from connpool.transfer.receive.offers import Sender
 from connpool.transfer.receive.reception import Reception
@@ -33,7 +34,6 @@ from connpool.transfer.wire.handshake import (
     CAPABILITIES,
     VERSIONS,
     agree,
-    credentialsAreSafe,
     transcriptOf,
 )
 from connpool.transfer.wire.link import Link

@@ -14,7 +14,6 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from connpool.errors import Forbidden
 from connpool.interfaces import IFileStore
 from connpool.transfer.digests import Digest
 from connpool.transfer.identities import ANONYMOUS, Identity
@@ -25,8 +24,6 @@ from connpool.transfer.wire.messages import OfferMessage, Put, timeOf
 
 __all__ = ["GONE", "THERE", "UNKNOWN", "Sender", "earlierOf", "nameOf", "offerOf"]
 
-#: The rules that a sender may ask for under each rule of ours, beside that rule itself.
-_MAY_ASK = {"rename": ("refuse", "skip"), "replace": ("rename", "refuse", "skip")}
 #: Values of the extension: there is no file of that name and size; there is; nobody knows.
 GONE, THERE, UNKNOWN = b"\0", b"\1", b"\2"
 
@@ -85,10 +82,6 @@ def offerOf(
     @raise TransferError: it may not be offered.
     """
     name = nameOf(message.name, policy, sender.identity)
-    rule = policy.ifExists
-    asked = message.ifExists or rule
-    if asked != rule and asked not in _MAY_ASK.get(rule, ()):
-        raise Forbidden(f"the receiver does not let senders {asked!r}; its rule is {rule!r}")
     return Offer(
         name=name,
         transferId=message.transferId.hex(),
@@ -101,7 +94,7 @@ def offerOf(
         executable=message.executable,
         digest=sender.digest.name,
         blockSize=blockSize,
-        ifExists=asked,
+        ifExists=policy.ruleFor(message.ifExists),
         durability=message.durability,
         protocol="native",
     )

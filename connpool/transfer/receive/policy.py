@@ -8,9 +8,13 @@ from typing import ClassVar
 
 import attrs
 
+from connpool.errors import Forbidden
 from connpool.transfer.identities import Limits
 
 __all__ = ["Policy", "TransferStats"]
+
+#: The rules that a sender may ask for under each rule of ours, beside that rule itself.
+_MAY_ASK = {"rename": ("refuse", "skip"), "replace": ("rename", "refuse", "skip")}
 
 
 @attrs.frozen(kw_only=True)
@@ -29,6 +33,18 @@ class Policy(Limits):
     dotfiles: bool = True
     idleTimeout: float = 60.0
     minimumRate: float = 1024.0
+
+    def ruleFor(self, asked: str | None) -> str:
+        """
+        Return the rule for a file whose name is taken.
+
+        @param asked: the rule that its sender asks for; empty or L{None} for none.
+        @raise Forbidden: if it may not ask for that.
+        """
+        rule = self.ifExists
+        if not asked or asked == rule or asked in _MAY_ASK.get(rule, ()):
+            return asked or rule
+        raise Forbidden(f"the receiver does not let senders {asked!r}; its rule is {rule!r}")
 
 
 @attrs.frozen

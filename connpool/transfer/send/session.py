@@ -32,6 +32,7 @@ from connpool.errors import (
 from connpool.interfaces import IPoolable
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.names import displayName
+from connpool.transfer.passwords import credentialsAreSafe
 from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.send.writer import Writer
 from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
@@ -40,7 +41,6 @@ from connpool.transfer.wire.handshake import (
     CAPABILITIES,
     VERSIONS,
     agree,
-    credentialsAreSafe,
     transcriptOf,
 )
 from connpool.transfer.wire.link import Link

@@ -1,18 +1,14 @@
 """
-The agreement of two C{HELLO}s, and the connections that a password may cross.  Pure; both
-sides compute it and come to the same.
+The agreement of two C{HELLO}s.  Pure; both sides compute it and come to the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
-from twisted.internet.interfaces import ISSLTransport
 
-from connpool.addresses import clientOf
 from connpool.errors import TransferError, Unsupported
 from connpool.transfer.wire.frames import PREAMBLE, Type
 from connpool.transfer.wire.messages import Error, Hello, encode
@@ -22,7 +18,6 @@ __all__ = [
     "VERSIONS",
     "Agreement",
     "agree",
-    "credentialsAreSafe",
     "refusal",
     "transcriptOf",
 ]
@@ -91,11 +86,3 @@ def refusal(why: TransferError) -> bytes:
     @return: what a receiver sends before it closes the connection.
     """
     return PREAMBLE + encode(Type.ERROR, 0, Error(why.code, str(why)))
-
-
-def credentialsAreSafe(transport: Any) -> bool:
-    """
-    Tell whether a password may cross this connection: TLS, a unix socket, or a
-    loopback connection that came directly.
-    """
-    return ISSLTransport.providedBy(transport) or clientOf(transport).local
