@@ -14,6 +14,8 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
+    from twisted.python.failure import Failure
+
     from connpool.datagram.info import DatagramInfo
     from connpool.transfer.identities import Identity
     from connpool.transfer.names import RelativeName
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         Offer,
         PartialInfo,
         Receipt,
+        SmallFile,
     )
 
 __all__ = [
@@ -665,6 +668,25 @@ class IFileStore(Interface):
     def close() -> Deferred[None]:
         """
         Let go of every descriptor; partials in use are suspended.
+        """
+
+
+class IBatchStore(Interface):
+    """
+    The part that an L{IFileStore} provides too if it stores many small files in less time than
+    as many single ones.
+    """
+
+    def putAll(
+        files: Sequence[SmallFile],
+    ) -> list[Receipt | Failure] | Deferred[list[Receipt | Failure]]:
+        """
+        Store whole small files, as L{IFileStore.put} does each of them.  Those of one name are
+        decided in order, and one that fails does so alone.
+
+        @param files: at least one.
+        @return: for each its receipt, or why it is not stored.
+        @raise TransferError: why none of them was stored; the caller may try them one by one.
         """
 
 

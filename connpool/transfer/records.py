@@ -23,6 +23,7 @@ __all__ = [
     "Offer",
     "PartialInfo",
     "Receipt",
+    "SmallFile",
 ]
 
 #: What a receipt may promise, weakest first: survives the death of the
@@ -73,6 +74,20 @@ class Offer:
     ifExists: str = "rename"
     durability: str = "full"
     protocol: str = "native"
+
+
+@attrs.frozen(eq=False)
+class SmallFile:
+    """
+    A whole file that is to be stored.
+
+    @ivar data: its content; the store is done with it when it has answered.
+    @ivar root: of the content; L{None} where the protocol has none.
+    """
+
+    offer: Offer
+    data: bytes | memoryview
+    root: bytes | None
 
 
 @attrs.frozen

@@ -73,6 +73,7 @@ _MAGIC = {
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE = 1
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 def _checked(result: int) -> None:
@@ -85,6 +86,13 @@ def _syncfs(fd: int) -> None:
     if not hasattr(_libc, "syncfs"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     _checked(_libc.syncfs(fd))
+
+
+def _startWriting(fd: int) -> None:
+    if not hasattr(_libc, "sync_file_range"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    whole = ctypes.c_int64(0)
+    _checked(_libc.sync_file_range(fd, whole, whole, _SYNC_FILE_RANGE_WRITE))
 
 
 def _renameNoReplace(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
@@ -143,6 +151,7 @@ class Syscalls:
     fsync = staticmethod(os.fsync)
     fdatasync = staticmethod(getattr(os, "fdatasync", os.fsync))
     syncfs = staticmethod(_syncfs)
+    startWriting = staticmethod(_startWriting)
     link = staticmethod(os.link)
     rename = staticmethod(os.rename)
     renameNoReplace = staticmethod(_renameNoReplace)

@@ -3,14 +3,15 @@ From the last byte to the receipt.
 
 Theory of operation
 ===================
-One file and a batch take the same steps, in this order: find or make the
-directory; what it hands down, mode and time; sync the descriptor that wrote;
-note that publishing begins; publish; sync the directories; done record; unlink
-the private name; acknowledge.  A name never precedes its synced data, an
+A file is a batch of one.  A batch takes these steps, in this order: write, unless there
+is a receipt; find or make the directory; what it hands down, mode and time; sync the
+descriptor that wrote; note that publishing begins; publish; sync the directories; done
+records; unlink the private names; acknowledge.  Directories, their syncs and the write of
+the done records are shared.  A name never precedes its synced data, an
 acknowledgement never precedes anything it promises, and the private name goes
 last because it is the evidence: a private file with two links was published,
 whoever died or failed in between.  Once the done record is written nothing can
-fail any more.
+fail any more.  A file that fails does so alone.
 
 C{none} leaves out the syncs, C{data} those of directories.  What is reached
 depends on where the name is: a file system in memory may be mounted there, or a
@@ -21,21 +22,23 @@ Everything here may block on the disk and may run in any thread.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
+from typing import Any, TypeVar, TypeVarTuple
 
 import attrs
 from twisted.python.failure import Failure
 
 from connpool.errors import SyncFailed, TransferError
 from connpool.transfer.names import RelativeName
-from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receipt
-from connpool.transfer.stores.directories import Directories, Directory
-from connpool.transfer.stores.groupcommit import Batch, Small, SyncChoice
+from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receipt, SmallFile
+from connpool.transfer.stores.directories import LOOK_SECONDS, Directories, Directory
+from connpool.transfer.stores.groupcommit import SyncChoice
 from connpool.transfer.stores.publish import TEMPORARY, Published, Publisher, Source, inherit
 from connpool.transfer.stores.receiptlog import ReceiptLog, receiptId
 from connpool.transfer.syscalls import (
@@ -47,13 +50,14 @@ from connpool.transfer.syscalls import (
     asTransferError,
 )
 
-__all__ = ["Commit", "temporaryName"]
-
-#: Done records that are put off while they cannot be written.
-DEFERRED_RECEIPTS = 4096
+__all__ = ["Commit", "receiptOr", "temporaryName"]
 
 #: Durability that is asked for to its index in C{DURABILITIES}; the strongest for C{best}.
 _WANTED = {"none": 0, "data": 1, "full": 2, "best": 2}
+
+T = TypeVar("T")
+_Ts = TypeVarTuple("_Ts")
+Data = bytes | memoryview
 
 _prefix = secrets.token_hex(8)
 _numbers = count()
@@ -71,12 +75,64 @@ def temporaryName(offer: Offer) -> str:
     return receiptId(offer.key, offer.principal).hex()
 
 
-@attrs.define
+@attrs.define(eq=False)
 class _Item:
-    small: Small
-    source: Source
+    """
+    One file on its way through the steps.
+
+    @ivar level: index in C{DURABILITIES}: asked for and reachable, then what was reached.
+    @ivar source: the private file, once it is written.
+    @ivar committing: notes that publishing begins, and syncs the note.
+    @ivar directory: the one whose gifts it has, and where its name is in the end.
+    @ivar outcome: its receipt, or why there is none.
+    """
+
+    offer: Offer
+    root: bytes | None
+    level: int
+    source: Source | None = None
+    committing: Callable[[], None] | None = None
     directory: Directory | None = None
-    receipt: Receipt = attrs.field(init=False)
+    published: Published | None = None
+    outcome: Receipt | Failure | None = None
+
+
+class _Held:
+    """
+    The directories that a batch uses, held until it is over.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[tuple[Directories, tuple[str, ...]], Directory] = {}
+        self._all: list[tuple[Directories, Directory]] = []
+
+    def enter(
+        self,
+        tree: Directories,
+        components: tuple[str, ...],
+        use: Callable[[Directory, *_Ts], T],
+        *arguments: *_Ts,
+    ) -> T:
+        """
+        As L{Directories.enter}, but keep the directory for the files that follow.
+        """
+        directory = self._latest.get((tree, components))
+        if directory is not None and time.monotonic() - directory.looked < LOOK_SECONDS:
+            try:
+                return use(directory, *arguments)
+            except FileNotFoundError:
+                tree.forget(directory)
+        result, directory = tree.enter(components, use, *arguments)
+        self._latest[tree, components] = directory
+        self._all.append((tree, directory))
+        return result
+
+    def release(self) -> None:
+        """
+        Let go of them.
+        """
+        for tree, directory in self._all:
+            tree.release(directory)
 
 
 class Commit:
@@ -117,8 +173,6 @@ class Commit:
         self._keepExec = keepExec
         self._now = now
         self._choice = SyncChoice()
-        #: principal and key to what L{flush} has to do
-        self._deferred: dict[tuple[str, bytes], tuple[Offer, Receipt, Source]] = {}
 
     def level(self, offer: Offer) -> int:
         """
@@ -148,9 +202,6 @@ class Commit:
         """
         if offer.key is None:
             return None
-        recent = self._deferred.get((offer.principal, offer.key))
-        if recent is not None and recent[1].answers(size, root):
-            return recent[1]
         try:
             return self._receiptLog.find(offer, size, root, sync=_WANTED[offer.durability] == 2)
         except OSError as error:
@@ -162,63 +213,21 @@ class Commit:
         source: Source,
         root: bytes | None,
         committing: Callable[[], None] | None = None,
-        *,
-        later: bool = False,
     ) -> Receipt:
         """
-        Publish one file.
+        Publish one file that was written already.
 
         @param committing: notes that publishing begins, and syncs the note.
-        @param later: leave the done record and the private name to L{flush}.
         @raise TransferError: as L{IPartial.commit} fails; C{source} says what
             became of the private file.
         """
-        level = self.level(offer)
-        directory = None
-        try:
-            published, directory = self._directories.enter(
-                offer.name.components[:-1], self._store, offer, source, level, committing
-            )
-            level = self._reached(offer.durability, directory)
-            if level == 2:
-                level = self._syncNames(directory)
-            receipt = self._receipt(offer, source.size, root, published, directory, level)
-            if offer.key is not None:
-                index = (offer.principal, offer.key)
-                if (
-                    later
-                    and source.fresh
-                    and len(self._deferred) < DEFERRED_RECEIPTS
-                    and index not in self._deferred
-                ):
-                    self._deferred[index] = (offer, receipt, source)
-                    return receipt
-                self._receiptLog.append([(offer, receipt)], sync=level == 2)
-        except OSError as error:
-            raise self._translated(error, f'storing "{offer.name}"') from None
-        finally:
-            if directory is not None:
-                self._directories.release(directory)
-        self._discard(source)
-        return receipt
-
-    def _store(
-        self,
-        directory: Directory,
-        offer: Offer,
-        source: Source,
-        level: int,
-        committing: Callable[[], None] | None,
-    ) -> Published:
-        """
-        Do everything up to the name, in a directory that may vanish meanwhile.
-        """
-        self._dress(directory, offer, source)
-        if level:
-            self._sync(source.fd)
-        if committing is not None:
-            committing()
-        return self._publisher.publish(source, directory, offer)
+        item = _Item(offer, root, self.level(offer), source, committing)
+        with self._held() as held:
+            self._prepare(item, held)
+            self._publish([item], held)
+            if isinstance(item.outcome, Receipt):
+                self._publisher.discard(source)
+        return receiptOr(_outcomeOf(item))
 
     def wasRenamed(self, offer: Offer, size: int, root: bytes | None) -> Receipt:
         """
@@ -254,70 +263,39 @@ class Commit:
             return 1
         return 2
 
-    def flush(self) -> None:
+    def batch(self, files: Sequence[SmallFile], until: float = math.inf) -> list[Receipt | Failure]:
         """
-        Write the done records that were put off, all at once, and then remove
-        the private names: until then they are the evidence.
+        Store whole small files, which share their syncs and one write of receipts.
 
-        @raise OSError: they are put off still.
+        @param until: the time of L{time.perf_counter} from which on no file is begun.
+        @return: for each its receipt, or why not; shorter than C{files} if the time was up.
         """
-        later = self._deferred.values()
-        self._receiptLog.append([(offer, receipt) for offer, receipt, _ in later], sync=False)
-        for _, _, source in later:
-            self._discard(source)
-        self._deferred = {}
-
-    def put(self, offer: Offer, data: bytes, root: bytes | None, *, later: bool = False) -> Receipt:
-        """
-        A whole small file.
-
-        @param later: leave what nobody waits for to L{flush}.
-        """
-        try:
-            source = self._write(offer, data)
-        except OSError as error:
-            raise self._translated(error, f'storing "{offer.name}"') from None
-        try:
-            receipt = self.one(offer, source, root, later=later)
-        except BaseException:
-            self._drop(source)
-            raise
-        self._close(source)
-        return receipt
-
-    def batch(self, batch: Batch) -> list[Receipt | Failure]:
-        """
-        Whole small files that share their syncs.
-
-        @return: for each its receipt, or why not.
-        """
-        items = []
-        results: dict[int, Receipt | Failure] = {}
-        for small in batch:
+        items: list[_Item] = []
+        #: by what makes two of them the same
+        alike: dict[Any, _Item] = {}
+        answers: list[_Item] = []
+        with self._held() as held:
             try:
-                item = _Item(small, self._write(small.offer, small.data))
-                items.append(item)
-                _, item.directory = self._directories.enter(
-                    small.offer.name.components[:-1], self._dress, small.offer, item.source
-                )
-            except (OSError, TransferError) as error:
-                results[id(small)] = self._failure(error, small.offer)
-        try:
-            self._syncAll([item for item in items if id(item.small) not in results], results)
-            for item in items:
-                if id(item.small) not in results:
-                    self._publishItem(item, results)
-            self._settle([item for item in items if id(item.small) not in results], results)
-        finally:
-            for item in items:
-                if item.directory is not None:
-                    self._directories.release(item.directory)
-                if isinstance(results.get(id(item.small)), Receipt):
-                    self._discard(item.source)
-                    self._close(item.source)
-                else:
-                    self._drop(item.source)
-        return [results[id(small)] for small in batch]
+                for file in files:
+                    offer, data = file.offer, file.data
+                    item = _Item(offer, file.root, self.level(offer))
+                    if offer.key is not None:
+                        same = (offer.key, offer.principal, file.root, len(data))
+                        item = alike.setdefault(same, item)
+                    answers.append(item)
+                    if item.source is not None or item.outcome is not None:
+                        continue  # it came twice
+                    items.append(item)
+                    self._write(item, data, held)
+                    if not item.level:
+                        self._name(item, held)
+                    if time.perf_counter() >= until:
+                        break
+                self._publish(items, held)
+            finally:
+                for item in items:
+                    self._tidyUp(item)
+        return [_outcomeOf(item) for item in answers]
 
     def directory(
         self, name: RelativeName, modified: int | None, durability: str, make: bool = True
@@ -348,80 +326,33 @@ class Commit:
             raise self._translated(error, f'making the directory "{name}"') from None
         return DirectoryMade(made, DURABILITIES[level], filesystem, self._now())
 
-    def _syncAll(self, items: list[_Item], results: dict[int, Receipt | Failure]) -> None:
-        items = [item for item in items if self.level(item.small.offer)]
-        together = self._choice.together(len(items))
-        began = time.perf_counter()
-        # they lie on one file system, unless somebody mounted another meanwhile
-        together = together and len({item.source.directory for item in items}) == 1
-        if together:
-            try:
-                self._sys.syncfs(items[0].source.fd)
-            except OSError:
-                together = False  # find out whose fault it is, or do without syncfs
-        if not together:
-            for item in items:
-                try:
-                    self._sync(item.source.fd)
-                except TransferError as error:
-                    results[id(item.small)] = Failure(error)
-        self._choice.took(together, len(items), time.perf_counter() - began)
+    # -- the steps
 
-    def _publishItem(self, item: _Item, results: dict[int, Receipt | Failure]) -> None:
-        offer, source = item.small.offer, item.source
-        level = self.level(offer)
-        assert item.directory is not None
+    @contextmanager
+    def _held(self) -> Iterator[_Held]:
+        """
+        Keep the directories of a batch until it is over.
+        """
+        held = _Held()
         try:
-            try:
-                published = self._publisher.publish(source, item.directory, offer)
-            except FileNotFoundError:  # the directory has vanished
-                self._directories.forget(item.directory)
-                published, found = self._directories.enter(
-                    offer.name.components[:-1], self._store, offer, source, level, None
-                )
-                self._directories.release(item.directory)
-                item.directory = found
+            yield held
+        finally:
+            held.release()
+
+    def _write(self, item: _Item, data: Data, held: _Held) -> None:
+        """
+        Write a small file, unless there is a receipt for it or it has its name already.
+        """
+        offer = item.offer
+        try:
+            item.outcome = self.finished(offer, len(data), item.root)
+            if item.outcome is None:
+                item.source = held.enter(self._private, TEMPORARY, self._writeIn, offer, data)
+                self._prepare(item, held)
         except (OSError, TransferError) as error:
-            results[id(item.small)] = self._failure(error, offer)
-        else:
-            level = self._reached(offer.durability, item.directory)
-            item.receipt = self._receipt(
-                offer, item.source.size, item.small.root, published, item.directory, level
-            )
+            item.outcome = self._failure(error, offer)
 
-    def _settle(self, items: list[_Item], results: dict[int, Receipt | Failure]) -> None:
-        """
-        The directories and the done records: each once.
-        """
-        full = [item for item in items if item.receipt.durability == "full"]
-        for directory in {item.directory for item in full}:
-            assert directory is not None
-            here = [item for item in full if item.directory is directory]
-            try:
-                level = self._syncNames(directory)
-            except OSError as error:
-                failure = Failure(self._translated(error, "making a directory durable"))
-                results.update({id(item.small): failure for item in here})
-            else:
-                for item in here:
-                    item.receipt = attrs.evolve(item.receipt, durability=DURABILITIES[level])
-        rest = [(item.small, item.receipt) for item in items if id(item.small) not in results]
-        try:
-            self._receiptLog.append(
-                [(small.offer, receipt) for small, receipt in rest], sync=bool(full)
-            )
-        except OSError as error:
-            failure = Failure(self._translated(error, "noting what was received"))
-            results.update((id(small), failure) for small, _ in rest)
-        else:
-            results.update((id(small), receipt) for small, receipt in rest)
-
-    def _write(self, offer: Offer, data: bytes) -> Source:
-        source, held = self._private.enter(TEMPORARY, self._writeIn, offer, data)
-        source.held = held
-        return source
-
-    def _writeIn(self, directory: Directory, offer: Offer, data: bytes) -> Source:
+    def _writeIn(self, directory: Directory, offer: Offer, data: Data) -> Source:
         name = temporaryName(offer)
         try:
             fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
@@ -432,37 +363,15 @@ class Commit:
             name = secrets.token_hex(16)
             fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
         try:
-            self._sys.writeAll(fd, data, 0)
+            if self._sys.pwrite(fd, data, 0) < len(data):
+                self._sys.writeAll(fd, data, 0)
         except BaseException:
             self._sys.close(fd)
             self._sys.remove(name, directory.fd)
             raise
         return Source(fd, directory.fd, name, len(data), fresh=True)
 
-    def _drop(self, source: Source) -> None:
-        """
-        It was not noted; if it was published, its private name is the evidence.
-        """
-        self._discard(source, evidence=source.linked)
-        self._close(source)
-
-    def _discard(self, source: Source, *, evidence: bool = False) -> None:
-        """
-        Remove the private name, unless it is needed as evidence, and let go of its directory.
-        """
-        if not evidence:
-            self._publisher.discard(source)
-        if source.held is not None:
-            self._private.release(source.held)
-            source.held = None
-
-    def _close(self, source: Source) -> None:
-        try:  # noqa: SIM105 - once a file: suppress() costs as much as the call
-            self._sys.close(source.fd)
-        except OSError:
-            pass  # the descriptor is gone all the same, and what had to be synced was
-
-    def _earlier(self, name: str, data: bytes, directory: int) -> Source | None:
+    def _earlier(self, name: str, data: Data, directory: int) -> Source | None:
         """
         Return what a process that died had published under this key, if that is C{data}.
         """
@@ -476,7 +385,121 @@ class Commit:
         self._sys.close(fd)
         return None
 
-    def _dress(self, directory: Directory, offer: Offer, source: Source) -> None:
+    def _prepare(self, item: _Item, held: _Held) -> None:
+        """
+        Find or make the directory, and give the file what that hands down.
+        """
+        try:
+            held.enter(self._directories, item.offer.name.components[:-1], self._dress, item)
+        except (OSError, TransferError) as error:
+            item.outcome = self._failure(error, item.offer)
+
+    def _publish(self, items: list[_Item], held: _Held) -> None:
+        """
+        Take all steps that are left, up to the done record.
+        """
+        waiting = [item for item in items if item.level and item.outcome is None]
+        if waiting:
+            self._syncAll(waiting)
+        for item in items:
+            if item.outcome is None and item.published is None:
+                self._name(item, held)
+        self._settle([item for item in items if item.outcome is None])
+
+    def _syncAll(self, items: list[_Item]) -> None:
+        sources = [item.source for item in items if item.source is not None]
+        # they lie on one file system, unless somebody mounted another meanwhile
+        alike = len({source.directory for source in sources}) == 1
+        together = self._choice.together(len(items)) and alike
+        began = time.perf_counter()
+        if together:
+            try:
+                self._sys.syncfs(sources[0].fd)
+            except OSError:
+                together = False  # find out whose fault it is, or do without syncfs
+        if not together:
+            if len(sources) > 1:
+                for source in sources:  # the disk writes all of them while the first is waited for
+                    with suppress(OSError):
+                        self._sys.startWriting(source.fd)
+            for item, source in zip(items, sources, strict=True):
+                try:
+                    self._sync(source.fd)
+                except TransferError as error:
+                    item.outcome = Failure(error)
+        self._choice.took(together, len(items), time.perf_counter() - began)
+
+    def _name(self, item: _Item, held: _Held) -> None:
+        """
+        Give a file its name.
+        """
+        offer = item.offer
+        if item.outcome is not None:
+            return
+        try:
+            if item.committing is not None:
+                item.committing()
+            item.published = held.enter(
+                self._directories, offer.name.components[:-1], self._nameIn, item
+            )
+            assert item.directory is not None
+            item.level = self._reached(offer.durability, item.directory)
+        except (OSError, TransferError) as error:
+            item.outcome = self._failure(error, offer)
+
+    def _nameIn(self, directory: Directory, item: _Item) -> Published:
+        assert item.source is not None
+        if item.directory is not directory:  # it had vanished
+            self._dress(directory, item)
+            if item.level:
+                self._sync(item.source.fd)
+        return self._publisher.publish(item.source, directory, item.offer)
+
+    def _settle(self, items: list[_Item]) -> None:
+        """
+        The directories and the done records: each once.
+        """
+        full = [item for item in items if item.level == 2]
+        for directory in {item.directory for item in full}:
+            assert directory is not None
+            here = [item for item in full if item.directory is directory]
+            try:
+                level = self._syncNames(directory)
+            except OSError as error:
+                failure = Failure(self._translated(error, "making a directory durable"))
+                for item in here:
+                    item.outcome = failure
+            else:
+                for item in here:
+                    item.level = level
+        rest = [item for item in items if item.outcome is None]
+        noted = [(item.offer, self._receiptOf(item)) for item in rest]
+        failed: Failure | None = None
+        try:
+            self._receiptLog.append(noted, sync=any(item.level == 2 for item in rest))
+        except OSError as error:
+            failed = Failure(self._translated(error, "noting what was received"))
+        for item, (_, receipt) in zip(rest, noted, strict=True):
+            item.outcome = failed or receipt
+
+    def _tidyUp(self, item: _Item) -> None:
+        """
+        Let go of a small file.  One that was published and not noted keeps its private
+        name: that is the evidence.
+        """
+        source = item.source
+        if source is None:
+            return
+        if not source.linked or isinstance(item.outcome, Receipt):
+            self._publisher.discard(source)
+        try:  # noqa: SIM105 - once a file: suppress() costs as much as the call
+            self._sys.close(source.fd)
+        except OSError:
+            pass  # the descriptor is gone all the same, and what had to be synced was
+
+    def _dress(self, directory: Directory, item: _Item) -> None:
+        source, offer = item.source, item.offer
+        assert source is not None
         mode = self._fileMode
         if self._keepExec and offer.executable:
             mode |= (mode & 0o444) >> 2
@@ -487,6 +510,7 @@ class Commit:
         if offer.modified is not None:
             # the kernel moves what its file system cannot hold to the nearest it can
             self._sys.utime(source.fd, ns=(offer.modified, offer.modified))
+        item.directory = directory
 
     def _sync(self, fd: int) -> None:
         try:
@@ -502,6 +526,13 @@ class Commit:
 
     def _failure(self, error: OSError | TransferError, offer: Offer) -> Failure:
         return Failure(self._translated(error, f'storing "{offer.name}"'))
+
+    def _receiptOf(self, item: _Item) -> Receipt:
+        source, published, directory = item.source, item.published, item.directory
+        assert source is not None
+        assert published is not None
+        assert directory is not None
+        return self._receipt(item.offer, source.size, item.root, published, directory, item.level)
 
     def _receipt(
         self,
@@ -528,3 +559,18 @@ class Commit:
             principal=offer.principal,
             finished=self._now(),
         )
+
+
+def receiptOr(outcome: Receipt | Failure) -> Receipt:
+    """
+    Return a receipt, or raise what there is instead.
+    """
+    if isinstance(outcome, Failure):
+        why: Any = outcome.value
+        raise why
+    return outcome
+
+
+def _outcomeOf(item: _Item) -> Receipt | Failure:
+    assert item.outcome is not None
+    return item.outcome

@@ -5,14 +5,14 @@ Theory of operation
 ===================
 A sync costs milliseconds whatever it syncs, so files that must be durable wait
 for each other: while one batch is on its way to the disk the next collects.
-One thread takes a batch through the same order as a single file: write them
-all, sync them all, publish them all, sync each directory once, append the done
-records with one sync, acknowledge them all.
+One thread takes a batch through all its steps (L{connpool.transfer.stores.commit}), so
+a file that is sent again meanwhile finds its receipt.  Where a disk is slow, files that
+need no sync go the same way.
 
-The contents are synced one by one, or all together by C{syncfs}, which also
-writes whatever else is dirty on that file system.  Which is quicker depends on
-the file system and on what else goes on, so both are tried and the time for a
-file decides (L{SyncChoice}).
+The contents are synced all together by C{syncfs}, which also writes whatever else is
+dirty on that file system, or one by one after all writing was begun
+(C{sync_file_range}).  Which is quicker depends on the file system and on what else goes
+on, so both are tried and the time for a file decides (L{SyncChoice}).
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.records import Receipt, SmallFile
 from connpool.waiting import Waiters
 
-__all__ = ["Batch", "GroupCommit", "Small", "SyncChoice"]
+__all__ = ["GroupCommit", "SyncChoice"]
 
 #: Files and bytes of one batch: each file holds a descriptor, and the first
 #: waits for the last.
 BATCH_FILES = 256
 BATCH_BYTES = 32 << 20
 
+Outcomes = list[Receipt | Failure]
+
 
 @attrs.define(eq=False)
-class Small:
+class _Request:
     """
-    A whole file that waits for its batch.
+    Files that are answered together.
+
+    @ivar left: files that have no outcome.
     """
 
-    offer: Offer
-    data: bytes
-    root: bytes | None
-    done: Deferred[Receipt]
-
-
-Batch = Sequence[Small]
+    left: int
+    outcomes: list[Any]
+    done: Deferred[Outcomes]
 
 
 class SyncChoice:
@@ -94,7 +94,7 @@ class SyncChoice:
 
 class GroupCommit:
     """
-    The small files that wait for a sync, and the batch that has its turn.
+    The small files that wait for a thread, and the batch that has its turn.
 
     @param run: takes a batch and returns a Deferred of as many receipts or
         Failures.
@@ -103,12 +103,12 @@ class GroupCommit:
 
     def __init__(
         self,
-        run: Callable[[Batch], Deferred[list[Receipt | Failure]]],
+        run: Callable[[Sequence[SmallFile]], Deferred[Outcomes]],
         callLater: Callable[..., Any],
     ) -> None:
         self._run = run
         self._callLater = callLater
-        self._queue: deque[Small] = deque()
+        self._queue: deque[tuple[SmallFile, _Request, int]] = deque()
         self._busy = False
         self._draining = Waiters()
 
@@ -121,32 +121,41 @@ class GroupCommit:
             self._draining.wake()
         return drained
 
-    def add(self, small: Small) -> None:
+    def add(self, files: Sequence[SmallFile]) -> Deferred[Outcomes]:
         """
-        Let C{small} take part in the next batch.
+        Let C{files} take part in the next batches.
+
+        @return: fires with as many receipts or Failures.
         """
-        self._queue.append(small)
+        request = _Request(len(files), [None] * len(files), Deferred())
+        self._queue.extend((file, request, index) for index, file in enumerate(files))
         if not self._busy:
             self._busy = True
             # what else arrived in this turn of the reactor comes along
             self._callLater(0, self._start)
+        return request.done
 
     def _start(self) -> None:
-        batch: list[Small] = []
+        batch: list[tuple[SmallFile, _Request, int]] = []
         size = 0
         while self._queue and len(batch) < BATCH_FILES and size < BATCH_BYTES:
             batch.append(self._queue.popleft())
-            size += len(batch[-1].data)
-        self._run(batch).addBoth(self._finished, batch)
+            size += len(batch[-1][0].data)
+        self._run([file for file, _, _ in batch]).addBoth(self._finished, batch)
 
-    def _finished(self, results: list[Receipt | Failure] | Failure, batch: Batch) -> None:
+    def _finished(
+        self, outcomes: Outcomes | Failure, batch: list[tuple[SmallFile, _Request, int]]
+    ) -> None:
         if self._queue:
             self._start()
         else:
             self._busy = False
-        if isinstance(results, Failure):
-            results = [results] * len(batch)
-        for small, result in zip(batch, results, strict=True):
-            small.done.callback(result)
+        if isinstance(outcomes, Failure):
+            outcomes = [outcomes] * len(batch)
+        for (_, request, index), outcome in zip(batch, outcomes, strict=True):
+            request.outcomes[index] = outcome
+            request.left -= 1
+            if not request.left:
+                request.done.callback(request.outcomes)
         if not self._busy:
             self._draining.wake()

@@ -54,9 +54,9 @@ class WriteLatency:
         self._mean = 0.0
         self.inline = True
 
-    def took(self, seconds: float) -> None:
+    def took(self, seconds: float, writes: int = 1) -> None:
         """
-        A write was done.
+        A write was done, or so many that took as long each.
         """
         self._mean += _WEIGHT * (seconds - self._mean)
         if self.inline:
@@ -66,7 +66,7 @@ class WriteLatency:
         elif seconds >= INLINE_SECONDS:
             self._quick = 0
         else:
-            self._quick += 1
+            self._quick += writes
             if self._quick >= CALM_WRITES:
                 self.inline = True
                 self._mean = 0.0

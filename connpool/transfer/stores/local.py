@@ -33,9 +33,7 @@ first; what others put there (the operator, another process or store) is seen
 soon, not at once, and in a directory of more than 65,536 names, or beyond
 131,072 in the directories in use, nothing is: there both names are kept
 wherever the file system keeps them apart.  The quota is about unfinished files;
-published ones belong to the operator.  At the level C{none} the done record is
-written at the end of the reactor's turn, which is before an acknowledgement
-leaves a selectable transport.
+published ones belong to the operator.
 """
 
 from __future__ import annotations
@@ -56,7 +54,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import StartFailed, StoreError, TransferError
-from connpool.interfaces import IDirectoryStore, IFileStore, IPartial, IPartialHolder
+from connpool.interfaces import (
+    IBatchStore,
+    IDirectoryStore,
+    IFileStore,
+    IPartial,
+    IPartialHolder,
+)
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
@@ -65,10 +69,11 @@ from connpool.transfer.records import (
     Offer,
     PartialInfo,
     Receipt,
+    SmallFile,
 )
 from connpool.transfer.stores.admission import Admission
 from connpool.transfer.stores.caseindex import CaseIndex, keepApart
-from connpool.transfer.stores.commit import Commit
+from connpool.transfer.stores.commit import Commit, receiptOr
 from connpool.transfer.stores.directories import (
     LOOK_SECONDS,
     Directories,
@@ -79,7 +84,7 @@ from connpool.transfer.stores.directories import (
     refuseInheritance,
 )
 from connpool.transfer.stores.foresight import Foresight
-from connpool.transfer.stores.groupcommit import GroupCommit, Small
+from connpool.transfer.stores.groupcommit import GroupCommit, Outcomes
 from connpool.transfer.stores.iothreads import IOThreads
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, PartialDirectory, tooManyPartials
 from connpool.transfer.stores.parts import StoreParts
@@ -99,15 +104,16 @@ from connpool.transfer.syscalls import (
 
 __all__ = ["LocalStore"]
 
-#: Seconds between tries to note what could not be noted before.
-NOTE_SECONDS = 1.0
+#: Seconds that the small files of one call may keep the reactor; the rest goes to a thread.
+INLINE_BATCH_SECONDS = 0.05
 #: Seconds between looks for what is too old.
 RECOVERY_SECONDS = 600.0
+FIRST_RECOVERY_SECONDS = 60.0
 
 _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 
 
-@implementer(IFileStore, IDirectoryStore)
+@implementer(IFileStore, IBatchStore, IDirectoryStore)
 class LocalStore:
     """
     A store in a local directory.
@@ -163,16 +169,13 @@ class LocalStore:
         self._seconds = seconds
         self._sys = syscalls or Syscalls()
         self._threads = IOThreads(reactor, threads)
-        #: principal, key and root of small files under way to those that wait as well
-        self._pending: dict[tuple[str, bytes, bytes | None], list[Deferred[Receipt]]] = {}
         self._group = GroupCommit(
-            lambda batch: self._threads.run(self.parts.commit.batch, batch), reactor.callLater
+            lambda files: self._threads.run(self._batch, files), reactor.callLater
         )
-        self._flushing: Any = None
         self._closed = False
-        self._looked = self._flushed = -NOTE_SECONDS
+        self._looked = -LOOK_SECONDS
         self._trouble: Trouble | None = None
-        self._recovered = seconds() - RECOVERY_SECONDS + NOTE_SECONDS * 60
+        self._recovered = seconds() - RECOVERY_SECONDS + FIRST_RECOVERY_SECONDS
         self._recovering = False
         self._claim = CaseIndex(self._sys).claim if names == "portable" else keepApart
         with contextlib.ExitStack() as opened:
@@ -317,29 +320,33 @@ class LocalStore:
         opening: Deferred[Any] = Deferred.fromCoroutine(self._openNow(offer, holder))
         return self._threads.during(opening)
 
-    def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:
+    def put(
+        self, offer: Offer, data: bytes | memoryview, root: bytes | None
+    ) -> Receipt | Deferred[Receipt]:
+        stored = self.putAll([SmallFile(offer, data, root)])
+        if isinstance(stored, Deferred):
+            return stored.addCallback(lambda outcomes: outcomes[0])
+        return receiptOr(stored[0])
+
+    def putAll(self, files: Sequence[SmallFile]) -> Outcomes | Deferred[Outcomes]:
         self._refuse()
-        if offer.key is not None:
-            others = self._pending.get((offer.principal, offer.key, root))
-            if others is not None:
-                d: Deferred[Receipt] = Deferred()
-                others.append(d)
-                return d
-            receipt = self.parts.commit.finished(offer, len(data), root)
-            if receipt is not None:
-                return receipt
-        if not self.parts.reservations.fits(len(data)):
-            raise self.parts.reservations.full()
-        if self.parts.commit.level(offer):
-            small = Small(offer, data, root, Deferred())
-            self._group.add(small)
-            return self._share(offer, root, small.done)
-        if not self._threads.latency.inline:
-            stored = self._threads.run(self._timedPut, offer, data, root, False)
-            return self._share(offer, root, stored)
-        if offer.key is not None and self._flushing is None:
-            self._flushing = self._reactor.callLater(0, self._flush)
-        return self._timedPut(offer, data, root, True)
+        commit, reservations, latency = (
+            *(self.parts.commit, self.parts.reservations),
+            self._threads.latency,
+        )
+        if not reservations.fits(sum(len(file.data) for file in files)):
+            raise reservations.full()
+        if not latency.inline or any(commit.level(file.offer) for file in files):
+            return self._group.add(files)
+        began = time.perf_counter()
+        outcomes = commit.batch(files, began + INLINE_BATCH_SECONDS)
+        took = time.perf_counter() - began
+        if took >= INLINE_BATCH_SECONDS:
+            latency.took(took)
+        rest = files[len(outcomes) :]
+        if not rest:
+            return outcomes
+        return self._group.add(rest).addCallback(lambda others: outcomes + others)
 
     def makeDirectory(
         self, name: RelativeName, modified: int | None, durability: str, make: bool = True
@@ -355,21 +362,14 @@ class LocalStore:
 
     def _lookAround(self) -> None:
         """
-        Do what is due: look at the root, note what could not be noted before, reap.
+        Do what is due: look at the root, reap.
         """
         now = self._seconds()
         if now - self._looked >= LOOK_SECONDS:
             self._look(now)
-        if now - self._flushed >= NOTE_SECONDS:
-            self._flushed = now
-            if self._flushing is None:
-                self._flush()  # what could not be noted before
-            if (
-                now - self._recovered >= RECOVERY_SECONDS
-                and not self._recovering
-                and not self._closed
-            ):
-                self.reap()
+        due = now - self._recovered >= RECOVERY_SECONDS
+        if due and not self._recovering and not self._closed:
+            self.reap()
 
     def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
         return maybeDeferred(self._stat, name)
@@ -388,9 +388,6 @@ class LocalStore:
         if self._closed:
             return succeed(None)
         self._closed = self.admission.closed = True
-        if self._flushing is not None:
-            self._flushing.cancel()
-        self._flush()
         d: Deferred[Any] = gatherResults(
             [each.suspend() for each in self.admission.active], consumeErrors=True
         )
@@ -417,7 +414,7 @@ class LocalStore:
         return ReceiptCursor(self._sys, Followed(self._private, (INTERNAL, "done")))
 
     async def _openNow(self, offer: Offer, holder: IPartialHolder | None) -> IPartial | Receipt:
-        self._looked = -NOTE_SECONDS
+        self._looked = -LOOK_SECONDS
         self._refuse()
         try:
             return await self.admission.open(offer, holder)
@@ -426,7 +423,7 @@ class LocalStore:
             raise asTransferError(error, doing, self._sys, self._root) from None
 
     async def _foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> str:
-        self._looked = -NOTE_SECONDS
+        self._looked = -LOOK_SECONDS
         self._refuse()
         try:
             count, free, suspended = 0, 0, 0
@@ -447,41 +444,12 @@ class LocalStore:
             doing = f'looking for "{offer.name}"'
             raise asTransferError(error, doing, self._sys, self._root) from None
 
-    # -- small files ---------------------------------------------------------
-
-    def _timedPut(self, offer: Offer, data: bytes, root: bytes | None, later: bool) -> Receipt:
+    def _batch(self, files: Sequence[SmallFile]) -> Outcomes:
         began = time.perf_counter()
-        receipt = self.parts.commit.put(offer, data, root, later=later)
-        self._threads.latency.took(time.perf_counter() - began)
-        return receipt
-
-    def _flush(self) -> None:
-        """
-        Do the work that small files of this turn of the reactor left.
-        """
-        self._flushing = None
-        try:
-            self.parts.commit.flush()
-        except (OSError, TransferError) as error:
-            # the files are where they belong, and it is tried again
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            self._log.warn("cannot note yet what was received: {why}", why=why)
-
-    def _share(self, offer: Offer, root: bytes | None, d: Deferred[Receipt]) -> Deferred[Receipt]:
-        """
-        Let repetitions of C{offer} that come before C{d} fires have its result.
-        """
-        if offer.key is None:
-            return d
-        index = (offer.principal, offer.key, root)
-        self._pending[index] = []
-
-        def share(result: Receipt | Failure) -> Receipt | Failure:
-            for other in self._pending.pop(index):
-                other.callback(result)
-            return result
-
-        return d.addBoth(share)
+        outcomes = self.parts.commit.batch(files)
+        if not self._threads.latency.inline:
+            self._threads.latency.took((time.perf_counter() - began) / len(files), len(files))
+        return outcomes
 
     # -- the rest ------------------------------------------------------------
 

@@ -94,7 +94,6 @@ class Source:
     @ivar mode: the permission bits that it shall have.
     @ivar apart: only a copy in the directory of its name can have the group or
         the ACL that files there have.
-    @ivar held: the private directory, if it is held for this file.
     @ivar fresh: made a moment ago by this process, so that no earlier run can
         have published it.
     @ivar linked: it has its public name too, from this attempt or an earlier
@@ -108,7 +107,6 @@ class Source:
     size: int
     mode: int = 0o600
     apart: bool = False
-    held: Directory | None = None
     fresh: bool = False
     linked: bool = False
     moved: bool = False

@@ -13,7 +13,9 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from connpool.transfer import Offer, RelativeName
+from connpool.transfer import LocalStore, Offer, Receipt, RelativeName
+from connpool.transfer.records import SmallFile
+from connpool.transfer.stores.commit import receiptOr
 from connpool.transfer.stores.directories import Directories, Followed
 from connpool.transfer.syscalls import Syscalls
 from tests.helpers.waiting import successResultOf
@@ -43,6 +45,13 @@ def settled(result: Any) -> Deferred[Any]:
     What C{put} gave, whether at once or later.
     """
     return result if isinstance(result, Deferred) else succeed(result)
+
+
+def stored(store: LocalStore, asked: Offer, data: bytes, root: bytes | None = None) -> Receipt:
+    """
+    Store a small file here and now, in whichever thread this is.
+    """
+    return receiptOr(*store.parts.commit.batch([SmallFile(asked, data, root)]))
 
 
 async def fill(partial: Any, content: bytes, *, block: int = BLOCK) -> None:

@@ -24,7 +24,7 @@ from connpool.transfer.stores.caseindex import (
 )
 from connpool.transfer.stores.directories import LOOK_SECONDS, Directories
 from connpool.transfer.syscalls import Syscalls
-from tests.transfer.stores.kit import InlineReactor, Recorded, offer, visible
+from tests.transfer.stores.kit import InlineReactor, Recorded, offer, stored, visible
 
 #: More than a tick of the clock that the kernel takes C{ctime} from.
 TICK = 0.02
@@ -212,7 +212,7 @@ def test_fiftyThreadsAndOneName(root, rule, directory):
         asked = offer(f"{directory}{name}", ifExists=rule)
         barrier.wait()
         try:
-            names.append(store.parts.commit.put(asked, name.encode(), None).name)
+            names.append(stored(store, asked, name.encode(), None).name)
         except Exists as error:
             refused.append(error)
 
@@ -238,7 +238,7 @@ def test_fiftyThreadsAndOneDirectory(root):
     def race(name):
         barrier.wait()
         try:
-            names.append(store.parts.commit.put(offer(f"{name}/x"), b"x", None).name)
+            names.append(stored(store, offer(f"{name}/x"), b"x", None).name)
         except Exists as error:
             refused.append(error)
 

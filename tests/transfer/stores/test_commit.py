@@ -17,17 +17,25 @@ from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
-from connpool.errors import NoSpace, StoreError, TransferError
+from connpool.errors import StoreError, TransferError
 from connpool.transfer import LocalStore, RelativeName, syscalls
-from connpool.transfer.records import DURABILITIES
-from connpool.transfer.stores import commit, directories
+from connpool.transfer.records import DURABILITIES, SmallFile
+from connpool.transfer.stores import directories
 from connpool.transfer.stores.directories import Directories
-from connpool.transfer.stores.local import NOTE_SECONDS
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.syscalls import filesystemType
 from tests.helpers.waiting import bounded, failureResultOf
 from tests.transfer.stores.deaths import hidden, lookLater, opened, published
-from tests.transfer.stores.kit import BLOCK, InlineReactor, Recorded, fill, offer, settled, visible
+from tests.transfer.stores.kit import (
+    BLOCK,
+    InlineReactor,
+    Recorded,
+    fill,
+    offer,
+    settled,
+    stored,
+    visible,
+)
 from tests.transfer.stores.onpartials import target
 from tests.transfer.stores.test_attacks import mounted
 
@@ -97,7 +105,7 @@ def test_theReceiptNamesWhereTheFileIs(root, way):
             name = "x" if directory == "." else f"{directory}/x"
             asked = offer(name, size=4)
             if way == "put":
-                receipt = store.parts.commit.put(asked, b"data", None)
+                receipt = stored(store, asked, b"data", None)
             elif way == "batch":
                 receipt = clock.wait(store.put(asked, b"data", None))
             elif way == "renamed":
@@ -136,7 +144,7 @@ def test_eachDirectoryReachesWhatItsOwnFileSystemDoes(root, way, asked):
                 synced.clear()
                 wanted = offer(name, size=4, durability=asked)
                 if way == "put":
-                    receipt = store.parts.commit.put(wanted, b"data", None)
+                    receipt = stored(store, wanted, b"data", None)
                 elif way == "batch":
                     receipt = clock.wait(settled(store.put(wanted, b"data", None)))
                 elif way == "renamed":
@@ -171,7 +179,7 @@ def test_directoriesThatCannotBeSyncedReachData(root, way, number):
     assert strongest(store) == "full"
     faults.on = True
     if way == "one":
-        receipt = store.parts.commit.put(offer("b", durability="best"), b"x", None)
+        receipt = stored(store, offer("b", durability="best"), b"x", None)
     else:
         receipt = clock.wait(settled(store.put(offer("b", durability="full"), b"x", None)))
     assert receipt.durability == "data"
@@ -294,62 +302,6 @@ async def test_theReactorDoesNotWaitForACommitThatIsAskedForAgain(root):
     await bounded(store.close())
 
 
-@pytest.mark.parametrize("way", ["retry", "look", "close"])
-def test_aDoneRecordThatCannotBeWrittenComesLater(root, way, expectFailure):
-    expectFailure(OSError)
-    full = fullLog()
-    store, clock, _ = inline(root, full)
-    outbox = store.receivedOutbox()
-    full.on = True
-    asked = offer("a", durability="none", key=KEY)
-    receipt = store.put(asked, b"x", None)
-    clock.wait(None)
-    assert outbox.take() is None
-    # it is known all the same
-    assert store.put(asked, b"x", None) == receipt
-    full.on = False
-    if way == "retry":
-        clock.wait(store.put(offer("b", durability="none", key=b"2" * 32), b"x", None))
-    elif way == "look":
-        clock.now += NOTE_SECONDS
-        store.trouble()
-        clock.wait(None)
-    else:
-        outbox.close()
-        clock.wait(store.close())
-        store, clock, _ = inline(root)
-        outbox = store.receivedOutbox()
-    assert outbox.take()[1] == receipt
-    assert private(root) == []
-    assert (root / "a").stat().st_nlink == 1
-    outbox.close()
-    clock.wait(store.close())
-
-
-def test_whatIsPutOffIsBounded(root, monkeypatch, expectFailure):
-    expectFailure(OSError)
-    monkeypatch.setattr(commit, "DEFERRED_RECEIPTS", 5)
-    full = fullLog()
-    store, clock, _ = inline(root, full)
-    full.on = True
-    refused = []
-    for number in range(20):
-        asked = offer(f"x{number}", durability="none", key=bytes([number]) * 32)
-        try:
-            store.put(asked, b"x", None)
-        except NoSpace:
-            refused.append(number)
-        clock.wait(None)
-    assert refused == list(range(5, 20))
-    full.on = False
-    for number in refused:
-        asked = offer(f"x{number}", durability="none", key=bytes([number]) * 32)
-        assert clock.wait(store.put(asked, b"x", None)).name == f"x{number}"
-    clock.wait(store.close())
-    assert len(visible(root)) == 20
-    assert private(root) == []
-
-
 @pytest.mark.parametrize("way", ["put", "batch"])
 @pytest.mark.parametrize(
     ("level", "fault"),
@@ -366,8 +318,8 @@ def test_theEvidenceStaysUntilTheDoneRecord(root, way, level, fault):
 
     def store_():
         if way == "put":
-            return store.parts.commit.put(asked, b"x", None)
-        [result] = store.parts.commit.batch([commit.Small(asked, b"x", None, None)])
+            return stored(store, asked, b"x", None)
+        [result] = store.parts.commit.batch([SmallFile(asked, b"x", None)])
         if isinstance(result, Failure):
             result.raiseException()
         return result
@@ -397,9 +349,9 @@ def test_whatWasNotPublishedLeavesNothing(root, way):
         asked = offer("a", durability=level, key=KEY)
         if way == "put":
             with pytest.raises(StoreError):
-                store.parts.commit.put(asked, b"x", None)
+                stored(store, asked, b"x", None)
         else:
-            [result] = store.parts.commit.batch([commit.Small(asked, b"x", None, None)])
+            [result] = store.parts.commit.batch([SmallFile(asked, b"x", None)])
             assert isinstance(result.value, StoreError)
     assert visible(root) == {}
     assert private(root) == []
@@ -436,7 +388,7 @@ def test_whatWasNotedIsAcknowledged(root, call):
     # a close() that failed has closed on Linux; this one was never made
     assert len(os.listdir("/proc/self/fd")) == before_ + (1 if call == "close" else 0)
     del failed[:]
-    receipt = store.parts.commit.put(offer("g", key=b"g" * 32), b"x", None)
+    receipt = stored(store, offer("g", key=b"g" * 32), b"x", None)
     assert failed == [call]
     assert store.parts.commit.finished(offer("g", key=b"g" * 32), receipt.size) == receipt
     armed = False
@@ -542,7 +494,7 @@ def test_aCopyThatWasNotFinishedIsFound(root, way):
         elif way == "batch":
             clock.wait(store.put(asked, b"x" * BLOCK, None))
         else:
-            store.parts.commit.put(asked, b"x" * BLOCK, None)
+            stored(store, asked, b"x" * BLOCK, None)
     assert len(hidden(root)) == 1
     for _ in range(2):  # who had the files open is gone
         store, clock, calls = opened(root, apart=True)

@@ -18,9 +18,10 @@ from twisted.python.failure import Failure
 
 from connpool.errors import NoSpace
 from connpool.transfer import LocalStore
+from connpool.transfer.records import SmallFile
 from connpool.transfer.stores import groupcommit
 from connpool.transfer.stores.directories import Directories
-from connpool.transfer.stores.groupcommit import GroupCommit, Small, SyncChoice
+from connpool.transfer.stores.groupcommit import GroupCommit, SyncChoice
 from connpool.transfer.stores.iothreads import CALM_WRITES, INLINE_SECONDS, WriteLatency
 from connpool.transfer.stores.journal import (
     Committing,
@@ -31,7 +32,7 @@ from connpool.transfer.stores.journal import (
 )
 from connpool.transfer.stores.ranges import Ranges, blockRange
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
-from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
+from tests.helpers.waiting import assertNoResult, successResultOf
 from tests.transfer.stores.kit import InlineReactor, Recorded, offer
 
 # -- ranges -------------------------------------------------------------------
@@ -138,7 +139,7 @@ def test_aSyncThatBecameSlowIsLeft():
 
 
 def small(size=1):
-    return Small(offer(), b"x" * size, None, Deferred())
+    return SmallFile(offer(), b"x" * size, None)
 
 
 def test_batchesCollectWhileOneIsUnderWay():
@@ -151,22 +152,20 @@ def test_batchesCollectWhileOneIsUnderWay():
 
     group = GroupCommit(run, clock.callLater)
     files = [small() for _ in range(5)]
-    group.add(files[0])
-    group.add(files[1])
+    first, second = group.add(files[:1]), group.add(files[1:2])
     assert running == []  # what comes in this turn comes along
     clock.advance(0)
     assert [each for each, _ in running] == [files[:2]]
-    for each in files[2:]:
-        group.add(each)
+    rest = group.add(files[2:])
     drained = group.drained()
     assert len(running) == 1
     running[0][1].callback(["one", "two"])
-    assert [successResultOf(each.done) for each in files[:2]] == ["one", "two"]
+    assert [successResultOf(each) for each in (first, second)] == [["one"], ["two"]]
     assert [each for each, _ in running[1:]] == [files[2:]]
     assertNoResult(drained)
-    running[1][1].callback([Failure(NoSpace("full")), "four", "five"])
-    assert isinstance(failureResultOf(files[2].done), NoSpace)
-    assert [successResultOf(each.done) for each in files[3:]] == ["four", "five"]
+    full = Failure(NoSpace("full"))
+    running[1][1].callback([full, "four", "five"])
+    assert successResultOf(rest) == [full, "four", "five"]
     successResultOf(drained)
     successResultOf(group.drained())
     assert clock.getDelayedCalls() == []
@@ -183,11 +182,13 @@ def test_batchesAreBounded():
         return d
 
     group = GroupCommit(run, clock.callLater)
-    for _ in range(groupcommit.BATCH_FILES + 1):
-        group.add(small())
+    many = group.add([small() for _ in range(groupcommit.BATCH_FILES + 1)])
     for _ in range(3):
-        group.add(small(groupcommit.BATCH_BYTES))
-    clock.pump([0, 1, 1, 1, 1, 1, 1])
+        group.add([small(groupcommit.BATCH_BYTES)])
+    clock.pump([0, 1])
+    assertNoResult(many)  # those that are asked for together are answered together
+    clock.pump([1, 1, 1, 1, 1])
+    assert successResultOf(many) == ["done"] * (groupcommit.BATCH_FILES + 1)
     assert sizes == [groupcommit.BATCH_FILES, 2, 1, 1]
 
 
@@ -196,14 +197,13 @@ def test_aBatchThatCannotRunFailsItsFilesOnly():
     group = GroupCommit(lambda files: results.pop(0), clock.callLater)
     results = [Deferred(), Deferred()]
     first, second = results
-    one, two = small(), small()
-    group.add(one)
+    one = group.add([small(), small()])
     clock.advance(0)
-    group.add(two)
+    two = group.add([small()])
     first.errback(NoSpace("full"))
-    failureResultOf(one.done, NoSpace)
+    assert [type(each.value) for each in successResultOf(one)] == [NoSpace, NoSpace]
     second.callback(["done"])
-    assert successResultOf(two.done) == "done"
+    assert successResultOf(two) == ["done"]
 
 
 # -- records ------------------------------------------------------------------
