@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         PartialInfo,
         Receipt,
         SmallFile,
+        Stump,
     )
 
 __all__ = [
@@ -54,6 +55,8 @@ __all__ = [
     "IStatsSource",
     "ITransferListener",
     "ITransferListenerFactory",
+    "IUploadPartial",
+    "IUploadStore",
 ]
 
 
@@ -554,6 +557,42 @@ class IPartial(Interface):
         """
 
 
+class IUploadPartial(IPartial):
+    """
+    A partial of a store that provides L{IUploadStore} too.  It comes back after a restart
+    with every byte that was recorded, those of an unfinished block included.
+    """
+
+    stump: Stump | None = Attribute(
+        "The unfinished block that was recorded last; L{None} if there is none."
+    )
+
+    def record(block: int, digest: bytes, end: int | None = None) -> None:
+        """
+        As L{IPartial.record}.
+
+        @param end: where the block is not finished, the offset in the file at which the
+            bytes end that C{digest} is of; this replaces the C{stump}.
+        """
+
+    def read(start: int, end: int) -> Deferred[bytes]:
+        """
+        @return: fires with bytes that are held; at most a MiB should be asked for at once.
+            Fails with L{StoreError}.
+        """
+
+    def declare(offer: Offer) -> None:
+        """
+        Put C{offer} in the place of the one that this was opened for, because its size,
+        metadata or SHA-256 became known; the next L{checkpoint} or L{commit} makes that
+        survive a restart.  Everything else of it is the same.
+
+        @raise TooLarge: more bytes than the declared size have come.
+        @raise QuotaExceeded, NoSpace: so much may not be reserved.
+        @raise StoreError: the size was known.
+        """
+
+
 class IPartialHolder(Interface):
     """
     The transfer that opens a partial.
@@ -687,6 +726,27 @@ class IBatchStore(Interface):
         @param files: at least one.
         @return: for each its receipt, or why it is not stored.
         @raise TransferError: why none of them was stored; the caller may try them one by one.
+        """
+
+
+class IUploadStore(Interface):
+    """
+    The part that an L{IFileStore} provides too if uploads in several requests, as in tus,
+    can go on in it: C{open} then gives an L{IUploadPartial}.  To a store that does not
+    provide this, the web door sends whole files only.
+    """
+
+    def find(
+        principal: str, resumeKey: bytes, key: bytes, network: str = ""
+    ) -> Deferred[Offer | Receipt | None]:
+        """
+        Find an upload.  Nothing is opened, and nobody is taken over.
+
+        @param network: as in the offer.
+        @return: fires with the receipt, for as long as receipts are kept, if the file was
+            published; else with the offer of the partial, as it was opened or declared last
+            but without its identity; else with L{None}.  Fails with L{Busy} while another
+            process has the partial open.
         """
 
 

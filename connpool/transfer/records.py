@@ -24,6 +24,7 @@ __all__ = [
     "PartialInfo",
     "Receipt",
     "SmallFile",
+    "Stump",
 ]
 
 #: What a receipt may promise, weakest first: survives the death of the
@@ -58,6 +59,11 @@ class Offer:
     @ivar ifExists: one of L{IF_EXISTS}.
     @ivar durability: one of L{ASKABLE_DURABILITIES}.
     @ivar protocol: C{classic}, C{native}, …
+    @ivar metadata: text that the protocol keeps with the file until it is published.
+    @ivar sha256: hexadecimal SHA-256 of all bytes, once it is known.
+    @ivar network: the part of the principal's senders that it came from; the partials of
+        each such part are counted, and evicted, apart from the others'.
+    @ivar evicts: whether older suspended partials may make way for it.
     """
 
     name: RelativeName
@@ -74,6 +80,25 @@ class Offer:
     ifExists: str = "rename"
     durability: str = "full"
     protocol: str = "native"
+    metadata: str = ""
+    sha256: str | None = None
+    network: str = ""
+    evicts: bool = True
+
+
+@attrs.frozen
+class Stump:
+    """
+    The part of an unfinished block that was recorded: all bytes from its beginning to C{end}.
+
+    @ivar block: its number.
+    @ivar end: the offset in the file at which the part ends.
+    @ivar digest: of the bytes of the part.
+    """
+
+    block: int
+    end: int
+    digest: bytes
 
 
 @attrs.frozen(eq=False)
@@ -109,6 +134,7 @@ class Receipt:
     @ivar protocol: C{classic}, C{native}, …
     @ivar principal: as in the offer.
     @ivar finished: wall-clock time of publishing, seconds since the epoch.
+    @ivar sha256: hexadecimal SHA-256 of all bytes, or L{None} if nobody asked for it.
     """
 
     transferId: str
@@ -124,6 +150,7 @@ class Receipt:
     protocol: str
     principal: str
     finished: float
+    sha256: str | None = None
 
     def answers(self, size: int | None, root: bytes | None = None) -> bool:
         """

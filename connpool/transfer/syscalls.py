@@ -175,6 +175,18 @@ class Syscalls:
                 written = self.pwrite(fd, rest, offset)
                 rest = rest[written:]
 
+    def readAll(self, fd: int, size: int, offset: int) -> bytes:
+        """
+        C{pread} until all is read, which is there.
+        """
+        data = self.pread(fd, size, offset)
+        while len(data) < size:
+            more = self.pread(fd, size - len(data), offset + len(data))
+            if not more:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            data += more
+        return data
+
     def outOfInodes(self, fd: int | None) -> bool:
         """
         Tell whether the file system of C{fd} can hold no more files, whatever

@@ -38,6 +38,7 @@ from connpool.interfaces import (
     IPartialHolder,
     IStatsSource,
     ITransferListener,
+    IUploadPartial,
 )
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName, displayName
@@ -213,14 +214,45 @@ class Incoming:
             return "rate"
         return "disk" if self.ended or self._stalled else "peer"
 
-    async def commit(self, root: bytes | None) -> Receipt:
+    def declare(self, size: int) -> None:
+        """
+        Take the size of a file that was begun without one.
+
+        @raise TransferError: it is too large, or less than what came.
+        """
+        quotas = self._reception.quotas
+        offer = attrs.evolve(self.offer, size=size)
+        quotas.checkSize(offer)
+        expected = max(0, size - self.done)
+        quotas.check(self._accounts, 0, expected)
+        self._declare(offer)
+        self._end = size
+        self._expected = expected
+        self._promise(expected)
+
+    def note(self, metadata: str) -> None:
+        """
+        Keep another text with the file until it is published.
+        """
+        self._declare(attrs.evolve(self.offer, metadata=metadata))
+
+    def _declare(self, offer: Offer) -> None:
+        partial: Any = self.partial
+        partial.declare(offer)
+        self.offer = offer
+
+    async def commit(self, root: bytes | None, sha256: bytes | None = None) -> Receipt:
         """
         As L{IPartial.commit}; a failure removes the partial, unless trying
         again may help (a full disk): then it can be resumed.
+
+        @param sha256: of all bytes, for the receipt.
         """
         if not self._finish():
             raise TransferError(f"{self.offer.name} has ended already")
         try:
+            if sha256 is not None and IUploadPartial.providedBy(self.partial):
+                self._declare(attrs.evolve(self.offer, sha256=sha256.hex()))
             receipt = await self.partial.commit(root)
         except BaseException as e:
             again = isinstance(e, TransferError) and e.retryable
@@ -230,9 +262,11 @@ class Incoming:
         self._left()
         return receipt
 
-    async def suspend(self, why: BaseException) -> None:
+    async def suspend(self, why: BaseException | None) -> None:
         """
         Keep the bytes that are held, to be resumed.
+
+        @param why: L{None}: it is paused until the next request, which is no failure.
         """
         if self._finish():
             await self._letGo(self.partial.suspend, why)
@@ -252,11 +286,12 @@ class Incoming:
             self._deadline.cancel()
         return True
 
-    async def _letGo(self, end: Callable[[], Deferred[None]], why: BaseException) -> None:
+    async def _letGo(self, end: Callable[[], Deferred[None]], why: BaseException | None) -> None:
         try:
             await end()
         finally:
-            self._reception.failed(self.offer, self.peer, self.received, why)
+            if why is not None:
+                self._reception.failed(self.offer, self.peer, self.received, why)
             self._left()
 
     def _left(self) -> None:
@@ -331,6 +366,8 @@ class Reception:
         peer: str,
         end: Callable[[TransferError], Any] | None = None,
         waiting: Callable[[Deferred[None]], Any] | None = None,
+        *,
+        again: bool = False,
     ) -> Incoming | Receipt:
         """
         Open a partial for C{offer}.
@@ -339,11 +376,13 @@ class Reception:
             newer connection of the same sender takes over.
         @param waiting: given the Deferred that is waited for while others are under way;
             cancelling it gives up.  Left out: nothing is waited for.
+        @param again: whether it was paused before: then it is neither offered nor started.
         @return: the transfer, or the receipt of the one that this offer's key
             already finished.
         @raise TransferError: why it is refused.
         """
-        self.tell("offered", offer, peer)
+        if not again:
+            self.tell("offered", offer, peer)
         places = _Places(self.quotas.accounts(offer.identity), end, waiting)
         try:
             self.quotas.checkSize(offer)
@@ -359,11 +398,12 @@ class Reception:
                 self.refuse(str(offer.name), peer, e, offer.transferId)
             raise
         self._active[incoming] = None
-        self._started += 1
+        self._started += not again
         most = self.quotas.longest(offer)
         if most is not None and end is not None:
             incoming.endAfter(most, end)
-        self.tell("started", offer, peer)
+        if not again:
+            self.tell("started", offer, peer)
         return incoming
 
     def hurry(self) -> None:

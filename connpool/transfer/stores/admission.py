@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock
+import attrs
+from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succeed
 
 from connpool.errors import Busy, StoreError
 from connpool.interfaces import IPartialHolder
-from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.records import Offer, Receipt, Stump
 from connpool.transfer.stores.claims import Claim, Claims
 from connpool.transfer.stores.commit import temporaryName
 from connpool.transfer.stores.journal import continues
@@ -87,8 +89,7 @@ class Admission:
         identity = namesOf(offer)
         claim = await self._claims.claim(identity, holder)
         opened: LocalPartial | Receipt | None = None
-        turn = self._turns.setdefault(identity, DeferredLock())
-        await turn.acquire()
+        turn = await self._turn(identity)
         try:
             opened = await self._openInTurn(identity, offer)
             if isinstance(opened, LocalPartial) and opened in self._active:
@@ -100,9 +101,71 @@ class Admission:
         finally:
             if opened is None:
                 claim.release()
-            turn.release()
-            if not turn.locked and self._turns.get(identity) is turn:
-                del self._turns[identity]
+            self._turnEnds(identity, turn)
+
+    async def find(self, probe: Offer) -> Offer | Receipt | None:
+        """
+        Find a partial, or the receipt that came of it, as
+        L{connpool.interfaces.IUploadStore.find} says.
+
+        @param probe: whose it is: the principal, the network and the two keys count.
+        """
+        parts = self._parts
+        identity = namesOf(probe)
+        turn = await self._turn(identity)
+        try:
+            while True:
+                older = self._resumable.get(identity)
+                if older is not None and older.ending is not None:
+                    await older.ended()
+                    continue
+                receipt = parts.commit.latest(probe)
+                if receipt is not None:
+                    if older is None:
+                        await self._clear(identity)
+                    return receipt
+                if older is not None:
+                    return older.offer if older.offer.key == probe.key else None
+                found: Offer | Receipt | None = await self._patiently(
+                    parts.threads.run, self._look, identity, probe
+                )
+                return found
+        finally:
+            self._turnEnds(identity, turn)
+
+    def _look(self, identity: Identity, probe: Offer) -> Offer | Receipt | None:
+        """
+        Return the offer of a suspended partial; the receipt, if its process died after it
+        had published it.
+        """
+        parts = self._parts
+        slot = parts.partials.find(identity)
+        if slot is None:
+            return None
+        try:
+            parts.partials.read(slot)
+            offer = slot.journal.offer
+            if offer is None or offer.key != probe.key:
+                return None
+            if parts.recovery.wasPublished(slot):
+                receipt: Receipt = parts.recovery.finish(slot)
+                return receipt
+        finally:
+            if not slot.closed:
+                parts.partials.letGo(slot)
+        return attrs.evolve(
+            offer, resumeKey=probe.resumeKey, network=probe.network, evicts=probe.evicts
+        )
+
+    async def _turn(self, identity: Identity) -> DeferredLock:
+        turn = self._turns.setdefault(identity, DeferredLock())
+        await turn.acquire()
+        return turn
+
+    def _turnEnds(self, identity: Identity, turn: DeferredLock) -> None:
+        turn.release()
+        if not turn.locked and self._turns.get(identity) is turn:
+            del self._turns[identity]
 
     def left(self, partial: LocalPartial) -> None:
         """
@@ -182,7 +245,7 @@ class Admission:
         parts = self._parts
         reservation: Reservation | None = None
         while True:
-            slot = await self._take(offer)
+            slot: Slot = await self._patiently(maybeDeferred, parts.partials.take, offer)
             try:
                 if slot.said < LONG_JOURNAL_BYTES:
                     there = self._read(slot, offer)
@@ -221,18 +284,23 @@ class Admission:
         partial.describe()
         return partial
 
-    async def _take(self, offer: Offer) -> Slot:
+    async def _patiently(self, run: Callable[..., Deferred[Any]], *what: Any) -> Any:
+        """
+        Do what needs the lock of a partial.
+        """
         tries = LOCK_TRIES
         while True:
             tries -= 1
             try:
-                return self._parts.partials.take(offer)
+                return await run(*what)
             except Busy:
                 if not tries:
                     raise
             await self._pause(LOCK_RETRY_SECONDS)
 
-    def _read(self, slot: Slot, offer: Offer) -> tuple[dict[int, bytes], Ranges] | None:
+    def _read(
+        self, slot: Slot, offer: Offer
+    ) -> tuple[dict[int, bytes], Stump | None, Ranges] | None:
         """
         Return the blocks that the journal names; L{None} if it does not say anything about
         C{offer}.
@@ -268,7 +336,7 @@ class Admission:
             None if offer.identity is None else offer.identity.quota,
             offer.size,
             0 if slot is None else slot.allocated,
-            lambda: parts.partials.suspended(offer.principal, slot),
+            lambda: parts.partials.suspended(offer, slot),
         )
 
     async def _makeRoom(self, offer: Offer, slot: Slot) -> None:
@@ -282,4 +350,6 @@ class Admission:
 
     def _evict(self, offer: Offer, slot: Slot | None, size: int, count: int) -> Deferred[bool]:
         parts = self._parts
-        return parts.threads.run(parts.partials.evict, offer.principal, slot, size, count)
+        if not offer.evicts:
+            return succeed(False)
+        return parts.threads.run(parts.partials.evict, offer, slot, size, count)

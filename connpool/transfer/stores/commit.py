@@ -207,6 +207,19 @@ class Commit:
         except OSError as error:
             raise self._translated(error, f'looking for the receipt of "{offer.name}"') from None
 
+    def latest(self, offer: Offer) -> Receipt | None:
+        """
+        Find the last receipt that this offer's key has, whatever its content is.
+        """
+        try:
+            receipt = self._receiptLog.find(offer, None, latest=True)
+            if receipt is not None and receipt.durability == "full":
+                # its process may have died before it had synced that
+                receipt = self._receiptLog.find(offer, None, sync=True, latest=True)
+            return receipt
+        except OSError as error:
+            raise self._translated(error, "looking for a receipt") from None
+
     def one(
         self,
         offer: Offer,
@@ -558,6 +571,7 @@ class Commit:
             protocol=offer.protocol,
             principal=offer.principal,
             finished=self._now(),
+            sha256=offer.sha256,
         )
 
 

@@ -21,6 +21,7 @@ from connpool.transfer.records import Offer
 from connpool.transfer.stores.caseindex import Claim
 from connpool.transfer.stores.directories import Directories, Directory
 from connpool.transfer.stores.publish import candidates, isTaken
+from connpool.transfer.stores.ranges import blockRange
 from connpool.transfer.stores.rehash import digestsOf
 from connpool.transfer.syscalls import READ, Syscalls, isFile
 
@@ -114,7 +115,8 @@ class Foresight:
             return False  # a link, or not ours to read: a different thing
         try:
             blocks = range(blockCount(offer.size, offer.blockSize))
-            digests = digestsOf(self._sys, fd, offer, blocks, self._goesOn)
+            spans = [blockRange(block, offer.blockSize, offer.size) for block in blocks]
+            digests = digestsOf(self._sys, fd, offer.digest, spans, self._goesOn)
         finally:
             self._sys.close(fd)
         whole = [each for each in digests if each is not None]

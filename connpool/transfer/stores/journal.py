@@ -8,8 +8,9 @@ when it changes; one that does not continue what was there begins anew.  A
 checkpoint appends the digests of the blocks that were verified since, after
 the data was synced and before anybody is told.  C{committing} says that
 publishing began, as long as it is the last record: whatever follows says that
-it came to nothing.  Nothing is believed about a block but its digest: it is
-read again and hashed, because sizes and times prove nothing.
+it came to nothing.  C{stump} says how much of an unfinished block there is; the
+next one, or the whole block, takes its place.  Nothing is believed about a block
+but its digest: it is read again and hashed, because sizes and times prove nothing.
 
 A journal of another version, one that somebody edited, or one too long to be
 read is not an error: the partial's blocks are hashed as they lie there, and the
@@ -26,7 +27,7 @@ import msgspec
 
 from connpool.errors import NameRefused
 from connpool.transfer.names import RelativeName
-from connpool.transfer.records import Offer
+from connpool.transfer.records import Offer, Stump
 from connpool.transfer.stores.ranges import Ranges, blockRange
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 
@@ -39,6 +40,7 @@ __all__ = [
     "committingRecord",
     "continues",
     "header",
+    "stumpRecord",
 ]
 
 VERSION = 1
@@ -58,6 +60,8 @@ _OFFER = (
     "ifExists",
     "durability",
     "protocol",
+    "metadata",
+    "sha256",
 )
 
 
@@ -74,9 +78,12 @@ class _Stored(msgspec.Struct):
     durability: Literal["none", "data", "full", "best"]
     protocol: str
     key: str | None
+    metadata: str = ""
+    sha256: str | None = None
 
 
-_Blocks = list[tuple[Annotated[int, msgspec.Meta(ge=0)], str]]
+_Number = Annotated[int, msgspec.Meta(ge=0)]
+_Blocks = list[tuple[_Number, str]]
 
 
 @attrs.frozen
@@ -102,11 +109,13 @@ class Journal:
     @ivar offer: what the partial was opened for, without its resume key;
         L{None} if that cannot be read.
     @ivar digests: block number to digest.
+    @ivar stump: the unfinished block, if it is known.
     """
 
     offer: Offer | None
     digests: dict[int, bytes]
     committing: Committing | None
+    stump: Stump | None = None
 
     @classmethod
     def read(cls, data: bytes) -> Journal:
@@ -116,6 +125,7 @@ class Journal:
         offer: Offer | None = None
         digests: dict[int, bytes] = {}
         committing: Committing | None = None
+        stump: Stump | None = None
         for _, line in linesOf(data):
             record = decodeLine(line)
             if not isinstance(record, dict):
@@ -124,18 +134,22 @@ class Journal:
                 if "offer" in record:
                     known = record.get("version") == VERSION
                     described = _offer(record["offer"]) if known else None
-                    if described is None or offer is None or not continues(described, offer):
-                        digests = {}
+                    if described is None or offer is None or not _describesAgain(described, offer):
+                        digests, stump = {}, None
                     offer, committing = described, None
                 elif "blocks" in record:
                     for block, digest in msgspec.convert(record["blocks"], _Blocks):
                         digests[block] = bytes.fromhex(digest)
                     committing = None
+                elif "stump" in record:
+                    stump, committing = _stump(record["stump"]), None
                 elif "committing" in record:
                     committing = _committing(record["committing"])
             except (ValueError, NameRefused):
                 continue
-        return UNREADABLE if offer is None else cls(offer, digests, committing)
+        if stump is not None and stump.block in digests:
+            stump = None
+        return UNREADABLE if offer is None else cls(offer, digests, committing, stump)
 
     def describes(self, offer: Offer) -> bool:
         """
@@ -147,24 +161,48 @@ class Journal:
             and header(self.offer) == header(offer)
         )
 
-    def whole(self, offer: Offer, size: int) -> tuple[dict[int, bytes], Ranges]:
+    @property
+    def received(self) -> int:
+        """
+        Bytes that were recorded.
+        """
+        if self.offer is None:
+            return 0
+        received = len(self.digests) * self.offer.blockSize
+        if self.stump is not None:
+            received += self.stump.end - self.stump.block * self.offer.blockSize
+        return received if self.offer.size is None else min(received, self.offer.size)
+
+    def whole(self, offer: Offer, size: int) -> tuple[dict[int, bytes], Stump | None, Ranges]:
         """
         Return the digests of the blocks of C{offer} that may be whole where there are
-        C{size} bytes, in order, and their bytes.
+        C{size} bytes, in order; the stump; and the bytes of all of them.
         """
         digests = {}
         for block in sorted(self.digests):
             start, end = blockRange(block, offer.blockSize, offer.size)
             if start < end <= size:
                 digests[block] = self.digests[block]
-        return digests, Ranges.ofBlocks(digests, offer.blockSize, offer.size)
+        ranges = Ranges.ofBlocks(digests, offer.blockSize, offer.size)
+        stump = self.stump
+        if stump is not None:
+            start, end = blockRange(stump.block, offer.blockSize, offer.size)
+            if start < stump.end <= min(end, size):
+                ranges.add(start, stump.end)
+            else:
+                stump = None
+        return digests, stump, ranges
 
     def record(self) -> bytes:
         """
         Return a journal that says the same of the blocks, each thing once.
         """
         assert self.offer is not None
-        return header(self.offer) + blocksRecord(sorted(self.digests.items()))
+        return (
+            header(self.offer)
+            + blocksRecord(sorted(self.digests.items()))
+            + stumpRecord(self.stump)
+        )
 
 
 #: Of which nothing is known.
@@ -191,6 +229,15 @@ def continues(offer: Offer, older: Offer) -> bool:
     )
 
 
+def _describesAgain(offer: Offer, older: Offer) -> bool:
+    """
+    Tell whether C{offer} is C{older} once more, or with the size that was not known.
+    """
+    return continues(
+        offer, older if older.size is not None else attrs.evolve(older, size=offer.size)
+    )
+
+
 def header(offer: Offer) -> bytes:
     """
     The record that describes C{offer}.  The resume key is not in it: the file's
@@ -211,6 +258,20 @@ def blocksRecord(digests: Sequence[tuple[int, bytes]]) -> bytes:
         encodeLine({"blocks": pairs[start : start + _RECORD_BLOCKS]})
         for start in range(0, len(pairs), _RECORD_BLOCKS)
     )
+
+
+def stumpRecord(stump: Stump | None) -> bytes:
+    """
+    The record of an unfinished block; nothing if there is none.
+    """
+    if stump is None:
+        return b""
+    return encodeLine({"stump": [stump.block, stump.end, stump.digest.hex()]})
+
+
+def _stump(values: Any) -> Stump:
+    block, end, digest = msgspec.convert(values, tuple[_Number, _Number, str])
+    return Stump(block, end, bytes.fromhex(digest))
 
 
 def committingRecord(committing: Committing) -> bytes:

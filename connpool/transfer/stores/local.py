@@ -60,6 +60,7 @@ from connpool.interfaces import (
     IFileStore,
     IPartial,
     IPartialHolder,
+    IUploadStore,
 )
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
@@ -111,9 +112,11 @@ RECOVERY_SECONDS = 600.0
 FIRST_RECOVERY_SECONDS = 60.0
 
 _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
+#: The name in a question that is about none.
+_NOBODY = RelativeName.parse("-")
 
 
-@implementer(IFileStore, IBatchStore, IDirectoryStore)
+@implementer(IFileStore, IBatchStore, IDirectoryStore, IUploadStore)
 class LocalStore:
     """
     A store in a local directory.
@@ -356,6 +359,19 @@ class LocalStore:
             raise self.parts.reservations.full()
         return self._threads.run(self.parts.commit.directory, name, modified, durability, make)
 
+    def find(
+        self, principal: str, resumeKey: bytes, key: bytes, network: str = ""
+    ) -> Deferred[Offer | Receipt | None]:
+        probe = Offer(
+            name=_NOBODY,
+            transferId="",
+            principal=principal,
+            key=key,
+            resumeKey=resumeKey,
+            network=network,
+        )
+        return self._threads.during(Deferred.fromCoroutine(self._find(probe)))
+
     def trouble(self) -> str | None:
         self._lookAround()
         return self.parts.reservations.trouble() if self._trouble is None else self._trouble.text
@@ -422,16 +438,21 @@ class LocalStore:
             doing = f'receiving "{offer.name}"'
             raise asTransferError(error, doing, self._sys, self._root) from None
 
+    async def _find(self, probe: Offer) -> Offer | Receipt | None:
+        self._refuse()
+        try:
+            return await self.admission.find(probe)
+        except OSError as error:
+            raise asTransferError(error, "looking for an upload", self._sys, self._root) from None
+
     async def _foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> str:
         self._looked = -LOOK_SECONDS
         self._refuse()
         try:
             count, free, suspended = 0, 0, 0
             if not whole:
-                count, free, suspended = await self._threads.run(
-                    self.parts.partials.tally, offer.principal
-                )
-            if offer.resumeKey is not None and count + 1 - MAX_PARTIALS > free:
+                count, free, suspended = await self._threads.run(self.parts.partials.tally, offer)
+            if offer.resumeKey is not None and count + 1 - MAX_PARTIALS > free * offer.evicts:
                 raise tooManyPartials()
             quota = None if offer.identity is None else offer.identity.quota
             self.parts.reservations.foresee(

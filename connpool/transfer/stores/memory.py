@@ -20,7 +20,14 @@ from connpool.errors import (
     TooLarge,
     TransferError,
 )
-from connpool.interfaces import IDirectoryStore, IFileStore, IPartial, IPartialHolder
+from connpool.interfaces import (
+    IDirectoryStore,
+    IFileStore,
+    IPartial,
+    IPartialHolder,
+    IUploadPartial,
+    IUploadStore,
+)
 from connpool.transfer.digests import digestNamed, rootOf
 from connpool.transfer.names import RelativeName, caselessForm, displayName
 from connpool.transfer.records import (
@@ -29,17 +36,18 @@ from connpool.transfer.records import (
     Offer,
     PartialInfo,
     Receipt,
+    Stump,
 )
 from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.claims import Claim, Claims
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.publish import candidates, isTaken
-from connpool.transfer.stores.ranges import Ranges
+from connpool.transfer.stores.recorded import Recorded, verifyDeclared
 
 __all__ = ["MemoryStore"]
 
 
-@implementer(IPartial)
+@implementer(IUploadPartial)
 class _MemoryPartial:
     def __init__(
         self, store: MemoryStore, offer: Offer, identity: str, claim: Claim | None
@@ -50,17 +58,18 @@ class _MemoryPartial:
         self.offer = offer
         self.identity = identity
         self.content = bytearray()
-        self.held = Ranges()
-        self.durable = Ranges()
-        self.digests: dict[int, bytes] = {}
+        self._has(Recorded(offer.blockSize, offer.size))
         self.gate: TransferError | None = None
         self.changed = store._now()
 
+    def _has(self, recorded: Recorded) -> None:
+        self._recorded = recorded
+        self.held, self.durable = recorded.held, recorded.durable
+        self.digests = recorded.digests
+
     def takeOver(self, older: _MemoryPartial) -> None:
         self.content = older.content
-        self.held = older.held
-        self.durable = older.durable
-        self.digests = older.digests
+        self._has(older._recorded)
         older.gate = ConflictTakeover(f'"{self.offer.name}": a newer connection took over')
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -80,18 +89,35 @@ class _MemoryPartial:
         self.held.add(offset, end)
         self.changed = self._store._now()
 
-    def record(self, block: int, digest: bytes) -> None:
+    def read(self, start: int, end: int) -> Deferred[bytes]:
+        if self.gate is not None:
+            return fail(self.gate)
+        if not self.held.covers(start, end):
+            return fail(StoreError(f'"{self.offer.name}": bytes {start} to {end} are not held'))
+        return succeed(bytes(self.content[start:end]))
+
+    @property
+    def stump(self) -> Stump | None:
+        return self._recorded.stump
+
+    def record(self, block: int, digest: bytes, end: int | None = None) -> None:
         if self.gate is not None:
             raise self.gate
-        self.digests[block] = digest
+        self._recorded.record(block, digest, end)
 
     def discard(self, start: int, end: int) -> None:
         if self.gate is not None:
             raise self.gate
-        self.held.remove(start, end)
-        self.durable.remove(start, end)
-        for block in range(start // self.offer.blockSize, -(-end // self.offer.blockSize)):
-            self.digests.pop(block, None)
+        self._recorded.discard(start, end)
+
+    def declare(self, offer: Offer) -> None:
+        if self.gate is not None:
+            raise self.gate
+        if offer.size != self.offer.size:
+            verifyDeclared(self.offer, offer, self.held.end)
+            self._store._fits(offer, self.content)
+            self._recorded.size = offer.size
+        self.offer = offer
 
     def settled(self) -> Deferred[Sequence[tuple[int, int]]]:
         return succeed([])
@@ -99,14 +125,14 @@ class _MemoryPartial:
     def checkpoint(self) -> Deferred[None]:
         if self.gate is not None:
             return fail(self.gate)
-        self.durable = Ranges(list(self.held))
+        self._saved()
         return succeed(None)
 
     def suspend(self) -> Deferred[None]:
         if self.offer.resumeKey is None:
             return self.abort()
         if self.gate is None:
-            self.durable = Ranges(list(self.held))
+            self._saved()
             self.gate = StoreError(f'"{self.offer.name}" is suspended')
             self._letGo()
         return succeed(None)
@@ -132,6 +158,10 @@ class _MemoryPartial:
             self._forget()
         return succeed(None)
 
+    def _saved(self) -> None:
+        for start, end in self.held:
+            self.durable.add(start, end)
+
     def _letGo(self) -> None:
         if self._claim is not None:
             self._claim.release()
@@ -143,7 +173,7 @@ class _MemoryPartial:
             self._store._used -= len(self.content)
 
 
-@implementer(IFileStore, IDirectoryStore)
+@implementer(IFileStore, IDirectoryStore, IUploadStore)
 class MemoryStore:
     """
     A store in dictionaries: no reactor, no threads, no disk.
@@ -189,8 +219,7 @@ class MemoryStore:
             if holder is not None:
                 await holder.ready()
             return self._openClaimed(offer, secrets.token_hex(16), None)
-        secret = hashlib.sha256(offer.resumeKey).hexdigest()
-        identity = f"{offer.principal}\0{secret}"
+        identity = _identityOf(offer.principal, offer.network, offer.resumeKey)
         claim = await self._claims.claim(identity, holder)
         try:
             opened = self._openClaimed(offer, identity, claim)
@@ -207,17 +236,24 @@ class MemoryStore:
         done = self._finished(offer, offer.size)
         if done is not None:
             return done
-        free = None if self._capacity is None else self._capacity - self._used
         partial = _MemoryPartial(self, offer, identity, claim)
         older = self._partials.get(identity)
         if older is not None and continues(offer, older.offer):
             partial.takeOver(older)
         elif older is not None:
             older.abort()
-        if free is not None and (offer.size or 0) - len(partial.content) > free:
-            raise _full(offer.name)
+        self._fits(offer, partial.content)
         self._partials[identity] = partial
         return partial
+
+    def find(
+        self, principal: str, resumeKey: bytes, key: bytes, network: str = ""
+    ) -> Deferred[Offer | Receipt | None]:
+        receipts = self._receipts.get((principal, key))
+        if receipts:
+            return succeed(receipts[-1])
+        partial = self._partials.get(_identityOf(principal, network, resumeKey))
+        return succeed(None if partial is None or partial.offer.key != key else partial.offer)
 
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt:
         done = self._finished(offer, len(data), root)
@@ -312,6 +348,11 @@ class MemoryStore:
         receipts = self._receipts.get((offer.principal, offer.key), ())
         return next((each for each in reversed(receipts) if each.answers(size, root)), None)
 
+    def _fits(self, offer: Offer, content: bytearray) -> None:
+        missing = (offer.size or 0) - len(content)
+        if self._capacity is not None and missing > self._capacity - self._used:
+            raise _full(offer.name)
+
     def _take(self, size: int) -> None:
         if size > 0:
             if self._capacity is not None and self._used + size > self._capacity:
@@ -336,6 +377,7 @@ class MemoryStore:
             protocol=offer.protocol,
             principal=offer.principal,
             finished=now,
+            sha256=offer.sha256,
         )
         if status == "stored":
             self._used -= len(self.files.get(name.path, b""))
@@ -397,6 +439,10 @@ class MemoryStore:
 
     def _isThere(self, path: str) -> bool:
         return path in self.files or path in self.directories
+
+
+def _identityOf(principal: str, network: str, resumeKey: bytes) -> str:
+    return f"{principal}\0{network}\0{hashlib.sha256(resumeKey).hexdigest()}"
 
 
 def _full(name: RelativeName) -> NoSpace:

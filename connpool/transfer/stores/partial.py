@@ -44,13 +44,14 @@ from connpool.errors import (
     TooLarge,
     TransferError,
 )
-from connpool.interfaces import IPartial
-from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.stores.journal import Committing, blocksRecord, continues
+from connpool.interfaces import IUploadPartial
+from connpool.transfer.records import Offer, Receipt, Stump
+from connpool.transfer.stores.journal import Committing, blocksRecord, continues, stumpRecord
 from connpool.transfer.stores.partialdir import JournalWriter, Slot
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Source
-from connpool.transfer.stores.ranges import Ranges, blockRange
+from connpool.transfer.stores.ranges import Ranges
+from connpool.transfer.stores.recorded import Recorded, verifyDeclared
 from connpool.transfer.stores.rehash import REHASH_SLICE_BYTES, digestsOf
 from connpool.transfer.stores.reservations import Reservation
 from connpool.transfer.syscalls import asTransferError
@@ -66,7 +67,7 @@ INLINE_BYTES = 1 << 20
 INLINE_BLOCKS = 4096
 
 
-@implementer(IPartial)
+@implementer(IUploadPartial)
 class LocalPartial:
     """
     A file on its way into a local store.
@@ -75,7 +76,6 @@ class LocalPartial:
     @ivar slot: where it lies.
     @param left: told when this no longer uses anything of the store.
     @ivar _flying: ranges whose writes are in threads.
-    @ivar _unsaved: blocks recorded since the last checkpoint.
     @ivar _unread: blocks of an earlier process that were not hashed yet.
     @ivar _learned: digests of such blocks while no journal names them.
     @ivar _journal: what is told to the journal; L{None} if there is none.
@@ -89,6 +89,7 @@ class LocalPartial:
         reservation: Reservation,
         slot: Slot,
         left: Callable[[LocalPartial], None],
+        recorded: Recorded | None = None,
     ) -> None:
         self._parts = parts
         self._sys = parts.syscalls
@@ -101,12 +102,12 @@ class LocalPartial:
         if slot.journalFd is not None:
             self._journal = JournalWriter(parts.partials, slot, offer)
         self._source: Source | None = None
-        self.held = Ranges()
-        self.durable = Ranges()
-        self.digests: dict[int, bytes] = {}
+        self._recorded = recorded or Recorded(offer.blockSize, offer.size)
+        self.held = self._recorded.held
+        self.durable = self._recorded.durable
+        self.digests = self._recorded.digests
         self.epoch = 0
         self._flying = Ranges()
-        self._unsaved: list[int] = []
         self._unread: list[int] = []
         self._learned: dict[int, bytes] | None = None
         self._damaged: list[tuple[int, int]] = []
@@ -149,17 +150,49 @@ class LocalPartial:
             self._writeNow, offset, data, then=lambda result: self._written(result, offset, end)
         )
 
-    def record(self, block: int, digest: bytes) -> None:
+    def read(self, start: int, end: int) -> Deferred[bytes]:
+        if self._gate is not None:
+            return fail(self._gate)
+        if not self.held.covers(start, end):
+            return fail(StoreError(f'"{self.offer.name}": bytes {start} to {end} are not held'))
+        return self._job(
+            self._sys.readAll,
+            self._fd,
+            end - start,
+            start,
+            then=self._wasRead,
+            run=self._parts.threads.reread,
+        )
+
+    @property
+    def stump(self) -> Stump | None:
+        return self._recorded.stump
+
+    def record(self, block: int, digest: bytes, end: int | None = None) -> None:
         if self._gate is not None:
             raise self._gate
-        self.digests[block] = digest
-        if self._journal is not None:
-            self._unsaved.append(block)
+        self._recorded.record(block, digest, end)
 
     def discard(self, start: int, end: int) -> None:
         if self._gate is not None:
             raise self._gate
-        self._drop(start, end)
+        self._recorded.discard(start, end)
+
+    def declare(self, offer: Offer) -> None:
+        if self._gate is not None:
+            raise self._gate
+        size = offer.size
+        if size != self.offer.size:
+            verifyDeclared(self.offer, offer, max(self.held.end, self._flying.end))
+            assert self._reservation is not None
+            assert size is not None
+            if size > self._reservation.size:
+                short = size - self._reservation.size
+                self._parts.reservations.grow(self._reservation, short)
+            self._recorded.size = size
+        self.offer = offer
+        if self._journal is not None:
+            self._journal.declare(offer)
 
     def settled(self) -> Deferred[Sequence[tuple[int, int]]]:
         if not self._unread:
@@ -197,14 +230,12 @@ class LocalPartial:
         if self._journal is not None and self._gate is None:
             self._journal.describe()
 
-    def resume(self, digests: dict[int, bytes], held: Ranges) -> None:
+    def resume(self, digests: dict[int, bytes], stump: Stump | None, held: Ranges) -> None:
         """
         Hold what the journal says of an earlier process.
         """
-        self.digests = digests
-        self.held = held
-        self.durable = held.copy()
-        self._unread = list(digests)
+        self._recorded.resume(digests, stump, held)
+        self._unread = [*digests] if stump is None else [*digests, stump.block]
         self._reread()
 
     async def learn(self, blocks: Iterable[int]) -> None:
@@ -217,9 +248,9 @@ class LocalPartial:
         self._reread()
         await self.settled()
         self._learned = None
-        self.digests = learned
-        self.held = self._bytesOf(learned)
-        self._unsaved = list(learned)
+        for block, digest in learned.items():
+            self._recorded.record(block, digest)
+            self.held.add(*self._recorded.span(block))
         with contextlib.suppress(TransferError):  # the next one does it
             await self._checkpoint()
 
@@ -235,13 +266,11 @@ class LocalPartial:
         Return one that goes on where this is, which is fenced and quiet.
         """
         assert self._reservation is not None
-        newer = LocalPartial(self._parts, offer, self._reservation, self.slot, self._left)
+        newer = LocalPartial(
+            self._parts, offer, self._reservation, self.slot, self._left, self._recorded
+        )
         self._gone = True
         self._reservation = None
-        newer.held = self.held
-        newer.durable = self.durable
-        newer.digests = self.digests
-        newer._unsaved = self._unsaved
         newer._unread = self._unread
         newer._damaged = self._damaged
         newer._journal = None if self._journal is None else self._journal.passOn(offer)
@@ -319,15 +348,10 @@ class LocalPartial:
         if self._reservation is not None:
             self._parts.reservations.wrote(self._reservation, end - start)
 
-    def _drop(self, start: int, end: int) -> None:
-        self.held.remove(start, end)
-        self.durable.remove(start, end)
-        size = self.offer.blockSize
-        for block in range(start // size, -(-end // size)):
-            self.digests.pop(block, None)
-
-    def _bytesOf(self, blocks: Iterable[int]) -> Ranges:
-        return Ranges.ofBlocks(blocks, self.offer.blockSize, self.offer.size)
+    def _wasRead(self, result: bytes | Failure) -> bytes | Failure:
+        if isinstance(result, Failure) and isinstance(result.value, OSError):
+            return Failure(self._failed(result.value))
+        return result
 
     def _failed(self, error: OSError) -> TransferError:
         translated = asTransferError(error, f'writing "{self.offer.name}"')
@@ -341,15 +365,17 @@ class LocalPartial:
     def _reread(self) -> None:
         if not self._unread or not self._rereads():
             return
+        assert self.offer.digest is not None
         blocks = self._unread[: max(1, REHASH_SLICE_BYTES // self.offer.blockSize)]
+        spans = [self._recorded.span(block) for block in blocks]
         self._job(
             digestsOf,
             self._sys,
             self._fd,
-            self.offer,
-            blocks,
+            self.offer.digest,
+            spans,
             self._rereads,
-            then=lambda found: self._wereRead(blocks, found),
+            then=lambda found: self._wereRead(blocks, spans, found),
             run=self._parts.threads.reread,
         )
 
@@ -359,19 +385,23 @@ class LocalPartial:
         """
         return self._gate is None or self.ending is not None
 
-    def _wereRead(self, blocks: list[int], found: list[bytes | None] | Failure) -> None:
+    def _wereRead(
+        self,
+        blocks: list[int],
+        spans: list[tuple[int, int]],
+        found: list[bytes | None] | Failure,
+    ) -> None:
         """
         Take in the digests of C{blocks}, as far as they came.
         """
         digests = [None] * len(blocks) if isinstance(found, Failure) else found
-        for block, digest in zip(blocks, digests, strict=False):
+        for block, span, digest in zip(blocks, spans, digests, strict=False):
             if self._learned is not None:
                 if digest is not None:
                     self._learned[block] = digest
-            elif block in self.digests and self.digests[block] != digest:
-                damaged = blockRange(block, self.offer.blockSize, self.offer.size)
-                self._drop(*damaged)
-                self._damaged.append(damaged)
+            elif self._recorded.digest(block, span[1]) not in {None, digest}:
+                self._recorded.discard(*span)
+                self._damaged.append(span)
         del self._unread[: len(digests)]
         if self._unread:
             self._reread()
@@ -383,35 +413,35 @@ class LocalPartial:
     # -- checkpoints ---------------------------------------------------------
 
     def _checkpoint(self) -> Deferred[None]:
-        fresh = sorted({block for block in self._unsaved if block in self.digests})
         journal = self._journal
-        if journal is None or self._hasName() or not (fresh or journal.committing):
+        if journal is None or self._hasName():
             return succeed(None)
-        self._unsaved = []
+        if not (self._recorded.unsaved or journal.committing or journal.due):
+            return succeed(None)
+        blocks, stump = self._recorded.save()
         level = self._parts.commit.level(self.offer)
         return self._job(
             self._checkpointNow,
             journal,
-            [(block, self.digests[block]) for block in fresh],
+            blocksRecord(blocks) + stumpRecord(stump),
             level,
-            inline=not level and len(fresh) < INLINE_BLOCKS,
-            then=lambda result: self._checkpointed(result, fresh),
+            inline=not level and len(blocks) < INLINE_BLOCKS,
+            then=lambda result: self._checkpointed(result, blocks, stump),
         )
 
-    def _checkpointNow(
-        self, journal: JournalWriter, digests: list[tuple[int, bytes]], level: int
-    ) -> None:
+    def _checkpointNow(self, journal: JournalWriter, record: bytes, level: int) -> None:
         if level:
             self._sys.fdatasync(self._fd)
-        journal.write(blocksRecord(digests), level)
+        journal.write(record, level)
 
-    def _checkpointed(self, result: Failure | None, fresh: list[int]) -> Failure | None:
+    def _checkpointed(
+        self, result: Failure | None, blocks: list[tuple[int, bytes]], stump: Stump | None
+    ) -> Failure | None:
         if isinstance(result, Failure):
-            self._unsaved += fresh
+            self._recorded.unsave(blocks, stump)
             error = result.value
             return Failure(self._failed(error)) if isinstance(error, OSError) else result
-        for start, end in self._bytesOf(block for block in fresh if block in self.digests):
-            self.durable.add(start, end)
+        self._recorded.saved(blocks, stump)
         return None
 
     # -- publishing ----------------------------------------------------------
@@ -517,7 +547,7 @@ class LocalPartial:
             return True
         if self._journal is None or self._aborted or self._poisoned:
             return False
-        return bool(self.digests or self._unread)
+        return bool(self.digests or self.stump or self._unread)
 
     def _hasLeft(self, ignored: object) -> None:
         # an error, too: the recovery finds what is there

@@ -3,8 +3,9 @@ The directories of partials, between connections.
 
 Theory of operation
 ===================
-A partial is two files in a directory of its principal: the bytes, and the
-journal.  Their names are hashes of the principal and of the resume key, so a
+A partial is two files in a directory of its owner: the bytes, and the journal.
+The owner is a principal, or a part of its senders (L{Offer.network}).  The names
+are hashes of the owner and of the resume key, so a
 peer chooses no name here, and a peer without the key learns nothing: a wrong key
 makes a new partial, like an unknown one.
 
@@ -72,10 +73,10 @@ _LOCK_TRIES = 5
 
 def namesOf(offer: Offer) -> tuple[str, str]:
     """
-    Return the names of the principal's directory and of the partial.
+    Return the names of the owner's directory and of the partial.
     """
     assert offer.resumeKey is not None
-    return _principal(offer.principal), sha256(offer.resumeKey).hexdigest()[:32]
+    return _owner(offer), sha256(offer.resumeKey).hexdigest()[:32]
 
 
 def tooManyPartials() -> QuotaExceeded:
@@ -87,8 +88,9 @@ def tooManyPartials() -> QuotaExceeded:
     )
 
 
-def _principal(principal: str) -> str:
-    return sha256(principal.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+def _owner(offer: Offer) -> str:
+    owner = f"{offer.principal}\0{offer.network}" if offer.network else offer.principal
+    return sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @attrs.define(eq=False)
@@ -304,40 +306,39 @@ class PartialDirectory:
 
     # -- all of them
 
-    def suspended(self, principal: str, besides: Slot | None) -> int:
+    def suspended(self, offer: Offer, besides: Slot | None) -> int:
         """
-        Return bytes on disk of suspended partials, those of C{besides} left out.
+        Return bytes on disk of suspended partials of whoever makes this offer, those of
+        C{besides} left out.
         """
-        return sum(entry.allocated for entry in self._free(principal, besides))
+        return sum(entry.allocated for entry in self._free(offer, besides))
 
-    def tally(self, principal: str) -> tuple[int, int, int]:
+    def tally(self, offer: Offer) -> tuple[int, int, int]:
         """
-        Return the partials of a principal, how many of them are suspended, and the bytes on disk of
-        these.
+        Return the partials of whoever makes this offer, how many of them are suspended, and
+        the bytes on disk of these.
         """
-        entries = self._entries(_principal(principal))
+        entries = self._entries(_owner(offer))
         free = [entry.allocated for entry in entries if entry.free]
         return len(entries), len(free), sum(free)
 
     def excess(self, slot: Slot) -> int:
         """
-        Return how many partials there are too many of this one's principal.
+        Return how many partials there are too many of this one's owner.
         """
         try:
             return len(self._names(slot.directory)) - MAX_PARTIALS
         except FileNotFoundError:  # somebody removed the directory, with all of them
             return 0
 
-    def evict(self, principal: str, besides: Slot | None, size: int, count: int) -> bool:
+    def evict(self, offer: Offer, besides: Slot | None, size: int, count: int) -> bool:
         """
-        Remove the principal's suspended partials, the oldest first, until they
+        Remove suspended partials of whoever makes this offer, the oldest first, until they
         gave C{size} bytes and C{count} places; none if all cannot.
 
         @return: whether they did.
         """
-        free = sorted(
-            self._free(principal, besides), key=lambda entry: (entry.changed, entry.identity)
-        )
+        free = sorted(self._free(offer, besides), key=lambda entry: (entry.changed, entry.identity))
         if len(free) < count or sum(entry.allocated for entry in free) < size:
             return False
         for entry in free:
@@ -381,15 +382,12 @@ class PartialDirectory:
         finally:
             self._directories.release(directory)
         offer = journal.offer
-        received = len(journal.digests) * offer.blockSize if offer else 0
-        if offer is not None and offer.size is not None:
-            received = min(received, offer.size)
         return PartialInfo(
             partialId=f"{principal}-{name}",
             principal=offer.principal if offer else "?",
             name=offer.name.path if offer else "?",
             size=offer.size if offer else None,
-            received=received,
+            received=journal.received,
             allocated=entry.allocated,
             active=not entry.free,
             changed=entry.changed,
@@ -446,10 +444,10 @@ class PartialDirectory:
         names = {name.removesuffix(_JOURNAL) for name in self._sys.listdir(directory.fd)}
         return {name for name in names if _HASH.match(name)}
 
-    def _free(self, principal: str, besides: Slot | None) -> list[Entry]:
+    def _free(self, offer: Offer, besides: Slot | None) -> list[Entry]:
         return [
             entry
-            for entry in self._entries(_principal(principal))
+            for entry in self._entries(_owner(offer))
             if entry.free and (besides is None or entry.identity[1] != besides.name)
         ]
 
@@ -507,6 +505,7 @@ class JournalWriter:
     publishing came to nothing, and nothing does when the file has its name.
 
     @ivar committing: whether the last record says that publishing began.
+    @ivar due: whether something was declared that no record says yet.
     """
 
     def __init__(self, partials: PartialDirectory, slot: Slot, offer: Offer) -> None:
@@ -515,7 +514,7 @@ class JournalWriter:
         self._header = header(offer)
         #: what is still to be said of the offer
         self._description = b"" if slot.journal.describes(offer) else self._header
-        self.committing = False
+        self.committing = self.due = False
 
     def passOn(self, offer: Offer) -> JournalWriter:
         """
@@ -524,8 +523,15 @@ class JournalWriter:
         newer = JournalWriter(self._partials, self._slot, offer)
         same = newer._header == self._header
         newer._description = self._description if same else newer._header
-        newer.committing = self.committing
+        newer.committing, newer.due = self.committing, self.due
         return newer
+
+    def declare(self, offer: Offer) -> None:
+        """
+        Say with the next record what became known of the offer.
+        """
+        self._header = self._description = header(offer)
+        self.due = True
 
     def describe(self) -> None:
         """
@@ -547,7 +553,7 @@ class JournalWriter:
         if slot.journal.offer is None and slot.said:
             self._partials.beginAnew(slot)
         self._partials.append(slot, self._description + record)
-        self._description = b""
+        self._description, self.due = b"", False
         self.committing = committing
         self._partials.syncJournal(slot, level)
 

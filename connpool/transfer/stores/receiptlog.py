@@ -280,6 +280,7 @@ class ReceiptLog:
         root: bytes | None = None,
         *,
         sync: bool = False,
+        latest: bool = False,
     ) -> Receipt | None:
         """
         Find the receipt that this principal got for this key and this content.
@@ -287,6 +288,7 @@ class ReceiptLog:
         @param size: bytes of the content; L{None} if that is not known.
         @param root: of the content that came; L{None} if that is not known yet.
         @param sync: whether it must be on disk when this returns.
+        @param latest: whether the last one for this key is wanted, for any content.
         """
         if offer.key is None:
             return None
@@ -295,7 +297,7 @@ class ReceiptLog:
             if now - self._looked >= LOOK_SECONDS:
                 self._looked = now
                 self._last()
-            found = self._found(offer, size, root, sync)
+            found = self._found(offer, size, root, sync, latest)
         if not found:
             return None
         file, offset, receipt = found
@@ -454,14 +456,14 @@ class ReceiptLog:
             self._sort(file)
 
     def _found(
-        self, offer: Offer, size: int | None, root: bytes | None, sync: bool
+        self, offer: Offer, size: int | None, root: bytes | None, sync: bool, latest: bool
     ) -> tuple[_File, int, Receipt] | None:
         identity = receiptId(offer.key, offer.principal)
         for file in reversed(self._files):
             for offset in file.offsets.of(identity):
                 lost = sync and file.failed and offset >= file.synced
                 receipt = None if lost else self._read(file, offset, offer)
-                if receipt is not None and receipt.answers(size, root):
+                if receipt is not None and (latest or receipt.answers(size, root)):
                     return file, offset, receipt
         return None
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.records import Offer
-from connpool.transfer.stores.ranges import blockRange
 from connpool.transfer.syscalls import Syscalls
 
 __all__ = ["REHASH_SLICE_BYTES", "blocksIn", "digestsOf"]
@@ -36,25 +35,24 @@ def blocksIn(status: os.stat_result, offer: Offer) -> range:
 def digestsOf(
     syscalls: Syscalls,
     fd: int,
-    offer: Offer,
-    blocks: Iterable[int],
+    algorithm: str,
+    spans: Iterable[tuple[int, int]],
     goesOn: Callable[[], bool],
 ) -> list[bytes | None]:
     """
-    Blocks on the disk.
+    Hash what lies on the disk.
 
+    @param spans: the beginning and the end of each block.
     @param goesOn: asked before each block.
     @return: the digest of each block, as far as it came; L{None} for one that
         cannot be read or is not whole.
     """
-    assert offer.digest is not None
-    digest = digestNamed(offer.digest)
+    digest = digestNamed(algorithm)
     found: list[bytes | None] = []
-    for block in blocks:
+    for at, end in spans:
         if not goesOn():
             break
-        start, end = blockRange(block, offer.blockSize, offer.size)
-        hasher = digest.new()
+        start, hasher = at, digest.new()
         try:
             while start < end and (
                 data := syscalls.pread(fd, min(end - start, _CHUNK_BYTES), start)

@@ -10,7 +10,7 @@ from twisted.logger import capturedLogs, formatEvent
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from connpool.errors import NoSpace, StoreError, TooLarge, TransferError
+from connpool.errors import NoSpace, QuotaExceeded, StoreError, TooLarge, TransferError
 from connpool.interfaces import ILiveTransfers, IPartialHolder, IStatsSource, ITransferListener
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.policy import Policy
@@ -215,3 +215,63 @@ async def test_aListenerHearsOfItOnceASecond():
         *("offered", "refused too-large"),
         *("offered", "started", "failed no-space"),
     ]
+
+
+# -- uploads in several requests
+
+
+UPLOAD = {"resumeKey": b"r" * 32, "key": b"k" * 32, "digest": "blake3"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_aPausedUploadHasNotFailed():
+    told, clock = Told(), Clock()
+    reception = Reception(MemoryStore(), clock, Policy(maxTransfers=1), [told])
+    asked = offer(size=4, **UPLOAD)
+    incoming = await reception.begin(asked, "p")
+    incoming.write(0, b"ab")
+    incoming.partial.record(0, b"d" * 32, 2)
+    for _ in range(2):
+        await incoming.suspend(None)  # the second time changes nothing
+    assert reception.liveTransfers(5) == ()
+    clock.advance(5)
+    incoming = await reception.begin(asked, "q", again=True)
+    assert incoming.done == 2
+    incoming.write(2, b"cd")
+    receipt = await incoming.commit(None, b"\1" * 32)
+    assert receipt.sha256 == "01" * 32
+    assert told.events == ["offered", "started", 4, "published"]
+    stats = reception.stats()
+    assert (stats.started, stats.published, stats.failed, stats.active) == (1, 1, 0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_aSizeThatIsDeclaredLater():
+    policy = Policy(maxFileSize=10, maxBytes=9)
+    reception = Reception(MemoryStore(), Clock(), policy)
+    incoming = await reception.begin(offer(**UPLOAD), "p")
+    incoming.write(0, b"abc")
+    for size, why in ((11, TooLarge), (10, QuotaExceeded), (2, TooLarge)):
+        with pytest.raises(why):
+            incoming.declare(size)
+    incoming.declare(8)
+    incoming.note("text")
+    assert (incoming.offer.size, incoming.offer.metadata) == (8, "text")
+    assert incoming.partial.offer == incoming.offer
+    # what was declared is promised, and no more than that comes
+    with pytest.raises(QuotaExceeded):
+        await reception.begin(offer(size=3), "q")
+    with pytest.raises(TooLarge):
+        incoming.write(3, b"defghi")
+    incoming.write(3, b"defgh")
+    assert (await incoming.commit(None)).size == 8
+    assert reception.store.files == {"d/x": b"abcdefgh"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_aStoreThatTakesNoDigestOfAll():
+    partial = Partial()
+    reception = Reception(Store(partial), Clock())
+    incoming = await reception.begin(offer(size=0), "p")
+    partial.committed.callback(MemoryStore().put(offer(), b"", None))
+    assert (await incoming.commit(None, b"\1" * 32)).sha256 is None

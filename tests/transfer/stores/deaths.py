@@ -131,6 +131,39 @@ def stream(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
     return reactor.wait(partial.commit(ROOT))
 
 
+def upload(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
+    """
+    In order, in steps that end within blocks; the sender is told after each how much is safe,
+    and may have forgotten that.  The size is declared in the middle.
+    """
+    told = Path(store._path).with_name("told")
+    found = reactor.wait(store.find("anonymous", asked.resumeKey, asked.key))
+    if isinstance(found, Receipt):
+        told.unlink(missing_ok=True)
+        return found
+    partial = reactor.wait(store.open(found or attrs.evolve(asked, size=None)))
+    assert not isinstance(partial, Receipt)
+    at = partial.held.end
+    assert not reactor.wait(partial.settled())
+    assert at >= (int(told.read_text()) if told.exists() else 0), "bytes were lost that were told"
+    assert reactor.wait(partial.read(0, at)) == CONTENT[:at]
+    while at < len(CONTENT):
+        if at > len(CONTENT) // 2 and partial.offer.size is None:
+            partial.declare(asked)
+        end = min(at + BLOCK // 2 + 77, len(CONTENT))
+        partial.write(at, CONTENT[at:end])
+        for block in range(at // BLOCK, -(-end // BLOCK)):
+            last = min(end, (block + 1) * BLOCK)
+            digest = hashlib.sha256(CONTENT[block * BLOCK : last]).digest()
+            partial.record(block, digest, last)
+        reactor.wait(partial.checkpoint())
+        told.write_text(str(end))
+        at = end
+    receipt = reactor.wait(partial.commit(ROOT))
+    told.unlink(missing_ok=True)
+    return receipt
+
+
 RESUMABLE = {"resumeKey": b"s" * 32}
 SCENARIOS = [
     Scenario("small", SMALL, nothing, put),
@@ -141,6 +174,8 @@ SCENARIOS = [
     Scenario("large-conflict", CONTENT, taken, stream, RESUMABLE),
     Scenario("large-replace", CONTENT, taken, stream, {**RESUMABLE, "ifExists": "replace"}),
     Scenario("resumed", CONTENT, half, stream, RESUMABLE),
+    Scenario("upload", CONTENT, nothing, upload, RESUMABLE),
+    Scenario("upload-conflict", CONTENT, taken, upload, RESUMABLE),
     Scenario("unreadable", CONTENT, unreadable, stream, RESUMABLE),
     Scenario("small-elsewhere", SMALL, nothing, put, apart=True),
     Scenario("large-elsewhere", CONTENT, nothing, stream, RESUMABLE, apart=True),
