@@ -17,7 +17,6 @@ from zope.interface import implementer
 
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
-from connpool.transfer.hashing import inline
 from connpool.transfer.identities import Identity
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.receive.reception import Reception
@@ -115,7 +114,10 @@ class Wire:
         connection ends: C{"fin"}, C{"rst"}, or is C{"silent"} from then on.
     @ivar flips: (side, byte): these bytes are changed.
     @ivar chunk: bytes that arrive at once.
+    @ivar clock: the world's.
     """
+
+    clock = None
 
     def __init__(self, cut=None, flips=(), chunk=1 << 20):
         self.ends = (MemoryTransport(self, 0), MemoryTransport(self, 1))
@@ -145,10 +147,12 @@ class Wire:
 
     def step(self):
         """
-        Pass something on.
+        Pass something on, after what is due in the turn of the reactor.
 
         @return: whether anything moved.
         """
+        if self.clock is not None:
+            self.clock.advance(0)
         moved = False
         for end in self.ends:
             other = self.ends[1 - end.side]
@@ -222,12 +226,13 @@ class World:
         A new receiver over the same store.
         """
         self.reception = Reception(self.store, self.clock, self.policy)
-        self.receiver = NativeReceiver(self.clock, self.reception, run=inline, **self.receiver_)
+        self.receiver = NativeReceiver(self.clock, self.reception, **self.receiver_)
 
     def connect(self, factory):
         if self.refuse:
             return defer.fail(ConnectError())
         wire = self.wire(**(self.plan.pop(0) if self.plan else {}))
+        wire.clock = self.clock
         self.wires.append(wire)
         client = factory.buildProtocol(None)
         wire.attach(client, self.receiver.build(wire.ends[1]))
@@ -248,7 +253,7 @@ class World:
             request=request,
             keys=SenderKeys(self.state),
             retry=retry or Retry(attempts=3),
-            inThread=more.pop("inThread", inline),
+            inThread=more.pop("inThread", defer.maybeDeferred),
             **more,
         )
 

@@ -35,7 +35,6 @@ from connpool.errors import (
 from connpool.interfaces import IAuthenticator
 from connpool.transfer.deadlines import Pace
 from connpool.transfer.digests import digestNamed
-from connpool.transfer.hashing import HashQueue, InThread, inThread
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import displayName
 from connpool.transfer.receive import smallfiles
@@ -88,7 +87,6 @@ class NativeReceiver:
     @param reactor: times, threads and descriptors.
     @param digests: algorithms in order of preference.
     @param authenticator: L{None} if everybody may send, as C{anonymous}.
-    @param run: hashes elsewhere; the reactor's threads unless given.
     @ivar tickets: the sessions that further connections may join.
     """
 
@@ -100,7 +98,6 @@ class NativeReceiver:
         reception: Reception,
         digests: Sequence[str] = ("blake3", "sha256"),
         authenticator: IAuthenticator | None = None,
-        run: InThread | None = None,
     ) -> None:
         self.clock = reactor
         self.reception = reception
@@ -108,8 +105,6 @@ class NativeReceiver:
         for name in self.digests:
             digestNamed(name)
         self.authenticator = authenticator
-        run = run or inThread(reactor)
-        self.newHashQueue = lambda: HashQueue(run)
         self.tickets: dict[bytes, ReceiverSession] = {}
 
     def build(self, transport: Any) -> Link:
@@ -447,9 +442,7 @@ class ReceiverSession:
                 self._dryRun = DryRun(reception, small, self.send)
             self._dryRun.answer(number, offer, extensionOf(message, ROOT))
             return
-        stream = self._streams[number] = Stream(
-            self, number, offer, sender, reception, self._clock, self._receiver.newHashQueue
-        )
+        stream = self._streams[number] = Stream(self, number, offer, sender, reception, self._clock)
         self.receivingChanged()
         d = Deferred.fromCoroutine(stream.begin())
         d.addErrback(lambda f: self._log.failure("a transfer failed to begin", failure=f))

@@ -28,7 +28,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from connpool.errors import Cancelled, DigestMismatch, ProtocolError, TransferError
-from connpool.transfer.hashing import HashQueue
 from connpool.transfer.receive.offers import Sender, earlierOf
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.upload import Upload
@@ -127,7 +126,6 @@ class Stream:
 
     @param number: of the stream.
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
-    @param newHashQueue: makes a L{HashQueue}.
     @ivar phase: its state, set by the machine alone.
     """
 
@@ -141,7 +139,6 @@ class Stream:
         sender: Sender,
         reception: Reception,
         clock: Any,
-        newHashQueue: Callable[[], HashQueue],
     ) -> None:
         self._owner = owner
         self._number = number
@@ -149,7 +146,6 @@ class Stream:
         self._sender = sender
         self._reception = reception
         self._clock = clock
-        self._newHashQueue = newHashQueue
         self._life: _Life = _machine(self)
         self.phase = Phase.WAITING
         self._upload: Upload | None = None
@@ -199,7 +195,7 @@ class Stream:
                 self._life.finish(receiptFrame(self._number, found, sender.identity, there))
                 return
             try:
-                upload = Upload(found, sender.digest, self._newHashQueue, self._clock.seconds, self)
+                upload = Upload(found, sender.digest, self._clock.seconds, self)
             except TransferError as e:
                 await found.abort(e)
                 raise

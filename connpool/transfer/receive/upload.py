@@ -4,14 +4,14 @@ The bytes of one large file on their way in: blocks, digests, checkpoints.
 Theory of operation
 ===================
 An L{Upload} stands between a stream (frames) and the reception (bytes).
-Each piece of a run is written and hashed at the same time, out of one buffer;
-a block is decided about when its last byte is hashed, all its writes are done
-and the sender's digest is known, in whatever order these come (L{Blockmap}).
+Each piece of a run is written and hashed out of one buffer, the digest on the spot, while
+the bytes are in the processor's cache; a block is decided about when all its writes are
+done and the sender's digest is known, in whatever order these come (L{Blockmap}).
 
 Whether bytes are still taken is known by the stream alone, and asked of it
-(L{Owner}).  The partial is only let go of when nothing is being written or hashed
-any more, so a successor never meets a write of ours.  A C{COMMIT} waits for the same
-before the root is computed.
+(L{Owner}).  The partial is only let go of when nothing is being written any more, so a
+successor never meets a write of ours.  A C{COMMIT} waits for the same before the root is
+computed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from twisted.python.failure import Failure
 
 from connpool.errors import DigestMismatch, ProtocolError, StoreError, TransferError
 from connpool.transfer.digests import MAX_BLOCKS, Digest, rootOf
-from connpool.transfer.hashing import HashQueue
 from connpool.transfer.receive.blockmap import Arrival, Blockmap
 from connpool.transfer.receive.reception import Incoming
 from connpool.waiting import Waiters
@@ -70,7 +69,6 @@ class Upload:
     The bytes of one large file.
 
     @param digest: of the session.
-    @param newHashQueue: makes a L{HashQueue}.
     @param seconds: the time.
     @ivar incoming: the reception's hand on the partial.
     @ivar blockmap: its blocks.
@@ -82,17 +80,14 @@ class Upload:
         self,
         incoming: Incoming,
         digest: Digest,
-        newHashQueue: Callable[[], HashQueue],
         seconds: Callable[[], float],
         owner: Owner,
     ) -> None:
         self.incoming = incoming
         partial, offer = incoming.partial, incoming.offer
         self._digest = digest
-        self._newHashQueue = newHashQueue
         self._seconds = seconds
         self._owner = owner
-        self._hashing: dict[Any, HashQueue] = {}
         self._busy = 0
         self._idle = Waiters()
         self._since = incoming.received
@@ -174,7 +169,9 @@ class Upload:
                     self._drop([before])
                 piece = view[at : at + end - (offset + at)]
                 if arrival is not None:
-                    self._take(arrival, lane, offset + at, piece, waits)
+                    wait = self._take(arrival, offset + at, piece)
+                    if wait is not None:
+                        waits.append(wait)
             except ProtocolError:
                 raise
             except TransferError:
@@ -185,9 +182,7 @@ class Upload:
             return waits[0] if waits else None
         return gatherResults(waits).addCallback(lambda _: None)
 
-    def _take(
-        self, arrival: Arrival, lane: Any, offset: int, piece: memoryview, waits: list[Any]
-    ) -> None:
+    def _take(self, arrival: Arrival, offset: int, piece: memoryview) -> Deferred[None] | None:
         arrival.next = offset + len(piece)
         arrival.busy += 1
         self._busy += 1
@@ -199,38 +194,22 @@ class Upload:
             arrival.dropped = True
             self._done(arrival)
             raise
-        hashing = self._hashing.get(lane)
-        if hashing is None:
-            hashing = self._hashing[lane] = self._newHashQueue()
-        left = 2 if written is not None else 1
-        wait: Deferred[None] | None = None
-        over = False
-
-        def one() -> None:
-            nonlocal left, over
-            left -= 1
-            if not left:
-                over = True
-                if wait is not None:
-                    wait.callback(None)
-                self._done(arrival)
+        arrival.hasher.update(piece)
+        if written is None:
+            self._done(arrival)
+            return None
 
         def wrote(result: Any) -> None:
             if isinstance(result, Failure):
                 arrival.dropped = True
                 self._storeFailed(result)
-            one()
+            self._done(arrival)
 
-        if written is not None:
-            written.addBoth(wrote)
-        hashing.update(arrival.hasher, piece, one)
-        if not over:
-            wait = Deferred()
-            waits.append(wait)
+        return written.addBoth(wrote)
 
     def _done(self, arrival: Arrival) -> None:
         """
-        Count a piece that is written and hashed.
+        Count a piece that is written.
         """
         arrival.busy -= 1
         self._busy -= 1
@@ -288,7 +267,7 @@ class Upload:
         """
         for arrival in list(self.blockmap.arriving.values() if arrivals is None else arrivals):
             if arrival.next == arrival.end or arrival.dropped:
-                continue  # all of it came, and is being hashed or was decided about
+                continue  # all of it came, and is being written or was decided about
             arrival.dropped = True
             if not arrival.busy:
                 self._forget(arrival)
@@ -322,7 +301,6 @@ class Upload:
         """
         Forget the block that a lost connection had begun: it comes again on another.
         """
-        self._hashing.pop(lane, None)
         self.blockmap.latest.pop(lane, None)
         self._drop(each for each in self.blockmap.arriving.values() if each.lane is lane)
 
@@ -377,7 +355,7 @@ class Upload:
 
     async def letGo(self, why: TransferError, keep: bool) -> None:
         """
-        Keep the verified blocks or remove them, once nothing is written or hashed any more.
+        Keep the verified blocks or remove them, once nothing is written any more.
         """
         self._drop()
         await self._quiet()
@@ -386,7 +364,7 @@ class Upload:
 
     async def _quiet(self) -> None:
         """
-        Wait until nothing is being written or hashed; and, to commit, until the blocks that
+        Wait until nothing is being written; and, to commit, until the blocks that
         were held before a restart have been read.
         """
         while self._busy or not (self._settled or self._owner.over):

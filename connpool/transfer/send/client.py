@@ -31,8 +31,8 @@ from connpool.errors import (
     Unanswered,
 )
 from connpool.interfaces import IConnectionPool, ILiveTransfers
-from connpool.transfer.hashing import InThread
-from connpool.transfer.hashing import inThread as globalThreads
+from connpool.transfer.iothreads import InThread
+from connpool.transfer.iothreads import inThread as globalThreads
 from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer
 from connpool.transfer.send.connections import (

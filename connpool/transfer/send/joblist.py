@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 
 from connpool.errors import ChangedSource, SourceError, TransferError
 from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
-from connpool.transfer.hashing import InThread
+from connpool.transfer.iothreads import InThread
 from connpool.transfer.send.keys import Run
 from connpool.transfer.send.source import openRegular, readWhole
 from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, STDIN, Found, Walk

@@ -1,13 +1,17 @@
 """
-Reading and hashing a file ahead of the connection, in a thread.
+Reading and hashing a file for its connection.
 
 Theory of operation
 ===================
 The bytes that are hashed are the bytes that are sent: both happen out of one
 buffer, so a file that is written to meanwhile cannot make its digest wrong.
-Four buffers go round: some are written to the connection while others are
-filled. Jobs run one after the other, since a block's hasher is fed in order; a
-job never crosses the end of a block.
+
+It begins in a thread, since nobody knows the medium: a disk, or a network file system that
+hangs, delays nobody there.  Four buffers go round, some written to the connection while
+others are filled.  Once reading has turned out to be quick, because the file is in the page
+cache, each piece is read and hashed when it is asked for (L{Latency}): there it costs less
+than the way to the thread and back.  Jobs run one after the other, since a block's hasher is
+fed in order; a job never crosses the end of a block.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import fcntl
 import os
 import select
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,12 +32,15 @@ from twisted.python.failure import Failure
 
 from connpool.errors import SourceError
 from connpool.transfer.digests import Digest
-from connpool.transfer.hashing import InThread
+from connpool.transfer.iothreads import InThread, Latency
 from connpool.transfer.send.extents import Extent
 
 __all__ = ["Chunk", "ReadAhead", "blockDigests", "readFully", "readSome", "stdinDescriptor"]
 
 _BUFFER_COUNT, _BUFFER_BYTES = 4, 1 << 20
+#: Seconds that reading a piece may take on the reactor's thread, on average, and how many are
+#: quick in a row before it is read there.
+INLINE_SECONDS, CALM_READS = 0.002, 8
 #: Milliseconds between two questions whether what is waited for is still wanted.
 _POLL_MILLISECONDS = 100
 
@@ -85,12 +93,13 @@ class ReadAhead:
 
     def __init__(self, inThread: InThread) -> None:
         self._inThread = inThread
-        self._buffers = [memoryview(bytearray(_BUFFER_BYTES)) for _ in range(_BUFFER_COUNT)]
+        self._buffers = [memoryview(b"")] * _BUFFER_COUNT  # made when they are needed
         self._wanted: deque[tuple[int, int, int, int, Digest, bool]] = deque()
         self._ready: deque[Chunk | Failure] = deque()
         self._waiter: Deferred[None] | None = None
         self._reading = False
         self._hasher: Any = None
+        self._latency = Latency(INLINE_SECONDS, CALM_READS, inline=False)
 
     def start(self, fd: int, extent: Extent, blockSize: int, digest: Digest) -> None:
         """
@@ -108,6 +117,10 @@ class ReadAhead:
         """
         Wait for the next chunk.
         """
+        if not self._ready and not self._reading:
+            if self._latency.inline:
+                return self._read(self._buffers.pop(), *self._wanted.popleft())
+            self._next()
         if not self._ready:
             self._waiter = Deferred()
             await self._waiter
@@ -138,7 +151,7 @@ class ReadAhead:
         self._ready.clear()
 
     def _next(self) -> None:
-        if self._reading or not self._wanted or not self._buffers:
+        if self._reading or not self._wanted or not self._buffers or self._latency.inline:
             return
         # as many as there are buffers: each trip to the thread costs
         jobs = []
@@ -171,16 +184,19 @@ class ReadAhead:
         last: bool,
     ) -> Chunk:
         """
-        Fill a buffer and hash it, in the thread, one at a time.
+        Fill a buffer and hash it, in a thread or not, one at a time.
         """
+        buffer = buffer or memoryview(bytearray(_BUFFER_BYTES))
         view = buffer[: end - at]
         chunk = Chunk(at, view, buffer)
         count = 0
+        began = time.perf_counter()
         try:
             count = readFully(fd, view, at)
             chunk.short = count < len(view)
         except SourceError as e:
             chunk.error = e
+        self._latency.took(time.perf_counter() - began)
         if count < len(view):
             view[count:] = bytes(len(view) - count)
         if at % blockSize == 0:

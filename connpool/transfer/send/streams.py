@@ -28,7 +28,7 @@ from connpool.errors import (
     Unsupported,
 )
 from connpool.transfer.digests import Digest, blockCount, digestNamed, rootOf
-from connpool.transfer.hashing import InThread
+from connpool.transfer.iothreads import InThread
 from connpool.transfer.send.extents import Extents
 from connpool.transfer.send.joblist import Job, JobList, Small
 from connpool.transfer.send.readahead import ReadAhead, blockDigests

@@ -24,6 +24,7 @@ from twisted.internet.interfaces import (
     IPullProducer,
     IPushProducer,
 )
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from connpool.errors import NetworkFailed
@@ -53,6 +54,8 @@ class Writer:
         self._waiters = Waiters()
         self._lock = DeferredLock()
         self._inRun = False
+        #: whether others had their turn since the last run began
+        self._waited = True
         self._closed: BaseException | None = None
         self.written = 0
         # a pull producer is asked whenever the transport has written all; TLS
@@ -109,6 +112,7 @@ class Writer:
         if self._closed is not None:
             raise self._closed
         if self._blocked:
+            self._waited = True
             await self._waiters.wait()
 
     @contextlib.asynccontextmanager
@@ -123,6 +127,11 @@ class Writer:
             self._inRun = True
             try:
                 await self.flushed()
+                if not self._waited:
+                    # a peer that reads as fast as we write: it, and others, have their turn
+                    await deferLater(self._reactor, 0)
+                    await self.flushed()
+                self._waited = False
                 if self._lends:
                     handle = self._transport.getHandle()
                     self._borrowed = BorrowedWriter(self._reactor, handle, self._cut)
@@ -157,6 +166,7 @@ class Writer:
         assert self._borrowed is not None
         done = self._borrowed.write(view)
         if done is not None:
+            self._waited = True
             await done
         self.written += len(view)
 

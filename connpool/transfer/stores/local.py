@@ -19,7 +19,7 @@ C{ledger/}
 
 Any number of processes may use one root.  Decisions are made on the reactor's
 thread; what may block on the disk (syncs, hashing, slow writes) runs in threads
-of the store's own (L{connpool.transfer.stores.iothreads}), and small files that must
+of the store's own (L{connpool.transfer.iothreads}), and small files that must
 be durable go together (L{connpool.transfer.stores.groupcommit}).
 
 There is no timer: old things are looked for when files arrive, or when L{reap}
@@ -62,6 +62,7 @@ from connpool.interfaces import (
     IPartialHolder,
     IUploadStore,
 )
+from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
@@ -86,7 +87,6 @@ from connpool.transfer.stores.directories import (
 )
 from connpool.transfer.stores.foresight import Foresight
 from connpool.transfer.stores.groupcommit import GroupCommit, Outcomes
-from connpool.transfer.stores.iothreads import IOThreads
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, PartialDirectory, tooManyPartials
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Publisher, canLink

@@ -4,7 +4,7 @@ A file on its way into a local store.
 Theory of operation
 ===================
 Bytes go to a private file at their offset, inline or in a thread
-(L{connpool.transfer.stores.iothreads}).  With a resume key the file lies among the
+(L{connpool.transfer.iothreads}).  With a resume key the file lies among the
 partials and has a journal; without one it is as short-lived as its connection.
 
 What an earlier process wrote is held from the beginning but not believed: its

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import attrs
 
+from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.stores.commit import Commit
-from connpool.transfer.stores.iothreads import IOThreads
 from connpool.transfer.stores.partialdir import PartialDirectory
 from connpool.transfer.stores.recovery import Recovery
 from connpool.transfer.stores.reservations import Reservations

@@ -221,39 +221,36 @@ def test_comparingIsDoneWellWithinItsTime():
 
 class Late:
     """
-    Hashes when it is told to.
+    Writes the bytes of stream 1 when it is told to.
     """
 
-    def __init__(self, lanes):
-        self._lanes = lanes
+    def __init__(self, world):
+        session = world.wires[-1].ends[1].protocol.session
+        self._partial = session._streams[1]._upload.incoming.partial
+        self._writeNow, self._partial.write = self._partial.write, self._write
         self._waiting = []
 
-    def __call__(self):
-        return self
-
-    def update(self, hasher, piece, done):
-        lane = self._lanes()
-        self._waiting.append(lambda: lane.update(hasher, piece, done))
+    def _write(self, offset, data):
+        self._waiting.append((Deferred(), offset, data))
+        return self._waiting[-1][0]
 
     def go(self):
         while self._waiting:
-            self._waiting.pop(0)()
+            d, offset, data = self._waiting.pop(0)
+            self._writeNow(offset, data)
+            d.callback(None)
 
 
 @pytest.mark.parametrize("what", ["damaged", "reset"])
 def test_whatComesAfterCommitDoesNotRemoveThePartial(worlds, what):
     """
-    A frame that is damaged while COMMIT waits for the last block to be hashed.
+    A frame that is damaged while COMMIT waits for the last block to be written.
     """
     world = worlds()
     client = connect(world).greet()
     client.offer(1, resumeKey=KEY, size=4 * BLOCK)
     client.data(1, 0, bytes(3 * BLOCK)).digests(1, 0, *[bytes(BLOCK)] * 3)
-    lanes = world.receiver.newHashQueue
-    world.receiver.newHashQueue = late = Late(lanes)
-    upload = world.wires[-1].ends[1].protocol.session._streams[1]._upload
-    upload._hashing.clear()
-    upload._newHashQueue = late
+    late = Late(world)
     client.data(1, 3 * BLOCK, bytes(BLOCK)).digests(1, 3, bytes(BLOCK))
     client.commit(1, bytes(4 * BLOCK))
     if what == "damaged":
@@ -266,7 +263,6 @@ def test_whatComesAfterCommitDoesNotRemoveThePartial(worlds, what):
     late.go()
     world.settle(15)
     assert client.lost
-    world.receiver.newHashQueue = lanes
     again = connect(world).greet()
     again.offer(1, resumeKey=KEY, size=4 * BLOCK)
     assert again.last(Type.ACCEPT).state == "resume"
@@ -279,8 +275,8 @@ def test_oneRepairForACommit(worlds):
     in one of their own that the sender may not act upon yet.
     """
     world = worlds()
-    world.receiver.newHashQueue = late = Late(world.receiver.newHashQueue)
     client = connect(world).greet().offer(1, size=3 * BLOCK)
+    late = Late(world)
     content = b"x" * 3 * BLOCK
     client.digests(1, 0, *[b"x" * BLOCK] * 3)
     client.data(1, 0, b"x" * BLOCK + b"!" * BLOCK)
@@ -362,8 +358,8 @@ def test_aDryRunIsAnsweredByWhatIsThere(worlds):
 
 def test_aSecondCommitIsAnError(worlds):
     world = worlds()
-    world.receiver.newHashQueue = late = Late(world.receiver.newHashQueue)
     client = connect(world).greet().offer(1, size=BLOCK)
+    late = Late(world)
     client.data(1, 0, bytes(BLOCK)).digests(1, 0, bytes(BLOCK)).commit(1, bytes(BLOCK))
     client.say(Type.COMMIT, 1, Commit(BLOCK, bytes(32)))
     assert client.last(Type.ERROR).code == "protocol"

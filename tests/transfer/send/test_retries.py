@@ -126,6 +126,7 @@ def test_whatIsShownIsOfOneFile(world, large, tmp_path):
     )
     # one that moves goes before one that waits
     receivers[0].accept(streams[b"other"])
+    world.pump()
     receivers[0].say(Type.PROGRESS, streams[b"other"], Progress("verify", 0, "disk"))
     receivers[0].say(Type.PROGRESS, streams[b"large"], Progress("receive", 0, "quota"))
     world.pump()

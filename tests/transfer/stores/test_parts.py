@@ -18,11 +18,11 @@ from twisted.python.failure import Failure
 
 from connpool.errors import NoSpace
 from connpool.transfer import LocalStore
+from connpool.transfer.iothreads import CALM_WRITES, INLINE_SECONDS, Latency
 from connpool.transfer.records import SmallFile
 from connpool.transfer.stores import groupcommit
 from connpool.transfer.stores.directories import Directories
 from connpool.transfer.stores.groupcommit import GroupCommit, SyncChoice
-from connpool.transfer.stores.iothreads import CALM_WRITES, INLINE_SECONDS, WriteLatency
 from connpool.transfer.stores.journal import (
     Committing,
     Journal,
@@ -82,7 +82,7 @@ def test_rangesOfBlocks(blocks, blockSize, size):
 
 
 def test_slowWritesLeaveTheReactor():
-    latency = WriteLatency()
+    latency = Latency()
     for _ in range(100):
         latency.took(INLINE_SECONDS * 0.9)
     assert latency.inline
@@ -91,14 +91,14 @@ def test_slowWritesLeaveTheReactor():
 
 
 def test_oneLateWriteIsNothing():
-    latency = WriteLatency()
+    latency = Latency()
     for turn in range(200):
         latency.took(INLINE_SECONDS * 3 if turn % 40 == 0 else INLINE_SECONDS / 100)
         assert latency.inline
 
 
 def test_oneVerySlowWriteIsEnough():
-    latency = WriteLatency()
+    latency = Latency()
     latency.took(0.1)
     assert not latency.inline
     for _ in range(CALM_WRITES - 1):

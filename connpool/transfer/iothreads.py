@@ -1,19 +1,21 @@
 """
-The threads of a store, for work that may block.
+Threads for work that may block, and when work is worth one.
 
 Theory of operation
 ===================
-Two threads.  What somebody waits for (syncs, slow writes, publishing, removing)
-shares the threads of one; reading again what an earlier process wrote has the
-other, because it takes minutes and would keep everybody else waiting.
+Handing a piece of work to a thread and back costs more than reading from the page
+cache or writing into it, and a digest is cheapest while the bytes are in the
+processor's cache.  So both are done on the reactor's thread while they are quick.  When
+the recent ones took long (a disk that has to be read, a kernel that throttles writers, a
+network file system that hangs) they move to threads, where they delay nobody, until a
+run of quick ones shows that the medium is calm again.  A running mean decides
+(L{Latency}), so that one write of 100 ms moves them, and one that another program
+delayed by some milliseconds does not.
 
-Handing a write to a thread and back costs more than writing into the page
-cache, so writes run inline while they are quick.  When the recent ones took
-long (the kernel throttles writers, a network file system hangs) the store moves
-to its own threads, where it delays nobody, until a run of quick ones shows that
-the disk is calm again.  A running mean decides, so that one write of 100 ms
-moves the store, and one that another program delayed by some milliseconds does
-not.
+A store has two thread pools of its own (L{IOThreads}).  What somebody waits for (syncs,
+slow writes, publishing, removing) shares the threads of one; reading again what an
+earlier process wrote has the other, because it takes minutes and would keep everybody
+else waiting.
 """
 
 from __future__ import annotations
@@ -21,73 +23,93 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from twisted.internet import threads
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from connpool.waiting import Waiters
 
-__all__ = ["IOThreads", "WriteLatency"]
+__all__ = ["IOThreads", "InThread", "Latency", "inThread"]
 
-#: Threads of each lane.
+#: Threads of each pool of a store.
 THREADS = 4
 REREADING_THREADS = 2
 #: Seconds that writes may take inline, on average.
 INLINE_SECONDS = 0.005
-#: Weight of the latest write in that average.
+#: Weight of the latest call in that average.
 _WEIGHT = 0.125
 #: Quick writes in a row that end the time in threads.
 CALM_WRITES = 32
 
+InThread = Callable[[Callable[[], Any]], "Deferred[Any]"]
+
+
+def inThread(reactor: Any) -> InThread:
+    """
+    Run functions in the reactor's thread pool.
+    """
+
+    def run(function: Callable[[], Any]) -> Deferred[Any]:
+        return threads.deferToThreadPool(reactor, reactor.getThreadPool(), function)
+
+    return run
+
+
 T = TypeVar("T")
 
 
-class WriteLatency:
+class Latency:
     """
-    The decision whether writes run on the reactor's thread.
+    The decision whether calls that may block run on the reactor's thread.
 
-    @ivar inline: whether the next write runs inline.
+    @param most: seconds that they may take there, on average.
+    @param calm: quick ones in a row that end the time in threads.
+    @ivar inline: whether the next one runs inline.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, most: float = INLINE_SECONDS, calm: int = CALM_WRITES, inline: bool = True
+    ) -> None:
+        self._most = most
+        self._calm = calm
         self._quick = 0
         self._mean = 0.0
-        self.inline = True
+        self.inline = inline
 
-    def took(self, seconds: float, writes: int = 1) -> None:
+    def took(self, seconds: float, calls: int = 1) -> None:
         """
-        A write was done, or so many that took as long each.
+        A call was done, or so many that took as long each.
         """
         self._mean += _WEIGHT * (seconds - self._mean)
         if self.inline:
-            if self._mean >= INLINE_SECONDS:
+            if self._mean >= self._most:
                 self.inline = False
                 self._quick = 0
-        elif seconds >= INLINE_SECONDS:
+        elif seconds >= self._most:
             self._quick = 0
         else:
-            self._quick += writes
-            if self._quick >= CALM_WRITES:
+            self._quick += calls
+            if self._quick >= self._calm:
                 self.inline = True
                 self._mean = 0.0
 
 
 class IOThreads:
     """
-    The threads, and the latency of the writes that run in them or inline.
+    The threads of a store, and the latency of the writes that run in them or inline.
 
     @param reactor: whose thread results come back to.
-    @param threads: for tests: a thread pool that is both threads.
+    @param given: for tests: a thread pool that is both pools.
     """
 
-    def __init__(self, reactor: Any, threads: Any = None) -> None:
+    def __init__(self, reactor: Any, given: Any = None) -> None:
         self._reactor = reactor
-        self._given = threads
+        self._given = given
         #: name to pool and the trigger that stops it
         self._own: dict[str, tuple[ThreadPool, Any]] = {}
         self._working = 0
         self._idle = Waiters()
-        self.latency = WriteLatency()
+        self.latency = Latency()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """
@@ -134,7 +156,7 @@ class IOThreads:
                 trigger = self._reactor.addSystemEventTrigger("after", "shutdown", made.stop)
                 self._own[name] = made, trigger
             pool = self._own[name][0]
-        return self.during(deferToThreadPool(self._reactor, pool, *call))
+        return self.during(threads.deferToThreadPool(self._reactor, pool, *call))
 
     def _worked(self, result: T) -> T:
         self._working -= 1
