@@ -7,8 +7,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-
 TOP = Path(__file__).parent.parent / "connpool"
 
 #: Room to the rooms it may import, beside itself.
@@ -113,21 +111,28 @@ def imports(path: Path) -> set[str]:
     return {parts[1] for parts in names if len(parts) > 1}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(TOP)))
-def test_importDirection(path):
-    room = path.relative_to(TOP).parts[0].removesuffix(".py")
-    if room == "__init__":
-        assert imports(path) == set()
-        return
-    assert imports(path) <= MAY_IMPORT[room] | {room}
+def test_importDirection():
+    above = {}
+    for path in SOURCES:
+        room = path.relative_to(TOP).parts[0].removesuffix(".py")
+        allowed = set() if room == "__init__" else MAY_IMPORT[room] | {room}
+        above[moduleOf(path)] = imports(path) - allowed
+    assert {module: rooms for module, rooms in above.items() if rooms} == {}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(TOP)))
-def test_noGlobalReactorAtModuleLevel(path):
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module == "twisted.internet":
-            assert "reactor" not in [alias.name for alias in node.names]
-        assert "twisted.internet.reactor" not in ast.unparse(node).split("def ")[0]
+def importsReactor(node: ast.stmt) -> bool:
+    """
+    Whether a statement, which is no function, imports the global reactor.
+    """
+    if isinstance(node, ast.ImportFrom) and node.module == "twisted.internet":
+        return "reactor" in [alias.name for alias in node.names]
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return False
+    return "twisted.internet.reactor" in ast.unparse(node).split("def ")[0]
+
+
+def test_noGlobalReactorAtModuleLevel():
+    assert [path for path, tree in TREES.items() if any(map(importsReactor, tree.body))] == []
 
 
 def legOf(module: str) -> str:
@@ -135,15 +140,18 @@ def legOf(module: str) -> str:
     return parts[2] if len(parts) > 2 and parts[2] in LEGS else ""
 
 
-@pytest.mark.parametrize(
-    "path", sorted((TOP / "transfer").rglob("*.py")), ids=lambda path: str(path.relative_to(TOP))
-)
-def test_legsOfTheWayOfAFile(path):
-    leg = legOf(moduleOf(path))
-    if path == TOP / "transfer" / "__init__.py":
-        return  # names them all, for whoever asks
-    room = {name for name in imported(path, typesToo=True) if name.startswith("connpool.transfer.")}
-    assert {legOf(name) for name in room} <= LEGS[leg] | {leg}
+def test_legsOfTheWayOfAFile():
+    outside = {}
+    # the package itself names them all, for whoever asks
+    for path in set((TOP / "transfer").rglob("*.py")) - {TOP / "transfer" / "__init__.py"}:
+        leg = legOf(moduleOf(path))
+        legs = {
+            legOf(name)
+            for name in imported(path, typesToo=True)
+            if name.startswith("connpool.transfer.")
+        }
+        outside[moduleOf(path)] = legs - LEGS[leg] - {leg}
+    assert {module: legs for module, legs in outside.items() if legs} == {}
 
 
 def circles() -> set[frozenset[str]]:
@@ -217,11 +225,13 @@ def test_nobodyUsesTheUnderscoreNamesOfOthers():
     assert found == set(FOREIGN)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(TOP)))
-def test_docstringsOpenWithANounOrAVerb(path):
+def test_docstringsOpenWithANounOrAVerb():
     nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [
-        ast.get_docstring(node) or "" for node in ast.walk(TREES[path]) if isinstance(node, nodes)
+    found = [
+        (moduleOf(path), text)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, nodes)
+        and (text := ast.get_docstring(node) or "").split(" ", 1)[0].rstrip(",:.") in OPENINGS
     ]
-    found = [text for text in texts if text.split(" ", 1)[0].rstrip(",:.") in OPENINGS]
     assert found == []

@@ -34,38 +34,39 @@ def calls(tree):
             yield getattr(node.func, "attr", getattr(node.func, "id", "")), node
 
 
-def splitsHostPort(text):
+def splitsHostPort(tree):
     """
     Whether something is split at its last colon, or at a colon into what is
     called a host or port.
     """
-    tree = ast.parse(text)
     for node in ast.walk(tree):
-        targets = ast.unparse(node.targets[0]).lower() if isinstance(node, ast.Assign) else ""
-        telling = any(word in targets for word in ("host", "port", "addr"))
-        for name, call in calls(node) if targets else ():
-            if telling and name in FROM_THE_LEFT and atColon(call):
+        if isinstance(node, ast.Assign) and splitsAtColon(node, FROM_THE_LEFT):
+            target = ast.unparse(node.targets[0]).lower()
+            if any(word in target for word in ("host", "port", "addr")):
                 return True
-    return any(name in FROM_THE_RIGHT and atColon(call) for name, call in calls(tree))
+    return splitsAtColon(tree, FROM_THE_RIGHT)
+
+
+def splitsAtColon(tree, methods):
+    return any(name in methods and atColon(call) for name, call in calls(tree))
 
 
 def atColon(call):
     return bool(call.args) and getattr(call.args[0], "value", None) in {":", b":"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(TOP)))
-def test_hostPortIsReadHere(path):
+def test_hostPortIsReadHere():
     """
     Brackets, zones, mistakes and look-ups, which end, are the same everywhere.
     """
-    name = path.relative_to(TOP).as_posix()
-    text = path.read_text()
-    assert not splitsHostPort(text) or name in OTHER_COLONS, (
+    trees = {path.relative_to(TOP).as_posix(): ast.parse(path.read_text()) for path in SOURCES}
+    splitting = {name for name, tree in trees.items() if splitsHostPort(tree)}
+    assert splitting == set(OTHER_COLONS), (
         "use splitHostPort or another function of connpool.addresses"
     )
-    found = {called for called, _ in calls(ast.parse(text))} & OTHER_RULES
-    assert not found, (
-        f"{found}: use clientEndpoint, resolveTCPAddr or resolveUDPAddr of connpool.addresses"
+    found = {name: {called for called, _ in calls(tree)} for name, tree in trees.items()}
+    assert {name: called for name, called in found.items() if called & OTHER_RULES} == {}, (
+        "use clientEndpoint, resolveTCPAddr or resolveUDPAddr of connpool.addresses"
     )
 
 
@@ -80,9 +81,4 @@ def test_hostPortIsReadHere(path):
     ],
 )
 def test_theTestSees(text, splits):
-    assert splitsHostPort(text) is splits
-
-
-def test_exceptionsAreNeeded():
-    for name in OTHER_COLONS:
-        assert splitsHostPort((TOP / name).read_text())
+    assert splitsHostPort(ast.parse(text)) is splits

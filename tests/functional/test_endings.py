@@ -39,11 +39,11 @@ from tests.functional.test_credentials import (  # noqa: F401 - fixtures
     secured,
 )
 from tests.functional.test_native import Receiving, content
-from tests.helpers.processes import connpool, environment, twistd
+from tests.helpers.processes import CONNPOOL, Popen, connpool, environment, twistd
 from tests.helpers.waiting import bounded, pause
 from tests.transfer import peer
 
-SEND = [sys.executable, "-m", "connpool", "send"]
+SEND = [*CONNPOOL, "send"]
 WAYS = pytest.mark.parametrize("protocol", ["native", "classic"])
 EXPIRED = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 
@@ -315,18 +315,8 @@ def test_waitsAreSaid(tmp_path):
 def test_aPlaceThatIsWaitedForIsSaid(tmp_path):
     (tmp_path / "file").write_bytes(content(1 << 20))
     with Receiving(tmp_path, "--max-transfers", "1") as receiver:
-        held = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "connpool",
-                "send",
-                "--to",
-                receiver.place,
-                "--name",
-                "held",
-                "-",
-            ],
+        held = Popen(
+            [*CONNPOOL, "send", "--to", receiver.place, "--name", "held", "-"],
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment(),
@@ -336,7 +326,7 @@ def test_aPlaceThatIsWaitedForIsSaid(tmp_path):
             held.stdin.write(b"x" * 100_000)
             held.stdin.flush()
             receiver.program.waitFor("filerecv")
-            waiting = subprocess.Popen(
+            waiting = Popen(
                 [*SEND, "--to", receiver.place, str(tmp_path / "file")],
                 stderr=subprocess.PIPE,
                 text=True,

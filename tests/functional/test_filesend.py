@@ -7,7 +7,6 @@ import errno
 import mmap
 import os
 import socket
-import subprocess
 import threading
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from connpool.transfer.send import openfiles
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE
 from connpool.transfer.send.source import identity
 from tests.helpers.mounts import mounted
-from tests.helpers.processes import TWISTD, environment
+from tests.helpers.processes import TWISTD, finished
 from tests.helpers.waiting import bounded, pause, until
 from tests.transfer import peer
 
@@ -643,15 +642,8 @@ def test_mistakesAreOneLine(argv):
 
 
 def test_aMissingFolderIsOneLine(tmp_path):
-    ended = subprocess.run(
-        [*TWISTD, "-n", "--pidfile=", "filesend", "--allow-root", "--directory=none", "--to=a:1"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-        env=environment(),
-    )
+    words = ["filesend", "--allow-root", "--directory=none", "--to=a:1"]
+    ended = finished(*TWISTD, "-n", "--pidfile=", *words, cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr == "filesend: none is not a directory; make it first\n"
 

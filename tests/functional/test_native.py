@@ -11,14 +11,12 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
-from tests.helpers.processes import connpool, environment, running, twistd
+from tests.helpers.processes import CONNPOOL, connpool, environment, run, running, twistd
 from tests.transfer import peer
 from tests.transfer.hostile import CORPUS
 
@@ -158,15 +156,12 @@ def test_commandOutputs(receiving, source):
 
 def test_standardInput(receiving, tmp_path):
     data = content(3 * MIB + 5)
-    done = subprocess.run(
+    done = run(
         [
-            *(sys.executable, "-m", "connpool", "send", "--to", receiving.place),
+            *(*CONNPOOL, "send", "--to", receiving.place),
             *("--durability", "none", "--name", "dump.sql", "-"),
         ],
-        input=data,
-        capture_output=True,
-        check=False,
-        timeout=60,
+        said=data,
         env=environment(XDG_STATE_HOME=str(tmp_path / "state")),
     )
     assert done.returncode == 0, done.stderr
@@ -455,7 +450,7 @@ def test_killedHalfWay(tmp_path, source, who):
     state = str(tmp_path / "state")
     with receiving, Proxy(receiving.port) as proxy:
         proxy.limit = 30 * MIB
-        command = [sys.executable, "-m", "connpool", "send", "--to", proxy.place]
+        command = [*CONNPOOL, "send", "--to", proxy.place]
         command += ["--durability", "none", source / "a"]
         with running(*command, XDG_STATE_HOME=state) as sender:
             assert proxy.reached.wait(30)
@@ -489,7 +484,7 @@ def test_interruptedLeavesWhatCanBeResumed(tmp_path, source, number):
     receiving = Receiving(tmp_path)
     with receiving, Proxy(receiving.port) as proxy:
         proxy.limit = 20 * MIB
-        command = [sys.executable, "-m", "connpool", "send", "--to", proxy.place]
+        command = [*CONNPOOL, "send", "--to", proxy.place]
         command += ["--durability", "none", source / "a"]
         with running(*command, XDG_STATE_HOME=str(tmp_path / "state")) as sender:
             assert proxy.reached.wait(30)
@@ -523,7 +518,7 @@ def cutOnSockets(tmp_path, source, count):
                 (directory / name).write_bytes(data)
             with Proxy(receiving.port) as proxy:
                 proxy.limit = at
-                command = [sys.executable, "-m", "connpool", "send", "--to", proxy.place]
+                command = [*CONNPOOL, "send", "--to", proxy.place]
                 command += ["--durability", "none", directory]
                 with running(*command, XDG_STATE_HOME=str(tmp_path / "state")) as sender:
                     assert proxy.reached.wait(30)

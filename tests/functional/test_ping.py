@@ -21,7 +21,7 @@ from datetime import datetime
 import pytest
 
 from connpool.commands import main
-from tests.helpers.processes import connpool, environment, running, twistd
+from tests.helpers.processes import CONNPOOL, connpool, environment, running, twistd
 from tests.helpers.udppath import pathTo
 
 ANSWERS = r"answers on [0-9.]+:(\d+)"
@@ -159,7 +159,7 @@ def test_ctrlCInventsNoLoss(tmp_path):
     with (
         pathTo(lambda number: [0.3]) as target,
         running(
-            sys.executable, "-m", "connpool", "ping", target, "--count", "0",
+            *CONNPOOL, "ping", target, "--count", "0",
             "--interval", "0.02", "--samples", samples, cwd=tmp_path,
         ) as program,
     ):  # fmt: skip
@@ -191,7 +191,7 @@ def test_aStalledReaderInventsNoLossEither(tmp_path):
     with (
         pathTo(lambda number: [0.0]) as target,
         running(
-            sys.executable, "-m", "connpool", "ping", target, "--count", "120",
+            *CONNPOOL, "ping", target, "--count", "120",
             "--interval", "0.02", "--timeout", "1", "--json", "--samples", samples,
         ) as program,
     ):  # fmt: skip

@@ -5,10 +5,9 @@ A receiver that is restarted under load loses nothing.
 import json
 import random
 import signal
-import sys
 from contextlib import ExitStack, closing
 
-from tests.helpers.processes import running, twistd
+from tests.helpers.processes import CONNPOOL, running, twistd
 from tests.helpers.valve import Valve
 
 FILES = 200
@@ -45,7 +44,7 @@ def test_everyFileArrivesOnceThoughTheReceiverIsRestarted(tmp_path):
                 valve.target = port(program)
                 sender = sender or stack.enter_context(
                     running(
-                        *(sys.executable, "-m", "connpool", "send", "--receipt=receipts"),
+                        *(*CONNPOOL, "send", "--receipt=receipts"),
                         *(f"--to=127.0.0.1:{valve.port}", "outbox"),
                         cwd=tmp_path,
                         XDG_STATE_HOME=str(tmp_path / "state"),

@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.helpers.processes import connpool, running, twistd, within
+from tests.helpers.processes import CONNPOOL, connpool, running, twistd, within
 
 
 class Receiver:
@@ -238,7 +237,7 @@ def test_interrupted(tmp_path, number, answer):
             while connection.recv(65536):
                 time.sleep(0.01)
 
-    command = [sys.executable, "-m", "connpool", "send", "--protocol", "classic", "--to"]
+    command = [*CONNPOOL, "send", "--protocol", "classic", "--to"]
     with Receiver(script) as receiver, running(*command, receiver.place, path, path) as sender:
         assert begun.wait(30)
         time.sleep(0.2)
@@ -267,7 +266,7 @@ def test_interruptedWhileConnecting(file):
             return len(re.findall(rf":{port:04X} 02 ", states))
 
         before = connecting()
-        command = [sys.executable, "-m", "connpool", "send", "--protocol", "classic", "--to"]
+        command = [*CONNPOOL, "send", "--protocol", "classic", "--to"]
         with running(*command, f"127.0.0.1:{port}", file) as sender:
             assert within(lambda: connecting() > before, 30)
             sender.process.send_signal(signal.SIGINT)

@@ -20,10 +20,10 @@ import pytest
 from connpool.commands.progress import Progress
 from connpool.transfer.send.credentials import readCredentials
 from tests.functional.test_native import Receiving, content
-from tests.helpers.processes import connpool, environment, running, within
+from tests.helpers.processes import CONNPOOL, Popen, connpool, environment, run, running, within
 from tests.transfer import peer
 
-COMMAND = [sys.executable, "-m", "connpool", "send"]
+COMMAND = [*CONNPOOL, "send"]
 
 
 @pytest.fixture
@@ -52,13 +52,10 @@ def sent(receiving, *arguments, **streams):
     """
     Run to its end with other streams than pipes.
     """
-    streams.setdefault("stderr", subprocess.PIPE)
-    return subprocess.run(
+    return run(
         [*COMMAND, "--to", receiving.place, "--durability", "none", *arguments],
-        check=False,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=60,
         env=environment(XDG_STATE_HOME=str(receiving.tmp_path / "state")),
         **streams,
     )
@@ -201,7 +198,7 @@ def test_receiptsOfWhatWasStored(receiving, source, tmp_path):
     (source / "a").write_bytes(b"x")
     receipts = tmp_path / "receipts"
     reading, writing = os.pipe()
-    with subprocess.Popen(
+    with Popen(
         [
             *(*COMMAND, "--to", receiving.place, "--durability", "none"),
             *("--receipt", receipts, source / "a", "-"),

@@ -6,13 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
 from tests.functional.test_native import Receiving
-from tests.helpers.processes import environment, within
+from tests.helpers.processes import CONNPOOL, Popen, environment, within
 
 
 @contextlib.contextmanager
@@ -22,9 +21,9 @@ def sending(receiving, *arguments):
     """
     read, write = os.pipe()
     with open(read, "rb", buffering=0) as stdin, open(write, "wb", buffering=0) as pipe:
-        process = subprocess.Popen(
+        process = Popen(
             [
-                *(sys.executable, "-m", "connpool", "send", "--to", receiving.place),
+                *(*CONNPOOL, "send", "--to", receiving.place),
                 *("--durability", "none", *arguments, "-"),
             ],
             stdin=stdin,

@@ -17,7 +17,7 @@ import urllib.request
 import pytest
 import trustme
 
-from tests.helpers.processes import CHECKOUT, connpool, environment, twistd
+from tests.helpers.processes import CHECKOUT, CONNPOOL, Popen, connpool, environment, twistd
 
 LOOPBACK = "tcp:0:interface=127.0.0.1"
 
@@ -150,9 +150,9 @@ def test_oneIdFromTheClientToTheHook(tmp_path, root):
     ) as program:
         to = program.waitFor(r"connpool send --to (127\.0\.0\.1:\d+)")[1]
         port = statusPort(program)
-        sender = subprocess.Popen(
+        sender = Popen(
             [
-                *(sys.executable, "-m", "connpool", "send", "--to", to, "--json"),
+                *(*CONNPOOL, "send", "--to", to, "--json"),
                 *("--receipt", str(tmp_path / "receipts"), "--name", "<b>stdin", "-"),
             ],
             stdin=subprocess.PIPE,

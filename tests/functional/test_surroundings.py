@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from connpool.commands import COMMANDS
+from tests.helpers import processes as programs
 from tests.helpers.processes import (
     CHECKOUT,
     TWIST,
@@ -27,10 +28,11 @@ from tests.helpers.processes import (
     running,
     within,
 )
+from tests.helpers.processes import (
+    CONNPOOL as COMMAND,
+)
 
 PLUGINS = ("compose", "connpool", "filerecv", "filesend", "udpecho", "udpprobe")
-
-COMMAND = [sys.executable, "-m", "connpool"]
 
 #: Words of a command, and its exit code where nothing is odd.
 WORDS = {
@@ -75,17 +77,8 @@ def run(words, *, closed=(), before=(), **more):
         for fd in closed:
             os.close(fd)
 
-    more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
-    return subprocess.run(
-        [*before, *words],
-        check=False,
-        text=True,
-        errors="replace",
-        timeout=60,
-        env=more.pop("env", None) or environment(),
-        preexec_fn=close if closed else None,
-        **more,
-    )
+    more["preexec_fn"] = close if closed else None
+    return programs.run([*before, *words], text=True, errors="replace", **more)
 
 
 def oneLine(text):
@@ -323,7 +316,7 @@ def started(words, path, *, closed=(), before=(), stdout=None, stderr=None, **mo
             os.close(fd)
 
     with open(path / "said", "wb") as said:
-        process = subprocess.Popen(
+        process = programs.Popen(
             [*before, *words[:-1], f"--status=unix:{path}/s", words[-1]],
             stdout=stdout or said,
             stderr=stderr or said,

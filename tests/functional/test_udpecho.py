@@ -19,12 +19,15 @@ import pytest
 
 from tests.helpers.processes import (
     CHECKOUT,
+    CONNPOOL,
     TWIST,
     TWISTD,
+    Popen,
     connpool,
     environment,
     finished,
     goes,
+    run,
     running,
     twistd,
 )
@@ -123,15 +126,7 @@ def test_mistakesInOptions():
     ],
 )
 def test_aMistakeIsOneLine(tmp_path, arguments, says):
-    result = subprocess.run(
-        [*TWISTD, "-n", "--pidfile=", "udpecho", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment(),
-        check=False,
-    )
+    result = finished(*TWISTD, "-n", "--pidfile=", "udpecho", *arguments, cwd=tmp_path)
     assert result.returncode == 1
     output = result.stdout + result.stderr
     (line,) = [line for line in output.splitlines() if "udpecho: " in line]
@@ -146,15 +141,7 @@ def test_portInUse(tmp_path, echo):
         [*TWISTD, "--logfile=log"],
         TWIST,
     ):
-        result = subprocess.run(
-            [*command, "udpecho", "--listen", listen],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=environment(),
-            check=False,
-        )
+        result = finished(*command, "udpecho", "--listen", listen, cwd=tmp_path)
         assert result.returncode == 1, command
         output = result.stdout + result.stderr
         # a daemonizing twistd hands on the first hundred bytes only
@@ -189,9 +176,7 @@ def test_theCommandInTheLogWorks(tmp_path, protocol):
         hints = re.findall(r"; try: connpool (ping .*)", program.output)
         assert len(hints) == 2
         for hint in hints:
-            result = finished(
-                sys.executable, "-m", "connpool", *shlex.split(hint), "--count", "1", cwd=tmp_path
-            )
+            result = finished(*CONNPOOL, *shlex.split(hint), "--count", "1", cwd=tmp_path)
             assert result.returncode == 0, hint + result.stdout + result.stderr
 
 
@@ -219,7 +204,7 @@ def test_pingSpeaksOtherProtocols(tmp_path, protocol):
 
 def test_ctrlCEndsItWithAReport(tmp_path, echo):
     with running(
-        sys.executable, "-m", "connpool", "ping", echo, "--count", "0", "--interval", "0.1",
+        *CONNPOOL, "ping", echo, "--count", "0", "--interval", "0.1",
         cwd=tmp_path,
     ) as program:  # fmt: skip
         program.waitFor("#2 ")
@@ -230,8 +215,8 @@ def test_ctrlCEndsItWithAReport(tmp_path, echo):
 
 
 def test_nobodyReadsOn(echo):
-    with subprocess.Popen(
-        [sys.executable, "-m", "connpool", "ping", echo, "--count", "0", "--interval", "0.1"],
+    with Popen(
+        [*CONNPOOL, "ping", echo, "--count", "0", "--interval", "0.1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True,
     ) as process:  # fmt: skip
         try:
@@ -247,11 +232,7 @@ def test_nobodyReadsOn(echo):
 @pytest.mark.parametrize("json_", [[], ["--json"]])
 def test_theReportCannotBeWritten(echo, json_):
     with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "connpool", "ping", echo, "--count", "1", *json_],
-            stdout=full, stderr=subprocess.PIPE, env=environment(), text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
+        result = run([*CONNPOOL, "ping", echo, "--count", "1", *json_], stdout=full, text=True)
     assert result.returncode == 1
     assert result.stderr == "connpool ping: cannot write the report: No space left on device\n"
 
@@ -280,15 +261,8 @@ def test_protocolsAreListed(tmp_path):
     (tmp_path / "shouting.py").write_text(SHOUTING)
     (plugins / "shouting_plugin.py").write_text("from shouting import factory\n")
     path = f"{CHECKOUT}:{tmp_path}"
-    result = subprocess.run(
-        [*TWISTD, "-n", "--pidfile=", "udpecho", "--protocols"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment(PYTHONPATH=path),
-        check=False,
-    )
+    command = [*TWISTD, "-n", "--pidfile=", "udpecho", "--protocols"]
+    result = finished(*command, cwd=tmp_path, PYTHONPATH=path)
     assert result.returncode == 0, result.stderr
     names = [line.split()[0] for line in result.stdout.splitlines()]
     assert names == ["auto", "echo", "irtt", "stamp", "shout"]

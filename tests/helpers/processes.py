@@ -10,9 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from inspect import signature
 from pathlib import Path
+from typing import Any
+
+from tests.helpers.forkserver import ForkServer
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -30,21 +35,107 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
+@cache
+def forkServer() -> ForkServer:
+    """
+    The server that starts our programs for these tests.
+    """
+    return ForkServer(environment())
+
+
+#: twistd without its script, which may not be on the PATH.
+TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
+TWIST = [sys.executable, "-m", "twisted"]
+CONNPOOL = [sys.executable, "-m", "connpool"]
+
+
+class Popen(subprocess.Popen[Any]):
+    """
+    As in C{subprocess}, but one of our programs may be started by the L{ForkServer}.
+
+    @param afresh: not this time: the test asks what the system says of the program.
+    """
+
+    def __init__(self, command: Sequence[str | Path], *, afresh: bool = False, **named: Any):
+        self._afresh = afresh or os.environ.get("CONNPOOL_TEST_STARTS", "fork") != "fork"
+        super().__init__([str(word) for word in command], **named)
+
+    def _execute_child(self, *args: Any) -> None:
+        """
+        Start it: the place where C{subprocess} itself differs from platform to platform.
+        """
+        given = signature(super()._execute_child).bind(*args).arguments
+        if self._afresh or not forkable(given):
+            super()._execute_child(*args)
+            return
+        ends = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        streams = {number: number if fd == -1 else fd for number, fd in enumerate(ends)}
+        self.pid = forkServer().start(
+            given["args"][1:],
+            given["cwd"],
+            os.environ if given["env"] is None else given["env"],
+            streams | {fd: fd for fd in given["pass_fds"]},
+        )
+        self._child_created = True
+        pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        self._close_pipe_fds(*(given[name] for name in pipes))
+
+
+def forkable(given: Mapping[str, Any]) -> bool:
+    """
+    Whether this is a start of one of our programs, with nothing that it would be told by
+    a fork only too late.
+    """
+    usual = environment()
+    env = usual if given["env"] is None else given["env"]
+    changed = {name for name in {*env, *usual} if env.get(name) != usual.get(name)}
+    return (
+        sys.platform == "linux"
+        and any(given["args"][: len(ours)] == ours for ours in (TWISTD, TWIST, CONNPOOL))
+        and not any(name.startswith(("PYTHON", "LC_", "LANG")) for name in changed)
+        and given["preexec_fn"] is None
+        and not given["start_new_session"]
+    )
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    timeout: float = 60.0,
+    said: bytes | None = None,
+    **named: Any,
+) -> subprocess.CompletedProcess[Any]:
+    """
+    Run a program to its end, and keep what it prints.  It blocks: a peer must be another
+    process.
+
+    @param said: its standard input is a pipe that says this.
+    @param named: anything else for L{Popen}.
+    """
+    if said is not None:
+        named["stdin"] = subprocess.PIPE
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment()}
+    with Popen(command, **streams | named) as process:
+        try:
+            printed = process.communicate(said, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, *printed)
+
+
 def finished(
-    *command: str | Path, cwd: Path | None = None, timeout: float = 60.0, **extra: str
+    *command: str | Path,
+    cwd: Path | None = None,
+    timeout: float = 60.0,
+    afresh: bool = False,
+    **extra: str,
 ) -> subprocess.CompletedProcess[str]:
     """
-    Run a program to its end.  It blocks: a peer must be another process.
+    Run a program in this environment and more to its end.
     """
-    return subprocess.run(
-        [str(word) for word in command],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=cwd,
-        env=environment(**extra),
-    )
+    more = environment(**extra)
+    return run(command, text=True, cwd=cwd, timeout=timeout, env=more, afresh=afresh)
 
 
 def connpool(
@@ -53,12 +144,7 @@ def connpool(
     """
     Run the C{connpool} command to its end.
     """
-    return finished(sys.executable, "-m", "connpool", *arguments, timeout=timeout, **extra)
-
-
-#: twistd without its script, which may not be on the PATH.
-TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
-TWIST = [sys.executable, "-m", "twisted"]
+    return finished(*CONNPOOL, *arguments, timeout=timeout, **extra)
 
 
 class Running:
@@ -118,8 +204,8 @@ def running(
 
     @param descriptors: it inherits these, with the numbers they have.
     """
-    process = subprocess.Popen(
-        [str(word) for word in command],
+    process = Popen(
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

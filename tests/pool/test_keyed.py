@@ -481,7 +481,9 @@ class Chance:
         self.keyed.end()
 
 
-@pytest.mark.parametrize("seed", range(0, 100, 10))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(n, marks=[pytest.mark.slow] * (n >= 30)) for n in range(0, 100, 10)]
+)
 def test_noKeyIsForgottenWhateverHappens(seed):
     for each in range(seed, seed + 10):
         chance = Chance(each)
