@@ -1,40 +1,44 @@
 """
-UDP echo servers side by side: datagrams per second on loopback.
+UDP echo servers beside each other: datagrams on loopback.
 
-    python benchmarks/datagram.py [--rounds 5] [--seconds 1.0] [--size 64]
+Servers: Go, written after the tutorial; Twisted's plain DatagramProtocol; ours with every
+check running (loopback not trusted, rates raised so that nothing is refused; a run in
+which anything was is an error); ours as it is by default; and an echo in C, which shows
+what the load generator can drive.
 
-Servers: Go, written after the tutorial; Twisted's plain DatagramProtocol; ours
-with every check running (loopback not trusted, rates raised so that nothing is
-refused; a run in which anything was is an error); ours as it is by default; and
-an echo in C, which shows what the load generator can drive.
+Two figures for each: answers for each second of processor time that the server used, which
+is what one core can do, and answers a second, which on a machine that does other things
+says mostly how much of the processor the server got.
 
-Two figures for each: answers a second, and answers for each second of processor
-time the server used.  The second is what one core can do; it is also the one to
-look at on a machine that does other things, where the first says mostly how much
-of the processor the server got.
-
-Server and load generator share one processor, or have one each with --two.  The
-load generator is C and batched: how long either was busy is printed.  Where they
-share, it takes its part of every round, which makes ratios smaller than they are;
-where they do not, it is no bottleneck as long as it is busy for less of the time
-than the server, or the C echo gets more than the server measured.  Rounds are
-interleaved; figures are medians, ratios are medians of the ratios of one round.
+Server and load generator share one processor, or have one each in C{256-two}.  The load
+generator is C and batched: how long either was busy is shown.  Where they share, it takes
+its part of every round, which makes ratios smaller than they are; where they do not, it is
+no bottleneck as long as it is busy for less of the time than the server, or the C echo gets
+more than the server measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
+import shutil
 import subprocess
 import sys
-import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
-HERE = Path(__file__).parent
-OUTSTANDING = (1, 16, 256)
+from benchmarks.processes import CHECKOUT, Failed, cpuOf
+from benchmarks.section import Column, Section, Wanted
+from benchmarks.setup import Make, Setup
+from benchmarks.spread import ratios
+
+__all__ = ["SECTIONS"]
+
+_PEERS = CHECKOUT / "benchmarks" / "peers"
+_SIZE_BYTES = 64
 
 PLAIN = """
 from twisted.internet import reactor
@@ -57,7 +61,7 @@ high = 1e9
 policy = Policy(trustLoopback=False, rate=high, burst=10**9, maxRate=high)
 if sys.argv[1] == "default":
     policy = Policy()
-port = AnsweringPort(reactor, makeResponder(sys.argv[2]), Limits(policy), 0, "127.0.0.1")
+port = AnsweringPort(reactor, makeResponder("auto"), Limits(policy), 0, "127.0.0.1")
 port.startListening()
 print(port.getHost().port, flush=True)
 class Ask(LineReceiver):
@@ -70,140 +74,170 @@ reactor.run()
 """
 
 
-def build(where: Path) -> None:
-    for name in ("udpload", "udpecho"):
-        source = HERE / "peers" / f"{name}.c"
-        subprocess.run(["cc", "-O2", "-o", where / f"{name}-c", source], check=True)
+def _build(where: Path, name: str) -> Path:
+    """
+    Compile a program of C{benchmarks/peers}.
+    """
+    source = _PEERS / name
+    target = where / name.replace(".", "-")
+    command = ["cc", "-O2"] if source.suffix == ".c" else ["go", "build"]
     subprocess.run(
-        ["go", "build", "-o", where / "udpecho-go", HERE / "peers" / "udpecho.go"],
+        [*command, "-o", target, source],
         check=True,
-        env={**os.environ, "GOCACHE": str(where / "cache"), "GO111MODULE": "off"},
+        env={**os.environ, "GO111MODULE": "off", "CGO_ENABLED": "0"},
     )
+    return target
 
 
-def pin(cpu: int):
+def _pin(processor: int) -> Callable[[], None]:
     available = sorted(os.sched_getaffinity(0))
-    chosen = {available[cpu % len(available)]}
+    chosen = {available[processor % len(available)]}
     return lambda: os.sched_setaffinity(0, chosen)
 
 
 class Server:
-    def __init__(self, name: str, *command: str | Path) -> None:
+    """
+    An echo, and the load on it.
+
+    @param command: prints its port.
+    @param needs: a program without which it cannot be built.
+    @param asks: whether it tells what it refused.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[], list[Any]],
+        load: Callable[[str], str],
+        *,
+        needs: str = "cc",
+        asks: bool = False,
+    ) -> None:
         self.name = name
+        self._command = command
+        self._load = load
+        self._needs = needs
+        self._asks = asks
+
+    def missing(self) -> str | None:
+        for program in ("cc", self._needs):
+            if shutil.which(program) is None:
+                return f"{program} is not installed"
+        return None
+
+    def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            [str(word) for word in command],
+            [str(word) for word in self._command()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=pin(0),  # noqa: PLW1509 - this program has one thread
-            env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+            preexec_fn=_pin(0),  # noqa: PLW1509 - this program has one thread
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         )
+        assert self.process.stdout is not None
         self.port = self.process.stdout.readline().strip()
-
-    def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
 
-    def cpu(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def once(self) -> dict[str, float]:
+        before = cpuOf(self.process.pid)
+        answers, lost, wrong, took, cpu = map(float, self._load(self.port).split())
+        used = cpuOf(self.process.pid) - before
+        if wrong:
+            raise Failed(f"{self.name}: {wrong:g} answers of the wrong size")
+        if self._asks:
+            self._nothingRefused()
+        return {
+            "rate": answers / took,
+            "per": answers / max(used, 1e-6),
+            "server": used / took * 100,
+            "load": cpu / took * 100,
+            "lost": lost,
+        }
 
-    def ask(self) -> dict:
+    def _nothingRefused(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write("?\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        state = json.loads(self.process.stdout.readline())
+        if any(state["refused"].values()) or state["errors"]:
+            raise Failed(f"{self.name} dropped datagrams: {state}")
 
 
-def load(where: Path, server: Server, outstanding: int, arguments: argparse.Namespace):
-    before = server.cpu()
-    output = subprocess.run(
-        [
-            where / "udpload-c",
-            "127.0.0.1",
-            server.port,
-            str(outstanding),
-            str(arguments.seconds),
-            str(arguments.size),
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-        preexec_fn=pin(1 if arguments.two else 0),
-    ).stdout
-    answers, lost, wrong, took, cpu = map(float, output.split())
-    if wrong:
-        raise SystemExit(f"{server.name}: {wrong:g} answers of the wrong size")
-    return {
-        "rate": answers / took,
-        "lost": int(lost),
-        "load": cpu / took,
-        "server": (server.cpu() - before) / took,
-        "per": answers / max(server.cpu() - before, 0.01),
-    }
+_COLUMNS = (
+    Column("answers/CPU s", lambda row: row["per"], "{:,.0f}"),
+    Column("answers/s", lambda row: row["rate"], "{:,.0f}"),
+    Column("server busy %", lambda row: row["server"], "{:.0f}"),
+    Column("load busy %", lambda row: row["load"], "{:.0f}"),
+    Column("lost", lambda row: row["lost"], "{:.0f}"),
+)
+
+_GO, _PLAIN, _OURS = "Go tutorial", "plain Twisted", "ours, every check"
+#: Outstanding datagrams to peer and the least that ours is to be of it.
+_BARS = {1: {_PLAIN: 1.0}, 256: {_GO: 2.0, _PLAIN: 1.5}}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--protocol", default="auto", help="our responder (auto)")
-    parser.add_argument("--two", action="store_true", help="server and load have a processor each")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    with ExitStack() as stack:
-        where = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        build(where)
-        ours = Server("ours, all checks", sys.executable, "-c", OURS, "checked", arguments.protocol)
+def _bars(outstanding: int) -> list[Wanted]:
+    return [
+        Wanted(
+            f"{_OURS} / {peer}, answers for each second of processor time",
+            (_OURS, peer),
+            lambda ours, theirs: ratios(ours["per"], theirs["per"]),
+            limit,
+            unit="x",
+        )
+        for peer, limit in _BARS.get(outstanding, {}).items()
+    ]
+
+
+@contextmanager
+def _echo(outstanding: int, two: bool, setup: Setup) -> Iterator[Section]:
+    with setup.work(setup.memory) as work, ExitStack() as stack:
+        built: dict[str, Path] = {}
+
+        def program(name: str) -> Path:
+            if name not in built:
+                built[name] = _build(work, name)
+            return built[name]
+
+        def load(port: str) -> str:
+            seconds = "0.2" if setup.quick else "1"
+            words = ["127.0.0.1", port, str(outstanding), seconds, str(_SIZE_BYTES)]
+            return subprocess.run(
+                [program("udpload.c"), *words],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                preexec_fn=_pin(1 if two else 0),
+            ).stdout
+
+        def python(*words: str) -> Callable[[], list[Any]]:
+            return lambda: [sys.executable, "-c", *words]
+
         servers = [
-            Server("Go tutorial", where / "udpecho-go"),
-            Server("plain Twisted", sys.executable, "-c", PLAIN),
-            ours,
-            Server("ours, default", sys.executable, "-c", OURS, "default", arguments.protocol),
-            Server("C reference", where / "udpecho-c"),
+            Server(_GO, lambda: [program("udpecho.go")], load, needs="go"),
+            Server(_PLAIN, python(PLAIN), load),
+            Server(_OURS, python(OURS, "checked"), load, asks=True),
+            Server("ours, default", python(OURS, "default"), load),
+            Server("C reference", lambda: [program("udpecho.c")], load),
         ]
         for server in servers:
-            stack.enter_context(server)
-        results = {}
-        for outstanding in OUTSTANDING:
-            rounds = [
-                {server.name: load(where, server, outstanding, arguments) for server in servers}
-                for _ in range(arguments.rounds)
-            ]
-            results[outstanding] = {
-                server.name: {
-                    key: statistics.median(round_[server.name][key] for round_ in rounds)
-                    for key in ("rate", "lost", "load", "server", "per")
-                }
-                for server in servers
-            }
-            for other in ("Go tutorial", "plain Twisted"):
-                for key, what in (("rate", "a second"), ("per", "a processor's second")):
-                    results[outstanding][f"ours / {other}, {what}"] = statistics.median(
-                        round_[ours.name][key] / round_[other][key] for round_ in rounds
-                    )
-        state = ours.ask()
-        if any(state["refused"].values()) or state["errors"]:
-            raise SystemExit(f"ours dropped datagrams: {state}")
-    if arguments.json:
-        print(json.dumps(results, indent=2))
-        return
-    for outstanding, found in results.items():
-        print(f"\n{outstanding} outstanding, {arguments.size} bytes")
-        for name, figures in found.items():
-            if isinstance(figures, float):
-                print(f"  {name:45} {figures:5.2f} x")
-            else:
-                print(
-                    f"  {name:18} {figures['rate']:9,.0f}/s  {figures['per']:9,.0f} a "
-                    f"processor's second  busy: server {figures['server']:4.0%}, "
-                    f"load {figures['load']:4.0%}  "
-                    f"lost {figures['lost']:g}"
-                )
+            if server.missing() is None:
+                stack.enter_context(server)
+        cores = "a processor each" if two else "one processor for both"
+        title = f"Echo, {outstanding} outstanding, {_SIZE_BYTES} bytes, {cores}"
+        bars = [] if two else _bars(outstanding)
+        yield Section(title, servers, _COLUMNS, bars)
 
 
-if __name__ == "__main__":
-    main()
+SECTIONS: dict[str, Make] = {
+    "1": partial(_echo, 1, False),
+    "16": partial(_echo, 16, False),
+    "256": partial(_echo, 256, False),
+    "256-two": partial(_echo, 256, True),
+}

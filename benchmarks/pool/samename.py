@@ -1,8 +1,8 @@
 """
-The package index's connpool; run by C{benchmarks/pool.py} in an environment where
-that is what C{import connpool} means.
+The package index's connpool; run in an environment where that is what C{import connpool}
+means.
 
-    python benchmarks/pool_same.py cycle|contended|storm|spike|stale [NUMBER...]
+    python benchmarks/pool/samename.py cycle|contended|storm|spike|stale [NUMBER...]
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
-import pool
-from pool_peers import Peer
+# before the checkout is on the path, where the name is ours
+from connpool import AsyncCallableFactory, AsyncConnectionPool, PoolConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.pool import measures
+from benchmarks.pool.peers import Peer
 
 
 class SameName(Peer):
     name = "connpool 1.0.14 (package index)"
 
     async def start(self) -> None:
-        from connpool import AsyncCallableFactory, AsyncConnectionPool, PoolConfig
-
         async def close(_: Any) -> None:
             pass
 
@@ -41,15 +44,7 @@ class SameName(Peer):
         await self.pool.close()
 
 
-async def measure(what: str, *numbers: int) -> dict[str, Any]:
-    """
-    @return: what C{pool.py} measures of this peer.
-    """
-    if what == "cycle":
-        of = await pool.cycle([SameName], 1, *numbers, dict)
-        return {name: figures[0] for name, figures in of.items()}
-    return await getattr(pool, what)([SameName], *numbers)  # type: ignore[no-any-return]
-
-
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(measure(sys.argv[1], *map(int, sys.argv[2:])))))
+    what, *numbers = sys.argv[1:]
+    measuring = getattr(measures, what)(SameName, *map(int, numbers))
+    print(json.dumps(asyncio.run(measuring)))

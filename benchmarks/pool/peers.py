@@ -1,5 +1,5 @@
 """
-Pools under one face, for C{benchmarks/pool.py}.
+Pools under one face.
 
 Each peer pools stub connections that cost nothing, so that only the pool is
 measured.  What a peer does in its own cycle that ours does not (SQLAlchemy: a
@@ -25,9 +25,11 @@ class Peer:
     @ivar broken: whether making one fails.
     @ivar port: what to connect to on the loopback interface; 0: nothing.
     @cvar twisted: whether its coroutines await Deferreds, not futures.
+    @cvar package: without which it cannot run.
     """
 
     name = ""
+    package = ""
     twisted = False
     port = 0
 
@@ -180,6 +182,7 @@ class AsyncioQueue(Peer):
 
 class AsyncioConnectionPool(Peer):
     name = "asyncio-connection-pool"
+    package = "asyncio_connection_pool"
 
     async def start(self) -> None:
         from asyncio_connection_pool import ConnectionPool, ConnectionStrategy
@@ -202,6 +205,7 @@ class AsyncioConnectionPool(Peer):
 
 class GenericConnectionPool(Peer):
     name = "generic-connection-pool"
+    package = "generic_connection_pool"
 
     async def start(self) -> None:
         from generic_connection_pool.asyncio import BaseConnectionManager, ConnectionPool
@@ -231,6 +235,7 @@ class GenericConnectionPool(Peer):
 
 class PsycopgPool(Peer):
     name = "psycopg_pool"
+    package = "psycopg_pool"
 
     async def start(self) -> None:
         import logging
@@ -285,6 +290,7 @@ class PsycopgPool(Peer):
 
 class AsyncpgPool(Peer):
     name = "asyncpg"
+    package = "asyncpg"
 
     async def start(self) -> None:
         from asyncpg import Connection, create_pool
@@ -341,6 +347,7 @@ class AsyncpgPool(Peer):
 
 class SQLAlchemyPool(Peer):
     name = "SQLAlchemy QueuePool (sync)"
+    package = "sqlalchemy"
 
     async def start(self) -> None:
         from sqlalchemy.pool import QueuePool
@@ -361,6 +368,7 @@ class SQLAlchemyPool(Peer):
 
 class RedisPool(Peer):
     name = "redis-py BlockingConnectionPool"
+    package = "redis"
 
     async def start(self) -> None:
         from redis.asyncio import BlockingConnectionPool

@@ -1,0 +1,3 @@
+"""
+Peers side by side: C{python -m benchmarks transfer|pool|datagram}.
+"""

@@ -1,0 +1,142 @@
+"""
+C{python -m benchmarks transfer|pool|datagram}: peers side by side, in one run.
+
+Contestants take turns, round by round; figures are medians.  A bar was set beforehand; it
+is met, missed, or not resolved: within a tenth of it 15 pairs are asked for, and never
+may the interval hold it.  Contestants of a bar that is not resolved go on until 15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chart import draw
+from benchmarks.machine import describe
+from benchmarks.processes import CHECKOUT, Failed
+from benchmarks.report import asJSON, asRST, asText, summary
+from benchmarks.section import Measured, run
+from benchmarks.setup import Setup, environment
+
+SUITES = ("transfer", "pool", "datagram")
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """
+    Read the command line.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure peers side by side."
+    )
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: a trial")
+    parser.add_argument("--out", type=Path, help="directory for JSON, SVG and RST")
+    parser.add_argument(
+        "--only", action="append", metavar="SECTION", help="this section (repeatable)"
+    )
+    parser.add_argument("--rounds", type=int, help="rounds that everybody takes (default 5)")
+    parser.add_argument(
+        "--install", action="store_true", help="install packages of peers, below --out"
+    )
+    parser.add_argument(
+        "--memory", type=Path, default=Path("/dev/shm"), help="a directory on a tmpfs"
+    )
+    parser.add_argument(
+        "--disk", type=Path, default=Path(tempfile.gettempdir()), help="a directory on a disk"
+    )
+    parser.add_argument("--large", type=int, help="MiB of a large file (default 2048)")
+    parser.add_argument("--small", type=int, help="number of small files (default 10000)")
+    parser.add_argument("--count", type=int, help="cycles of a pool in a round (default 20000)")
+    parser.add_argument("--cancels", type=int, help="cancels of a pool (default 1000000)")
+    parser.add_argument("--samples", type=int, help="first bytes of a pool (default 200)")
+    return parser.parse_args(words)
+
+
+def setupOf(chosen: argparse.Namespace) -> Setup:
+    """
+    Return what is asked for, with what is not said.
+    """
+    quick = chosen.quick
+    return Setup(
+        quick=quick,
+        out=(chosen.out or Path("benchmarks/results")).resolve(),
+        rounds=chosen.rounds or (2 if quick else 5),
+        memory=chosen.memory,
+        disk=chosen.disk,
+        large=chosen.large or (128 if quick else 2048),
+        small=chosen.small or (500 if quick else 10_000),
+        count=chosen.count or (500 if quick else 20_000),
+        cancels=chosen.cancels or (2_000 if quick else 1_000_000),
+        samples=chosen.samples or (20 if quick else 200),
+        install=chosen.install,
+    )
+
+
+def environmentOf(name: str, setup: Setup, suite: Any) -> Path | None:
+    """
+    Make the environment of a suite.
+
+    @return: its Python; L{None} if that runs already, or the suite needs none.
+    """
+    if not hasattr(suite, "PEERS"):
+        return None
+    where = setup.out / f"venv-{name}"
+    if Path(sys.prefix).resolve() == where:
+        return None
+    return environment(where, str(CHECKOUT), *suite.PEERS)
+
+
+def main(words: list[str] | None = None) -> int:
+    """
+    @return: an exit code: 1 if something did not run, 2 for a mistake on the command line.
+    """
+    words = sys.argv[1:] if words is None else words
+    chosen = arguments(words)
+    setup = setupOf(chosen)
+    suite = import_module(f"benchmarks.{chosen.suite}")
+    if chosen.install and (python := environmentOf(chosen.suite, setup, suite)):
+        variables = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+        again = [python, "-m", "benchmarks", *words]
+        return subprocess.run(again, check=False, env=variables).returncode
+    sections = suite.SECTIONS
+    wanted = chosen.only or list(sections)
+    for name in wanted:
+        if name not in sections:
+            print(f"--only: {name} is none of {', '.join(sections)}", file=sys.stderr)
+            return 2
+    machine = describe()
+    command = " ".join(["python -m benchmarks", *words])
+    print(", ".join(f"{key} {value}" for key, value in machine.items() if key != "versions"))
+    measured: list[Measured] = []
+    for name in wanted:
+        print(f"\n{name} …", flush=True)
+        try:
+            with sections[name](setup) as section:
+                # a quick run does not try to decide anything
+                found = run(name, section, setup.rounds, *([0] if setup.quick else []))
+        except Failed as e:
+            print(f"{name}: {e}", file=sys.stderr)
+            return 1
+        measured.append(found)
+        print(asText(found), flush=True)
+    if chosen.out:
+        setup.out.mkdir(parents=True, exist_ok=True)
+        base = setup.out / chosen.suite
+        found = asJSON(chosen.suite, machine, command, measured)
+        base.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        base.with_suffix(".svg").write_text(draw(f"{chosen.suite}, {machine['date']}", measured))
+        base.with_suffix(".inc").write_text(asRST(machine, command, measured))
+        print(f"written: {os.path.relpath(base)}.json, .svg, .inc")
+    print(summary(measured))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""
+Sections about the service: clients that do nothing, its memory.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import attrs
+
+from benchmarks.processes import Failed, Running, residentOf
+from benchmarks.section import Column, Figures, Section, Wanted
+from benchmarks.setup import Setup
+from benchmarks.spread import ratios
+from benchmarks.transfer.ours import Ours
+from benchmarks.transfer.sources import FileSource
+from benchmarks.transfer.tools import Place, Tool, net, whole
+
+__all__ = ["connections", "crowd", "memory"]
+
+_MIB = 1 << 20
+_SECONDS = 30.0
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        got = connection.recv(count - len(data))
+        if not got:
+            raise Failed("the receiver ended the connection of an idle client")
+        data += got
+    return data
+
+
+def _frame(connection: socket.socket) -> bytes:
+    """
+    Read one frame without data, as it was on the wire.
+    """
+    header = _exactly(connection, 16)
+    return header + _exactly(connection, struct.unpack(">BBHII", header[:12])[2])
+
+
+@contextmanager
+def idleClients(port: int, count: int) -> Iterator[list[socket.socket]]:
+    """
+    Clients that have greeted the receiver and say nothing more.
+    """
+    from connpool.transfer.wire.frames import PREAMBLE, Type
+    from connpool.transfer.wire.handshake import CAPABILITIES, transcriptOf
+    from connpool.transfer.wire.messages import Auth, Hello, encode
+
+    hello = encode(
+        Type.HELLO, 0, Hello((1,), "benchmark", CAPABILITIES, ("blake3", "sha256"), bytes(32))
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count + 100:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, count + 100), hard))
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            client = socket.create_connection(("127.0.0.1", port), _SECONDS)
+            clients.append(stack.enter_context(client))
+            client.sendall(PREAMBLE + hello)
+        for client in clients:
+            _exactly(client, len(PREAMBLE))
+            theirs = _frame(client)
+            client.sendall(encode(Type.AUTH, 0, Auth(transcriptOf(hello, theirs), "none")))
+            if _frame(client)[0] != Type.READY:
+                raise Failed("an idle client was not let in")
+        yield clients
+        for client in clients:
+            client.setblocking(False)
+            with suppress(BlockingIOError):
+                if not client.recv(1, socket.MSG_PEEK):
+                    raise Failed("the receiver ended the connection of an idle client")
+
+
+@attrs.frozen
+class _Beside:
+    """
+    A file that is sent while some clients do nothing.
+    """
+
+    name: str
+    tool: Tool
+    count: int
+
+    def missing(self) -> str | None:
+        return self.tool.missing()
+
+    def once(self) -> dict[str, float]:
+        with idleClients(self.tool.port, self.count):
+            figures = self.tool.once()
+        time.sleep(0.2)  # they leave
+        return figures
+
+
+class _Patient(Ours):
+    """
+    A receiver that keeps clients who say nothing.
+    """
+
+    def server(self) -> list[Any]:
+        return [*super().server(), "--idle-timeout", "3600"]
+
+
+@contextmanager
+def crowd(setup: Setup) -> Iterator[Section]:
+    """
+    A large file beside idle clients.
+    """
+    with setup.work(setup.memory) as work:
+        file = FileSource(work / "file", setup.large << 20)
+        place = Place(work, file, FileSource(work / "tiny", 1))
+        with _Patient("ours", place) as tool:
+            count = 30 if setup.quick else 300
+            alone, beside = "ours, alone", f"ours, beside {count} idle clients"
+            rows = [_Beside(alone, tool, 0), _Beside(beside, tool, count)]
+            bars = [
+                Wanted(
+                    f"time beside {count} idle clients / alone",
+                    *((beside, alone), lambda a, b: ratios(net(a), net(b)), 1.05),
+                    atMost=True,
+                    unit="x",
+                )
+            ]
+            columns = (Column("s", net), Column("whole command s", whole))
+            title = f"One file of {setup.large:,} MiB beside idle clients"
+            yield Section(title, rows, columns, bars)
+
+
+@attrs.frozen
+class _Connections:
+    """
+    What one idle client costs, and a file that is sent beside them all.
+    """
+
+    name: str
+    place: Place
+    count: int
+
+    def missing(self) -> str | None:
+        return None
+
+    def once(self) -> dict[str, float]:
+        work = self.place.work / str(time.monotonic_ns())
+        tool = _Patient("ours", attrs.evolve(self.place, work=work))
+        with tool:
+            assert tool.receiver is not None
+            tool.figures(self.place.tiny)  # what is needed once
+            before = residentOf(tool.receiver.pid, "VmRSS")
+            alone = tool.figures(self.place.source)[1]["whole"]
+            with idleClients(tool.port, self.count):
+                each = (residentOf(tool.receiver.pid, "VmRSS") - before) / self.count
+                beside = tool.figures(self.place.source)[1]["whole"]
+        return {"each": each / 1024, "alone": alone, "beside": beside}
+
+
+@contextmanager
+def connections(setup: Setup) -> Iterator[Section]:
+    """
+    Ten thousand idle connections.
+    """
+    count = 500 if setup.quick else 10_000
+    with setup.work(setup.memory) as work:
+        file = FileSource(work / "file", max(setup.large // 8, 1) << 20)
+        row = _Connections(
+            f"ours, {count:,} idle", Place(work, file, FileSource(work / "tiny", 1)), count
+        )
+        columns = (
+            Column("KiB each", lambda row: row["each"], "{:.1f}"),
+            Column("a file alone s", lambda row: row["alone"]),
+            Column("a file beside them s", lambda row: row["beside"]),
+        )
+        bars = [
+            Wanted(
+                *("memory of an idle connection", (row.name,), lambda row: row["each"], 25),
+                atMost=True,
+                exact=True,
+                unit="KiB",
+            )
+        ]
+        note = "Each has greeted the receiver; a file is sent beside them all."
+        title = f"{count:,} idle connections"
+        yield Section(title, [row], columns, bars, note, rounds=1, warm=False)
+
+
+@attrs.frozen
+class _Memory:
+    """
+    The memory of a service that does nothing, and what each active transfer adds.
+    """
+
+    name: str
+    place: Place
+    count: int
+
+    def missing(self) -> str | None:
+        return None
+
+    def once(self) -> dict[str, float]:
+        work = self.place.work / str(time.monotonic_ns())
+        with Ours("ours", attrs.evolve(self.place, work=work)) as tool:
+            assert tool.receiver is not None
+            pid = tool.receiver.pid
+            time.sleep(1)
+            idle = residentOf(pid, "VmRSS")
+            tool.figures(self.place.tiny)
+            one = tool.figures(self.place.source)[1]["receivePeak"]
+            path = self.place.source.renamed()
+            senders = [
+                Running(
+                    [*tool.client(path)[:-1], "--if-exists", "rename", path],
+                    env={"XDG_STATE_HOME": str(work / f"state-{number}")},
+                )
+                for number in range(self.count)
+            ]
+            for sender in senders:
+                sender.ended()
+            several = residentOf(pid)
+        grown = (several - one) / (self.count - 1)
+        return {"idle": idle / _MIB, "one": one / _MIB, "each": grown / _MIB}
+
+
+@contextmanager
+def memory(setup: Setup) -> Iterator[Section]:
+    """
+    The memory of the service.
+    """
+    with setup.work(setup.memory) as work:
+        file = FileSource(work / "file", max(setup.large // 4, 1) << 20)
+        row = _Memory("ours, filerecv", Place(work, file, FileSource(work / "tiny", 1)), 8)
+        columns = (
+            Column("idle MiB", lambda row: row["idle"], "{:.1f}"),
+            Column("at most with one transfer MiB", lambda row: row["one"], "{:.1f}"),
+            Column("each further one MiB", lambda row: row["each"], "{:.1f}"),
+        )
+
+        def decimal(row: Figures) -> list[float]:
+            return [value * _MIB / 1e6 for value in row["idle"]]
+
+        def active(row: Figures) -> list[float]:
+            return row["each"]
+
+        bars = [
+            Wanted("memory of an idle service", (row.name,), decimal, 55, None, True, True, "MB"),
+            Wanted("for each transfer", (row.name,), active, 4, None, True, True, "MiB"),
+        ]
+        title = "Memory of the receiving service; eight transfers at once"
+        yield Section(title, [row], columns, bars, rounds=1, warm=False)

@@ -1,0 +1,45 @@
+"""
+The suites as their users run them, with the least there is to measure.
+"""
+
+import json
+import sys
+
+import pytest
+
+from tests.helpers.processes import CHECKOUT, finished
+
+TINY = ("--quick", "--rounds", "1", "--large", "1", "--small", "5", "--count", "20")
+SUITES = {
+    "transfer": {"large", "small", "durable", "startup", "memory"},
+    "pool": {"cycle", "contended-64", "storm", "spike", "bytes", "idle"},
+    "datagram": {"1", "256"},
+}
+
+
+def benchmarks(*words):
+    return finished(sys.executable, "-m", "benchmarks", *words, cwd=CHECKOUT, timeout=110)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", SUITES)
+def test_aSuite(suite, tmp_path):
+    only = [word for name in sorted(SUITES[suite]) for word in ("--only", name)]
+    small = ("--cancels", "200", "--samples", "3", "--disk", str(tmp_path))
+    done = benchmarks(suite, *TINY, *small, *only, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out" / f"{suite}.json").read_text())
+    assert set(found["sections"]) == SUITES[suite]
+    for section in found["sections"].values():
+        ours = [name for name in section["rounds"] if name.startswith("ours")]
+        assert ours or set(section["missing"]), section
+        assert all(bar["verdict"] for bar in section["bars"])
+    assert (tmp_path / "out" / f"{suite}.svg").read_text().startswith("<svg")
+    assert "list-table" in (tmp_path / "out" / f"{suite}.inc").read_text()
+
+
+def test_aSectionThatIsNoneIsOneLine():
+    done = benchmarks("transfer", "--only", "nothing")
+    assert done.returncode == 2
+    assert done.stderr.startswith("--only: nothing is none of large, ")
+    assert done.stderr.count("\n") == 1
