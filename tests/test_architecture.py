@@ -5,6 +5,7 @@ The picture that the imports draw: each room imports lower floors only.
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 TOP = Path(__file__).parent.parent / "connpool"
@@ -233,5 +234,18 @@ def test_docstringsOpenWithANounOrAVerb():
         for node in ast.walk(tree)
         if isinstance(node, nodes)
         and (text := ast.get_docstring(node) or "").split(" ", 1)[0].rstrip(",:.") in OPENINGS
+    ]
+    assert found == []
+
+
+def test_eachExceptionFromARuleSaysWhy():
+    rules = re.compile(r"# (type: ignore|noqa)(?!\[[a-z-]+\]  # \w|: [A-Z0-9, ]+ - \w)")
+    folders = ("benchmarks", "connpool", "examples", "tests", "twisted")
+    found = [
+        f"{path}: {line.strip()}"
+        for folder in folders
+        for path in (TOP.parent / folder).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if rules.search(line)
     ]
     assert found == []

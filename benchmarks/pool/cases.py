@@ -58,7 +58,7 @@ class Case:
 
     def once(self) -> dict[str, float]:
         measuring = self.measure(self.kind, *self.numbers)
-        return theLoop().run_until_complete(measuring)  # type: ignore[no-any-return]
+        return theLoop().run_until_complete(measuring)  # type: ignore[no-any-return]  # not typed
 
 
 @attrs.frozen
@@ -92,4 +92,4 @@ class Elsewhere:
         )
         if done.returncode:
             raise Failed(f"{self.name}: {done.stderr}")
-        return json.loads(done.stdout)  # type: ignore[no-any-return]
+        return json.loads(done.stdout)  # type: ignore[no-any-return]  # JSON is Any

@@ -189,12 +189,12 @@ class AsyncioConnectionPool(Peer):
 
         peer = self
 
-        class Strategy(ConnectionStrategy):  # type: ignore[type-arg]
+        class Strategy(ConnectionStrategy):  # type: ignore[type-arg]  # its base is not typed
             async def make_connection(self) -> Any:
                 return await peer.make()
 
             def connection_is_closed(self, conn: Any) -> bool:
-                return conn.closed  # type: ignore[no-any-return]
+                return conn.closed  # type: ignore[no-any-return]  # not typed
 
             async def close_connection(self, conn: Any) -> None:
                 pass
@@ -212,7 +212,7 @@ class GenericConnectionPool(Peer):
 
         peer = self
 
-        class Making(BaseConnectionManager):  # type: ignore[type-arg]
+        class Making(BaseConnectionManager):  # type: ignore[type-arg]  # its base is not typed
             async def create(self, endpoint: Any) -> Any:
                 return await peer.make()
 
@@ -303,7 +303,7 @@ class AsyncpgPool(Peer):
             def _is_cancelling(self) -> bool:
                 return False
 
-        class Fake(Connection):  # type: ignore[misc]
+        class Fake(Connection):  # type: ignore[misc]  # its base is not typed
             def __init__(self, wire: Any) -> None:
                 self.wire = wire
                 self._protocol = Protocol()
@@ -316,7 +316,7 @@ class AsyncpgPool(Peer):
                 pass
 
             def is_closed(self) -> bool:
-                return self.wire.closed  # type: ignore[no-any-return]
+                return self.wire.closed  # type: ignore[no-any-return]  # not typed
 
             async def reset(self, **_: Any) -> None:
                 pass  # a round trip for those who have a server
@@ -394,7 +394,7 @@ class RedisPool(Peer):
             async def can_read(self) -> bool:
                 if self.wire.closed:
                     raise ConnectionError("closed")
-                return self.wire.unread  # type: ignore[no-any-return]
+                return self.wire.unread  # type: ignore[no-any-return]  # not typed
 
             async def disconnect(self, *_: Any, **__: Any) -> None:
                 self.wire = None

@@ -53,7 +53,7 @@ def _asking() -> Any:
 
         def ask(self) -> Any:
             self.answer = Deferred()
-            self.transport.write(b"x")  # type: ignore[union-attr]
+            self.transport.write(b"x")  # type: ignore[union-attr]  # it is connected
             return self.answer
 
         def dataReceived(self, data: bytes) -> None:
@@ -130,7 +130,7 @@ def requests(setup: Setup) -> Iterator[Section]:
 
     class Echo(Protocol):
         def dataReceived(self, data: bytes) -> None:
-            self.transport.write(data)  # type: ignore[union-attr]
+            self.transport.write(data)  # type: ignore[union-attr]  # it is connected
 
     port = reactor.listenTCP(0, ServerFactory.forProtocol(Echo), interface="127.0.0.1")
     endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)

@@ -305,7 +305,7 @@ class AnsweringPort(SturdyPort):
             self._show(batch, kept, senders, lengths, now, admitted=True)
             return
         batch.reflect(n)
-        fd = self._socket.fileno()  # type: ignore[union-attr]
+        fd = self._socket.fileno()  # type: ignore[union-attr]  # a datagram came by it
         if len(kept) < n:
             self._sent([lengths[i] for i in kept], batch.sendSome(fd, kept))
             return

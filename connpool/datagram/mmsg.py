@@ -117,7 +117,7 @@ class Batch:
         iovecs = bytearray(size * _IOVEC.size)
         headers = bytearray(size * _HEADER.size)
         outgoing = bytearray(size * _HEADER.size)
-        payloadAt, namesAt = _address(self._payload.obj), _address(names)  # type: ignore[arg-type]
+        payloadAt, namesAt = _address(self._payload.obj), _address(names)  # type: ignore[arg-type]  # it is the bytearray above
         controlsAt, iovecsAt = _address(controls), _address(iovecs)
         for i in range(size):
             _IOVEC.pack_into(iovecs, i * _IOVEC.size, payloadAt + i * STRIDE_BYTES, ROOM_BYTES)

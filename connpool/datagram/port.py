@@ -178,7 +178,7 @@ class SturdyPort:
         self._socket = sock
         self.emptiedAt = self._clock()
         # the reactor asks for both at every wake-up
-        self.fileno = sock.fileno  # type: ignore[method-assign]
+        self.fileno = sock.fileno  # type: ignore[method-assign]  # the same answer, one call less
         self._prefix = f"{_logPrefix(self.protocol)} (UDP)"
         self._host = sock.getsockname()
         self._opened(sock)

@@ -147,7 +147,7 @@ class _Parked(Protocol):
         if self._protocol is not None and self._beginning is None:
             self._protocol.dataReceived(data)
         elif not self._keep(data) and self._protocol is None:
-            self.transport.abortConnection()  # type: ignore[union-attr]
+            self.transport.abortConnection()  # type: ignore[union-attr]  # data came by it
 
     def handshakeCompleted(self) -> None:
         """
@@ -189,7 +189,7 @@ class _Parked(Protocol):
         else:
             os.close(descriptor)
 
-    def connectionLost(self, reason: Failure = ConnectionDone) -> None:  # type: ignore[assignment]
+    def connectionLost(self, reason: Failure = ConnectionDone) -> None:  # type: ignore[assignment]  # Twisted's own default
         """
         The end of the lease.
         """

@@ -25,7 +25,7 @@ from connpool.pool.pool import ConnectionPool
 __all__ = ["SeedPool", "newPool"]
 
 
-def newPool(max: int, timeout: float, connect: Callable[[], Any], reactor: Any = None) -> SeedPool:  # noqa: A002
+def newPool(max: int, timeout: float, connect: Callable[[], Any], reactor: Any = None) -> SeedPool:  # noqa: A002 - the name it has in Go
     """
     A pool of connections that are made by calling C{connect}.
 

@@ -481,7 +481,7 @@ class _KeyedScope(Scope):
     __slots__ = ("_key", "_keyed")
 
     def __init__(self, keyed: KeyedConnectionPool, key: Hashable, timeout: Any, frame: Any) -> None:
-        super().__init__(None, checkedTimeout(timeout), frame.f_code, frame.f_lasti)  # type: ignore[arg-type]
+        super().__init__(None, checkedTimeout(timeout), frame.f_code, frame.f_lasti)  # type: ignore[arg-type]  # its pool is set when it is entered
         self._keyed = keyed
         self._key = key
 

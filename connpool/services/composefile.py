@@ -218,7 +218,7 @@ def claimOf(listen: Listen) -> Claim | None:
     interface = keywords.get("interface", "")
     try:
         address = ipaddress.ip_address(interface)
-        interface = "" if str(address) == "0.0.0.0" else str(address)  # noqa: S104
+        interface = "" if str(address) == "0.0.0.0" else str(address)  # noqa: S104 - compared with
     except ValueError:
         pass  # empty, or a name
     return Claim(kind, place, interface)

@@ -97,7 +97,7 @@ class _Side(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         if self.peer is not None:
-            self.peer.transport.write(data)  # type: ignore[union-attr]
+            self.peer.transport.write(data)  # type: ignore[union-attr]  # it has one until it has no peer
             if self._limit is not None:
                 self._limit.reset(self.relay.closeTimeout)
 
@@ -108,7 +108,7 @@ class _Side(Protocol):
         self.ended = True
         peer = self.peer
         if peer is None:
-            self.transport.loseConnection()  # type: ignore[union-attr]
+            self.transport.loseConnection()  # type: ignore[union-attr]  # it is connected
             return
         transport: Any = peer.transport
         transport.unregisterProducer()
@@ -291,7 +291,7 @@ class RelayFactory(Factory):
     @param name: for logs.
     """
 
-    protocol = _Client  # type: ignore[assignment]
+    protocol = _Client  # type: ignore[assignment]  # Twisted names the type, not what it makes
     noisy = False
     _log = Logger()
 

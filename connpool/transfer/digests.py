@@ -25,7 +25,7 @@ from connpool.errors import Unsupported
 try:
     import xxhash
 except ImportError:  # the extra "xxhash"
-    xxhash = None  # type: ignore[assignment]
+    xxhash = None  # type: ignore[assignment]  # optional
 
 __all__ = [
     "BLOCK_SIZE",
@@ -70,7 +70,7 @@ class Digest:
         """
         hasher = self.new()
         hasher.update(data)
-        return hasher.digest()  # type: ignore[no-any-return]
+        return hasher.digest()  # type: ignore[no-any-return]  # hashers have no common type
 
 
 #: What this installation can compute, preferred ones first.
@@ -120,4 +120,4 @@ def rootOf(digest: Digest, size: int, blockSize: int, blocks: Iterable[bytes]) -
     """
     hasher = digest.new()
     hasher.update(_CONTEXT + struct.pack(">QQ", size, blockSize) + b"".join(blocks))
-    return hasher.digest()  # type: ignore[no-any-return]
+    return hasher.digest()  # type: ignore[no-any-return]  # hashers have no common type

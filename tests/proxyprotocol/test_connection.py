@@ -446,7 +446,7 @@ def test_transportCalls():
     application.transport.loseConnection()
     assert transport.disconnecting
     with pytest.raises(AttributeError):
-        application.transport.nonesuch  # noqa: B018
+        application.transport.nonesuch  # noqa: B018 - asked for
 
 
 class Pausing(Application):

@@ -247,7 +247,7 @@ class Acks:
         if self.collected and receipt is not None:
             ack = Ack(
                 tuple((first, count) for first, count in self.collected),
-                receipt.durability,  # type: ignore[arg-type]
+                receipt.durability,  # type: ignore[arg-type]  # records have it as text
                 receipt.filesystem,
                 int(receipt.finished * 1000),
             )

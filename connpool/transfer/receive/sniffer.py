@@ -69,7 +69,7 @@ class Sniffer(Protocol):
         if self._late.active():
             self._late.cancel()
         self.inner = choice.build(self.transport)
-        self.dataReceived = self.inner.dataReceived  # type: ignore[method-assign]
+        self.dataReceived = self.inner.dataReceived  # type: ignore[method-assign]  # from now on it only passes on
         self.inner.makeConnection(self.transport)
         first, self._first = self._first, b""
         self.inner.dataReceived(first)

@@ -84,7 +84,7 @@ class Directories:
         for found in due[:most]:
             stream = _DirectoryStream(self, found)
             self._open[stream] = None
-            message = Directory(found.name, found.modified, exchange.durability.level)  # type: ignore[arg-type]
+            message = Directory(found.name, found.modified, exchange.durability.level)  # type: ignore[arg-type]  # a request has it as text
             session.writer.send(encode(Type.DIRECTORY, session.open(stream), message))
         return bool(due)
 

@@ -169,8 +169,8 @@ class Transmission:
             small.root,
             modified,
             bool(job.status.st_mode & 0o111),
-            self._request.ifExists,  # type: ignore[arg-type]
-            self._exchange.durability.level,  # type: ignore[arg-type]
+            self._request.ifExists,  # type: ignore[arg-type]  # a request has it as text
+            self._exchange.durability.level,  # type: ignore[arg-type]  # a request has it as text
             extensions,
         )
         self._reporter.sent(job, len(small.data))
@@ -215,8 +215,8 @@ class Transmission:
             None if status is None else self._jobs.resumeKey(job),
             modified,
             status is not None and bool(status.st_mode & 0o111),
-            self._request.ifExists,  # type: ignore[arg-type]
-            self._exchange.durability.level,  # type: ignore[arg-type]
+            self._request.ifExists,  # type: ignore[arg-type]  # a request has it as text
+            self._exchange.durability.level,  # type: ignore[arg-type]  # a request has it as text
             self._request.dry,
             extensions,
         )

@@ -35,12 +35,12 @@ def receiptFrame(
     if identity is not None and identity.directory is not None:
         name = name.removeprefix(identity.directory.path + "/")
     message = ReceiptMessage(
-        receipt.status,  # type: ignore[arg-type]
+        receipt.status,  # type: ignore[arg-type]  # records have it as text
         name.encode("utf-8"),
         receipt.size,
-        receipt.durability,  # type: ignore[arg-type]
+        receipt.durability,  # type: ignore[arg-type]  # records have it as text
         receipt.filesystem,
-        receipt.integrity,  # type: ignore[arg-type]
+        receipt.integrity,  # type: ignore[arg-type]  # records have it as text
         receipt.digest,
         bytes.fromhex(receipt.root) if receipt.root is not None else None,
         int(receipt.finished * 1000),

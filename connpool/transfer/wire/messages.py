@@ -465,7 +465,7 @@ def decode(received: Frame) -> Any:
     # msgspec passes UnicodeDecodeError and, in principle, others through
     except Exception as e:
         raise ProtocolError(f"{received.type.name} cannot be read: {_oneLine(e)}") from None
-    for extension in message.extensions:  # type: ignore[attr-defined]
+    for extension in message.extensions:  # type: ignore[attr-defined]  # every message has them
         if extension.critical:
             raise ProtocolError(
                 f"{received.type.name} needs the extension {extension.name!r}, unknown here"

@@ -37,7 +37,7 @@ from tests.transfer.stores.onpartials import (
     killed,
     parts,
 )
-from tests.transfer.stores.test_contract import onEveryStore, tested  # noqa: F401
+from tests.transfer.stores.test_contract import onEveryStore, tested  # noqa: F401 - fixtures
 
 CONTENT = bytes(range(251)) * (3 * BLOCK // 251)
 AT = BLOCK + 1000
@@ -63,7 +63,7 @@ def find(store, principal="anonymous", secret=SECRET, key=KEY, network=""):
 
 
 @pytest_twisted.ensureDeferred
-async def test_interfaces(tested):  # noqa: F811
+async def test_interfaces(tested):  # noqa: F811 - a fixture of another module
     verifyObject(IUploadStore, tested.store)
     partial = await bounded(tested.store.open(upload()))
     verifyObject(IUploadPartial, partial)
@@ -71,7 +71,7 @@ async def test_interfaces(tested):  # noqa: F811
 
 
 @pytest_twisted.ensureDeferred
-async def test_anUnfinishedBlockIsKept(tested):  # noqa: F811
+async def test_anUnfinishedBlockIsKept(tested):  # noqa: F811 - a fixture of another module
     asked = upload(metadata="filename eA==,odd")
     partial = await bounded(tested.store.open(asked))
     append(partial, 0, 700)
@@ -99,7 +99,7 @@ async def test_anUnfinishedBlockIsKept(tested):  # noqa: F811
 
 
 @pytest_twisted.ensureDeferred
-async def test_findTellsNothingToOthers(tested):  # noqa: F811
+async def test_findTellsNothingToOthers(tested):  # noqa: F811 - a fixture of another module
     asked = upload(principal="alice", network="192.0.2.1")
     assert await find(tested.store, "alice", network="192.0.2.1") is None
     partial = await bounded(tested.store.open(asked))
@@ -121,7 +121,7 @@ async def test_findTellsNothingToOthers(tested):  # noqa: F811
 
 
 @pytest_twisted.ensureDeferred
-async def test_findTakesNobodyOver(tested):  # noqa: F811
+async def test_findTakesNobodyOver(tested):  # noqa: F811 - a fixture of another module
     partial = await bounded(tested.store.open(upload()))
     append(partial, 0, 10)
     await find(tested.store)
@@ -131,7 +131,7 @@ async def test_findTakesNobodyOver(tested):  # noqa: F811
 
 
 @pytest_twisted.ensureDeferred
-async def test_theReceiptOfASmallFileIsFoundToo(tested):  # noqa: F811
+async def test_theReceiptOfASmallFileIsFoundToo(tested):  # noqa: F811 - a fixture of another module
     receipt = await bounded(settled(tested.store.put(upload(size=3, sha256="ab"), b"abc", None)))
     assert receipt.sha256 == "ab"
     assert await find(tested.store) == receipt
@@ -139,7 +139,7 @@ async def test_theReceiptOfASmallFileIsFoundToo(tested):  # noqa: F811
 
 
 @pytest_twisted.ensureDeferred
-async def test_theSizeIsDeclaredLater(tested):  # noqa: F811
+async def test_theSizeIsDeclaredLater(tested):  # noqa: F811 - a fixture of another module
     asked = upload()
     partial = await bounded(tested.store.open(asked))
     append(partial, 0, AT)
@@ -167,7 +167,7 @@ async def test_theSizeIsDeclaredLater(tested):  # noqa: F811
 
 
 @pytest_twisted.ensureDeferred
-async def test_readingWhatIsNotThere(tested):  # noqa: F811
+async def test_readingWhatIsNotThere(tested):  # noqa: F811 - a fixture of another module
     partial = await bounded(tested.store.open(upload()))
     append(partial, 0, 10)
     assert await bounded(partial.read(0, 10)) == CONTENT[:10]
@@ -186,7 +186,7 @@ async def test_readingWhatIsNotThere(tested):  # noqa: F811
 
 
 @pytest_twisted.ensureDeferred
-async def test_discardingAroundAnUnfinishedBlock(tested):  # noqa: F811
+async def test_discardingAroundAnUnfinishedBlock(tested):  # noqa: F811 - a fixture of another module
     partial = await bounded(tested.store.open(upload()))
     append(partial, 0, AT)
     partial.write(AT, b"x" * BLOCK)
