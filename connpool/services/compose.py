@@ -20,10 +20,10 @@ from twisted.python import usage
 from connpool.addresses import Listen, joinHostPort, parseListen
 from connpool.errors import AddressError, StartFailed
 from connpool.services.composefile import (
-    Claim,
+    Binding,
     Entry,
     argumentsOf,
-    claimOf,
+    bindingOf,
     clashes,
     didYouMean,
     readEntries,
@@ -190,15 +190,15 @@ def compose(
     mistakes = [line if line.startswith("services.") else f"{path}: {line}" for line in mistakes]
     makers = {maker.tapname: maker for maker in getPlugins(IServiceMaker)}
     composed = ComposedService()
-    claims: list[tuple[str, str, Claim]] = []
-    if status is not None and (claim := claimOf(status)) is not None:
-        claims.append(("--status", status.description, claim))
+    bindings: list[tuple[str, str, Binding]] = []
+    if status is not None and (binding := bindingOf(status)) is not None:
+        bindings.append(("--status", status.description, binding))
     share = defaultConnections(max(1, len(entries)))
     for entry in entries:
         try:
             maker, options = _configure(entry, makers, share, mistakes)
             if options is not None:
-                claims += _claims(entry, options)
+                bindings += _bindings(entry, options)
                 if check and isinstance(options, ServiceOptions):
                     options.check()
                 make = maker.makeService
@@ -209,7 +209,7 @@ def compose(
                 Child(entry.name, entry.plugin, service).setServiceParent(composed)
         except (Exception, SystemExit) as e:
             mistakes.append(describe(entry.name, entry.plugin, e))
-    mistakes += clashes(claims)
+    mistakes += clashes(bindings)
     if mistakes:
         failStart("\n".join(mistakes))
     return composed
@@ -254,7 +254,7 @@ def _takesReactor(make: Callable[..., Any]) -> bool:
         return False
 
 
-def _claims(entry: Entry, options: usage.Options) -> Iterator[tuple[str, str, Claim]]:
+def _bindings(entry: Entry, options: usage.Options) -> Iterator[tuple[str, str, Binding]]:
     """
     @return: the listeners of C{entry}, as far as C{listen} and C{status} say them.
     """
@@ -267,9 +267,9 @@ def _claims(entry: Entry, options: usage.Options) -> Iterator[tuple[str, str, Cl
             parsed = listen if isinstance(listen, Listen) else parseListen(str(listen))
         except AddressError:
             continue  # the plugin says what is wrong with it
-        claim = claimOf(parsed)
-        if claim is not None:
-            yield f"services.{entry.name}", parsed.description, claim
+        binding = bindingOf(parsed)
+        if binding is not None:
+            yield f"services.{entry.name}", parsed.description, binding
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:

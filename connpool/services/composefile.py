@@ -27,7 +27,7 @@ from twisted.python import usage
 
 from connpool.addresses import Listen
 
-__all__ = ["Claim", "Entry", "argumentsOf", "claimOf", "clashes", "didYouMean", "readEntries"]
+__all__ = ["Binding", "Entry", "argumentsOf", "bindingOf", "clashes", "didYouMean", "readEntries"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z", re.ASCII)
 
@@ -154,7 +154,7 @@ def _texts(key: str, value: Any, repeats: bool) -> Iterator[str]:
 
 
 @attrs.frozen
-class Claim:
+class Binding:
     """
     The part of the machine that a listener will take for itself alone.
 
@@ -168,7 +168,7 @@ class Claim:
     place: str
     interface: str = ""
 
-    def excludes(self, other: Claim) -> bool:
+    def excludes(self, other: Binding) -> bool:
         """
         @return: whether only one of the two can be had.
         """
@@ -195,7 +195,7 @@ class Claim:
 _KINDS = {"tcp": "tcp", "tcp6": "tcp", "ssl": "tcp", "udp": "udp", "unix": "unix"}
 
 
-def claimOf(listen: Listen) -> Claim | None:
+def bindingOf(listen: Listen) -> Binding | None:
     """
     @return: L{None} where it cannot be told, or nothing can clash: a port that
         the system chooses, one that is shared on purpose.
@@ -208,11 +208,11 @@ def claimOf(listen: Listen) -> Claim | None:
     if "systemd" in words:
         # the same descriptor twice would share its clients out at random
         which = keywords.get("name") or keywords.get("index")
-        return Claim("systemd", which) if which else None
+        return Binding("systemd", which) if which else None
     place = rest[0] if rest else keywords.get("port", keywords.get("address", ""))
     kind = _KINDS[words[at]]
     if kind == "unix":
-        return Claim(kind, place)
+        return Binding(kind, place)
     if place in {"", "0"} or keywords.get("reusePort") == "yes":
         return None
     interface = keywords.get("interface", "")
@@ -221,22 +221,22 @@ def claimOf(listen: Listen) -> Claim | None:
         interface = "" if str(address) == "0.0.0.0" else str(address)  # noqa: S104 - compared with
     except ValueError:
         pass  # empty, or a name
-    return Claim(kind, place, interface)
+    return Binding(kind, place, interface)
 
 
-def clashes(claims: Iterable[tuple[str, str, Claim]]) -> Iterator[str]:
+def clashes(bindings: Iterable[tuple[str, str, Binding]]) -> Iterator[str]:
     """
-    @param claims: the service, the description as written, and its claim.
-    @return: one line for each claim that an earlier one excludes.
+    @param bindings: the service, the description as written, and its binding.
+    @return: one line for each binding that an earlier one excludes.
     """
-    taken: dict[tuple[str, str], list[tuple[str, Claim]]] = {}
-    for name, description, claim in claims:
-        others = taken.setdefault((claim.kind, claim.place), [])
+    taken: dict[tuple[str, str], list[tuple[str, Binding]]] = {}
+    for name, description, binding in bindings:
+        others = taken.setdefault((binding.kind, binding.place), [])
         for other, theirs in others:
-            if claim.excludes(theirs):
+            if binding.excludes(theirs):
                 yield (
                     f"{name}: listens on {description}, which {other} already takes; "
                     "choose another port"
                 )
                 break
-        others.append((name, claim))
+        others.append((name, binding))

@@ -348,7 +348,7 @@ class FileSender(MultiService):
         """
         One go at what is due.
         """
-        before = {name: self._outbox.identityOf(name) for name in names}
+        before = {name: self._outbox.versionOf(name) for name in names}
         files = [Found(os.path.join(self._folder.path, name), name.encode()) for name in names]
         outcomes: dict[str, FileOutcome] = {}
         prefix = len(os.path.join(self._folder.path, ""))
@@ -477,7 +477,7 @@ class FileSender(MultiService):
                 continue
             if departure.fate is Fate.UNSURE:
                 self._staying.add(name)
-                kept[name] = departure.identity
+                kept[name] = departure.version
                 self._logSent(name, receipt)
                 continue
             over = False
@@ -489,7 +489,7 @@ class FileSender(MultiService):
                 why = departure.error and departure.error.strerror
                 self._met.met(f"cannot remove {displayName(name)}: {why}")
                 self._failed += 1
-                self._outbox.failed(name, now, own=False, identity=departure.identity)
+                self._outbox.failed(name, now, own=False, version=departure.version)
             else:
                 self._outbox.done(name)
         return over

@@ -25,7 +25,7 @@ from connpool.interfaces import ILiveTransfers, IReadiness, IStatsSource
 from connpool.services import filerecv, filesend, filesender
 from connpool.transfer.send import openfiles
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE
-from connpool.transfer.send.source import identity
+from connpool.transfer.send.source import versionOf
 from tests.helpers.mounts import mounted
 from tests.helpers.processes import TWISTD, finished
 from tests.helpers.waiting import bounded, pause, until
@@ -496,7 +496,7 @@ async def test_whatAMappingChangedWhileItWasSentIsSentAgain(outbox, root, start,
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         sending._folder.remove = remove
         # on a file system that has no time of change either
-        return remove([attrs.evolve(each, identity=identity(path.stat())) for each in sent])
+        return remove([attrs.evolve(each, version=versionOf(path.stat())) for each in sent])
 
     sending._folder.remove = changing
     await until(lambda: sending.stats().sent == 1)

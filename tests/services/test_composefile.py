@@ -6,10 +6,10 @@ from twisted.python import usage
 from connpool.addresses import parseListen
 from connpool.services import composefile
 from connpool.services.composefile import (
-    Claim,
+    Binding,
     Entry,
     argumentsOf,
-    claimOf,
+    bindingOf,
     clashes,
     didYouMean,
     readEntries,
@@ -155,29 +155,29 @@ def test_nearNames():
 
 
 @pytest.mark.parametrize(
-    ("description", "claim"),
+    ("description", "binding"),
     [
-        ("tcp:80", Claim("tcp", "80")),
-        ("tcp:port=80:interface=0.0.0.0", Claim("tcp", "80")),
-        ("tcp:80:interface=127.0.0.1", Claim("tcp", "80", "127.0.0.1")),
-        (r"tcp6:80:interface=\:\:", Claim("tcp", "80", "::")),
-        (r"tcp:80:interface=0\:0\:\:1", Claim("tcp", "80", "::1")),
-        ("secured:proxied:tcp:80:certificate=c", Claim("tcp", "80")),
-        ("haproxy:ssl:443", Claim("tcp", "443")),
-        ("tls:/etc/certificates:tcp:443", Claim("tcp", "443")),
-        ("udp:80:interface=127.0.0.1", Claim("udp", "80", "127.0.0.1")),
-        ("unix:/run/a", Claim("unix", "/run/a")),
-        ("unix:address=/run/a", Claim("unix", "/run/a")),
-        ("systemd:domain=INET:name=web", Claim("systemd", "web")),
-        ("udp:systemd:name=web", Claim("systemd", "web")),
+        ("tcp:80", Binding("tcp", "80")),
+        ("tcp:port=80:interface=0.0.0.0", Binding("tcp", "80")),
+        ("tcp:80:interface=127.0.0.1", Binding("tcp", "80", "127.0.0.1")),
+        (r"tcp6:80:interface=\:\:", Binding("tcp", "80", "::")),
+        (r"tcp:80:interface=0\:0\:\:1", Binding("tcp", "80", "::1")),
+        ("secured:proxied:tcp:80:certificate=c", Binding("tcp", "80")),
+        ("haproxy:ssl:443", Binding("tcp", "443")),
+        ("tls:/etc/certificates:tcp:443", Binding("tcp", "443")),
+        ("udp:80:interface=127.0.0.1", Binding("udp", "80", "127.0.0.1")),
+        ("unix:/run/a", Binding("unix", "/run/a")),
+        ("unix:address=/run/a", Binding("unix", "/run/a")),
+        ("systemd:domain=INET:name=web", Binding("systemd", "web")),
+        ("udp:systemd:name=web", Binding("systemd", "web")),
         ("tcp:0", None),
         ("udp:80:reusePort=yes", None),
         ("stdio:", None),
         ("onion:80", None),
     ],
 )
-def test_whatAListenerClaims(description, claim):
-    assert claimOf(parseListen(description)) == claim
+def test_whatAListenerBinds(description, binding):
+    assert bindingOf(parseListen(description)) == binding
 
 
 @pytest.mark.parametrize(
@@ -205,12 +205,12 @@ def test_whatAListenerClaims(description, claim):
     ],
 )
 def test_twoServicesOnOnePort(first, second, clash):
-    claims = [
-        (f"services.{name}", text, claim)
+    bindings = [
+        (f"services.{name}", text, binding)
         for name, text in (("a", first), ("b", second))
-        if (claim := claimOf(parseListen(text))) is not None
+        if (binding := bindingOf(parseListen(text))) is not None
     ]
-    lines = list(clashes(claims))
+    lines = list(clashes(bindings))
     assert len(lines) == clash
     if clash:
         assert lines[0].startswith(f"services.b: listens on {second}, which services.a already")

@@ -5,7 +5,7 @@ Theory of operation
 ===================
 The folder itself is the queue, so a restart forgets nothing that matters.
 A scan hands every file it sees to L{Outbox.scanned}; a file has I{settled} when
-its identity did not change for C{settle} seconds.  L{Outbox.due} names the
+its version did not change for C{settle} seconds.  L{Outbox.due} names the
 settled files that may be tried now, oldest first; the caller then says whether
 anybody still writes to each (L{Outbox.busy}, L{Outbox.looked}).  A file that
 failed waits, longer each time, with a cap: a receiver that is away for days
@@ -24,6 +24,8 @@ from typing import Any, ClassVar
 
 import attrs
 
+from connpool.transfer.send.source import FileVersion
+
 __all__ = ["LONGEST_WAIT_SECONDS", "Outbox", "OutboxStats", "Remembered"]
 
 #: Seconds between two tries of the same file at most.
@@ -34,8 +36,6 @@ FIRST_WAIT_SECONDS = 1.0
 
 #: Settling times that a file must look the same whose writers nobody knows.
 UNKNOWN_FACTOR = 5
-
-Identity = tuple[int, ...]
 
 
 def _waitAfter(tries: int) -> float:
@@ -80,7 +80,7 @@ class Remembered:
     """
 
     path: str
-    identity: Identity
+    version: FileVersion
     strikes: int = 0
     salt: bytes = b""
     kept: bool = False
@@ -97,7 +97,7 @@ class _Entry:
     @ivar contentSince: the time when it was read first.
     """
 
-    identity: Identity
+    version: FileVersion
     since: float
     tries: int = 0
     strikes: int = 0
@@ -125,22 +125,22 @@ class Outbox:
         self._holds = 0
         self._heldUntil = 0.0
 
-    def scanned(self, files: Mapping[str, Identity], now: float) -> None:
+    def scanned(self, files: Mapping[str, FileVersion], now: float) -> None:
         """
         Take over the files that a scan saw.
         """
         for path in [path for path in self._entries if path not in files]:
             if path not in self._sending:
                 self._forget(path)
-        for path, identity in files.items():
+        for path, version in files.items():
             entry = self._entries.get(path)
             if entry is None:
-                self._entries[path] = _Entry(identity, now, open=now)
-            elif entry.identity != identity:
+                self._entries[path] = _Entry(version, now, open=now)
+            elif entry.version != version:
                 # another file, or more of the same: it has a clean record
                 self._kept -= entry.kept
                 began = now if entry.open is None else entry.open
-                self._entries[path] = _Entry(identity, now, open=began)
+                self._entries[path] = _Entry(version, now, open=began)
 
     def _forget(self, path: str) -> None:
         entry = self._entries.pop(path, None)
@@ -168,11 +168,11 @@ class Outbox:
         self._sending.update(paths)
         return paths
 
-    def identityOf(self, path: str) -> Identity:
+    def versionOf(self, path: str) -> FileVersion:
         """
-        @return: the identity of a file that L{due} named, as of the last scan.
+        @return: the version of a file that L{due} named, as of the last scan.
         """
-        return self._entries[path].identity
+        return self._entries[path].version
 
     def saltOf(self, path: str) -> bytes:
         """
@@ -250,21 +250,21 @@ class Outbox:
         self._sending.discard(path)
         self._forget(path)
 
-    def keep(self, path: str, identity: Identity | None = None) -> Remembered | None:
+    def keep(self, path: str, version: FileVersion | None = None) -> Remembered | None:
         """
         Keep a file that was sent; it goes again when it changes.
 
-        @param identity: its identity now, if that has changed by our own doing.
+        @param version: its version now, if that has changed by our own doing.
         @return: facts to remember, unless it is gone meanwhile.
         """
         self._sending.discard(path)
         entry = self._entries.get(path)
         if entry is None:
             return None
-        entry.identity = identity or entry.identity
+        entry.version = version or entry.version
         self._kept += not entry.kept
         entry.kept = True
-        return Remembered(path, entry.identity, kept=True)
+        return Remembered(path, entry.version, kept=True)
 
     def changed(self, path: str, now: float) -> None:
         """
@@ -286,19 +286,19 @@ class Outbox:
         if entry is not None:
             entry.salt = salt
 
-    def failed(self, path: str, now: float, own: bool, identity: Identity | None = None) -> bool:
+    def failed(self, path: str, now: float, own: bool, version: FileVersion | None = None) -> bool:
         """
         Let a file wait that could not be sent, or not be removed.
 
         @param own: whether the reason lies in the file, not on the way.
-        @param identity: its identity now, if that has changed by our own doing.
+        @param version: its version now, if that has changed by our own doing.
         @return: whether it is poison now; the caller sets it aside.
         """
         self._sending.discard(path)
         entry = self._entries.get(path)
         if entry is None:
             return False
-        entry.identity = identity or entry.identity
+        entry.version = version or entry.version
         entry.tries += 1
         entry.strikes += own
         entry.notBefore = now + _waitAfter(entry.tries)
@@ -345,7 +345,7 @@ class Outbox:
         Facts that a restart should know, beside the files that stay.
         """
         return [
-            Remembered(path, entry.identity, entry.strikes, entry.salt)
+            Remembered(path, entry.version, entry.strikes, entry.salt)
             for path, entry in self._entries.items()
             if entry.strikes or entry.salt
         ]
@@ -358,7 +358,7 @@ class Outbox:
             self._forget(each.path)
             self._kept += each.kept
             self._entries[each.path] = _Entry(
-                tuple(each.identity),
+                tuple(each.version),
                 now,
                 tries=each.strikes,
                 strikes=each.strikes,

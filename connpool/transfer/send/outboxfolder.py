@@ -25,7 +25,7 @@ from connpool.transfer.send.freenames import namesFor, putBack, syncDirectory
 from connpool.transfer.send.openfiles import Answer, Writers, ignoreLeaseSignals, writersOf
 from connpool.transfer.send.outbox import Remembered
 from connpool.transfer.send.removal import NAMES, Departure, Removal, Sent
-from connpool.transfer.send.source import identity
+from connpool.transfer.send.source import FileVersion, versionOf
 from connpool.transfer.send.temporarynames import TemporaryNames
 
 __all__ = ["Look", "OutboxFolder"]
@@ -211,9 +211,9 @@ class OutboxFolder:
             os.close(self._lock)
             self._lock = lock
 
-    def scan(self) -> dict[str, tuple[int, ...]]:
+    def scan(self) -> dict[str, FileVersion]:
         """
-        @return: relative path to identity of every regular file with a UTF-8
+        @return: relative path to version of every regular file with a UTF-8
             name.  Links, devices, temporary names and what vanishes meanwhile
             are left out, and so is C{.connpool*}: ours, or of a receiver into
             the same folder.
@@ -225,7 +225,7 @@ class OutboxFolder:
         self.recovered = []
         with contextlib.suppress(OSError):  # said when it happened
             self.recover()
-        found: dict[str, tuple[int, ...]] = {}
+        found: dict[str, FileVersion] = {}
         self.leftOut = {}
         self.temporaryCount = 0
         # a list, not recursion: trees may be deeper than Python's stack
@@ -235,7 +235,7 @@ class OutboxFolder:
         return found
 
     def _scanDirectory(
-        self, inside: str, device: int, found: dict[str, tuple[int, ...]], todo: list[str]
+        self, inside: str, device: int, found: dict[str, FileVersion], todo: list[str]
     ) -> None:
         where = os.path.join(self.path, inside.rstrip("/")) if inside else self.path
         try:
@@ -253,7 +253,7 @@ class OutboxFolder:
         entry: os.DirEntry[str],
         path: str,
         device: int,
-        found: dict[str, tuple[int, ...]],
+        found: dict[str, FileVersion],
         todo: list[str],
     ) -> None:
         isDirectory = entry.is_dir(follow_symlinks=False)
@@ -275,7 +275,7 @@ class OutboxFolder:
             elif isDirectory:
                 todo.append(f"{path}/")
             elif stat.S_ISREG(status.st_mode):
-                found[path] = identity(status)
+                found[path] = versionOf(status)
 
     def _unreadable(self, error: OSError, path: str) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -310,7 +310,7 @@ class OutboxFolder:
         """
         return self._removal.remove(sent)
 
-    def _take(self, name: str, sent: tuple[int, ...], **notes: str) -> str | None:
+    def _take(self, name: str, sent: FileVersion, **notes: str) -> str | None:
         """
         Rename a source into a place of its own.
 
@@ -332,22 +332,22 @@ class OutboxFolder:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(os.path.join(self.path, name), taken)
                 # without the change time, which the rename has set
-                ours = identity(os.lstat(taken))[:4] == sent[:4]
+                ours = versionOf(os.lstat(taken))[:4] == sent[:4]
         finally:
             if not ours:
                 self._release(place, name)
         return place if ours else None
 
-    def setAside(self, name: str, refused: tuple[int, ...], why: str) -> str | None:
+    def setAside(self, name: str, refused: FileVersion, why: str) -> str | None:
         """
         Move a poison file out of the way, into a directory with the reason.
         Programs that may write to it still do; it need not be readable.
 
-        @param refused: its identity when it was to be sent.
+        @param refused: its version when it was to be sent.
         @return: the directory; L{None} if it is gone, or another file by now.
         """
         try:
-            if identity(os.lstat(os.path.join(self.path, name))) != refused:
+            if versionOf(os.lstat(os.path.join(self.path, name))) != refused:
                 return None
         except FileNotFoundError:
             return None
@@ -383,7 +383,7 @@ class OutboxFolder:
         """
         record = os.path.join(self._private, RECORD)
         rows = [
-            [each.path, list(each.identity), each.strikes, each.salt.hex()]
+            [each.path, list(each.version), each.strikes, each.salt.hex()]
             for each in sorted(memory, key=lambda each: each.path)
         ]
         with open(f"{record}.new", "w", encoding="utf-8") as file:
@@ -401,7 +401,7 @@ class OutboxFolder:
     @staticmethod
     def _writeKept(path: str, kept: Iterable[Remembered]) -> None:
         with open(path, "a", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps([each.path, list(each.identity)])}\n" for each in kept)
+            file.writelines(f"{json.dumps([each.path, list(each.version)])}\n" for each in kept)
             file.flush()
             os.fsync(file.fileno())
 
@@ -418,16 +418,16 @@ class OutboxFolder:
                 # the salt came later
                 Remembered(
                     str(path),
-                    tuple(map(int, ident)),
+                    tuple(map(int, version)),
                     int(count),
                     bytes.fromhex(salt[0]) if salt else b"",
                 )
-                for path, ident, count, *salt in rows
+                for path, version, count, *salt in rows
             ]
         return found + self._remembersKept()
 
     def _remembersKept(self) -> list[Remembered]:
-        kept: dict[str, tuple[int, ...]] = {}
+        kept: dict[str, FileVersion] = {}
         lines = 0
         with (
             contextlib.suppress(OSError),
@@ -436,12 +436,12 @@ class OutboxFolder:
             for line in file:
                 lines += 1
                 with contextlib.suppress(ValueError, TypeError):
-                    path, ident = json.loads(line)
-                    kept[str(path)] = tuple(map(int, ident))
+                    path, version = json.loads(line)
+                    kept[str(path)] = tuple(map(int, version))
         found = [
-            Remembered(path, ident, kept=True)
-            for path, ident in kept.items()
-            if self._isStill(path, ident)
+            Remembered(path, version, kept=True)
+            for path, version in kept.items()
+            if self._isStill(path, version)
         ]
         if len(found) < lines:
             with contextlib.suppress(OSError):
@@ -452,8 +452,8 @@ class OutboxFolder:
                 os.replace(shorter, os.path.join(self._private, KEPT))
         return found
 
-    def _isStill(self, path: str, ident: tuple[int, ...]) -> bool:
+    def _isStill(self, path: str, version: FileVersion) -> bool:
         try:
-            return identity(os.lstat(os.path.join(self.path, path))) == ident
+            return versionOf(os.lstat(os.path.join(self.path, path))) == version
         except (OSError, ValueError):
             return False

@@ -36,7 +36,7 @@ from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
 from connpool.transfer.send.freenames import moveFree, putBack, syncDirectory
 from connpool.transfer.send.openfiles import Answer, Writers, writersOf
-from connpool.transfer.send.source import identity
+from connpool.transfer.send.source import FileVersion, versionOf
 
 __all__ = ["Departure", "Fate", "NotDurable", "Removal", "Sent", "contentRoot", "doubt"]
 
@@ -74,13 +74,13 @@ class Fate(enum.Enum):
 class Departure:
     """
     @ivar error: why it L{Fate.FAILED}.
-    @ivar identity: of the source that stays in the folder, if it L{Fate.FAILED} or
+    @ivar version: of the source that stays in the folder, if it L{Fate.FAILED} or
         that is L{Fate.UNSURE}.
     """
 
     fate: Fate
     error: OSError | None = None
-    identity: tuple[int, ...] | None = None
+    version: FileVersion | None = None
 
 
 @attrs.frozen
@@ -89,13 +89,13 @@ class Sent:
     A source whose receipt is good.
 
     @ivar path: in the folder.
-    @ivar identity: when it was seen last.
+    @ivar version: when it was seen last.
     @ivar size: bytes that the receiver has.
     @ivar digest: name of the algorithm of its C{root}.
     """
 
     path: str
-    identity: tuple[int, ...]
+    version: FileVersion
     size: int
     digest: str
     root: bytes
@@ -228,7 +228,7 @@ class Removal:
             try:
                 if isinstance(answer, OSError):
                     raise answer
-                if identity(os.lstat(source)) != each.identity:
+                if versionOf(os.lstat(source)) != each.version:
                     fates[each.path] = Departure(Fate.CHANGED)
                 elif not self.mayGo(answer):
                     fates[each.path] = self._stays(each.path, answer)
@@ -281,16 +281,16 @@ class Removal:
         syncDirectory(place)
 
     def _failed(self, path: str, error: OSError) -> Departure:
-        return Departure(Fate.FAILED, error, self._identity(path))
+        return Departure(Fate.FAILED, error, self._version(path))
 
     def _stays(self, path: str, answer: Answer) -> Departure:
         if answer.writers is Writers.UNKNOWN:
-            return Departure(Fate.UNSURE, identity=self._identity(path))
+            return Departure(Fate.UNSURE, version=self._version(path))
         return Departure(Fate.CHANGED)
 
-    def _identity(self, path: str) -> tuple[int, ...] | None:
+    def _version(self, path: str) -> FileVersion | None:
         try:
-            return identity(os.lstat(os.path.join(self._folder, path)))
+            return versionOf(os.lstat(os.path.join(self._folder, path)))
         except OSError:
             return None
 
@@ -377,7 +377,7 @@ class Removal:
             root = contentRoot(fd, sent.size, digest, lambda: not self._interrupted)
             if root is None and self._interrupted:
                 return None
-            return root == sent.root and identity(os.fstat(fd)) == identity(before)
+            return root == sent.root and versionOf(os.fstat(fd)) == versionOf(before)
         finally:
             os.close(fd)
 

@@ -14,23 +14,26 @@ from connpool.errors import ChangedSource, SourceError
 from connpool.transfer.digests import Digest, rootOf
 
 __all__ = [
+    "FileVersion",
     "Source",
-    "identity",
     "openRegular",
     "openSource",
     "readRoot",
     "readWhole",
     "unchanged",
+    "versionOf",
     "wasRenamed",
 ]
 
 _CHUNK_BYTES = 1 << 20
 
+#: Device, inode, size, and the times of the last change of contents and of anything.
+FileVersion = tuple[int, ...]
 
-def identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
+
+def versionOf(status: os.stat_result) -> FileVersion:
     """
-    List the values that must be the same before the first and after the last read: device,
-    inode, size, and the times of the last change of contents and of anything.
+    Return what must be the same before the first read and after the last one.
     """
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
@@ -39,7 +42,7 @@ def unchanged(fd: int, status: os.stat_result) -> bool:
     """
     Tell whether nobody wrote to the file since C{status}.
     """
-    return identity(os.fstat(fd)) == identity(status)
+    return versionOf(os.fstat(fd)) == versionOf(status)
 
 
 def wasRenamed(fd: int, path: str) -> bool:

@@ -5,7 +5,7 @@ Theory of operation
 ===================
 Offers of one principal and resume key have their turns: each finds the partial
 as the one before left it.  That is in use in this process (then it is taken
-over, see L{connpool.transfer.stores.claims}, or its publishing waited for), on
+over, see L{connpool.transfer.stores.takeover}, or its publishing waited for), on
 disk, or new.
 
 What lies on disk may have been published by a process that died; then the
@@ -25,7 +25,6 @@ from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succee
 from connpool.errors import Busy, StoreError
 from connpool.interfaces import IPartialHolder
 from connpool.transfer.records import Offer, Receipt, Stump
-from connpool.transfer.stores.claims import Claim, Claims
 from connpool.transfer.stores.commit import temporaryName
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partial import LocalPartial
@@ -39,6 +38,7 @@ from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.stores.rehash import blocksIn
 from connpool.transfer.stores.reservations import Reservation, Shortage
+from connpool.transfer.stores.takeover import Takeovers, Tenure
 
 __all__ = ["Admission"]
 
@@ -47,7 +47,7 @@ __all__ = ["Admission"]
 LOCK_RETRY_SECONDS = 0.05
 LOCK_TRIES = 3
 
-Identity = tuple[str, str]
+Names = tuple[str, str]
 
 
 class Admission:
@@ -61,10 +61,10 @@ class Admission:
     def __init__(self, parts: StoreParts, pause: Callable[[float], Deferred[None]]) -> None:
         self._parts = parts
         self._pause = pause
-        self._active: dict[LocalPartial, Claim | None] = {}
-        self._claims = Claims()
-        self._resumable: dict[Identity, LocalPartial] = {}
-        self._turns: dict[Identity, DeferredLock] = {}
+        self._active: dict[LocalPartial, Tenure | None] = {}
+        self._takeovers = Takeovers()
+        self._resumable: dict[Names, LocalPartial] = {}
+        self._turns: dict[Names, DeferredLock] = {}
         #: Evictions take turns: what one removed would be missing in the other's count,
         #: and both would be refused.
         self._evictions = DeferredLock()
@@ -86,22 +86,22 @@ class Admission:
                 await holder.ready()
             finished = self._parts.commit.finished(offer, offer.size)
             return finished or await self._openTemporary(offer)
-        identity = namesOf(offer)
-        claim = await self._claims.claim(identity, holder)
+        names = namesOf(offer)
+        tenure = await self._takeovers.take(names, holder)
         opened: LocalPartial | Receipt | None = None
-        turn = await self._turn(identity)
+        turn = await self._turn(names)
         try:
-            opened = await self._openInTurn(identity, offer)
+            opened = await self._openInTurn(names, offer)
             if isinstance(opened, LocalPartial) and opened in self._active:
-                opened.epoch = claim.epoch
-                self._active[opened] = claim
+                opened.epoch = tenure.epoch
+                self._active[opened] = tenure
             else:
-                claim.release()
+                tenure.release()
             return opened
         finally:
             if opened is None:
-                claim.release()
-            self._turnEnds(identity, turn)
+                tenure.release()
+            self._turnEnds(names, turn)
 
     async def find(self, probe: Offer) -> Offer | Receipt | None:
         """
@@ -111,35 +111,35 @@ class Admission:
         @param probe: whose it is: the principal, the network and the two keys count.
         """
         parts = self._parts
-        identity = namesOf(probe)
-        turn = await self._turn(identity)
+        names = namesOf(probe)
+        turn = await self._turn(names)
         try:
             while True:
-                older = self._resumable.get(identity)
+                older = self._resumable.get(names)
                 if older is not None and older.ending is not None:
                     await older.ended()
                     continue
                 receipt = parts.commit.latest(probe)
                 if receipt is not None:
                     if older is None:
-                        await self._clear(identity)
+                        await self._clear(names)
                     return receipt
                 if older is not None:
                     return older.offer if older.offer.key == probe.key else None
                 found: Offer | Receipt | None = await self._patiently(
-                    parts.threads.run, self._look, identity, probe
+                    parts.threads.run, self._look, names, probe
                 )
                 return found
         finally:
-            self._turnEnds(identity, turn)
+            self._turnEnds(names, turn)
 
-    def _look(self, identity: Identity, probe: Offer) -> Offer | Receipt | None:
+    def _look(self, names: Names, probe: Offer) -> Offer | Receipt | None:
         """
         Return the offer of a suspended partial; the receipt, if its process died after it
         had published it.
         """
         parts = self._parts
-        slot = parts.partials.find(identity)
+        slot = parts.partials.find(names)
         if slot is None:
             return None
         try:
@@ -157,27 +157,27 @@ class Admission:
             offer, resumeKey=probe.resumeKey, network=probe.network, evicts=probe.evicts
         )
 
-    async def _turn(self, identity: Identity) -> DeferredLock:
-        turn = self._turns.setdefault(identity, DeferredLock())
+    async def _turn(self, names: Names) -> DeferredLock:
+        turn = self._turns.setdefault(names, DeferredLock())
         await turn.acquire()
         return turn
 
-    def _turnEnds(self, identity: Identity, turn: DeferredLock) -> None:
+    def _turnEnds(self, names: Names, turn: DeferredLock) -> None:
         turn.release()
-        if not turn.locked and self._turns.get(identity) is turn:
-            del self._turns[identity]
+        if not turn.locked and self._turns.get(names) is turn:
+            del self._turns[names]
 
     def left(self, partial: LocalPartial) -> None:
         """
         C{partial} no longer uses anything of the store.
         """
-        claim = self._active.pop(partial, None)
+        tenure = self._active.pop(partial, None)
         slot = partial.slot
-        identity = (slot.directory.components[-1], slot.name)
-        if self._resumable.get(identity) is partial:
-            del self._resumable[identity]
-        if claim is not None:
-            claim.release()
+        names = (slot.directory.components[-1], slot.name)
+        if self._resumable.get(names) is partial:
+            del self._resumable[names]
+        if tenure is not None:
+            tenure.release()
 
     def _register(self, partial: LocalPartial) -> None:
         self._active[partial] = None
@@ -204,10 +204,10 @@ class Admission:
         self._register(partial)
         return partial
 
-    async def _openInTurn(self, identity: Identity, offer: Offer) -> LocalPartial | Receipt:
+    async def _openInTurn(self, names: Names, offer: Offer) -> LocalPartial | Receipt:
         parts = self._parts
         while True:
-            older = self._resumable.get(identity)
+            older = self._resumable.get(names)
             if older is not None and older.ending is not None:
                 # it is being published, and its receipt may not be on disk yet:
                 # whoever asks again gets the same one
@@ -219,7 +219,7 @@ class Admission:
             receipt = parts.commit.finished(offer, offer.size)
             if receipt is not None:
                 if older is None:
-                    await self._clear(identity)
+                    await self._clear(names)
                 return receipt
             if older is None:
                 return await self._openSlot(offer)
@@ -232,12 +232,12 @@ class Admission:
             await older.leave()
             self._refuse()
 
-    async def _clear(self, identity: Identity) -> None:
+    async def _clear(self, names: Names) -> None:
         """
         Remove what a process left that died after its done record.
         """
         try:
-            await self._parts.threads.run(self._parts.partials.removeFound, identity)
+            await self._parts.threads.run(self._parts.partials.removeFound, names)
         except (Busy, OSError):
             return  # the recovery finds it
 

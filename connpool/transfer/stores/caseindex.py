@@ -65,7 +65,7 @@ class Indexed(Protocol):
     """
 
     fd: int
-    identity: tuple[int, int]
+    inode: tuple[int, int]
     index: Index | None
 
 
@@ -156,7 +156,7 @@ class CaseIndex:
 
     def _indexOf(self, directory: Indexed) -> Index:
         with self._lock:
-            directory.index = self._indexes.setdefault(directory.identity, Index())
+            directory.index = self._indexes.setdefault(directory.inode, Index())
             return directory.index
 
     def _look(self, index: Index, directory: Indexed, now: float) -> bool:
@@ -184,16 +184,16 @@ class CaseIndex:
         index.changed = changed
         index.took = monotonic() - now
         self._rested = now + (1 + REST_FACTOR) * index.took
-        self._keep(index, directory.identity)
+        self._keep(index, directory.inode)
         return True
 
-    def _keep(self, index: Index, identity: tuple[int, int]) -> None:
+    def _keep(self, index: Index, inode: tuple[int, int]) -> None:
         """
         Remember what was listed, and forget what is too much.
         """
         with self._lock:
-            self._indexes[identity] = index
-            self._indexes.move_to_end(identity)
+            self._indexes[inode] = index
+            self._indexes.move_to_end(inode)
             self._counted += len(index.names or ()) - index.counted
             index.counted = len(index.names or ())
             if len(self._indexes) > KEPT_DIRECTORIES:

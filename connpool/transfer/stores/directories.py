@@ -103,9 +103,9 @@ class Directory:
         "components",
         "fd",
         "filesystem",
-        "identity",
         "index",
         "inheritance",
+        "inode",
         "looked",
         "named",
         "parent",
@@ -115,15 +115,15 @@ class Directory:
     def __init__(
         self,
         fd: int,
-        identity: tuple[int, int],
+        inode: tuple[int, int],
         parent: Directory | None,
         components: tuple[str, ...],
     ) -> None:
         self.fd = fd
-        self.identity: tuple[int, int] = identity
+        self.inode: tuple[int, int] = inode
         self.filesystem: str = (
             parent.filesystem
-            if parent is not None and parent.identity[0] == identity[0]
+            if parent is not None and parent.inode[0] == inode[0]
             else filesystemType(fd)
         )
         self.parent = parent
@@ -167,7 +167,7 @@ class Directories:
         self._dirMode = dirMode
         self._keep = keep
         self.root = root
-        self._root = Directory(root, _identity(syscalls.fstat(root)), None, ())
+        self._root = Directory(root, _inode(syscalls.fstat(root)), None, ())
         self._held: OrderedDict[tuple[str, ...], Directory] = OrderedDict()
         self._lock = Lock()
 
@@ -255,7 +255,7 @@ class Directories:
         The root's descriptor leads to another directory now.
         """
         with self._lock:
-            self._root.identity = _identity(self._sys.fstat(self._root.fd))
+            self._root.inode = _inode(self._sys.fstat(self._root.fd))
             self._root.filesystem = filesystemType(self._root.fd)
             self._root.index = None
             self._root.inheritance = None
@@ -328,7 +328,7 @@ class Directories:
         except OSError as error:
             raise _inTheWay(error, name) from None
         try:
-            opened = Directory(fd, _identity(self._sys.fstat(fd)), parent, components)
+            opened = Directory(fd, _inode(self._sys.fstat(fd)), parent, components)
             if self._accept is not None:
                 self._accept(opened)
         except BaseException:
@@ -344,7 +344,7 @@ class Directories:
             status = self._sys.stat(name, dir_fd=held.parent.fd, follow_symlinks=False)
         except OSError:
             return False
-        return _identity(status) == held.identity
+        return _inode(status) == held.inode
 
     def _make(self, parent: Directory, name: str) -> int:
         make = partial(self._sys.mkdir, name, self._dirMode, dir_fd=parent.fd)
@@ -582,7 +582,7 @@ def _lookedAt(directory: Directory) -> None:
     directory.inheritance = None
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
+def _inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 

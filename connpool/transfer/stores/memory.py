@@ -39,10 +39,10 @@ from connpool.transfer.records import (
     Stump,
 )
 from connpool.transfer.stores.caseindex import neighbourExists
-from connpool.transfer.stores.claims import Claim, Claims
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.recorded import Recorded, verifyDeclared
+from connpool.transfer.stores.takeover import Takeovers, Tenure
 
 __all__ = ["MemoryStore"]
 
@@ -50,13 +50,13 @@ __all__ = ["MemoryStore"]
 @implementer(IUploadPartial)
 class _MemoryPartial:
     def __init__(
-        self, store: MemoryStore, offer: Offer, identity: str, claim: Claim | None
+        self, store: MemoryStore, offer: Offer, partialId: str, tenure: Tenure | None
     ) -> None:
         self._store = store
-        self._claim = claim
-        self.epoch = 0 if claim is None else claim.epoch
+        self._tenure = tenure
+        self.epoch = 0 if tenure is None else tenure.epoch
         self.offer = offer
-        self.identity = identity
+        self.partialId = partialId
         self.content = bytearray()
         self._has(Recorded(offer.blockSize, offer.size))
         self.gate: TransferError | None = None
@@ -163,13 +163,13 @@ class _MemoryPartial:
             self.durable.add(start, end)
 
     def _letGo(self) -> None:
-        if self._claim is not None:
-            self._claim.release()
+        if self._tenure is not None:
+            self._tenure.release()
 
     def _forget(self) -> None:
         self._letGo()
-        if self._store._partials.get(self.identity) is self:
-            del self._store._partials[self.identity]
+        if self._store._partials.get(self.partialId) is self:
+            del self._store._partials[self.partialId]
             self._store._used -= len(self.content)
 
 
@@ -205,7 +205,7 @@ class MemoryStore:
         self._used = 0
         self._now = now
         self._partials: dict[str, _MemoryPartial] = {}
-        self._claims = Claims()
+        self._takeovers = Takeovers()
         #: the newest last
         self._receipts: dict[tuple[str, bytes], list[Receipt]] = {}
 
@@ -218,32 +218,32 @@ class MemoryStore:
         if offer.resumeKey is None:
             if holder is not None:
                 await holder.ready()
-            return self._openClaimed(offer, secrets.token_hex(16), None)
-        identity = _identityOf(offer.principal, offer.network, offer.resumeKey)
-        claim = await self._claims.claim(identity, holder)
+            return self._openInTenure(offer, secrets.token_hex(16), None)
+        partialId = _partialIdOf(offer.principal, offer.network, offer.resumeKey)
+        tenure = await self._takeovers.take(partialId, holder)
         try:
-            opened = self._openClaimed(offer, identity, claim)
+            opened = self._openInTenure(offer, partialId, tenure)
         except BaseException:
-            claim.release()
+            tenure.release()
             raise
         if isinstance(opened, Receipt):
-            claim.release()
+            tenure.release()
         return opened
 
-    def _openClaimed(
-        self, offer: Offer, identity: str, claim: Claim | None
+    def _openInTenure(
+        self, offer: Offer, partialId: str, tenure: Tenure | None
     ) -> _MemoryPartial | Receipt:
         done = self._finished(offer, offer.size)
         if done is not None:
             return done
-        partial = _MemoryPartial(self, offer, identity, claim)
-        older = self._partials.get(identity)
+        partial = _MemoryPartial(self, offer, partialId, tenure)
+        older = self._partials.get(partialId)
         if older is not None and continues(offer, older.offer):
             partial.takeOver(older)
         elif older is not None:
             older.abort()
         self._fits(offer, partial.content)
-        self._partials[identity] = partial
+        self._partials[partialId] = partial
         return partial
 
     def find(
@@ -252,7 +252,7 @@ class MemoryStore:
         receipts = self._receipts.get((principal, key))
         if receipts:
             return succeed(receipts[-1])
-        partial = self._partials.get(_identityOf(principal, network, resumeKey))
+        partial = self._partials.get(_partialIdOf(principal, network, resumeKey))
         return succeed(None if partial is None or partial.offer.key != key else partial.offer)
 
     def put(self, offer: Offer, data: bytes, root: bytes | None) -> Receipt:
@@ -315,7 +315,7 @@ class MemoryStore:
         return succeed(
             [
                 PartialInfo(
-                    partialId=identity,
+                    partialId=partialId,
                     principal=partial.offer.principal,
                     name=partial.offer.name.path,
                     size=partial.offer.size,
@@ -324,7 +324,7 @@ class MemoryStore:
                     active=partial.gate is None,
                     changed=partial.changed,
                 )
-                for identity, partial in self._partials.items()
+                for partialId, partial in self._partials.items()
                 if principal in {None, partial.offer.principal}
             ]
         )
@@ -441,7 +441,7 @@ class MemoryStore:
         return path in self.files or path in self.directories
 
 
-def _identityOf(principal: str, network: str, resumeKey: bytes) -> str:
+def _partialIdOf(principal: str, network: str, resumeKey: bytes) -> str:
     return f"{principal}\0{network}\0{hashlib.sha256(resumeKey).hexdigest()}"
 
 

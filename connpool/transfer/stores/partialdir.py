@@ -144,7 +144,7 @@ class Entry:
     @ivar free: whether it is suspended.
     """
 
-    identity: tuple[str, str]
+    names: tuple[str, str]
     status: os.stat_result | None
     changed: float
     allocated: int
@@ -176,13 +176,13 @@ class PartialDirectory:
         slot, _ = self._directories.enter((INTERNAL, "partials", principal), self._locked, name)
         return slot
 
-    def find(self, identity: tuple[str, str]) -> Slot | None:
+    def find(self, names: tuple[str, str]) -> Slot | None:
         """
         Lock a suspended partial, or what is left of it.
 
         @raise Busy: if it is in use.
         """
-        principal, name = identity
+        principal, name = names
         try:
             directory = self._directories.acquire((INTERNAL, "partials", principal), create=False)
         except FileNotFoundError:
@@ -294,13 +294,13 @@ class PartialDirectory:
         finally:
             self.letGo(slot)
 
-    def removeFound(self, identity: tuple[str, str]) -> None:
+    def removeFound(self, names: tuple[str, str]) -> None:
         """
         Remove a suspended partial, if there is one.
 
         @raise Busy: if it is in use.
         """
-        slot = self.find(identity)
+        slot = self.find(names)
         if slot is not None:
             self.remove(slot)
 
@@ -338,14 +338,14 @@ class PartialDirectory:
 
         @return: whether they did.
         """
-        free = sorted(self._free(offer, besides), key=lambda entry: (entry.changed, entry.identity))
+        free = sorted(self._free(offer, besides), key=lambda entry: (entry.changed, entry.names))
         if len(free) < count or sum(entry.allocated for entry in free) < size:
             return False
         for entry in free:
             if size <= 0 and count <= 0:
                 break
             with contextlib.suppress(Busy):
-                self.removeFound(entry.identity)
+                self.removeFound(entry.names)
                 size -= entry.allocated
                 count -= 1
         return size <= 0 and count <= 0
@@ -369,7 +369,7 @@ class PartialDirectory:
         """
         Describe it for an operator.
         """
-        principal, name = entry.identity
+        principal, name = entry.names
         journal = UNREADABLE
         directory = self._directories.acquire((INTERNAL, "partials", principal), create=False)
         try:
@@ -448,7 +448,7 @@ class PartialDirectory:
         return [
             entry
             for entry in self._entries(_owner(offer))
-            if entry.free and (besides is None or entry.identity[1] != besides.name)
+            if entry.free and (besides is None or entry.names[1] != besides.name)
         ]
 
     def _entries(self, principal: str) -> list[Entry]:

@@ -100,7 +100,7 @@ class Recovery:
 
         def lookAtPartials() -> None:
             for entry in self._partials.everything():
-                over = isOver(entry.identity, entry.changed, now - entry.changed, self._ttl)
+                over = isOver(entry.names, entry.changed, now - entry.changed, self._ttl)
                 if entry.free and (over or not _ordinary(entry)):
                     attempt(self._lookAt, entry, over)
 
@@ -158,7 +158,7 @@ class Recovery:
 
     def _lookAt(self, entry: Entry, over: bool) -> None:
         try:
-            slot = self._partials.find(entry.identity)
+            slot = self._partials.find(entry.names)
         except Busy:
             return
         if slot is None:

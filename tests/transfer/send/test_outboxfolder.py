@@ -12,7 +12,7 @@ from connpool.transfer.send.openfiles import Answer, Writers
 from connpool.transfer.send.outbox import Remembered
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE, TAKEN, OutboxFolder
 from connpool.transfer.send.removal import Fate, Sent
-from connpool.transfer.send.source import identity
+from connpool.transfer.send.source import versionOf
 from connpool.transfer.send.temporarynames import TemporaryNames
 from connpool.transfer.syscalls import Syscalls
 from tests.helpers.mounts import mounted
@@ -34,7 +34,7 @@ def put(folder, name="a", content="x"):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as file:
         file.write(content)
-    return path, identity(os.stat(path))
+    return path, versionOf(os.stat(path))
 
 
 def rootOfText(text):
@@ -124,12 +124,12 @@ def test_aChangeSinceTheSendingKeepsIt(folder):
 def test_aWriterThatStillHasItOpenKeepsIt(folder):
     path, _ = put(folder)
     with open(path, "a") as writer:
-        status = identity(os.stat(path))
+        status = versionOf(os.stat(path))
         assert not remove(folder, "a", status)
         writer.write("more")
     assert read(path) == "xmore"
     assert taken(folder) == []
-    assert remove(folder, "a", identity(os.stat(path)))
+    assert remove(folder, "a", versionOf(os.stat(path)))
 
 
 def test_aReaderDoesNot(folder):
@@ -161,7 +161,7 @@ def test_whatHasAWriterIsNotEvenTaken(folder):
     path, status = put(folder)
     with open(path, "a"):
         assert not remove(folder, "a", status)
-    assert identity(os.stat(path)) == status, "it would be another file, and be sent at once"
+    assert versionOf(os.stat(path)) == status, "it would be another file, and be sent at once"
 
 
 def test_aRestartPutsBackWhatWasTaken(folder):
@@ -199,7 +199,7 @@ def test_whatCannotBeMovedStays(tmp_path):
     path, status = put(folder, "d/a")
     with pytest.raises(OSError):
         remove(folder, "d/a", status)
-    assert identity(os.stat(path)) == status, "it would be another file, and be sent at once"
+    assert versionOf(os.stat(path)) == status, "it would be another file, and be sent at once"
     assert taken(folder) == []
     folder.close()
 
@@ -412,7 +412,7 @@ def dieIn(out, act, death):
     try:
         keep = str(out.parent / "done") if act == "keep" else None
         folder = OutboxFolder(str(out), keep)
-        status = identity(os.stat(out / "d/a"))
+        status = versionOf(os.stat(out / "d/a"))
         for name in ("mkdir", "fsync", "rename", "unlink", "rmdir", "link"):
             setattr(os, name, dying(getattr(os, name)))
         Syscalls.renameNoReplace = staticmethod(dying(Syscalls.renameNoReplace))
@@ -441,7 +441,7 @@ def test_whatFailsBeforeItIsTakenLeavesNothing(folder, monkeypatch, call, number
         patched.setattr(os, call, fail)
         with pytest.raises(OSError):
             remove(folder, "a", status) if act == "remove" else folder.setAside("a", status, "why")
-    assert identity(os.stat(path)) == status
+    assert versionOf(os.stat(path)) == status
     assert taken(folder) == []
 
 
@@ -499,7 +499,7 @@ def test_filesOfOtherUsers(tmp_path):
     for name, mode in (("readable", 0o644), ("secret", 0o600)):
         (out / name).write_text(name)
         (out / name).chmod(mode)
-    before = identity((out / "readable").stat())
+    before = versionOf((out / "readable").stat())
     pid = os.fork()
     if pid == 0:
         os.chdir(out)
@@ -507,14 +507,14 @@ def test_filesOfOtherUsers(tmp_path):
         os.setuid(65534)
         try:
             folder = OutboxFolder(".")
-            assert not remove(folder, "readable", identity(os.stat("readable")))
-            assert folder.setAside("secret", identity(os.stat("secret")), "unreadable")
+            assert not remove(folder, "readable", versionOf(os.stat("readable")))
+            assert folder.setAside("secret", versionOf(os.stat("secret")), "unreadable")
             assert taken(folder) == []
         except BaseException:
             os._exit(1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert identity((out / "readable").stat()) == before
+    assert versionOf((out / "readable").stat()) == before
     assert (out / PRIVATE / POISON / "secret/file").read_text() == "secret"
 
 

@@ -11,7 +11,7 @@ from connpool.transfer.digests import BLOCK_SIZE, digestNamed, rootOf
 from connpool.transfer.send import removal
 from connpool.transfer.send.openfiles import Answer, Writers
 from connpool.transfer.send.removal import Departure, Fate, Removal, Sent, contentRoot
-from connpool.transfer.send.source import identity
+from connpool.transfer.send.source import versionOf
 
 BLAKE3 = digestNamed("blake3")
 
@@ -47,7 +47,7 @@ class Place:
 def sent(path, name, content):
     blocks = [BLAKE3.of(content[at : at + BLOCK_SIZE]) for at in range(0, len(content), BLOCK_SIZE)]
     root = rootOf(BLAKE3, len(content), BLOCK_SIZE, blocks)
-    return Sent(name, identity(path.stat()), len(content), "blake3", root)
+    return Sent(name, versionOf(path.stat()), len(content), "blake3", root)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_contentCountsNotTimes(place, monkeypatch, size, digest):
     if digest == "blake3":
         monkeypatch.setattr(os, "rename", renaming)
     else:
-        each = Sent(each.path, each.identity, each.size, digest, each.root)
+        each = Sent(each.path, each.version, each.size, digest, each.root)
     assert place.build().remove([each])["a"].fate is Fate.CHANGED
     assert path.read_bytes()[:1] == (b"1" if digest == "blake3" else b"\0")
     assert list(place.taken.iterdir()) == []
@@ -206,8 +206,8 @@ def test_whereThatIsNotKnownAnyMoreItStays(place, monkeypatch):
     )
     each = place.put("a")
     departure = place.build().remove([each])["a"]
-    there = identity((place.folder / "a").stat())
-    assert departure == Departure(Fate.UNSURE, identity=there)
+    there = versionOf((place.folder / "a").stat())
+    assert departure == Departure(Fate.UNSURE, version=there)
 
 
 @pytest.mark.parametrize("keepDirectories", [True, False])
@@ -295,4 +295,4 @@ def test_anErrorSaysWhatIsThereNow(place, monkeypatch):
     )
     departure = place.build().remove([each])["a"]
     assert departure.fate is Fate.FAILED
-    assert departure.identity == identity((place.folder / "a").stat()) != each.identity
+    assert departure.version == versionOf((place.folder / "a").stat()) != each.version

@@ -3,9 +3,9 @@ The decision that a newer sender takes over a partial.
 
 Theory of operation
 ===================
-An offer with a resume key has the claim to its partial from the call of C{open} until that
-fails or the partial is let go of.  A newer offer takes the claim at once: the holder of the
-older one is told, ends its transfer, and only when that has let go does the newer one go on.
+An offer with a resume key has its partial from the call of C{open} until that fails or the
+partial is let go of.  A newer offer takes it over at once: the holder of the older one is
+told, ends its transfer, and only when that has let go does the newer one go on.
 So queued writes of the older sender are done or dropped before anybody reads what is held.
 
 Pure: no disk, no clock.
@@ -18,20 +18,20 @@ from collections.abc import Hashable
 from connpool.interfaces import IPartialHolder
 from connpool.waiting import Waiters
 
-__all__ = ["Claim", "Claims"]
+__all__ = ["Takeovers", "Tenure"]
 
 
-class Claim:
+class Tenure:
     """
-    The right of one offer to its partial.
+    The time for which one offer has its partial.
 
     @ivar epoch: the number of offers that had the partial before, one after the other.
     """
 
     def __init__(
-        self, claims: Claims, partial: Hashable, holder: IPartialHolder | None, epoch: int
+        self, takeovers: Takeovers, partial: Hashable, holder: IPartialHolder | None, epoch: int
     ) -> None:
-        self._claims = claims
+        self._takeovers = takeovers
         self._partial = partial
         self._holder = holder
         self._released = Waiters()
@@ -50,46 +50,46 @@ class Claim:
 
     def release(self) -> None:
         """
-        Give the claim back; again, it changes nothing.
+        Let go of the partial; again, it changes nothing.
         """
         if self._held:
             self._held = False
-            self._claims.forget(self._partial, self)
+            self._takeovers.forget(self._partial, self)
             self._released.wake()
 
 
-class Claims:
+class Takeovers:
     """
-    The claims to the partials of one store.
+    The newest tenure of each partial of one store.
     """
 
     def __init__(self) -> None:
-        self._claims: dict[Hashable, Claim] = {}
+        self._newest: dict[Hashable, Tenure] = {}
 
-    async def claim(self, partial: Hashable, holder: IPartialHolder | None) -> Claim:
+    async def take(self, partial: Hashable, holder: IPartialHolder | None) -> Tenure:
         """
-        Take the claim to a partial, and wait until the older holder has let go and the newer
+        Take a partial over, and wait until the older holder has let go and the newer
         one is ready.
 
         @param partial: the principal and resume key of an offer.
         @raise TransferError: as L{IPartialHolder.ready} fails.
         """
-        older = self._claims.get(partial)
-        claim = Claim(self, partial, holder, 0 if older is None else older.epoch + 1)
-        self._claims[partial] = claim
+        older = self._newest.get(partial)
+        tenure = Tenure(self, partial, holder, 0 if older is None else older.epoch + 1)
+        self._newest[partial] = tenure
         try:
             if older is not None:
                 await older.evict()
             if holder is not None:
                 await holder.ready()
         except BaseException:
-            claim.release()
+            tenure.release()
             raise
-        return claim
+        return tenure
 
-    def forget(self, partial: Hashable, claim: Claim) -> None:
+    def forget(self, partial: Hashable, tenure: Tenure) -> None:
         """
-        Remove a claim, unless a newer one has its place.
+        Remove a tenure, unless a newer one has its place.
         """
-        if self._claims.get(partial) is claim:
-            del self._claims[partial]
+        if self._newest.get(partial) is tenure:
+            del self._newest[partial]
