@@ -17,6 +17,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -28,8 +29,8 @@ from twisted.logger import (
     LogEvent,
     Logger,
     formatEvent,
+    formatEventAsClassicLogText,
     globalLogPublisher,
-    textFileLogObserver,
 )
 from twisted.python.logfile import BaseLogFile, LogFile
 
@@ -41,6 +42,7 @@ __all__ = [
     "reopenFiles",
     "rotating",
     "rotatingJSON",
+    "textLines",
 ]
 
 _log = Logger()
@@ -68,7 +70,7 @@ def rotating() -> ILogObserver:
     """
     Text in a file.
     """
-    return textFileLogObserver(_open())
+    return FileLogObserver(_open(), textLines)
 
 
 def rotatingJSON() -> ILogObserver:
@@ -81,11 +83,38 @@ def rotatingJSON() -> ILogObserver:
 # -- lines --------------------------------------------------------------------
 
 
+def textLines(event: LogEvent) -> str | None:
+    """
+    @return: as Twisted's own text log has it, with a line of its own for each receipt.
+    """
+    lines = [formatEventAsClassicLogText(each) for each in _single(event)]
+    return "".join(line for line in lines if line) or None
+
+
 def jsonLine(event: LogEvent) -> str:
     r"""
-    @return: one JSON object and C{\n}: C{time} (UTC), C{level}, C{logger},
-        C{text}, C{traceback} after a failure, and the event's own values.
+    @return: a JSON object and C{\n}, for each receipt one: C{time} (UTC), C{level},
+        C{logger}, C{text}, C{traceback} after a failure, and the event's own values.
     """
+    return "".join(map(_jsonLine, _single(event)))
+
+
+def _single(event: LogEvent) -> Iterator[LogEvent]:
+    """
+    Yield an event for each receipt, as if its file had come alone: files that come together
+    are one event.
+    """
+    receipts, lines = event.get("receipts"), str(event.get("text")).split("\n")
+    if not isinstance(receipts, tuple) or len(receipts) != len(lines):
+        yield event
+        return
+    for line, receipt in zip(lines, receipts, strict=True):
+        single = {**event, "text": line, "receipt": receipt, "id": receipt.transferId}
+        del single["receipts"]
+        yield single
+
+
+def _jsonLine(event: LogEvent) -> str:
     failure = event.get("log_failure")
     line: dict[str, Any] = {
         "time": datetime.fromtimestamp(event["log_time"], UTC).isoformat(timespec="milliseconds"),

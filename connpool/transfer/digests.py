@@ -54,13 +54,13 @@ class Digest:
     An algorithm.
 
     @ivar name: as on the wire and in receipts.
-    @ivar new: makes an object with C{update} and C{digest}.
+    @ivar new: makes an object with C{update} and C{digest}, of some data if that is given.
     @ivar length: bytes of a digest.
     @ivar strong: whether it withstands somebody who wants a collision.
     """
 
     name: str
-    new: Callable[[], Any] = attrs.field(repr=False)
+    new: Callable[..., Any] = attrs.field(repr=False)
     length: int
     strong: bool = True
 
@@ -68,9 +68,7 @@ class Digest:
         """
         The digest of one block.
         """
-        hasher = self.new()
-        hasher.update(data)
-        return hasher.digest()  # type: ignore[no-any-return]  # hashers have no common type
+        return self.new(data).digest()  # type: ignore[no-any-return]  # hashers have no common type
 
 
 #: What this installation can compute, preferred ones first.
@@ -118,6 +116,4 @@ def rootOf(digest: Digest, size: int, blockSize: int, blocks: Iterable[bytes]) -
     """
     The root over the digests of all blocks, in order.
     """
-    hasher = digest.new()
-    hasher.update(_CONTEXT + struct.pack(">QQ", size, blockSize) + b"".join(blocks))
-    return hasher.digest()  # type: ignore[no-any-return]  # hashers have no common type
+    return digest.of(_CONTEXT + struct.pack(">QQ", size, blockSize) + b"".join(blocks))

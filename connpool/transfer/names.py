@@ -28,7 +28,14 @@ import attrs
 
 from connpool.errors import NameRefused
 
-__all__ = ["INTERNAL", "PROFILES", "RelativeName", "caselessForm", "displayName"]
+__all__ = [
+    "INTERNAL",
+    "PROFILES",
+    "NameReader",
+    "RelativeName",
+    "caselessForm",
+    "displayName",
+]
 
 #: What a name is checked against.
 PROFILES = ("portable", "posix")
@@ -62,6 +69,12 @@ _DEVICES = frozenset(
 
 #: One or two extensions, C{.tar.gz}: short, and not just a number.
 _EXTENSIONS = re.compile(r"(?:\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{1,7}){1,2}\Z")
+
+#: A last component that is taken under both profiles, whatever is before it.
+_ORDINARY = re.compile(
+    rb"(?!(?i:con|prn|aux|nul|conin|conout|clock|com[0-9]|lpt[0-9])(?:\.|\Z))"
+    rb"[A-Za-z0-9_-](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_-])?"
+)
 
 #: Characters of a name that L{displayName} shows.
 MAX_DISPLAYED = 512
@@ -209,6 +222,47 @@ class RelativeName:
 
     def __str__(self) -> str:
         return displayName(self.path)
+
+
+class NameReader:
+    """
+    Reads names as L{RelativeName.parse} does.  Those of one directory mostly come one after
+    the other, and only the first of them is looked at part by part.
+
+    @param directory: where all names lie, of identities that own one.
+    """
+
+    def __init__(
+        self, profile: str, *, dotfiles: bool, directory: RelativeName | None = None
+    ) -> None:
+        self._profile = profile
+        self._dotfiles = dotfiles
+        self._directory = directory
+        #: the latest one as it was sent, and what it came to
+        self._sent: bytes | None = None
+        self._components: tuple[str, ...] = ()
+        self._path = ""
+        self._room = 0
+
+    def read(self, name: bytes) -> RelativeName:
+        """
+        Read a name.
+
+        @raise NameRefused: as L{RelativeName.parse} and L{RelativeName.under}.
+        """
+        sent, slash, last = name.rpartition(b"/")
+        if sent == self._sent and len(last) <= self._room and _ORDINARY.fullmatch(last):
+            text = last.decode("ascii")
+            return RelativeName._of((*self._components, text), self._path + text)
+        found = RelativeName.parse(name, profile=self._profile, dotfiles=self._dotfiles)
+        if self._directory is not None:
+            found = found.under(self._directory)
+        self._sent = sent
+        self._components = found.components[:-1]
+        self._path = found.path.removesuffix(found.components[-1])
+        # without a slash the whole name must fit, as it was sent, too
+        self._room = MAX_PATH - max(len(self._path.encode()), len(sent + slash))
+        return found
 
 
 def caselessForm(text: str) -> str:

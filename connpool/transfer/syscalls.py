@@ -14,7 +14,7 @@ import fcntl
 import os
 import stat
 import sys
-from itertools import islice
+from typing import Any
 
 from connpool.errors import (
     Busy,
@@ -105,16 +105,6 @@ def _renameNoReplace(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: i
     )
 
 
-def _listdir(fd: int, most: int | None = None) -> list[str]:
-    """
-    List a directory; no more than C{most} names, unless that is L{None}.
-    """
-    if most is None:
-        return os.listdir(fd)
-    with os.scandir(fd) as entries:
-        return [entry.name for entry in islice(entries, most)]
-
-
 def _noXattr(*_details: object) -> bytes:
     raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
@@ -160,7 +150,8 @@ class Syscalls:
     stat = staticmethod(os.stat)
     fstat = staticmethod(os.fstat)
     fstatvfs = staticmethod(os.fstatvfs)
-    listdir = staticmethod(_listdir)
+    listdir: staticmethod[[int], list[str]] = staticmethod(os.listdir)
+    scandir: staticmethod[[int], Any] = staticmethod(os.scandir)
     flock = staticmethod(fcntl.flock)
 
     def writeAll(self, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

@@ -233,6 +233,10 @@ def test_peerSends(receiving):
     # nine are forgotten: COMMIT brings them up
     kind, fields = sender.commit(stream, data, 1 << 16)
     assert (kind, fields[0], fields[5]) == (peer.RECEIPT, "stored", "verified")
+    batch = sender.puts([(b"small/b%d" % n, content(n, n)) for n in range(60)] + [(b"../x", b"")])
+    answers = sender.answers(batch)
+    assert {answers[stream][0] for stream in batch[:-1]} == {peer.ACK}
+    assert answers[batch[-1]][1][0] == "name-refused"
     made = [sender.directory(b"tree/empty", -1_500_000_000), sender.directory(b"small", 10**18)]
     bad = sender.directory(b"../up")
     answers = sender.answers([*made, bad])
@@ -243,6 +247,7 @@ def test_peerSends(receiving):
     sender.socket.close()
     files = receiving.files()
     assert files.pop("large") == data
+    assert [files.pop(f"small/b{n}") for n in range(60)] == [content(n, n) for n in range(60)]
     assert files == {f"small/{n}": content(n * 10, n) for n in range(50)}
 
 
@@ -269,9 +274,12 @@ def test_peerJoinsAndResumes(receiving):
     assert receiving.files() == {"f": changed}
 
 
-def test_peerReceives(source, tmp_path):
+@pytest.mark.parametrize("together", [True, False])
+def test_peerReceives(source, tmp_path, together):
     (source / "small").write_bytes(b"x" * 4096)
     (source / "large").write_bytes(content(2 * MIB + 3))
+    for number in range(100):
+        (source / f"{number}").write_bytes(b"%d" % number)
     (source / "empty").mkdir()
     os.utime(source / "empty", ns=(0, 123_456_789))
     os.utime(source, ns=(0, 10**18 + 1))
@@ -283,7 +291,7 @@ def test_peerReceives(source, tmp_path):
             connection, _ = listener.accept()
             with connection:
                 connection.settimeout(30)
-                receiver = peer.Receiver(connection)
+                receiver = peer.Receiver(connection, ["puts"] * together)
                 receiver.serve()
                 served.append(receiver)
 
@@ -305,7 +313,11 @@ def test_peerReceives(source, tmp_path):
     assert receiver.files == {
         b"source/small": b"x" * 4096,
         b"source/large": content(2 * MIB + 3),
+        **{b"source/%d" % number: b"%d" % number for number in range(100)},
     }
+    # a file that is alone goes alone, also where they could go together
+    assert receiver.frames[peer.PUTS] == (1 if together else 0)
+    assert receiver.frames[peer.PUT] == (0 if together else 101)
     assert receiver.directories == {b"source/empty": 123_456_789, b"source": 10**18 + 1}
 
 

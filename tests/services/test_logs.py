@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import resource
@@ -6,11 +7,17 @@ import subprocess
 
 import attrs
 import pytest
-from twisted.logger import Logger, LogLevel, LogPublisher
+from twisted.logger import (
+    Logger,
+    LogLevel,
+    LogPublisher,
+    jsonFileLogObserver,
+    textFileLogObserver,
+)
 from twisted.python.failure import Failure
 
 from connpool.services import logs
-from connpool.services.logs import FILES, jsonLine, rotating, rotatingJSON
+from connpool.services.logs import FILES, jsonLine, rotating, rotatingJSON, textLines
 from connpool.transfer import Receipt
 
 RECEIPT = Receipt(
@@ -61,6 +68,53 @@ def test_aReceiptIsAnObject():
     said = json.loads(line("received {receipt.name}", receipt=RECEIPT))
     assert said["text"] == "received a"
     assert said["receipt"]["transferId"] == "0" * 32
+
+
+def batch():
+    """
+    The event of three files that came together, as a reception emits it.
+    """
+    names = ["a", "b", "c"]
+    receipts = tuple(attrs.evolve(RECEIPT, name=name, transferId=name * 32) for name in names)
+    lines = [f"received {name}, id {name * 32}" for name in names]
+    caught = []
+    log = Logger("connpool.test", observer=caught.append)
+    log.info("{text}", text="\n".join(lines), receipts=receipts, peer="192.0.2.7")
+    return caught[0], lines
+
+
+def test_aLineForEachFileOfABatch():
+    event, lines = batch()
+    found = [json.loads(each) for each in jsonLine(event).splitlines()]
+    assert [each["text"] for each in found] == lines
+    assert [each["receipt"]["name"] for each in found] == ["a", "b", "c"]
+    assert [each["id"] for each in found] == ["a" * 32, "b" * 32, "c" * 32]
+    # in everything else it is the line of a file that came alone
+    alone = json.loads(
+        line("{text}", text=lines[0], receipt=event["receipts"][0], peer="192.0.2.7", id="a" * 32)
+    )
+    del alone["time"], found[0]["time"]
+    assert found[0] == alone
+    text = textLines(event).splitlines()
+    assert [each.partition("connpool.test#info] ")[2] for each in text] == lines
+
+
+@pytest.mark.parametrize("receipts", [None, 5, (1, 2)])
+def test_whatIsNoBatchIsOneLine(receipts):
+    assert json.loads(line("{text}", text="one", receipts=receipts))["text"] == "one"
+
+
+def test_twistedsOwnLogsHaveTheBatch(tmp_path):
+    """
+    Text with every id, and JSON with the list.
+    """
+    event, lines = batch()
+    text, objects = io.StringIO(), io.StringIO()
+    textFileLogObserver(text)(event)
+    jsonFileLogObserver(objects)(event)
+    assert text.getvalue().count("\n\t") == 2
+    assert all(each in text.getvalue() for each in lines)
+    assert "c" * 32 in objects.getvalue()
 
 
 def test_aFailureHasItsTraceback():

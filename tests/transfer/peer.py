@@ -5,6 +5,7 @@ It imports nothing of C{connpool}: what it cannot do by the document, the
 document does not say.  Both roles, blocking sockets, one file after the other.
 """
 
+import collections
 import hashlib
 import os
 import struct
@@ -15,8 +16,8 @@ HELLO, AUTH, READY, JOIN, JOINED, PING, PONG, GOAWAY, ERROR = range(1, 10)
 (PUT, OFFER, ACCEPT, REJECT, DATA, DIGESTS, REPAIR, REVOKE, COMMIT, PROGRESS, ACK, RECEIPT) = range(
     0x10, 0x1C
 )
-CANCEL, DIRECTORY = 0x1C, 0x1D
-CAPABILITIES = ["join", "best", "earlier", "directories"]
+CANCEL, DIRECTORY, PUTS = 0x1C, 0x1D, 0x1E
+CAPABILITIES = ["join", "best", "earlier", "directories", "puts"]
 SMALL_BLOCK = 1 << 20
 
 
@@ -200,6 +201,22 @@ class Sender(Channel):
         self.send(PUT, self.stream, [*fields, None, False, "", durability], content)
         return self.stream
 
+    def puts(self, files, ifExists="", durability="none"):
+        """
+        @param files: names with contents; a third value is a key.
+        @return: the numbers of their streams.
+        """
+        assert "puts" in self.capabilities
+        entries = [
+            [os.urandom(16), name, *(key or [os.urandom(32)]), root(data, SMALL_BLOCK), len(data)]
+            for name, data, *key in files
+        ]
+        first = self.stream + 1
+        self.stream += len(files)
+        content = b"".join(data for _, data, *_ in files)
+        self.send(PUTS, first, [ifExists, durability, entries], content)
+        return range(first, first + len(files))
+
     def directory(self, name, modified=None, durability="none"):
         """
         @return: the number of the stream; L{answers} has the answer.
@@ -308,6 +325,8 @@ class Receiver(Channel):
         self.files = {}
         self.directories = {}
         self.damaged = 0
+        #: how many of each type came
+        self.frames = collections.Counter()
 
     def serve(self):
         assert self.read(8) == PREAMBLE
@@ -341,6 +360,7 @@ class Receiver(Channel):
         return durability in self.refuses
 
     def frameReceived(self, kind, stream, fields, data, raw):
+        self.frames[kind] += 1
         if kind == PING:
             self.send(PONG, 0, [fields[0]])
         elif kind == PUT:
@@ -350,6 +370,18 @@ class Receiver(Channel):
                 return
             self.files[fields[1]] = data
             self.send(ACK, 0, [[[stream, 1]], "none", "memory", 1])
+        elif kind == PUTS:
+            assert "puts" in self.capabilities
+            at = 0
+            for entry in fields[2]:
+                content = data[at : at + entry[4]]
+                at += entry[4]
+                assert root(content, SMALL_BLOCK) == entry[3]
+                assert len(content) <= 4096
+                self.files[entry[1]] = content
+            assert at == len(data)
+            self.asked += [fields[1]] * len(fields[2])
+            self.send(ACK, 0, [[[stream, len(fields[2])]], "none", "memory", 1])
         elif kind == DIRECTORY:
             # what is in it came before
             assert not self.open

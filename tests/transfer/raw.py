@@ -14,9 +14,11 @@ from connpool.transfer.wire.messages import (
     Commit,
     Data,
     Digests,
+    Entry,
     Hello,
     OfferMessage,
     Put,
+    Puts,
     decode,
     encode,
 )
@@ -27,12 +29,14 @@ SHA = DIGESTS["sha256"]
 class Raw(Protocol):
     """
     @ivar frames: what came, as (frame, message).
+    @ivar capabilities: what it says it can.
     """
 
     def __init__(self, world):
         self.world = world
         self.reader = FrameReader()
         self.frames = []
+        self.capabilities = ("join",)
         self.seen = b""
         self.lost = False
 
@@ -67,7 +71,8 @@ class Raw(Protocol):
 
     def greet(self, method="none", user="", secret=b"", digests=("sha256",)):
         self.transport.write(PREAMBLE)
-        hello = encode(Type.HELLO, 0, Hello((1,), "raw", ("join",), digests, bytes(32)))
+        ours = Hello((1,), "raw", self.capabilities, digests, bytes(32))
+        hello = encode(Type.HELLO, 0, ours)
         self.transport.write(hello)
         self.world.pump()
         frame, _ = self.frames[-1]
@@ -104,6 +109,14 @@ class Raw(Protocol):
             Type.COMMIT, stream, Commit(size, rootOf(SHA, len(content), blockSize, blocks))
         )
 
+    def puts(self, stream, files, durability="none", ifExists=""):
+        """
+        @param files: names with contents, or L{entry}s with contents.
+        """
+        pairs = [(entry(n, c) if isinstance(n, bytes) else n, c) for n, c in files]
+        message = Puts(ifExists, durability, tuple(each for each, _ in pairs))
+        return self.say(Type.PUTS, stream, message, b"".join(content for _, content in pairs))
+
     def put(self, stream, name, content, key=None):
         blocks = [SHA.of(content)] if content else []
         root = rootOf(SHA, len(content), BLOCK_SIZE, blocks)
@@ -115,13 +128,25 @@ class Raw(Protocol):
         )
 
 
-def connect(world):
+def entry(name, content, key=None, **more):
+    """
+    One file of C{PUTS}.
+    """
+    root = more.pop(
+        "root", rootOf(SHA, len(content), BLOCK_SIZE, [SHA.of(content)] * bool(content))
+    )
+    size = more.pop("size", len(content))
+    return Entry(os.urandom(16), name, key or os.urandom(32), root, size, **more)
+
+
+def connect(world, *capabilities):
     """
     A raw sender with a connection of its own.
     """
     from tests.transfer.world import Wire
 
     raw = Raw(world)
+    raw.capabilities += capabilities
     wire = Wire()
     world.wires.append(wire)
     wire.attach(raw, world.receiver.build(wire.ends[1]))

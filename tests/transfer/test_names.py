@@ -19,11 +19,50 @@ from connpool.transfer.names import (
     MAX_DEPTH,
     MAX_PATH,
     PROFILES,
+    NameReader,
     RelativeName,
     caselessForm,
     displayName,
 )
 from tests.transfer.hostile import CORPUS, DOTFILES
+
+
+def read(parse, raw):
+    try:
+        return parse(raw)
+    except NameRefused as e:
+        return str(e)
+
+
+PARTS = st.one_of(
+    st.sampled_from([hostile.raw for hostile in CORPUS if len(hostile.raw) < 300]),
+    st.from_regex(rb"[a-zA-Z0-9._ :$-]{0,8}", fullmatch=True),
+    st.sampled_from([b"x" * 254, b"x" * 255, b"x" * 256, b"COM1.txt", b"nul", b"a" * 3840]),
+)
+
+
+@given(
+    prefix=st.sampled_from(
+        [b"", b"d/", b"d/e/", b"../", b"con/", b"\xc3\xa4/", (b"x" * 250 + b"/") * 15]
+    ),
+    lasts=st.lists(PARTS, min_size=1, max_size=6),
+    dotfiles=st.booleans(),
+    profile=st.sampled_from(PROFILES),
+    directory=st.sampled_from([None, "own", "own/" + "d" * 200]),
+)
+def test_namesOfOneDirectoryAreReadAsAllNames(prefix, lasts, dotfiles, profile, directory):
+    under = None if directory is None else RelativeName.parse(directory)
+    reader = NameReader(profile, dotfiles=dotfiles, directory=under)
+
+    def parse(raw):
+        name = RelativeName.parse(raw, profile=profile, dotfiles=dotfiles)
+        return name if under is None else name.under(under)
+
+    for last in (b"first", *lasts):
+        raw = prefix + last
+        found, expected = read(reader.read, raw), read(parse, raw)
+        assert found == expected
+        assert getattr(found, "path", "") == getattr(expected, "path", "")
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -134,7 +134,9 @@ def test_acksAreCumulative(world, source):
     world.send(source)
     sent = frames(world.wires[0], 0)
     answers = frames(world.wires[0], 1)
-    assert sent.count(Type.PUT) == 1000
+    # no more than 512 files or about 64 KiB of names and keys go in one frame
+    assert sent.count(Type.PUT) <= 1
+    assert 2 <= sent.count(Type.PUTS) <= 6
     assert answers.count(Type.ACK) < 30
     assert answers.count(Type.RECEIPT) == 0
 
@@ -383,7 +385,9 @@ def test_shrunkSource(world, source):
 def test_anyTimeArrives(root, source, monkeypatch, year, way, old):
     when = int((year - 1970) * 31_556_952) * 10**9 + 123_456_789
     if old:  # it takes 64 bits, and ignores what it does not know
-        monkeypatch.setattr("connpool.transfer.receive.offers.timeOf", lambda m: m.modified)
+        for module in ("session", "smallfiles"):
+            name = f"connpool.transfer.receive.{module}.timeOf"
+            monkeypatch.setattr(name, lambda m: m.modified)
     path = source / "dated"
     path.write_bytes(content(SMALL * 2) if way == "offer" else b"x")
     really = os.fstat

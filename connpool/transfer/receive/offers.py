@@ -1,6 +1,5 @@
 """
-The offer in a message, under a receiver's policy; and the answer to one whose key got a
-receipt before.
+The sender of an offer; and the answer to an offer whose key got a receipt before.
 
 A receipt is kept for days, and the file may be taken away at once: that a sender offers the
 same content again under the same key does not mean that it is there still.  So the receipt
@@ -18,11 +17,9 @@ from connpool.interfaces import IFileStore
 from connpool.transfer.digests import Digest
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName
-from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import FileStat, Offer, Receipt
-from connpool.transfer.wire.messages import OfferMessage, Put, timeOf
 
-__all__ = ["GONE", "THERE", "UNKNOWN", "Sender", "earlierOf", "nameOf", "offerOf"]
+__all__ = ["GONE", "THERE", "UNKNOWN", "Sender", "earlierOf"]
 
 #: Values of the extension: there is no file of that name and size; there is; nobody knows.
 GONE, THERE, UNKNOWN = b"\0", b"\1", b"\2"
@@ -52,52 +49,6 @@ class Sender:
         The owner of its files.
         """
         return ANONYMOUS if self.identity is None else self.identity.principal
-
-
-def nameOf(raw: bytes, policy: Policy, identity: Identity | None) -> RelativeName:
-    """
-    Read the name in an offer.
-
-    @param raw: a name as the sender wrote it.
-    @return: that of the store, in the directory of C{identity}.
-    @raise NameRefused: it is not taken.
-    """
-    name = RelativeName.parse(raw, profile=policy.names, dotfiles=policy.dotfiles)
-    if identity is not None and identity.directory is not None:
-        name = name.under(identity.directory)
-    return name
-
-
-def offerOf(
-    message: OfferMessage | Put,
-    policy: Policy,
-    sender: Sender,
-    size: int | None,
-    blockSize: int,
-    resumeKey: bytes | None = None,
-) -> Offer:
-    """
-    Read an offer.
-
-    @raise TransferError: it may not be offered.
-    """
-    name = nameOf(message.name, policy, sender.identity)
-    return Offer(
-        name=name,
-        transferId=message.transferId.hex(),
-        size=size,
-        principal=sender.principal,
-        identity=sender.identity,
-        key=message.key,
-        resumeKey=resumeKey,
-        modified=timeOf(message),
-        executable=message.executable,
-        digest=sender.digest.name,
-        blockSize=blockSize,
-        ifExists=policy.ruleFor(message.ifExists),
-        durability=message.durability,
-        protocol="native",
-    )
 
 
 def earlierOf(

@@ -20,6 +20,7 @@ each for itself.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from connpool.tokenbucket import TokenBucket
 from connpool.transfer.identities import Identity, Limits
 from connpool.transfer.names import displayName
 from connpool.transfer.receive.policy import Policy
-from connpool.transfer.records import Offer
+from connpool.transfer.records import Offer, SmallFile
 
 __all__ = ["BURST_SECONDS", "Account", "Quotas", "Window"]
 
@@ -196,6 +197,14 @@ class Account:
         return room
 
     @property
+    def spare(self) -> float:
+        """
+        Small files that may come beside those that are on their way to the disk.
+        """
+        most = self.limits.maxTransfers
+        return math.inf if most is None else most - self._small
+
+    @property
     def _crowded(self) -> bool:
         most = self.limits.maxTransfers
         return self._smallBytes > SMALL_BYTES or (most is not None and self._small >= most)
@@ -245,12 +254,12 @@ class Account:
             self._bytes.add(count, now)
         return 0.0 if self._rate is None else self._rate.take(count, now)
 
-    def stored(self, now: float) -> None:
+    def stored(self, files: int, now: float) -> None:
         """
-        Count a file that was stored.
+        Count files that were stored.
         """
         if self._files is not None:
-            self._files.add(1, now)
+            self._files.add(files, now)
 
 
 class Quotas:
@@ -327,12 +336,24 @@ class Quotas:
         for account in accounts:
             account.check(files, size, self._now(account))
 
-    def stored(self, accounts: Sequence[Account]) -> None:
+    def stored(self, accounts: Sequence[Account], files: int = 1) -> None:
         """
-        Count a file that was stored.
+        Count files that were stored.
         """
         for account in accounts:
-            account.stored(self._now(account))
+            account.stored(files, self._now(account))
+
+    def admit(self, accounts: Sequence[Account], files: Sequence[SmallFile]) -> None:
+        """
+        Let small files come, all or none; they count as under way (L{small}) from now on.
+
+        @raise TransferError: they may not, or not all of them.
+        """
+        for file in files:
+            self.checkSize(file.offer)
+        size = sum(len(file.data) for file in files)
+        self.check(accounts, len(files), size)
+        self.small(accounts, len(files), size)
 
     def small(self, accounts: Sequence[Account], files: int, size: int) -> None:
         """
@@ -377,6 +398,12 @@ class Quotas:
         """
         limited = any(account.limits.maxRate for account in self.accounts(identity))
         return "rate" if limited and self._waits else "disk"
+
+    def spare(self, identity: Identity | None) -> float:
+        """
+        As L{Account.spare}, the least of the accounts of C{identity}.
+        """
+        return min(account.spare for account in self.accounts(identity))
 
     def room(self, identity: Identity | None) -> Deferred[None] | None:
         """

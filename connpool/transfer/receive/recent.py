@@ -34,22 +34,17 @@ class RecentTransfers:
     The last transfers of one reception.
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
+    @ivar files: those that came, the newest last; of those that are stored the receipt and
+        the sender, for small files are many and are looked at rarely.
     """
 
     _log = Logger("connpool.transfer.receive.reception.Reception")
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
-        # receipts as they came: small files are many, and are looked at rarely
-        self._files: deque[EndedTransfer | tuple[Receipt, str]] = deque(maxlen=KEPT_TRANSFERS)
+        self.files: deque[EndedTransfer | tuple[Receipt, str]] = deque(maxlen=KEPT_TRANSFERS)
         self._refusals: deque[EndedTransfer] = deque(maxlen=KEPT_TRANSFERS)
         self._logs: dict[str, tuple[LogRarely, dict[str, Any]]] = {}
-
-    def stored(self, receipt: Receipt, peer: str) -> None:
-        """
-        Keep a file that was published.
-        """
-        self._files.append((receipt, peer))
 
     def failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
         """
@@ -63,7 +58,7 @@ class RecentTransfers:
         now, name = self._clock.seconds(), str(offer.name)
         # not the exception itself: its traceback keeps buffers alive
         result = "skipped" if skipped else "failed"
-        self._files.append(
+        self.files.append(
             EndedTransfer(
                 *(now, name, count, peer, result, None, offer.transferId, f"{code}: {text}")
             )
@@ -128,7 +123,7 @@ class RecentTransfers:
         """
         files = [
             kept if isinstance(kept, EndedTransfer) else _stored(*kept)
-            for kept in reversed(self._files)
+            for kept in reversed(self.files)
         ]
         return [*files, *reversed(self._refusals)]
 

@@ -33,20 +33,19 @@ from connpool.errors import (
     TransferTimeout,
 )
 from connpool.interfaces import IAuthenticator
-from connpool.transfer.deadlines import Pace
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import displayName
 from connpool.transfer.receive import smallfiles
 from connpool.transfer.receive.dryrun import DryRun
 from connpool.transfer.receive.greeting import STREAMS, Greeting
-from connpool.transfer.receive.offers import Sender, offerOf
+from connpool.transfer.receive.offers import Sender
 from connpool.transfer.receive.quotas import Account
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.smallfiles import SmallFiles
 from connpool.transfer.receive.stream import Stream
-from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
-from connpool.transfer.wire.link import Link
+from connpool.transfer.wire.frames import MAX_STREAM, PREAMBLE, Frame, Type
+from connpool.transfer.wire.link import Link, Pace
 from connpool.transfer.wire.messages import (
     ROOT,
     Data,
@@ -60,6 +59,7 @@ from connpool.transfer.wire.messages import (
     decode,
     encode,
     extensionOf,
+    timeOf,
 )
 
 __all__ = ["NativeReceiver", "ReceiverSession"]
@@ -70,7 +70,7 @@ PROGRESS_SECONDS = 1.0
 UNKNOWN_SIZE_TIMEOUTS = 10
 #: The types that begin something, and all that are taken after the greeting and on a
 #: connection that has joined another.
-BEGINNINGS = frozenset({Type.PUT, Type.OFFER, Type.DIRECTORY})
+BEGINNINGS = frozenset({Type.PUT, Type.PUTS, Type.OFFER, Type.DIRECTORY})
 FROM_SENDER = frozenset(
     {
         *(Type.PUT, Type.OFFER, Type.DATA, Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL),
@@ -204,13 +204,16 @@ class ReceiverSession:
 
     def turn(self) -> None:
         """
-        Answer small files: all that had come was read.
+        Store and answer small files: all that had come was read.
         """
         self._flush()
 
     def _flush(self) -> None:
-        if self._smallFiles is not None and self._smallFiles.acks.collected:
-            self._smallFiles.acks.flush()
+        small = self._smallFiles
+        if small is not None:
+            small.store()
+            if small.acks.collected:
+                small.acks.flush()
 
     def late(self, why: TransferError) -> None:
         """
@@ -262,6 +265,7 @@ class ReceiverSession:
             self._link.close()  # nothing more comes by this one
             return
         self._closing = True
+        self._flush()
         for stream in list(self._streams.values()):
             if stream.receiving:
                 stream.fail(Cancelled("the sender closed the connection"))
@@ -338,8 +342,10 @@ class ReceiverSession:
         ready = Ready(transcript, secrets.token_bytes(16), self._ticket, self.principal)
         self.send(encode(Type.READY, 0, ready))
         self._state = self._open
-        directories = {Type.DIRECTORY} if "directories" in sender.capabilities else frozenset()
-        self._link.reader.expected = FROM_SENDER | directories
+        more = {Type.DIRECTORY: "directories", Type.PUTS: "puts"}
+        self._link.reader.expected = FROM_SENDER | {
+            kind for kind, capability in more.items() if capability in sender.capabilities
+        }
         self._link.reader.wants = self._wants
         self._link.admit()
         if self._draining:
@@ -353,6 +359,8 @@ class ReceiverSession:
         """
         if kind is Type.PUT:
             return length <= smallfiles.SMALL_FILE_BYTES and not self._over
+        if kind is Type.PUTS:
+            return not self._over
         stream = (self._joined or self)._streams.get(number)
         return stream is not None and stream.takes(kind, length)
 
@@ -414,13 +422,21 @@ class ReceiverSession:
             raise ProtocolError(f"{frame.type.name} on a joined connection")
         if number <= self._lastStream:
             raise ProtocolError(f"stream {number} comes after {self._lastStream}")
-        self._lastStream = number
-        if frame.type is Type.PUT:
+        entries = message.entries if frame.type is Type.PUTS else (message,)
+        self._lastStream = number + len(entries) - 1
+        if self._lastStream > MAX_STREAM:
+            raise ProtocolError(f"PUTS has files beyond stream {MAX_STREAM}")
+        if frame.data:
             self._arrived(len(frame.data))
+        if frame.type is not Type.PUT:
+            small.store()  # what came before is decided before
         if self._draining:
-            small.refuse(number, message.name, Busy("the receiver is stopping"))
+            for stream, entry in enumerate(entries, number):
+                small.refuse(stream, entry.name, Busy("the receiver is stopping"))
         elif frame.type is Type.PUT:
             small.put(frame, message)
+        elif frame.type is Type.PUTS:
+            small.puts(frame, message)
         elif frame.type is Type.DIRECTORY:
             small.directory(frame, message)
         else:
@@ -433,9 +449,19 @@ class ReceiverSession:
         if len(self._streams) >= STREAMS:
             raise Busy(f"{STREAMS} files are open in this session; finish one first")
         sender, reception = self._sender, self._reception
-        offer = offerOf(
-            *(message, reception.policy, sender),
-            *(message.size, message.blockSize, message.resumeKey),
+        offer = reception.offer(
+            message.name,
+            sender.identity,
+            message.ifExists,
+            transferId=message.transferId.hex(),
+            size=message.size,
+            key=message.key,
+            resumeKey=message.resumeKey,
+            modified=timeOf(message),
+            executable=message.executable,
+            digest=sender.digest.name,
+            blockSize=message.blockSize,
+            durability=message.durability,
         )
         if message.dry:
             if self._dryRun is None:

@@ -1,10 +1,13 @@
 """
-Files and directories that come in one frame each: C{PUT}, C{DIRECTORY}, and their answers.
+Files and directories that come whole in a frame: C{PUT}, C{PUTS}, C{DIRECTORY}, and their
+answers.
 
 Theory of operation
 ===================
 The life of a small file is one pass: its bytes are compared with its digest, given to the
-reception, and answered once the store is done.  The answers of those that are stored as
+reception, and answered once the store is done.  The files of one frame, or of the many
+frames that were read in one turn, pass the reception and the store together; a bad one
+fails alone.  The answers of those that are stored as
 they were asked for are collected until the end of a turn and go out as one C{ACK}.
 
 Bytes that wait for the store are bounded: by L{PENDING_BYTES} in one session, and by the
@@ -28,25 +31,34 @@ from connpool.errors import (
     NameRefused,
     ProtocolError,
     QuotaExceeded,
-    StoreError,
     TooLarge,
     TransferError,
 )
 from connpool.transfer.digests import BLOCK_SIZE, rootOf
 from connpool.transfer.names import displayName
-from connpool.transfer.receive.offers import Sender, earlierOf, nameOf, offerOf
+from connpool.transfer.receive.offers import Sender, earlierOf
 from connpool.transfer.receive.reception import Reception, storeFailure
-from connpool.transfer.records import DirectoryMade, Offer, Receipt
+from connpool.transfer.records import DirectoryMade, Receipt, SmallFile
 from connpool.transfer.wire.answers import receiptFrame, rejectFrame
-from connpool.transfer.wire.frames import Frame, Type
+from connpool.transfer.wire.frames import MAX_BATCH_BYTES, Frame, Type
 from connpool.transfer.wire.link import Link
-from connpool.transfer.wire.messages import Ack, Directory, Put, encode, pingOf
+from connpool.transfer.wire.messages import (
+    BATCH_FILES,
+    Ack,
+    Directory,
+    Entry,
+    Put,
+    Puts,
+    encode,
+    pingOf,
+    timeOf,
+)
 
 __all__ = ["PENDING_BYTES", "SMALL_FILE_BYTES", "Acks", "SmallFiles"]
 
-#: Bytes of a file that may come by C{PUT}.
+#: Bytes of a file that may come by C{PUT} or C{PUTS}.
 SMALL_FILE_BYTES = 256 * 1024
-#: Bytes of C{PUT}s being stored, at most, before we stop reading.
+#: Bytes of small files being stored, at most, before we stop reading.
 PENDING_BYTES = 32 << 20
 #: Bytes that one of them takes beside its content.
 _OVERHEAD_BYTES = 512
@@ -82,6 +94,10 @@ class SmallFiles:
         self._sender = sender
         self.acks = Acks(clock, send)
         self._held = self._over = False
+        #: files of this turn, with their streams
+        self._files: list[SmallFile] = []
+        self._streams: list[int] = []
+        self._bytes = 0
         self.pending = 0
 
     def stop(self) -> None:
@@ -89,53 +105,129 @@ class SmallFiles:
         Answer nothing any more: the connection is gone.
         """
         self._over = True
+        self._take()
         self.acks.stop()
+
+    # -- what comes
 
     def put(self, frame: Frame, message: Put) -> None:
         """
-        Store a file.
+        Take a file, which is stored with the others of this turn.
         """
-        number, data = frame.stream, frame.data
         if frame.length > SMALL_FILE_BYTES:
             raise ProtocolError(f"PUT carries {frame.length} bytes; at most {SMALL_FILE_BYTES}")
-        sender, reception = self._sender, self._reception
+        self._collect(
+            *(frame.stream, message, frame.data, timeOf(message)),
+            *(message.ifExists, message.durability),
+        )
+        most = min(BATCH_FILES, self._reception.quotas.spare(self._sender.identity))
+        if len(self._files) >= most or self._bytes > MAX_BATCH_BYTES:
+            self.store()
+
+    def puts(self, frame: Frame, message: Puts) -> None:
+        """
+        Store the files of a frame.
+        """
+        entries, data, at = message.entries, memoryview(frame.data), 0
+        size = sum(entry.size for entry in entries)
+        if size != frame.length:
+            raise ProtocolError(f"PUTS carries {frame.length} bytes, and its files have {size}")
+        largest = max(entry.size for entry in entries)
+        if largest > SMALL_FILE_BYTES:
+            raise ProtocolError(f"PUTS has {largest} bytes of a file; at most {SMALL_FILE_BYTES}")
+        ifExists, durability = message.ifExists, message.durability
+        for stream, entry in enumerate(entries, frame.stream):
+            content = data[at : at + entry.size]
+            at += entry.size
+            self._collect(stream, entry, content, entry.modified, ifExists, durability)
+        self.store()
+
+    def _collect(
+        self,
+        stream: int,
+        message: Put | Entry,
+        data: bytes | memoryview,
+        modified: int | None,
+        ifExists: str,
+        durability: str,
+    ) -> None:
+        sender, size = self._sender, len(data)
+        digest = sender.digest
         try:
-            offer = offerOf(message, reception.policy, sender, len(data), BLOCK_SIZE)
-            blocks = [sender.digest.of(data)] if data else []
-            if rootOf(sender.digest, len(data), BLOCK_SIZE, blocks) != message.root:
+            offer = self._reception.offer(
+                message.name,
+                sender.identity,
+                ifExists,
+                transferId=message.transferId.hex(),
+                size=size,
+                key=message.key,
+                modified=modified,
+                executable=message.executable,
+                digest=digest.name,
+                durability=durability,
+            )
+            blocks = [digest.of(data)] if size else []
+            if rootOf(digest, size, BLOCK_SIZE, blocks) != message.root:
                 raise DigestMismatch("the bytes that came are not those that were sent")
-            stored = reception.put(offer, data, message.root, sender.peer)
         except TransferError as e:
-            self.refuse(number, message.name, e)
+            self.refuse(stream, message.name, e)
             return
-        except Exception as e:
-            self._log.failure("storing a file failed")
-            self._send(rejectFrame(number, StoreError(f"the store failed: {type(e).__name__}")))
+        self._files.append(SmallFile(offer, data, message.root))
+        self._streams.append(stream)
+        self._bytes += size
+
+    # -- what becomes of it
+
+    def store(self) -> None:
+        """
+        Store what was collected.
+        """
+        if not self._files:
             return
-        if isinstance(stored, Receipt):
-            self._stored(number, offer, stored)
+        files, streams, size = self._take()
+        sender = self._sender
+        stored = self._reception.put(files, sender.identity, sender.peer)
+        if isinstance(stored, list):
+            self._answer(streams, files, stored)
             return
 
         def done(result: Any) -> None:
             if isinstance(result, Failure):
-                self._send(rejectFrame(number, storeFailure(result)))
-            else:
-                self._stored(number, offer, result)
+                result = [result] * len(files)
+            self._answer(streams, files, result)
 
-        self._wait(stored, len(data) + _OVERHEAD_BYTES, done)
+        self._wait(stored, size + len(files) * _OVERHEAD_BYTES, done)
 
-    def _stored(self, number: int, offer: Offer, receipt: Receipt) -> None:
+    def _take(self) -> tuple[list[SmallFile], list[int], int]:
+        taken = self._files, self._streams, self._bytes
+        self._files, self._streams, self._bytes = [], [], 0
+        return taken
+
+    def _answer(
+        self, streams: list[int], files: list[SmallFile], outcomes: list[Receipt | Failure]
+    ) -> None:
+        """
+        Answer each: the exceptions now, so that they come before the ACK of the rest.
+        """
         if self._over:
             return
-        sender = self._sender
-        if receipt.transferId != offer.transferId and "earlier" in sender.capabilities:
-            earlierOf(self._reception.store, sender, offer, receipt).addCallback(
-                lambda there: self._send(receiptFrame(number, receipt, sender.identity, there))
-            )
-        elif receipt.status != "stored" or receipt.name != offer.name.path:
-            self._send(receiptFrame(number, receipt, sender.identity))
-        else:
-            self.acks.add(number, receipt)
+        sender, acks = self._sender, self.acks
+        tells = "earlier" in sender.capabilities
+        for stream, file, receipt in zip(streams, files, outcomes, strict=True):
+            offer = file.offer
+            if not isinstance(receipt, Receipt):
+                self._send(rejectFrame(stream, storeFailure(receipt)))
+            elif receipt.transferId != offer.transferId and tells:
+                earlierOf(self._reception.store, sender, offer, receipt).addCallback(
+                    self._tell, stream, receipt
+                )
+            elif receipt.status != "stored" or receipt.name != offer.name.path:
+                self._tell(None, stream, receipt)
+            else:
+                acks.add(stream, receipt)
+
+    def _tell(self, there: bytes | None, stream: int, receipt: Receipt) -> None:
+        self._send(receiptFrame(stream, receipt, self._sender.identity, there))
 
     def directory(self, frame: Frame, message: Directory) -> None:
         """
@@ -143,7 +235,7 @@ class SmallFiles:
         """
         number, reception, sender = frame.stream, self._reception, self._sender
         try:
-            name = nameOf(message.name, reception.policy, sender.identity)
+            name = reception.nameOf(message.name, sender.identity)
             making = reception.makeDirectory(
                 name, sender.identity, message.modified, message.durability, sender.peer
             )

@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from connpool.errors import DigestMismatch, ProtocolError, StoreError, TransferError
 from connpool.transfer.digests import MAX_BLOCKS, Digest, rootOf
 from connpool.transfer.receive.blockmap import Arrival, Blockmap
-from connpool.transfer.receive.reception import Incoming
+from connpool.transfer.receive.incoming import Incoming
 from connpool.waiting import Waiters
 
 __all__ = ["CHECKPOINT_BYTES", "CHECKPOINT_SECONDS", "Owner", "Upload"]

@@ -33,14 +33,17 @@ from connpool.transfer.send.source import unchanged
 from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import Exchange, Lane, LargeStream, SmallStream
 from connpool.transfer.send.walking import STDIN
-from connpool.transfer.wire.frames import MAX_RUN_BYTES, Type
+from connpool.transfer.wire.frames import MAX_CONTROL_BYTES, MAX_RUN_BYTES, Type
 from connpool.transfer.wire.messages import (
+    BATCH_FILES,
     ROOT,
     Data,
     Digests,
+    Entry,
     Extension,
     OfferMessage,
     Put,
+    Puts,
     carryTime,
     encode,
 )
@@ -49,6 +52,9 @@ __all__ = ["Transmission"]
 
 #: Large files offered at once: their answers come while another is sent.
 MAX_OFFERS = 16
+#: Bytes of the files that go in one frame, and the most that one of them takes of its control
+#: part, beside its name.
+_BATCH_BYTES, _ENTRY_BYTES = 1 << 20, 128
 
 
 class Transmission:
@@ -76,6 +82,7 @@ class Transmission:
         self._reporter = exchange.reporter
         self._connect = connect
         self._mostLanes = lanes if "join" in session.capabilities else 0
+        self._batches = "puts" in session.capabilities
         self._lanes = 0
         #: connections that are being made
         self._connecting: set[Deferred[Any]] = set()
@@ -139,42 +146,73 @@ class Transmission:
             did = True
         if jobs.small:
             await session.writer.flushed()
-        batch: list[bytes] = []
+        frames: list[bytes] = []
         size = 0
         # it may have said GOAWAY while we waited
-        while jobs.small and size < 1 << 20 and not session.stopping:
-            data = jobs.small[0].data
-            if (
-                len(self._exchange.small) >= limits.inflightFiles
-                or self._exchange.smallBytes + len(data) > limits.inflightBytes
-            ):
+        while jobs.small and size < _BATCH_BYTES and not session.stopping:
+            batch = self._batch()
+            if not batch:
                 break
-            small = jobs.small.popleft()
-            stream = SmallStream(self._exchange, small)
-            batch += (self._put(stream.number, small), data)
-            size += len(data) + 256
-        if batch:
-            session.writer.send(*batch)
+            frames.append(self._put(batch))
+            for small in batch:
+                frames.append(small.data)
+                size += len(small.data) + _ENTRY_BYTES
+        if frames:
+            session.writer.send(*frames)
             did = True
         return did
 
-    def _put(self, number: int, small: Small) -> bytes:
-        job = small.job
+    def _batch(self) -> list[Small]:
+        """
+        Take the files that go next in one frame.
+        """
+        jobs, exchange, limits = self._jobs, self._exchange, self._session.limits
+        batch: list[Small] = []
+        files, control = len(exchange.small), 0
+        size = exchange.smallBytes
+        largest = min(limits.inflightBytes, size + _BATCH_BYTES)
+        most = min(BATCH_FILES if self._batches else 1, limits.inflightFiles - files)
+        while jobs.small and len(batch) < most:
+            small = jobs.small[0]
+            data, job = small.data, small.job
+            size += len(data)
+            control += len(job.name) + _ENTRY_BYTES
+            alone = not self._batches or _needsExtension(job)
+            if size > largest or control > MAX_CONTROL_BYTES - _ENTRY_BYTES or (batch and alone):
+                break
+            batch.append(jobs.small.popleft())
+            if alone:
+                break
+        return batch
+
+    def _put(self, batch: list[Small]) -> bytes:
+        """
+        @return: the frame for a file, or for several; their contents follow.
+        """
+        ifExists: Any = self._request.ifExists
+        level: Any = self._exchange.durability.level
+        streams = [SmallStream(self._exchange, small) for small in batch]
+        for small in batch:
+            self._reporter.sent(small.job, len(small.data))
+        number, size = streams[0].number, sum(stream.size for stream in streams)
+        if len(batch) > 1:
+            puts = Puts(ifExists, level, tuple(map(_entry, batch)))
+            return encode(Type.PUTS, number, puts, size)
+        job = batch[0].job
         assert job.status is not None
         modified, extensions = carryTime(job.status.st_mtime_ns)
-        message = Put(
+        put = Put(
             job.transferId,
             job.name,
             job.key,
-            small.root,
+            batch[0].root,
             modified,
             bool(job.status.st_mode & 0o111),
-            self._request.ifExists,  # type: ignore[arg-type]  # a request has it as text
-            self._exchange.durability.level,  # type: ignore[arg-type]  # a request has it as text
+            ifExists,
+            level,
             extensions,
         )
-        self._reporter.sent(job, len(small.data))
-        return encode(Type.PUT, number, message, len(small.data))
+        return encode(Type.PUT, number, put, size)
 
     # -- large files
 
@@ -382,3 +420,25 @@ class Transmission:
             self._lanes -= 1
             await lane.reader.stop()
             connection.discard()
+
+
+def _needsExtension(job: Job) -> bool:
+    """
+    Tell whether its time needs an extension, which files of C{PUTS} do not have.
+    """
+    assert job.status is not None
+    return bool(carryTime(job.status.st_mtime_ns)[1])
+
+
+def _entry(small: Small) -> Entry:
+    job, status = small.job, small.job.status
+    assert status is not None
+    return Entry(
+        job.transferId,
+        job.name,
+        job.key,
+        small.root,
+        len(small.data),
+        status.st_mtime_ns,
+        bool(status.st_mode & 0o111),
+    )

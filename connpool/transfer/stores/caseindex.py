@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 from threading import Lock
 from time import monotonic
 from typing import Protocol, TypeVar, TypeVarTuple
@@ -174,7 +175,8 @@ class CaseIndex:
         if spared or (index.changed is not None and now < self._rested):
             index.due = now + LISTING_SECONDS
             return spared
-        found = self._sys.listdir(directory.fd, DIRECTORY_NAMES + 1)
+        with self._sys.scandir(directory.fd) as entries:
+            found = [entry.name for entry in islice(entries, DIRECTORY_NAMES + 1)]
         if len(found) <= DIRECTORY_NAMES:
             index.names = {hash(caselessForm(name)): name for name in found}
             index.due = now + LISTING_SECONDS

@@ -91,7 +91,7 @@ class Space:
         """
         status = self._sys.fstatvfs(self._fd)
         self._free = status.f_bavail * status.f_frsize - self.floor
-        self._noInodes = outOfInodes(status)
+        self._noInodes = not status.f_favail and outOfInodes(status)
         self._spent = 0
         self._asked = self._seconds()
         return self._free

@@ -8,8 +8,8 @@ L{Frame}s and the pieces of data runs.  A header says both lengths, and each
 type has bounds for both (L{BOUNDS}), which are checked before a byte is kept:
 what a peer declares never decides what we allocate.
 
-Runs are of two kinds.  Those that are needed whole (block digests, a small
-file) come with their frame, if they are wanted in the state that the session is in
+Runs are of two kinds.  Those that are needed whole (block digests, small
+files) come with their frame, if they are wanted in the state that the session is in
 (L{FrameReader.expected}, L{FrameReader.wants}): nothing is kept ahead of that.
 A C{DATA} run is passed on piece by piece as it arrives; its reader may take the
 rest of it from the socket itself and report with L{FrameReader.skip} (section
@@ -39,8 +39,11 @@ __all__ = [
     "BOUNDS",
     "HEADER",
     "HEADER_BYTES",
+    "MAX_BATCH_BYTES",
+    "MAX_CONTROL_BYTES",
     "MAX_RUN_BYTES",
     "MAX_SMALL_BYTES",
+    "MAX_STREAM",
     "PREAMBLE",
     "Frame",
     "FrameReader",
@@ -59,14 +62,19 @@ HEADER = struct.Struct(">BBHII")
 _CRC = struct.Struct(">I")
 HEADER_BYTES = HEADER.size + _CRC.size
 
+#: The largest number of a stream.
+MAX_STREAM = (1 << 32) - 1
 #: Bytes of one C{DATA} run: a cancelled file holds a connection this long.
 MAX_RUN_BYTES = 4 << 20
 #: Bytes of a file that C{PUT} carries, however high the receiver's limit.
 MAX_SMALL_BYTES = 1 << 20
+#: Bytes of the files that one C{PUTS} carries.
+MAX_BATCH_BYTES = 4 << 20
 
 _MAX_LISTS_BYTES = 4 << 20
 _MAX_NUMBERS_BYTES = 4 * MAX_BLOCKS
-_MAX_CONTROL_BYTES = (1 << 16) - 1
+#: Bytes of a control part: its length has 16 bits.
+MAX_CONTROL_BYTES = (1 << 16) - 1
 
 
 class Type(enum.IntEnum):
@@ -97,6 +105,7 @@ class Type(enum.IntEnum):
     RECEIPT = 0x1B
     CANCEL = 0x1C
     DIRECTORY = 0x1D
+    PUTS = 0x1E
 
 
 @attrs.frozen
@@ -125,9 +134,9 @@ BOUNDS: dict[int, Bounds] = {
     Type.PONG: Bounds(64, session=True),
     Type.GOAWAY: Bounds(4096, session=True),
     Type.ERROR: Bounds(8192, session=True),
-    Type.PUT: Bounds(_MAX_CONTROL_BYTES, MAX_SMALL_BYTES),
-    Type.OFFER: Bounds(_MAX_CONTROL_BYTES),
-    Type.ACCEPT: Bounds(_MAX_CONTROL_BYTES, _MAX_LISTS_BYTES),
+    Type.PUT: Bounds(MAX_CONTROL_BYTES, MAX_SMALL_BYTES),
+    Type.OFFER: Bounds(MAX_CONTROL_BYTES),
+    Type.ACCEPT: Bounds(MAX_CONTROL_BYTES, _MAX_LISTS_BYTES),
     Type.REJECT: Bounds(8192),
     Type.DATA: Bounds(64, MAX_RUN_BYTES),
     Type.DIGESTS: Bounds(64, _MAX_LISTS_BYTES),
@@ -135,10 +144,11 @@ BOUNDS: dict[int, Bounds] = {
     Type.REVOKE: Bounds(64, _MAX_NUMBERS_BYTES),
     Type.COMMIT: Bounds(1024),
     Type.PROGRESS: Bounds(1024),
-    Type.ACK: Bounds(_MAX_CONTROL_BYTES, session=True),
-    Type.RECEIPT: Bounds(_MAX_CONTROL_BYTES),
+    Type.ACK: Bounds(MAX_CONTROL_BYTES, session=True),
+    Type.RECEIPT: Bounds(MAX_CONTROL_BYTES),
     Type.CANCEL: Bounds(1024),
-    Type.DIRECTORY: Bounds(_MAX_CONTROL_BYTES),
+    Type.DIRECTORY: Bounds(MAX_CONTROL_BYTES),
+    Type.PUTS: Bounds(MAX_CONTROL_BYTES, MAX_BATCH_BYTES),
 }
 
 _NAMES = {kind.value: kind for kind in Type}

@@ -26,8 +26,8 @@ VERSIONS = (1,)
 #: C{join}: further connections carry data of a session.  C{best}: the durability may be
 #: asked for as the highest that can be reached.  C{earlier}: a receipt that an earlier
 #: offer got says so, and whether the file is there still.  C{directories}: the receiver
-#: makes directories and sets their times.
-CAPABILITIES = ("join", "best", "earlier", "directories")
+#: makes directories and sets their times.  C{puts}: many small files come in one frame.
+CAPABILITIES = ("join", "best", "earlier", "directories", "puts")
 
 
 @attrs.frozen

@@ -16,9 +16,10 @@ import msgspec
 from msgspec import Meta
 
 from connpool.errors import ProtocolError
-from connpool.transfer.wire.frames import Frame, Type, frame
+from connpool.transfer.wire.frames import MAX_SMALL_BYTES, Frame, Type, frame
 
 __all__ = [
+    "BATCH_FILES",
     "MESSAGES",
     "ROOT",
     "TIME",
@@ -30,6 +31,7 @@ __all__ = [
     "Data",
     "Digests",
     "Directory",
+    "Entry",
     "Error",
     "Extension",
     "Goaway",
@@ -40,6 +42,7 @@ __all__ = [
     "Ping",
     "Progress",
     "Put",
+    "Puts",
     "Ready",
     "ReceiptMessage",
     "ReceiverLimits",
@@ -60,6 +63,8 @@ ROOT = "root"
 #: Name of the extension of C{OFFER} and C{PUT} that has a modification time
 #: beyond 64 bits of nanoseconds: seconds and nanoseconds, 12 bytes.
 TIME = "time"
+#: Files of one C{PUTS}.
+BATCH_FILES = 512
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Word = Annotated[str, Meta(max_length=64)]
@@ -242,6 +247,35 @@ class Put(_Message, frozen=True):
     extensions: Extensions = ()
 
 
+class Entry(_Array, frozen=True):
+    """
+    One file of L{Puts}; the fields are those of L{Put}.
+
+    @ivar size: its bytes of the data part.
+    """
+
+    transferId: Id
+    name: Name
+    key: Secret
+    root: DigestBytes
+    size: Annotated[int, Meta(ge=0, le=MAX_SMALL_BYTES)]
+    modified: Nanoseconds | None = None
+    executable: bool = False
+
+
+class Puts(_Message, frozen=True):
+    """
+    Whole small files, one after the other in the data part.  The first has the stream of
+    the frame, the others those that follow.  Only for a receiver that has the capability
+    C{puts}.
+    """
+
+    ifExists: IfExists
+    durability: AskedDurability
+    entries: Annotated[tuple[Entry, ...], Meta(min_length=1, max_length=BATCH_FILES)]
+    extensions: Extensions = ()
+
+
 class OfferMessage(_Message, frozen=True):
     """
     C{OFFER}: a file that comes in C{DATA} runs.
@@ -342,7 +376,7 @@ class Progress(_Message, frozen=True):
 
 class Ack(_Message, frozen=True):
     """
-    C{PUT}s that are stored under the name they asked for.
+    Small files that are stored under the name they asked for.
 
     @ivar streams: (first, count) pairs.
     @ivar finished: milliseconds since the epoch.
@@ -424,6 +458,7 @@ MESSAGES: dict[Type, type[_Message]] = {
     Type.RECEIPT: ReceiptMessage,
     Type.CANCEL: Cancel,
     Type.DIRECTORY: Directory,
+    Type.PUTS: Puts,
 }
 
 _TIME = struct.Struct(">qI")

@@ -69,11 +69,11 @@ def test_filesOfADay():
     account.check(0, 0, 0.0)
     with pytest.raises(QuotaExceeded, match="2 files"):
         account.check(1, 0, 0.0)
-    account.stored(0.0)
+    account.stored(1, 0.0)
     account.leave()
     account.small(-1, -10)
     account.check(1, 0, 0.0)
-    account.stored(0.0)
+    account.stored(1, 0.0)
     with pytest.raises(QuotaExceeded):
         account.check(1, 0, DAY)
     account.check(1, 0, DAY + HOUR)

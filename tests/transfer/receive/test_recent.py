@@ -19,7 +19,7 @@ MORE = "; {} more with this code since the last such line"
 def test_theLastFilesAndRefusals():
     clock = Clock()
     recent = RecentTransfers(clock)
-    recent.stored(RECEIPT, "192.0.2.7")
+    recent.files.append((RECEIPT, "192.0.2.7"))
     clock.advance(9)
     offer = Offer(RelativeName.parse("b"), "1" * 32, 100)
     recent.failed(offer, "192.0.2.8", 60, NoSpace("the disk is full"))
@@ -39,7 +39,7 @@ def test_theLastFilesAndRefusals():
 def test_noMoreThanFifty():
     recent = RecentTransfers(Clock())
     for number in range(3 * KEPT_TRANSFERS):
-        recent.stored(attrs.evolve(RECEIPT, size=number), "x")
+        recent.files.append((attrs.evolve(RECEIPT, size=number), "x"))
         recent.refused(f"{number}", "x", Exists("there"))
     latest = recent.latest()
     assert len(latest) == 2 * KEPT_TRANSFERS

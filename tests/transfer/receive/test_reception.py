@@ -15,7 +15,7 @@ from connpool.interfaces import ILiveTransfers, IPartialHolder, IStatsSource, IT
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.receive.reception import Reception
-from connpool.transfer.records import Offer
+from connpool.transfer.records import Offer, SmallFile
 from connpool.transfer.stores import MemoryStore
 from tests.helpers.waiting import bounded, failureResultOf, successResultOf
 
@@ -145,10 +145,9 @@ def raising(error):
 def test_aSmallFileThatCannotBeStoredIsCountedAndLogged(how):
     reception = Reception(Store(put=lambda *_: how(NoSpace("full"))), Clock())
     with capturedLogs() as logs:
-        try:
-            failureResultOf(reception.put(offer(size=1), b"x", None, "peer"), NoSpace)
-        except NoSpace:
-            assert how is raising
+        stored = reception.put([SmallFile(offer(size=1), b"x", None)], None, "peer")
+        [failure] = stored if how is raising else successResultOf(stored)
+    assert isinstance(failure.value, NoSpace)
     assert lines(logs) == [f"did not receive d/x from peer after 1 bytes: no-space: full, id {ID}"]
     stats = reception.stats()
     assert (stats.started, stats.failed, stats.published) == (1, 1, 0)

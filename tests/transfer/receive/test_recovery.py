@@ -14,6 +14,7 @@ from connpool.transfer.receive.policy import Policy
 from connpool.transfer.send.client import Retry
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.wire.frames import Type
+from connpool.transfer.wire.handshake import CAPABILITIES
 from connpool.transfer.wire.messages import Hello, Join
 from tests.transfer.raw import connect
 from tests.transfer.world import SMALL_BLOCKS, Passwords, Wire, World
@@ -83,16 +84,22 @@ def cutEverywhere(tmp_path, source, monkeypatch, step, shard=(0, 1)):
     return len(todo)
 
 
-def test_aCutAtEveryByteOfTheControlParts(tmp_path, source, monkeypatch):
+@pytest.fixture(params=["together", "one by one"])
+def ways(request, monkeypatch):
     monkeypatch.setattr(smallfiles, "SMALL_FILE_BYTES", 2048)
+    if request.param == "one by one":
+        fewer = tuple(name for name in CAPABILITIES if name != "puts")
+        monkeypatch.setattr(greeting, "CAPABILITIES", fewer)
+
+
+def test_aCutAtEveryByteOfTheControlParts(tmp_path, source, monkeypatch, ways):
     # a different tenth each day of the month would hide failures: a fixed one
-    assert cutEverywhere(tmp_path, source, monkeypatch, step=509, shard=(3, 29)) > 3000
+    assert cutEverywhere(tmp_path, source, monkeypatch, step=509, shard=(3, 58)) > 3000
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_aCutAtEveryByte(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(smallfiles, "SMALL_FILE_BYTES", 2048)
+def test_aCutAtEveryByte(tmp_path, source, monkeypatch, ways):
     assert cutEverywhere(tmp_path, source, monkeypatch, step=1) > 40_000
 
 

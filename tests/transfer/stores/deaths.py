@@ -27,8 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred
 
 from connpool.transfer import LocalStore, Offer, Receipt, RelativeName
+from connpool.transfer.records import SmallFile
+from connpool.transfer.stores.commit import receiptOr
 from tests.transfer.stores.kit import BLOCK, InlineReactor, Recorded, offer, visible
 
 CONTENT = random.Random(1).randbytes(5 * BLOCK + 1234)
@@ -108,6 +111,18 @@ def put(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
     return reactor.wait(store.put(asked, SMALL, ROOT))
 
 
+def batch(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
+    """
+    Two files at once.
+    """
+    second = attrs.evolve(asked, name=RelativeName.parse("a/c/y"), key=b"y" * 32, size=5)
+    files = [SmallFile(asked, SMALL, ROOT), SmallFile(second, b"other", ROOT)]
+    stored = store.putAll(files)
+    receipts = reactor.wait(stored) if isinstance(stored, Deferred) else stored
+    assert receiptOr(receipts[1]).name == "a/c/y"
+    return receiptOr(receipts[0])
+
+
 def stream(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
     """
     Block by block, with a checkpoint after every second one.
@@ -170,6 +185,8 @@ SCENARIOS = [
     Scenario("small-conflict", SMALL, taken, put),
     Scenario("small-neighbour", SMALL, neighbour, put),
     Scenario("small-replace", SMALL, taken, put, {"ifExists": "replace"}),
+    Scenario("batch", SMALL, nothing, batch),
+    Scenario("batch-conflict", SMALL, neighbour, batch),
     Scenario("large", CONTENT, nothing, stream, RESUMABLE),
     Scenario("large-conflict", CONTENT, taken, stream, RESUMABLE),
     Scenario("large-replace", CONTENT, taken, stream, {**RESUMABLE, "ifExists": "replace"}),
@@ -296,7 +313,7 @@ def judge(scenario: Scenario, level: str, root: Path, acknowledged: Path) -> str
     """
     @return: the promise that was broken, or L{None}.
     """
-    others = {"other"} if scenario.prepare in {taken, neighbour} else set()
+    others = (scenario.prepare in {taken, neighbour}) + (scenario.send is batch)
     before = published(root)
     for name, content in before.items():
         if content not in {scenario.content, b"other"}:
@@ -313,7 +330,7 @@ def judge(scenario: Scenario, level: str, root: Path, acknowledged: Path) -> str
     there = [name for name, content in after.items() if content == scenario.content]
     if there != [receipt.name]:
         return f"{receipt.name} was acknowledged, {there} are there"
-    wanted = 1 if scenario.values.get("ifExists") == "replace" else 1 + len(others)
+    wanted = 1 if scenario.values.get("ifExists") == "replace" else 1 + others
     if len(after) != wanted:
         return f"left: {sorted(after)}"
     if reactor.wait(store.partials()):

@@ -9,7 +9,9 @@ import errno
 import os
 import threading
 import time
+from contextlib import contextmanager
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,20 +49,20 @@ class Receiving:
             self.clock, root, syscalls=self.syscalls, threads=self.clock, **values
         )
 
+        self._scandir = self.syscalls.scandir
+        self.syscalls.scandir = self.scandir
+        #: what was looked at each time that somebody looked for neighbours
+        self.listed = []
+
     def before(self, name, arguments, keywords):
-        if name == "listdir":
+        if name == "scandir":
             self.now += self.listing
 
-    @property
-    def listed(self):
-        """
-        What was found each time that somebody looked for neighbours.
-        """
-        return [
-            result
-            for name, arguments, _, result in self.syscalls.log
-            if name == "listdir" and arguments[1:]
-        ]
+    @contextmanager
+    def scandir(self, fd):
+        self.listed.append([])
+        with self._scandir(fd) as entries:
+            yield (self.listed[-1].append(entry.name) or entry for entry in entries)
 
     def put(self, name, rule="rename", durability="none"):
         """
@@ -113,10 +115,15 @@ def test_whatAConsumerTakesAwayIsFreeAtOnce(root, receiving, rule):
     assert receiving.put("docs/X", rule="rename") == "docs/X (1)"
 
 
+@contextmanager
+def entries(names):
+    yield [SimpleNamespace(name=name) for name in names]
+
+
 @pytest.mark.parametrize("found", [["A", "a"], ["a", "A"]])
 def test_neighboursThatWereThereBefore(root, receiving, found):
     # a store with names="posix" made them, perhaps; each is only itself
-    receiving.syscalls.listdir = lambda fd, most: found
+    receiving.syscalls.scandir = lambda fd: entries(found)
     for name in found:
         (root / name).write_text(name)
     assert receiving.put("a") == "a"  # a duplicate
@@ -124,7 +131,7 @@ def test_neighboursThatWereThereBefore(root, receiving, found):
     assert visible(root) == {"A": b"A", "a": b"a"}
     os.unlink(root / "a")
     os.link(root / "A", root / "a")  # as a file system that folds case has it
-    receiving.syscalls.listdir = lambda fd, most: ["A"]
+    receiving.syscalls.scandir = lambda fd: entries(["A"])
     receiving.now += LISTING_SECONDS
     with pytest.raises(Exists, match='"A"'):
         receiving.put("a", "replace")
@@ -179,7 +186,7 @@ def test_tooManyOpenFiles(root, receiving):
     (root / "README").write_text("by hand")
 
     def before(name, arguments, keywords):
-        if name == "listdir":
+        if name == "scandir":
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     receiving.syscalls.before = before

@@ -500,7 +500,9 @@ def test_aCopyThatWasNotFinishedIsFound(root, way):
         store, clock, calls = opened(root, apart=True)
         lookLater(store, clock)
         listed = {
-            os.readlink(f"/proc/self/fd/{a[0]}") for name, a, *_ in calls.log if name == "listdir"
+            os.readlink(f"/proc/self/fd/{a[0]}")
+            for name, a, *_ in calls.log
+            if name in {"listdir", "scandir"}
         }
         assert all("/.connpool" in path for path in listed)
         clock.wait(store.close())
@@ -621,7 +623,7 @@ def test_walksThatFailHoldNoDescriptors(root, way):
             assert clock.wait(store.stat(asked.name)) is None
         else:
             with pytest.raises(TransferError):
-                store.put(asked, b"x", None)
+                clock.wait(settled(store.put(asked, b"x", None)))
     assert len(os.listdir("/proc/self/fd")) <= before + 65
     clock.wait(store.close())
 

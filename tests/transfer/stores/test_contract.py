@@ -22,7 +22,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from connpool.errors import Busy, ConflictTakeover, Exists, Skipped, StoreError, TooLarge
-from connpool.interfaces import IDirectoryStore, IFileStore, IPartial, IPartialHolder
+from connpool.interfaces import IBatchStore, IDirectoryStore, IFileStore, IPartial, IPartialHolder
 from connpool.transfer import RelativeName
 from connpool.transfer.stores import LocalStore, MemoryStore
 from connpool.transfer.syscalls import VOLATILE
@@ -764,6 +764,8 @@ def timeOf(tested, name):
 @pytest_twisted.ensureDeferred
 async def test_aDirectoryIsMade(tested, durability):
     verifyObject(IDirectoryStore, tested.store)
+    if IBatchStore.providedBy(tested.store):
+        verifyObject(IBatchStore, tested.store)
     made = await directory(tested, "a/b/c", 1_600_000_000 * 10**9 + 17, durability)
     assert made.made
     assert made.durability == (durability if tested.isDurable else "none")

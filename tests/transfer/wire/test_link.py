@@ -2,7 +2,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from connpool.errors import TooSlow, TransferTimeout
-from connpool.transfer.deadlines import Pace
+from connpool.transfer.wire.link import Pace
 
 
 def build(minimumRate=10):
