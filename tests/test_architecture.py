@@ -249,3 +249,12 @@ def test_eachExceptionFromARuleSaysWhy():
         if rules.search(line)
     ]
     assert found == []
+
+
+#: Files that are longer than 600 lines, and the reason for each.
+LONG = {"connpool.interfaces": "each contract once, where a reader of any room looks for it"}
+
+
+def test_aFileIsOneConcept():
+    long = {moduleOf(path) for path in SOURCES if len(path.read_text().splitlines()) > 600}
+    assert long - {"connpool.pool.shell"} == set(LONG)
