@@ -90,7 +90,7 @@ def environmentOf(name: str, setup: Setup, suite: Any) -> Path | None:
     where = setup.out / f"venv-{name}"
     if Path(sys.prefix).resolve() == where:
         return None
-    return environment(where, str(CHECKOUT), *suite.PEERS)
+    return environment(where, "-e", str(CHECKOUT), *suite.PEERS)
 
 
 def main(words: list[str] | None = None) -> int:

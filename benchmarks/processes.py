@@ -26,6 +26,7 @@ _LOOK_SECONDS = 0.05
 _FIRST_LOOK_SECONDS = 0.005  # some take no longer
 _START_SECONDS = 20.0
 _STOP_SECONDS = 15.0
+_NOT_INHERITED = {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
 _TICKS = os.sysconf("SC_CLK_TCK")
 #: With a process id: its clock, as clock_getcpuclockid(3) makes it.
 _SCHEDULED = 2
@@ -101,10 +102,11 @@ def residentOf(pid: int, which: str = "VmHWM") -> int:
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """
-    Return the environment of programs of ours: of this checkout, installed or not.
+    Return the environment of programs of ours: of this checkout, installed or not, and
+    compiled once, as it is where it was installed.
     """
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
         "PYTHONPATH": str(CHECKOUT),
         "CONNPOOL_ALLOW_ROOT": "1",
         **(extra or {}),

@@ -4,6 +4,6 @@ C{python -m connpool} is the C{connpool} command.
 
 import sys
 
-from connpool.commands import main
+from connpool.commands import program
 
-sys.exit(main())
+sys.exit(program())

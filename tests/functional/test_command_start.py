@@ -1,0 +1,56 @@
+"""
+The start and the end of the C{connpool} program.
+"""
+
+import subprocess
+import sys
+
+from benchmarks.processes import freePort
+from tests.helpers.processes import environment
+
+#: Runs the program and prints its exit code, how often the collector ran, and whether
+#: what was imported is kept from it at the end.
+WATCHED = """
+import gc, sys
+runs = []
+gc.callbacks.append(lambda phase, _: phase == "start" and runs.append(phase))
+from connpool.commands import program
+runs.clear()
+code = program()
+print(code, len(runs), gc.get_freeze_count() > 20_000)
+"""
+
+
+def test_theCollectorDoesNotWalkWhatIsImported(tmp_path):
+    (tmp_path / "f").write_bytes(b"x")
+    words = [
+        "send",
+        "--protocol",
+        "classic",
+        "--to",
+        f"127.0.0.1:{freePort()}",
+        str(tmp_path / "f"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment(),
+    )
+    assert done.stdout == "7 0 True\n"
+
+
+def test_aMistakeEndsAsBefore(tmp_path):
+    for words, code in ((["send"], 2), (["--version"], 0), (["nothing"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "connpool", *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env=environment(),
+        )
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
