@@ -81,7 +81,8 @@ class IStatsSource(Interface):
 
     name: str = Attribute("The instance's name, unique within its kind in one process.")
     kind: str = Attribute(
-        "One of C{pool}, C{transfer}, C{datagram}, C{probe}, C{listener}, C{proxy}, C{outbox}."
+        "One of C{pool}, C{transfer}, C{web}, C{datagram}, C{probe}, C{listener}, C{proxy}, "
+        "C{outbox}."
     )
 
     def stats() -> Any:

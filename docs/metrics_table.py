@@ -19,6 +19,7 @@ MARK = ".. metrics\n"
 #: Kinds with a title of their own, in this order; others follow.
 TITLES = {
     "transfer": "Files received",
+    "web": "HTTP requests",
     "outbox": "Files sent",
     "listener": "Listeners",
     "tcp": "TCP states of a listener's connections",

@@ -48,7 +48,8 @@ LEGS = {
     "stores": SHARED,
     "receive": SHARED | {"wire", "stores"},
     "send": SHARED | {"wire"},
-    "web": SHARED | {"receive", "stores"},
+    # of wire only the pace of a peer
+    "web": SHARED | {"receive", "stores", "wire"},
 }
 
 #: Circles of imports inside a room, type-only ones included, and the reason for each.

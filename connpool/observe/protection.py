@@ -10,9 +10,7 @@ another C{Host} than that name.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import Any
 
 import attrs
@@ -21,35 +19,11 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import maybeDeferred
 from twisted.logger import Logger
 
-__all__ = ["Protection", "hostOf"]
+from connpool.addresses.hosts import hostOf, isOwnHost, withOwnHosts
+
+__all__ = ["Protection"]
 
 _log = Logger()
-
-
-def hostOf(header: str) -> str:
-    """
-    The host of a C{Host} header (RFC 9110 section 7.2), lower case, without
-    port, brackets and final dot; empty for what is none.
-    """
-    host, bracket, port = header.strip().lower().partition("]")
-    if bracket:
-        return host[1:] if host.startswith("[") and port[:1] in {"", ":"} else ""
-    host, _, port = host.partition(":")
-    return "" if ":" in port else host.removesuffix(".")
-
-
-def _isAddress(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _withOwn(names: Iterable[str]) -> frozenset[str]:
-    own = socket.gethostname().lower()
-    given = {name.lower().removesuffix(".") for name in names}
-    return frozenset({"localhost", own, own.partition(".")[0], *given} - {""})
 
 
 @attrs.frozen
@@ -61,7 +35,7 @@ class Protection:
         passwords; L{None} to ask for none.
     """
 
-    hosts: frozenset[str] = attrs.field(default=frozenset(), converter=_withOwn)
+    hosts: frozenset[str] = attrs.field(default=frozenset(), converter=withOwnHosts)
     checker: Any = None
 
     def permitsHost(self, headers: Iterable[bytes]) -> bool:
@@ -73,7 +47,7 @@ class Protection:
         if not given:
             return True
         host = hostOf(given[0].decode("latin-1"))
-        return len(given) == 1 and (host in self.hosts or _isAddress(host))
+        return len(given) == 1 and isOwnHost(host, self.hosts)
 
     async def permitsUser(self, user: bytes, password: bytes) -> bool:
         """

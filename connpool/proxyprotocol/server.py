@@ -17,6 +17,7 @@ from twisted.internet.interfaces import (
     ILoggingContext,
     IProtocol,
     IProtocolFactory,
+    IProtocolNegotiationFactory,
     IStreamServerEndpoint,
 )
 from twisted.logger import Logger
@@ -105,7 +106,7 @@ class ProxyStats:
     crowded: int = 0
 
 
-@implementer(IProtocolFactory, ILoggingContext)
+@implementer(IProtocolFactory, IProtocolNegotiationFactory, ILoggingContext)
 class ProxiedFactory:
     """
     Wraps a factory: its protocols are built when the client is known.
@@ -148,6 +149,13 @@ class ProxiedFactory:
         wrapped: Any = self.wrapped
         named = ILoggingContext.providedBy(wrapped)
         return f"{wrapped.logPrefix() if named else type(wrapped).__name__} (PROXY)"
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """
+        @return: the application protocols that TLS around this may agree on (RFC 7301).
+        """
+        inner = IProtocolNegotiationFactory(self.wrapped, None)
+        return [] if inner is None else list(inner.acceptableProtocols())
 
     def buildProtocol(self, addr: IAddress | None) -> IProtocol:
         # never None, which Twisted's TLS wrapper cannot take

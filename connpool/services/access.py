@@ -13,7 +13,12 @@ from typing import Any, ClassVar
 import attrs
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IProtocol, ISSLTransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IProtocol,
+    IProtocolNegotiationFactory,
+    ISSLTransport,
+)
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from zope.interface import directlyProvides, implementer, providedBy
@@ -171,7 +176,7 @@ class _Refused(Protocol):
             transport.abortConnection()
 
 
-@implementer(IDrainable, IStatsSource)
+@implementer(IDrainable, IProtocolNegotiationFactory, IStatsSource)
 class Gate(Factory):
     """
     Wraps a service's factory, and alone counts its connections and ends them.
@@ -212,6 +217,13 @@ class Gate(Factory):
         The beginning of Twisted's "starting on PORT" line.
         """
         return self.name
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """
+        @return: the application protocols that TLS in front may agree on (RFC 7301).
+        """
+        inner = IProtocolNegotiationFactory(self.factory, None)
+        return [] if inner is None else list(inner.acceptableProtocols())
 
     def doStart(self) -> None:
         self.factory.doStart()

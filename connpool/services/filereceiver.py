@@ -30,10 +30,11 @@ from connpool.interfaces import (
 )
 from connpool.services.access import Access
 from connpool.services.credentials import Authenticator
-from connpool.services.hints import sendHint, sendHintElsewhere
-from connpool.services.listening import ListeningService, placeOf, readListen
+from connpool.services.hints import curlHint, sendHint, sendHintElsewhere
+from connpool.services.listening import ListeningService, ShownSource, placeOf, readListen
 from connpool.services.onreceived import OnReceived, asProgram
 from connpool.services.startfailure import failStart
+from connpool.services.web import WebEntrance
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.identities import Identities
 from connpool.transfer.names import PROFILES, RelativeName
@@ -106,6 +107,13 @@ class FileReceiver(MultiService):
     @param store: opens another store than the directory, with the reactor; what follows
         C{name} above is about the directory, and not taken with it.
     @param storeName: of that store, for the log.
+    @param web: take HTTP from everywhere that may connect; C{False} from nowhere; L{None}
+        from clients that are connected directly on this machine.
+    @param webHosts: names under which HTTP clients ask for the receiver, beside addresses and
+        this machine's own names.
+    @param webOrigins: origins of web sites whose pages may send; C{*} for all, with C{checkers}.
+    @param webUrl: URL of the receiver as HTTP clients see it, behind a proxy.
+    @param webSha256: compute the SHA-256 of every file that comes by HTTP.
     @raise WrongSetting: for values that do not go together, or an open door; one line.
     @raise AddressError: for a description or network that is none; one line.
     @raise Unsupported: for digests that are none; one line.
@@ -140,6 +148,11 @@ class FileReceiver(MultiService):
         keepPartials: float = 604800.0,
         store: Callable[[Any], IFileStore] | None = None,
         storeName: str = "given",
+        web: bool | None = None,
+        webHosts: Sequence[str] = (),
+        webOrigins: Sequence[str] = (),
+        webUrl: str | None = None,
+        webSha256: bool = False,
     ) -> None:
         super().__init__()
         self.name: str = name
@@ -173,16 +186,29 @@ class FileReceiver(MultiService):
         self._store: IFileStore | None = None
         self.reception: Reception | None = None
         self._receiver: NativeReceiver | None = None
+        self._web = WebEntrance(
+            *(reactor, web, webHosts, webOrigins, webUrl, webSha256),
+            credentials=self._authenticator is not None,
+        )
         self.listening = ListeningService(
             reactor,
             self._listens,
-            SnifferFactory(reactor, [Choice(PREAMBLE, self._native), Choice(b"", self._classic)]),
+            SnifferFactory(
+                reactor,
+                [
+                    Choice((PREAMBLE,), self._native),
+                    *self._web.choices,
+                    Choice((b"",), self._classic),
+                ],
+            ),
             access=self._access,
             drainTimeout=drainTimeout,
             name=name,
             answers={"address": refusal(SHUT_OUT), "limit": refusal(CROWDED)},
         )
         self.listening.setServiceParent(self)
+        if self._web.choices:
+            ShownSource(self._web.counts).setServiceParent(self)
 
     def _check(self, identities: Identities | None) -> None:
         if (self._directory is None) is (self._openStore is None):
@@ -263,6 +289,7 @@ class FileReceiver(MultiService):
             listeners=[*self._listeners, *self._hooks(store)],
             name=self.name,
         )
+        self._web.start(self.reception, self._authenticator)
         super().startService()
         self._sayWhere()
 
@@ -284,6 +311,11 @@ class FileReceiver(MultiService):
         for other in others:
             self._log.info("{name}: or with: {hint}", name=self.name, hint=other)
         for listen, host in zip(self._listens, hosts, strict=True):
+            curl = self._web.opens(listen) and curlHint(
+                *(listen, host, self._access), credentials=self._credentials
+            )
+            if curl:
+                self._log.info("{name}: or with: {hint}", name=self.name, hint=curl)
             elsewhere = sendHintElsewhere(listen, host, credentials=self._credentials)
             if elsewhere is not None:
                 self._log.info("{name}: elsewhere: {hint}", name=self.name, hint=elsewhere)

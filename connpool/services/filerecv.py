@@ -23,6 +23,7 @@ from connpool.services.options import (
 )
 from connpool.services.status import StatusOptions, observed
 from connpool.services.thirdparty import makeListener, makeStore
+from connpool.services.web import WebOptions
 from connpool.transfer.names import PROFILES
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import IF_EXISTS
@@ -33,7 +34,7 @@ __all__ = ["DEFAULT_DIRECTORY", "FileReceiver", "Options", "makeService"]
 DEFAULT_DIRECTORY = "received"
 
 
-class Options(StatusOptions, CredentialOptions, AccessOptions):
+class Options(StatusOptions, WebOptions, CredentialOptions, AccessOptions):
     pluginName = "filerecv"
     synopsis = "[options]"
     longdesc = (
@@ -226,6 +227,7 @@ class Options(StatusOptions, CredentialOptions, AccessOptions):
             keepPartials=self["keep-partials"],
             store=self["store"],
             storeName=self.storeName,
+            **self.webKeywords,
         )
 
     def check(self) -> None:

@@ -26,7 +26,7 @@ from connpool.errors import AddressError
 from connpool.proxyprotocol.strings import parseTrust
 from connpool.services.access import Access
 
-__all__ = ["commandLine", "localHost", "localPlace", "sendHint", "sendHintElsewhere"]
+__all__ = ["commandLine", "curlHint", "localHost", "localPlace", "sendHint", "sendHintElsewhere"]
 
 _PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+", re.ASCII)
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with
@@ -176,6 +176,32 @@ def sendHintElsewhere(listen: Listen, address: Any, *, credentials: bool) -> str
     if credentials and not listen.certified:
         words += ["--credentials", "CREDENTIALS"]
     return commandLine([*words, "FILE"])
+
+
+def curlHint(listen: Listen, address: Any, access: Access, *, credentials: bool) -> str | None:
+    """
+    @return: the command that sends a file there by HTTP; L{None} where that takes more than
+        a line.
+    """
+    if listen.certified or "proxied" in listen.wrappers:
+        return None
+    shown = _shown(listen)
+    words = ["curl"] + (["-u", "USER"] if credentials else [])
+    name = getattr(address, "name", None)
+    if name:
+        words += ["--unix-socket", os.path.abspath(os.fsdecode(name))]
+        place = "localhost"
+    elif isinstance(address, IPv4Address | IPv6Address):
+        host = localHost(address.host, access)
+        if shown is not None and shown.host(host) not in {host, "localhost"}:
+            return None
+        place = joinHostPort(host if shown is None else shown.host(host), address.port)
+    else:
+        return None
+    if shown is not None and shown.path:
+        words += ["--cacert", shown.path]
+    scheme = "http" if shown is None else "https"
+    return commandLine([*words, "-T", "FILE", f"{scheme}://{place}/"])
 
 
 def _destination(

@@ -18,7 +18,6 @@ from connpool.addresses import parseListen
 from connpool.observe import Protection, makeSite
 from connpool.observe.feed import MOST_VIEWERS
 from connpool.observe.overview import MOST_TRANSFERS
-from connpool.observe.protection import hostOf
 from connpool.services.listening import ListeningService
 from tests.helpers.waiting import bounded, until
 from tests.observe.sample import HOSTILE, busy, transfer
@@ -170,24 +169,6 @@ async def test_whoDoesNotCloseItsTLSHoldsNoConnection(tmp_path, monkeypatch, req
 
 
 # -- the Host header ---------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("header", "host"),
-    [
-        ("LocalHost:8690", "localhost"),
-        ("status.example.", "status.example"),
-        ("[::1]:80", "::1"),
-        ("[::1]", "::1"),
-        ("127.0.0.1", "127.0.0.1"),
-        ("::1", ""),
-        ("[::1]x", ""),
-        ("x]", ""),
-        ("", ""),
-    ],
-)
-def test_hostOf(header, host):
-    assert hostOf(header) == host
 
 
 @pytest_twisted.ensureDeferred

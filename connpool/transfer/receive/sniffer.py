@@ -2,7 +2,8 @@
 One port, several protocols: the first bytes decide.
 
 A file name cannot start with NUL, so a preamble that does is never a classic
-sender; a connection that begins with no signature is classic.
+sender; the name of a classic sender has no slash, so the first line of an HTTP request is
+none.  A connection that begins with no signature is classic.
 """
 
 from __future__ import annotations
@@ -11,16 +12,36 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocolNegotiationFactory
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from connpool.interfaces import IDrainableProtocol
 
-__all__ = ["FIRST_BYTES_TIMEOUT", "Choice", "Sniffer", "SnifferFactory"]
+__all__ = [
+    "FIRST_BYTES_TIMEOUT",
+    "HTTP_APPLICATIONS",
+    "HTTP_PATIENCE_SECONDS",
+    "HTTP_SIGNATURES",
+    "Choice",
+    "Sniffer",
+    "SnifferFactory",
+]
 
 #: Seconds a connection may say nothing at all.
 FIRST_BYTES_TIMEOUT = 10.0
+#: Seconds that the beginning of an HTTP signature waits for the rest: a file may be called
+#: C{PUT}, and its sender waits for the answer.
+HTTP_PATIENCE_SECONDS = 1.0
+HTTP_APPLICATIONS = (b"http/1.1",)
+
+_METHODS = (b"GET", b"HEAD", b"OPTIONS", b"PUT", b"POST", b"PATCH", b"DELETE")
+#: The beginnings of HTTP requests; the last is the preface of HTTP/2.
+HTTP_SIGNATURES = (
+    *(b"%b %b" % (method, to) for method in _METHODS for to in (b"/", b"http://", b"https://")),
+    b"OPTIONS * H",
+    b"PRI * H",
+)
 
 
 @attrs.frozen
@@ -28,13 +49,18 @@ class Choice:
     """
     A protocol that may be spoken on the port.
 
-    @ivar signature: the bytes its connections begin with; empty for the last
+    @ivar signatures: one of them its connections begin with; an empty one for the last
         choice, which takes everything else.
     @ivar build: makes the protocol, given the transport.
+    @ivar patience: seconds that the beginning of a signature waits for the rest.
+    @ivar applications: its names in TLS (RFC 7301): browsers and curl ask for one, and a
+        server that knows none of theirs ends the handshake.
     """
 
-    signature: bytes
+    signatures: tuple[bytes, ...]
     build: Callable[[Any], Any]
+    patience: float = FIRST_BYTES_TIMEOUT
+    applications: tuple[bytes, ...] = ()
 
 
 @implementer(IHalfCloseableProtocol, IDrainableProtocol)
@@ -51,6 +77,7 @@ class Sniffer(Protocol):
         self._clock = clock
         self._choices = choices
         self._first = b""
+        self._hurried = False
         self.inner: Any = None
 
     def connectionMade(self) -> None:
@@ -59,11 +86,15 @@ class Sniffer(Protocol):
     def dataReceived(self, data: bytes) -> None:
         self._first += data
         for choice in self._choices:
-            if self._first.startswith(choice.signature):
+            if self._first.startswith(choice.signatures):
                 self._choose(choice)
                 return
-            if choice.signature.startswith(self._first):
-                return  # a prefix: more will tell
+            if any(signature.startswith(self._first) for signature in choice.signatures):
+                # a prefix: more will tell
+                if choice.patience < FIRST_BYTES_TIMEOUT and not self._hurried:
+                    self._hurried = True
+                    self._late.reset(choice.patience)
+                return
 
     def _choose(self, choice: Choice) -> None:
         if self._late.active():
@@ -104,6 +135,7 @@ class Sniffer(Protocol):
         transport.loseConnection()
 
 
+@implementer(IProtocolNegotiationFactory)
 class SnifferFactory(Factory):
     """
     Builds sniffers.
@@ -117,6 +149,12 @@ class SnifferFactory(Factory):
     def __init__(self, clock: Any, choices: Sequence[Choice]) -> None:
         self._clock = clock
         self._choices = choices
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """
+        @return: the application protocols that TLS may agree on with clients that ask for one.
+        """
+        return [name for choice in self._choices for name in choice.applications]
 
     def buildProtocol(self, addr: Any) -> Sniffer:
         return Sniffer(self._clock, self._choices)

@@ -6,7 +6,13 @@ from twisted.internet.testing import StringTransport
 from zope.interface.verify import verifyObject
 
 from connpool.interfaces import IDrainableProtocol
-from connpool.transfer.receive.sniffer import FIRST_BYTES_TIMEOUT, Choice, SnifferFactory
+from connpool.transfer.receive.sniffer import (
+    FIRST_BYTES_TIMEOUT,
+    HTTP_PATIENCE_SECONDS,
+    HTTP_SIGNATURES,
+    Choice,
+    SnifferFactory,
+)
 
 
 class Inner(Protocol):
@@ -39,8 +45,9 @@ class Transport(StringTransport):
 def build():
     clock = Clock()
     choices = [
-        Choice(b"\0CPT1\r\n\x1a", lambda _: Inner("native")),
-        Choice(b"", lambda _: Inner("classic")),
+        Choice((b"\0CPT1\r\n\x1a",), lambda _: Inner("native")),
+        Choice(HTTP_SIGNATURES, lambda _: Inner("web"), HTTP_PATIENCE_SECONDS),
+        Choice((b"",), lambda _: Inner("classic")),
     ]
     factory = SnifferFactory(clock, choices)
     sniffer = factory.buildProtocol(None)
@@ -91,6 +98,37 @@ def test_aPrefixThatStaysOneIsClassic():
     clock.advance(FIRST_BYTES_TIMEOUT)
     assert sniffer.inner.name == "classic"
     assert sniffer.inner.received == b"\0CP"
+
+
+@pytest.mark.parametrize("line", [b"PUT /a", b"GET http://x/", b"OPTIONS * HTTP/1.1", b"PRI * HT"])
+def test_aRequestIsTheWebDoors(line):
+    for split in range(1, len(line)):
+        clock, _, sniffer, _ = build()
+        sniffer.dataReceived(line[:split])
+        clock.advance(HTTP_PATIENCE_SECONDS / 2)
+        sniffer.dataReceived(line[split:])
+        assert sniffer.inner.name == "web"
+        assert sniffer.inner.received == line
+        assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("name", [b"P", b"PUT", b"PUT ", b"PRI * ", b"GET http:"])
+def test_aFileMayBeCalledAsARequestBegins(name):
+    clock, _, sniffer, _ = build()
+    for byte in name:
+        sniffer.dataReceived(bytes([byte]))
+        clock.advance(HTTP_PATIENCE_SECONDS / 20)
+    clock.advance(HTTP_PATIENCE_SECONDS)
+    assert sniffer.inner.name == "classic"
+    assert sniffer.inner.received == name
+    assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("first", [b"put /a", b"PUT  /a", b"PUTS /a", b"TRACE /", b"PUT *"])
+def test_othersAreNoRequests(first):
+    _, _, sniffer, _ = build()
+    sniffer.dataReceived(first)
+    assert sniffer.inner.name == "classic"
 
 
 def test_endsArePassedOn():

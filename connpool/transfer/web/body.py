@@ -1,0 +1,146 @@
+"""
+The bytes of a body, cut out of the stream.
+
+A body of known length is passed on as it came, without a copy.  The pieces of a chunked one
+(RFC 9112 section 7.1) are joined; its lines are read strictly, extensions and all: a line end
+that one reader sees in an extension and another does not hides a request
+(CVE-2025-22871, CVE-2025-55315).
+"""
+
+from __future__ import annotations
+
+import re
+
+from connpool.transfer.web.problems import Problem
+
+__all__ = ["Chunked", "Sized"]
+
+#: Bytes of the line before a chunk, and of all trailers.
+_MAX_CHUNK_LINE = 256
+_MAX_TRAILERS = 16 * 1024
+_MAX_CHUNK = (1 << 63) - 1
+_TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
+_CHUNK = re.compile(
+    rb"([0-9A-Fa-f]{1,16})"
+    rb'(?:[ \t]*;[ \t]*%s(?:[ \t]*=[ \t]*(?:%s|"[\t !#-\[\]-~\x80-\xff]*"))?)*\r\n'
+    % (_TOKEN, _TOKEN)
+)
+_TRAILER = re.compile(rb"(%s):[ \t]*([\t -~\x80-\xff]*?)[ \t]*" % _TOKEN)
+#: Fields that mean nothing behind a body, and something else to whoever merges them.
+_NO_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host", b"content-range"})
+
+
+class Sized:
+    """
+    A body of known length.
+
+    @ivar over: all of it came.
+    @ivar left: bytes that have not come.
+    @ivar trailers: none.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.left = length
+        self.over = not length
+        self.trailers: list[tuple[bytes, bytes]] = []
+
+    def feed(self, data: bytes | bytearray) -> tuple[memoryview, bytes | bytearray]:
+        """
+        @return: the part of C{data} that is content, and what follows the body.
+        """
+        view = memoryview(data)[: self.left]
+        self.left -= len(view)
+        self.over = not self.left
+        return view, data[len(view) :] if len(view) < len(data) else b""
+
+
+class Chunked:
+    """
+    A chunked body.
+
+    @ivar over: all of it came.
+    @ivar left: bytes of the present chunk that have not come.
+    @ivar trailers: fields behind the body, names in lower case.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self.left = 0
+        self.trailers: list[tuple[bytes, bytes]] = []
+        self._kept = b""
+        self._first = True
+        self._last = False
+
+    def feed(self, data: bytes | bytearray) -> tuple[memoryview, bytes | bytearray]:
+        """
+        @return: the part of C{data} that is content, and what follows the body.
+        @raise Problem: it is not as it has to be.
+        """
+        if self._kept:
+            data = self._kept + bytes(data)
+            self._kept = b""
+        found: list[memoryview] = []
+        view = memoryview(data)
+        at = 0
+        while not self.over:
+            if self.left:
+                run = view[at : at + self.left]
+                if not run:
+                    break
+                found.append(run)
+                at += len(run)
+                self.left -= len(run)
+                continue
+            after = self._trailers(data, at) if self._last else self._line(data, at)
+            if after is None:
+                self._kept = bytes(view[at:])
+                at = len(data)
+                break
+            at = after
+        content = found[0] if len(found) == 1 else memoryview(b"".join(found))
+        return content, data[at:] if at < len(data) else b""
+
+    def _line(self, data: bytes | bytearray, at: int) -> int | None:
+        """
+        @return: the place behind the line before a chunk; L{None} if it is not there yet.
+        """
+        if not self._first:
+            # the end of the chunk before
+            if data[at : at + 2] != b"\r\n"[: len(data) - at]:
+                raise _broken()
+            if len(data) - at < 2:
+                return None
+            at += 2
+        end = data.find(b"\n", at, at + _MAX_CHUNK_LINE)
+        if end < 0:
+            if len(data) - at >= _MAX_CHUNK_LINE:
+                raise _broken()
+            return None
+        line = _CHUNK.fullmatch(data, at, end + 1)
+        if line is None or (size := int(line[1], 16)) > _MAX_CHUNK:
+            raise _broken()
+        self._first = False
+        self.left = size
+        self._last = not size
+        return end + 1
+
+    def _trailers(self, data: bytes | bytearray, at: int) -> int | None:
+        if data[at : at + 2] == b"\r\n":
+            self.over = True
+            return at + 2
+        end = data.find(b"\r\n\r\n", at, at + _MAX_TRAILERS)
+        if end < 0:
+            if len(data) - at >= _MAX_TRAILERS:
+                raise _broken()
+            return None
+        for line in bytes(data[at:end]).split(b"\r\n"):
+            found = _TRAILER.fullmatch(line)
+            if found is None or found[1].lower() in _NO_TRAILERS:
+                raise _broken()
+            self.trailers.append((found[1].lower(), found[2]))
+        self.over = True
+        return end + 4
+
+
+def _broken() -> Problem:
+    return Problem(400, "the body is not chunked as RFC 9112 says", closes=True)

@@ -1,0 +1,192 @@
+"""
+The web door: connections, the gate, and the resource for each request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from connpool.addresses.hosts import hostOf, withOwnHosts
+from connpool.errors import StoreError, TransferError
+from connpool.interfaces import IAuthenticator
+from connpool.logonce import LogRarely
+from connpool.transfer.receive.reception import Reception
+from connpool.transfer.web.answers import Answer, problem
+from connpool.transfer.web.channel import WebChannel
+from connpool.transfer.web.gate import Caller, Gate
+from connpool.transfer.web.head import Head
+from connpool.transfer.web.origin import ALLOWED_METHODS, Origins, originOf
+from connpool.transfer.web.problems import Fields, Problem
+from connpool.transfer.web.put import Put
+from connpool.transfer.web.request import Request, Resource
+from connpool.transfer.web.settings import WebCounts, WebSettings
+from connpool.transfer.web.target import Kind, Target, parseTarget
+
+__all__ = ["WebDoor"]
+
+
+class Page:
+    """
+    The resource of C{/}: says how to send a file.
+    """
+
+    methods = ("GET", "HEAD")
+
+    async def answer(self, request: Request) -> Answer:
+        """
+        Say it.
+        """
+        text = b"Files are received here. Send one with: curl -T FILE URL/\n"
+        return Answer(200, [("Content-Type", "text/plain; charset=utf-8")], text)
+
+
+class Nowhere:
+    """
+    The resource of what is not there.
+    """
+
+    methods = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE")
+
+    async def answer(self, request: Request) -> Answer:
+        """
+        Say so.
+        """
+        raise Problem(404, "there is nothing of this name", "expired")
+
+
+class WebDoor:
+    """
+    Makes channels for connections that begin with an HTTP request.
+
+    @param clock: L{twisted.internet.interfaces.IReactorTime}.
+    @param authenticator: L{None} if everybody may send, as C{anonymous}.
+    @param counts: grow with what is answered.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: Any,
+        reception: Reception,
+        authenticator: IAuthenticator | None = None,
+        settings: WebSettings | None = None,
+        counts: WebCounts | None = None,
+    ) -> None:
+        settings = settings or WebSettings()
+        self._clock = clock
+        self._reception = reception
+        self._counts = counts or WebCounts()
+        self._gate = Gate(clock, reception, authenticator, settings)
+        url = settings.url
+        own = [originOf(url)] if url else []
+        hosts = [*settings.hosts, *(hostOf(each.partition("://")[2]) for each in own)]
+        self._origins = Origins(withOwnHosts(hosts), frozenset({*settings.origins, *own}))
+        self._put = Put(reception, settings)
+        self._page = Page()
+        self._nowhere = Nowhere()
+        self._logs: dict[str, LogRarely] = {}
+
+    def build(self, transport: Any) -> WebChannel:
+        """
+        Make the protocol of one connection.
+        """
+        self._counts.connections += 1
+        return WebChannel(self._clock, _Entrance(self, Caller(transport), self._counts))
+
+    def pace(self, caller: Caller) -> tuple[float, float]:
+        """
+        @return: seconds of silence, and bytes/s, that C{caller} is held to.
+        """
+        return self._reception.quotas.pace(caller.identity)
+
+    async def answer(
+        self, head: Head, channel: WebChannel, caller: Caller
+    ) -> tuple[Answer, Fields]:
+        """
+        Answer a request.
+
+        @return: the answer, and fields that depend on the request's origin.
+        """
+        shared: Fields = ()
+        try:
+            target = parseTarget(head.method, head.target)
+            self._origins.checkHost(head, target)
+            shared = self._origins.shared(head)
+            self._gate.checkPlace(head, caller)
+            self._origins.checkOrigin(head)
+            if head.method == "OPTIONS":
+                return self._options(head), shared
+            sender = await self._gate.identify(head, caller)
+            resource = self._resourceOf(target)
+            if head.method not in resource.methods:
+                allow = ", ".join([*resource.methods, "OPTIONS"])
+                why = f"here {head.method} means nothing; {allow} do"
+                raise Problem(405, why, "unsupported", fields=[("Allow", allow)])
+            return await resource.answer(Request(head, target, sender, channel)), shared
+        except TransferError as e:
+            return self.refuse(e, caller), shared
+        except Exception as e:
+            self._log.failure("answering a request of {peer} failed", peer=caller.peer)
+            return problem(StoreError(f"internal error: {type(e).__name__}")), shared
+
+    def refuse(self, why: TransferError, caller: Caller) -> Answer:
+        """
+        Log a refusal that is about no file, unless there are many like it.
+
+        @return: the answer.
+        """
+        code = why.code
+        if code not in self._logs:
+
+            def say(text: str, unsaid: int) -> None:
+                more = f"; {unsaid} more with this code since the last such line" if unsaid else ""
+                self._log.info("{text}", text=text + more)
+
+            self._logs[code] = LogRarely(say)
+        text = f"refused a request from {caller.peer}: {code}: {why}"
+        self._logs[code].happened(text, self._clock.seconds())
+        return problem(why)
+
+    def _options(self, head: Head) -> Answer:
+        preflight = self._origins.preflight(head)
+        return Answer(204, [("Allow", ALLOWED_METHODS)] if preflight is None else preflight)
+
+    def _resourceOf(self, target: Target) -> Resource:
+        if target.kind is Kind.ROOT:
+            return self._page
+        return self._put if target.kind is Kind.NAME else self._nowhere
+
+
+class _Entrance:
+    """
+    One connection as its channel sees the door.
+    """
+
+    def __init__(self, door: WebDoor, caller: Caller, counts: WebCounts) -> None:
+        self._door = door
+        self._caller = caller
+        self._counts = counts
+
+    def pace(self) -> tuple[float, float]:
+        return self._door.pace(self._caller)
+
+    def answer(self, head: Head, channel: WebChannel) -> Deferred[tuple[Answer, Fields]]:
+        return Deferred.fromCoroutine(self._door.answer(head, channel, self._caller))
+
+    def refuse(self, why: TransferError) -> Answer:
+        return self._door.refuse(why, self._caller)
+
+    def answered(self, answer: Answer) -> None:
+        self._counts.answered(answer.status, answer.code)
+
+    def interim(self) -> None:
+        self._counts.interim += 1
+
+    def left(self, unanswered: bool) -> None:
+        self._counts.connections -= 1
+        self._counts.unanswered += unanswered
+        self._caller.leave()

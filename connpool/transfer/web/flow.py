@@ -1,0 +1,159 @@
+"""
+The body of one request on its way to whoever asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+
+from connpool.errors import StoreError, TransferError
+from connpool.transfer.web.body import Chunked, Sized
+from connpool.transfer.wire.link import Pace
+
+__all__ = ["Flow", "Sink"]
+
+#: Bytes that may wait for the disk or a digest before no more is read.
+MAX_OUTSTANDING_BYTES = 4 << 20
+#: A body with more to come is read in large pieces.
+_LONG_BYTES = 128 * 1024
+_LARGE_READ_BYTES, _SMALL_READ_BYTES = 1 << 20, 64 * 1024
+
+#: Takes a run of content; returns L{None} when it is done with it, or a Deferred that fires
+#: when it is.
+Sink = Callable[[memoryview], "Deferred[None] | None"]
+
+
+class Flow:
+    """
+    The body of one request.
+
+    @param clock: times its pace.
+    @param body: cuts it out of the stream.
+    @param pace: tells the seconds without a byte that end it, and the bytes/s that it must
+        keep up; asked when it begins.
+    @param changed: told that C{wants} may have changed.
+    @ivar wants: more of it may be read now.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        body: Sized | Chunked,
+        pace: Callable[[], tuple[float, float]],
+        changed: Callable[[], None],
+    ) -> None:
+        self._body = body
+        self._changed = changed
+        self._newPace = lambda: Pace(clock, *pace(), self.fail)
+        self._pace: Pace | None = None
+        self._sink: Sink | None = None
+        self._outstanding = 0
+        self._done: Deferred[Sequence[tuple[bytes, bytes]]] | None = None
+        self._why: TransferError | None = None
+        self.wants = False
+
+    @property
+    def over(self) -> bool:
+        """
+        Tell whether nothing of the body is left in the stream.
+        """
+        return self._body.over
+
+    @property
+    def begun(self) -> bool:
+        """
+        Tell whether somebody takes it.
+        """
+        return self._sink is not None
+
+    @property
+    def readBytes(self) -> int:
+        """
+        The size of the transport's reads.
+        """
+        long = isinstance(self._body, Sized) and self._body.left >= _LONG_BYTES
+        return _LARGE_READ_BYTES if long else _SMALL_READ_BYTES
+
+    def begin(self, sink: Sink) -> Deferred[Sequence[tuple[bytes, bytes]]]:
+        """
+        Let the body flow.
+
+        @return: fires with the trailers when the sink is done with all of it; fails with a
+            L{TransferError} if it breaks off.
+        """
+        assert self._sink is None, "a body is taken once"
+        if self._why is not None:
+            return fail(self._why)
+        self._sink = sink
+        self._pace = self._newPace()
+        done = self._done = Deferred()
+        self.steer()
+        return done
+
+    def feed(self, data: bytes | bytearray) -> bytes | bytearray:
+        """
+        Take bytes of the stream.
+
+        @return: those behind the body; after keeping them, L{steer} is to be called.
+        """
+        assert self._pace is not None
+        self._pace.arrived(len(data))
+        try:
+            run, rest = self._body.feed(data)
+        except TransferError as e:
+            self.fail(e)
+            return b""
+        if run and self._why is None:
+            self._give(run)
+        return rest
+
+    def _give(self, run: memoryview) -> None:
+        assert self._sink is not None
+        try:
+            taking = self._sink(run)
+        except TransferError as e:
+            self.fail(e)
+            return
+        if taking is None:
+            return
+        count = len(run)
+        self._outstanding += count
+
+        def taken(_: None) -> None:
+            self._outstanding -= count
+            self.steer()
+
+        taking.addCallbacks(taken, lambda failure: self.fail(failure.value))
+
+    def steer(self) -> None:
+        """
+        Find out whether to read on, and tell if all is done.
+        """
+        going = self.begun and self._why is None
+        wants = going and not self.over and self._outstanding <= MAX_OUTSTANDING_BYTES
+        if wants != self.wants and self._pace is not None:
+            self.wants = wants
+            # time in which we do not read is not the client's
+            (self._pace.start if wants else self._pace.stop)()
+        done = self._done
+        if going and self.over and not self._outstanding and done is not None:
+            self._done = None
+            done.callback(self._body.trailers)
+        self._changed()
+
+    def fail(self, why: BaseException) -> None:
+        """
+        Break it off: nothing more of it is given to the sink.
+        """
+        if self._why is not None or (self.begun and self._done is None):
+            return
+        if not isinstance(why, TransferError):
+            why = StoreError(f"the store failed: {type(why).__name__}")
+        self._why = why
+        done, self._done = self._done, None
+        self.steer()
+        if done is not None:
+            done.errback(why)

@@ -1,0 +1,192 @@
+"""
+The judgement over a request before anything is done for it: the host it asks for, the page
+that made it, and who is asking.
+
+Theory of operation
+===================
+A proxy on this machine launders trust: what comes through it looks local.  So the fields by
+which proxies say that they forward grant nothing, but withdraw: such a request is not local.
+It is taken only where the operator has declared the proxy, with the C{https} URL that it
+serves.
+
+Credentials are read only where nobody can listen.  A right answer holds for the connection
+and these very bytes; any other is asked again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from typing import Any
+
+from twisted.logger import Logger
+
+from connpool.addresses import clientOf
+from connpool.errors import AuthenticationFailed, Forbidden
+from connpool.interfaces import IAuthenticator
+from connpool.tokenbucket import TokenBuckets
+from connpool.transfer.identities import Identity
+from connpool.transfer.names import displayName
+from connpool.transfer.passwords import credentialsAreSafe
+from connpool.transfer.receive.quotas import Account
+from connpool.transfer.receive.reception import Reception
+from connpool.transfer.web.head import Head
+from connpool.transfer.web.request import Sender
+from connpool.transfer.web.settings import WebSettings
+
+__all__ = ["Caller", "Gate"]
+
+#: Fields by which proxies say that they forward.
+_FORWARDING = frozenset(
+    {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
+    | {b"via", b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-by", b"x-client-ip"}
+)
+#: Wrong passwords for one user that are answered at once, and seconds for each one more.
+_GUESS_BURST, _GUESS_INTERVAL_SECONDS, _SLOTS = 10, 6.0, 4096
+
+
+class Caller:
+    """
+    The client of one connection.
+
+    @param transport: of the connection.
+    @ivar peer: its name in logs.
+    @ivar local: connected directly on this machine.
+    @ivar identity: the operator's entry for it; L{None} while there is none.
+    @ivar authorization: the last C{Authorization} that was right, and whose it is.
+    @ivar accounts: in which the connection is counted.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        address = transport.getPeer()
+        host = getattr(address, "host", None) or getattr(address, "name", None) or "unix"
+        self.transport = transport
+        self.peer = displayName(host)
+        self.local = clientOf(transport).local
+        self.identity: Identity | None = None
+        self.authorization: tuple[bytes, Identity] | None = None
+        self.accounts: tuple[Account, ...] = ()
+
+    def leave(self) -> None:
+        """
+        The connection is gone.
+        """
+        accounts, self.accounts = self.accounts, ()
+        for account in accounts:
+            account.disconnect()
+
+
+class Gate:
+    """
+    The gate of a door.
+
+    @param authenticator: L{None} if everybody may send.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: Any,
+        reception: Reception,
+        authenticator: IAuthenticator | None,
+        settings: WebSettings,
+    ) -> None:
+        self._clock = clock
+        self._reception = reception
+        self._authenticator = authenticator
+        self._proxied = settings.url.startswith("https://")
+        self._wrong = TokenBuckets(_SLOTS, 1.0 / _GUESS_INTERVAL_SECONDS, _GUESS_BURST)
+        self._key = os.urandom(16)
+
+    def checkPlace(self, head: Head, caller: Caller) -> None:
+        """
+        @raise Forbidden: it is not known where the client is.
+        """
+        if caller.local and _forwarded(head) and not self._proxied:
+            raise Forbidden(
+                "this request came through a proxy, so it is not local; tell the receiver the "
+                "proxy's address with --web-url https://…"
+            )
+
+    async def identify(self, head: Head, caller: Caller) -> Sender:
+        """
+        Find out who is asking.
+
+        @raise AuthenticationFailed: the credentials are missing or wrong.
+        @raise Forbidden: they cannot be taken here.
+        @raise Busy: the sender has too many connections.
+        """
+        identity = caller.identity = await self._identity(head, caller)
+        accounts = self._reception.quotas.accounts(identity)
+        if accounts != caller.accounts:
+            caller.leave()
+            for account in accounts:
+                account.connect()
+                caller.accounts += (account,)
+        return Sender(caller.peer, identity)
+
+    async def _identity(self, head: Head, caller: Caller) -> Identity | None:
+        authenticator = self._authenticator
+        if authenticator is None:
+            return None
+        identity = authenticator.certified(caller.transport)
+        if identity is not None:
+            return identity
+        if not authenticator.takesPasswords:
+            raise Forbidden("a client certificate that the receiver knows is needed")
+        forwarded = _forwarded(head)
+        if not self._safe(caller, forwarded):
+            raise Forbidden("credentials are needed, and are taken only within TLS")
+        given = head.one(b"authorization")
+        if given is None:
+            raise AuthenticationFailed("a user and a password are needed")
+        if caller.authorization is not None and caller.authorization[0] == given:
+            return caller.authorization[1]
+        user, secret = readCredentials(given)
+        # behind a proxy all clients have one address, so guesses are counted for users too
+        slot = hash((self._key, user)) % _SLOTS
+        now = self._clock.seconds()
+        if forwarded and self._wrong.free(slot, now) < 1:
+            raise AuthenticationFailed("too many wrong passwords for this user; wait a minute")
+        try:
+            identity = await authenticator.password(caller.transport, user, secret)
+        except Exception as e:
+            self._wrong.take(slot, 1, now)
+            self._reception.recent.deniedEntry(caller.peer)
+            if isinstance(e, AuthenticationFailed):
+                raise
+            self._log.failure("credentials could not be checked")
+            raise AuthenticationFailed("user or password is wrong") from None
+        caller.authorization = given, identity
+        return identity
+
+    def _safe(self, caller: Caller, forwarded: bool) -> bool:
+        if forwarded and caller.local:
+            return self._proxied
+        return credentialsAreSafe(caller.transport)
+
+
+def _forwarded(head: Head) -> bool:
+    """
+    Tell whether a proxy says that it forwards the request.
+    """
+    return any(name in _FORWARDING for name, _ in head.fields)
+
+
+def readCredentials(value: bytes) -> tuple[str, bytes]:
+    """
+    @param value: of C{Authorization}: C{Basic} (RFC 7617), or C{Bearer} with the same base64.
+    @return: user and password.
+    @raise AuthenticationFailed: it is neither.
+    """
+    scheme, _, coded = value.partition(b" ")
+    if scheme.lower() in {b"basic", b"bearer"}:
+        try:
+            user, colon, secret = base64.b64decode(coded.strip(), validate=True).partition(b":")
+            if colon:
+                return user.decode("utf-8"), secret
+        except (binascii.Error, UnicodeDecodeError):
+            pass
+    raise AuthenticationFailed("credentials are Basic or Bearer, base64 of USER:PASSWORD in UTF-8")

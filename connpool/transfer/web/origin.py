@@ -1,0 +1,160 @@
+"""
+Requests that a web page makes in the name of somebody who visits it.
+
+Theory of operation
+===================
+A page of another site can make a browser send us a form or a simple C{fetch}, and it can point
+a name of its own at our address.  It can choose neither C{Host} nor C{Origin}:
+
+  - C{Host} must be an address, a name of this machine, or one that the operator gave.
+  - C{Origin}, where there is one, must be the same host and port, byte for byte, or one that
+    the operator listed.  The scheme is not compared: behind a proxy that ends TLS we do not
+    know it.
+  - Old browsers leave C{Origin} out; then C{Sec-Fetch-Site} and C{Referer} must not speak
+    of another site.  C{Sec-Fetch-Mode} decides nothing: programs send it too.
+
+No cookies are used and no answer allows credentials, so a password that a browser keeps for
+us is worth nothing to another site.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import attrs
+
+from connpool.addresses.hosts import hostOf, isOwnHost
+from connpool.transfer.web.head import Head
+from connpool.transfer.web.problems import Fields, Problem
+from connpool.transfer.web.target import Target
+
+__all__ = ["ALLOWED_METHODS", "EXPOSED", "Origins", "originOf"]
+
+#: Methods that change nothing.
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_ORIGIN = re.compile(r"(https?)://([^/?#@\s]+)")
+
+ALLOWED_METHODS = "GET, HEAD, OPTIONS, PUT, POST, PATCH, DELETE"
+#: Fields that scripts of listed origins may send, and may read in answers.
+_ALLOWED = (
+    "Authorization, Content-Type, Content-Disposition, Content-Digest, Repr-Digest, "
+    "Want-Repr-Digest, If-None-Match, Prefer, X-OC-Mtime, X-HTTP-Method-Override, "
+    "X-Requested-With, X-Request-ID, Tus-Resumable, Upload-Length, Upload-Defer-Length, "
+    "Upload-Offset, Upload-Metadata, Upload-Checksum, Upload-Complete, Upload-Concat, "
+    "Upload-Draft-Interop-Version"
+)
+EXPOSED = (
+    "Location, Repr-Digest, Retry-After, Tus-Resumable, Tus-Version, Tus-Extension, "
+    "Tus-Max-Size, Tus-Checksum-Algorithm, Upload-Offset, Upload-Length, Upload-Defer-Length, "
+    "Upload-Metadata, Upload-Expires, Upload-Complete, Upload-Limit, Upload-Concat"
+)
+_PREFLIGHT_SECONDS = 86_400
+
+
+def originOf(url: str) -> str:
+    """
+    @return: the origin of a URL, lower case, without the scheme's own port.
+    """
+    found = re.match(r"(https?)://([^/?#@\s]+)", url.lower())
+    if found is None:
+        raise ValueError(f"{url!r} does not begin with http:// or https:// and a host")
+    scheme, host = found.groups()
+    return f"{scheme}://{host.removesuffix(':443' if scheme == 'https' else ':80')}"
+
+
+@attrs.frozen
+class Origins:
+    """
+    The hosts and origins that an operator lets in.
+
+    @ivar hosts: names under which we are asked, from L{connpool.addresses.hosts.withOwnHosts}.
+    @ivar listed: origins of other sites whose pages may send; C{*} for all.
+    """
+
+    hosts: frozenset[str] = frozenset({"localhost"})
+    listed: frozenset[str] = frozenset()
+
+    def checkHost(self, head: Head, target: Target) -> None:
+        """
+        @raise Problem: the request was sent to a name that is not ours.
+        """
+        given = head.one(b"host")
+        if given is None:
+            return  # HTTP/1.0, and never a browser
+        text = given.decode("latin-1")
+        if not isOwnHost(hostOf(text), self.hosts):
+            raise Problem(
+                421, "this name is not the receiver's; see its option --web-host", "forbidden"
+            )
+        if target.authority is not None and target.authority.lower() != text.lower():
+            raise Problem(400, "the target and Host name different hosts", closes=True)
+
+    def checkOrigin(self, head: Head) -> None:
+        """
+        @raise Problem: the request was made by a page of another site.
+        """
+        if head.method in _SAFE:
+            return
+        origins = head.all(b"origin")
+        if origins:
+            allowed = len(origins) == 1 and self._permits(head, origins[0].decode("latin-1"))
+        else:
+            allowed = self._isNoPage(head)
+        if not allowed:
+            raise Problem(
+                403,
+                "a page of another site may not send here; see --web-origin of the receiver",
+                "forbidden",
+            )
+
+    def _permits(self, head: Head, origin: str) -> bool:
+        found = _ORIGIN.fullmatch(origin)
+        if found is None:
+            return False  # "null" among others
+        host = head.one(b"host")
+        return (host is not None and found[2] == host.decode("latin-1")) or self._lists(origin)
+
+    def _lists(self, origin: str) -> bool:
+        return origin in self.listed or ("*" in self.listed and bool(_ORIGIN.fullmatch(origin)))
+
+    def _isNoPage(self, head: Head) -> bool:
+        sites = {value.strip().lower() for value in head.all(b"sec-fetch-site")}
+        if sites & {b"cross-site", b"same-site"}:
+            return False
+        host = head.one(b"host") or b""
+        for referer in head.all(b"referer"):
+            found = re.match(r"https?://([^/?#@\s]+)", referer.decode("latin-1"), re.IGNORECASE)
+            if found is None or found[1].lower() != host.decode("latin-1").lower():
+                return False
+        return True
+
+    def shared(self, head: Head) -> Fields:
+        """
+        @return: the fields by which a browser gives an answer to a page of a listed origin.
+        """
+        if not self.listed:
+            return ()
+        origins = head.all(b"origin")
+        vary = [("Vary", "Origin")]
+        if len(origins) != 1 or not self._lists(origins[0].decode("latin-1")):
+            return vary
+        return [
+            *vary,
+            ("Access-Control-Allow-Origin", origins[0].decode("latin-1")),
+            ("Access-Control-Expose-Headers", EXPOSED),
+        ]
+
+    def preflight(self, head: Head) -> Sequence[tuple[str, str]] | None:
+        """
+        @return: the fields of the answer to a preflight of a listed origin; L{None} if it is
+            not one.
+        """
+        asked = head.method == "OPTIONS" and head.all(b"access-control-request-method")
+        if not asked or len(self.shared(head)) < 2:
+            return None
+        return [
+            ("Access-Control-Allow-Methods", ALLOWED_METHODS),
+            ("Access-Control-Allow-Headers", _ALLOWED),
+            ("Access-Control-Max-Age", str(_PREFLIGHT_SECONDS)),
+        ]

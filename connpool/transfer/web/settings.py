@@ -1,0 +1,89 @@
+"""
+The operator's choices for the web door, and its counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import ClassVar
+
+import attrs
+from zope.interface import implementer
+
+from connpool.interfaces import IStatsSource
+
+__all__ = ["WebCounts", "WebSettings", "WebStats"]
+
+
+@attrs.frozen(kw_only=True)
+class WebSettings:
+    """
+    The operator's choices.
+
+    @ivar hosts: names under which the receiver is asked, beside addresses and this machine's
+        own names.
+    @ivar origins: origins of other sites whose pages may send; C{*} for all.
+    @ivar url: URL of the receiver as clients see it, with a slash at its end; empty if only
+        they know it.
+    @ivar sha256: every file's SHA-256 is computed and told.
+    """
+
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    url: str = ""
+    sha256: bool = False
+
+
+@attrs.frozen
+class WebStats:
+    """
+    The counts of a web door.
+
+    @ivar connections: open now.
+    @ivar requests: answered, by the class of the status.
+    @ivar refused: answered with an error, by its code.
+    @ivar interim: answers that were not final, C{100 Continue} and others.
+    @ivar unanswered: requests whose client left before it had its answer.
+    """
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"connections"})
+
+    connections: int = 0
+    requests: dict[str, int] = attrs.field(factory=dict)
+    refused: dict[str, int] = attrs.field(factory=dict)
+    interim: int = 0
+    unanswered: int = 0
+
+
+@implementer(IStatsSource)
+class WebCounts:
+    """
+    The counts of a web door as they grow: there before the door itself is loaded.
+    """
+
+    kind = "web"
+    name = "web"
+
+    def __init__(self) -> None:
+        self.connections = self.interim = self.unanswered = 0
+        self.requests: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    def answered(self, status: int, code: str) -> None:
+        """
+        Count a final answer.
+
+        @param code: the error's; empty if it is none.
+        """
+        self.requests[f"{status // 100}xx"] += 1
+        if code:
+            self.refused[code] += 1
+
+    def stats(self) -> WebStats:
+        return WebStats(
+            self.connections,
+            dict(self.requests),
+            dict(self.refused),
+            self.interim,
+            self.unanswered,
+        )

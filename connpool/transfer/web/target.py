@@ -1,0 +1,109 @@
+"""
+The target of a request: the page, an upload, or the name of a file or directory.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from urllib.parse import quote, unquote_to_bytes
+
+import attrs
+
+from connpool.errors import NameRefused
+from connpool.transfer.names import INTERNAL
+from connpool.transfer.web.problems import Problem
+
+__all__ = ["Kind", "Target", "locate", "parseTarget"]
+
+_ABSOLUTE = re.compile(r"https?://([^/?#]*)(/[^?#]*)?", re.IGNORECASE)
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UPLOAD = re.compile(INTERNAL.encode() + rb"/u/([A-Za-z0-9_-]{1,128})")
+
+
+class Kind(Enum):
+    """
+    The kinds of targets.
+
+    @cvar SERVER: C{*}, the receiver as a whole.
+    @cvar ROOT: C{/}.
+    @cvar NAME: of a file.
+    @cvar DIRECTORY: a path that ends with a slash.
+    @cvar UPLOAD: an upload that was created before.
+    @cvar OURS: another name of the receiver's own.
+    """
+
+    SERVER = "*"
+    ROOT = "/"
+    NAME = "name"
+    DIRECTORY = "directory"
+    UPLOAD = "upload"
+    OURS = "ours"
+
+
+@attrs.frozen
+class Target:
+    """
+    A target that was read.
+
+    @ivar kind: what it names.
+    @ivar path: the name in bytes, percent signs decoded once, without the slash it begins
+        with; nothing of it was checked.
+    @ivar depth: directories between it and C{/}, as the client counts them.
+    @ivar token: of an upload.
+    @ivar authority: the host and port of a target in absolute form.
+    """
+
+    kind: Kind
+    path: bytes = b""
+    depth: int = 0
+    token: str = attrs.field(default="", repr=False)
+    authority: str | None = None
+
+
+def parseTarget(method: str, text: str) -> Target:
+    """
+    Read a target.
+
+    @raise Problem: it is no target.
+    @raise NameRefused: it has what no name has.
+    """
+    if text == "*":
+        if method != "OPTIONS":
+            raise Problem(400, "the target * is for OPTIONS")
+        return Target(Kind.SERVER)
+    authority = None
+    if not text.startswith("/"):
+        absolute = _ABSOLUTE.fullmatch(text)
+        if absolute is None:
+            raise Problem(400, "a target begins with / or http://, and has no ? and no #")
+        authority, text = absolute[1], absolute[2] or "/"
+    if "?" in text or "#" in text:
+        raise NameRefused("a name in a URL has no ? and no #; write %3F and %23")
+    if _BAD_ESCAPE.search(text):
+        raise NameRefused("a percent sign in a URL begins %XX; write %25 for the sign itself")
+    path = unquote_to_bytes(text[1:])
+    depth = text.count("/") - 1
+    if not path:
+        return Target(Kind.ROOT, authority=authority)
+    upload = _UPLOAD.fullmatch(path)
+    if upload is not None:
+        return Target(Kind.UPLOAD, path, depth, upload[1].decode(), authority)
+    if path.partition(b"/")[0].lower() == INTERNAL.encode():
+        return Target(Kind.OURS, path, depth, authority=authority)
+    kind = Kind.DIRECTORY if path.endswith(b"/") else Kind.NAME
+    return Target(kind, path, depth, authority=authority)
+
+
+def locate(path: str, depth: int, base: str = "") -> str:
+    """
+    @param path: of a file or an upload, from the top.
+    @param depth: of the request's own target.
+    @param base: URL of the top as clients see it, with a slash at its end; empty if only
+        clients know it.
+    @return: a reference to C{path}: relative to the request's URL, so that it is right behind
+        every proxy, unless there is a base.
+    """
+    quoted = quote(path.encode("utf-8", "surrogateescape"), safe="/")
+    # ./ keeps a colon in the first part from being read as a scheme
+    return (base or "../" * depth or "./") + quoted

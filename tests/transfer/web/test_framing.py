@@ -1,0 +1,109 @@
+"""
+Requests that are refused: alone, after a good one, and in pieces.
+"""
+
+import pytest
+
+from tests.transfer.web.corpus import FRAMING, HIDDEN
+from tests.transfer.web.kit import request
+
+GOOD = request(b"PUT", b"/good", b"good")
+
+
+@pytest.mark.parametrize(("raw", "status"), FRAMING.values(), ids=FRAMING)
+def test_refused(door, raw, status):
+    client = door.connect().send(raw + HIDDEN)
+    answer = client.answer()
+    assert answer.status == status
+    assert answer.fields["connection"] == "close"
+    assert answer.fields["content-type"] == "application/problem+json"
+    assert answer.json["status"] == status
+    assert answer.json["detail"].isprintable()
+    assert client.ended
+    assert door.files == {}
+
+
+@pytest.mark.parametrize(("raw", "status"), FRAMING.values(), ids=FRAMING)
+def test_refusedBehindAGoodOne(door, raw, status):
+    client = door.connect().send(GOOD + raw + HIDDEN + GOOD)
+    assert [answer.status for answer in client.answers()] == [201, status]
+    assert client.ended
+    assert door.files == {"good": b"good"}
+
+
+@pytest.mark.parametrize(("raw", "status"), FRAMING.values(), ids=FRAMING)
+def test_refusedInPieces(door, raw, status):
+    client = door.connect()
+    step = max(1, len(raw) // 97)
+    for at in range(0, len(raw), step):
+        client.send(raw[at : at + step])
+    client.send(HIDDEN)
+    assert [answer.status for answer in client.answers()] == [status]
+    assert client.ended
+    assert door.files == {}
+
+
+def test_oneEmptyLineFirstIsSkipped(door):
+    assert door.connect().send(b"\r\n" + GOOD).answer().status == 201
+
+
+def test_theFirstFrameOfHTTP2IsAnswered(door):
+    client = door.connect().send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+    settings, goaway = client.transport.written[:9], client.transport.written[9:]
+    assert settings == bytes.fromhex("000000 04 00 00000000")
+    assert goaway == bytes.fromhex("000008 07 00 00000000 00000000 0000000d")
+    assert client.ended
+
+
+@pytest.mark.parametrize("method", [b"PUT", b"GET", b"POST"])
+def test_theOldVersionNeedsNoHost(door, method):
+    client = door.connect().send(method + b" /x HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc" + HIDDEN)
+    assert len(client.answers()) == 1
+    assert client.ended
+    assert door.files == ({"x": b"abc"} if method == b"PUT" else {})
+
+
+def test_aBodyBehindARequestWithout(door):
+    """
+    Bytes behind a body of length 0 are the next request, and that is none.
+    """
+    client = door.connect().send(request(b"PUT", b"/a", b"") + b"abc\r\n\r\n")
+    assert [answer.status for answer in client.answers()] == [201, 400]
+    assert client.ended
+
+
+@pytest.mark.parametrize("target", [b"http://evil.example/x", b"http://127.0.0.1:1/x"])
+def test_anotherHostInTheTarget(door, target):
+    client = door.connect().send(request(b"PUT", target, b"abc") + HIDDEN)
+    assert client.answer().status == 400
+    assert client.ended
+    assert door.files == {}
+
+
+def test_theHostInTheTarget(door):
+    assert door.connect().ask(b"PUT", b"http://127.0.0.1:8640/x", b"abc").status == 201
+    assert door.files == {"x": b"abc"}
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        (b"PUT", b"*", 400),
+        (b"PUT", b"x", 400),
+        (b"PUT", b"ftp://127.0.0.1/x", 400),
+        (b"GET", b"/x", 405),
+        (b"DELETE", b"/x", 405),
+        (b"PATCH", b"/x", 405),
+        (b"PUT", b"/", 405),
+        (b"GET", b"/.connpool/x", 404),
+        (b"GET", b"/%2econnpool/x", 404),
+        (b"PUT", b"/.connpool/x", 404),
+        (b"PATCH", b"/.connpool/u/AAAA", 404),
+    ],
+)
+def test_targetsWithoutAFile(door, method, target, status):
+    client = door.connect()
+    answer = client.ask(method, target, b"")
+    assert answer.status == status
+    # the next request is not harmed
+    assert client.put(b"/x", b"abc").status == 201
