@@ -43,13 +43,18 @@ class EchoProtocol(Recorder):
 
 
 @contextmanager
-def sturdy(protocol, interface="127.0.0.1", **options):
-    port = SturdyPort(reactor, protocol, 0, interface, **options)
+def opened(port):
     port.startListening()
     try:
         yield port
     finally:
         port.stopListening()
+
+
+@contextmanager
+def sturdy(protocol, interface="127.0.0.1", **options):
+    with opened(SturdyPort(reactor, protocol, 0, interface, **options)) as port:
+        yield port
 
 
 @contextmanager
@@ -59,14 +64,10 @@ def answering(responder=None, policy=None, interface="127.0.0.1", **options):
     """
     own = options.pop("ownPorts", None) or OwnPorts()
     limits = options.pop("limits", None) or Limits(policy or Policy(), own)
-    port = AnsweringPort(
-        reactor, responder or Echo(), limits, 0, interface, ownPorts=own, **options
-    )
-    port.startListening()
-    try:
+    answers = responder or Echo()
+    port = AnsweringPort(reactor, answers, limits, 0, interface, ownPorts=own, **options)
+    with opened(port):
         yield port
-    finally:
-        port.stopListening()
 
 
 @contextmanager

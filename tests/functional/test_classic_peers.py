@@ -9,7 +9,8 @@ import subprocess
 import pytest
 
 from tests.helpers.gopeers import goProgram
-from tests.helpers.processes import connpool, running, twistd
+from tests.helpers.processes import connpool, running
+from tests.helpers.receiving import filerecv
 
 pytestmark = [pytest.mark.peer("go"), pytest.mark.timeout(300)]
 
@@ -40,13 +41,7 @@ def same(a, b):
 
 
 def test_goSendersToOurReceiver(tmp_path, root):
-    with twistd(
-        "filerecv",
-        "--listen=tcp:0:interface=127.0.0.1",
-        f"--directory={root}",
-        cwd=tmp_path,
-    ) as receiver:
-        place = receiver.waitFor(r"listens on (127.0.0.1:\d+)")[1]
+    with filerecv(root, cwd=tmp_path) as (receiver, place):
         for name, size in FILES:
             path = sourceFile(tmp_path, name, size)
             sent = subprocess.run(
@@ -64,13 +59,7 @@ def test_goSendersToOurReceiver(tmp_path, root):
 
 
 def test_manyGoSendersAtOnce(tmp_path, root):
-    with twistd(
-        "filerecv",
-        "--listen=tcp:0:interface=127.0.0.1",
-        f"--directory={root}",
-        cwd=tmp_path,
-    ) as receiver:
-        place = receiver.waitFor(r"listens on (127.0.0.1:\d+)")[1]
+    with filerecv(root, cwd=tmp_path) as (receiver, place):
         paths = [sourceFile(tmp_path, f"file {n}", 300_000 + n) for n in range(20)]
         senders = [subprocess.Popen([goProgram("sender"), place, path]) for path in paths]
         assert [sender.wait(60) for sender in senders] == [0] * len(paths)
@@ -80,10 +69,7 @@ def test_manyGoSendersAtOnce(tmp_path, root):
 
 
 def test_aRefusedNameTellsTheGoSenderWhy(tmp_path, root):
-    with twistd(
-        "filerecv", "--listen=tcp:0:interface=127.0.0.1", f"--directory={root}", cwd=tmp_path
-    ) as receiver:
-        place = receiver.waitFor(r"listens on (127.0.0.1:\d+)")[1]
+    with filerecv(root, cwd=tmp_path) as (_, place):
         path = sourceFile(tmp_path, "bad\nname", 10)
         sent = subprocess.run(
             [goProgram("sender"), place, path],

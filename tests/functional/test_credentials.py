@@ -21,7 +21,8 @@ from connpool.services.filerecv import Options, makeService
 from connpool.transfer import Credentials, sendFiles
 from connpool.transfer.send.client import Retry
 from connpool.transfer.send.credentials import readCredentials
-from tests.helpers.processes import connpool, twistd
+from tests.helpers.processes import connpool
+from tests.helpers.receiving import filerecv
 from tests.helpers.waiting import bounded
 
 SECRET = b"correct horse"
@@ -79,13 +80,6 @@ class Authority:
 @pytest.fixture
 def authority(tmp_path):
     return Authority(tmp_path / "authority")
-
-
-@pytest.fixture
-def file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"content")
-    return path
 
 
 @pytest.fixture
@@ -305,14 +299,7 @@ def test_theCommandKeepsSecretsOffTheCommandLine(tmp_path, root, file):
     private = tmp_path / "credentials"
     private.write_text("alice:" + SECRET.decode() + "\n")
     private.chmod(0o600)
-    with twistd(
-        "filerecv",
-        "--listen=tcp:0:interface=127.0.0.1",
-        f"--directory={root}",
-        passwords(tmp_path),
-        cwd=tmp_path,
-    ) as receiver:
-        place = receiver.waitFor(r"listens on (127.0.0.1:\d+)")[1]
+    with filerecv(root, passwords(tmp_path), cwd=tmp_path) as (receiver, place):
         # 0: stored as asked; tmpfs cannot promise "full"
         asked = ["send", "--durability=none", "--to", place]
         assert connpool(*asked, f"--credentials={private}", file).returncode == 0
@@ -344,15 +331,8 @@ def test_theTableLimitsEachSender(tmp_path, root):
     for number in range(6):
         (tmp_path / "files" / f"{number}").write_bytes(os.urandom(600_000))
     (tmp_path / "more").write_bytes(os.urandom(700_000))
-    with twistd(
-        "filerecv",
-        "--listen=tcp:0:interface=127.0.0.1",
-        f"--directory={root}",
-        f"--identities={tmp_path / 'identities'}",
-        passwords(tmp_path),
-        cwd=tmp_path,
-    ) as receiver:
-        place = receiver.waitFor(r"listens on (127.0.0.1:\d+)")[1]
+    table = f"--identities={tmp_path / 'identities'}"
+    with filerecv(root, table, passwords(tmp_path), cwd=tmp_path) as (receiver, place):
         asked = ["send", "--durability=none", "--to", place]
         alice = {"CONNPOOL_CREDENTIALS": "alice:" + SECRET.decode()}
         sent = connpool(*asked, "--jobs=3", tmp_path / "files", **alice)

@@ -33,13 +33,12 @@ from tests.functional.test_credentials import (  # noqa: F401 - fixtures
     SECRET,
     Authority,
     authority,
-    file,
     passwords,
     receiving,
     secured,
 )
-from tests.functional.test_native import Receiving, content
 from tests.helpers.processes import CONNPOOL, Popen, connpool, environment, twistd
+from tests.helpers.receiving import Receiving, content
 from tests.helpers.waiting import bounded, pause
 from tests.transfer import peer
 

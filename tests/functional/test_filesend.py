@@ -51,29 +51,8 @@ def sender(outbox, port, *argv):
 
 
 @pytest.fixture
-def outbox(tmp_path):
-    path = tmp_path / "outbox"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def start():
-    """
-    Start services; those that still run are stopped when the test ends.
-    """
-    running = []
-
-    def starting(service):
-        service.privilegedStartService()
-        service.startService()
-        running.append(service)
-        return service
-
-    yield starting
-    for service in reversed(running):
-        if service.running:
-            pytest_twisted.blockon(bounded(service.stopService()))
+def outbox(source):
+    return source
 
 
 def received(root):

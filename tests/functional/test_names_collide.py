@@ -4,7 +4,7 @@ A folder whose names are one name elsewhere, sent by real commands.
 
 import pytest
 
-from tests.functional.test_native import Receiving
+from tests.helpers.receiving import Receiving
 
 
 @pytest.fixture

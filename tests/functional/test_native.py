@@ -16,91 +16,12 @@ import time
 
 import pytest
 
-from tests.helpers.processes import CONNPOOL, connpool, environment, run, running, twistd
+from tests.helpers.processes import CONNPOOL, connpool, environment, run, running
+from tests.helpers.receiving import Receiving, content
 from tests.transfer import peer
 from tests.transfer.hostile import CORPUS
 
 MIB = 1 << 20
-
-
-def content(count, seed=1):
-    return random.Random(seed).randbytes(count)
-
-
-class Receiving:
-    """
-    A C{twistd filerecv} that can be killed and started again.
-    """
-
-    def __init__(self, tmp_path, *options):
-        self.root = tmp_path / "root"
-        self.root.mkdir()
-        self.tmp_path = tmp_path
-        self.options = options
-        with socket.create_server(("127.0.0.1", 0)) as s:
-            self.port = s.getsockname()[1]
-        self.place = f"127.0.0.1:{self.port}"
-
-    def __enter__(self):
-        self.context = twistd(
-            "filerecv",
-            "--listen",
-            f"tcp:{self.port}:interface=127.0.0.1",
-            "--directory",
-            self.root,
-            *self.options,
-            cwd=self.tmp_path,
-        )
-        self.program = self.context.__enter__()
-        self.program.waitFor("filerecv listens")
-        return self
-
-    def __exit__(self, *details):
-        self.context.__exit__(*details)
-
-    def kill(self):
-        self.program.process.kill()
-        self.program.process.wait(10)
-        self.__exit__(None, None, None)
-
-    def connect(self):
-        s = socket.create_connection(("127.0.0.1", self.port), 20)
-        s.settimeout(20)
-        return s
-
-    def files(self):
-        return {
-            str(path.relative_to(self.root)): path.read_bytes()
-            for path in self.root.rglob("*")
-            if path.is_file() and ".connpool" not in str(path.relative_to(self.root))
-        }
-
-    def send(self, *arguments, durability="none", **more):
-        return connpool(
-            "send",
-            "--to",
-            self.place,
-            "--durability",
-            durability,
-            *arguments,
-            XDG_STATE_HOME=str(self.tmp_path / "state"),
-            **more,
-        )
-
-
-@pytest.fixture
-def receiving(tmp_path):
-    made = Receiving(tmp_path)
-    with made:
-        yield made
-    assert "Traceback" not in made.program.output
-
-
-@pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "source"
-    path.mkdir()
-    return path
 
 
 def test_commandSendsADirectory(receiving, source, tmp_path):

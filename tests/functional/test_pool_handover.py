@@ -15,6 +15,7 @@ from zope.interface import implementer
 from connpool.interfaces import IPoolable
 from connpool.pool import ConnectionPool, KeyedConnectionPool, PooledEndpoint
 from connpool.services import poolrelay
+from tests.helpers.protocols import Trusting
 from tests.helpers.waiting import bounded, until
 from tests.pool.servers import Server, makeAuthority
 
@@ -47,29 +48,14 @@ class Asker(LineReceiver):
 
 
 @implementer(IPoolable)
-class Trusting(Asker):
+class TrustingAsker(Trusting, Asker):
     """
-    Says that it is always reusable, and looks at nothing.
+    Asks again on a connection without a look at it.
     """
-
-    def isReusable(self):
-        return True
-
-    def reset(self):
-        return None
-
-    def validate(self):
-        return True
-
-    def idleDataReceived(self, data):
-        return False
-
-    def goodbye(self):
-        return None
 
 
 @implementer(IPoolable)
-class Resetting(Trusting):
+class Resetting(TrustingAsker):
     """
     Is reset by a question of its own, whose answer is one too many, too.
     """
@@ -212,7 +198,7 @@ def makePool(kind, endpoint, protocol, **limits):
 
 
 @pytest.mark.parametrize("server", [Chatty, Splitting, Long])
-@pytest.mark.parametrize("protocol", [Asker, Trusting, Resetting])
+@pytest.mark.parametrize("protocol", [Asker, TrustingAsker, Resetting])
 @pytest.mark.parametrize("way", [viaLease, viaRun, viaCallback, viaTry])
 @pytest.mark.parametrize("kind", ["plain", "keyed", "TLS"])
 @pytest_twisted.inlineCallbacks
@@ -237,7 +223,7 @@ async def surplus(kind, way, protocol, server):
     await served.stop()
 
 
-@pytest.mark.parametrize("protocol", [Asker, Trusting])
+@pytest.mark.parametrize("protocol", [Asker, TrustingAsker])
 @pytest.mark.parametrize("kind", ["plain", "keyed", "TLS"])
 @pytest_twisted.inlineCallbacks
 def test_noRequestIsLostOnAConnectionThatTheServerCloses(kind, protocol):

@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from connpool.interfaces import IPoolable
 from connpool.pool import ConnectionPool, PoolError
+from tests.helpers.protocols import Trusting
 from tests.helpers.waiting import bounded, pause, until
 from tests.pool.servers import makeAuthority, plainOrSecure
 
@@ -90,7 +91,7 @@ def certificates(directory):
     return authority
 
 
-class Asking(Protocol):
+class Asking(Trusting, Protocol):
     """
     One question at a time, and whether the connection is dead.
     """
@@ -121,22 +122,8 @@ class Asking(Protocol):
             answer, self._answer = self._answer, None
             answer.errback(reason)
 
-    # IPoolable
-
     def isReusable(self):
         return self._answer is None and not self._buffer
-
-    def reset(self):
-        return None
-
-    def validate(self):
-        return True
-
-    def idleDataReceived(self, data):
-        return False
-
-    def goodbye(self):
-        return None
 
 
 @implementer(IPoolable)

@@ -4,8 +4,6 @@ Released versions and today's send to each other.
 
 import json
 import os
-import random
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -14,17 +12,14 @@ import pytest
 
 from connpool.transfer.syscalls import VOLATILE
 from tests.conftest import filesystemOf
-from tests.helpers.processes import within
+from tests.helpers.processes import run, within
+from tests.helpers.receiving import content
 from tests.helpers.released import TODAY, VERSIONS, receiving, released
 from tests.helpers.valve import Valve
 
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
-
-
-def content(count, seed=1):
-    return random.Random(seed).randbytes(count)
 
 
 @pytest.fixture(params=VERSIONS)
@@ -38,13 +33,6 @@ def pair(request, version):
     The sender's programs, and the receiver's.
     """
     return (version, TODAY) if request.param == "released sends" else (TODAY, version)
-
-
-@pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "source"
-    path.mkdir()
-    return path
 
 
 @pytest.fixture
@@ -199,15 +187,12 @@ def test_standardInput(pair, tmp_path, size):
     sender, receiver = pair
     data = content(size)
     with receiving(receiver, tmp_path / "root") as there:
-        done = subprocess.run(
+        done = run(
             [
                 *sender.connpool,
                 *("send", "--to", there.address, "--durability", "none", "--name", "dump.sql", "-"),
             ],
-            input=data,
-            capture_output=True,
-            check=False,
-            timeout=60,
+            said=data,
             cwd=tmp_path,
             env=sender.variables(tmp_path),
         )

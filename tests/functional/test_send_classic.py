@@ -69,13 +69,6 @@ def sparse(path, size):
     return path
 
 
-@pytest.fixture
-def file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"content")
-    return path
-
-
 @pytest.mark.parametrize("answer", [b"ok", b"OK", b"ok\n", b"OK\r\n"])
 def test_everyWayToSayOk(file, answer):
     def script(self, connection):

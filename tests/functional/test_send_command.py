@@ -19,26 +19,11 @@ import pytest
 
 from connpool.commands.progress import Progress
 from connpool.transfer.send.credentials import readCredentials
-from tests.functional.test_native import Receiving, content
 from tests.helpers.processes import CONNPOOL, Popen, connpool, environment, run, running, within
+from tests.helpers.receiving import Receiving, content
 from tests.transfer import peer
 
 COMMAND = [*CONNPOOL, "send"]
-
-
-@pytest.fixture
-def receiving(tmp_path):
-    made = Receiving(tmp_path)
-    with made:
-        yield made
-    assert "Traceback" not in made.program.output
-
-
-@pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "source"
-    path.mkdir()
-    return path
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from tests.functional.test_native import Receiving
 from tests.helpers.processes import CONNPOOL, Popen, environment, within
+from tests.helpers.receiving import Receiving
 
 
 @contextlib.contextmanager

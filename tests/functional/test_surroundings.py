@@ -279,25 +279,11 @@ everyService = pytest.mark.parametrize(
 )
 
 
-def ask(path):
-    """
-    The answer of a status listener on a unix socket.
-    """
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
-        client.connect(str(path))
-        client.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
-        answer = b""
-        while came := client.recv(65536):
-            answer += came
-    return answer.decode()
-
-
 def serves(path):
     def answers():
         try:
             # 503 where there is no upstream
-            return ask(path).startswith("HTTP/1.")
+            return programs.fetch(path, "/readyz").startswith("HTTP/1.")
         except OSError:
             return False
 

@@ -25,6 +25,7 @@ from tests.helpers.processes import (
     Popen,
     connpool,
     environment,
+    fetch,
     finished,
     goes,
     run,
@@ -381,14 +382,7 @@ def test_probeKeepsMeasuring(tmp_path, echo):
     ) as program:  # fmt: skip
         program.waitFor(rf"{echo}: 10 sent, 0 lost, round trip min")
         program.waitFor(r"127.0.0.1:9: 10 sent, 10 lost, round trip none")
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(20)
-            sock.connect(str(status))
-            sock.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            text = b""
-            while data := sock.recv(65536):
-                text += data
-        metrics = text.decode()
+        metrics = fetch(status, "/metrics")
         name = re.escape(f'{{name="{echo}"}}')
         assert (
             int(float(re.search(rf"connpool_probe_received_total{name} (\S+)", metrics)[1])) >= 10

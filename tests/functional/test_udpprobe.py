@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import time
 
 from tests.helpers.namespaces import ip, link, namespaces
-from tests.helpers.processes import TWISTD, finished, running, twistd
+from tests.helpers.processes import TWISTD, fetch, finished, running, twistd
 from tests.helpers.udppath import pathTo
 
 
@@ -18,14 +17,7 @@ def metrics(path):
     """
     Names with labels to values, from a status listener on a unix socket.
     """
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(20)
-        sock.connect(str(path))
-        sock.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
-        text = b""
-        while data := sock.recv(65536):
-            text += data
-    lines = [line for line in text.decode().splitlines() if line.startswith("connpool_")]
+    lines = [line for line in fetch(path, "/metrics").splitlines() if line.startswith("connpool_")]
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 

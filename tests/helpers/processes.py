@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -256,3 +257,14 @@ def goes(path: Path) -> bool:
     Whether C{path} goes away in time.
     """
     return within(lambda: not path.exists())
+
+
+def fetch(path: Path, target: str) -> str:
+    """
+    The answer of a service's status listener on a unix socket.
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(str(path))
+        client.sendall(f"GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        return b"".join(iter(lambda: client.recv(65536), b"")).decode()

@@ -7,30 +7,13 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
-from twisted.internet.protocol import Protocol
 
 from connpool.addresses import parseListen
 from connpool.observe import makeSite
 from connpool.services.listening import ListeningService
+from tests.helpers.protocols import Collecting
 from tests.helpers.waiting import bounded
-
-
-class Client(Protocol):
-    """
-    Collects what comes.
-    """
-
-    def __init__(self):
-        self.received = b""
-        self.lost = Deferred()
-
-    def dataReceived(self, data):
-        self.received += data
-
-    def connectionLost(self, reason):
-        self.lost.callback(None)
 
 
 class Answer:
@@ -54,7 +37,7 @@ class Web:
 
     async def connect(self):
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", self.port)
-        return await bounded(connectProtocol(endpoint, Client()))
+        return await bounded(connectProtocol(endpoint, Collecting()))
 
     async def raw(self, request):
         client = await self.connect()

@@ -19,12 +19,12 @@ from twisted.internet.endpoints import (
     connectProtocol,
     serverFromString,
 )
-from twisted.internet.protocol import Protocol
 
 from connpool.addresses import parseListen
 from connpool.proxyprotocol import ProxyHeaderEndpoint, ProxyStats
 from connpool.services import filerecv
 from tests.helpers.processes import connpool
+from tests.helpers.protocols import Reader
 from tests.helpers.waiting import bounded, until
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -122,16 +122,6 @@ async def test_theGreeter():
     exec(server, space)
     port = await bounded(space["listening"])
     exec(client, {})
-
-    class Reader(Protocol):
-        data = b""
-        lost = None
-
-        def dataReceived(self, data):
-            self.data += data
-
-        def connectionLost(self, reason=None):
-            self.lost = reason
 
     plainly = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
     source = IPv4Address("TCP", "192.0.2.7", 40000)

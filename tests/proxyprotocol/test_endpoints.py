@@ -30,6 +30,7 @@ from connpool.interfaces import ISingleUseEndpoint, IStatsSource
 from connpool.proxyprotocol import ProxyHeaderEndpoint, ProxyStats, encodeV1, secured
 from connpool.services.access import Access
 from connpool.services.listening import ListeningService
+from tests.helpers.protocols import Reader
 from tests.helpers.waiting import bounded, pause, until
 
 CLIENT = IPv4Address("TCP", "192.0.2.7", 40000)
@@ -60,17 +61,6 @@ class Banners(Factory):
     def buildProtocol(self, addr):
         self.addresses.append(addr)
         return super().buildProtocol(addr)
-
-
-class Reader(Protocol):
-    data = b""
-    lost = None
-
-    def dataReceived(self, data):
-        self.data += data
-
-    def connectionLost(self, reason=None):
-        self.lost = reason
 
 
 @pytest.fixture

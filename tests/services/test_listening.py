@@ -3,7 +3,6 @@ import pytest_twisted
 import trustme
 from twisted.internet import reactor, ssl
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
@@ -20,6 +19,7 @@ from connpool.errors import StartFailed
 from connpool.interfaces import IDrainable, IDrainableProtocol, IStatsSource
 from connpool.services.access import Access, Gate
 from connpool.services.listening import ListeningService
+from tests.helpers.protocols import Collecting
 from tests.helpers.waiting import assertNoResult, bounded, successResultOf, until
 
 LOOPBACK = parseListen("tcp:0:interface=127.0.0.1")
@@ -30,21 +30,11 @@ class Echo(Protocol):
         self.transport.write(data)
 
 
-class Client(Protocol):
-    def __init__(self):
-        self.received = b""
-        self.lost = Deferred()
-
-    def dataReceived(self, data):
-        self.received += data
-
-    def connectionLost(self, reason):
-        self.lost.callback(None)
-
-
 def connect(service):
     host = service.getHost()
-    return bounded(connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", host.port), Client()))
+    return bounded(
+        connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", host.port), Collecting())
+    )
 
 
 def service(**kwargs):

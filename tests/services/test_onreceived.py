@@ -21,12 +21,11 @@ from connpool.services.onreceived import (
     PROGRAMS_AT_ONCE,
     OnReceived,
 )
-from connpool.transfer import Receipt
 from connpool.transfer.stores.receiptcursor import ReceiptCursor
 from connpool.transfer.stores.receiptlog import ReceiptLog
 from connpool.transfer.syscalls import Syscalls
 from tests.helpers.waiting import successResultOf
-from tests.transfer.stores.kit import Recorded, followed, offer
+from tests.transfer.stores.kit import Recorded, followed, offer, receipt
 
 DAY = 86400
 NOON = 20_000 * DAY + DAY // 2
@@ -85,21 +84,7 @@ class Place:
 
 
 def receiptOf(name):
-    return Receipt(
-        transferId="0" * 32,
-        name=name,
-        wanted=name,
-        size=1,
-        status="stored",
-        durability="full",
-        filesystem="ext4",
-        integrity="verified",
-        digest="sha256",
-        root="00",
-        protocol="native",
-        principal="anonymous",
-        finished=0.0,
-    )
+    return receipt(transferId="0" * 32, name=name, wanted=name)
 
 
 @pytest.fixture

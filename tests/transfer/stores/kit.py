@@ -18,7 +18,7 @@ from connpool.transfer.records import SmallFile
 from connpool.transfer.stores.commit import receiptOr
 from connpool.transfer.stores.directories import Directories, Followed
 from connpool.transfer.syscalls import Syscalls
-from tests.helpers.waiting import successResultOf
+from tests.helpers.waiting import bounded, successResultOf
 
 BLOCK = 1 << 16
 
@@ -52,6 +52,42 @@ def stored(store: LocalStore, asked: Offer, data: bytes, root: bytes | None = No
     Store a small file here and now, in whichever thread this is.
     """
     return receiptOr(*store.parts.commit.batch([SmallFile(asked, data, root)]))
+
+
+def receipt(**values: Any) -> Receipt:
+    """
+    The receipt of a small file.
+    """
+    usual: dict[str, Any] = {
+        "transferId": "0" * 32,
+        "name": "a",
+        "wanted": "a",
+        "size": 1,
+        "status": "stored",
+        "durability": "full",
+        "filesystem": "ext4",
+        "integrity": "verified",
+        "digest": "sha256",
+        "root": "00",
+        "protocol": "native",
+        "principal": "anonymous",
+        "finished": 0.0,
+    }
+    return Receipt(**usual | values)
+
+
+async def storeBy(way: str, store: Any, asked: Offer, content: bytes) -> Receipt:
+    """
+    Store a file at once (C{put}), or in blocks.
+    """
+    if way == "put":
+        return await bounded(settled(store.put(asked, content, None)))
+    partial = await bounded(store.open(asked))
+    await fill(partial, content)
+    try:
+        return await bounded(partial.commit(None))
+    finally:
+        await bounded(partial.abort())
 
 
 async def fill(partial: Any, content: bytes, *, block: int = BLOCK) -> None:

@@ -25,7 +25,7 @@ from twisted.internet import reactor
 from connpool.errors import Exists, NoSpace, StartFailed, StoreError, TransferError
 from connpool.transfer import LocalStore, RelativeName
 from tests.helpers.waiting import bounded
-from tests.transfer.stores.kit import InlineReactor, fill, offer, settled, visible
+from tests.transfer.stores.kit import InlineReactor, offer, settled, storeBy, visible
 
 RULES = ["rename", "replace", "refuse", "skip"]
 CONTENT = b"new content" * 1000
@@ -73,14 +73,7 @@ async def sent(store, way, name, rule, durability="full"):
     """
     asked = offer(name, size=len(CONTENT), ifExists=rule, durability=durability)
     try:
-        if way == "put":
-            return await bounded(settled(store.put(asked, CONTENT, None)))
-        partial = await bounded(store.open(asked))
-        await fill(partial, CONTENT)
-        try:
-            return await bounded(partial.commit(None))
-        finally:
-            await bounded(partial.abort())
+        return await storeBy(way, store, asked, CONTENT)
     except TransferError as error:
         return error
 

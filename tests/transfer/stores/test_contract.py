@@ -28,7 +28,7 @@ from connpool.transfer.stores import LocalStore, MemoryStore
 from connpool.transfer.syscalls import VOLATILE
 from tests.helpers.waiting import assertNoResult, bounded
 from tests.transfer.hostile import CORPUS
-from tests.transfer.stores.kit import BLOCK, fill, offer, settled, visible
+from tests.transfer.stores.kit import BLOCK, fill, offer, settled, storeBy, visible
 
 
 class MemoryUnderTest:
@@ -191,15 +191,7 @@ async def test_abortLeavesNothingAndMayBeRepeated(tested):
 
 
 async def _store(store, way, name, content, **values):
-    asked = offer(name, size=len(content), **values)
-    if way == "put":
-        return await bounded(settled(store.put(asked, content, None)))
-    partial = await bounded(store.open(asked))
-    await fill(partial, content)
-    try:
-        return await bounded(partial.commit(None))
-    finally:
-        await bounded(partial.abort())
+    return await storeBy(way, store, offer(name, size=len(content), **values), content)
 
 
 @pytest.mark.parametrize("way", ["put", "commit"])

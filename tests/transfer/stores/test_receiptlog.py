@@ -15,7 +15,6 @@ from itertools import pairwise
 import attrs
 import pytest
 
-from connpool.transfer import Receipt
 from connpool.transfer.stores import receiptlog
 from connpool.transfer.stores.receiptcursor import ReceiptCursor
 from connpool.transfer.stores.receiptlog import (
@@ -25,7 +24,7 @@ from connpool.transfer.stores.receiptlog import (
     ReceiptOffsets,
 )
 from connpool.transfer.stores.recordlines import encodeLine
-from tests.transfer.stores.kit import Recorded, followed, offer
+from tests.transfer.stores.kit import Recorded, followed, offer, receipt
 from tests.transfer.stores.powerloss import Disk, materialise
 
 #: Seconds after which a thread that should not wait counts as waiting.
@@ -104,26 +103,15 @@ def asked(number, **values):
     return offer(f"x{number}", key=number.to_bytes(32, "big"), transferId="0" * 32, **values)
 
 
-def receipt(asked):
-    return Receipt(
-        transferId=asked.transferId,
-        name=asked.name.path,
-        wanted=asked.name.path,
-        size=1,
-        status="stored",
-        durability="full",
-        filesystem="ext4",
-        integrity="verified",
-        digest="sha256",
-        root="00",
-        protocol="native",
-        principal=asked.principal,
-        finished=1.0,
+def receiptFor(asked):
+    path = asked.name.path
+    return receipt(
+        transferId=asked.transferId, name=path, wanted=path, principal=asked.principal, finished=1.0
     )
 
 
 def append(log, *numbers, sync=False):
-    log.append([(asked(number), receipt(asked(number))) for number in numbers], sync=sync)
+    log.append([(asked(number), receiptFor(asked(number))) for number in numbers], sync=sync)
 
 
 def found(log, numbers, **values):
@@ -135,13 +123,13 @@ def found(log, numbers, **values):
     for number in numbers:
         result = log.find(asked(number), 1, **values)
         if result is not None:
-            assert result == receipt(asked(number))
+            assert result == receiptFor(asked(number))
             there.append(number)
     return there
 
 
 #: One receipt.
-LENGTH = len(encodeLine({"key": "0" * 64, "receipt": attrs.asdict(receipt(asked(1)))}))
+LENGTH = len(encodeLine({"key": "0" * 64, "receipt": attrs.asdict(receiptFor(asked(1)))}))
 
 
 # -- finding ------------------------------------------------------------------
@@ -158,7 +146,7 @@ def test_receiptsAreFoundAgain(place):
 
 def test_offersWithoutAKeyLeaveNoTrace(place):
     log = place.open()
-    log.append([(offer(), receipt(offer()))], sync=True)
+    log.append([(offer(), receiptFor(offer()))], sync=True)
     assert [path.stat().st_size for path in place.files()] == [0]
 
 
@@ -240,7 +228,7 @@ def test_whatWasLateIsFoundToo(place):
     late = theirs._files[-1].fd
     append(mine, *range(5))
     append(mine, 5)
-    line = encodeLine({"key": asked(6).key.hex(), "receipt": attrs.asdict(receipt(asked(6)))})
+    line = encodeLine({"key": asked(6).key.hex(), "receipt": attrs.asdict(receiptFor(asked(6)))})
     os.write(late, line)
     assert found(mine, range(7)) == list(range(7))
     assert found(place.open(size=5 * LENGTH), range(7)) == list(range(7))

@@ -1,0 +1,87 @@
+"""
+A receiver under test.
+"""
+
+import random
+import socket
+from contextlib import contextmanager
+
+from tests.helpers.processes import connpool, twistd
+
+
+def content(count, seed=1):
+    """
+    Bytes that look random, and are the same each time.
+    """
+    return random.Random(seed).randbytes(count)
+
+
+@contextmanager
+def filerecv(root, *options, **more):
+    """
+    A C{twistd filerecv} on a port that the system chose: the program, and its address.
+    """
+    listen = "--listen=tcp:0:interface=127.0.0.1"
+    with twistd("filerecv", listen, f"--directory={root}", *options, **more) as program:
+        yield program, program.waitFor(r"listens on (127.0.0.1:\d+)")[1]
+
+
+class Receiving:
+    """
+    A C{twistd filerecv} that can be killed and started again.
+    """
+
+    def __init__(self, tmp_path, *options):
+        self.root = tmp_path / "root"
+        self.root.mkdir()
+        self.tmp_path = tmp_path
+        self.options = options
+        with socket.create_server(("127.0.0.1", 0)) as s:
+            self.port = s.getsockname()[1]
+        self.place = f"127.0.0.1:{self.port}"
+
+    def __enter__(self):
+        self.context = twistd(
+            "filerecv",
+            "--listen",
+            f"tcp:{self.port}:interface=127.0.0.1",
+            "--directory",
+            self.root,
+            *self.options,
+            cwd=self.tmp_path,
+        )
+        self.program = self.context.__enter__()
+        self.program.waitFor("filerecv listens")
+        return self
+
+    def __exit__(self, *details):
+        self.context.__exit__(*details)
+
+    def kill(self):
+        self.program.process.kill()
+        self.program.process.wait(10)
+        self.__exit__(None, None, None)
+
+    def connect(self):
+        s = socket.create_connection(("127.0.0.1", self.port), 20)
+        s.settimeout(20)
+        return s
+
+    def files(self):
+        return {
+            str(path.relative_to(self.root)): path.read_bytes()
+            for path in self.root.rglob("*")
+            if path.is_file() and ".connpool" not in str(path.relative_to(self.root))
+        }
+
+    def send(self, *arguments, durability="none", **more):
+        return connpool(
+            "send",
+            "--to",
+            self.place,
+            "--durability",
+            durability,
+            *arguments,
+            XDG_STATE_HOME=str(self.tmp_path / "state"),
+            **more,
+        )
