@@ -9,7 +9,6 @@ may the interval hold it.  Contestants of a bar that is not resolved go on until
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 from benchmarks.chart import draw
 from benchmarks.machine import describe
 from benchmarks.processes import CHECKOUT, Failed
-from benchmarks.report import asJSON, asRST, asText, summary
+from benchmarks.report import asJSON, asRST, asText, dumped, inserted, summary
 from benchmarks.section import Measured, run
 from benchmarks.setup import Setup, environment
 
@@ -38,6 +37,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: a trial")
     parser.add_argument("--out", type=Path, help="directory for JSON, SVG and RST")
+    parser.add_argument("--readme", type=Path, help="put the short table into this page")
     parser.add_argument(
         "--only", action="append", metavar="SECTION", help="this section (repeatable)"
     )
@@ -127,15 +127,31 @@ def main(words: list[str] | None = None) -> int:
         measured.append(found)
         print(asText(found), flush=True)
     if chosen.out:
-        setup.out.mkdir(parents=True, exist_ok=True)
-        base = setup.out / chosen.suite
-        found = asJSON(chosen.suite, machine, command, measured)
-        base.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-        base.with_suffix(".svg").write_text(draw(f"{chosen.suite}, {machine['date']}", measured))
-        base.with_suffix(".inc").write_text(asRST(machine, command, measured))
-        print(f"written: {os.path.relpath(base)}.json, .svg, .inc")
+        write(setup.out / chosen.suite, machine, command, measured, suite)
+    if chosen.readme:
+        table = summary([each for each in measured if each.key in suite.SHORT])
+        chosen.readme.write_text(inserted(chosen.readme.read_text(), table))
     print(summary(measured))
     return 0
+
+
+def write(
+    base: Path, machine: dict[str, Any], command: str, measured: list[Measured], suite: Any
+) -> None:
+    """
+    Write the results beside each other: JSON, the tables, a chart of all and a short one.
+    """
+    base.parent.mkdir(parents=True, exist_ok=True)
+    title = f"{base.name}, {machine['date']}"
+    short = [each for each in measured if each.key in suite.SHORT]
+    for suffix, text in (
+        (".json", dumped(asJSON(base.name, machine, command, measured))),
+        (".inc", asRST(machine, command, measured)),
+        (".svg", draw(title, measured)),
+        ("-short.svg", draw(title, short)),
+    ):
+        base.with_name(base.name + suffix).write_text(text)
+        print(f"written: {os.path.relpath(base)}{suffix}")
 
 
 if __name__ == "__main__":

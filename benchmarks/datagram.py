@@ -35,7 +35,7 @@ from benchmarks.section import Column, Section, Wanted
 from benchmarks.setup import Make, Setup
 from benchmarks.spread import ratios
 
-__all__ = ["SECTIONS"]
+__all__ = ["SECTIONS", "SHORT"]
 
 _PEERS = CHECKOUT / "benchmarks" / "peers"
 _SIZE_BYTES = 64
@@ -241,3 +241,6 @@ SECTIONS: dict[str, Make] = {
     "256": partial(_echo, 256, False),
     "256-two": partial(_echo, 256, True),
 }
+
+#: Those of the short table and the short chart.
+SHORT = ("1", "256")

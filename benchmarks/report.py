@@ -4,14 +4,17 @@ What was measured, as text, reStructuredText and JSON.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.section import Measured
 from benchmarks.spread import Judged
 
-__all__ = ["asJSON", "asRST", "asText", "barCells", "summary"]
+__all__ = ["asJSON", "asRST", "asText", "barCells", "dumped", "inserted", "summary"]
 
+_BEGIN, _END = ".. begin of the short table", ".. end of the short table"
 _BAR_TITLES = ("bar", "asked for", "measured", "95 % interval", "pairs", "verdict")
 
 
@@ -118,6 +121,35 @@ def summary(sections: Sequence[Measured]) -> str:
         for row in rows
     ]
     return "\n".join([rule, *lines, rule, ""])
+
+
+def inserted(page: str, table: str) -> str:
+    """
+    Put the short table into a page, between its two marks.
+
+    @raise ValueError: if it has none.
+    """
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not end:
+        raise ValueError(f"there is no {_BEGIN!r} and {_END!r} after it")
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def dumped(found: dict[str, Any]) -> str:
+    """
+    Return JSON of numbers with six digits, a list of them on one line.
+    """
+
+    def shorter(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.6g}")
+        if isinstance(value, dict):
+            return {key: shorter(each) for key, each in value.items()}
+        return [*map(shorter, value)] if isinstance(value, (list, tuple)) else value
+
+    text = json.dumps(shorter(found), indent=1)
+    return re.sub(r"\[\s([^][{}]*?)\s+\]", lambda it: f"[{' '.join(it[1].split())}]", text) + "\n"
 
 
 def asJSON(

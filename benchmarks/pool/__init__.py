@@ -22,7 +22,7 @@ from benchmarks.section import Column, Figures, Section, Wanted
 from benchmarks.setup import Make, Setup, environment
 from benchmarks.spread import ratios
 
-__all__ = ["PEERS", "SECTIONS"]
+__all__ = ["PEERS", "SECTIONS", "SHORT"]
 
 #: What C{--install} installs.
 PEERS = (
@@ -254,3 +254,6 @@ SECTIONS: dict[str, Make] = {
     "requests": requests,
     "idle": _idle,
 }
+
+#: Those of the short table and the short chart.
+SHORT = ("cycle", "contended-1024", "storm", "spike", "stale")

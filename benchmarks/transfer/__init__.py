@@ -9,7 +9,7 @@ from benchmarks.transfer.path import delay, resume
 from benchmarks.transfer.service import connections, crowd, memory
 from benchmarks.transfer.startup import startup
 
-__all__ = ["PEERS", "SECTIONS"]
+__all__ = ["PEERS", "SECTIONS", "SHORT"]
 
 #: What C{--install} installs.
 PEERS = ("pyftpdlib", "trustme", "xxhash")
@@ -28,3 +28,6 @@ SECTIONS: dict[str, Make] = {
     "resume": resume,
     "startup": startup,
 }
+
+#: Those of the short table and the short chart.
+SHORT = ("large", "tls", "small", "durable", "startup")

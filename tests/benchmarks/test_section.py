@@ -5,8 +5,10 @@ Contestants that take turns, and what is written of them.
 import json
 from xml.etree import ElementTree as ET
 
+import pytest
+
 from benchmarks.chart import draw
-from benchmarks.report import asJSON, asRST, asText, summary
+from benchmarks.report import asJSON, asRST, asText, dumped, inserted, summary
 from benchmarks.section import Column, Section, Wanted, run, versus
 from benchmarks.spread import ENOUGH
 
@@ -112,3 +114,20 @@ def test_whatIsWritten():
 def test_aPictureOfWhatLiesFarApart():
     measured = run("key", section(Contestant("ours", 0.001), Contestant("peer", 100.0)), 2)
     assert ", logarithmic" in draw("All", [measured])
+
+
+def test_theShortTableGoesBetweenItsMarks():
+    page = "a\n.. begin of the short table\n\nold\n\n.. end of the short table\nz\n"
+    once = inserted(page, "new\n")
+    assert "old" not in once
+    assert once.startswith("a\n")
+    assert once.endswith("\nz\n")
+    assert inserted(once, "new\n") == once
+    with pytest.raises(ValueError, match="there is no"):
+        inserted("a page without marks", "new")
+
+
+def test_listsOfNumbersAreALineEach():
+    text = dumped({"a": [0.123456789, 2], "b": {"c": [1.0]}})
+    assert json.loads(text) == {"a": [0.123457, 2], "b": {"c": [1.0]}}
+    assert text == '{\n "a": [0.123457, 2],\n "b": {\n  "c": [1.0]\n }\n}\n'

@@ -34,7 +34,8 @@ def test_aSuite(suite, tmp_path):
         ours = [name for name in section["rounds"] if name.startswith("ours")]
         assert ours or set(section["missing"]), section
         assert all(bar["verdict"] for bar in section["bars"])
-    assert (tmp_path / "out" / f"{suite}.svg").read_text().startswith("<svg")
+    for name in (suite, f"{suite}-short"):
+        assert (tmp_path / "out" / f"{name}.svg").read_text().startswith("<svg")
     assert "list-table" in (tmp_path / "out" / f"{suite}.inc").read_text()
 
 

@@ -54,3 +54,39 @@ def test_aMistakeEndsAsBefore(tmp_path):
         )
         assert done.returncode == code
         assert "Traceback" not in done.stderr
+
+
+#: Modules beyond those of the reactor; each costs about a millisecond.
+MODULES = 95
+#: What sending has no use for.
+ELSEWHERE = {
+    *("rich", "prometheus_client", "psutil", "twisted.web", "twisted.cred", "hypothesis"),
+    *("connpool.services", "connpool.observe", "connpool.pool", "connpool.datagram"),
+    *("connpool.transfer.receive", "connpool.transfer.stores", "connpool.transfer.web"),
+}
+LOADED = """
+import sys
+from twisted.internet import reactor, endpoints
+before = set(sys.modules)
+from connpool.commands import main
+code = main()
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_sendingImportsWhatItNeeds(tmp_path):
+    (tmp_path / "f").write_bytes(b"x")
+    # found out after everything was imported, and before anybody is connected to
+    words = ["send", "--credentials", str(tmp_path / "nothing")]
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *words, str(tmp_path / "f")],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+    )
+    loaded = done.stdout.split()
+    assert "connpool.transfer.send.transmission" in loaded
+    assert not ELSEWHERE & set(loaded)
+    assert len(loaded) <= MODULES, len(loaded)
