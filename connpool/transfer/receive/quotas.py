@@ -345,13 +345,16 @@ class Quotas:
 
     def admit(self, accounts: Sequence[Account], files: Sequence[SmallFile]) -> None:
         """
-        Let small files come, all or none; they count as under way (L{small}) from now on.
+        Let small files of one sender come, all or none; they count as under way (L{small})
+        from now on.
 
         @raise TransferError: they may not, or not all of them.
         """
-        for file in files:
-            self.checkSize(file.offer)
-        size = sum(len(file.data) for file in files)
+        sizes = [len(file.data) for file in files]
+        largest, size = self.largest(files[0].offer), sum(sizes)
+        if largest is not None and max(sizes) > largest:
+            for file in files:
+                self.checkSize(file.offer)
         self.check(accounts, len(files), size)
         self.small(accounts, len(files), size)
 

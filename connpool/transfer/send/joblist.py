@@ -177,6 +177,11 @@ class JobList:
         @return: a descriptor.
         @raise SourceError: it cannot be sent.
         """
+        fd = self._open(job)
+        self._giveKey(job)
+        return fd
+
+    def _open(self, job: Job) -> int:
         if job.held is not None:
             fd, job.held = job.held, None
             job.status = os.fstat(fd)
@@ -186,11 +191,16 @@ class JobList:
             except SourceError:
                 self.moved(job)
                 raise
-        job.key = job.fresh or self.run.key(_absolute(job), job.status, job.name)
         if job.listed != job.status.st_ino:
             self.moved(job)
             job.listed = None
         return fd
+
+    def _giveKey(self, job: Job, root: bytes = b"", *, afresh: bool = False) -> None:
+        assert job.status is not None
+        job.key = job.fresh or self.run.key(
+            _absolute(job), job.status, job.name, root, afresh=afresh
+        )
 
     def resumeKey(self, job: Job) -> bytes:
         """
@@ -341,7 +351,7 @@ class JobList:
             return None
         if job.held is not None:
             return None  # it is read where it was begun
-        fd = self.open(job)
+        fd = self._open(job)
         try:
             assert job.status is not None
             if job.status.st_size > largest:
@@ -351,7 +361,5 @@ class JobList:
             os.close(fd)
         blocks = [digest.of(data)] if data else []
         root = rootOf(digest, len(data), BLOCK_SIZE, blocks)
-        job.key = job.fresh or self.run.key(
-            _absolute(job), job.status, job.name, root, afresh=afresh
-        )
+        self._giveKey(job, root, afresh=afresh)
         return Small(job, data, root)

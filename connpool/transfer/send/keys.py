@@ -13,7 +13,9 @@ Two keys go with a file, and nobody else can compute them:
     content, which a memory mapping changes without its times) within a I{run}, and a run
     lasts until everything in it was answered: its own secret lies in a file that
     is removed then.  So a sender that was killed goes on with the same keys, and
-    one that is told to send a file once more, does.
+    one that is told to send a file once more, does.  It is a keyed BLAKE3, which
+    takes a sixth of the time of an HMAC; a run that version 0.1.0 began goes on
+    with an HMAC, and has a secret without a mark.
 """
 
 from __future__ import annotations
@@ -29,11 +31,15 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+from blake3 import blake3
+
 from connpool.errors import SourceError
 
 __all__ = ["HeldRun", "Run", "SenderKeys", "stateDirectory"]
 
 _SECRET_BYTES = 32
+#: Follows the secret of a run whose keys are keyed BLAKE3.
+_BLAKE3 = b"\x02"
 
 
 def stateDirectory() -> Path:
@@ -67,7 +73,8 @@ class Run:
     ) -> None:
         self._destination = os.fsencode(destination)
         self._secret = secret
-        self._own = own
+        self._own = own[:_SECRET_BYTES]
+        self._keys = _blake3 if own[_SECRET_BYTES:] == _BLAKE3 else _hmac
         self._lock = lock
         self._path = path
         self._again = secrets.token_bytes(16) if continued else b""
@@ -78,9 +85,7 @@ class Run:
         """
         A run that only this process knows of.
         """
-        return cls(
-            destination, secrets.token_bytes(_SECRET_BYTES), secrets.token_bytes(32), None, ""
-        )
+        return cls(destination, secrets.token_bytes(_SECRET_BYTES), _newSecret(), None, "")
 
     @property
     def resumable(self) -> bool:
@@ -91,7 +96,7 @@ class Run:
         Compute the key of the partial of a file.
         """
         where = struct.pack(">QQ", status.st_dev, status.st_ino)
-        return self._mac(self._secret, b"resume", self._destination, path, where, name)
+        return _hmac(self._secret, b"resume", self._destination, path, where, name)
 
     def key(
         self,
@@ -118,9 +123,9 @@ class Run:
             _wrapped(status.st_ctime_ns),
         )
         more = [part for part in (root, self._again * afresh) if part]
-        key = self._mac(self._own, b"key", self._destination, path, fingerprint, name, *more)
+        key = self._keys(self._own, b"key", self._destination, path, fingerprint, name, *more)
         salt = self._salts.get(path)
-        return key if salt is None else self._mac(self._own, b"renewed", key, salt)
+        return key if salt is None else self._keys(self._own, b"renewed", key, salt)
 
     def end(self, answered: bool) -> None:
         """
@@ -132,12 +137,6 @@ class Run:
                 with contextlib.suppress(OSError):
                     os.unlink(self._path)
             os.close(lock)
-
-    @staticmethod
-    def _mac(secret: bytes, *parts: bytes) -> bytes:
-        # each part with its length: no two lists of parts read the same
-        text = b"".join(struct.pack(">I", len(part)) + part for part in parts)
-        return hmac.digest(secret, text, "sha256")
 
 
 class SenderKeys:
@@ -207,13 +206,14 @@ class SenderKeys:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     own = os.read(fd, 64)
-                    if len(own) == _SECRET_BYTES and os.fstat(fd).st_nlink:
+                    known = len(own) == _SECRET_BYTES or own[_SECRET_BYTES:] == _BLAKE3
+                    if known and os.fstat(fd).st_nlink:
                         return fd, str(path), own, True
                 except OSError:
                     pass
                 os.close(fd)
         path = runs / f"{prefix}.{secrets.token_hex(8)}"
-        own = secrets.token_bytes(_SECRET_BYTES)
+        own = _newSecret()
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -251,6 +251,23 @@ class HeldRun(Run):
         """
         Do nothing: the holder ends the run.
         """
+
+
+def _newSecret() -> bytes:
+    return secrets.token_bytes(_SECRET_BYTES) + _BLAKE3
+
+
+# each part with its length: no two lists of parts read the same
+
+
+def _hmac(secret: bytes, *parts: bytes) -> bytes:
+    text = b"".join(struct.pack(">I", len(part)) + part for part in parts)
+    return hmac.digest(secret, text, "sha256")
+
+
+def _blake3(secret: bytes, *parts: bytes) -> bytes:
+    lengths = struct.pack(f">{len(parts) + 1}I", len(parts), *map(len, parts))
+    return blake3(b"".join((lengths, *parts)), key=secret).digest()
 
 
 def _wrapped(nanoseconds: int) -> int:

@@ -26,10 +26,11 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import count
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Self, TypeVar, TypeVarTuple
 
 import attrs
 from twisted.python.failure import Failure
@@ -127,10 +128,10 @@ class _Held:
         self._all.append((tree, directory))
         return result
 
-    def release(self) -> None:
-        """
-        Let go of them.
-        """
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
         for tree, directory in self._all:
             tree.release(directory)
 
@@ -235,32 +236,36 @@ class Commit:
             became of the private file.
         """
         item = _Item(offer, root, self.level(offer), source, committing)
-        with self._held() as held:
+        with _Held() as held:
             self._prepare(item, held)
             self._publish([item], held)
             if isinstance(item.outcome, Receipt):
                 self._publisher.discard(source)
-        return receiptOr(_outcomeOf(item))
+        assert item.outcome is not None
+        return receiptOr(item.outcome)
 
     def wasRenamed(self, offer: Offer, size: int, root: bytes | None) -> Receipt:
         """
         A process died after C{rename} had taken the private name away: take
         the steps that were left.
         """
-        published = Published(offer.name, "stored")
-        try:
-            directory = self._directories.acquire(offer.name.components[:-1], create=True)
+        gone = Source(-1, -1, "", size, moved=True)
+        item = _Item(offer, root, self.level(offer), gone)
+        item.published = Published(offer.name, "stored")
+        with _Held() as held:
             try:
-                level = self._reached(offer.durability, directory)
-                if level == 2:
-                    level = self._syncNames(directory)
-                receipt = self._receipt(offer, size, root, published, directory, level)
-            finally:
-                self._directories.release(directory)
-            self._receiptLog.append([(offer, receipt)], sync=level == 2)
-        except OSError as error:
-            raise self._translated(error, f'storing "{offer.name}"') from None
-        return receipt
+                held.enter(
+                    self._directories,
+                    offer.name.components[:-1],
+                    partial(setattr, item, "directory"),
+                )
+            except OSError as error:
+                raise self._translated(error, f'storing "{offer.name}"') from None
+            assert item.directory is not None
+            item.level = self._reached(offer.durability, item.directory)
+            self._settle([item])
+        assert item.outcome is not None
+        return receiptOr(item.outcome)
 
     def _syncNames(self, directory: Directory) -> int:
         """
@@ -287,11 +292,15 @@ class Commit:
         #: by what makes two of them the same
         alike: dict[Any, _Item] = {}
         answers: list[_Item] = []
-        with self._held() as held:
+        levels: dict[str, int] = {}
+        with _Held() as held:
             try:
-                for file in files:
+                for file, known in zip(files, self._mayKnow(files), strict=True):
                     offer, data = file.offer, file.data
-                    item = _Item(offer, file.root, self.level(offer))
+                    level = levels.get(offer.durability)
+                    if level is None:
+                        level = levels[offer.durability] = self.level(offer)
+                    item = _Item(offer, file.root, level)
                     if offer.key is not None:
                         same = (offer.key, offer.principal, file.root, len(data))
                         item = alike.setdefault(same, item)
@@ -299,7 +308,7 @@ class Commit:
                     if item.source is not None or item.outcome is not None:
                         continue  # it came twice
                     items.append(item)
-                    self._write(item, data, held)
+                    self._write(item, data, held, known=known)
                     if not item.level:
                         self._name(item, held)
                     if time.perf_counter() >= until:
@@ -308,7 +317,7 @@ class Commit:
             finally:
                 for item in items:
                     self._tidyUp(item)
-        return [_outcomeOf(item) for item in answers]
+        return [item.outcome for item in answers if item.outcome is not None]
 
     def directory(
         self, name: RelativeName, modified: int | None, durability: str, make: bool = True
@@ -341,27 +350,29 @@ class Commit:
 
     # -- the steps
 
-    @contextmanager
-    def _held(self) -> Iterator[_Held]:
+    def _mayKnow(self, files: Sequence[SmallFile]) -> list[bool]:
         """
-        Keep the directories of a batch until it is over.
+        Tell for each file whether to look for its receipt.
         """
-        held = _Held()
         try:
-            yield held
-        finally:
-            held.release()
+            return self._receiptLog.mayKnow(file.offer for file in files)
+        except OSError:
+            return [True] * len(files)  # each finds out for itself
 
-    def _write(self, item: _Item, data: Data, held: _Held) -> None:
+    def _write(self, item: _Item, data: Data, held: _Held, *, known: bool) -> None:
         """
         Write a small file, unless there is a receipt for it or it has its name already.
+
+        @param known: whether there may be a receipt.
         """
         offer = item.offer
         try:
-            item.outcome = self.finished(offer, len(data), item.root)
+            if known:
+                item.outcome = self.finished(offer, len(data), item.root)
             if item.outcome is None:
                 item.source = held.enter(self._private, TEMPORARY, self._writeIn, offer, data)
-                self._prepare(item, held)
+                if item.level:
+                    self._prepare(item, held)
         except (OSError, TransferError) as error:
             item.outcome = self._failure(error, offer)
 
@@ -462,9 +473,10 @@ class Commit:
 
     def _nameIn(self, directory: Directory, item: _Item) -> Published:
         assert item.source is not None
-        if item.directory is not directory:  # it had vanished
+        if item.directory is not directory:
+            again = item.directory is not None  # that one has vanished
             self._dress(directory, item)
-            if item.level:
+            if again and item.level:
                 self._sync(item.source.fd)
         return self._publisher.publish(item.source, directory, item.offer)
 
@@ -486,7 +498,7 @@ class Commit:
                 for item in here:
                     item.level = level
         rest = [item for item in items if item.outcome is None]
-        noted = [(item.offer, self._receiptOf(item)) for item in rest]
+        noted = [(item.offer, self._receipt(item)) for item in rest]
         failed: Failure | None = None
         try:
             self._receiptLog.append(noted, sync=any(item.level == 2 for item in rest))
@@ -540,31 +552,19 @@ class Commit:
     def _failure(self, error: OSError | TransferError, offer: Offer) -> Failure:
         return Failure(self._translated(error, f'storing "{offer.name}"'))
 
-    def _receiptOf(self, item: _Item) -> Receipt:
-        source, published, directory = item.source, item.published, item.directory
+    def _receipt(self, item: _Item) -> Receipt:
+        offer, root, source = item.offer, item.root, item.source
         assert source is not None
-        assert published is not None
-        assert directory is not None
-        return self._receipt(item.offer, source.size, item.root, published, directory, item.level)
-
-    def _receipt(
-        self,
-        offer: Offer,
-        size: int,
-        root: bytes | None,
-        published: Published,
-        directory: Directory,
-        level: int,
-    ) -> Receipt:
-        filesystem = directory.filesystem
+        assert item.published is not None
+        assert item.directory is not None
         return Receipt(
             transferId=offer.transferId,
-            name=published.name.path,
+            name=item.published.name.path,
             wanted=offer.name.path,
-            size=size,
-            status=published.status,
-            durability=DURABILITIES[level],
-            filesystem=filesystem,
+            size=source.size,
+            status=item.published.status,
+            durability=DURABILITIES[item.level],
+            filesystem=item.directory.filesystem,
             integrity="unverified" if root is None else "verified",
             digest=offer.digest,
             root=None if root is None else root.hex(),
@@ -583,8 +583,3 @@ def receiptOr(outcome: Receipt | Failure) -> Receipt:
         why: Any = outcome.value
         raise why
     return outcome
-
-
-def _outcomeOf(item: _Item) -> Receipt | Failure:
-    assert item.outcome is not None
-    return item.outcome

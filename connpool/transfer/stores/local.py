@@ -333,13 +333,12 @@ class LocalStore:
 
     def putAll(self, files: Sequence[SmallFile]) -> Outcomes | Deferred[Outcomes]:
         self._refuse()
-        commit, reservations, latency = (
-            *(self.parts.commit, self.parts.reservations),
-            self._threads.latency,
-        )
+        commit, reservations = self.parts.commit, self.parts.reservations
+        latency = self._threads.latency
         if not reservations.fits(sum(len(file.data) for file in files)):
             raise reservations.full()
-        if not latency.inline or any(commit.level(file.offer) for file in files):
+        waiting = {file.offer.durability: file.offer for file in files}.values()
+        if not latency.inline or any(map(commit.level, waiting)):
             return self._group.add(files)
         began = time.perf_counter()
         outcomes = commit.batch(files, began + INLINE_BATCH_SECONDS)

@@ -182,7 +182,7 @@ class Publisher:
         unless it is fresh.  What cannot be removed now will be too old one day.
         """
         try:
-            if not source.moved and self._stillOurs(source):
+            if not source.moved and (source.fresh or self._stillOurs(source)):
                 self._sys.unlink(source.name, dir_fd=source.directory)
         except OSError:
             pass
@@ -204,7 +204,7 @@ class Publisher:
         self._sys.remove(name, temporary)
 
     def _choose(self, source: Source, directory: Directory, offer: Offer) -> Published:
-        if not self._stillOurs(source):
+        if not (source.fresh or self._stillOurs(source)):
             raise _swapped(offer.name)
         if offer.ifExists == "replace":
             last = offer.name.components[-1]
@@ -280,8 +280,6 @@ class Publisher:
 
         @raise FileNotFoundError: somebody removed it.
         """
-        if source.fresh:
-            return True
         status = self._sys.stat(source.name, dir_fd=source.directory, follow_symlinks=False)
         return _inode(status) == _inode(self._sys.fstat(source.fd))
 

@@ -35,7 +35,7 @@ import re
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
@@ -273,6 +273,19 @@ class ReceiptLog:
             if sync:
                 self._sync(file, end)
 
+    def mayKnow(self, offers: Iterable[Offer]) -> list[bool]:
+        """
+        Tell of each of some offers whether L{find} is worth a call: with one look for all.
+        """
+        with self._lock:
+            self._lookAgain()
+            offsets = [file.offsets for file in self._files]
+            return [
+                offer.key is not None
+                and any(each.of(receiptId(offer.key, offer.principal)) for each in offsets)
+                for offer in offers
+            ]
+
     def find(
         self,
         offer: Offer,
@@ -293,10 +306,7 @@ class ReceiptLog:
         if offer.key is None:
             return None
         with self._lock:
-            now = monotonic()
-            if now - self._looked >= LOOK_SECONDS:
-                self._looked = now
-                self._last()
+            self._lookAgain()
             found = self._found(offer, size, root, sync, latest)
         if not found:
             return None
@@ -304,6 +314,12 @@ class ReceiptLog:
         if sync:
             self._sync(file, offset + 1)
         return receipt
+
+    def _lookAgain(self) -> None:
+        now = monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            self._last()
 
     def expire(self) -> None:
         """
