@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from connpool.pool.states import Waiter
+from connpool.pool.timers import NEVER
 
 __all__ = ["UNSET", "Acquire", "checkedTimeout"]
 
@@ -45,27 +46,38 @@ def checkedTimeout(timeout: Any) -> Any:
     return timeout
 
 
-class Acquire(Waiter):
+class Acquire(Waiter, Deferred[Any]):
     """
-    A waiter with the Deferred that it waits with.
+    A waiter, and the Deferred that its caller has: one object, since two that know
+    each other are left to the garbage collector.
 
-    @param left: called with it when its Deferred is cancelled.
+    @param left: called with it when it is cancelled.
     @ivar code: the code object that acquires, and
     @ivar offset: the place in it.
+    @ivar patience: the seconds after which it is over, not on the agenda yet: it
+        waits for the end of a read; L{None}: there are none, or they are.
+    @ivar scope: the scope that waits, which may get the connection itself; L{None}
+        where the caller gets a lease.
     @ivar holder: with C{debug}, the task that waits, and
     @ivar stack: where it does.
     """
 
-    __slots__ = ("_left", "code", "deferred", "holder", "offset", "stack")
-
-    def __init__(self, left: Callable[[Acquire], None], now: float, code: Any, offset: int) -> None:
-        super().__init__(now)
-        self._left = left
+    def __init__(
+        self,
+        left: Callable[[Acquire], None],
+        now: float,
+        code: Any,
+        offset: int,
+        scope: Any = None,
+    ) -> None:
+        Deferred.__init__(self, left)  # type: ignore[arg-type]  # it gets no other
+        self.since = now
         self.code = code
         self.offset = offset
-        self.holder: Any = None
-        self.stack = ""
-        self.deferred: Deferred[Any] = Deferred(self._cancelled)
+        self.scope = scope
 
-    def _cancelled(self, _: Any) -> None:
-        self._left(self)
+    # set only where they are needed
+    deadline = NEVER
+    patience: float | None = None
+    holder: Any = None
+    stack = ""

@@ -99,12 +99,13 @@ class Owner(Protocol):
         A read is over during which the connection was given back.
         """
 
-    def acquire(self, timeout: Any, code: Any, offset: int) -> Deferred[Any]:
+    def acquire(self, timeout: Any, code: Any, offset: int, scope: Any = ...) -> Deferred[Any]:
         """
         Lease a connection.
 
         @param code: the code object that asks, and
         @param offset: the place in it.
+        @param scope: the scope that asks, if one does.
         """
 
     def giveBack(self, connection: Connection, lease: Any) -> None:

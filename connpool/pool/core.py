@@ -99,13 +99,14 @@ class Core:
         self.inventory = inventory = Inventory()
         self.supply = Supply(inventory, endpoints, newSlot)
         self.upkeep = Upkeep(inventory, uniform, SLACK_SECONDS)
-        self._idle = inventory.idle
+        self.idle = inventory.idle
         self.name = name
         self.phase = Phase.OPEN
         self.calm = False
         self.watched = False  # somebody wants to see every lease: no calm path
-        self.expecting = 0  # while calm: waiters whose connections are returning
+        self.expecting = 0  # while calm: those in the queue, whose connections are returning
         self.refusing = False  # paused, and told not to queue
+        self.direct = False  # while calm: returning connections may be passed on as they are
         self.floor = 0  # with fewer idle than this, there is something to dial
         self.armed = NEVER  # when the shell calls "next" in any case; it keeps this
         self.end = End()
@@ -133,7 +134,7 @@ class Core:
         """
         self.calm = False
         self.settings = self.inventory.settings = self.supply.settings = settings
-        self._pop = self._idle.pop if settings.order == "lifo" else self._idle.popleft
+        self._pop = self.idle.pop if settings.order == "lifo" else self.idle.popleft
         self.idleTimeout = NEVER if settings.idleTimeout is None else settings.idleTimeout
         self._validateAfter = (
             NEVER if settings.validateAfterIdle is None else settings.validateAfterIdle
@@ -145,7 +146,6 @@ class Core:
             slot.plain = slot.plain and self._maxUses == NEVER
             if slot.state is LEASED:
                 self.inventory.watch(slot, 0.0)
-        self._fifo = settings.queue == "fifo"
         queueOf = (settings.queue, settings.queueTarget, settings.queueInterval)
         if queueOf != self._queueOf:
             self._queueOf = queueOf
@@ -177,7 +177,7 @@ class Core:
         @return: the slot, leased; or L{None} if there is none that can be
             handed out as it is.
         """
-        while self._idle:
+        while self.idle:
             slot = self._pop()
             if slot.state is not IDLE:
                 self.inventory.dead -= 1
@@ -196,7 +196,7 @@ class Core:
                     slot.since = now
                     slot.uses += 1
                     self.acquires += 1
-                    if self.floor and len(self._idle) - self.inventory.dead < self.floor:
+                    if self.floor and len(self.idle) - self.inventory.dead < self.floor:
                         self.calm = False
                     return slot
                 if slot.state is IDLE:
@@ -234,7 +234,7 @@ class Core:
             return True
         inventory = self.inventory
         if inventory.checking >= max(1, len(self.queue)):
-            (self._idle.append if self.settings.order == "lifo" else self._idle.appendleft)(slot)
+            (self.idle.append if self.settings.order == "lifo" else self.idle.appendleft)(slot)
         else:
             inventory.check(slot, now)
             inventory.todo.append(Action("check", slot))
@@ -258,7 +258,7 @@ class Core:
                 self.inventory.returning += 1
                 return False
             slot.state = IDLE
-            self._idle.append(slot)
+            self.idle.append(slot)
             # no timer yet for the first that can expire
             return bool(self.expecting) or (
                 self.armed > now + self.idleTimeout
@@ -270,21 +270,22 @@ class Core:
     def passOn(self, slot: Slot, now: float) -> Any:
         """
         The read in which a slot was given back has been delivered: lease it to the
-        waiter who came first, where there is nothing else to decide.
+        waiter who came first of those that expect it, where there is nothing else to decide.
 
         @return: the waiter; or L{None}, then L{returned} is to be called.
         """
-        if not (self.calm and self.expecting and slot.plain and slot.state is RETURNING):
+        if not (self.calm and slot.plain) or slot.shelved:
             return None
-        if any(wire.disconnecting for wire in slot.wires) or slot.shelved:
-            return None
-        if slot.unread is not None and slot.unread(0):
+        for wire in slot.wires:
+            if wire.disconnecting:
+                return None
+        unread = slot.unread
+        if unread is not None and unread(0):
             return None
         waiter = self.queue.oldest()
         assert waiter is not None
         self.expecting -= 1
         self.inventory.returning -= 1
-        self.inventory.agenda.cancel(waiter)
         self._waitEnded(waiter, now)
         slot.state = LEASED
         slot.since = now
@@ -310,7 +311,7 @@ class Core:
         if self.calm and slot.plain and not slot.shelved and not self.expecting:
             self.inventory.returning -= 1
             slot.state = IDLE
-            self._idle.append(slot)
+            self.idle.append(slot)
             return (
                 self.armed > slot.since + self.idleTimeout
                 and self.inventory.idleCount > self.settings.minIdle
@@ -411,13 +412,6 @@ class Core:
             nothing idle there is not: it is an event, or the timer that is
             armed already, that ends this wait.
         """
-        if self.calm and self._fifo and self.expecting < self.inventory.returning:
-            # a read that is being delivered ends by itself: nothing to decide till then
-            self.queue.join(waiter)
-            self.expecting += 1
-            if timeout is not None:
-                self.inventory.agenda.enter(waiter, waiter.since + timeout)
-            return waiter.deadline < self.armed or self.armed <= waiter.since
         self.calm = False
         self.supply.started = True
         self.queue.join(waiter)
@@ -430,13 +424,33 @@ class Core:
         # a read that is being delivered ends by itself
         return not self._full and self.inventory.returning < len(self.queue)
 
+    def expect(self, waiter: Waiter) -> None:
+        """
+        Let C{waiter} wait for one of the connections that are returning: the reads
+        that are being delivered end by themselves, so until then nothing is decided
+        and no deadline passes.
+        """
+        self.queue.join(waiter)
+        self.expecting += 1
+
+    def unexpect(self) -> None:
+        """
+        There is something to decide: those who wait for returning connections are
+        waiters as any others, with a deadline.
+        """
+        self.expecting = 0
+        for waiter in self.queue:
+            if waiter.patience is not None:
+                self.inventory.agenda.enter(waiter, waiter.since + waiter.patience)
+                waiter.patience = None
+
     @property
     def _full(self) -> bool:
         """
         Tell whether nothing can be served, expired or dialled.
         """
         return (
-            len(self._idle) == self.inventory.dead
+            len(self.idle) == self.inventory.dead
             and len(self.inventory.slots) >= self.settings.maxSize
         )
 
@@ -496,7 +510,7 @@ class Core:
 
     def _serve(self, now: float) -> Action | None:
         queue = self.queue
-        if len(self._idle) == self.inventory.dead or not len(queue):
+        if len(self.idle) == self.inventory.dead or not len(queue):
             return None
         if self.phase is not Phase.OPEN and self.phase is not Phase.DRAINING:
             return None
@@ -552,9 +566,9 @@ class Core:
         There is nothing more to do now: decide whether the calm path may be
         taken until the next event.
         """
-        self.expecting = 0
         room = self.supply.started and len(self.inventory.slots) < self.settings.maxSize
         self.floor = self.settings.minIdle if room else 0
+        self.direct = not self.floor and self.settings.queue == "fifo"
         self.calm = (
             self.phase is Phase.OPEN
             and not len(self.queue)

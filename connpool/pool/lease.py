@@ -200,9 +200,6 @@ def _leave(
         owner.leave(connection, lease, failed=True)
 
 
-_WAITING = object()
-
-
 class Scope:
     """
     The object that C{async with pool.lease() as protocol} enters: the connection
@@ -218,7 +215,7 @@ class Scope:
         self._timeout = timeout
         self._code = code
         self._offset = offset
-        # the connection, or the lease if it was waited for; _WAITING meanwhile
+        # the connection, or its lease; meanwhile the Deferred that is waited for
         self._held: Any = None
 
     def __del__(self) -> None:
@@ -232,20 +229,33 @@ class Scope:
         owner = self.owner
         core = owner.core
         connection: Any
-        if core.calm and (connection := core.take(owner.seconds())) is not None:
+        if core.calm and core.idle and (connection := core.take(owner.seconds())) is not None:
             self._held = connection
             connection.code = self._code
             connection.offset = self._offset
             if not core.calm:
                 owner.settle()
             return connection.protocol
-        self._held = _WAITING
+        self._held = waiting = owner.acquire(self._timeout, self._code, self._offset, self)
         try:
-            self._held = lease = await owner.acquire(self._timeout, self._code, self._offset)
+            got = await waiting
         except BaseException:
             self._held = None
             raise
-        return lease.protocol
+        self._held = got
+        return got.protocol
+
+    def hold(self, waiting: Any, connection: Connection) -> bool:
+        """
+        Take the connection that the scope waits for: from now on it is the scope that
+        gives it back, whatever becomes of the coroutine.
+
+        @return: whether it still waits.
+        """
+        if self._held is not waiting:
+            return False
+        self._held = connection
+        return True
 
     async def __aexit__(
         self,

@@ -80,6 +80,8 @@ class Shell:
         core = self.core
         self._dispatching = True
         core.calm = False
+        if core.expecting:
+            core.unexpect()
         try:
             while (action := core.next(self.seconds())) is not None:
                 try:
@@ -129,15 +131,15 @@ class Shell:
         connection.offset = waiter.offset
         self.watch.began(connection, self.seconds(), waiter)
         self.watch.waited(waiter)
-        waiter.deferred.callback(self._lend(connection))
+        waiter.callback(self._lend(connection))
 
     def _reject(self, action: Action) -> None:
         waiter = action.waiter
-        if waiter.deferred.called:
+        if waiter.called:
             return  # cancelled by the errback of one before it
         self.watch.waited(waiter)
         self.watch.tell("acquireFailed", action.error, self.seconds() - waiter.since)
-        waiter.deferred.errback(Failure(action.error))
+        waiter.errback(Failure(action.error))
 
     def _dial(self, action: Action) -> None:
         self.watch.tell("connectionCreated", action.slot.number)
@@ -282,16 +284,19 @@ class Shell:
         """
         See L{Owner}.
         """
-        turns = connection.turnsToReturn()
-        if turns:
+        if turns := connection.turnsToReturn():
             self.turns.let(connection, turns)
             return
-        waiter = self.core.passOn(connection, self.seconds())
-        if waiter is not None:
+        core = self.core
+        if core.expecting and (waiter := core.passOn(connection, self.seconds())) is not None:
             connection.reading = False
             connection.code = waiter.code
             connection.offset = waiter.offset
-            waiter.deferred.callback(Lease(self, connection))
+            scope = waiter.scope
+            if scope is not None and scope.hold(waiter, connection):
+                waiter.callback(connection)
+            else:
+                waiter.callback(Lease(self, connection))
         elif self._return(connection):
             self.settle()
 
@@ -331,7 +336,9 @@ class Shell:
 
     # -- leases (see Owner)
 
-    def acquire(self, timeout: float | None, code: Any, offset: int) -> Deferred[Lease]:
+    def acquire(
+        self, timeout: float | None, code: Any, offset: int, scope: Any = None
+    ) -> Deferred[Any]:
         """
         Acquire what the calm path has not.
         """
@@ -339,12 +346,12 @@ class Shell:
         if timeout is UNSET:
             timeout = core.settings.acquireTimeout
         now = self.seconds()
-        if core.calm and core.expecting < core.inventory.returning:
+        if core.calm and core.direct and core.expecting < core.inventory.returning and timeout != 0:
             # request after request on one connection: it is about to return
-            waiter = Acquire(self._left, now, code, offset)
-            if core.join(waiter, timeout):
-                self.settle()
-            return waiter.deferred
+            waiter = Acquire(self._left, now, code, offset, scope)
+            waiter.patience = timeout
+            core.expect(waiter)
+            return waiter
         self.watch.tell("acquireStarted")
         if (
             len(core.inventory.idle) > core.inventory.dead
@@ -370,9 +377,9 @@ class Shell:
         self.watch.waits(waiter)
         if core.join(waiter, timeout) or self.settled is not None:
             self.settle()
-        if core.settings.debug and not waiter.deferred.called:
+        if core.settings.debug and not waiter.called:
             self.watch.nested(waiter)
-        return waiter.deferred
+        return waiter
 
     def tryAcquire(self, code: Any, offset: int) -> Lease | None:
         """

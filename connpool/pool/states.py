@@ -211,13 +211,16 @@ class End:
 class Waiter:
     """
     An acquire that waits.
+
+    @ivar since: when it began.
+    @ivar deadline: when it is over, if that is on the agenda.
+    @ivar patience: the seconds after which it is over, while that is not on the
+        agenda, since it waits for the end of a read.
     """
 
-    __slots__ = ("deadline", "since")
-
-    def __init__(self, now: float) -> None:
-        self.since = now
-        self.deadline = NEVER
+    since: float
+    deadline: float
+    patience: float | None
 
 
 class Action(NamedTuple):
