@@ -598,16 +598,3 @@ class Core:
         that pools share.
         """
         return self.phase in {Phase.OPEN, Phase.DRAINING} and self.supply.mayDial(now)
-
-    def evict(self, now: float) -> bool:
-        """
-        Close the coldest connection, to make room for another pool's.
-
-        @return: whether there was one.
-        """
-        slot = self.inventory.coldest() or next(iter(self.inventory.probes), None)
-        if slot is None:
-            return False
-        self.calm = False
-        self.inventory.close(slot, "evicted", now)
-        return True

@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from connpool.errors import PoolClosed
 from connpool.interfaces import IStatsSource
+from connpool.pool import phases
 from connpool.pool.acquire import UNSET, checkedTimeout
 from connpool.pool.clock import steady
 from connpool.pool.core import Core
@@ -463,7 +464,7 @@ class KeyedConnectionPool:
             if core.acquires != acquires:
                 self._idlers[key] = core.acquires
                 self._idlers.move_to_end(key)
-            elif core.evict(self._seconds()):
+            elif phases.evict(core, self._seconds()):
                 self._evictions += 1
                 self._evicting += 1
                 pool.shell.settle()

@@ -11,7 +11,7 @@ from connpool.errors import PoolError
 from connpool.pool.refusals import Known, closed
 from connpool.pool.states import Action, End, Phase, State
 
-__all__ = ["close", "drain", "endOfPatience", "finish", "pause", "purge", "resume"]
+__all__ = ["close", "drain", "endOfPatience", "evict", "finish", "pause", "purge", "resume"]
 
 CONNECTING, IDLE, LEASED, RETURNING, CHECKING, CLOSING, GONE = State
 
@@ -130,3 +130,17 @@ def finish(core: Phased, now: float) -> Action | None:
         core.inventory.agenda.cancel(core.end)
         return Action("closed")
     return None
+
+
+def evict(core: Phased, now: float) -> bool:
+    """
+    Close the coldest connection, to make room for another pool's.
+
+    @return: whether there was one.
+    """
+    slot = core.inventory.coldest() or next(iter(core.inventory.probes), None)
+    if slot is None:
+        return False
+    core.calm = False
+    core.inventory.close(slot, "evicted", now)
+    return True

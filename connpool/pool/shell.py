@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
-from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from connpool.errors import DestinationBad, LeaseError, PoolClosed
-from connpool.pool import outcomes
+from connpool.errors import LeaseError, PoolClosed
+from connpool.pool import checks, outcomes
 from connpool.pool.acquire import UNSET, Acquire
 from connpool.pool.clock import steady
 from connpool.pool.connection import Connection, site
@@ -158,8 +158,8 @@ class Shell:
 
     def _check(self, action: Action) -> None:
         poolable = action.slot.poolable
-        self._await(
-            action.slot, "validate", (lambda: True) if poolable is None else poolable.validate
+        checks.run(
+            self, action.slot, "validate", (lambda: True) if poolable is None else poolable.validate
         )
 
     def _overdue(self, action: Action) -> None:
@@ -313,7 +313,7 @@ class Shell:
             connection.delays += 1
             self.turns.let(connection, 2)
             return False
-        self._reset(connection)
+        checks.reset(self, connection)
         return True
 
     def _unread(self, connection: Connection) -> bool:
@@ -435,7 +435,7 @@ class Shell:
             if not connection.reading:
                 self.turns.let(connection, 2)
         else:
-            self._reset(connection)
+            checks.reset(self, connection)
         self.settle()
 
     def throwAway(
@@ -530,62 +530,6 @@ class Shell:
         See L{Owner}.
         """
         self.core.inventory.counts["doubleReleases"] += 1
-
-    # -- checks of IPoolable
-
-    def _await(self, connection: Connection, what: str, check: Callable[[], Any]) -> None:
-        """
-        Run a reset or validation that the core has booked.
-        """
-
-        def passed(result: Any) -> None:
-            refused = what == "validate" and not result
-            ended(what if refused else None)
-
-        def failed(reason: Failure) -> None:
-            self._log.info(
-                "{what}() of {protocol!r} failed: {error}",
-                what=what,
-                protocol=connection.protocol,
-                error=reason.getErrorMessage(),
-            )
-            if reason.check(DestinationBad) is not None:
-                outcomes.condemn(self.core, connection, self.seconds())
-            ended(what)
-
-        def ended(failure: str | None) -> None:
-            if connection.pending is pending:
-                connection.pending = None
-                self.core.checked(connection, self.seconds(), failure)
-                self.settle()
-
-        connection.validating = what == "validate"
-        pending = maybeDeferred(check)
-        connection.pending = pending
-        pending.addCallbacks(passed, failed)
-
-    def _reset(self, connection: Connection) -> None:
-        """
-        Ask the protocol whether its connection may be used again.
-        """
-        before = connection.state
-        try:
-            reusable = connection.poolable.isReusable()
-        except DestinationBad:
-            outcomes.condemn(self.core, connection, self.seconds())
-            reusable = False
-        except Exception:
-            self._log.failure("isReusable() of {protocol!r} failed", protocol=connection.protocol)
-            reusable = False
-        connection.unreset = False
-        if connection.state is not before:
-            return
-        if not reusable:
-            self.core.discard(connection, self.seconds())
-            return
-        connection.resume()
-        self.core.check(connection, self.seconds())
-        self._await(connection, "reset", connection.poolable.reset)
 
     # -- the pool as a whole
 
