@@ -737,6 +737,10 @@ class IUploadStore(Interface):
     provide this, the web door sends whole files only.
     """
 
+    keptSeconds: float | None = Attribute(
+        "Seconds that a suspended partial is kept at least; L{None} if it stays for ever."
+    )
+
     def find(
         principal: str, resumeKey: bytes, key: bytes, network: str = ""
     ) -> Deferred[Offer | Receipt | None]:

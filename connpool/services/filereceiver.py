@@ -27,6 +27,7 @@ from connpool.interfaces import (
     IRecentTransfers,
     IStatsSource,
     ITransferListener,
+    IUploadStore,
 )
 from connpool.services.access import Access
 from connpool.services.credentials import Authenticator
@@ -292,6 +293,13 @@ class FileReceiver(MultiService):
         self._web.start(self.reception, self._authenticator)
         super().startService()
         self._sayWhere()
+        if self._web.choices and not IUploadStore.providedBy(store):
+            self._log.info(
+                "{name}: HTTP takes whole files only, and no uploads that go on in later requests:"
+                " the store {store} cannot keep them (IUploadStore)",
+                name=self.name,
+                store=self._storeName,
+            )
 
     def _sayWhere(self) -> None:
         hosts = self.listening.getHosts()
@@ -353,6 +361,7 @@ class FileReceiver(MultiService):
         await super().stopService()
         if self.reception is not None:
             self.reception.hurry()
+        await self._web.stop()
         hook, self._hook = self._hook, None
         if hook is not None:
             await hook.stop()

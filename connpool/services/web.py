@@ -154,6 +154,13 @@ class WebEntrance:
         """
         self._reception, self._authenticator, self._door = reception, authenticator, None
 
+    async def stop(self) -> None:
+        """
+        Pause what goes on in later requests.
+        """
+        if self._door is not None:
+            await self._door.close()
+
     def opens(self, listen: Listen) -> bool:
         """
         Tell whether clients on this machine may use HTTP at a listener.

@@ -27,6 +27,7 @@ class Valve:
         self.passed = 0
         self._allowed = 0.0
         self._held = False
+        self._ends: list[socket.socket] = []
         self._changed = threading.Condition()
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listening.getsockname()[1]
@@ -48,6 +49,15 @@ class Valve:
         with self._changed:
             assert self._changed.wait_for(lambda: self._held, seconds), f"{self.passed} bytes came"
 
+    def cut(self) -> None:
+        """
+        End the connections there are; nothing says so to either side but the network.
+        """
+        ends, self._ends = self._ends, []
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self.allow(float("inf"))
         self._listening.shutdown(socket.SHUT_RDWR)
@@ -66,6 +76,7 @@ class Valve:
                 continue
             server.settimeout(None)
             self.connections += 1
+            self._ends += (client, server)
             for ends in ((client, server, True), (server, client, False)):
                 threading.Thread(target=self._relay, args=ends, daemon=True).start()
 

@@ -167,7 +167,7 @@ class LocalStore:
         self._reactor = reactor
         self._path = os.fspath(path)
         self._quota = quota
-        self._ttl = ttl
+        self._ttl = self.keptSeconds = ttl
         self._now = now
         self._seconds = seconds
         self._sys = syscalls or Syscalls()

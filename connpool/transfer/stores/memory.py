@@ -134,7 +134,7 @@ class _MemoryPartial:
         if self.gate is None:
             self._saved()
             self.gate = StoreError(f'"{self.offer.name}" is suspended')
-            self._letGo()
+        self._letGo()
         return succeed(None)
 
     def commit(self, root: bytes | None) -> Deferred[Receipt]:
@@ -148,6 +148,8 @@ class _MemoryPartial:
         try:
             name, status = self._store._place(self.offer, lambda there: there == content)
         except TransferError as error:
+            if isinstance(error, NoSpace):
+                self.gate = None
             return fail(error)
         self._forget()
         return succeed(self._store._publish(self.offer, name, status, content, root))
@@ -196,6 +198,7 @@ class MemoryStore:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.files: dict[str, bytes] = {}
+        self.keptSeconds: float | None = None
         self._modified: dict[str, int] = {}
         self.directories: dict[str, int | None] = {}
         self._portable = names == "portable"

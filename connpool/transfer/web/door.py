@@ -24,6 +24,8 @@ from connpool.transfer.web.put import Put
 from connpool.transfer.web.request import Request, Resource
 from connpool.transfer.web.settings import WebCounts, WebSettings
 from connpool.transfer.web.target import Kind, Target, parseTarget
+from connpool.transfer.web.tus import Creation, UploadURL, tusOptions
+from connpool.transfer.web.uploads import Uploads
 
 __all__ = ["WebDoor"]
 
@@ -86,6 +88,9 @@ class WebDoor:
         hosts = [*settings.hosts, *(hostOf(each.partition("://")[2]) for each in own)]
         self._origins = Origins(withOwnHosts(hosts), frozenset({*settings.origins, *own}))
         self._put = Put(reception, settings)
+        self._uploads = Uploads(reception, clock)
+        self._creation = Creation(reception, settings, self._uploads)
+        self._upload = UploadURL(settings, self._uploads)
         self._page = Page()
         self._nowhere = Nowhere()
         self._logs: dict[str, LogRarely] = {}
@@ -121,7 +126,7 @@ class WebDoor:
             if head.method == "OPTIONS":
                 return self._options(head), shared
             sender = await self._gate.identify(head, caller)
-            resource = self._resourceOf(target)
+            resource = self._resourceOf(target, head.method)
             if head.method not in resource.methods:
                 allow = ", ".join([*resource.methods, "OPTIONS"])
                 why = f"here {head.method} means nothing; {allow} do"
@@ -153,9 +158,22 @@ class WebDoor:
 
     def _options(self, head: Head) -> Answer:
         preflight = self._origins.preflight(head)
-        return Answer(204, [("Allow", ALLOWED_METHODS)] if preflight is None else preflight)
+        if preflight is not None:
+            return Answer(204, preflight)
+        offered = tusOptions(self._reception.policy) if self._uploads.supported else ()
+        return Answer(204, [("Allow", ALLOWED_METHODS), *offered])
 
-    def _resourceOf(self, target: Target) -> Resource:
+    def close(self) -> Deferred[Any]:
+        """
+        Let go of the uploads that go on in later requests.
+        """
+        return self._uploads.close()
+
+    def _resourceOf(self, target: Target, method: str) -> Resource:
+        if target.kind is Kind.UPLOAD:
+            return self._upload
+        if method == "POST" and target.kind in {Kind.ROOT, Kind.DIRECTORY}:
+            return self._creation
         if target.kind is Kind.ROOT:
             return self._page
         return self._put if target.kind is Kind.NAME else self._nowhere

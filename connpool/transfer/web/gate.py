@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 from twisted.logger import Logger
@@ -52,6 +53,7 @@ class Caller:
 
     @param transport: of the connection.
     @ivar peer: its name in logs.
+    @ivar network: its address, of IPv6 the first 64 bits.
     @ivar local: connected directly on this machine.
     @ivar identity: the operator's entry for it; L{None} while there is none.
     @ivar authorization: the last C{Authorization} that was right, and whose it is.
@@ -63,6 +65,7 @@ class Caller:
         host = getattr(address, "host", None) or getattr(address, "name", None) or "unix"
         self.transport = transport
         self.peer = displayName(host)
+        self.network = _networkOf(host)
         self.local = clientOf(transport).local
         self.identity: Identity | None = None
         self.authorization: tuple[bytes, Identity] | None = None
@@ -125,7 +128,8 @@ class Gate:
             for account in accounts:
                 account.connect()
                 caller.accounts += (account,)
-        return Sender(caller.peer, identity)
+        network = caller.network if identity is None else ""
+        return Sender(caller.peer, identity, network, caller.local and _forwarded(head))
 
     async def _identity(self, head: Head, caller: Caller) -> Identity | None:
         authenticator = self._authenticator
@@ -166,6 +170,16 @@ class Gate:
         if forwarded and caller.local:
             return self._proxied
         return credentialsAreSafe(caller.transport)
+
+
+def _networkOf(host: str) -> str:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ip_network((int(address), 64), strict=False))
 
 
 def _forwarded(head: Head) -> bool:

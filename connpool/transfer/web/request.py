@@ -28,10 +28,15 @@ class Sender:
 
     @ivar peer: its name in logs.
     @ivar identity: the operator's entry for it; L{None} if everybody may send.
+    @ivar network: the address of one without an entry, or its network where a sender has many
+        addresses; else empty.
+    @ivar shared: others may come from the same address: a proxy forwards them.
     """
 
     peer: str
     identity: Identity | None = None
+    network: str = ""
+    shared: bool = False
 
     @property
     def principal(self) -> str:

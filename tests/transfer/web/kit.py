@@ -88,6 +88,8 @@ class Client:
         self.transport.protocol = self.channel
         self.channel.makeConnection(self.transport)
         self.taken = 0
+        #: places of the answers that have no body, whatever they say
+        self.bare = set()
 
     def pump(self):
         """
@@ -142,7 +144,7 @@ class Client:
         """
         @return: all answers so far, the interim ones too.
         """
-        return parseAnswers(self.transport.written)
+        return parseAnswers(self.transport.written, self.bare)
 
     def answer(self):
         """
@@ -157,6 +159,8 @@ class Client:
         """
         Make a request, and return its answer.
         """
+        if method == b"HEAD":
+            self.bare.add(self.taken)
         return self.send(request(method, target, body, fields, host)).answer()
 
     def put(self, target, body=b"", *fields):
@@ -181,8 +185,9 @@ def request(method, target, body=None, fields=(), host=HOST):
     return b"\r\n".join([*lines, b"", b""]) + (body or b"")
 
 
-def parseAnswers(raw, head=False):
+def parseAnswers(raw, bare=()):
     found = []
+    finals = 0
     while raw:
         top, _, raw = raw.partition(b"\r\n\r\n")
         line, *lines = top.decode("ascii").split("\r\n")
@@ -193,7 +198,8 @@ def parseAnswers(raw, head=False):
             name, _, value = each.partition(": ")
             assert name.lower() not in fields, f"{name} twice"
             fields[name.lower()] = value
-        length = 0 if head else int(fields.get("content-length", 0))
+        length = 0 if finals in bare else int(fields.get("content-length", 0))
+        finals += int(status) >= 200
         assert len(raw) >= length
         body, raw = raw[:length], raw[length:]
         found.append(Told(int(status), fields, body))
@@ -230,6 +236,8 @@ class World:
     def close(self):
         for client in self.clients:
             client.reset()
+        closing = self.door.close()
+        assert closing.called
         assert not self.clock.getDelayedCalls()
         assert not self.reception.active
         assert self.counts.connections == 0

@@ -98,7 +98,7 @@ def test_theHostInTheTarget(door):
         (b"GET", b"/.connpool/x", 404),
         (b"GET", b"/%2econnpool/x", 404),
         (b"PUT", b"/.connpool/x", 404),
-        (b"PATCH", b"/.connpool/u/AAAA", 404),
+        (b"GET", b"/.connpool/u/AAAA", 404),
     ],
 )
 def test_targetsWithoutAFile(door, method, target, status):

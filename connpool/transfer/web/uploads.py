@@ -1,0 +1,559 @@
+"""
+The uploads of a door, in several requests each: who has one now, and how far it is.
+
+Theory of operation
+===================
+The token of an upload is the secret that its URL carries.  The keys by which the store knows
+it are derived from the token, so nothing that is stored, logged or counted gives a URL.
+
+An upload without a byte is in memory alone, for an hour.  The first byte opens its partial,
+which stays open for L{OPEN_SECONDS} after a request and is paused then; a later request finds
+it in the store, by its token.
+
+Requests about one upload take turns.  One that brings bytes is broken off when another comes:
+a client that comes again does not know that its older connection is dead.  Publishing is
+waited for.
+
+An offset is told when the bytes before it are safe.  Bytes without a name are not the file: as
+long as it is not published the last of them counts as missing, comes again, and publishes it.
+So a failure at the end is the answer to somebody who sends, whom it reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredLock, gatherResults
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from connpool.errors import (
+    Busy,
+    ConflictTakeover,
+    DigestMismatch,
+    TooLarge,
+    TransferError,
+)
+from connpool.interfaces import IUploadStore
+from connpool.transfer.digests import chooseBlockSize
+from connpool.transfer.names import RelativeName
+from connpool.transfer.receive.reception import Reception, storeFailure
+from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.web.checksum import Checksum
+from connpool.transfer.web.creations import CREATION_SECONDS, Creations, Token, noUpload
+from connpool.transfer.web.intake import Intake, Notes
+from connpool.transfer.web.problems import Problem
+from connpool.transfer.web.request import Request, Sender
+from connpool.transfer.web.wholefile import putSmall
+
+__all__ = ["OPEN_SECONDS", "Upload", "Uploads"]
+
+#: Seconds that a partial stays open after a request.
+OPEN_SECONDS = 15.0
+#: Bytes that a request with a digest has announced at most, to be discarded if it breaks off.
+_DROPPED_BYTES = 64 << 20
+
+T = TypeVar("T")
+
+
+class Upload:
+    """
+    One upload.
+
+    @param begun: whether it has a partial, or had one.
+    @ivar offer: its terms, as far as they are known.
+    @ivar receipt: if it is published.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, uploads: Uploads, token: Token, offer: Offer, peer: str, begun: bool
+    ) -> None:
+        self._uploads = uploads
+        self.token = token
+        self.offer = offer
+        self._peer = peer
+        self._begun = self._started = begun
+        self.receipt: Receipt | None = None
+        self._created = uploads.clock.seconds()
+        self._intake: Intake | None = None
+        self._lock = DeferredLock()
+        #: breaks off the request that brings bytes
+        self._end: Callable[[TransferError], Any] | None = None
+        self._timer: Any = None
+        self._over = False
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """
+        The principal and the network.
+        """
+        return self.offer.principal, self.offer.network
+
+    @property
+    def expires(self) -> float | None:
+        """
+        The time at which it is forgotten; L{None} if it never is.
+        """
+        if self.receipt is not None:
+            return None
+        if not self._begun:
+            return float(self._created + CREATION_SECONDS)
+        kept = self._uploads.keptSeconds
+        return None if kept is None else float(self._uploads.clock.seconds() + kept)
+
+    @property
+    def notes(self) -> Notes:
+        """
+        The text that is kept with it.
+        """
+        return Notes.read(self.offer.metadata)
+
+    # -- requests
+
+    async def offset(self) -> int:
+        """
+        Find out how far it is, and break off what brings bytes.
+
+        @return: the bytes that are safe; all of them only if the file is published.
+        @raise TransferError: it cannot be told now, or there is no such upload any more.
+        """
+        async with self._turn():
+            if self._begun:
+                await self._open()
+            return await self._told()
+
+    async def append(
+        self,
+        request: Request,
+        at: int,
+        *,
+        size: int | None = None,
+        check: Checksum | None = None,
+        sha256: bytes | None = None,
+    ) -> int:
+        """
+        Take the body of a request; if that completes the file, publish it.
+
+        @param at: the offset at which the client has its first byte.
+        @param size: of the file, if the request says it.
+        @param sha256: of the whole file, if the request says it.
+        @return: as L{offset}.
+        @raise TransferError: why not; what of it is kept, L{offset} tells.
+        """
+        async with self._turn(request.end):
+            length = request.head.length
+            if self._begun:
+                await self._open()
+            if self.receipt is not None:
+                if at + (length or 0) != self.receipt.size:
+                    raise mismatch(self.receipt.size)
+                return self.receipt.size  # its answer was lost
+            declared = size is not None and self.offer.size is None
+            if size is not None and size != self.offer.size and not declared:
+                raise Problem(400, f"the length is {self.offer.size} bytes, and stays")
+            total = self.offer.size if size is None else size
+            if length is not None and total is not None and at + length > total:
+                raise TooLarge(f"{at + length} bytes are more than the {total} of the file")
+            told = await self._told()
+            if at != told:
+                raise mismatch(told)
+            if length != 0 or declared:
+                await self._open(check is not None and check.vouches)
+            intake = self._intake
+            if intake is None:
+                return told
+            if declared:
+                assert size is not None
+                intake.incoming.declare(size)
+                self.offer = intake.incoming.offer
+            came = await self._receive(intake, request, check)
+            if intake.offset == self.offer.size and (came or declared):
+                await self._publish(intake, sha256)
+            return await self._told()
+
+    async def remove(self, why: TransferError) -> None:
+        """
+        Remove every trace of it.
+
+        @raise TransferError: it is published, or there is no such upload any more.
+        """
+        async with self._turn():
+            if self.receipt is not None:
+                raise Problem(410, "the file is published, and the receiver's", "exists")
+            if self._begun:
+                await self._open()
+            intake, self._intake = self._intake, None
+            self._forget()
+            if intake is not None:
+                await intake.incoming.abort(why)
+
+    # -- turns
+
+    @asynccontextmanager
+    async def _turn(self, end: Callable[[TransferError], Any] | None = None) -> AsyncIterator[None]:
+        """
+        Have it alone.
+
+        @param end: breaks this off, if it brings bytes.
+        """
+        older, self._end = self._end, end
+        if older is not None:
+            older(ConflictTakeover("a newer request has taken this upload over"))
+        await self._lock.acquire()
+        self._stopTimer()
+        try:
+            if self._over:
+                raise noUpload()
+            yield
+        finally:
+            if self._end is end:
+                self._end = None
+            self._lock.release()
+            if self.receipt is not None:
+                self._uploads.forget(self)
+            elif not (self._lock.locked or self._over):
+                self._stopTimer()
+                self._timer = self._uploads.clock.callLater(OPEN_SECONDS, self._idle)
+
+    def _stopTimer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+    def _idle(self) -> None:
+        d = Deferred.fromCoroutine(self.pause())
+        d.addErrback(lambda f: self._log.failure("an upload cannot be paused", failure=f))
+
+    async def pause(self) -> None:
+        """
+        Let go of the partial, which is no failure.
+        """
+        await self._lock.run(lambda: Deferred.fromCoroutine(self._pause()))
+
+    async def _pause(self) -> None:
+        self._stopTimer()
+        intake, self._intake = self._intake, None
+        if intake is not None:
+            await intake.incoming.suspend(None)
+            self._begun = intake.offset > 0
+        if self._lock.waiting:
+            return  # somebody goes on with it
+        if self._begun:
+            self._forget()
+        elif intake is not None:
+            self._uploads.emptied(self)
+
+    def drop(self) -> None:
+        """
+        Forget it, of which no byte came.
+        """
+        self._stopTimer()
+        self._uploads.forget(self)
+
+    def _forget(self) -> None:
+        self._over = True
+        self._stopTimer()
+        self._uploads.forget(self)
+
+    # -- inside a turn
+
+    async def _open(self, vouches: bool = False) -> None:
+        """
+        Have the partial open, unless it is published.
+        """
+        if self._intake is not None or self.receipt is not None:
+            return
+        uploads = self._uploads
+        if not self._begun:
+            notes = attrs.evolve(self.notes, verified=vouches)
+            self.offer = attrs.evolve(self.offer, metadata=notes.text)
+        found = await uploads.reception.begin(
+            self.offer, self._peer, self._mustEnd, again=self._started
+        )
+        if isinstance(found, Receipt):
+            self.receipt = found
+            return
+        self._begun = self._started = True
+        self.offer = found.offer
+        intake = Intake(found, uploads.clock.seconds)
+        try:
+            await intake.open()
+        except Exception as e:
+            self._forget()
+            await found.abort(e)
+            raise
+        self._intake = intake
+        uploads.opened(self)
+        partial: Any = found.partial
+        partial.settled().addCallbacks(self._wasRead, lambda _: None)
+
+    def _wasRead(self, damaged: Sequence[tuple[int, int]]) -> None:
+        if damaged:
+            why = DigestMismatch("bytes that came before were damaged; send the file again")
+            self._break(why, keep=False)
+
+    def _mustEnd(self, why: TransferError) -> None:
+        self._break(why, keep=True)
+
+    def _break(self, why: TransferError, keep: bool) -> None:
+        """
+        End it from outside of all requests.
+        """
+        if self._end is not None:
+            end, self._end = self._end, None
+            end(why)
+
+        async def leave() -> None:
+            async with self._turn():
+                await self._leave(why, keep)
+
+        d = Deferred.fromCoroutine(leave())
+        d.addErrback(lambda f: f.trap(TransferError))
+
+    async def _leave(self, why: TransferError, keep: bool) -> None:
+        intake, self._intake = self._intake, None
+        if not keep:
+            self._forget()
+        if intake is not None:
+            await (intake.incoming.suspend(why) if keep else intake.incoming.abort(why))
+
+    async def _safely(self, step: Awaitable[T]) -> T:
+        """
+        Take a step of the intake; if it fails, this is what was recorded, or nothing.
+        """
+        try:
+            return await step
+        except Exception as e:
+            why = e if isinstance(e, TransferError) else storeFailure(Failure())
+            await self._leave(why, why.retryable)
+            raise why from None
+
+    async def _told(self) -> int:
+        if self.receipt is not None:
+            return self.receipt.size
+        if self._intake is None:
+            return 0
+        offset = await self._safely(self._intake.checkpoint())
+        return offset - 1 if offset and offset == self.offer.size else offset
+
+    async def _receive(self, intake: Intake, request: Request, check: Checksum | None) -> bool:
+        """
+        @return: whether a byte came.
+        """
+        if intake.offset == self.offer.size:
+            return await self._receiveAgain(intake, request, check)
+        before = intake.offset
+        intake.begin(*(({}, False) if check is None else (check.hashers, check.vouches)))
+        try:
+            trailers = await request.receive(intake.write)
+        except TransferError:
+            length = request.head.length
+            drops = check is not None and length is not None and length <= _DROPPED_BYTES
+            await self._safely(intake.drop() if drops else intake.keep())
+            raise
+        if check is not None:
+            computed = await self._safely(intake.digests())
+            try:
+                check.compare(computed, trailers)
+            except TransferError:
+                await self._safely(intake.drop())
+                raise
+        await self._safely(intake.keep(check is not None and check.vouches))
+        return intake.offset > before
+
+    async def _receiveAgain(self, intake: Intake, request: Request, check: Checksum | None) -> bool:
+        """
+        Take the last byte once more: nothing else is missing but the name.
+        """
+        came = bytearray()
+
+        def take(view: memoryview) -> None:
+            came.extend(view)
+            if len(came) > 1:
+                raise TooLarge("one byte is missing, and more came")
+
+        trailers = await request.receive(take)
+        if not came:
+            return False
+        if check is not None:
+            for hasher in check.hashers.values():
+                hasher.update(came)
+            check.compare({n: h.digest() for n, h in check.hashers.items()}, trailers)
+        if await self._safely(intake.lastByte()) != came:
+            raise DigestMismatch("the last byte is not the one that came before")
+        return True
+
+    async def _publish(self, intake: Intake, sha256: bytes | None) -> None:
+        self._uploads.mayPublish(self.offer)
+        self.receipt = await self._safely(intake.commit(sha256))
+        self._intake = None
+
+
+def mismatch(offset: int) -> Problem:
+    """
+    The answer to a request whose offset is not the upload's.
+    """
+    fields = [("Upload-Offset", str(offset))]
+    return Problem(409, f"the upload goes on at offset {offset}", "protocol", fields=fields)
+
+
+class Uploads:
+    """
+    The uploads of a door.
+
+    @param clock: L{twisted.internet.interfaces.IReactorTime}.
+    """
+
+    def __init__(self, reception: Reception, clock: Any) -> None:
+        self.reception = reception
+        self.clock = clock
+        self._known: dict[str, Upload] = {}
+        self._creations = Creations(clock.seconds)
+
+    @property
+    def supported(self) -> bool:
+        """
+        Tell whether the store can keep uploads.
+        """
+        return bool(IUploadStore.providedBy(self.reception.store))
+
+    @property
+    def keptSeconds(self) -> float | None:
+        """
+        Seconds that the store keeps a paused upload; L{None} for ever.
+        """
+        store: Any = self.reception.store
+        kept: float | None = store.keptSeconds
+        return kept
+
+    async def create(self, offer: Offer, sender: Sender) -> Upload:
+        """
+        Begin an upload; one without a byte is stored at once.
+
+        @param offer: without keys.
+        @raise TransferError: why it would not be taken.
+        """
+        token = Token.new(sender.network)
+        offer = attrs.evolve(
+            offer,
+            key=token.key(b"receipt"),
+            resumeKey=token.key(b"resume"),
+            network=token.network,
+            evicts=not sender.shared,
+            digest="blake3",
+            blockSize=chooseBlockSize(offer.size),
+        )
+        upload = Upload(self, token, offer, sender.peer, False)
+        if offer.size == 0:
+            upload.receipt = await putSmall(self.reception, offer, b"", None, sender.peer)
+            return upload
+        try:
+            await self._foresee(offer)
+            self._admit(upload, offer.evicts)
+        except TransferError as e:
+            self.reception.refuse(str(offer.name), sender.peer, e, offer.transferId)
+            raise
+        self._known[token.text] = upload
+        return upload
+
+    async def find(self, text: str, sender: Sender) -> Upload:
+        """
+        Find an upload.
+
+        @param text: the token in its URL.
+        @raise Problem: there is none, or it is somebody else's.
+        @raise Busy: another process has it.
+        """
+        token = Token.read(text)
+        self._sweep()
+        upload = self._known.get(text)
+        if upload is None:
+            store: Any = self.reception.store
+            found = await store.find(
+                sender.principal, token.key(b"resume"), token.key(b"receipt"), token.network
+            )
+            upload = self._known.get(text) or self._found(found, token, sender)
+        if upload.offer.principal != sender.principal:
+            raise noUpload()
+        return upload
+
+    def mayPublish(self, offer: Offer) -> None:
+        """
+        Ask the policy again.
+
+        @raise TransferError: the file may not be stored any more.
+        """
+        path = offer.name.path.encode("utf-8", "surrogateescape")
+        self.reception.offer(path, None, offer.ifExists, transferId=offer.transferId)
+
+    def opened(self, upload: Upload) -> None:
+        """
+        An upload has a partial.
+        """
+        self._creations.discard(upload.token.text)
+
+    def emptied(self, upload: Upload) -> None:
+        """
+        An upload has none any more, for no byte of it could be kept.
+        """
+        try:
+            self._admit(upload, True)
+        except Busy:
+            self.forget(upload)
+
+    def forget(self, upload: Upload) -> None:
+        """
+        Forget an upload; the store may know it.
+        """
+        self._creations.discard(upload.token.text)
+        if self._known.get(upload.token.text) is upload:
+            del self._known[upload.token.text]
+
+    def close(self) -> Deferred[Any]:
+        """
+        Pause all.
+
+        @return: fires when that is done.
+        """
+        pausing = [Deferred.fromCoroutine(each.pause()) for each in [*self._known.values()]]
+        return gatherResults(pausing, consumeErrors=True)
+
+    def _admit(self, upload: Upload, evicts: bool) -> None:
+        self._sweep()
+        end = upload.expires or 0.0
+        evicted = self._creations.add(upload.token.text, upload.owner, end, evicts)
+        if evicted is not None:
+            self._known[evicted].drop()
+
+    def _sweep(self) -> None:
+        for token in self._creations.expired():
+            self._known[token].drop()
+
+    def _found(self, found: Offer | Receipt | None, token: Token, sender: Sender) -> Upload:
+        if found is None:
+            raise noUpload()
+        if isinstance(found, Receipt):
+            name = RelativeName.parse(found.wanted, profile="posix")
+            offer = Offer(name, found.transferId, found.size, found.principal)
+            upload = Upload(self, token, offer, sender.peer, True)
+            upload.receipt = found
+            return upload
+        offer = attrs.evolve(found, identity=sender.identity, evicts=not sender.shared)
+        self.mayPublish(offer)
+        upload = Upload(self, token, offer, sender.peer, True)
+        self._known[token.text] = upload
+        return upload
+
+    async def _foresee(self, offer: Offer) -> None:
+        """
+        Refuse what would be refused with all of its bytes.
+        """
+        quotas = self.reception.quotas
+        quotas.checkSize(offer)
+        quotas.check(quotas.accounts(offer.identity), 1, offer.size or 0)
+        await self.reception.store.foresee(offer, None, 0, False)

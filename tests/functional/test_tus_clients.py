@@ -1,0 +1,195 @@
+"""
+Clients of tus as they are, through cuts of the connection and deaths of the receiver.
+"""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.httpproxies import recipe
+from tests.helpers.processes import environment, finished, twistd
+from tests.helpers.valve import Valve
+
+SIZE = 3_000_000
+MODULES = os.environ.get("CONNPOOL_NODE_MODULES")
+
+TUSPY = """
+import sys
+from tusclient.client import TusClient
+url, path, chunk = sys.argv[1:]
+metadata = {"filename": path.rpartition("/")[2]}
+uploader = TusClient(url).uploader(
+    path, chunk_size=int(chunk), metadata=metadata, retries=50, retry_delay=0.2,
+    upload_checksum=True,
+)
+uploader.upload()
+print("done")
+"""
+AIOTUS = """
+import asyncio, sys, aiotus
+url, path, chunk = sys.argv[1:]
+config = aiotus.RetryConfiguration(retry_attempts=50, max_retry_period_seconds=0.2)
+metadata = {"filename": path.rpartition("/")[2].encode()}
+
+async def send():
+    with open(path, "rb") as file:
+        return await aiotus.upload(
+            url, file, metadata, config=config, chunksize=int(chunk)
+        )
+
+print("done" if asyncio.run(send()) else "failed")
+"""
+
+
+def tuspy(url, path, chunk):
+    return [sys.executable, "-c", TUSPY, url, path, str(chunk)]
+
+
+def aiotus(url, path, chunk):
+    return [sys.executable, "-c", AIOTUS, url, path, str(chunk)]
+
+
+def nodeModules():
+    """
+    The directory in which npm has installed tus-js-client.
+    """
+    if MODULES is None:
+        if os.environ.get("CI"):
+            pytest.fail("CONNPOOL_NODE_MODULES does not say where tus-js-client is")
+        pytest.skip(
+            "npm install tus-js-client, and set CONNPOOL_NODE_MODULES to the directory that has"
+            " node_modules"
+        )
+    return MODULES
+
+
+def tusJsClient(url, path, chunk):
+    script = Path(__file__).with_name("tusclient.mjs")
+    return ["node", script, nodeModules(), url, path, str(chunk)]
+
+
+CLIENTS = pytest.mark.parametrize("client", [tuspy, aiotus, tusJsClient])
+
+
+@contextmanager
+def receiver(directory, valve, *, url=True):
+    words = ["--listen", "tcp:0:interface=127.0.0.1"]
+    if url:
+        words += ["--web-url", f"http://127.0.0.1:{valve.port}/"]
+    with twistd("filerecv", *words, cwd=directory) as program:
+        valve.target = int(program.waitFor(r"listens on [^ ]*:(\d+),")[1])
+        yield program
+
+
+@pytest.fixture
+def valve():
+    made = Valve()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "läрge 1.bin"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+@contextmanager
+def sending(client, valve, source, chunk):
+    command = client(f"http://127.0.0.1:{valve.port}/", str(source), chunk)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    )
+    try:
+        yield process
+        said, _ = process.communicate(timeout=60)
+        assert said.splitlines()[-1:] == ["done"], said
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@CLIENTS
+@pytest.mark.parametrize("chunk", [pytest.param(1 << 20, marks=pytest.mark.slow), 1 << 30])
+def test_theReceiverIsKilled(tmp_path, valve, source, client, chunk):
+    valve.allow(1_500_000)
+    with receiver(tmp_path, valve) as first, sending(client, valve, source, chunk):
+        valve.waitUntilHeld()
+        first.process.kill()
+        first.process.wait()
+        with receiver(tmp_path, valve) as second:
+            valve.allow(float("inf"))
+            second.waitFor("received ")
+            text = first.output + second.output
+            assert text.count("received ") == 1
+    assert (tmp_path / "received" / source.name).read_bytes() == source.read_bytes()
+    assert [each.name for each in (tmp_path / "received").iterdir()] in (
+        [source.name, ".connpool"],
+        [".connpool", source.name],
+    )
+    # it went on where it was, or at the last checkpoint
+    assert valve.passed < SIZE + 1_600_000
+    assert "Traceback" not in text
+
+
+@CLIENTS
+def test_theConnectionIsCut(tmp_path, valve, source, client):
+    valve.allow(1_000_000)
+    # tuspy sends checksums: what came of a request that is cut is dropped then
+    with receiver(tmp_path, valve) as program, sending(client, valve, source, 1 << 18):
+        for allowed in (2_000_000, 3_000_000, float("inf")):
+            valve.waitUntilHeld()
+            valve.cut()
+            valve.allow(allowed)
+        program.waitFor("received ")
+    assert (tmp_path / "received" / source.name).read_bytes() == source.read_bytes()
+    assert valve.passed < SIZE + 1_000_000
+    assert "Traceback" not in program.output
+
+
+@pytest.mark.parametrize(
+    "caption", ["tuspy", "aiotus, with --web-url of the receiver", "tus-js-client"]
+)
+def test_theRecipes(tmp_path, valve, caption):
+    valve.allow(float("inf"))
+    (tmp_path / "report.pdf").write_bytes(os.urandom(1 << 20))
+    script = recipe(caption).replace("127.0.0.1:8640", f"127.0.0.1:{valve.port}")
+    command = [sys.executable, "-c", script]
+    if caption == "tus-js-client":
+        (tmp_path / "node_modules").symlink_to(f"{nodeModules()}/node_modules")
+        (tmp_path / "send.mjs").write_text(script)
+        command = ["node", "send.mjs"]
+    with receiver(tmp_path, valve):
+        ended = finished(*command, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+    sent = (tmp_path / "report.pdf").read_bytes()
+    assert (tmp_path / "received/report.pdf").read_bytes() == sent
+
+
+@pytest.mark.peer("curl")
+def test_theRecipeForCurl(tmp_path, valve):
+    (tmp_path / "large.iso").write_bytes(os.urandom(SIZE))
+    text = recipe("curl, a large file that goes on").replace("\\\n", "")
+    text = text.replace("127.0.0.1:8640", f"127.0.0.1:{valve.port}")
+    script = "\n".join(line.removeprefix("$ ") for line in text.splitlines())
+    valve.allow(1_500_000)
+    with receiver(tmp_path, valve, url=False) as program:
+        with subprocess.Popen(
+            ["sh", "-ec", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        ) as shell:
+            valve.waitUntilHeld()
+            valve.cut()
+            valve.allow(float("inf"))
+            said, _ = shell.communicate(timeout=60)
+        assert shell.returncode == 0
+        assert "broken off" in said
+        assert '"status": "stored"' in said
+        assert "Traceback" not in program.output
+    sent = (tmp_path / "large.iso").read_bytes()
+    assert (tmp_path / "received/large.iso").read_bytes() == sent
+    assert valve.passed < SIZE + 100_000
