@@ -45,6 +45,11 @@ Unwrap = Callable[[bytes, DatagramInfo], bytes | None]
 #: that the time a wake-up takes is looked at often enough.
 _SHOWN_AT_ONCE = 16
 
+#: Where datagrams come one by one, so many are read that way; then a batch looks
+#: whether there are several by now.  Their number in a wake-up says nothing: a peer
+#: that answers at once sends many, and there is never more than one to read.
+_SINGLES = 64
+
 
 @attrs.frozen
 class DatagramStats:
@@ -152,7 +157,7 @@ class AnsweringPort(SturdyPort):
         self.maxBatch = 0
         self._failed = False
         self._view = memoryview(self._buffer)
-        self._singly = False
+        self._singles = 0
 
     def _opened(self, sock: socket.socket) -> None:
         port = sock.getsockname()[1]
@@ -166,7 +171,7 @@ class AnsweringPort(SturdyPort):
             self._nameSize = self._batch.nameSize
         #: nothing but the bytes and the sender is needed
         self._plain = not self._control and self._unwrap is None and self._reflects is not None
-        self._singly = self._plain
+        self._singles = _SINGLES if self._plain else 0
         #: the destination is all the kernel says, so that answers can go back as they are
         self._onlyDestination = self._wildcard and not self._wants
 
@@ -187,16 +192,20 @@ class AnsweringPort(SturdyPort):
         now = self._clock()
         end = now + SECONDS_PER_WAKEUP
         try:
-            if self._singly:
-                self._singly = self._readSingly(now, end)
-            else:
-                self._readBatches(batch, now, end)
+            left = DATAGRAMS_PER_WAKEUP
+            if self._singles:
+                read = self._readSingly(min(left, self._singles), now, end)
+                self._singles -= read
+                if self._singles:
+                    return
+                left -= read
+                now = self._clock()
+            self._readBatches(batch, left, now, end)
         except Exception:
             # the reactor would close the port
             self._responderFailed()
 
-    def _readBatches(self, batch: mmsg.Batch, now: float, end: float) -> None:
-        left = DATAGRAMS_PER_WAKEUP
+    def _readBatches(self, batch: mmsg.Batch, left: int, now: float, end: float) -> None:
         chunk = left if self._reflects is not None else _SHOWN_AT_ONCE
         n = 0
         while left and self._socket is not None and now < end:
@@ -212,34 +221,36 @@ class AnsweringPort(SturdyPort):
             if n < asked:
                 break
             now = self._clock()
-        # they come one by one again
-        self._singly = n <= 1 and self._plain
+        if n == 1 and self._plain:
+            self._singles = _SINGLES  # they come one by one
         self.maxBatch = max(self.maxBatch, DATAGRAMS_PER_WAKEUP - left)
 
-    def _readSingly(self, now: float, end: float) -> bool:
+    def _readSingly(self, most: int, now: float, end: float) -> int:
         """
         Read datagrams one by one with as little effort as can be: setting up a
         batch for one is more work than all the rest.
 
-        @return: whether that was all; if not, batches are worth their while.
+        @return: how many were read.
         """
         limits = self.limits
         reflects = self._reflects
         assert reflects is not None
         buffer, sources = self._buffer, limits.sources()
-        for read in range(DATAGRAMS_PER_WAKEUP):
+        read = 0
+        while read < most and now < end:
             sock = self._socket
             if sock is None:
-                return True
+                break
             try:
                 size, addr = sock.recvfrom_into(buffer)
             except BlockingIOError:
-                return True
+                break
             except OSError as e:
                 self._pendingError(e.errno)
-                return True
+                break
             if read:
                 now = self._clock()
+            read += 1
             self.received += 1
             data = self._view[:size].tobytes()
             source = sources.get(addr)
@@ -256,9 +267,7 @@ class AnsweringPort(SturdyPort):
                     else:
                         self.answered += 1
                         self.answeredBytes += size
-            if now >= end:
-                return False
-        return False
+        return read
 
     def _take(self, batch: mmsg.Batch, n: int, now: float) -> None:
         size = self._nameSize

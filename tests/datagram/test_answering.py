@@ -271,7 +271,7 @@ async def test_onlyAnswersThatWentOutAreCounted(responder, monkeypatch):
     with answering(responder()) as port, client(to=where(port)) as sock:
         for size in (1, 20, 300):
             sock.send(bytes(size))
-        port._singly = False
+        port._singles = 0
         port.doRead()
         stats = port.stats()
         assert (stats.answered, stats.answeredBytes) == (2, 301)
@@ -293,7 +293,7 @@ async def test_anAnswerOfMoreThanADatagramIsOneThatCannotBeSent(batched):
         for i in range(64):
             sock.send(b"more" if i % 2 else b"%02d" % i)
         for _ in range(4):
-            port._singly = False
+            port._singles = 0
             port.doRead()
         assert [await answer(sock) for _ in range(32)] == [b"%02d" % i for i in range(0, 64, 2)]
         assert port.stats().sendErrors == {"EMSGSIZE": 32}
@@ -310,7 +310,7 @@ async def test_manyOfOneSizeComeBackOnceEach(interface, size):
         sent = [bytes([65 + i % 26]) * size for i in range(100)]
         for data in sent[:50]:
             sock.send(data)
-        port._singly = False
+        port._singles = 0
         port.doRead()
         for data in sent[50:]:
             sock.send(data)
@@ -319,6 +319,23 @@ async def test_manyOfOneSizeComeBackOnceEach(interface, size):
         await pause(0)
         assert read(sock) is None
         assert port.stats().answered == 100
+
+
+@LINUX
+@pytest_twisted.ensureDeferred
+async def test_severalAtOnceAreReadInBatchesHoweverTheyBegan():
+    with answering(Auto()) as port, client(to=where(port)) as sock:
+        for i in range(100):  # one by one
+            sock.send(b"%d" % i)
+            port.doRead()
+            assert await answer(sock) == b"%d" % i
+        for _ in range(8):  # and then sixteen in each wake-up
+            sent = [b"%d" % i for i in range(16)]
+            for data in sent:
+                sock.send(data)
+            port.doRead()
+            assert [await answer(sock) for _ in sent] == sent
+        assert port.maxBatch == 16
 
 
 @pytest_twisted.ensureDeferred
@@ -338,7 +355,7 @@ async def test_everyOneOfABatchIsJudged():
             good.send(b"%d" % i)
             if i < 20:
                 sibling.send(b"loop")
-        port._singly = False
+        port._singles = 0
         port.doRead()
         await until(lambda: port.received == 52)
         stats = port.stats()

@@ -508,7 +508,7 @@ async def test_aReflectorThatFailsClosesNoPort(batched, expectFailure):
     responder = Failing()
     with answering(responder, batched=batched) as port, client(to=where(port)) as sock:
         for singly in (False, True, True):
-            port._singly = batched and singly
+            port._singles = int(batched and singly)
             sock.send(b"x")
             port.doRead()
         assert port.stats().refused == {"responder-failed": 3}
