@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 import random
 import struct
+import socket
 import subprocess
-from contextlib import ExitStack
 
 import pytest
 import pytest_twisted
@@ -21,7 +21,8 @@ from zope.interface.verify import verifyObject
 from connpool.datagram import Auto, DatagramInfo, Irtt
 from connpool.datagram.irtt import formatParameters, parseParameters, readUvarint, uvarint
 from connpool.interfaces import IDatagramResponder, IReflector
-from tests.datagram.peers import answering, client, where
+from tests.datagram.peers import answering, where
+from tests.helpers.ports import freePort
 from tests.helpers.waiting import bounded
 
 MAGIC = b"\x14\xa7\x5b"
@@ -343,11 +344,6 @@ async def session(port, source):
     return json.loads(result.stdout)["stats"]
 
 
-def freePorts(count):
-    with ExitStack() as stack:
-        return [stack.enter_context(client()).getsockname()[1] for _ in range(count)]
-
-
 @pytest.mark.peer("irtt")
 @pytest.mark.parametrize(
     ("ports", "rounds"), [(5, 4), pytest.param(50, 20, marks=pytest.mark.slow)]
@@ -358,7 +354,7 @@ async def test_sessionsFromTheSamePortsAgainAndAgain(ports, rounds):
     Debian's client believes the counts that come back: those of an earlier session
     would make loss, or answers to nothing.
     """
-    sources = freePorts(ports)
+    sources = [freePort(socket.SOCK_DGRAM) for _ in range(ports)]
     with answering(Auto()) as port:
 
         async def oneAfterAnother(mine):

@@ -10,17 +10,16 @@ import urllib.request
 
 import pytest
 
+from tests.helpers.ports import freePort
 from tests.helpers.processes import CHECKOUT, TWIST, TWISTD, finished, goes, twistd
 
 
 @pytest.fixture
 def port():
     """
-    A TCP port that was free a moment ago: C{ftp} cannot say what it got.
+    A TCP port: C{ftp} cannot say what it got.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return freePort()
 
 
 @pytest.fixture

@@ -10,12 +10,8 @@ import socket
 import sys
 import urllib.request
 
+from tests.helpers.ports import freePort
 from tests.helpers.processes import CHECKOUT, connpool, running, twistd
-
-
-def freePort():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def test_embed(tmp_path):

@@ -21,18 +21,10 @@ from zope.interface import implementer
 
 from connpool.interfaces import IPoolable
 from connpool.pool import ConnectionPool, PoolError
+from tests.helpers.ports import freePort
 from tests.helpers.protocols import Trusting
 from tests.helpers.waiting import bounded, pause, until
 from tests.pool.servers import makeAuthority, plainOrSecure
-
-
-def freePort():
-    """
-    A port that was free a moment ago.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Program:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from contextlib import contextmanager
 
+from tests.helpers.ports import freePort
 from tests.helpers.processes import CHECKOUT, within
 
 RECIPES = (CHECKOUT / "docs/web.rst").read_text()
@@ -20,11 +21,6 @@ def recipe(caption):
         rf"\.\. code-block:: \w+\n   :caption: {re.escape(caption)}\n\n((?:   .*\n|\n)+)", RECIPES
     )
     return re.sub("(?m)^   ", "", found[1])
-
-
-def freePort():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 @contextmanager

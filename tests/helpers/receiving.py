@@ -6,6 +6,7 @@ import random
 import socket
 from contextlib import contextmanager
 
+from tests.helpers.ports import freePort
 from tests.helpers.processes import connpool, twistd
 
 
@@ -36,8 +37,7 @@ class Receiving:
         self.root.mkdir()
         self.tmp_path = tmp_path
         self.options = options
-        with socket.create_server(("127.0.0.1", 0)) as s:
-            self.port = s.getsockname()[1]
+        self.port = freePort()
         self.place = f"127.0.0.1:{self.port}"
 
     def __enter__(self):

@@ -4,13 +4,13 @@ The walk through a connection's life in C{docs/tcp.rst}, run as it is written.
 
 import code
 import re
-import socket
 from pathlib import Path
 
 import pytest
 
 from connpool.observe.tcpstates import State
 from connpool.observe.tcpstates_read import PROC
+from tests.helpers.ports import freePort
 from tests.helpers.processes import connpool, twistd
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/tcp.rst").read_text()
@@ -24,11 +24,6 @@ def blocks(page):
     """
     for kind, text in BLOCK.findall(page):
         yield kind, [line[3:] for line in text.rstrip("\n").split("\n")]
-
-
-def freePort():
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return str(found.getsockname()[1])
 
 
 class Prompt(code.InteractiveConsole):
@@ -78,7 +73,7 @@ def measure(text):
 
 @pytest.mark.skipif(not PROC.exists(), reason="no /proc here")
 def test_theWalk(tmp_path):
-    ports = {written: freePort() for written in ("8641", "8642", "8643")}
+    ports = {written: str(freePort()) for written in ("8641", "8642", "8643")}
     prompt = Prompt()
     steps = 0
     listen = f"tcp:{ports['8641']}:interface=127.0.0.1"

@@ -18,7 +18,8 @@ from twisted.internet.protocol import Factory
 import connpool.pool
 from connpool.pool import ConnectionPool, KeyedConnectionPool, PooledEndpoint, PoolStats, Settings
 from connpool.services.poolrelay import Options
-from tests.functional.test_pool_peers import freePort, program, redis
+from tests.functional.test_pool_peers import program, redis
+from tests.helpers.ports import freePort
 from tests.helpers.waiting import bounded
 from tests.pool.servers import Server, Talker, makeAuthority, plainOrSecure, talkers
 

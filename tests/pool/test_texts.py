@@ -26,7 +26,7 @@ from connpool.pool import (
     newPool,
 )
 from connpool.testing import FakeEndpoint
-from tests.functional.test_pool_peers import freePort
+from tests.helpers.ports import freePort
 from tests.helpers.waiting import bounded, failureResultOf, successResultOf
 from tests.pool.building import Echoing, Setup
 from tests.pool.servers import Server, Talker, makeAuthority, talkers
