@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import json
 import random
-import struct
 import socket
+import struct
 import subprocess
 
 import pytest

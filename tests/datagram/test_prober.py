@@ -33,6 +33,7 @@ from connpool.datagram import (
 from connpool.datagram.figures import Point, spread
 from connpool.errors import AddressError, ProbeFailed
 from tests.datagram.peers import answering, client, sturdy, where
+from tests.helpers.ports import freePort
 from tests.helpers.waiting import bounded, pause, until
 
 
@@ -215,9 +216,8 @@ async def test_31_aSteppedWallClock(seconds):
 
 @pytest_twisted.ensureDeferred
 async def test_nobodyThere():
-    with client() as gone:
-        host, port = gone.getsockname()
-    report = await bounded(probe(reactor, host, port, count=5, interval=0.01, timeout=0.1))
+    port = freePort(socket.SOCK_DGRAM)
+    report = await bounded(probe(reactor, "127.0.0.1", port, count=5, interval=0.01, timeout=0.1))
     assert (report.sent, report.received) == (5, 0)
     assert report.errors == {"ECONNREFUSED": 5}
     assert report.rtt is None
@@ -343,8 +343,7 @@ async def test_sweep():
 
 @pytest_twisted.ensureDeferred
 async def test_sweepOverNothing():
-    with client() as gone:
-        address = gone.getsockname()
+    address = "127.0.0.1", freePort(socket.SOCK_DGRAM)
     with pytest.raises(ProbeFailed, match="not even 12 bytes"):
         await bounded(Deferred.fromCoroutine(sweep(reactor, *address, timeout=0.05)))
 

@@ -27,6 +27,7 @@ from connpool.transfer.send import openfiles
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE
 from connpool.transfer.send.source import versionOf
 from tests.helpers.mounts import mounted
+from tests.helpers.ports import freePort
 from tests.helpers.processes import TWISTD, finished
 from tests.helpers.waiting import bounded, pause, until
 from tests.transfer import peer
@@ -542,7 +543,8 @@ async def test_aNameThatIsNotUTF8IsSaidOnce(outbox, start):
         pass
     with capturedLogs() as logs:
         start(sender(outbox, 1))
-        await pause(0.5)
+        await until(lambda: any("UTF-8" in event.get("why", "") for event in logs))
+        await pause(0.2)
     (event,) = [event for event in logs if "UTF-8" in event.get("why", "")]
     assert event["file"].endswith("caf\\xe9")
 
@@ -583,16 +585,15 @@ async def test_restartsOfBothEndsLoseAndDoubleNothing(outbox, root, start):
     files = {f"{n}": os.urandom(40_000) for n in range(60)}
     for name, content in files.items():
         (outbox / name).write_bytes(content)
-    receiving = start(receiver(root, "--drain-timeout=0.1"))
-    port = receiving.listening.getHost().port
+    port = freePort()
+    words = [f"--listen=tcp:{port}:interface=127.0.0.1", "--drain-timeout=0.1"]
+    receiving = start(receiver(root, *words))
     for _ in range(3):
         sending = start(sender(outbox, port))
         await pause(0.15)
         await bounded(sending.stopService())
         await bounded(receiving.stopService())
-        receiving = start(
-            receiver(root, f"--listen=tcp:{port}:interface=127.0.0.1", "--drain-timeout=0.1")
-        )
+        receiving = start(receiver(root, *words))
     start(sender(outbox, port))
     await until(lambda: received(outbox) == {}, 60)
     assert received(root) == files

@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from tests.helpers.processes import CONNPOOL, connpool, environment, run, running
+from tests.helpers.processes import CONNPOOL, connpool, environment, run, running, within
 from tests.helpers.receiving import Receiving, content
 from tests.transfer import peer
 from tests.transfer.hostile import CORPUS
@@ -488,7 +488,7 @@ def test_aResetInsideARunIsNoEnd(tmp_path):
         control = peer.pack([2 * MIB, []])
         head = peer.head(peer.DATA, control, stream, 4 * MIB)
         sender.socket.sendall(head + control + data[2 * MIB : 5 * MIB + 1000])
-        time.sleep(0.3)
+        assert within(lambda: receiving.written() >= 5 * MIB)
         sender.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sender.socket.close()
         receiving.program.waitFor("did not receive f")

@@ -38,13 +38,6 @@ def sending(receiving, *arguments):
             process.communicate()
 
 
-def partialOf(receiving):
-    """
-    How many bytes the receiver has of a file that has no name yet.
-    """
-    return sum(path.stat().st_size for path in receiving.root.glob(".connpool/temporary/*"))
-
-
 @pytest.fixture
 def receiving(tmp_path):
     with Receiving(tmp_path, "--idle-timeout", "2") as made:
@@ -60,7 +53,7 @@ def test_whatComesIsSentAtOnce(receiving):
             pipe.write(b"%d" % number * 1000)
             time.sleep(0.5)
             if number == 3:
-                assert within(lambda: partialOf(receiving) > 2000, 1)
+                assert within(lambda: receiving.written() > 2000)
         pipe.close()
         assert process.wait(20) == 0
     assert receiving.files() == {"stdin": b"".join(b"%d" % n * 1000 for n in range(6))}
@@ -70,7 +63,7 @@ def test_whatComesIsSentAtOnce(receiving):
 def test_interruptedWhileNothingComes(receiving, number):
     with sending(receiving) as (process, pipe):
         pipe.write(b"x" * 5000)
-        assert within(lambda: partialOf(receiving) >= 5000)
+        assert within(lambda: receiving.written() >= 5000)
         process.send_signal(number)
         assert process.wait(2) == 130
 
@@ -83,7 +76,7 @@ def test_refusedWhileNothingComes(receiving):
 def test_lostWhileNothingComes(receiving):
     with sending(receiving) as (process, pipe):
         pipe.write(b"x" * 5000)
-        assert within(lambda: partialOf(receiving) >= 5000)
+        assert within(lambda: receiving.written() >= 5000)
         receiving.program.process.kill()
         output, _ = process.communicate(timeout=3)
         assert process.returncode == 3

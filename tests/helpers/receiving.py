@@ -74,6 +74,13 @@ class Receiving:
             if path.is_file() and ".connpool" not in str(path.relative_to(self.root))
         }
 
+    def written(self):
+        """
+        The bytes that it has of files that have no name yet.
+        """
+        stats = [path.stat() for path in self.root.glob(".connpool/[tp]*/**/*") if path.is_file()]
+        return sum(min(status.st_size, status.st_blocks * 512) for status in stats)
+
     def send(self, *arguments, durability="none", **more):
         return connpool(
             "send",

@@ -5,6 +5,7 @@ The rounds of a probe that goes on.
 from __future__ import annotations
 
 import itertools
+import socket
 import time
 
 import attrs
@@ -22,7 +23,8 @@ from connpool.observe.sources import readSources
 from connpool.services.daemon import parts, reload
 from connpool.services.probetargets import Target
 from connpool.services.probing import Counts, ProbeService, UDPProbe
-from tests.datagram.peers import answering, client, where
+from tests.datagram.peers import answering, where
+from tests.helpers.ports import freePort
 from tests.helpers.waiting import pause, until
 
 
@@ -118,11 +120,10 @@ GAUGES = {"rttMin", "rttMean", "rttMax", "rttP50", "rttP95", "rttP99", "jitter"}
 
 @pytest_twisted.ensureDeferred
 async def test_aDeadTargetHasNoRoundTrip():
-    with client() as gone:
-        host, number = gone.getsockname()
+    number = freePort(socket.SOCK_DGRAM)
     service = ProbeService(
         reactor,
-        Target(name="dead", address=f"{host}:{number}", round=0.1, interval=0.05, timeout=0.1),
+        Target(name="dead", address=f"127.0.0.1:{number}", round=0.1, interval=0.05, timeout=0.1),
     )
     assert names(service.stats()) == GAUGES | {"up", "roundTrips", "roundSent", "roundLost"}
     service.startService()
