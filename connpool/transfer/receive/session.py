@@ -366,7 +366,7 @@ class ReceiverSession:
 
     def _open(self, frame: Frame, message: Any) -> None:
         kind = frame.type
-        if frame.length != len(frame.data):
+        if frame.length != len(frame.data) + len(frame.files):
             self._run = None, 0  # unless it is DATA of a file that is open, nobody gets it
         if kind is Type.DATA:
             data: Data = message
@@ -426,8 +426,8 @@ class ReceiverSession:
         self._lastStream = number + len(entries) - 1
         if self._lastStream > MAX_STREAM:
             raise ProtocolError(f"PUTS has files beyond stream {MAX_STREAM}")
-        if frame.data:
-            self._arrived(len(frame.data))
+        if frame.length:
+            self._arrived(frame.length)
         if frame.type is not Type.PUT:
             small.store()  # what came before is decided before
         if self._draining:

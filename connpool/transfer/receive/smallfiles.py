@@ -128,7 +128,7 @@ class SmallFiles:
         """
         Store the files of a frame.
         """
-        entries, data, at = message.entries, memoryview(frame.data), 0
+        entries, data, at = message.entries, frame.files, 0
         size = sum(entry.size for entry in entries)
         if size != frame.length:
             raise ProtocolError(f"PUTS carries {frame.length} bytes, and its files have {size}")

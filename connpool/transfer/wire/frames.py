@@ -154,6 +154,9 @@ BOUNDS: dict[int, Bounds] = {
 _NAMES = {kind.value: kind for kind in Type}
 
 
+_NO_FILES = memoryview(b"")
+
+
 @attrs.frozen
 class Frame:
     """
@@ -165,6 +168,7 @@ class Frame:
     @ivar data: the run; empty if it comes in pieces, that of C{DATA} or one that is
         not wanted.
     @ivar length: bytes of the run.
+    @ivar files: in the place of C{data}, the run of C{PUTS}.
     """
 
     type: Type
@@ -172,6 +176,7 @@ class Frame:
     control: bytes
     data: bytes = b""
     length: int = 0
+    files: memoryview = _NO_FILES
 
 
 @attrs.frozen
@@ -255,8 +260,8 @@ class FrameReader:
             if self._fixed is None:
                 self._open(held, 0)
                 continue
-            whole = bytes(held)
-            held.clear()
+            whole = memoryview(held)
+            held = self._held = bytearray()
             yield self._close(whole, HEADER_BYTES)[0]
         yield from self._cut(memoryview(data)[at:])
 
@@ -301,7 +306,7 @@ class FrameReader:
         self._fixed = (kind, control, stream, length, whole)
         self._need = HEADER_BYTES + control + whole
 
-    def _close(self, view: memoryview | bytes, at: int) -> tuple[Frame, int]:
+    def _close(self, view: memoryview, at: int) -> tuple[Frame, int]:
         """
         The frame whose control part begins at C{at}, and where it ends.
         """
@@ -316,7 +321,7 @@ class FrameReader:
         middle = at + control
         self.run = length - whole
         end = middle + whole
-        return (
-            Frame(kind, stream, bytes(view[at:middle]), bytes(view[middle:end]), length),
-            end,
-        )
+        run, said = view[middle:end], bytes(view[at:middle])
+        if kind is Type.PUTS:  # each file is taken from there, without a copy
+            return Frame(kind, stream, said, b"", length, run), end
+        return Frame(kind, stream, said, bytes(run), length), end
