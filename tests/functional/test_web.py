@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
@@ -274,14 +275,14 @@ def conversation(address, raw, tls=None):
     """
     Send bytes, half-close where that can be done, and read to the end.
     """
-    with socket.create_connection(address, 10) as plain:
-        end = plain if tls is None else tls.wrap_socket(plain, server_hostname="files.example")
-        end.settimeout(10)
+    plain = socket.create_connection(address, 10)
+    with plain if tls is None else tls.wrap_socket(plain, server_hostname="files.example") as end:
+        end.settimeout(3)
         answer = b""
         try:
             end.sendall(raw)
             if tls is None:
-                plain.shutdown(socket.SHUT_WR)
+                end.shutdown(socket.SHUT_WR)
             while piece := end.recv(65536):
                 answer += piece
         except (TimeoutError, ConnectionError, ssl.SSLError):
@@ -306,22 +307,24 @@ def test_smuggling(tmp_path, certificate, name):
         PROXIES[name](tmp_path, port, certificate) as front,
     ):
         prefix = b"/up" if name == "nginx" else b""
+        raws = [raw for raw, _ in FRAMING.values()]
 
         def through(raw):
             raw = re.sub(rb"(?i)^((?:put|PUT|PRI)\s+)/", rb"\g<1>" + prefix + b"/", raw)
             return raw.replace(b"\r\n", b"\r\n" + authorization, 1)
 
-        for number, (raw, _) in enumerate(FRAMING.values()):
+        def one(number, raw):
             good = b"PUT /good%d HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\ngood"
             last = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-            wire = (
-                through(good % number)
-                + through(raw)
-                + HIDDEN.replace(b"\r\n", b"\r\n" + authorization, 1).replace(
-                    b"/hidden", prefix + b"/hidden%d" % number
-                )
-            )
-            answer = conversation(("127.0.0.1", front), wire + through(last), tls)
-            stored = len(list((tmp_path / "received").glob(f"*{number}")))
+            wire = [good % number, raw, HIDDEN.replace(b"/hidden", b"/hidden%d" % number), last]
+            return conversation(("127.0.0.1", front), b"".join(map(through, wire)), tls)
+
+        with ThreadPoolExecutor(8) as pool:
+            requests = [raw.replace(b"/seen", b"/seen%d" % n) for n, raw in enumerate(raws)]
+            answers = list(pool.map(one, range(len(raws)), requests))
+        files = {path.name for path in (tmp_path / "received").iterdir()}
+        assert files >= {f"good{number}" for number in range(len(raws))}
+        for number, (raw, answer) in enumerate(zip(raws, answers, strict=True)):
+            stored = len(files & {f"{kind}{number}" for kind in ("good", "seen", "hidden")})
             assert answer.count(b"HTTP/1.1 201") == stored, (raw, answer)
         assert "Traceback" not in program.output

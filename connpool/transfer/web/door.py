@@ -16,6 +16,7 @@ from connpool.logonce import LogRarely
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.web.answers import Answer, problem
 from connpool.transfer.web.channel import WebChannel
+from connpool.transfer.web.form import Form, FormPage
 from connpool.transfer.web.gate import Caller, Gate
 from connpool.transfer.web.head import Head
 from connpool.transfer.web.origin import ALLOWED_METHODS, Origins, originOf
@@ -24,39 +25,10 @@ from connpool.transfer.web.put import Put
 from connpool.transfer.web.request import Request, Resource
 from connpool.transfer.web.settings import WebCounts, WebSettings
 from connpool.transfer.web.target import Kind, Target, parseTarget
-from connpool.transfer.web.tus import Creation, UploadURL, tusOptions
+from connpool.transfer.web.tus import Creation, UploadURL, isTus, tusOptions
 from connpool.transfer.web.uploads import Uploads
 
 __all__ = ["WebDoor"]
-
-
-class Page:
-    """
-    The resource of C{/}: says how to send a file.
-    """
-
-    methods = ("GET", "HEAD")
-
-    async def answer(self, request: Request) -> Answer:
-        """
-        Say it.
-        """
-        text = b"Files are received here. Send one with: curl -T FILE URL/\n"
-        return Answer(200, [("Content-Type", "text/plain; charset=utf-8")], text)
-
-
-class Nowhere:
-    """
-    The resource of what is not there.
-    """
-
-    methods = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE")
-
-    async def answer(self, request: Request) -> Answer:
-        """
-        Say so.
-        """
-        raise Problem(404, "there is nothing of this name", "expired")
 
 
 class WebDoor:
@@ -87,12 +59,17 @@ class WebDoor:
         own = [originOf(url)] if url else []
         hosts = [*settings.hosts, *(hostOf(each.partition("://")[2]) for each in own)]
         self._origins = Origins(withOwnHosts(hosts), frozenset({*settings.origins, *own}))
-        self._put = Put(reception, settings)
+        put = Put(reception, settings)
+        form = self._form = Form(reception, settings)
         self._uploads = Uploads(reception, clock)
         self._creation = Creation(reception, settings, self._uploads)
-        self._upload = UploadURL(settings, self._uploads)
-        self._page = Page()
-        self._nowhere = Nowhere()
+        # PUT without a name is told what is wrong with that
+        self._resources: dict[Kind, tuple[Resource, ...]] = {
+            Kind.ROOT: (FormPage(), form, put),
+            Kind.DIRECTORY: (form, put),
+            Kind.NAME: (put,),
+            Kind.UPLOAD: (UploadURL(settings, self._uploads),),
+        }
         self._logs: dict[str, LogRarely] = {}
 
     def build(self, transport: Any) -> WebChannel:
@@ -126,11 +103,7 @@ class WebDoor:
             if head.method == "OPTIONS":
                 return self._options(head), shared
             sender = await self._gate.identify(head, caller)
-            resource = self._resourceOf(target, head.method)
-            if head.method not in resource.methods:
-                allow = ", ".join([*resource.methods, "OPTIONS"])
-                why = f"here {head.method} means nothing; {allow} do"
-                raise Problem(405, why, "unsupported", fields=[("Allow", allow)])
+            resource = self._resourceFor(head, target)
             return await resource.answer(Request(head, target, sender, channel)), shared
         except TransferError as e:
             return self.refuse(e, caller), shared
@@ -169,14 +142,16 @@ class WebDoor:
         """
         return self._uploads.close()
 
-    def _resourceOf(self, target: Target, method: str) -> Resource:
-        if target.kind is Kind.UPLOAD:
-            return self._upload
-        if method == "POST" and target.kind in {Kind.ROOT, Kind.DIRECTORY}:
-            return self._creation
-        if target.kind is Kind.ROOT:
-            return self._page
-        return self._put if target.kind is Kind.NAME else self._nowhere
+    def _resourceFor(self, head: Head, target: Target) -> Resource:
+        resources = self._resources.get(target.kind)
+        if resources is None:
+            raise Problem(404, "there is nothing of this name", "expired")
+        for resource in resources:
+            if head.method in resource.methods:
+                return self._creation if resource is self._form and isTus(head) else resource
+        allow = ", ".join([name for each in resources for name in each.methods] + ["OPTIONS"])
+        why = f"here {head.method} means nothing; {allow} do"
+        raise Problem(405, why, "unsupported", fields=[("Allow", allow)])
 
 
 class _Entrance:

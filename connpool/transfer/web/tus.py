@@ -43,7 +43,7 @@ from connpool.transfer.web.settings import WebSettings
 from connpool.transfer.web.target import locate
 from connpool.transfer.web.uploads import Upload, Uploads
 
-__all__ = ["Creation", "UploadURL", "tusOptions"]
+__all__ = ["Creation", "UploadURL", "isTus", "tusOptions"]
 
 VERSION = "1.0.0"
 EXTENSIONS = (
@@ -52,9 +52,24 @@ EXTENSIONS = (
 )
 CONTENT_TYPE = b"application/offset+octet-stream"
 
+_OWN = {
+    b"tus-resumable",
+    b"upload-length",
+    b"upload-defer-length",
+    b"upload-metadata",
+    b"upload-concat",
+}
 _NUMBER = re.compile(rb"[0-9]{1,19}")
 _RANGE = re.compile(rb"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _DECIMAL = re.compile(rb"[0-9]{1,13}")
+
+
+def isTus(head: Head) -> bool:
+    """
+    Tell whether a C{POST} to a directory is meant to create an upload.
+    """
+    names = {name for name, _ in head.fields}
+    return bool(names & _OWN) or CONTENT_TYPE in head.all(b"content-type")
 
 
 def tusOptions(policy: Policy) -> Fields:

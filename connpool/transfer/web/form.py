@@ -1,0 +1,368 @@
+"""
+Forms: each file of a C{multipart/form-data} body goes to the reception as it comes.
+
+The names in a form are what a browser's user has, with directories where a folder was chosen;
+nothing of them is repaired.  A browser writes a quotation mark and line ends in a name as
+C{%22}, C{%0D} and C{%0A}, and leaves every other percent sign as it is (HTML, multipart form
+data).
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
+from twisted.internet.defer import Deferred, DeferredLock
+
+from connpool.errors import NameRefused, Skipped, TransferError
+from connpool.transfer.names import displayName
+from connpool.transfer.receive.reception import Reception
+from connpool.transfer.web.answers import Answer, accountOf, jsonAnswer
+from connpool.transfer.web.fields import durabilityOf, preferencesOf, ruleAskedFor
+from connpool.transfer.web.head import Head
+from connpool.transfer.web.problems import Problem, documentOf, statusOf
+from connpool.transfer.web.request import Request
+from connpool.transfer.web.settings import WebSettings
+from connpool.transfer.web.wholefile import Digester, WholeFile
+
+__all__ = ["Form", "FormPage"]
+
+#: Parts of a form, and those of them that are no files; bytes of such a field.
+MAX_PARTS, MAX_FIELDS, MAX_FIELD_BYTES = 1000, 16, 4096
+#: Fields of a part, and bytes of each.
+_MAX_HEADERS, _MAX_HEADER_BYTES = 16, 8192
+
+_BOUNDARY = re.compile(
+    rb"multipart/form-data[ \t]*;(?:.*;)?[ \t]*boundary="
+    rb"""(?:"([ -!#-~]{1,70})"|([!#-+\--:<-~]{1,70}))[ \t]*(?:;.*)?""",
+    re.IGNORECASE,
+)
+_PARAMETER = re.compile(
+    rb""";[ \t]*([-!#$%&'+.^_`|~0-9A-Za-z]+\*?)=("(?:[^"\\]|\\.)*"|[^;\s"]*)[ \t]*""", re.DOTALL
+)
+_PLAIN_CODINGS = {b"", b"7bit", b"8bit", b"binary"}
+_ESCAPES = {b"%22": b'"', b"%0D": b"\r", b"%0A": b"\n", b'\\"': b'"'}
+
+_PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Send files</title>
+{}<form method="post" enctype="multipart/form-data">
+<p><label>Files: <input type="file" name="file" multiple></label> <button>Send</button></p></form>
+</html>
+"""
+_POLICY = "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+
+
+def parametersOf(value: bytes) -> dict[bytes, bytes]:
+    """
+    @param value: of a C{Content-Disposition}.
+    @return: its parameters, names in lower case.
+    @raise Problem: it is not that of a part of a form.
+    """
+    kind, semicolon, rest = value.partition(b";")
+    found: dict[bytes, bytes] = {}
+    at, text = 0, semicolon + rest
+    while at < len(text):
+        parameter = _PARAMETER.match(text, at)
+        if parameter is None or parameter[1].lower() in found:
+            break
+        content = parameter[2]
+        if content.startswith(b'"'):
+            content = re.sub(rb'%22|%0D|%0A|\\"', lambda m: _ESCAPES[m[0]], content[1:-1])
+        found[parameter[1].lower()] = content
+        at = parameter.end()
+    if kind.strip().lower() != b"form-data" or at < len(text):
+        raise Problem(400, "a part of a form has one Content-Disposition: form-data; name=…")
+    return found
+
+
+def nameIn(parameters: dict[bytes, bytes]) -> bytes | None:
+    """
+    @return: the name of a file in a part; L{None} if it is no file.
+    """
+    extended = parameters.get(b"filename*")
+    if extended is None:
+        return parameters.get(b"filename")
+    charset, _, rest = extended.partition(b"'")
+    if charset.lower() != b"utf-8" or b"'" not in rest:
+        raise NameRefused("a name by filename* begins with UTF-8''")
+    return unquote_to_bytes(rest.partition(b"'")[2])
+
+
+class Form:
+    """
+    The resource of forms: the target is a directory.
+    """
+
+    methods = ("POST",)
+
+    def __init__(self, reception: Reception, settings: WebSettings) -> None:
+        self._reception = reception
+        self._settings = settings
+
+    async def answer(self, request: Request) -> Answer:
+        """
+        Store the files.
+        """
+        head = request.head
+        boundary = _BOUNDARY.fullmatch(b", ".join(head.all(b"content-type")))
+        if boundary is None:
+            raise Problem(
+                415,
+                "POST takes a form (multipart/form-data with a boundary) or creates an upload of "
+                "tus (Tus-Resumable and Upload-Length); send a whole file with PUT",
+                "unsupported",
+            )
+        reading = _Reading(self._reception, self._settings, request, boundary[1] or boundary[2])
+        try:
+            await request.receive(reading.write)
+            reading.close()
+        except BaseException as e:
+            await reading.abort(e)
+            raise
+        if not reading.told:
+            raise Problem(400, "the form has no file")
+        return _answer(head, reading)
+
+
+class _Reading:
+    """
+    The reading of one form.
+
+    @ivar told: receipts and problem documents, in order.
+    @ivar status: of the first problem; 0 if there is none.
+    """
+
+    def __init__(
+        self, reception: Reception, settings: WebSettings, request: Request, boundary: bytes
+    ) -> None:
+        self._reception = reception
+        self._settings = settings
+        self._request = request
+        preferences = preferencesOf(request.head)
+        self._rule = ruleAskedFor(request.head, preferences) or ""
+        self._durability = durabilityOf(preferences)
+        self.told: list[dict[str, Any]] = []
+        self.status = 0
+        self._lock = DeferredLock()
+        self._events: list[tuple[str, Any]] = []
+        self._field, self._value = b"", b""
+        self._headers: dict[bytes, bytes] = {}
+        self._parts = self._plain = self._fieldBytes = 0
+        self._ended = False
+        self._file: WholeFile | None = None
+        #: where the bytes of the present part go: to a file, a field, or nowhere
+        self._place = ""
+        self._path = self._name = b""
+        self._isPath = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._headers.clear,
+                "on_header_field": self._headerField,
+                "on_header_value": self._headerValue,
+                "on_header_end": self._headerEnd,
+                "on_headers_finished": self._begun,
+                "on_part_data": self._data,
+                "on_part_end": lambda: self._events.append(("end", None)),
+                "on_end": self._over,
+            },
+            max_header_count=_MAX_HEADERS,
+            max_header_size=_MAX_HEADER_BYTES,
+        )
+
+    # -- the parser's side: nothing is done at once, everything in order
+
+    def _headerField(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _headerValue(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _headerEnd(self) -> None:
+        if self._field.lower() in self._headers:
+            raise Problem(400, "a field of a part comes twice")
+        self._headers[self._field.lower()] = self._value
+        self._field, self._value = b"", b""
+
+    def _begun(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise Problem(413, f"a form has at most {MAX_PARTS} parts", "too-large")
+        coding = self._headers.get(b"content-transfer-encoding", b"").strip().lower()
+        if coding not in _PLAIN_CODINGS:
+            raise Problem(415, "parts come as they are, without Content-Transfer-Encoding")
+        self._events.append(("begin", self._headers.get(b"content-disposition", b"")))
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        kind, last = self._events[-1] if self._events else ("", [])
+        if kind == "data" and last[0] is data and last[2] == start:
+            last[2] = end
+        else:
+            self._events.append(("data", [data, start, end]))
+
+    def _over(self) -> None:
+        self._ended = True
+
+    def write(self, view: memoryview) -> Deferred[None]:
+        """
+        Take the bytes that follow.
+        """
+        data = bytes(view)
+        try:
+            self._parser.write(data)
+        except FormParserError as e:
+            raise Problem(400, f"the form is broken: {e}") from None
+        events, self._events = self._events, []
+        return self._lock.run(lambda: Deferred.fromCoroutine(self._take(events)))
+
+    def close(self) -> None:
+        """
+        The body is over.
+
+        @raise Problem: the form is not.
+        """
+        if not self._ended:
+            raise Problem(400, "the form ended before its last boundary")
+
+    # -- what becomes of the parts
+
+    async def _take(self, events: list[tuple[str, Any]]) -> None:
+        for kind, value in events:
+            if kind == "begin":
+                await self._begin(parametersOf(value))
+            elif kind == "end":
+                await self._end()
+            elif self._place == "field":
+                self._fieldBytes += value[2] - value[1]
+                if self._fieldBytes > MAX_FIELD_BYTES:
+                    raise Problem(413, f"a field has at most {MAX_FIELD_BYTES} bytes", "too-large")
+                self._path += bytes(memoryview(value[0])[value[1] : value[2]])
+            elif self._file is not None:
+                try:
+                    written = self._file.write(memoryview(value[0])[value[1] : value[2]])
+                    if written is not None:
+                        await written
+                except TransferError as e:
+                    await self._failed(e)
+
+    async def _begin(self, parameters: dict[bytes, bytes]) -> None:
+        self._place, self._fieldBytes = "", 0
+        try:
+            name = nameIn(parameters)
+            if name is None:
+                self._plain += 1
+                if self._plain > MAX_FIELDS:
+                    raise Problem(413, f"a form has at most {MAX_FIELDS} fields", "too-large")
+                # some clients tell the place of the next file in a folder so
+                self._place = "field"
+                self._path = b""
+                self._isPath = parameters.get(b"name") == b"relativePath"
+                return
+            path, self._path = self._path, b""
+            self._name = name if path in {b"", b"null"} else path
+            # no file was chosen, else
+            if self._name:
+                await self._open(self._name)
+        except Problem:
+            raise
+        except TransferError as e:
+            self._tell(e)
+
+    async def _open(self, name: bytes) -> None:
+        request, reception = self._request, self._reception
+        raw = request.target.path + name
+        try:
+            offer = reception.offer(
+                *(raw, request.sender.identity, self._rule),
+                transferId=secrets.token_hex(16),
+                key=secrets.token_bytes(32),
+                durability=self._durability,
+                protocol="web",
+            )
+        except TransferError as e:
+            reception.refuse(displayName(raw), request.sender.peer, e)
+            raise
+        digester = Digester({"sha-256"} if self._settings.sha256 else ())
+        self._file = await WholeFile.begin(
+            reception, offer, request.sender.peer, digester, request.end
+        )
+
+    async def _end(self) -> None:
+        if self._place == "field" and not self._isPath:
+            self._path = b""
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                receipt, _ = await file.commit({})
+                self.told.append(accountOf(receipt, self._request.sender.identity))
+            except TransferError as e:
+                self._tell(e)
+
+    async def _failed(self, why: TransferError) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            await file.abort(why)
+        self._tell(why)
+
+    def _tell(self, why: TransferError) -> None:
+        skipped = isinstance(why, Skipped)
+        status = 200 if skipped else statusOf(why)
+        if not skipped:
+            self.status = self.status or status
+        said = {"status": "skipped"} if skipped else {}
+        document = {**documentOf(why, status)[0], "name": displayName(self._name), **said}
+        self.told.append(document)
+
+    async def abort(self, why: BaseException) -> None:
+        """
+        Remove the file that was under way.
+        """
+        await self._lock.run(lambda: None)
+        file, self._file = self._file, None
+        if file is not None:
+            await file.abort(why)
+
+
+def _answer(head: Head, reading: _Reading) -> Answer:
+    new = any(each["status"] == "stored" for each in reading.told)
+    status = reading.status or (201 if new else 200)
+    if any(b"text/html" in value.lower() for value in head.all(b"accept")):
+        return _page(status, "".join(_rows(reading.told)))
+    return jsonAnswer(status, reading.told)
+
+
+def _rows(told: list[dict[str, Any]]) -> Iterator[str]:
+    yield "<h1>Received</h1><ul>"
+    for each in told:
+        name = displayName(each.get("name", ""))
+        text = f"{name}: {each.get('detail') or each['status']}".removeprefix(": ")
+        yield f"<li>{html.escape(text)}</li>"
+    yield "</ul>"
+
+
+def _page(status: int, content: str) -> Answer:
+    fields = [("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", _POLICY)]
+    return Answer(status, fields, _PAGE.format(content).encode())
+
+
+class FormPage:
+    """
+    The resource of C{/}: a form for browsers, and a line for others.
+    """
+
+    methods = ("GET", "HEAD")
+
+    async def answer(self, request: Request) -> Answer:
+        """
+        Give it.
+        """
+        if any(b"text/html" in value.lower() for value in request.head.all(b"accept")):
+            return _page(200, "<h1>Send files</h1>")
+        text = b"Files are received here. Send one with: curl -T FILE URL/\n"
+        return Answer(200, [("Content-Type", "text/plain; charset=utf-8")], text)
