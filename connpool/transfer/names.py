@@ -250,7 +250,9 @@ class NameReader:
 
         @raise NameRefused: as L{RelativeName.parse} and L{RelativeName.under}.
         """
-        sent, slash, last = name.rpartition(b"/")
+        last = name.rpartition(b"/")[2]
+        # with its slash: /x is not in the directory that x is in
+        sent = name.removesuffix(last)
         if sent == self._sent and len(last) <= self._room and _ORDINARY.fullmatch(last):
             text = last.decode("ascii")
             return RelativeName._of((*self._components, text), self._path + text)
@@ -261,7 +263,7 @@ class NameReader:
         self._components = found.components[:-1]
         self._path = found.path.removesuffix(found.components[-1])
         # without a slash the whole name must fit, as it was sent, too
-        self._room = MAX_PATH - max(len(self._path.encode()), len(sent + slash))
+        self._room = MAX_PATH - max(len(self._path.encode()), len(sent))
         return found
 
 

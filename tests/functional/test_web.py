@@ -94,6 +94,9 @@ def test_theRecipesForCurl(receiver, tmp_path):
     assert json.loads(result.stdout)["integrity"] == "verified"
     assert (files / "checked/report.pdf").exists()
     assert program.output.count("received ") == 4
+    told = json.loads(commands("a form", tmp_path, **here).stdout)
+    assert [each["name"] for each in told] == ["forms/report.pdf", "forms/holiday/1.jpg"]
+    assert (files / "forms/holiday/1.jpg").stat().st_size == 1 << 20
     assert "curl -T FILE" in program.output
     assert f"http://127.0.0.1:{port}/" in program.output
 

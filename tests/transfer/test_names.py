@@ -245,3 +245,15 @@ def test_caselessFormDependsOnNothingAround(one: str, other: str):
 
 def test_strOfANameIsSafe():
     assert str(RelativeName.parse("a\\b", profile="posix")) == "a\\\\b"
+
+
+def test_aReaderDoesNotTakeAnAbsoluteNameForALaterOne():
+    reader = NameReader("portable", dotfiles=True)
+    assert reader.read(b"a").path == "a"
+    with pytest.raises(NameRefused):
+        reader.read(b"/x")
+    assert reader.read(b"d/a").path == "d/a"
+    for name in (b"/d/x", b"d//x", b"d/", b"/d"):
+        with pytest.raises(NameRefused):
+            reader.read(name)
+    assert reader.read(b"d/b").path == "d/b"
