@@ -9,11 +9,17 @@ The protocol marks neither the end of the name nor the end of the file:
      publishes.  A sender that was killed looks like one that finished (its
      kernel closes the connection properly), so what is published is a prefix
      of what was sent, and its receipt says C{unverified}.
+
+After our answer the transport stands still where its socket can be borrowed
+(L{connpool.transfer.wire.borrowed}), until that sees the end: the transport, which it is
+given back to, sees it once more and says so.
 """
 
 from __future__ import annotations
 
 import secrets
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -30,6 +36,7 @@ from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.records import Offer
+from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.transfer.wire.link import Pace
 
 __all__ = ["ClassicReceiver", "ClassicRefusal"]
@@ -40,9 +47,9 @@ SETTLE_SECONDS = 0.01
 #: Bytes of the longest name: file systems take no longer component.
 LONGEST_NAME_BYTES = 255
 
-#: Bytes taken from the socket at once.  The allocation of each read costs, not the
-#: copy.
-READ_BYTES = 1 << 20
+#: Bytes that a transport reads at once, of a name, and of a file where its socket cannot be
+#: borrowed: the allocation of each read costs, not the copy.
+NAME_READ_BYTES, READ_BYTES = 1 << 10, 1 << 20
 
 
 @implementer(IHalfCloseableProtocol, IDrainableProtocol)
@@ -65,6 +72,8 @@ class ClassicReceiver(Protocol):
         self._settle: Any = None
         self._incoming: Incoming | None = None
         self._offset = 0
+        self._borrowed: BorrowedReader | None = None
+        self._waiting = 0
         self._named: Deferred[bytes] = Deferred()
         self._ended: Deferred[None] = Deferred()
         self._pace = Pace(
@@ -73,7 +82,7 @@ class ClassicReceiver(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        transport.bufferSize = READ_BYTES
+        transport.bufferSize = NAME_READ_BYTES
         self._peer = str(getattr(transport.getPeer(), "host", "") or "unix")
         self._pace.start()
         Deferred.fromCoroutine(self._receive()).addErrback(self._broke)
@@ -100,8 +109,10 @@ class ClassicReceiver(Protocol):
             self._incoming = incoming = await self._begin(offer)
             transport.write(b"ok")
             if not self._ended.called:
-                self._pace.start()
-                transport.resumeProducing()
+                if lends(self._clock, transport):
+                    self._borrowed = BorrowedReader(self._clock, transport.getHandle(), self)
+                transport.bufferSize = READ_BYTES
+                self.steer()
             await self._ended
         except TransferError as e:
             self._forget()
@@ -131,6 +142,7 @@ class ClassicReceiver(Protocol):
         Ignore from now on how the connection ends.
         """
         self._pace.stop()
+        self._giveBack()
         self._ended.addErrback(lambda _: None)
 
     def _offer(self, raw: bytes) -> Offer:
@@ -163,7 +175,7 @@ class ClassicReceiver(Protocol):
     def dataReceived(self, data: bytes) -> None:
         self._pace.arrived(len(data))
         if self._incoming is not None:
-            self._store(data)
+            self._store(memoryview(data))
         elif not self._named.called:
             self._name += data
             if len(self._name) > LONGEST_NAME_BYTES:
@@ -184,27 +196,74 @@ class ClassicReceiver(Protocol):
         self._settle = None
         self._named.callback(self._name)
 
-    def _store(self, data: bytes) -> None:
+    def _store(self, view: memoryview, done: Callable[[], None] = lambda: None) -> None:
+        """
+        @param done: called when C{view} is not needed any more.
+        """
         incoming = self._incoming
-        if incoming is None or incoming.ended or self._ended.called:
+        pause = None
+        if incoming is not None and not (incoming.ended or self._ended.called):
+            try:
+                pause = incoming.write(self._offset, view)
+            except TransferError as e:
+                self._fail(e)
+            else:
+                self._offset += len(view)
+        if pause is None:
+            done()
             return
-        try:
-            pause = incoming.write(self._offset, data)
-        except TransferError as e:
-            self._fail(e)
-            return
-        self._offset += len(data)
-        if pause is not None:
-            transport: Any = self.transport
-            transport.pauseProducing()
-            self._pace.stop()
-            pause.addCallbacks(self._resume, lambda f: self._fail(f.value))
 
-    def _resume(self, _: None) -> None:
+        def written(result: Any) -> None:
+            done()
+            self._waiting -= 1
+            if isinstance(result, Failure):
+                why: Any = result.value
+                self._fail(why)
+            else:
+                self.steer()
+
+        self._waiting += 1
+        self.steer()
+        pause.addBoth(written)
+
+    # -- reading the borrowed socket
+
+    #: the file's length is not known
+    wanted = sys.maxsize
+
+    def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
+        self._pace.arrived(len(view))
+        self._store(view, done)
+
+    def borrowedEnd(self) -> None:
+        self._giveBack()
+        transport: Any = self.transport
+        transport.resumeProducing()
+
+    def failed(self, why: BaseException | None) -> None:
+        self._giveBack()
         if not self._ended.called:
-            self._pace.start()
+            self._ended.errback(NetworkFailed("the sender's connection was reset"))
+
+    def steer(self) -> None:
+        """
+        Read, or do not while the store has something to write.
+        """
+        if self._ended.called:
+            return
+        (self._pace.stop if self._waiting else self._pace.start)()
+        if self._borrowed is not None:
+            self._borrowed.steer(not self._waiting)
+        else:
             transport: Any = self.transport
-            transport.resumeProducing()
+            (transport.pauseProducing if self._waiting else transport.resumeProducing)()
+
+    def _giveBack(self) -> None:
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            borrowed.close()
+
+    # -- ends
 
     def _fail(self, why: TransferError) -> None:
         """
@@ -246,6 +305,7 @@ class ClassicReceiver(Protocol):
             self._ended.errback(NetworkFailed("the sender left before the answer"))
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008 - Twisted's signature
+        self._giveBack()
         if self._incoming is None:
             self._leave()
         elif not self._ended.called:

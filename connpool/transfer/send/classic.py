@@ -6,13 +6,17 @@ Nothing comes back after C{ok}, so the best end there is is L{Unconfirmed}.
 
 Whether the receiver still reads is seen from what its kernel has confirmed:
 megabytes may wait in ours, longer than any deadline where the path is slow.
+
+The file goes from one buffer to the borrowed socket (L{connpool.transfer.wire.borrowed}), or
+through the transport, as fast as that asks for more.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from io import FileIO
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, ConnectionDone
@@ -23,6 +27,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -38,6 +43,7 @@ from connpool.errors import (
 from connpool.sendqueue import unconfirmedBytes
 from connpool.transfer.names import displayName
 from connpool.transfer.send.source import openSource
+from connpool.transfer.wire.borrowed import BorrowedWriter, lends
 
 __all__ = ["sendClassic"]
 
@@ -45,6 +51,9 @@ __all__ = ["sendClassic"]
 CHUNK_BYTES = 1 << 20
 #: The same where there is no socket to ask: only another chunk shows that it goes on.
 SMALL_CHUNK_BYTES = 1 << 16
+
+#: Bytes after which others have their turn.
+TURN_BYTES = 4 << 20
 
 #: Longest refusal that is read.
 LONGEST_ANSWER_BYTES = 1024
@@ -83,7 +92,7 @@ class _ClassicSender(Protocol):
         self,
         clock: Any,
         name: bytes,
-        file: BinaryIO,
+        file: FileIO,
         progress: Callable[[int], Any],
         timeout: float,
     ) -> None:
@@ -95,6 +104,7 @@ class _ClassicSender(Protocol):
         self._answer = b""
         self._sending = self._sent = False
         self._socket: socket.socket | None = None
+        self._writer: BorrowedWriter | None = None
         self._given = 0
         self._seen = (0, 0)
         self._look: Any = None
@@ -138,7 +148,10 @@ class _ClassicSender(Protocol):
             self._sending = True
             self._since = self._clock.seconds()
             transport: Any = self.transport
-            transport.registerProducer(self, streaming=False)
+            if lends(self._clock, transport):
+                Deferred.fromCoroutine(self._pour()).addErrback(self._broke)
+            else:
+                transport.registerProducer(self, streaming=False)
         elif self._answer.startswith(b"\0") and len(self._answer) < LONGEST_ANSWER_BYTES:
             if refusalIn(self._answer) is not None:
                 self._refused()
@@ -164,17 +177,57 @@ class _ClassicSender(Protocol):
             self._fail(SourceError(f"cannot read it: {e.strerror}"))
             return
         if data:
-            self._given += len(data)
-            self._progress(self._given)
+            self._gave(len(data))
             transport.write(data)
         else:
             transport.unregisterProducer()
-            self._sent = True
-            if ISSLTransport.providedBy(transport):
-                # TLS has no half-close; below it, one would look like an attack
-                transport.loseConnection()
-            else:
-                transport.loseWriteConnection()
+            self._finish()
+
+    def _gave(self, count: int) -> None:
+        self._given += count
+        self._progress(self._given)
+
+    def _finish(self) -> None:
+        """
+        Say that it was all.
+        """
+        transport: Any = self.transport
+        self._sent = True
+        if ISSLTransport.providedBy(transport):
+            # TLS has no half-close; below it, one would look like an attack
+            transport.loseConnection()
+        else:
+            transport.loseWriteConnection()
+
+    async def _pour(self) -> None:
+        """
+        Write the file to the borrowed socket.
+        """
+        transport: Any = self.transport
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        self._writer = writer = BorrowedWriter(self._clock, transport.getHandle(), self._cut)
+        while not self.ended.called:
+            count = self._file.readinto(buffer)
+            if not count:
+                writer.close()
+                self._finish()
+                return
+            self._gave(count)
+            written = writer.write(buffer[:count])
+            if written is not None:
+                await written
+            elif not self._given % TURN_BYTES:
+                # the receiver reads as fast as we write: others have their turn
+                await deferLater(self._clock, 0)
+
+    def _broke(self, failure: Failure) -> None:
+        why: Any = failure.value
+        if isinstance(why, OSError):
+            why = SourceError(f"cannot read it: {why.strerror}")
+        self._fail(why)
+
+    def _cut(self, why: BaseException) -> None:
+        self._fail(NetworkFailed("the receiver reset the connection"))
 
     def stopProducing(self) -> None:
         """
@@ -189,7 +242,12 @@ class _ClassicSender(Protocol):
     def _fail(self, why: TransferError | CancelledError) -> None:
         if not self.ended.called:
             self.ended.errback(why)
+        self._giveBack(why)
         self._abort()
+
+    def _giveBack(self, why: BaseException) -> None:
+        if self._writer is not None:
+            self._writer.close(why)
 
     def readConnectionLost(self) -> None:
         transport: Any = self.transport
@@ -213,9 +271,10 @@ class _ClassicSender(Protocol):
     def connectionLost(self, reason: Failure | None = None) -> None:
         if self._look is not None and self._look.active():
             self._look.cancel()
+        why = None if reason is None else reason.value
+        self._giveBack(why or ConnectionDone())
         if self.ended.called:
             return
-        why = None if reason is None else reason.value
         if self._sent and isinstance(why, ConnectionDone):
             self.ended.callback(None)
         elif why is not None and not isinstance(why, ConnectionDone):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import BinaryIO
+from io import FileIO
 
 import attrs
 
@@ -115,7 +115,7 @@ class Source:
     @ivar status: as of the opening.
     """
 
-    file: BinaryIO
+    file: FileIO
     name: bytes
     status: os.stat_result
 

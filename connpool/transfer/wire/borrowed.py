@@ -1,5 +1,5 @@
 """
-The socket of a transport, borrowed for a run of known length.
+The socket of a transport, borrowed for a run of bytes.
 
 Theory of operation
 ===================
@@ -7,6 +7,12 @@ The costly thing in a transport is the buffer it allocates for each read, and th
 copy of what it has to write.  So for the length of a run the transport stands
 still, its socket is duplicated, and the run is read into buffers that are used
 again and again, or written from the buffer that it was read into.
+
+The next thing that costs is to be woken for little.  Once bytes come fast the kernel is
+asked to wake us for L{WAKE_BYTES} only (C{SO_RCVLOWAT}, socket(7)): never for more than the
+run has left, or both sides would wait for ever, and no longer than L{LOOK_SECONDS} after the
+last read, since a run whose length is not known may end, and a slow peer shall not look
+silent.  The end of the stream and errors always wake.
 
 That is sound only for a plain TCP or unix socket (L{lends}), never for TLS, whose
 C{fileno()} is the socket below the encryption.  An error on the borrowed descriptor
@@ -16,6 +22,7 @@ see a clean end.  So it ends the connection, and the socket is not given back.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -36,6 +43,10 @@ __all__ = ["BorrowedReader", "BorrowedWriter", "Borrower", "isPlain", "lends"]
 
 #: The buffers of one borrowed socket, and the bytes of each.
 _BUFFERS, _BUFFER_BYTES = 4, 1 << 20
+#: Bytes to be woken for, and the bytes of a read after which as many again come soon.
+WAKE_BYTES, FAST_BYTES = 256 * 1024, 32 * 1024
+#: Seconds between two looks whether something was read.
+LOOK_SECONDS = 0.025
 #: Buffers kept for the next run, whosever it is.
 _SPARE_BUFFERS = 8
 
@@ -64,7 +75,7 @@ class Borrower(Protocol):
     @property
     def wanted(self) -> int:
         """
-        Bytes that may be read: the rest of the run.
+        Bytes that may be read, more than none: the rest of the run.
         """
 
     def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
@@ -138,11 +149,16 @@ class BorrowedReader(_BorrowedSocket):
         self._borrower = borrower
         self._busy = 0
         self._reading = False
+        self._expected = 1
+        self._came = False
+        self._look: Any = None
 
     def doRead(self) -> None:
         buffer = _buffers.take()
+        # the runs of native end where a block does: so pieces end there, too
+        most = (self._borrower.wanted - 1) % _BUFFER_BYTES + 1
         try:
-            count = self._socket.recv_into(buffer[: self._borrower.wanted])
+            count = self._socket.recv_into(buffer[:most])
         except (BlockingIOError, InterruptedError):
             _buffers.give(buffer)
             return
@@ -155,13 +171,38 @@ class BorrowedReader(_BorrowedSocket):
             self._borrower.borrowedEnd()
             return
         self._busy += 1
+        self._came = True
         self._borrower.borrowed(buffer[:count], lambda: self._released(buffer))
+        if self._socket.fileno() >= 0:
+            fast = count >= min(FAST_BYTES, most)
+            self._expect(min(WAKE_BYTES, self._borrower.wanted) if fast else 1)
 
     def _released(self, buffer: memoryview) -> None:
         _buffers.give(buffer)
         self._busy -= 1
-        if self._socket.fileno() >= 0:
+        if self._busy == _BUFFERS - 1 and self._socket.fileno() >= 0:
             self._borrower.steer()
+
+    def _expect(self, count: int) -> None:
+        """
+        Be woken for C{count} bytes.
+        """
+        if count != self._expected:
+            with contextlib.suppress(OSError):  # not everywhere; then any byte wakes
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+            self._expected = count
+        if count > 1 and self._look is None:
+            self._look = self._reactor.callLater(LOOK_SECONDS, self._lookAgain)
+
+    def _lookAgain(self) -> None:
+        self._look = None
+        if self._reading and self._came:
+            self._came = False
+            self._expect(self._expected)
+            return
+        self._expect(1)
+        if self._reading:
+            self.doRead()
 
     def steer(self, wanted: bool) -> None:
         """
@@ -177,6 +218,10 @@ class BorrowedReader(_BorrowedSocket):
         Make the transport's own descriptor the only one again.
         """
         self.steer(False)
+        self._expect(1)
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
         self._socket.close()
 
     def connectionLost(self, reason: Failure) -> None:
