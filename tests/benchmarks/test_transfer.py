@@ -1,0 +1,53 @@
+"""
+What is made of the figures of commands that send files.
+"""
+
+import pytest
+
+from benchmarks.processes import Failed
+from benchmarks.transfer.sources import FileSource, TreeSource, same
+from benchmarks.transfer.tools import net, netCPU
+
+
+def test_startUpIsTakenOff():
+    row = {"start": [0.1, 0.5, 0.3], "whole": [1.3, 2.3, 0.8]}
+    assert net(row) == pytest.approx([1.0, 2.0, 0.5])
+
+
+def test_whatCannotBeToldFromStartUpIsNotNothing():
+    assert net({"start": [0.3], "whole": [0.29]}) == pytest.approx([0.03])
+
+
+def test_processorTimeIsForAGigabyte():
+    row = {"startSendCPU": [0.2], "sendCPU": [1.2], "size": [2e9]}
+    assert netCPU("sendCPU")(row) == pytest.approx([0.5])
+    assert netCPU("sendCPU", 4096, 1e6)(row) == pytest.approx([2.048])
+
+
+def test_aSourceHasAnotherNameEachTime(tmp_path):
+    source = FileSource(tmp_path, 3 << 20)
+    names = {source.renamed().name for _ in range(3)}
+    assert len(names) == 3
+    assert source.path.stat().st_size == source.size == 3 << 20
+    tree = TreeSource(tmp_path, 250, 10)
+    assert tree.size == 2500
+    assert len([path for path in tree.renamed().rglob("*") if path.is_file()]) == 250
+
+
+def test_whatArrivedIsCompared(tmp_path):
+    tree = TreeSource(tmp_path, 3, 10)
+    copy = tmp_path / "copy"
+    with pytest.raises(Failed, match="did not arrive"):
+        same(tree.path, copy)
+    for number in range(3):
+        (copy / str(number)).mkdir(parents=True)
+        (copy / str(number) / str(number)).write_bytes(
+            (tree.path / str(number) / str(number)).read_bytes()
+        )
+    same(tree.path, copy)
+    (copy / "1" / "1").write_bytes(b"0123456789")
+    with pytest.raises(Failed, match="is not what was sent"):
+        same(tree.path, copy)
+    (copy / "1" / "1").write_bytes(b"short")
+    with pytest.raises(Failed, match="5 bytes"):
+        same(tree.path, copy)
