@@ -224,7 +224,7 @@ class _Memory:
             for sender in senders:
                 sender.ended()
             several = residentOf(pid)
-        grown = (several - one) / (self.count - 1)
+        grown = (several - idle) / self.count
         return {"idle": idle / _MIB, "one": one / _MIB, "each": grown / _MIB}
 
 
@@ -239,7 +239,7 @@ def memory(setup: Setup) -> Iterator[Section]:
         columns = (
             Column("idle MiB", lambda row: row["idle"], "{:.1f}"),
             Column("at most with one transfer MiB", lambda row: row["one"], "{:.1f}"),
-            Column("each further one MiB", lambda row: row["each"], "{:.1f}"),
+            Column("each of eight MiB", lambda row: row["each"], "{:.1f}"),
         )
 
         def decimal(row: Figures) -> list[float]:
