@@ -121,7 +121,7 @@ class _Resumed:
         path = self.source.renamed()
         self.tool.port = self.relay.port
         command, variables = self.tool.client(path), self.tool.variables()
-        watch = self.relay.expect(self.source.size * 9 // 10)
+        watch = self.relay.expect(self.source.size * 9 // 10, last=True)
         first = Running(command, env=variables)
         if not watch.passed.wait(600):
             first.stop()
@@ -133,7 +133,7 @@ class _Resumed:
         began = time.perf_counter()
         ended = run(command, env=variables)
         again = watch.received
-        if again > self.source.size // 2:
+        if again > self.source.size // 2 or not watch.passed.is_set():
             raise Failed(f"{again} bytes were sent again: that is no resume")
         target = self.tool.arrived(path)
         self.tool.check(path, target)

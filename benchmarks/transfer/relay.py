@@ -24,10 +24,12 @@ class Watch:
     @ivar accepted: when it came, by C{time.perf_counter()}.
     @ivar received: bytes.
     @ivar passed: whether they have come to C{mark}, and C{at} when.
+    @ivar last: nothing is passed on after that.
     """
 
-    def __init__(self, mark: int) -> None:
+    def __init__(self, mark: int, last: bool = False) -> None:
         self.mark = mark
+        self.last = last
         self.accepted = self.at = 0.0
         self.received = 0
         self.passed = threading.Event()
@@ -54,11 +56,11 @@ class Relay:
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def expect(self, mark: int) -> Watch:
+    def expect(self, mark: int, last: bool = False) -> Watch:
         """
         Return what watches the next connection.
         """
-        self._watch = Watch(mark)
+        self._watch = Watch(mark, last)
         return self._watch
 
     def close(self) -> None:
@@ -113,6 +115,8 @@ class Relay:
                 data = b""
             if watch is not None:
                 watch.came(len(data))
+                if watch.last and watch.passed.is_set():
+                    data = b""
             queue.append((time.monotonic() + self._seconds, data))
             there.release()
         writer.join(60)

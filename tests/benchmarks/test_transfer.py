@@ -2,9 +2,13 @@
 What is made of the figures of commands that send files.
 """
 
+import contextlib
+import socket
+
 import pytest
 
 from benchmarks.processes import Failed
+from benchmarks.transfer.relay import Relay
 from benchmarks.transfer.sources import FileSource, TreeSource, same
 from benchmarks.transfer.tools import net, netCPU
 
@@ -51,3 +55,24 @@ def test_whatArrivedIsCompared(tmp_path):
     (copy / "1" / "1").write_bytes(b"short")
     with pytest.raises(Failed, match="5 bytes"):
         same(tree.path, copy)
+
+
+def test_aRelayStopsWhereItIsToldTo():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        relay = Relay(listener.getsockname()[1])
+        watch = relay.expect(1 << 20, last=True)
+        with socket.create_connection(("127.0.0.1", relay.port), 10) as sender:
+            receiver, _ = listener.accept()
+            with receiver:
+                receiver.settimeout(10)
+                sender.settimeout(0.5)
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    sender.sendall(bytes(64 << 20))
+                assert watch.passed.wait(10)
+                got = 0
+                while data := receiver.recv(1 << 20):
+                    got += len(data)
+        relay.close()
+    assert (1 << 20) - (1 << 16) <= got <= 1 << 20
+    assert watch.at >= watch.accepted > 0
