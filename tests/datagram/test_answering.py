@@ -108,14 +108,22 @@ def test_aBatchThere(pair):
     assert batch.lengths(1) == [5]
 
 
-@LINUX
-def test_oneAnswerThatFailsHoldsUpNoOther(pair):
-    one, other = pair
+def four(one, other):
+    """
+    A batch of four datagrams, ready to go back.
+    """
     for i in range(4):
         other.send(b"%d" % i)
     batch = Batch(socket.AF_INET, 4, control=False)
     batch.receive(one.fileno(), 4)
     batch.reflect(4)
+    return batch
+
+
+@LINUX
+def test_oneAnswerThatFailsHoldsUpNoOther(pair):
+    one, other = pair
+    batch = four(one, other)
     # the second has no address any more
     batch._headerWords[16 + 2] = 1
     assert batch.send(one.fileno(), 4) == [(1, errno.EINVAL)]
@@ -125,11 +133,7 @@ def test_oneAnswerThatFailsHoldsUpNoOther(pair):
 @LINUX
 def test_aBatchThatIsAllAlikeLeavesAsOne(pair):
     one, other = pair
-    for i in range(4):
-        other.send(b"%d" % i)
-    batch = Batch(socket.AF_INET, 4, control=False)
-    batch.receive(one.fileno(), 4)
-    batch.reflect(4)
+    batch = four(one, other)
     assert batch.sendJoined(one.fileno(), 4, 1)
     assert [read(other) for _ in range(5)] == [b"0", b"1", b"2", b"3", None]
     # too large for segments, or empty

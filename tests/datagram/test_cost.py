@@ -2,35 +2,16 @@
 What an answer costs: calls, not times.
 """
 
-import sys
-
 import pytest
 
 from connpool.datagram import Policy
 from connpool.datagram.mmsg import available
 from tests.datagram.peers import answering, client, read, where
+from tests.helpers.cost import calls
 
 #: Calls of functions, in Python or C, for one answer of a full batch, and for one alone.
 CALLS_PER_ANSWER = 10
 CALLS_ALONE = 20
-
-
-def calls(action):
-    """
-    @return: how many functions, in Python or C, C{action} calls.
-    """
-    count = 0
-
-    def profile(frame, event, _):
-        nonlocal count
-        count += event in {"call", "c_call"}
-
-    sys.setprofile(profile)
-    try:
-        action()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 @pytest.mark.skipif(not available(), reason="no recvmmsg as we know it")

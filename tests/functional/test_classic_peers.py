@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.helpers.gopeers import goProgram
-from tests.helpers.processes import connpool, running
+from tests.helpers.processes import connpool, finished, running
 from tests.helpers.receiving import filerecv
 
 pytestmark = [pytest.mark.peer("go"), pytest.mark.timeout(300)]
@@ -44,13 +44,7 @@ def test_goSendersToOurReceiver(tmp_path, root):
     with filerecv(root, cwd=tmp_path) as (receiver, place):
         for name, size in FILES:
             path = sourceFile(tmp_path, name, size)
-            sent = subprocess.run(
-                [goProgram("sender"), place, path],
-                check=False,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
+            sent = finished(goProgram("sender"), place, path)
             assert (sent.returncode, sent.stdout) == (0, "")
             receiver.waitFor(rf"received .* \({size} bytes, stored, unverified")
             assert same(path, root / name)
@@ -71,13 +65,7 @@ def test_manyGoSendersAtOnce(tmp_path, root):
 def test_aRefusedNameTellsTheGoSenderWhy(tmp_path, root):
     with filerecv(root, cwd=tmp_path) as (_, place):
         path = sourceFile(tmp_path, "bad\nname", 10)
-        sent = subprocess.run(
-            [goProgram("sender"), place, path],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        sent = finished(goProgram("sender"), place, path)
         assert sent.returncode == 2
         assert sent.stdout.startswith("answer: name-refused: ")
         assert sent.stdout.count("\n") == 1

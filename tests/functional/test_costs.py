@@ -2,46 +2,16 @@
 What a large file costs on the way from one process to the other: calls, not times.
 """
 
-import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 
-from tests.helpers.processes import CHECKOUT, environment, finished
+from tests.helpers.processes import CHECKOUT, finished
+from tests.helpers.receiving import observed
 
 MIB = 1 << 20
 SIZE_MIB = 32
 COUNTED = [sys.executable, "-m", "tests.transfer.counted"]
-
-
-@contextmanager
-def receiver(directory):
-    directory.mkdir()
-    process = subprocess.Popen(
-        [*COUNTED, "receive", str(directory)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=CHECKOUT,
-        env=environment(),
-    )
-    try:
-        port = int(process.stdout.readline())
-
-        def counted():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            return [int(word) for word in process.stdout.readline().split()]
-
-        yield port, counted
-        process.stdin.close()
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait(30)
-        process.stdin.close()
-        process.stdout.close()
 
 
 #: Calls of functions, in Python or C, for each mebibyte: of the sender, of the receiver, and
@@ -54,7 +24,7 @@ CLASSIC = (["--protocol", "classic"], 9, (400, 600, 12))
 @pytest.mark.parametrize(("words", "code", "most"), [NATIVE, CLASSIC])
 def test_aMebibyteCostsFewCalls(tmp_path, words, code, most):
     state = {"XDG_STATE_HOME": str(tmp_path / "state")}
-    with receiver(tmp_path / "inbox") as (port, counted):
+    with observed(tmp_path / "inbox", "tests.transfer.counted", "receive") as (port, counted):
         costs = []
         for size in (1, SIZE_MIB * MIB):  # the first is what is made once
             path = tmp_path / f"file-{size}"
@@ -63,7 +33,7 @@ def test_aMebibyteCostsFewCalls(tmp_path, words, code, most):
             to = ["--to", f"127.0.0.1:{port}", *words, str(path)]
             done = finished(*COUNTED, "send", *to, cwd=CHECKOUT, **state)
             assert done.returncode == code, done.stdout + done.stderr
-            costs.append((int(done.stdout.split()[-2]), *counted()))
+            costs.append((int(done.stdout.split()[-2]), *map(int, counted())))
         assert (tmp_path / "inbox" / path.name).stat().st_size == size
     each = [(large - tiny) / SIZE_MIB for tiny, large in zip(*costs, strict=True)]
     assert all(cost <= limit for cost, limit in zip(each, most, strict=True)), each

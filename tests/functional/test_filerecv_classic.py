@@ -228,14 +228,22 @@ async def test_identicalContentIsNotCopied(root, receiving):
     assert visible(root) == {b"a.txt"}
 
 
-@pytest_twisted.ensureDeferred
-async def test_nothingIsVisibleBeforeTheSenderHasFinished(root, receiving):
-    receiver = receiving()
+async def halfWay(receiver):
+    """
+    A sender whose first bytes have come.
+    """
     sender = await connect(receiver)
     sender.transport.write(b"a.bin")
     await bounded(sender.answer)
     sender.transport.write(b"x" * 100_000)
     await until(lambda: receiver.stats().receivedBytes == 100_000)
+    return sender
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothingIsVisibleBeforeTheSenderHasFinished(root, receiving):
+    receiver = receiving()
+    sender = await halfWay(receiver)
     assert visible(root) == set()
     sender.transport.loseConnection()
     await until(lambda: visible(root) == {b"a.bin"})
@@ -245,11 +253,7 @@ async def test_nothingIsVisibleBeforeTheSenderHasFinished(root, receiving):
 @pytest_twisted.ensureDeferred
 async def test_aResetNeverPublishesAndLeavesNothing(root, receiving):
     receiver = receiving()
-    sender = await connect(receiver)
-    sender.transport.write(b"a.bin")
-    await bounded(sender.answer)
-    sender.transport.write(b"x" * 100_000)
-    await until(lambda: receiver.stats().receivedBytes == 100_000)
+    sender = await halfWay(receiver)
     sender.reset()
     await until(lambda: receiver.stats().failed == 1)
     assert visible(root) == set()

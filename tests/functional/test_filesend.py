@@ -291,6 +291,32 @@ async def test_whatIsReceivedIntoTheFolderIsForwardedAndTheReceiverKeepsItsOwn(o
     assert set((outbox / ".connpool").rglob("*")) == own
 
 
+async def failsWith(make, outbox, start, **values):
+    """
+    A sender that was stopped after two failures, and the receiver that it met.
+    """
+    receivers = []
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(30)
+            receivers.append(make(connection))
+            vars(receivers[0]).update(values)
+            with contextlib.suppress(ConnectionResetError):  # stopped in between
+                receivers[0].serve()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        sending = start(sender(outbox, listener.getsockname()[1]))
+        await until(lambda: sending.stats().failed >= 2)
+        await bounded(sending.stopService())
+        await bounded(deferToThread(thread.join, 30))
+    return sending, receivers[0]
+
+
 class Liar(peer.Receiver):
     """
     Has everything already, it says; but what it had was something else.
@@ -314,24 +340,8 @@ async def test_aReceiverThatLiesGetsNoSourceRemoved(outbox, start):
     files = {"small": b"x", "large": os.urandom(2_000_000)}
     for name, content in files.items():
         (outbox / name).write_bytes(content)
-    liars = []
-
-    def serve():
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(30)
-            liars.append(Liar(connection))
-            liars[0].serve()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(30)
-        thread = threading.Thread(target=serve)
-        thread.start()
-        sending = start(sender(outbox, listener.getsockname()[1]))
-        await until(lambda: sending.stats().failed >= 2)
-        await bounded(sending.stopService())
-        await bounded(deferToThread(thread.join, 30))
-    assert liars[0].told >= 2
+    sending, liar = await failsWith(Liar, outbox, start)
+    assert liar.told >= 2
     assert sending.stats().sent == 0
     assert received(outbox) == files
 
@@ -367,29 +377,11 @@ class Weaker(peer.Receiver):
 async def test_aReceiptThatPromisesLessRemovesNothing(outbox, start, promise):
     for n in range(20):
         (outbox / f"{n}").write_bytes(b"x")
-    receivers = []
-
-    def serve():
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(30)
-            receivers.append(Weaker(connection))
-            receivers[0].promise = promise
-            with contextlib.suppress(ConnectionResetError):  # stopped in between
-                receivers[0].serve()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(30)
-        thread = threading.Thread(target=serve)
-        thread.start()
-        sending = start(sender(outbox, listener.getsockname()[1]))
-        await until(lambda: sending.stats().failed >= 2)
-        await bounded(sending.stopService())
-        await bounded(deferToThread(thread.join, 30))
+    sending, weaker = await failsWith(Weaker, outbox, start, promise=promise)
     assert sending.stats().sent == 0
     assert len(received(outbox)) == 20
     if promise[1] != "full":
-        assert receivers[0].told == sending.stats().failed
+        assert weaker.told == sending.stats().failed
         assert f'at the level "{promise[1]}"' in sending.trouble()
 
 

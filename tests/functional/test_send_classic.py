@@ -110,26 +110,20 @@ def test_unknownHost(file):
     assert sent.stderr.count("\n") == 1
 
 
-def test_refusedName(file):
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [(b"name-refused: because\n", "name-refused: because"), (b"no\x1b[2J", r"no\x1b[2J")],
+    ids=["a line", "no line end"],
+)
+def test_aRefusal(file, answer, shown):
     def script(self, connection):
         connection.recv(100)
-        connection.sendall(b"name-refused: because\n")
+        connection.sendall(answer)
 
     with Receiver(script) as receiver:
         sent = send(receiver.place, file)
     assert sent.returncode == 4
-    assert sent.stderr.endswith("the receiver answered: name-refused: because\n")
-
-
-def test_aRefusalWithoutALineEnd(file):
-    def script(self, connection):
-        connection.recv(100)
-        connection.sendall(b"no\x1b[2J")
-
-    with Receiver(script) as receiver:
-        sent = send(receiver.place, file)
-    assert sent.returncode == 4
-    assert sent.stderr.endswith("the receiver answered: no\\x1b[2J\n")
+    assert sent.stderr.endswith(f"the receiver answered: {shown}\n")
 
 
 def test_closedWithoutAnAnswer(file):

@@ -3,46 +3,12 @@ A reader follows one file through few modules, from its first frame to its recei
 """
 
 import socket
-import subprocess
-import sys
 from contextlib import contextmanager
 
-from tests.helpers.processes import CHECKOUT, environment
+from tests.helpers.receiving import observed
 from tests.transfer import peer
 
 MIB = 1 << 20
-
-
-@contextmanager
-def receiver(directory):
-    directory.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.transfer.entered", str(directory)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=CHECKOUT,
-        env=environment(),
-    )
-    try:
-        port = int(process.stdout.readline())
-
-        def asked():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            return {
-                name.removeprefix("connpool.transfer.")
-                for name in process.stdout.readline().split()
-            }
-
-        yield port, asked
-        process.stdin.close()
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait(30)
-        process.stdin.close()
-        process.stdout.close()
 
 
 @contextmanager
@@ -51,7 +17,7 @@ def session(tmp_path):
     An open session, and the modules that were entered since the last question.
     """
     with (
-        receiver(tmp_path / "inbox") as (port, asked),
+        observed(tmp_path / "inbox", "tests.transfer.entered") as (port, asked),
         socket.create_connection(("127.0.0.1", port), 20) as connection,
     ):
         connection.settimeout(20)
@@ -64,7 +30,7 @@ def test_smallFileGoesThroughFewModules(tmp_path):
     with session(tmp_path) as (sender, asked):
         stream = sender.put(b"small", bytes(1000))
         assert sender.answers([stream])[stream][0] == peer.ACK
-        passed = asked()
+        passed = {name.removeprefix("connpool.transfer.") for name in asked()}
     assert (tmp_path / "inbox" / "small").read_bytes() == bytes(1000)
     assert "receive.smallfiles" in passed
     assert len(passed) <= 16, " ".join(sorted(passed))
@@ -76,7 +42,7 @@ def test_largeFileGoesThroughFewModules(tmp_path):
         stream, _ = sender.offer(b"large", content, MIB)
         sender.blocks(stream, content, MIB, range(3))
         assert sender.commit(stream, content, MIB)[0] == peer.RECEIPT
-        passed = asked()
+        passed = {name.removeprefix("connpool.transfer.") for name in asked()}
     assert (tmp_path / "inbox" / "large").read_bytes() == content
     assert "receive.stream" in passed
     assert len(passed) <= 31, " ".join(sorted(passed))

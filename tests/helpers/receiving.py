@@ -4,10 +4,12 @@ A receiver under test.
 
 import random
 import socket
+import subprocess
+import sys
 from contextlib import contextmanager
 
 from tests.helpers.ports import freePort
-from tests.helpers.processes import connpool, twistd
+from tests.helpers.processes import CHECKOUT, Popen, connpool, environment, twistd
 
 
 def content(count, seed=1):
@@ -92,3 +94,36 @@ class Receiving:
             XDG_STATE_HOME=str(self.tmp_path / "state"),
             **more,
         )
+
+
+@contextmanager
+def observed(directory, *command):
+    """
+    A program that receives files into C{directory}: its port, and a function that asks it for
+    a line about itself.
+    """
+    directory.mkdir()
+    process = Popen(
+        [sys.executable, "-m", *command, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=CHECKOUT,
+        env=environment(),
+    )
+    try:
+        port = int(process.stdout.readline())
+
+        def ask():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            return process.stdout.readline().split()
+
+        yield port, ask
+        process.stdin.close()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(30)
+        process.stdin.close()
+        process.stdout.close()

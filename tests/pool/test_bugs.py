@@ -67,6 +67,16 @@ def releaseAll(leases):
         lease.release()
 
 
+def serveInTurn(lease, waiters):
+    """
+    Let each of them have the connection, in their order.
+    """
+    for waiter in waiters:
+        lease.release()
+        lease = successResultOf(waiter)
+    lease.release()
+
+
 @pytest.mark.parametrize("cancelled", range(4))
 @pytest.mark.parametrize("moment", ["before", "inside", "after"])
 def test_01_cancellingAWaiterLosesNoConnection(cancelled, moment):

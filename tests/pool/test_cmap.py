@@ -9,7 +9,7 @@ import pytest
 from connpool.pool import AcquireTimeout, ConnectFailed, PoolClosed, PoolPaused
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
 from tests.pool.building import Setup
-from tests.pool.test_bugs import held, releaseAll
+from tests.pool.test_bugs import held, releaseAll, serveInTurn
 from tests.pool.test_pool import Recorder
 
 
@@ -36,23 +36,14 @@ def test_aCheckInMakesTheConnectionAvailable():
     setup.end()
 
 
-def test_aCheckInToAClosedPoolDestroysTheConnection():
+@pytest.mark.parametrize(("act", "why"), [("close", "pool"), ("purge", "stale")])
+def test_aCheckInThatComesTooLateDestroysTheConnection(act, why):
     setup = Setup()
     (lease,) = held(setup, 1)
-    setup.pool.close()
+    getattr(setup.pool, act)()
     lease.release()
     setup.turn()
-    assert setup.pool.stats().closed == {"pool": 1}
-    setup.end()
-
-
-def test_aCheckInOfAStaleConnectionDestroysIt():
-    setup = Setup()
-    (lease,) = held(setup, 1)
-    setup.pool.purge()
-    lease.release()
-    setup.turn()
-    assert setup.pool.stats().closed == {"stale": 1}
+    assert setup.pool.stats().closed == {why: 1}
     setup.end()
 
 
@@ -129,10 +120,7 @@ def test_theQueueIsFair():
     setup = Setup(maxSize=1)
     (lease,) = held(setup, 1)
     waiters = [setup.pool.acquire() for _ in range(5)]
-    for waiter in waiters:
-        lease.release()
-        lease = successResultOf(waiter)
-    lease.release()
+    serveInTurn(lease, waiters)
     setup.end()
 
 

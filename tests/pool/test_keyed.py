@@ -114,16 +114,24 @@ def test_aReturnedConnectionMakesRoomForAKeyThatStarves():
     keyed.end()
 
 
-def test_starvingKeysAreServedInOrder():
-    keyed = Keyed(maxTotal=1)
+def served(keyed, keys):
+    """
+    The order in which a connection is lent that all keys wait for.
+    """
     order = []
     lease = keyed.get("a")
-    for key in "bcdb":
+    for key in keys:
         keyed.pool.acquire(key).addCallback(
             lambda lease, key=key: (order.append(key), lease.release())
         )
     lease.release()
     keyed.clock.pump([0] * 10)
+    return order
+
+
+def test_starvingKeysAreServedInOrder():
+    keyed = Keyed(maxTotal=1)
+    order = served(keyed, "bcdb")
     assert sorted(order) == ["b", "b", "c", "d"]
     keyed.end()
 
@@ -371,14 +379,7 @@ def test_minIdleDoesNotTakeTheRoomMadeForWhoWaits():
 
 def test_aKeyInDemandDoesNotKeepItsRoomForItself():
     keyed = Keyed(maxTotal=1, maxUses=1)
-    order = []
-    lease = keyed.get("a")
-    for key in "abaca":
-        keyed.pool.acquire(key).addCallback(
-            lambda lease, key=key: (order.append(key), lease.release())
-        )
-    lease.release()
-    keyed.clock.pump([0] * 10)
+    order = served(keyed, "abaca")
     assert "".join(order) == "abcaa"
     keyed.end()
 

@@ -3,7 +3,6 @@ What a pool promises, one behaviour a test.
 """
 
 import math
-import sys
 import threading
 
 import pytest
@@ -43,9 +42,10 @@ from connpool.pool import (
 )
 from connpool.pool.lease import Lease
 from connpool.testing import FakeEndpoint, FakeTransport
+from tests.helpers.cost import calls
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
 from tests.pool.building import Echoing, Setup
-from tests.pool.test_bugs import Poolable, held, releaseAll
+from tests.pool.test_bugs import Poolable, held, releaseAll, serveInTurn
 
 # -- limits
 
@@ -772,10 +772,7 @@ def test_theQueueKeepsItsWaitersWhenItsKindChanges():
     (lease,) = held(setup, 1)
     waiters = [setup.pool.acquire() for _ in range(3)]
     setup.pool.reconfigure(queue="codel")
-    for waiter in waiters:
-        lease.release()
-        lease = successResultOf(waiter)
-    lease.release()
+    serveInTurn(lease, waiters)
     setup.end()
 
 
@@ -1064,24 +1061,6 @@ def test_aLeaseIsNoLeakAnyMoreWhenTheThresholdIsTakenAway():
 
 
 # -- cost
-
-
-def calls(action):
-    """
-    @return: how many functions, in Python or C, C{action} calls.
-    """
-    count = 0
-
-    def profile(frame, event, _):
-        nonlocal count
-        count += event in {"call", "c_call"}
-
-    sys.setprofile(profile)
-    try:
-        action()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def test_theHotPathCallsFewFunctions():

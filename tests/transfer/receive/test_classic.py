@@ -51,11 +51,15 @@ def test_aNameMayComeInPieces():
     assert clock.getDelayedCalls() == []
 
 
-def test_theTimeOfATransferEnds():
-    clock, receiver, transport = build(maxTime=30.0)
+def named(clock, receiver):
     receiver.dataReceived(b"name")
     clock.advance(SETTLE_SECONDS)
     clock.advance(0)
+
+
+def test_theTimeOfATransferEnds():
+    clock, receiver, transport = build(maxTime=30.0)
+    named(clock, receiver)
     for _ in range(30):
         assert not transport.disconnecting
         receiver.dataReceived(bytes(5000))
@@ -67,8 +71,6 @@ def test_theTimeOfATransferEnds():
 
 def test_whoFindsNoPlaceIsToldSo():
     clock, receiver, transport = build(maxTransfers=0)
-    receiver.dataReceived(b"name")
-    clock.advance(SETTLE_SECONDS)
-    clock.advance(0)
+    named(clock, receiver)
     assert transport.value() == b"busy: 0 transfers are under way; try later\n"
     assert clock.getDelayedCalls() == []

@@ -93,23 +93,15 @@ def test_aRestartKnowsTheRecord():
     assert not again.failed("b", 0.0, own=True)
 
 
-def test_changedSettlesAgain():
+@pytest.mark.parametrize("event", ["changed", "busy"])
+def test_whatIsWrittenSettlesAgain(event):
     outbox = build()
     outbox.scanned({"a": A}, 0.0)
     assert outbox.due(2.0, 1) == ["a"]
-    outbox.changed("a", 2.0)
+    getattr(outbox, event)("a", 2.0)
     assert outbox.due(3.9, 1) == []
     assert outbox.due(4.0, 1) == ["a"]
     assert outbox.snapshot() == {"waiting": 0, "sending": 1, "kept": 0}
-
-
-def test_aWriterIsWaitedFor():
-    outbox = build()
-    outbox.scanned({"a": A}, 0.0)
-    assert outbox.due(2.0, 1) == ["a"]
-    outbox.busy("a", 2.0)
-    assert outbox.due(3.9, 1) == []
-    assert outbox.due(4.0, 1) == ["a"]
 
 
 @pytest.mark.parametrize("kind", ["open", "written"])

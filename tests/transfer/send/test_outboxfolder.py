@@ -310,6 +310,24 @@ def test_poisonThatIsClearedAway(folder):
     assert os.path.exists(folder.setAside("a", status, "because") + "/file")
 
 
+def atCall(number, act, made):
+    """
+    @param made: gets an item for each call.
+    @return: wraps functions so that C{act} comes before the call of that number.
+    """
+
+    def wrap(call):
+        def calling(*arguments, **keywords):
+            made.append(call)
+            if len(made) == number:
+                act()
+            return call(*arguments, **keywords)
+
+        return calling
+
+    return wrap
+
+
 @pytest.mark.parametrize("act", ["remove", "setAside"])
 @pytest.mark.parametrize("calls", range(1, 9))
 def test_aProducersReplacementStays(folder, monkeypatch, act, calls):
@@ -317,20 +335,14 @@ def test_aProducersReplacementStays(folder, monkeypatch, act, calls):
     The producer renames a new file over the old name before any step.
     """
     path, status = put(folder, "a", "old")
-    count = 0
+    made = []
 
-    def before(call):
-        def calling(*arguments, **keywords):
-            nonlocal count
-            count += 1
-            if count == calls:
-                with open(path + ".new", "w") as file:
-                    file.write("new")
-                os.replace(path + ".new", path)
-            return call(*arguments, **keywords)
+    def replace():
+        with open(path + ".new", "w") as file:
+            file.write("new")
+        os.replace(path + ".new", path)
 
-        return calling
-
+    before = atCall(calls, replace, made)
     with monkeypatch.context() as patched:
         for name in ("mkdir", "rename", "unlink", "rmdir", "lstat", "link"):
             patched.setattr(os, name, before(getattr(os, name)))
@@ -338,7 +350,7 @@ def test_aProducersReplacementStays(folder, monkeypatch, act, calls):
             remove(folder, "a", status)
         else:
             folder.setAside("a", status, "because")
-    if count < calls:
+    if len(made) < calls:
         put(folder, "a", "new")
     assert read(path) == "new"
     if act == "setAside":
@@ -397,18 +409,7 @@ def dieIn(out, act, death):
     """
     In a child: do it, and die before a call.
     """
-    count = 0
-
-    def dying(call):
-        def calling(*arguments, **keywords):
-            nonlocal count
-            count += 1
-            if count == death:
-                os._exit(9)
-            return call(*arguments, **keywords)
-
-        return calling
-
+    dying = atCall(death, lambda: os._exit(9), [])
     try:
         keep = str(out.parent / "done") if act == "keep" else None
         folder = OutboxFolder(str(out), keep)

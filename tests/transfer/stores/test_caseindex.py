@@ -201,11 +201,27 @@ def test_tooManyOpenFiles(root, receiving):
 # -- threads ------------------------------------------------------------------
 
 
+def inFiftyThreads(race):
+    """
+    Call C{race} at once, with fifty spellings of one name.
+    """
+    spellings = ["".join(each) for each in product(*zip("reader", "READER", strict=True))][:50]
+    barrier = threading.Barrier(len(spellings))
+
+    def begin(name):
+        barrier.wait()
+        race(name)
+
+    threads = [threading.Thread(target=begin, args=(name,)) for name in spellings]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 @pytest.mark.parametrize("rule", ["refuse", "rename", "replace"])
 @pytest.mark.parametrize("directory", ["", "d/"])
 def test_fiftyThreadsAndOneName(root, rule, directory):
-    spellings = ["".join(each) for each in product(*zip("reader", "READER", strict=True))][:50]
-    barrier = threading.Barrier(len(spellings))
     names, refused = [], []
 
     def before(name, arguments, keywords):
@@ -217,17 +233,12 @@ def test_fiftyThreadsAndOneName(root, rule, directory):
 
     def race(name):
         asked = offer(f"{directory}{name}", ifExists=rule)
-        barrier.wait()
         try:
             names.append(stored(store, asked, name.encode(), None).name)
         except Exists as error:
             refused.append(error)
 
-    threads = [threading.Thread(target=race, args=(name,)) for name in spellings]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    inFiftyThreads(race)
     assert sorted(names) == sorted(visible(root))
     assert len(names) + len(refused) == 50
     assert len({name.lower() for name in names}) == len(names)
@@ -236,24 +247,17 @@ def test_fiftyThreadsAndOneName(root, rule, directory):
 
 
 def test_fiftyThreadsAndOneDirectory(root):
-    spellings = ["".join(each) for each in product(*zip("reader", "READER", strict=True))][:50]
-    barrier = threading.Barrier(len(spellings))
     clock = InlineReactor()
     store = LocalStore(clock, root, threads=clock)
     names, refused = [], []
 
     def race(name):
-        barrier.wait()
         try:
             names.append(stored(store, offer(f"{name}/x"), b"x", None).name)
         except Exists as error:
             refused.append(error)
 
-    threads = [threading.Thread(target=race, args=(name,)) for name in spellings]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    inFiftyThreads(race)
     assert names == list(visible(root))
     assert (len(names), len(refused)) == (1, 49)
     clock.wait(store.close())
