@@ -32,8 +32,14 @@ from connpool.transfer.receive.offers import Sender, earlierOf
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.upload import Upload
 from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.wire.answers import receiptFrame, rejectFrame
-from connpool.transfer.wire.blocklists import NUMBER_BYTES, heldRuns, packBlocks, unpackBlocks
+from connpool.transfer.wire.answers import (
+    NUMBER_BYTES,
+    heldRuns,
+    packBlocks,
+    receiptFrame,
+    rejectFrame,
+    unpackBlocks,
+)
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import Accept, Cancel, Commit, Progress, Repair, encode
 

@@ -37,7 +37,13 @@ from connpool.transfer.send.request import RequestedDurability, SendRequest
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.send.source import readRoot, wasRenamed
 from connpool.transfer.send.walking import STDIN
-from connpool.transfer.wire.blocklists import packBlocks, readHeld, unpackBlocks
+from connpool.transfer.wire.answers import (
+    NUMBER_BYTES,
+    RUN_BYTES,
+    packBlocks,
+    readHeld,
+    unpackBlocks,
+)
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
     ROOT,
@@ -63,8 +69,6 @@ _SKIPPED = "already exists on the receiver with different content"
 _REHASH_SLICE_BYTES = 64 << 20
 #: Bytes that are compared at once with what the receiver holds.
 _COMPARE_SLICE_BYTES = 8 << 20
-#: Bytes of a run of blocks in C{ACCEPT}, and of a block number in C{REPAIR}.
-_RUN_BYTES, _NUMBER_BYTES = 8, 4
 
 
 @attrs.frozen(eq=False)
@@ -337,8 +341,8 @@ class LargeStream:
         count = blockCount(self.size, self.blockSize)
         if kind is Type.ACCEPT:
             digest = self._exchange.session.digest.length
-            return not self.accepted and length <= count * (_RUN_BYTES + digest)
-        return self.accepted and length <= count * _NUMBER_BYTES
+            return not self.accepted and length <= count * (RUN_BYTES + digest)
+        return self.accepted and length <= count * NUMBER_BYTES
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         exchange = self._exchange

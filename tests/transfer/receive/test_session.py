@@ -13,7 +13,7 @@ from connpool.transfer.names import RelativeName
 from connpool.transfer.receive import blockmap, upload
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.receive.stream import COMPARE_BYTES_PER_SECOND, Phase
-from connpool.transfer.wire import blocklists
+from connpool.transfer.wire.answers import unpackBlocks
 from connpool.transfer.wire.frames import HEADER, PREAMBLE, Type
 from connpool.transfer.wire.messages import Cancel, Commit, Data, Digests, Ping, Repair, encode
 from tests.transfer.raw import connect
@@ -284,7 +284,7 @@ def test_oneRepairForACommit(worlds):
     late.go()
     world.pump()
     repairs = [frame.data for frame, message in client.frames if isinstance(message, Repair)]
-    assert [blocklists.unpackBlocks(wire) for wire in repairs] == [[1, 2]]
+    assert [unpackBlocks(wire) for wire in repairs] == [[1, 2]]
     client.data(1, BLOCK, content[BLOCK:]).digests(1, 1, b"x" * BLOCK, b"x" * BLOCK)
     late.go()
     client.commit(1, content)
