@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IAuthenticator",
+    "IConnecting",
     "IConnectionPool",
     "IDatagramResponder",
     "IDatagramResponderFactory",
@@ -89,6 +90,18 @@ class IStatsSource(Interface):
         """
         @return: a frozen attrs instance: gauges and monotonic counters as of
             now.  Cheap: no I/O, no scan.
+        """
+
+
+class IConnecting(Interface):
+    """
+    A source of numbers that makes connections to somebody else.
+    """
+
+    def destinations() -> Sequence[str]:
+        """
+        @return: the places to which it connects, each as C{HOST:PORT} or the path of a
+            socket, the preferred first; those that cannot be named are left out.
         """
 
 

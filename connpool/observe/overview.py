@@ -144,6 +144,8 @@ class Overview:
         readings = readSources(self._roots)
         # a service behind a listener is where its listener is
         places = {each.name: each.places for each in readings if each.kind == "listener"}
+        # an outbox sends through the pool of its name
+        unreachable = {each.name: each.trouble for each in readings if each.kind == "pool"}
         troubles = findTroubles(self._roots)
         now = self._clock.seconds()
         return msgspec.json.encode(
@@ -164,7 +166,9 @@ class Overview:
                         "kind": reading.kind,
                         "name": reading.name,
                         "places": reading.places or places.get(reading.name, ()),
-                        "trouble": reading.trouble,
+                        "destinations": reading.destinations,
+                        "trouble": reading.trouble
+                        or (unreachable.get(reading.name) if reading.kind == "outbox" else None),
                         "values": _values(reading),
                     }
                     for reading in readings

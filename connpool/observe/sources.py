@@ -14,7 +14,13 @@ from twisted.logger import Logger
 
 from connpool.addresses import placeOf
 from connpool.errors import StartFailed
-from connpool.interfaces import ILiveTransfers, IReadiness, IRecentTransfers, IStatsSource
+from connpool.interfaces import (
+    IConnecting,
+    ILiveTransfers,
+    IReadiness,
+    IRecentTransfers,
+    IStatsSource,
+)
 from connpool.observe.fields import Field, describeFields
 
 __all__ = ["Reading", "findEnded", "findTransfers", "findTroubles", "readSources", "walk"]
@@ -37,6 +43,7 @@ class Reading:
     @ivar name: unique among the readings of this kind; see L{walk}.
     @ivar snapshot: the result of its C{stats()}.
     @ivar places: its addresses, each as C{HOST:PORT} or the path of a socket.
+    @ivar destinations: the places to which it connects, in the same form.
     @ivar trouble: why it cannot do its work now; L{None} if it can.
     """
 
@@ -44,6 +51,7 @@ class Reading:
     name: str
     snapshot: Any
     places: tuple[str, ...] = ()
+    destinations: tuple[str, ...] = ()
     trouble: str | None = None
 
     @property
@@ -108,7 +116,16 @@ def readSources(roots: Sequence[Any]) -> list[Reading]:
         label = label or kind  # noqa: PLW2901 - a source without any name
         count = seen[kind, label] = seen.get((kind, label), 0) + 1
         name = label if count == 1 else f"{label}#{count}"
-        readings.append(Reading(kind, name, snapshot, _placesOf(service), _trouble(name, service)))
+        readings.append(
+            Reading(
+                kind,
+                name,
+                snapshot,
+                _placesOf(service),
+                _destinations(name, service),
+                _trouble(name, service),
+            )
+        )
     return readings
 
 
@@ -120,6 +137,12 @@ def _placesOf(service: Any) -> tuple[str, ...]:
         return tuple(placeOf(host) for host in service.getHosts())
     except (AttributeError, StartFailed):
         return ()
+
+
+def _destinations(where: str, service: Any) -> tuple[str, ...]:
+    if not IConnecting.providedBy(service):
+        return ()
+    return tuple(_ask(where, service.destinations, ()))
 
 
 def _trouble(where: str, service: Any) -> str | None:

@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred, fail, gatherResults
 from zope.interface import implementer
 
 from connpool.errors import PoolClosed
-from connpool.interfaces import IStatsSource
+from connpool.interfaces import IConnecting, IStatsSource
 from connpool.pool import phases
 from connpool.pool.acquire import UNSET, checkedTimeout
 from connpool.pool.clock import steady
@@ -29,7 +29,7 @@ from connpool.pool.pool import ConnectionPool
 __all__ = ["KeyedConnectionPool", "KeyedPoolStats"]
 
 
-@implementer(IStatsSource)
+@implementer(IConnecting, IStatsSource)
 class KeyedConnectionPool:
     """
     One L{ConnectionPool} for each key, and C{maxTotal} for all together.
@@ -199,6 +199,13 @@ class KeyedConnectionPool:
         """
         troubles = [pool.trouble() for pool in self._pools.values()]
         return troubles[0] if troubles and all(troubles) else None
+
+    def destinations(self) -> list[str]:
+        """
+        See L{IConnecting.destinations}: those of the first ten keys.
+        """
+        some = [each.destinations() for each in itertools.islice(self._pools.values(), 10)]
+        return list(dict.fromkeys(itertools.chain.from_iterable(some)))
 
     def explain(self) -> str:
         """

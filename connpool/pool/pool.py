@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from connpool.errors import ForeignLease
-from connpool.interfaces import IConnectionPool, ILease, IStatsSource
+from connpool.interfaces import IConnecting, IConnectionPool, ILease, IStatsSource
 from connpool.pool import phases
 from connpool.pool.acquire import UNSET, checkedTimeout
 from connpool.pool.arguments import asEndpoints, checkFactory, checkSingleUse
@@ -24,6 +24,7 @@ from connpool.pool.core import Core
 from connpool.pool.explaining import explain
 from connpool.pool.lease import Lease, Scope, use
 from connpool.pool.observation import Watch
+from connpool.pool.refusals import places
 from connpool.pool.settings import Settings
 from connpool.pool.shell import Shell
 from connpool.pool.stats import PoolStats, snapshot
@@ -33,7 +34,7 @@ __all__ = ["ConnectionPool"]
 _numbers = itertools.count(1)
 
 
-@implementer(IConnectionPool, IStatsSource)
+@implementer(IConnecting, IConnectionPool, IStatsSource)
 class ConnectionPool:
     """
     See L{IConnectionPool}.
@@ -190,6 +191,12 @@ class ConnectionPool:
         See L{IReadiness.trouble}.
         """
         return self.shell.trouble()
+
+    def destinations(self) -> list[str]:
+        """
+        See L{IConnecting.destinations}.
+        """
+        return places(self._core)
 
     def explain(self) -> str:
         """

@@ -29,6 +29,7 @@ __all__ = [
     "outage",
     "overloaded",
     "placeOf",
+    "places",
     "refusal",
     "timedOut",
     "trouble",
@@ -68,6 +69,14 @@ def placeOf(endpoint: Any) -> str:
     return repr(endpoint) if path is None else str(path)
 
 
+def places(core: Known) -> list[str]:
+    """
+    @return: the endpoints in words, without those that have none.
+    """
+    known = [placeOf(each.endpoint) for each in core.supply.destinations]
+    return [place for place in known if not place.startswith("<")]
+
+
 def figures(core: Known) -> str:
     """
     The gauges.
@@ -88,7 +97,9 @@ def trouble(core: Known, now: float) -> str:
     if core.lastError is None:
         return "no dial failed"
     at, error = core.lastError
-    return f"last dial failed {now - at:.3g} s ago: {str(error) or type(error).__name__}"
+    return (
+        f"last dial failed {now - at:.3g} s ago: {str(error).rstrip('.') or type(error).__name__}"
+    )
 
 
 def refusal(core: Known, now: float) -> PoolError | None:
@@ -154,8 +165,9 @@ def outage(core: Known, now: float) -> PoolDown | None:
 
 
 def _unreachable(core: Known, now: float, wait: float) -> str:
+    where = ", ".join(places(core)) or "its destination"
     return (
-        f"pool {core.name} cannot reach its destination ({trouble(core, now)}); "
+        f"pool {core.name} cannot reach {where} ({trouble(core, now)}); "
         f"it tries again in {wait:.3g} s"
     )
 

@@ -10,14 +10,14 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from connpool.interfaces import IReadiness, IStatsSource
+from connpool.interfaces import IConnecting, IReadiness, IStatsSource
 from connpool.pool.keyed import KeyedConnectionPool
 from connpool.pool.pool import ConnectionPool
 
 __all__ = ["ConnectionPoolService"]
 
 
-@implementer(IReadiness, IStatsSource)
+@implementer(IConnecting, IReadiness, IStatsSource)
 class ConnectionPoolService(Service):
     """
     Starting warms the pool to C{minIdle}, stopping drains it, starting again begins
@@ -55,6 +55,12 @@ class ConnectionPoolService(Service):
         See L{IStatsSource.stats}.
         """
         return self.pool.stats()
+
+    def destinations(self) -> list[str]:
+        """
+        See L{IConnecting.destinations}.
+        """
+        return self.pool.destinations()
 
     def trouble(self) -> str | None:
         """

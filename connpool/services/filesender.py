@@ -33,7 +33,7 @@ from connpool.errors import (
     SourceError,
     StartFailed,
 )
-from connpool.interfaces import ILiveTransfers, IReadiness, IStatsSource
+from connpool.interfaces import IConnecting, ILiveTransfers, IReadiness, IStatsSource
 from connpool.logonce import LogOnce
 from connpool.pool import ConnectionPool, ConnectionPoolService
 from connpool.services.options import asDestination
@@ -74,7 +74,7 @@ _WAY = frozenset({"network", "timeout", "auth-failed", "unsupported", "protocol"
 _VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
 
-@implementer(IStatsSource, ILiveTransfers, IReadiness)
+@implementer(IConnecting, IStatsSource, ILiveTransfers, IReadiness)
 class FileSender(MultiService):
     """
     A folder that is watched, and emptied into a receiver.
@@ -578,6 +578,9 @@ class FileSender(MultiService):
 
     def trouble(self) -> str | None:
         return self._unreadable or self._weak or self._longOpen or None
+
+    def destinations(self) -> Sequence[str]:
+        return () if self.pool is None else self.pool.destinations()
 
     def liveTransfers(self, limit: int) -> Sequence[LiveTransfer]:
         return () if self._sending is None else self._sending.liveTransfers(limit)

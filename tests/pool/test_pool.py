@@ -20,6 +20,7 @@ from zope.interface import directlyProvides, implementer
 from zope.interface.verify import verifyClass, verifyObject
 
 from connpool.interfaces import (
+    IConnecting,
     IConnectionPool,
     ILease,
     IPoolable,
@@ -107,6 +108,7 @@ def test_interfaces():
     setup = Setup(maxSize=1)
     assert verifyObject(IConnectionPool, setup.pool)
     assert verifyObject(IStatsSource, setup.pool)
+    assert verifyObject(IConnecting, setup.pool)
     (lease,) = held(setup, 1)
     assert verifyObject(ILease, lease)
     lease.release()
