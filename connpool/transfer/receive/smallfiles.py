@@ -186,7 +186,11 @@ class SmallFiles:
             return
         files, streams, size = self._take()
         sender = self._sender
-        stored = self._reception.put(files, sender.identity, sender.peer)
+        stored: list[Receipt | Failure] | Deferred[list[Receipt | Failure]]
+        try:
+            stored = self._reception.put(files, sender.identity, sender.peer)
+        except Exception:
+            stored = [Failure(storeFailure(Failure()))] * len(files)
         if isinstance(stored, list):
             self._answer(streams, files, stored)
             return

@@ -311,6 +311,8 @@ class Commit:
                     self._write(item, data, held, known=known)
                     if not item.level:
                         self._name(item, held)
+                        if item.source is not None and item.source.fresh:
+                            self._close(item.source)  # many descriptors would be open at once
                     if time.perf_counter() >= until:
                         break
                 self._publish(items, held)
@@ -422,7 +424,7 @@ class Commit:
         """
         Take all steps that are left, up to the done record.
         """
-        waiting = [item for item in items if item.level and item.outcome is None]
+        waiting = [i for i in items if i.level and i.published is None and i.outcome is None]
         if waiting:
             self._syncAll(waiting)
         for item in items:
@@ -517,8 +519,14 @@ class Commit:
             return
         if not source.linked or isinstance(item.outcome, Receipt):
             self._publisher.discard(source)
+        self._close(source)
+
+    def _close(self, source: Source) -> None:
+        fd, source.fd = source.fd, -1
+        if fd < 0:
+            return
         try:  # noqa: SIM105 - once a file: suppress() costs as much as the call
-            self._sys.close(source.fd)
+            self._sys.close(fd)
         except OSError:
             pass  # the descriptor is gone all the same, and what had to be synced was
 

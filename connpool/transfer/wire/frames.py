@@ -323,5 +323,7 @@ class FrameReader:
         end = middle + whole
         run, said = view[middle:end], bytes(view[at:middle])
         if kind is Type.PUTS:  # each file is taken from there, without a copy
+            if 2 * len(run) < len(view):
+                run = memoryview(bytes(run))  # a small one must not keep all that came with it
             return Frame(kind, stream, said, b"", length, run), end
         return Frame(kind, stream, said, bytes(run), length), end

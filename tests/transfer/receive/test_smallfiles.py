@@ -256,6 +256,15 @@ def test_aStoreThatFailsIsLogged(world, expectFailure):
     assert set(answers(client).values()) == {"store-error"}
 
 
+def test_whateverFailsIsAnswered(world, expectFailure):
+    expectFailure(ZeroDivisionError)
+    client = batches(world)
+    world.reception.quotas.admit = lambda *_: 1 / 0
+    client.puts(1, FILES)
+    assert set(answers(client).values()) == {"store-error"}
+    assert not client.lost
+
+
 class Slow(MemoryStore):
     """
     Stores later, the last first.

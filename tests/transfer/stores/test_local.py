@@ -33,6 +33,7 @@ from connpool.errors import (
 from connpool.transfer import LocalStore, RelativeName
 from connpool.transfer.identities import Identity
 from connpool.transfer.receive.reception import Reception
+from connpool.transfer.records import SmallFile
 from connpool.transfer.stores import local as local_
 from connpool.transfer.stores import partialdir
 from connpool.transfer.stores.directories import LOOK_SECONDS
@@ -1065,6 +1066,24 @@ def test_aWriteIsOneCall(root):
     clock.wait(store.close())
 
 
+def test_aBatchHoldsFewDescriptors(root):
+    held = []
+
+    def before(name, arguments, keywords):
+        if name == "link":
+            held.append(len(os.listdir("/proc/self/fd")))
+
+    store, clock, syscalls = inline(root)
+    syscalls.before = before
+    files = [
+        SmallFile(offer(f"f{number}", durability="none", key=os.urandom(32)), b"x", None)
+        for number in range(100)
+    ]
+    assert len(clock.wait(settled(store.putAll(files)))) == 100
+    assert max(held) <= min(held) + 5
+    clock.wait(store.close())
+
+
 def test_aSmallFileCostsFewCalls(root):
     store, clock, syscalls = inline(root)
     for number in range(3):
@@ -1072,7 +1091,7 @@ def test_aSmallFileCostsFewCalls(root):
         asked = offer(f"d/x{number}", durability="none", modified=0, key=bytes([number]) * 32)
         store.put(asked, b"x", None)
         now = syscalls.names()
-    file = ["open", "pwrite", "fchmod", "utime", "link", "write", "unlink", "close"]
+    file = ["open", "pwrite", "fchmod", "utime", "link", "close", "write", "unlink"]
     # and now and then a look at what may have changed
     assert [name for name in now if name not in {"stat", "fstat", "fstatvfs"}] == file
     clock.wait(store.close())

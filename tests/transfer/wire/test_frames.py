@@ -27,7 +27,7 @@ from connpool.transfer.wire.frames import (
     Piece,
     Type,
 )
-from connpool.transfer.wire.messages import MESSAGES, Data, Ping, Put, decode, encode
+from connpool.transfer.wire.messages import MESSAGES, Data, Entry, Ping, Put, Puts, decode, encode
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "frames.json").read_text())
 
@@ -86,6 +86,21 @@ def test_invalidVector(vector):
         for event in FrameReader().feed(bytes.fromhex(vector["frame"])):
             decode(event)
     assert "\n" not in str(e.value)
+
+
+def test_aFewFilesDoNotKeepAllThatCame():
+    """
+    What is not copied is kept whole for as long as any of its files waits.
+    """
+    entries = (Entry(bytes(16), b"a", bytes(32), bytes(32), 1000),)
+    wire = encode(Type.PUTS, 1, Puts("", "none", entries), 1000) + b"x" * 1000
+    (few, *_), _ = read(wire + encode(Type.PING, 0, Ping(1)) * 10_000)
+    assert few.files == b"x" * 1000
+    assert len(few.files.obj) == 1000
+    for cut in (20, len(wire)):
+        (alone,), _ = read(wire[:cut], wire[cut:])
+        assert alone.files == b"x" * 1000
+        assert len(alone.files.obj) == len(wire)
 
 
 def test_everyTypeHasAVector():
