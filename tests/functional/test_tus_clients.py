@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.httpproxies import recipe
-from tests.helpers.processes import environment, finished, twistd
+from tests.helpers.processes import environment, finished, twistd, within
 from tests.helpers.valve import Valve
 
 SIZE = 3_000_000
@@ -76,13 +76,21 @@ CLIENTS = pytest.mark.parametrize("client", [tuspy, aiotus, tusJsClient])
 
 
 @contextmanager
-def receiver(directory, valve, *, url=True):
-    words = ["--listen", "tcp:0:interface=127.0.0.1"]
+def receiver(directory, valve, *options, url=True):
+    words = ["--listen", "tcp:0:interface=127.0.0.1", *options]
     if url:
         words += ["--web-url", f"http://127.0.0.1:{valve.port}/"]
     with twistd("filerecv", *words, cwd=directory) as program:
         valve.target = int(program.waitFor(r"listens on [^ ]*:(\d+),")[1])
         yield program
+
+
+def begun(directory):
+    """
+    The partials that have a byte; an upload without one does not outlive its receiver.
+    """
+    partials = directory.glob("received/.connpool/partials/*/*")
+    return [path for path in partials if not path.suffix and path.stat().st_size]
 
 
 @pytest.fixture
@@ -120,6 +128,7 @@ def test_theReceiverIsKilled(tmp_path, valve, source, client, chunk):
     valve.allow(1_500_000)
     with receiver(tmp_path, valve) as first, sending(client, valve, source, chunk):
         valve.waitUntilHeld()
+        assert within(lambda: begun(tmp_path))
         first.process.kill()
         first.process.wait()
         with receiver(tmp_path, valve) as second:

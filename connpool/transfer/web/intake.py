@@ -124,11 +124,11 @@ class Intake:
             if last > self.offset:
                 partial.discard(max(first, self.offset), last)
         if self._written < self.offset:
-            raise DigestMismatch("bytes that came before are missing; send the file again")
+            raise _damaged()
         if stump is not None:
             await self._readBack(start, stump.end, self._block)
             if self._block.digest() != stump.digest:
-                raise DigestMismatch("bytes that came before were damaged; send the file again")
+                raise _damaged()
         if self.offset:
             self._whole = None
 
@@ -273,6 +273,9 @@ class Intake:
         @raise TransferError: it is not published.
         """
         partial, block = self._partial, self.offset // self._blockSize
+        await partial.settled()
+        if self._written < self.offset:
+            raise _damaged()
         if self.offset % self._blockSize and block not in partial.digests:
             partial.record(block, self._block.digest())
         computed = None
@@ -346,3 +349,7 @@ class Intake:
         for at in range(start, end, _READ_BYTES):
             data = await self._partial.read(at, min(at + _READ_BYTES, end))
             hasher.update(data)
+
+
+def _damaged() -> DigestMismatch:
+    return DigestMismatch("bytes that came before were damaged on the disk; send the file again")

@@ -88,13 +88,6 @@ class Upload:
         self._over = False
 
     @property
-    def owner(self) -> tuple[str, str]:
-        """
-        The principal and the network.
-        """
-        return self.offer.principal, self.offer.network
-
-    @property
     def expires(self) -> float | None:
         """
         The time at which it is forgotten; L{None} if it never is.
@@ -103,7 +96,8 @@ class Upload:
             return None
         if not self._begun:
             return float(self._created + CREATION_SECONDS)
-        kept = self._uploads.keptSeconds
+        store: Any = self._uploads.reception.store
+        kept = store.keptSeconds
         return None if kept is None else float(self._uploads.clock.seconds() + kept)
 
     @property
@@ -273,7 +267,7 @@ class Upload:
             notes = attrs.evolve(self.notes, verified=vouches)
             self.offer = attrs.evolve(self.offer, metadata=notes.text)
         found = await uploads.reception.begin(
-            self.offer, self._peer, self._mustEnd, again=self._started
+            self.offer, self._peer, lambda why: self._break(why, keep=True), again=self._started
         )
         if isinstance(found, Receipt):
             self.receipt = found
@@ -288,7 +282,7 @@ class Upload:
             await found.abort(e)
             raise
         self._intake = intake
-        uploads.opened(self)
+        uploads.creations.discard(self.token.text)
         partial: Any = found.partial
         partial.settled().addCallbacks(self._wasRead, lambda _: None)
 
@@ -296,9 +290,6 @@ class Upload:
         if damaged:
             why = DigestMismatch("bytes that came before were damaged; send the file again")
             self._break(why, keep=False)
-
-    def _mustEnd(self, why: TransferError) -> None:
-        self._break(why, keep=True)
 
     def _break(self, why: TransferError, keep: bool) -> None:
         """
@@ -407,13 +398,14 @@ class Uploads:
     The uploads of a door.
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
+    @ivar creations: those without a byte.
     """
 
     def __init__(self, reception: Reception, clock: Any) -> None:
         self.reception = reception
         self.clock = clock
         self._known: dict[str, Upload] = {}
-        self._creations = Creations(clock.seconds)
+        self.creations = Creations(clock.seconds)
 
     @property
     def supported(self) -> bool:
@@ -421,15 +413,6 @@ class Uploads:
         Tell whether the store can keep uploads.
         """
         return bool(IUploadStore.providedBy(self.reception.store))
-
-    @property
-    def keptSeconds(self) -> float | None:
-        """
-        Seconds that the store keeps a paused upload; L{None} for ever.
-        """
-        store: Any = self.reception.store
-        kept: float | None = store.keptSeconds
-        return kept
 
     async def create(self, offer: Offer, sender: Sender) -> Upload:
         """
@@ -491,12 +474,6 @@ class Uploads:
         path = offer.name.path.encode("utf-8", "surrogateescape")
         self.reception.offer(path, None, offer.ifExists, transferId=offer.transferId)
 
-    def opened(self, upload: Upload) -> None:
-        """
-        An upload has a partial.
-        """
-        self._creations.discard(upload.token.text)
-
     def emptied(self, upload: Upload) -> None:
         """
         An upload has none any more, for no byte of it could be kept.
@@ -510,7 +487,7 @@ class Uploads:
         """
         Forget an upload; the store may know it.
         """
-        self._creations.discard(upload.token.text)
+        self.creations.discard(upload.token.text)
         if self._known.get(upload.token.text) is upload:
             del self._known[upload.token.text]
 
@@ -525,13 +502,13 @@ class Uploads:
 
     def _admit(self, upload: Upload, evicts: bool) -> None:
         self._sweep()
-        end = upload.expires or 0.0
-        evicted = self._creations.add(upload.token.text, upload.owner, end, evicts)
+        owner, end = (upload.offer.principal, upload.offer.network), upload.expires or 0.0
+        evicted = self.creations.add(upload.token.text, owner, end, evicts)
         if evicted is not None:
             self._known[evicted].drop()
 
     def _sweep(self) -> None:
-        for token in self._creations.expired():
+        for token in self.creations.expired():
             self._known[token].drop()
 
     def _found(self, found: Offer | Receipt | None, token: Token, sender: Sender) -> Upload:
