@@ -20,28 +20,28 @@ requests; the pace of every transfer for bodies; and an answer has to be read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum, auto
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import h11
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, ISSLTransport
-from twisted.internet.protocol import Protocol as TwistedProtocol
-from twisted.logger import Logger
+from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.errors import NetworkFailed, TransferError
 from connpool.interfaces import IDrainableProtocol
-from connpool.transfer.web.alarm import Alarm
 from connpool.transfer.web.answers import Answer
 from connpool.transfer.web.body import Chunked, Sized
-from connpool.transfer.web.flow import Flow, Sink
+from connpool.transfer.web.flow import Flow, Sink, Trailers
+from connpool.transfer.web.gate import Caller
 from connpool.transfer.web.head import Head, cutHead, isHTTP2, parseHead
-from connpool.transfer.web.problems import Fields, Problem, phraseOf
+from connpool.transfer.web.problems import Fields, Problem
+from connpool.transfer.web.settings import WebCounts
 
 __all__ = ["HEAD_SECONDS", "IDLE_SECONDS", "LINGER_BYTES", "LINGER_SECONDS", "WebChannel"]
 
@@ -58,6 +58,7 @@ _HEAD_READ_BYTES = 64 * 1024
 #: The first frames of an HTTP/2 server, SETTINGS and then GOAWAY with the error
 #: HTTP_1_1_REQUIRED (RFC 9113 section 6.8).
 _HTTP_1_1_REQUIRED = bytes(3) + b"\4" + bytes(5) + b"\0\0\10\7" + bytes(5) + bytes(7) + b"\r"
+_CONTINUE = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
 
 
 class _State(Enum):
@@ -67,57 +68,32 @@ class _State(Enum):
     OVER = auto()
 
 
-class Door(Protocol):
-    """
-    The door that a connection came through.
-    """
-
-    def pace(self) -> tuple[float, float]:
-        """
-        @return: seconds of silence, and bytes/s, that a client of this connection is held to.
-        """
-
-    def answer(self, head: Head, channel: WebChannel) -> Deferred[tuple[Answer, Fields]]:
-        """
-        @return: fires with the answer, and the fields that depend on the request's origin;
-            never fails.
-        """
-
-    def refuse(self, why: TransferError) -> Answer:
-        """
-        @return: the answer to something that is no request.
-        """
-
-    def answered(self, answer: Answer) -> None:
-        """
-        An answer was given to the transport.
-        """
-
-    def interim(self) -> None:
-        """
-        An answer that is not final was given to the transport.
-        """
-
-    def left(self, unanswered: bool) -> None:
-        """
-        The connection is gone.
-        """
-
-
 @implementer(IHalfCloseableProtocol, IPushProducer, IDrainableProtocol)
-class WebChannel(TwistedProtocol):
+class WebChannel(Protocol):
     """
     One connection.
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
-    @param door: answers the requests.
+    @param caller: the client.
+    @param pace: tells the seconds of silence, and the bytes/s, that it is held to.
+    @param answer: finds the answer to a request, and the fields of it that depend on the
+        origin; never fails.
+    @param refuse: makes the answer to something that is no request.
     """
 
-    _log = Logger()
-
-    def __init__(self, clock: Any, door: Door) -> None:
+    def __init__(
+        self,
+        clock: Any,
+        caller: Caller,
+        counts: WebCounts,
+        pace: Callable[[], tuple[float, float]],
+        answer: Callable[[Head, WebChannel], Deferred[tuple[Answer, Fields]]],
+        refuse: Callable[[TransferError], Answer],
+    ) -> None:
         self._clock = clock
-        self._door = door
+        self._caller = caller
+        self._counts = counts
+        self._pace, self._answer, self._refusal = pace, answer, refuse
         self._state = _State.HEAD
         self._buffer = bytearray()
         self._head: Head | None = None
@@ -127,7 +103,8 @@ class WebChannel(TwistedProtocol):
         self._written = self._dropped = 0
         self._working = self._idle = False
         self._turn: Any = None
-        self._alarm = Alarm(clock)
+        self._late: Callable[[], None] | None = None
+        self._timer: Any = None
 
     # -- the transport's side
 
@@ -137,7 +114,7 @@ class WebChannel(TwistedProtocol):
         if hasattr(transport, "setTcpNoDelay"):
             transport.setTcpNoDelay(True)
         transport.registerProducer(self, True)
-        self._alarm.set(HEAD_SECONDS, self._headLate)
+        self._await(HEAD_SECONDS, self._headLate)
 
     def dataReceived(self, data: bytes) -> None:
         if self._state is _State.LINGERING:
@@ -168,15 +145,16 @@ class WebChannel(TwistedProtocol):
         unanswered = self._state is _State.ANSWERING
         self._state = _State.OVER
         self._connection = None
-        self._alarm.stop()
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
+        for call in (self._timer, self._turn):
+            if call is not None and call.active():
+                call.cancel()
         if self._unread:
             self._readAgain()
         if self._flow is not None:
             self._flow.fail(NetworkFailed("the client's connection was lost"))
-        self._door.left(unanswered)
+        self._counts.connections -= 1
+        self._counts.unanswered += unanswered
+        self._caller.leave()
 
     def pauseProducing(self) -> None:
         """
@@ -209,33 +187,22 @@ class WebChannel(TwistedProtocol):
 
     # -- the request's side
 
-    def receive(self, sink: Sink) -> Deferred[Sequence[tuple[bytes, bytes]]]:
+    def receive(self, sink: Sink) -> Deferred[Trailers]:
         """
         Let the body of the present request flow.
         """
         head, flow = self._head, self._flow
         assert head is not None
         assert flow is not None
-        if head.expects and not self._buffer:
-            self.interim(100, ())
+        connection = self._connection
+        if head.expects and not self._buffer and connection is not None:
+            self._write(connection.send(_CONTINUE) or b"")
+            self._counts.interim += 1
         transport: Any = self.transport
         transport.bufferSize = flow.readBytes
         done = flow.begin(sink)
         self._work()
         return done
-
-    def interim(self, status: int, fields: Fields) -> None:
-        """
-        Send an answer that is not final.
-        """
-        connection = self._connection
-        if connection is not None and connection.their_http_version == b"1.1":
-            lines = [(name.encode(), value.encode()) for name, value in fields]
-            answer = h11.InformationalResponse(
-                status_code=status, headers=lines, reason=phraseOf(status).encode()
-            )
-            self._write(connection.send(answer) or b"")
-            self._door.interim()
 
     def end(self, why: TransferError) -> None:
         """
@@ -275,14 +242,14 @@ class WebChannel(TwistedProtocol):
     def _cut(self) -> None:
         if self._idle and self._buffer:
             self._idle = False
-            self._alarm.set(HEAD_SECONDS, self._headLate)
+            self._await(HEAD_SECONDS, self._headLate)
         try:
             raw = cutHead(self._buffer)
             if raw is None:
                 if self._halfClosed:
                     self._close()
                 return
-            self._alarm.clear()
+            self._late = None
             self._written = 0
             if isHTTP2(raw):
                 self._write(_HTTP_1_1_REQUIRED)
@@ -295,8 +262,8 @@ class WebChannel(TwistedProtocol):
         self._state = _State.ANSWERING
         head = self._head
         body = Chunked() if head.length is None else Sized(head.length)
-        self._flow = Flow(self._clock, body, self._door.pace, self._steer)
-        self._door.answer(head, self).addCallback(self._reply)
+        self._flow = Flow(self._clock, body, self._pace, self._steer)
+        self._answer(head, self).addCallback(self._reply)
 
     def _refuse(self, why: Problem) -> None:
         """
@@ -304,7 +271,7 @@ class WebChannel(TwistedProtocol):
         """
         self._head, self._connection = None, h11.Connection(h11.SERVER)
         self._state = _State.ANSWERING
-        self._reply((self._door.refuse(why), ()))
+        self._reply((self._refusal(why), ()))
 
     def _reply(self, answered: tuple[Answer, Fields]) -> None:
         """
@@ -323,7 +290,7 @@ class WebChannel(TwistedProtocol):
         wire = answer.write(connection, head is not None and head.method == "HEAD", more)
         self._head = self._flow = self._connection = None
         self._write(wire)
-        self._door.answered(answer)
+        self._counts.answered(answer.status, answer.code)
         if connection.our_state is h11.MUST_CLOSE or answer.closes:
             self._close()
             return
@@ -331,12 +298,12 @@ class WebChannel(TwistedProtocol):
         transport: Any = self.transport
         transport.bufferSize = _HEAD_READ_BYTES
         if self._buffer:
-            self._alarm.set(HEAD_SECONDS, self._headLate)
+            self._await(HEAD_SECONDS, self._headLate)
             # others have their turn before what was sent ahead
             self._turn = self._clock.callLater(0, self._next)
         else:
             self._idle = True
-            self._alarm.set(IDLE_SECONDS, self._close)
+            self._await(IDLE_SECONDS, self._close)
         self._steer()
 
     def _next(self) -> None:
@@ -384,7 +351,7 @@ class WebChannel(TwistedProtocol):
             self._readAgain()
         # an answer that was not read yet keeps its time
         unread = self._written / _LEAST_READ_BYTES_PER_SECOND
-        self._alarm.set(LINGER_SECONDS + unread, self._abort)
+        self._await(LINGER_SECONDS + unread, self._abort)
         self._steer()
         if self._halfClosed:
             self._finish()
@@ -399,10 +366,26 @@ class WebChannel(TwistedProtocol):
         transport: Any = self.transport
         transport.abortConnection()
 
+    def _await(self, seconds: float, late: Callable[[], None]) -> None:
+        """
+        Call C{late} after C{seconds}, instead of the one before.
+        """
+        self._late = late
+        if self._timer is None or not self._timer.active():
+            self._timer = self._clock.callLater(seconds, self._tick)
+        else:
+            # later: costs nothing until the timer fires
+            self._timer.reset(seconds)
+
+    def _tick(self) -> None:
+        late, self._late = self._late, None
+        if late is not None:
+            late()
+
     def _headLate(self) -> None:
         if self._unread:
             # we do not read either, and another deadline runs
-            self._alarm.set(HEAD_SECONDS, self._headLate)
+            self._await(HEAD_SECONDS, self._headLate)
         elif self._buffer:
             late = f"no whole head in {HEAD_SECONDS:g} s"
             self._refuse(Problem(408, late, "timeout", closes=True))

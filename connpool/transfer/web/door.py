@@ -76,16 +76,16 @@ class WebDoor:
         """
         Make the protocol of one connection.
         """
+        caller = Caller(transport)
         self._counts.connections += 1
-        return WebChannel(self._clock, _Entrance(self, Caller(transport), self._counts))
+        return WebChannel(
+            *(self._clock, caller, self._counts),
+            lambda: self._reception.quotas.pace(caller.identity),
+            lambda head, channel: Deferred.fromCoroutine(self._answer(head, channel, caller)),
+            lambda why: self._refuse(why, caller),
+        )
 
-    def pace(self, caller: Caller) -> tuple[float, float]:
-        """
-        @return: seconds of silence, and bytes/s, that C{caller} is held to.
-        """
-        return self._reception.quotas.pace(caller.identity)
-
-    async def answer(
+    async def _answer(
         self, head: Head, channel: WebChannel, caller: Caller
     ) -> tuple[Answer, Fields]:
         """
@@ -104,14 +104,16 @@ class WebDoor:
                 return self._options(head), shared
             sender = await self._gate.identify(head, caller)
             resource = self._resourceFor(head, target)
-            return await resource.answer(Request(head, target, sender, channel)), shared
+            return await resource.answer(
+                Request(head, target, sender, channel.receive, channel.end)
+            ), shared
         except TransferError as e:
-            return self.refuse(e, caller), shared
+            return self._refuse(e, caller), shared
         except Exception as e:
             self._log.failure("answering a request of {peer} failed", peer=caller.peer)
             return problem(StoreError(f"internal error: {type(e).__name__}")), shared
 
-    def refuse(self, why: TransferError, caller: Caller) -> Answer:
+    def _refuse(self, why: TransferError, caller: Caller) -> Answer:
         """
         Log a refusal that is about no file, unless there are many like it.
 
@@ -152,34 +154,3 @@ class WebDoor:
         allow = ", ".join([name for each in resources for name in each.methods] + ["OPTIONS"])
         why = f"here {head.method} means nothing; {allow} do"
         raise Problem(405, why, "unsupported", fields=[("Allow", allow)])
-
-
-class _Entrance:
-    """
-    One connection as its channel sees the door.
-    """
-
-    def __init__(self, door: WebDoor, caller: Caller, counts: WebCounts) -> None:
-        self._door = door
-        self._caller = caller
-        self._counts = counts
-
-    def pace(self) -> tuple[float, float]:
-        return self._door.pace(self._caller)
-
-    def answer(self, head: Head, channel: WebChannel) -> Deferred[tuple[Answer, Fields]]:
-        return Deferred.fromCoroutine(self._door.answer(head, channel, self._caller))
-
-    def refuse(self, why: TransferError) -> Answer:
-        return self._door.refuse(why, self._caller)
-
-    def answered(self, answer: Answer) -> None:
-        self._counts.answered(answer.status, answer.code)
-
-    def interim(self) -> None:
-        self._counts.interim += 1
-
-    def left(self, unanswered: bool) -> None:
-        self._counts.connections -= 1
-        self._counts.unanswered += unanswered
-        self._caller.leave()

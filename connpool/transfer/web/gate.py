@@ -18,12 +18,12 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 from twisted.logger import Logger
 
 from connpool.addresses import clientOf
+from connpool.addresses.networks import networkOf
 from connpool.errors import AuthenticationFailed, Forbidden
 from connpool.interfaces import IAuthenticator
 from connpool.tokenbucket import TokenBuckets
@@ -65,7 +65,7 @@ class Caller:
         host = getattr(address, "host", None) or getattr(address, "name", None) or "unix"
         self.transport = transport
         self.peer = displayName(host)
-        self.network = _networkOf(host)
+        self.network = networkOf(self.peer)
         self.local = clientOf(transport).local
         self.identity: Identity | None = None
         self.authorization: tuple[bytes, Identity] | None = None
@@ -170,16 +170,6 @@ class Gate:
         if forwarded and caller.local:
             return self._proxied
         return credentialsAreSafe(caller.transport)
-
-
-def _networkOf(host: str) -> str:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    if isinstance(address, IPv4Address):
-        return str(address)
-    return str(address.ipv4_mapped or ip_network((int(address), 64), strict=False))
 
 
 def _forwarded(head: Head) -> bool:

@@ -4,7 +4,7 @@ A request whose head was taken, as the resources see it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import attrs
@@ -13,9 +13,8 @@ from twisted.internet.defer import Deferred
 from connpool.errors import TransferError
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.web.answers import Answer
-from connpool.transfer.web.flow import Sink
+from connpool.transfer.web.flow import Sink, Trailers
 from connpool.transfer.web.head import Head
-from connpool.transfer.web.problems import Fields
 from connpool.transfer.web.target import Target
 
 __all__ = ["Request", "Resource", "Sender"]
@@ -46,27 +45,7 @@ class Sender:
         return ANONYMOUS if self.identity is None else self.identity.principal
 
 
-class _Connection(Protocol):
-    """
-    The connection that a request came by.
-    """
-
-    def receive(self, sink: Sink) -> Deferred[Sequence[tuple[bytes, bytes]]]:
-        """
-        Let the body flow, after C{100 Continue} if the client waits for that.
-        """
-
-    def interim(self, status: int, fields: Fields) -> None:
-        """
-        Send an answer that is not final.
-        """
-
-    def end(self, why: TransferError) -> None:
-        """
-        Break off the body.
-        """
-
-
+@attrs.frozen
 class Request:
     """
     One request.
@@ -74,40 +53,19 @@ class Request:
     @ivar head: its head.
     @ivar target: the thing that it is about.
     @ivar sender: the client.
+    @ivar receive: lets the body flow into a sink, at most once; a request whose body is not
+        received gets its answer, and the connection ends.  Fires with the fields behind the
+        body when the sink is done with all of it; fails with a L{TransferError}: the client
+        left or was too slow, the body is broken, the sink failed, or C{end} was called.
+    @ivar end: breaks the body off: C{receive} fails with the given error.  Later it does
+        nothing.
     """
 
-    def __init__(self, head: Head, target: Target, sender: Sender, connection: _Connection) -> None:
-        self.head = head
-        self.target = target
-        self.sender = sender
-        self._connection = connection
-
-    def receive(self, sink: Sink) -> Deferred[Sequence[tuple[bytes, bytes]]]:
-        """
-        Let the body flow; at most once.  A request whose body is not received gets its
-        answer, and the connection ends.
-
-        @param sink: given one run of content after the other, while at most a few MiB wait
-            for it.
-        @return: fires with the fields behind the body when C{sink} is done with all of it;
-            fails with a L{TransferError}: the client left or was too slow, the body is
-            broken, C{sink} failed, or L{end} was called.
-        """
-        return self._connection.receive(sink)
-
-    def interim(self, status: int, fields: Fields = ()) -> None:
-        """
-        Send an answer that is not final, unless the client has left or speaks HTTP/1.0.
-
-        @param status: 102 to 199; 100 is sent by L{receive}.
-        """
-        self._connection.interim(status, fields)
-
-    def end(self, why: TransferError) -> None:
-        """
-        Break off the body: L{receive} fails with C{why}.  Later it does nothing.
-        """
-        self._connection.end(why)
+    head: Head
+    target: Target
+    sender: Sender
+    receive: Callable[[Sink], Deferred[Trailers]]
+    end: Callable[[TransferError], None]
 
 
 class Resource(Protocol):
