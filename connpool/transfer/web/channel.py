@@ -243,6 +243,7 @@ class WebChannel(Protocol):
         if self._idle and self._buffer:
             self._idle = False
             self._await(HEAD_SECONDS, self._headLate)
+        raw = None
         try:
             raw = cutHead(self._buffer)
             if raw is None:
@@ -257,7 +258,7 @@ class WebChannel(Protocol):
                 return
             self._head, self._connection = parseHead(raw)
         except Problem as e:
-            self._refuse(e)
+            self._refuse(e, bare=raw is not None and raw.startswith(b"HEAD "))
             return
         self._state = _State.ANSWERING
         head = self._head
@@ -265,13 +266,16 @@ class WebChannel(Protocol):
         self._flow = Flow(self._clock, body, self._pace, self._steer)
         self._answer(head, self).addCallback(self._reply)
 
-    def _refuse(self, why: Problem) -> None:
+    def _refuse(self, why: Problem, *, bare: bool = False) -> None:
         """
         Answer something that is no request, and end the connection.
+
+        @param bare: the answer has no body.
         """
         self._head, self._connection = None, h11.Connection(h11.SERVER)
         self._state = _State.ANSWERING
-        self._reply((self._refusal(why), ()))
+        answer = self._refusal(why)
+        self._reply((attrs.evolve(answer, body=b"") if bare else answer, ()))
 
     def _reply(self, answered: tuple[Answer, Fields]) -> None:
         """

@@ -161,8 +161,8 @@ def digestsOf(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, bytes]:
     """
     fields = list(fields)
     found: dict[str, bytes] = {}
-    for name in ("repr-digest", "content-digest"):
-        values = [value for each, value in fields if each == name.encode()]
+    for name in ("Repr-Digest", "Content-Digest"):
+        values = [value for each, value in fields if each == name.lower().encode()]
         if not values:
             continue
         for algorithm, digest in readDigests(name, values).items():

@@ -10,6 +10,7 @@ data).
 from __future__ import annotations
 
 import html
+import logging
 import re
 import secrets
 from collections.abc import Iterator
@@ -47,6 +48,9 @@ _PARAMETER = re.compile(
     rb""";[ \t]*([-!#$%&'+.^_`|~0-9A-Za-z]+\*?)=("(?:[^"\\]|\\.)*"|[^;\s"]*)[ \t]*""", re.DOTALL
 )
 _PLAIN_CODINGS = {b"", b"7bit", b"8bit", b"binary"}
+#: The parser says each fault to a logger; we say it to the client, and summarise.
+_SILENT = logging.getLogger(__name__)
+_SILENT.disabled = True
 _ESCAPES = {b"%22": b'"', b"%0D": b"\r", b"%0A": b"\n", b'\\"': b'"'}
 
 _PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8">
@@ -175,6 +179,7 @@ class _Reading:
             max_header_count=_MAX_HEADERS,
             max_header_size=_MAX_HEADER_BYTES,
         )
+        self._parser.logger = _SILENT
 
     # -- the parser's side: nothing is done at once, everything in order
 
