@@ -22,6 +22,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from connpool.interfaces import IReloadable
+from connpool.services import earlysignals
 from connpool.services.limits import raiseDescriptors
 from connpool.services.listening import ListeningService
 from connpool.services.logs import reopenFiles
@@ -50,6 +51,9 @@ def asDaemon(make: Callable[[Any, Any], Any], options: ServiceOptions, reactor: 
     if reactor is None:
         from twisted.internet import reactor
     raiseDescriptors()
+    if not options.parent.get("logger"):
+        # twistd's own log file brings a handler if there is none
+        earlysignals.handOver(signal.SIGUSR1)
     allowRoot = bool(options["allow-root"]) or os.environ.get(ALLOW_ROOT) == "1"
     return Daemon(reactor, service, options.pluginName, allowRoot=allowRoot)
 
@@ -117,6 +121,9 @@ class Daemon(MultiService):
         self._notifier = Notifier.take(os.environ)
         # connections can only be served from then on
         self._reactor.callWhenRunning(self._ready)
+        for number, call in ((signal.SIGHUP, self._reload), (signal.SIGUSR1, self._rotated)):
+            if earlysignals.noted(number):
+                self._reactor.callWhenRunning(call)
 
     def _ready(self) -> None:
         if not self.running:
@@ -133,7 +140,7 @@ class Daemon(MultiService):
     def _rotated(self) -> None:
         # twistd rotates its own file, unless somebody has renamed it
         twistds = self._signals.get(signal.SIGUSR1)
-        if callable(twistds):
+        if callable(twistds) and twistds is not earlysignals.noteOne:
             twistds(signal.SIGUSR1, None)
         # after the rotation, which twistd leaves to the reactor's next turn
         self._reactor.callFromThread(reopenFiles)

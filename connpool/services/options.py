@@ -18,6 +18,7 @@ from twisted.python import usage
 
 from connpool.addresses import Listen, Networks, clientEndpoint
 from connpool.errors import AddressError, ConnpoolError
+from connpool.services import earlysignals
 from connpool.services.access import Access
 from connpool.services.limits import MOST_CONNECTIONS, connectionsFor, descriptorLimit
 from connpool.services.listening import readListen
@@ -160,6 +161,7 @@ class ServiceOptions(usage.Options):
             super().parseOptions(options)
             return
         prepareStreams(discard=True)
+        earlysignals.note()
         try:
             super().parseOptions(options)
         except usage.UsageError as e:

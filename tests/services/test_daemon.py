@@ -133,6 +133,37 @@ def test_hangupReloadsEverything(systemd):
     assert signal.getsignal(signal.SIGHUP) is before
 
 
+@pytest.mark.parametrize("logger", [None, "connpool.services.logs.jsonLines"])
+def test_whatIsAskedBeforeTheStartIsDoneAtTheStart(monkeypatch, logger):
+    monkeypatch.setattr(daemon_, "raiseDescriptors", lambda: None)
+    reopened = []
+    monkeypatch.setattr(daemon_, "reopenFiles", lambda: reopened.append(1))
+    service, reactor = Reloadable(), Reactor()
+    numbers = (signal.SIGHUP, signal.SIGUSR1)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    try:
+        parent = Parent()
+        parent["logger"] = logger
+        parent.parseOptions(["inbox", "--allow-root"])
+        for number in numbers:
+            os.kill(os.getpid(), number)  # ended this process
+        root = asDaemon(lambda options, given: service, parent.subOptions, reactor)
+        # twistd's log file takes the signal only if nobody has it
+        assert callable(signal.getsignal(signal.SIGUSR1)) is (logger is not None)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert (service.reloads, reopened) == (0, [])
+        root.startService()
+        for call in reactor.whenRunningHooks:
+            call[0](*call[1], **call[2]) if isinstance(call, tuple) else call()
+        reactor.advance(0)
+        assert service.reloads == 1
+        assert len(reopened) == 2
+        root.stopService()
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def test_aSecondSignalEndsTheDrain():
     reactor = Reactor()
     listening = ListeningService(
