@@ -52,6 +52,7 @@ __all__ = [
     "IRecentTransfers",
     "IReflector",
     "IReloadable",
+    "IRememberingStore",
     "ISingleUseEndpoint",
     "IStatsSource",
     "ITransferListener",
@@ -766,6 +767,15 @@ class IUploadStore(Interface):
             but without its identity; else with L{None}.  Fails with L{Busy} while another
             process has the partial open.
         """
+
+
+class IRememberingStore(Interface):
+    """
+    The part that an L{IFileStore} provides too if it keeps in memory what it would else look
+    for on disk.
+    """
+
+    rememberedBytes: int = Attribute("The memory that this takes, about, in bytes.")
 
 
 class IDirectoryStore(Interface):

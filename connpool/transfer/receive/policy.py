@@ -59,10 +59,11 @@ class TransferStats:
     @ivar refused: offers turned away before a byte was stored.
     @ivar receivedBytes: payload bytes given to the store.
     @ivar waiting: transfers that wait because others are under way.
+    @ivar rememberedBytes: memory that the store's knowledge of names and receipts takes, about.
     @ivar skipped: files that were left out because the rule C{skip} keeps another one.
     """
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"active", "waiting"})
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"active", "rememberedBytes", "waiting"})
 
     active: int = 0
     started: int = 0
@@ -72,3 +73,4 @@ class TransferStats:
     receivedBytes: int = 0
     waiting: int = 0
     skipped: int = 0
+    rememberedBytes: int = 0

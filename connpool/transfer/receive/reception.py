@@ -32,6 +32,7 @@ from connpool.interfaces import (
     IBatchStore,
     IFileStore,
     ILiveTransfers,
+    IRememberingStore,
     IStatsSource,
     ITransferListener,
 )
@@ -392,6 +393,7 @@ class Reception:
                 self._log.failure("{listener} failed in {event}", listener=listener, event=event)
 
     def stats(self) -> TransferStats:
+        remembering: Any = IRememberingStore(self.store, None)
         return TransferStats(
             len(self._active),
             self._started,
@@ -401,6 +403,7 @@ class Reception:
             self.quotas.receivedBytes,
             self.quotas.waiting,
             self._skipped,
+            remembering.rememberedBytes if remembering is not None else 0,
         )
 
     @property

@@ -23,9 +23,9 @@ C{QUICK_LISTING_SECONDS} are spared while C{ctime} says that nobody but us
 changed the directory.  (It proves less than a listing: where the kernel's clock
 for files has coarse ticks, it does not show what happened within one.)
 
-C{DIRECTORY_NAMES} names of one directory are indexed, C{TOTAL_NAMES} together;
-what was looked at longest ago is dropped first.  Without an index names are kept
-apart.
+C{DIRECTORY_NAMES} names of one directory are indexed, C{TOTAL_NAMES} together or fewer, where
+what else is remembered leaves less room; what was looked at longest ago is dropped first.
+Without an index names are kept apart.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ from connpool.transfer.syscalls import Syscalls
 
 __all__ = ["CaseIndex", "Claim", "Index", "keepApart", "neighbourExists"]
 
-#: Names of one directory, and of all: 100 to 400 bytes each.
+#: Names of one directory, and of all; and the bytes that one takes: 100 to 400.
 DIRECTORY_NAMES = 65_536
 TOTAL_NAMES = 2 * DIRECTORY_NAMES
+NAME_BYTES = 400
 #: Directories that are remembered, with their names or without.
 KEPT_DIRECTORIES = 1024
 #: Seconds between looks at a directory, and at one that has too many names.
@@ -120,10 +121,15 @@ class Index:
 class CaseIndex:
     """
     The directories of one store, as far as their names are known.
+
+    @param room: the bytes that the names may take; asked when some are added.
     """
 
-    def __init__(self, syscalls: Syscalls) -> None:
+    def __init__(
+        self, syscalls: Syscalls, room: Callable[[], int] = lambda: TOTAL_NAMES * NAME_BYTES
+    ) -> None:
         self._sys = syscalls
+        self._room = room
         self._lock = Lock()
         #: by device and inode, looked at longest ago first
         self._indexes: OrderedDict[tuple[int, int], Index] = OrderedDict()
@@ -154,6 +160,13 @@ class CaseIndex:
             elif current and index.took > QUICK_LISTING_SECONDS:
                 index.changed = self._sys.fstat(directory.fd).st_ctime_ns
             return placed
+
+    @property
+    def takenBytes(self) -> int:
+        """
+        The memory that the names take, at most.
+        """
+        return self._counted * NAME_BYTES
 
     def _indexOf(self, directory: Indexed) -> Index:
         with self._lock:
@@ -200,8 +213,9 @@ class CaseIndex:
             index.counted = len(index.names or ())
             if len(self._indexes) > KEPT_DIRECTORIES:
                 self._drop(self._indexes.popitem(last=False)[1])
+            most = min(TOTAL_NAMES, self._room() // NAME_BYTES)
             for each in self._indexes.values():
-                if self._counted <= TOTAL_NAMES:
+                if self._counted <= most:
                     return
                 self._drop(each)
 

@@ -60,6 +60,7 @@ from connpool.interfaces import (
     IFileStore,
     IPartial,
     IPartialHolder,
+    IRememberingStore,
     IUploadStore,
 )
 from connpool.transfer.iothreads import IOThreads
@@ -109,6 +110,9 @@ __all__ = ["LocalStore"]
 INLINE_BATCH_SECONDS = 0.05
 #: Seconds between looks for what is too old.
 RECOVERY_SECONDS = 600.0
+#: Memory for what a store remembers, about: where its receipts lie, and with the room that
+#: these leave the names in its directories.
+REMEMBERED_BYTES = 64 << 20
 FIRST_RECOVERY_SECONDS = 60.0
 
 _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
@@ -116,7 +120,7 @@ _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 _NOBODY = RelativeName.parse("-")
 
 
-@implementer(IFileStore, IBatchStore, IDirectoryStore, IUploadStore)
+@implementer(IFileStore, IBatchStore, IDirectoryStore, IRememberingStore, IUploadStore)
 class LocalStore:
     """
     A store in a local directory.
@@ -180,7 +184,8 @@ class LocalStore:
         self._trouble: Trouble | None = None
         self._recovered = seconds() - RECOVERY_SECONDS + FIRST_RECOVERY_SECONDS
         self._recovering = False
-        self._claim = CaseIndex(self._sys).claim if names == "portable" else keepApart
+        self._names = CaseIndex(self._sys, lambda: REMEMBERED_BYTES - self._receipts.takenBytes)
+        self._claim = self._names.claim if names == "portable" else keepApart
         with contextlib.ExitStack() as opened:
             self._open(opened, fileMode & 0o777, dirMode & 0o777, keepExec, minFree)
             #: what lets go of every descriptor
@@ -219,6 +224,7 @@ class LocalStore:
             reservations = Reservations(sys, self._follow("ledger", opened), space, self._quota)
             opened.callback(reservations.close)
             receiptLog = ReceiptLog(sys, self._follow("done", opened), self._now, self._seconds)
+            self._receipts = receiptLog
             opened.callback(receiptLog.close)
             self._directories = Directories(sys, self._root, dirMode, claim=self._claim)
             opened.callback(self._directories.close)
@@ -370,6 +376,10 @@ class LocalStore:
             network=network,
         )
         return self._threads.during(Deferred.fromCoroutine(self._find(probe)))
+
+    @property
+    def rememberedBytes(self) -> int:
+        return self._names.takenBytes + self._receipts.takenBytes
 
     def trouble(self) -> str | None:
         self._lookAround()

@@ -72,6 +72,8 @@ KEPT_FILES = 16
 INDEXED_RECEIPTS = 1 << 12
 #: ReceiptOffsets that are worth sorting in.
 RECENT_OFFSETS = 1 << 15
+#: Bytes of memory that one takes which has not been sorted in.
+RECENT_BYTES = 200
 #: Seconds for which nothing is taken to have come from other processes.
 LOOK_SECONDS = 0.02
 #: Bytes that are read at once, and bytes that a receipt has at most.
@@ -139,6 +141,13 @@ class ReceiptOffsets:
         The number of those that have not been sorted in.
         """
         return len(self._recent)
+
+    @property
+    def takenBytes(self) -> int:
+        """
+        The memory that they take, about.
+        """
+        return len(self._sorted) * self._sorted.itemsize + len(self._recent) * RECENT_BYTES
 
     def note(self, identity: bytes, offset: int) -> None:
         """
@@ -248,6 +257,13 @@ class ReceiptLog:
         #: the last one last
         self._files: list[_File] = []
         self._last()
+
+    @property
+    def takenBytes(self) -> int:
+        """
+        The memory that finding the receipts takes, about.
+        """
+        return sum(file.offsets.takenBytes for file in tuple(self._files))
 
     def append(self, finished: Sequence[tuple[Offer, Receipt]], *, sync: bool) -> None:
         """

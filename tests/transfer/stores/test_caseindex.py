@@ -14,9 +14,13 @@ from itertools import product
 from types import SimpleNamespace
 
 import pytest
+from zope.interface.verify import verifyObject
 
 from connpool.errors import Busy, Exists
+from connpool.interfaces import IRememberingStore
 from connpool.transfer import LocalStore
+from connpool.transfer.receive.reception import Reception
+from connpool.transfer.stores import MemoryStore
 from connpool.transfer.stores import caseindex as neighbours_
 from connpool.transfer.stores.caseindex import (
     LARGE_LISTING_SECONDS,
@@ -25,6 +29,7 @@ from connpool.transfer.stores.caseindex import (
     CaseIndex,
 )
 from connpool.transfer.stores.directories import LOOK_SECONDS, Directories
+from connpool.transfer.stores.receiptlog import RECENT_BYTES
 from connpool.transfer.syscalls import Syscalls
 from tests.transfer.stores.kit import InlineReactor, Recorded, offer, stored, visible
 
@@ -382,3 +387,42 @@ def test_namesOfAllDirectoriesAreCounted(root, monkeypatch):
         tree.release(directory)
     tree.close()
     os.close(fd)
+
+
+def test_namesTakeTheRoomThatReceiptsLeave(root, monkeypatch):
+    monkeypatch.setattr(neighbours_, "REST_FACTOR", 0)
+    monkeypatch.setattr(neighbours_, "LISTING_SECONDS", 0.0)
+    room = 9 * neighbours_.NAME_BYTES
+    neighbours = CaseIndex(Syscalls(), lambda: room)
+    fd = os.open(root, os.O_RDONLY)
+    tree = Directories(Syscalls(), fd, 0o750)
+    held = [tree.acquire((f"{number}",), create=True) for number in range(3)]
+    for number, directory in enumerate(held):
+        for name in ("A", "b", "c"):
+            (root / f"{number}" / name).touch()
+        neighbours.claim(directory, "d", lambda: None)
+    assert neighbours.takenBytes == 9 * neighbours_.NAME_BYTES
+    # receipts came meanwhile: the names that were looked at longest ago make way
+    room = 4 * neighbours_.NAME_BYTES
+    neighbours.claim(held[1], "e", lambda: None)
+    assert [each.index.names is not None for each in held] == [False, True, False]
+    assert neighbours.takenBytes <= room
+    room = -1
+    neighbours.claim(held[1], "f", lambda: None)
+    assert neighbours.takenBytes == 0
+    for directory in held:
+        tree.release(directory)
+    tree.close()
+    os.close(fd)
+
+
+def test_whatIsRememberedIsCounted(receiving):
+    assert verifyObject(IRememberingStore, receiving.store)
+    reception = Reception(receiving.store, receiving.clock)
+    for number in range(10):
+        keyed = offer(f"d/{number}", key=bytes([number]) * 32)
+        receiving.clock.wait(receiving.store.put(keyed, b"x", None))
+    stats = reception.stats()
+    assert stats.rememberedBytes == receiving.store.rememberedBytes
+    assert stats.rememberedBytes >= 10 * RECENT_BYTES
+    assert Reception(MemoryStore(), receiving.clock).stats().rememberedBytes == 0
