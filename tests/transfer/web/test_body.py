@@ -4,7 +4,6 @@ Bodies cut out of the stream.
 
 import h11
 import hypothesis
-import pytest
 from hypothesis import strategies as st
 
 from connpool.transfer.web.body import Chunked, Sized
@@ -27,15 +26,15 @@ def read(body, raw, size):
 CHUNKED = b'5\r\nhello\r\n00a ; a=b;c="x y" ; d\r\n0123456789\r\n0\r\nX: y\r\nZ:\t z \r\n\r\n'
 
 
-@pytest.mark.parametrize("size", range(1, len(CHUNKED) + 8))
-def test_inPieces(size):
-    body = Chunked()
-    assert read(body, CHUNKED + b"GET /", size) == (b"hello0123456789", b"GET /")
-    assert body.over
-    assert body.trailers == [(b"x", b"y"), (b"z", b"z")]
-    body = Sized(15)
-    assert read(body, b"hello0123456789GET /", size) == (b"hello0123456789", b"GET /")
-    assert body.over
+def test_inPieces():
+    for size in range(1, len(CHUNKED) + 8):
+        body = Chunked()
+        assert read(body, CHUNKED + b"GET /", size) == (b"hello0123456789", b"GET /")
+        assert body.over
+        assert body.trailers == [(b"x", b"y"), (b"z", b"z")]
+        body = Sized(15)
+        assert read(body, b"hello0123456789GET /", size) == (b"hello0123456789", b"GET /")
+        assert body.over
 
 
 def byH11(raw):

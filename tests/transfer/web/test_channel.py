@@ -37,13 +37,13 @@ def test_aHeadThatTrickles(door):
     assert client.ended
 
 
-@pytest.mark.parametrize("cut", range(1, len(GET)))
-def test_halfAHead(door, cut):
-    client = door.connect().send(GET[:cut]).wait(HEAD_SECONDS - 0.1)
-    assert not client.ended
-    client.wait(0.2)
-    assert client.answer().status == 408
-    assert client.ended
+def test_halfAHead(door):
+    for cut in range(1, len(GET)):
+        client = door.connect().send(GET[:cut]).wait(HEAD_SECONDS - 0.1)
+        assert not client.ended
+        client.wait(0.2)
+        assert client.answer().status == 408
+        assert client.ended
 
 
 def test_silence(door):

@@ -10,37 +10,41 @@ from tests.transfer.web.kit import request
 GOOD = request(b"PUT", b"/good", b"good")
 
 
-@pytest.mark.parametrize(("raw", "status"), FRAMING.values(), ids=FRAMING)
-def test_refused(door, raw, status):
-    client = door.connect().send(raw + HIDDEN)
-    answer = client.answer()
-    assert answer.status == status
-    assert answer.fields["connection"] == "close"
-    assert answer.fields["content-type"] == "application/problem+json"
-    assert answer.json["status"] == status
-    assert answer.json["detail"].isprintable()
-    assert client.ended
-    assert door.files == {}
+# one test for all of them: each test costs a collection of all garbage
 
 
-@pytest.mark.parametrize(("raw", "status"), FRAMING.values(), ids=FRAMING)
-def test_refusedBehindAGoodOne(door, raw, status):
-    client = door.connect().send(GOOD + raw + HIDDEN + GOOD)
-    assert [answer.status for answer in client.answers()] == [201, status]
-    assert client.ended
-    assert door.files == {"good": b"good"}
+def test_refused(door):
+    for name, (raw, status) in FRAMING.items():
+        client = door.connect().send(raw + HIDDEN)
+        answer = client.answer()
+        assert answer.status == status, name
+        assert answer.fields["connection"] == "close", name
+        assert answer.fields["content-type"] == "application/problem+json", name
+        assert answer.json["status"] == status, name
+        assert answer.json["detail"].isprintable(), name
+        assert client.ended, name
+        assert door.files == {}, name
 
 
-@pytest.mark.parametrize(("raw", "status"), FRAMING.values(), ids=FRAMING)
-def test_refusedInPieces(door, raw, status):
-    client = door.connect()
-    step = max(1, len(raw) // 97)
-    for at in range(0, len(raw), step):
-        client.send(raw[at : at + step])
-    client.send(HIDDEN)
-    assert [answer.status for answer in client.answers()] == [status]
-    assert client.ended
-    assert door.files == {}
+def test_refusedBehindAGoodOne(door):
+    for name, (raw, status) in FRAMING.items():
+        client = door.connect().send(GOOD + raw + HIDDEN + GOOD)
+        first, second = client.answers()
+        assert (first.status in {200, 201}, second.status) == (True, status), name
+        assert client.ended, name
+        assert door.files == {"good": b"good"}, name
+
+
+def test_refusedInPieces(door):
+    for name, (raw, status) in FRAMING.items():
+        client = door.connect()
+        step = max(1, len(raw) // 97)
+        for at in range(0, len(raw), step):
+            client.send(raw[at : at + step])
+        client.send(HIDDEN)
+        assert [answer.status for answer in client.answers()] == [status], name
+        assert client.ended, name
+        assert door.files == {}, name
 
 
 def test_oneEmptyLineFirstIsSkipped(door):

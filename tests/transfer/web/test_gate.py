@@ -41,7 +41,6 @@ def test_hosts(doors, host):
     assert client.ask(b"PUT", b"/x", SMALL, host=host).status == 201
 
 
-@pytest.mark.parametrize("method", [b"PUT", b"GET", b"OPTIONS", b"POST", b"DELETE"])
 @pytest.mark.parametrize(
     "host",
     [
@@ -49,11 +48,12 @@ def test_hosts(doors, host):
         *(b"localhost.evil.example", b"2130706433", b"127.1", b"localhost..", b"files.example.x"),
     ],
 )
-def test_otherHosts(doors, host, method):
+def test_otherHosts(doors, host):
     world = doors(hosts=("files.example",), origins=("https://app.example",))
-    answer = world.connect().ask(method, b"/x", SMALL, [b"Origin: https://app.example"], host)
-    assert answer.status == 421
-    assert "access-control-allow-origin" not in answer.fields
+    for method in (b"PUT", b"GET", b"OPTIONS", b"POST", b"DELETE"):
+        answer = world.connect().ask(method, b"/x", SMALL, [b"Origin: https://app.example"], host)
+        assert answer.status == 421
+        assert "access-control-allow-origin" not in answer.fields
     assert world.files == {}
 
 
@@ -92,7 +92,6 @@ def test_origins(doors, fields):
     assert world.connect().put(b"/x", SMALL, *fields).status == 201
 
 
-@pytest.mark.parametrize("method", [b"PUT", b"POST", b"PATCH", b"DELETE"])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -118,11 +117,12 @@ def test_origins(doors, fields):
         [b"Referer: about:blank"],
     ],
 )
-def test_otherOrigins(doors, method, fields):
+def test_otherOrigins(doors, fields):
     world = doors(origins=("https://app.example",))
-    answer = world.connect().ask(method, b"/x", SMALL, fields)
-    assert (answer.status, answer.json["code"]) == (403, "forbidden")
-    assert "access-control-allow-origin" not in answer.fields
+    for method in (b"PUT", b"POST", b"PATCH", b"DELETE"):
+        answer = world.connect().ask(method, b"/x", SMALL, fields)
+        assert (answer.status, answer.json["code"]) == (403, "forbidden")
+        assert "access-control-allow-origin" not in answer.fields
     assert world.files == {}
 
 

@@ -226,19 +226,20 @@ def test_aDigestThatIsWanted(door, doors, body):
 
 
 @pytest.mark.parametrize("profile", ["portable", "posix"])
-@pytest.mark.parametrize("item", [each for each in CORPUS if len(each.raw) <= 2048], ids=str)
-def test_hostileNames(doors, item, profile):
-    world = doors(policy=Policy(names=profile, minimumRate=0))
-    client = world.connect()
-    answer = client.put(b"/" + quote_from_bytes(item.raw, safe=b"/").encode(), SMALL)
-    if item.taken(profile):
-        assert answer.status == 201
-        assert world.files == {item.raw.decode(): SMALL}
-    else:
-        expected = {400, 404, 405}
-        assert answer.status in expected
-        assert world.files == {}
-    assert all(byte < 127 for byte in answer.body)
+def test_hostileNames(doors, profile):
+    for item in CORPUS:
+        if len(item.raw) > 2048:
+            continue
+        world = doors(policy=Policy(names=profile, minimumRate=0))
+        client = world.connect()
+        answer = client.put(b"/" + quote_from_bytes(item.raw, safe=b"/").encode(), SMALL)
+        if item.taken(profile):
+            assert answer.status == 201, item
+            assert world.files == {item.raw.decode(): SMALL}, item
+        else:
+            assert answer.status in {400, 404}, item
+            assert world.files == {}, item
+        assert all(byte < 127 for byte in answer.body), item
 
 
 @pytest.mark.parametrize(
