@@ -86,8 +86,6 @@ class Put:
         try:
             receipt, computed = await take(request, offer, digester, told)
         except Skipped as e:
-            if offer.ifExists != "skip":
-                raise
             return skippedAnswer(e, offer)
         except TransferError as e:
             return problem(e, conditional=b"*" in head.all(b"if-none-match"))

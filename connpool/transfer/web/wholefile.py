@@ -18,6 +18,7 @@ from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.receive.reception import Reception, storeFailure
 from connpool.transfer.records import Offer, Receipt, SmallFile
 from connpool.transfer.web.fields import DIGESTS
+from connpool.transfer.web.problems import Problem
 
 __all__ = ["SMALL_FILE_BYTES", "Digester", "WholeFile", "putSmall", "rootOfWhole"]
 
@@ -50,7 +51,9 @@ class Digester:
         """
         computed = {name: hasher.digest() for name, hasher in self._hashers.items()}
         for name, digest in told.items():
-            if computed.get(name) != digest:
+            if name not in computed:
+                raise Problem(400, "a digest behind the body is announced by Trailer: Repr-Digest")
+            if computed[name] != digest:
                 raise DigestMismatch(f"the bytes that came have another {name} than was told")
         return computed
 

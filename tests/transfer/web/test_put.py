@@ -212,6 +212,15 @@ def test_aDigestBehindTheBody(door, body):
 
 
 @BODIES
+def test_aDigestThatWasNotAnnounced(door, body):
+    trailers = f"Repr-Digest: {sha(body)}\r\n".encode()
+    answer = door.connect().send(chunked(body, trailers=trailers)).answer()
+    assert answer.status == 400
+    assert "Trailer" in answer.json["detail"]
+    assert door.files == {}
+
+
+@BODIES
 def test_aDigestThatIsWanted(door, doors, body):
     wish = b"Want-Repr-Digest: crc32c=10, sha-512=3, sha-256=1"
     answer = door.connect().put(b"/x", body, wish)
