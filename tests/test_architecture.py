@@ -13,7 +13,7 @@ TOP = Path(__file__).parent.parent / "connpool"
 #: Room to the rooms it may import, beside itself.
 GROUND = {
     *("errors", "interfaces", "waiting", "tokenbucket", "logonce", "sendqueue", "addresses"),
-    "regularfiles",
+    *("regularfiles", "later"),
 }
 OUTER = {"proxyprotocol", "pool", "transfer", "datagram", "observe", "standardstreams"}
 MAY_IMPORT = {
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "sendqueue": set(),
     "standardstreams": set(),
     "regularfiles": set(),
+    "later": set(),
     "interfaces": {"errors"},
     "addresses": {"errors", "interfaces", "regularfiles"},
     "proxyprotocol": GROUND,

@@ -2,9 +2,9 @@
 Metrics, health and the status page of whatever runs under a service.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from connpool.later import importLater
 from connpool.observe.fields import Field, describeFields
 from connpool.observe.protection import Protection
 from connpool.observe.sources import Reading, findTransfers, findTroubles, readSources
@@ -41,22 +41,18 @@ __all__ = [
 #: Imported when first asked for: a command that reads TCP states should not
 #: wait for a web server.
 _LATER = {
-    "History": "connpool.observe.history",
-    "HistoryService": "connpool.observe.history",
-    "StatsCollector": "connpool.observe.metrics",
-    "makeRegistry": "connpool.observe.metrics",
-    "makeSite": "connpool.observe.site",
-    "State": "connpool.observe.tcpstates",
-    "StateCounts": "connpool.observe.tcpstates",
-    "TCPInfo": "connpool.observe.tcpstates_read",
-    "TCPStates": "connpool.observe.tcpstates_read",
-    "countStates": "connpool.observe.tcpstates",
-    "readSockets": "connpool.observe.tcpstates_read",
-    "tcpInfo": "connpool.observe.tcpstates_read",
+    "History": "history",
+    "HistoryService": "history",
+    "StatsCollector": "metrics",
+    "makeRegistry": "metrics",
+    "makeSite": "site",
+    "State": "tcpstates",
+    "StateCounts": "tcpstates",
+    "TCPInfo": "tcpstates_read",
+    "TCPStates": "tcpstates_read",
+    "countStates": "tcpstates",
+    "readSockets": "tcpstates_read",
+    "tcpInfo": "tcpstates_read",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LATER[name]), name)
+__getattr__ = importLater(__name__, _LATER)

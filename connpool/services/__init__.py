@@ -7,8 +7,9 @@ Each is imported when it is asked for: C{twistd --help} looks at this package, t
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from connpool.later import importLater
 
 if TYPE_CHECKING:
     from connpool.services.access import Access
@@ -42,8 +43,4 @@ _HOMES = {
     "UDPProbe": "probing",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = importLater(__name__, _HOMES)

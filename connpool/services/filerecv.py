@@ -186,11 +186,6 @@ class Options(StatusOptions, WebOptions, CredentialOptions, AccessOptions):
         self.attempt(self.make)
 
     def make(self, reactor: Any) -> FileReceiver:
-        """
-        Make the service of these options.
-
-        @raise ConnpoolError: for values that do not go together; one line.
-        """
         return FileReceiver(
             reactor,
             self["directory"],

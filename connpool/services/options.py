@@ -189,6 +189,14 @@ class ServiceOptions(usage.Options):
                     f"twistd --{name}=FILE" + (", or none with --pidfile=" * (name == "pidfile"))
                 )
 
+    def make(self, reactor: Any) -> Any:
+        """
+        Make the service of these options.
+
+        @raise ConnpoolError: for values that do not go together; one line.
+        """
+        raise NotImplementedError
+
     def parseArgs(self, *arguments: str) -> None:
         if arguments:
             raise usage.UsageError(f"unexpected argument {arguments[0]!r}")

@@ -97,11 +97,6 @@ class Options(StatusOptions, AccessOptions):
         )
 
     def make(self, reactor: Any) -> PoolRelay:
-        """
-        Make the service of these options.
-
-        @raise ConnpoolError: for values that do not go together; one line.
-        """
         return PoolRelay(
             reactor,
             self["listen"],

@@ -291,14 +291,8 @@ class Probe(Service):
             more.update(roundSent=last.sent, roundLost=last.lost, jitter=last.jitter)
             rtt = last.rtt
             if rtt is not None:
-                more.update(
-                    rttMin=rtt.min,
-                    rttMean=rtt.mean,
-                    rttMax=rtt.max,
-                    rttP50=rtt.p50,
-                    rttP95=rtt.p95,
-                    rttP99=rtt.p99,
-                )
+                names = ("min", "mean", "max", "p50", "p95", "p99")
+                more |= {f"rtt{name.capitalize()}": getattr(rtt, name) for name in names}
         return self.counts.stats(**more)
 
 

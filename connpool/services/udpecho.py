@@ -132,11 +132,6 @@ class Options(StatusOptions, AccessOptions):
         self.attempt(self.make)
 
     def make(self, reactor: Any) -> UDPEcho:
-        """
-        Make the service of these options.
-
-        @raise ConnpoolError: for values that do not go together; one line.
-        """
         return UDPEcho(
             reactor,
             listen=self["listen"],

@@ -20,7 +20,6 @@ FROM_THE_RIGHT = {"rfind", "rindex", "rpartition", "rsplit"}
 
 #: What is split at a colon into a host and a port, and is no HOST:PORT.
 OTHER_COLONS = {
-    "connpool/observe/protection.py": "the Host header of HTTP, whose port may be missing",
     "connpool/observe/tcpstates.py": "the hexadecimal columns of /proc/net/tcp",
 }
 

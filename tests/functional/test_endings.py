@@ -385,7 +385,8 @@ def test_hintsWorkWhenTheyArePasted(tmp_path):
             for mark in ("send one with: ", "or with: ")
             if mark in line
         ]
-        assert len(found) == len(listens)
+        # some can be reached by curl as well
+        assert sum(hint.startswith("connpool ") for hint in found) == len(listens)
         assert not any("0.0.0.0" in hint or "[::]" in hint for hint in found)
         script = "".join(
             f"{hint} || echo failed: '{number}'\n" for number, hint in enumerate(found)
@@ -400,7 +401,7 @@ def test_hintsWorkWhenTheyArePasted(tmp_path):
             cwd=tmp_path,
             env=environment(XDG_STATE_HOME=str(tmp_path / "state")),
         )
-        assert done.stdout == "", (found, done.stderr)
+        assert "failed: " not in done.stdout, (found, done.stdout, done.stderr)
         assert "Traceback" not in program.output
 
 
