@@ -208,8 +208,12 @@ class Reception:
             self._ended(files, outcomes, peer)
             return outcomes
 
+        def failed(failure: Failure) -> Outcomes:
+            return [Failure(storeFailure(failure))] * len(files)
+
         stored = self._store(files)
         if isinstance(stored, Deferred):
+            stored.addErrback(failed)
             stored.addCallback(ended)
         else:
             stored = ended(stored)

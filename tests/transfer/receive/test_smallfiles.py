@@ -8,7 +8,7 @@ import sys
 
 import attrs
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs, formatEvent
 from zope.interface import implementer
 
@@ -244,9 +244,12 @@ def test_aStoreThatIsNearlyFullTakesWhatFits(world):
     assert answers(client) == {1: None, 2: "no-space", 3: None}
 
 
-def test_aStoreThatFailsIsLogged(world, expectFailure):
+@pytest.mark.parametrize("later", [False, True])
+def test_aStoreThatFailsIsLogged(world, expectFailure, later):
     class Broken(MemoryStore):
         def putAll(self, files):
+            if later:
+                return fail(ZeroDivisionError())
             raise ZeroDivisionError
 
     world.store = implementer(IBatchStore)(Broken)()
@@ -254,6 +257,8 @@ def test_aStoreThatFailsIsLogged(world, expectFailure):
     expectFailure(ZeroDivisionError)
     client = batches(world).puts(1, FILES)
     assert set(answers(client).values()) == {"store-error"}
+    assert world.wires[-1].ends[1].protocol.holds == 0
+    assert world.reception.stats().failed == len(FILES)
 
 
 def test_whateverFailsIsAnswered(world, expectFailure):
