@@ -33,8 +33,9 @@ FLAGS = (
 
 class Browser(ProcessProtocol):
     """
-    One browser with one tab.
+    One browser with one tab, or with more.
 
+    @ivar tab: the one that commands go to.
     @ivar complaints: what the page logged as an error: exceptions, violations
         of its policy, refused loads.
     """
@@ -45,7 +46,7 @@ class Browser(ProcessProtocol):
         self._waiting: dict[int, Deferred[Any]] = {}
         self._number = 0
         self._buffer = b""
-        self._session: str | None = None
+        self.tab: str | None = None
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         if childFD != 4:
@@ -77,17 +78,21 @@ class Browser(ProcessProtocol):
         self._number += 1
         waiting = self._waiting[self._number] = Deferred()
         message = {"id": self._number, "method": method, "params": parameters}
-        if self._session is not None:
-            message["sessionId"] = self._session
+        if self.tab is not None:
+            message["sessionId"] = self.tab
         self.transport.writeToChild(3, json.dumps(message).encode() + b"\0")
         return bounded(waiting, 30)
 
     async def begin(self) -> None:
+        """
+        Open a tab, and go on in it.
+        """
+        self.tab = None
         target = await self.command("Target.createTarget", url="about:blank")
         attached = await self.command(
             "Target.attachToTarget", targetId=target["targetId"], flatten=True
         )
-        self._session = attached["sessionId"]
+        self.tab = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             await self.command(f"{domain}.enable")
 
@@ -129,6 +134,41 @@ class Browser(ProcessProtocol):
             assert reactor.seconds() < end, f"never true: {expression}"
         return value
 
+    async def choose(self, selector: str, *paths: Any) -> None:
+        """
+        Choose files, or a folder where the field is for one.
+        """
+        document = await self.command("DOM.getDocument")
+        field = await self.command(
+            "DOM.querySelector", nodeId=document["root"]["nodeId"], selector=selector
+        )
+        files = [str(path) for path in paths]
+        await self.command("DOM.setFileInputFiles", nodeId=field["nodeId"], files=files)
+
+    async def click(self, selector: str) -> None:
+        """
+        Click in the middle of an element, script or no script.
+        """
+        document = await self.command("DOM.getDocument")
+        found = await self.command(
+            "DOM.querySelector", nodeId=document["root"]["nodeId"], selector=selector
+        )
+        box = await self.command("DOM.getBoxModel", nodeId=found["nodeId"])
+        left, top, _, _, right, bottom, *_ = box["model"]["content"]
+        place = {"x": (left + right) / 2, "y": (top + bottom) / 2}
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.command(
+                "Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place
+            )
+
+    async def drop(self, *paths: Any) -> None:
+        """
+        Drop files and folders on the page.
+        """
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            await self.command("Input.dispatchDragEvent", type=kind, x=20, y=20, data=data)
+
     async def accessibility(self) -> list[tuple[str, str]]:
         """
         Role and name of everything that a screen reader meets.
@@ -150,14 +190,15 @@ class Browser(ProcessProtocol):
 
 
 @asynccontextmanager
-async def browser(profile: Any) -> Any:
+async def browser(profile: Any, *flags: str) -> Any:
     """
     A fresh browser; it is gone afterwards.
 
     @param profile: an empty directory.
+    @param flags: beside the usual ones.
     """
     protocol = Browser()
-    command = ["chromium", *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    command = ["chromium", *FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"]
     process = reactor.spawnProcess(
         protocol,
         command[0],

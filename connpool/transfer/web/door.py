@@ -16,13 +16,14 @@ from connpool.logonce import LogRarely
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.web.answers import Answer, problem
 from connpool.transfer.web.channel import WebChannel
-from connpool.transfer.web.form import Form, FormPage
+from connpool.transfer.web.form import Form
 from connpool.transfer.web.gate import Caller, Gate
 from connpool.transfer.web.head import Head
 from connpool.transfer.web.origin import ALLOWED_METHODS, Origins, originOf
+from connpool.transfer.web.page import Page
 from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.put import Put
-from connpool.transfer.web.request import Request, Resource
+from connpool.transfer.web.request import Request, Resource, Sender
 from connpool.transfer.web.settings import WebCounts, WebSettings
 from connpool.transfer.web.target import Kind, Target, parseTarget
 from connpool.transfer.web.tus import Creation, UploadURL, isTus, tusOptions
@@ -63,9 +64,10 @@ class WebDoor:
         form = self._form = Form(reception, settings)
         self._uploads = Uploads(reception, clock)
         self._creation = Creation(reception, settings, self._uploads)
+        self._page = Page(self._uploads.supported)
         # PUT without a name is told what is wrong with that
         self._resources: dict[Kind, tuple[Resource, ...]] = {
-            Kind.ROOT: (FormPage(), form, put),
+            Kind.ROOT: (self._page, form, put),
             Kind.DIRECTORY: (form, put),
             Kind.NAME: (put,),
             Kind.UPLOAD: (UploadURL(settings, self._uploads),),
@@ -102,8 +104,10 @@ class WebDoor:
             self._origins.checkOrigin(head)
             if head.method == "OPTIONS":
                 return self._options(head), shared
-            sender = await self._gate.identify(head, caller)
             resource = self._resourceFor(head, target)
+            # the page tells nothing, and asks for a password itself
+            known = resource is not self._page
+            sender = await self._gate.identify(head, caller) if known else Sender(caller.peer)
             return await resource.answer(
                 Request(head, target, sender, channel.receive, channel.end)
             ), shared

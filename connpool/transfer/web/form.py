@@ -32,7 +32,7 @@ from connpool.transfer.web.request import Request
 from connpool.transfer.web.settings import WebSettings
 from connpool.transfer.web.wholefile import Digester, WholeFile
 
-__all__ = ["Form", "FormPage"]
+__all__ = ["Form"]
 
 #: Parts of a form, and those of them that are no files; bytes of such a field.
 MAX_PARTS, MAX_FIELDS, MAX_FIELD_BYTES = 1000, 16, 4096
@@ -53,13 +53,10 @@ _SILENT = logging.getLogger(__name__)
 _SILENT.disabled = True
 _ESCAPES = {b"%22": b'"', b"%0D": b"\r", b"%0A": b"\n", b'\\"': b'"'}
 
-_PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>Send files</title>
-{}<form method="post" enctype="multipart/form-data">
-<p><label>Files: <input type="file" name="file" multiple></label> <button>Send</button></p></form>
-</html>
+_RESULTS = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
+<title>Received</title><h1>Received</h1><ul>{}</ul><p><a href="./">Send more</a></p></html>
 """
-_POLICY = "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 
 
 def parametersOf(value: bytes) -> dict[bytes, bytes]:
@@ -338,36 +335,14 @@ def _answer(head: Head, reading: _Reading) -> Answer:
     new = any(each["status"] == "stored" for each in reading.told)
     status = reading.status or (201 if new else 200)
     if any(b"text/html" in value.lower() for value in head.all(b"accept")):
-        return _page(status, "".join(_rows(reading.told)))
+        rows = "".join(_rows(reading.told))
+        fields = [("Content-Type", "text/html; charset=utf-8")]
+        return Answer(status, fields, _RESULTS.format(rows).encode())
     return jsonAnswer(status, reading.told)
 
 
 def _rows(told: list[dict[str, Any]]) -> Iterator[str]:
-    yield "<h1>Received</h1><ul>"
     for each in told:
         name = displayName(each.get("name", ""))
         text = f"{name}: {each.get('detail') or each['status']}".removeprefix(": ")
         yield f"<li>{html.escape(text)}</li>"
-    yield "</ul>"
-
-
-def _page(status: int, content: str) -> Answer:
-    fields = [("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", _POLICY)]
-    return Answer(status, fields, _PAGE.format(content).encode())
-
-
-class FormPage:
-    """
-    The resource of C{/}: a form for browsers, and a line for others.
-    """
-
-    methods = ("GET", "HEAD")
-
-    async def answer(self, request: Request) -> Answer:
-        """
-        Give it.
-        """
-        if any(b"text/html" in value.lower() for value in request.head.all(b"accept")):
-            return _page(200, "<h1>Send files</h1>")
-        text = b"Files are received here. Send one with: curl -T FILE URL/\n"
-        return Answer(200, [("Content-Type", "text/plain; charset=utf-8")], text)

@@ -10,6 +10,7 @@ import re
 import secrets
 from contextlib import suppress
 from email.utils import formatdate
+from typing import Any
 
 import attrs
 
@@ -38,7 +39,7 @@ from connpool.transfer.web.fields import (
 from connpool.transfer.web.head import MAX_LENGTH, Head
 from connpool.transfer.web.intake import Notes
 from connpool.transfer.web.problems import Fields, Problem
-from connpool.transfer.web.request import Request
+from connpool.transfer.web.request import Request, Sender
 from connpool.transfer.web.settings import WebSettings
 from connpool.transfer.web.target import locate
 from connpool.transfer.web.uploads import Upload, Uploads
@@ -132,7 +133,10 @@ class Creation:
                 raise
         path = f"{INTERNAL}/u/{upload.token.text}"
         location = locate(path, request.target.depth, self._settings.url)
-        return Answer(201, [("Location", location), *_state(upload, offset)])
+        fields = [("Location", location), *_state(upload, offset)]
+        if upload.receipt is None:
+            return Answer(201, fields)
+        return jsonAnswer(201, _account(upload, offset, sender), fields)
 
     def _offer(self, request: Request, size: int | None) -> Offer:
         head, sender = request.head, request.sender
@@ -209,9 +213,7 @@ class UploadURL:
             fields.append(("Upload-Length", str(size)))
         if metadata:
             fields.append(("Upload-Metadata", metadata))
-        receipt = upload.receipt
-        account = None if receipt is None else accountOf(receipt, request.sender.identity)
-        return jsonAnswer(200, {"offset": offset, "length": size, "receipt": account}, fields)
+        return jsonAnswer(200, _account(upload, offset, request.sender), fields)
 
     async def _patch(self, request: Request, upload: Upload) -> Answer:
         head = request.head
@@ -300,6 +302,15 @@ def _verifyVersion(head: Head) -> None:
 def _verifyContent(head: Head) -> None:
     if head.one(b"content-type") != CONTENT_TYPE:
         raise Problem(415, f"bytes of an upload have the type {CONTENT_TYPE.decode()}")
+
+
+def _account(upload: Upload, offset: int, sender: Sender) -> dict[str, Any]:
+    """
+    @return: an upload in JSON, with its receipt if it is published.
+    """
+    receipt = upload.receipt
+    account = None if receipt is None else accountOf(receipt, sender.identity)
+    return {"offset": offset, "length": upload.offer.size, "receipt": account}
 
 
 def _state(upload: Upload, offset: int) -> list[tuple[str, str]]:

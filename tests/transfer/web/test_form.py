@@ -318,14 +318,6 @@ def test_thePageOfResults(door):
     assert text.count("<li>") == len(SCRIPTS)
 
 
-def test_theFormWithoutAScript(door):
-    page = door.connect().ask(b"GET", b"/", None, [b"Accept: text/html"])
-    assert b'enctype="multipart/form-data"' in page.body
-    assert b"script" not in page.body
-    assert "form-action 'self'" in page.fields["content-security-policy"]
-    assert b"curl" in door.connect().ask(b"GET", b"/").body
-
-
 def test_wordsOfAPart():
     found = parametersOf(b'form-data ; name = "x"'.replace(b" = ", b"="))
     assert found == {b"name": b"x"}
