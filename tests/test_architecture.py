@@ -13,7 +13,7 @@ TOP = Path(__file__).parent.parent / "connpool"
 #: Room to the rooms it may import, beside itself.
 GROUND = {
     *("errors", "interfaces", "waiting", "tokenbucket", "logonce", "sendqueue", "addresses"),
-    *("regularfiles", "later"),
+    *("regularfiles", "later", "tlstransport"),
 }
 OUTER = {"proxyprotocol", "pool", "transfer", "datagram", "observe", "standardstreams"}
 MAY_IMPORT = {
@@ -25,8 +25,9 @@ MAY_IMPORT = {
     "standardstreams": set(),
     "regularfiles": set(),
     "later": set(),
+    "tlstransport": set(),
     "interfaces": {"errors"},
-    "addresses": {"errors", "interfaces", "regularfiles"},
+    "addresses": {"errors", "interfaces", "regularfiles", "tlstransport"},
     "proxyprotocol": GROUND,
     "pool": GROUND,
     "transfer": GROUND,
@@ -61,8 +62,6 @@ FOREIGN: dict[str, str] = {
     "globalLogPublisher._observers": "twistd's log file is to be reopened, and has no other owner",
     "options._dispatch": "usage.Options tells by it alone which options may be repeated",
     "observer._outFile": "the same; FileLogObserver does not tell its file",
-    "self._secured._wrappedEndpoint": "a relay with --proxy-header puts TLS around its dial;",
-    "self._secured._wrapperFactory": "wrapClientTLS has no public way to either",
     "endpoints._SystemdParser": "Twisted keeps the sockets that systemd passed there",
     "endpoints._SystemdParser._sddaemon": "and there is no public way to them",
 }

@@ -11,7 +11,6 @@ from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP6ClientEndpoint,
     clientFromString,
-    wrapClientTLS,
 )
 from twisted.internet.interfaces import IReactorPluggableNameResolver, IStreamClientEndpoint
 from zope.interface import directlyProvides, providedBy
@@ -146,11 +145,13 @@ def clientString(
         values.get("privateKey"),
         what="--ca" if ca is not None else "trustRoots",
     )
+    from connpool.tlstransport import TLSClientEndpoint
+
     if "endpoint" in values:
-        return wrapClientTLS(tls, clientString(reactor, values["endpoint"]))
+        return TLSClientEndpoint(reactor, tls, clientString(reactor, values["endpoint"]))
     seconds = _seconds(text, values, timeout)
     below = _connecting(reactor, text, host, _port(text, values, port), seconds, source)
-    return wrapClientTLS(tls, below)
+    return TLSClientEndpoint(reactor, tls, below)
 
 
 def _noCA(ca: str | None, text: str) -> None:

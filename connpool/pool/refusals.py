@@ -57,7 +57,8 @@ def placeOf(endpoint: Any) -> str:
     @return: an endpoint in words: host and port where it tells them, as Twisted's do
         in attributes that have no public name.
     """
-    wrapped = getattr(endpoint, "_wrappedEndpoint", None)
+    # ours say what they wrap, Twisted's do not
+    wrapped = getattr(endpoint, "endpoint", None) or getattr(endpoint, "_wrappedEndpoint", None)
     if wrapped is not None:
         return placeOf(wrapped)
     port = getattr(endpoint, "_port", None)

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import CertificateOptions
-from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -30,6 +30,7 @@ from connpool.addresses.tls import readCertificates, trustRootFiles
 from connpool.errors import AddressError
 from connpool.interfaces import IReloadable
 from connpool.regularfiles import readRegular
+from connpool.tlstransport import BulkTLSTransport
 
 __all__ = ["LAST_WORD_SECONDS", "SecuredEndpoint", "ServerCertificate"]
 
@@ -103,7 +104,7 @@ class ServerCertificate:
         return self._options.serverConnectionForTLS(tlsProtocol)
 
 
-class _SecuredTransport(BufferingTLSTransport):
+class _SecuredTransport(BulkTLSTransport):
     """
     Twisted's waits for ever for the other side's part in a close: who does not
     answer would keep the connection, and its place among those allowed.

@@ -391,7 +391,7 @@ class PoolRelay(MultiService):
         if self._version and kinds[0] == "tls":
             # the header goes before TLS: only what is below can be made ahead
             self._secured = upstreams[0]
-            upstreams = [self._secured._wrappedEndpoint]
+            upstreams = [self._secured.endpoint]
         self._pooled = PooledEndpoint(
             reactor,
             upstreams if len(upstreams) > 1 else upstreams[0],
@@ -435,7 +435,7 @@ class PoolRelay(MultiService):
                 endpoint, client.getPeer(), client.getHost(), self._version
             )
         if self._secured is not None:
-            endpoint = type(self._secured)(endpoint, self._secured._wrapperFactory)
+            endpoint = self._secured.over(endpoint)
         factory = Factory.forProtocol(_Upstream)
         # else two lines in the log for each dial
         factory.noisy = False

@@ -21,6 +21,7 @@ from connpool.errors import (
     NetworkFailed,
     ProtocolError,
 )
+from connpool.tlstransport import TLSClientEndpoint
 
 
 def where(endpoint):
@@ -54,12 +55,13 @@ def test_tcp(text, expected):
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:1", "[::1]", "[::1]:1", "192.0.2.1"])
 def test_tls(host):
-    assert "TLS" in repr(clientEndpoint(reactor, f"tls:{host}")._wrapperFactory)
-    assert where(clientEndpoint(reactor, f"tls:{host}")._wrappedEndpoint)[1] in {1, 8640}
+    endpoint = clientEndpoint(reactor, f"tls:{host}")
+    assert isinstance(endpoint, TLSClientEndpoint)
+    assert where(endpoint.endpoint)[1] in {1, 8640}
 
 
 def test_anEndpointBelow():
-    below = clientEndpoint(reactor, r"tls:localhost:endpoint=tcp\:[\:\:1]\:7")._wrappedEndpoint
+    below = clientEndpoint(reactor, r"tls:localhost:endpoint=tcp\:[\:\:1]\:7").endpoint
     assert where(below)[:2] == ("::1", 7)
 
 

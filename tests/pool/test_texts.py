@@ -16,6 +16,7 @@ from twisted.internet.task import Clock
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import directlyProvides, implementer
 
+from connpool.addresses.clientstrings import clientString
 from connpool.interfaces import IPoolable, ISingleUseEndpoint
 from connpool.pool import (
     AcquireTimeout,
@@ -59,7 +60,8 @@ async def test_aFailedDialSaysWhere():
     number = freePort()
     plain = TCP4ClientEndpoint(reactor, "127.0.0.1", number)
     secure = wrapClientTLS(ssl.optionsForClientTLS("localhost", root), plain)
-    for endpoint in (plain, secure):
+    ours = clientString(reactor, f"tls:localhost:endpoint=tcp\\:127.0.0.1\\:{number}")
+    for endpoint in (plain, secure, ours):
         pool = ConnectionPool(reactor, endpoint, talkers(), name="db")
         with pytest.raises(ConnectFailed, match=f"pool db cannot .* 127.0.0.1:{number}: .*refused"):
             await bounded(pool.acquire())

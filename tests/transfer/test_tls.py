@@ -9,9 +9,16 @@ import pytest_twisted
 import trustme
 from twisted.internet import reactor, ssl
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, wrapClientTLS
+from twisted.internet.endpoints import (
+    SSL4ServerEndpoint,
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    wrapClientTLS,
+)
 
+from connpool.proxyprotocol import SecuredEndpoint, ServerCertificate
 from connpool.services.access import Access, Gate
+from connpool.tlstransport import TLSClientEndpoint
 from connpool.transfer import Credentials, MemoryStore, NativeReceiver, sendFiles
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.sniffer import Choice, SnifferFactory
@@ -26,17 +33,29 @@ def authority():
     return trustme.CA()
 
 
+def theirs(own, top):
+    return SSL4ServerEndpoint(
+        reactor, 0, ssl.PrivateCertificate.loadPEM(own).options(), interface="127.0.0.1"
+    )
+
+
+def ours(own, top):
+    (top / "own.pem").write_bytes(own)
+    certificate = ServerCertificate(str(top / "own.pem"), str(top / "own.pem"))
+    plain = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+    return SecuredEndpoint(reactor, plain, certificate)
+
+
 class Server:
-    def __init__(self, authority, **receiver):
+    def __init__(self, authority, secure, top, **receiver):
         self.store = MemoryStore()
         certificate = authority.issue_cert("localhost")
         pem = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
-        loaded = ssl.PrivateCertificate.loadPEM(pem + certificate.private_key_pem.bytes())
+        own = pem + certificate.private_key_pem.bytes()
         native = NativeReceiver(reactor, Reception(self.store, reactor), **receiver)
         sniffers = SnifferFactory(reactor, [Choice(native.signature, native.build)])
         self.gate = Gate(sniffers, Access(), "test")
-        endpoint = SSL4ServerEndpoint(reactor, 0, loaded.options(), interface="127.0.0.1")
-        self.listening = endpoint.listen(self.gate)
+        self.listening = secure(own, top).listen(self.gate)
 
     async def start(self):
         self.port = await self.listening
@@ -52,21 +71,27 @@ class Server:
         await pause(0.02)  # what TLS still has to say, on a later turn
 
 
-def client(authority, port):
+def client(authority, port, secure):
     pem = authority.cert_pem.bytes()
     options = ssl.optionsForClientTLS(
         "localhost", trustRoot=ssl.trustRootFromCertificates([ssl.Certificate.loadPEM(pem)])
     )
-    return wrapClientTLS(options, TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+    plain = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+    if secure is ours:
+        return TLSClientEndpoint(reactor, options, plain)
+    return wrapClientTLS(options, plain)
 
 
+@pytest.mark.parametrize(
+    ("sender", "receiver"), [(ours, ours), (ours, theirs), (theirs, ours)], ids=lambda f: f.__name__
+)
 @pytest_twisted.ensureDeferred
-async def test_withinTLS(authority, tmp_path, monkeypatch):
+async def test_withinTLS(authority, tmp_path, monkeypatch, sender, receiver):
     def never(*_):
         raise AssertionError("a TLS socket was borrowed")
 
     monkeypatch.setattr(link, "BorrowedReader", never)
-    server = Server(authority, authenticator=Passwords(b"right"))
+    server = Server(authority, receiver, tmp_path, authenticator=Passwords(b"right"))
     port = await server.start()
     data = random.Random(5).randbytes((9 << 20) + 77)
     (tmp_path / "large").write_bytes(data)
@@ -76,7 +101,7 @@ async def test_withinTLS(authority, tmp_path, monkeypatch):
             report = await bounded(
                 sendFiles(
                     reactor,
-                    client(authority, port),
+                    client(authority, port, sender),
                     [str(tmp_path / "large"), str(tmp_path / "small")],
                     durability="none",
                     credentials=Credentials("me", secret),

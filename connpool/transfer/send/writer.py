@@ -33,6 +33,10 @@ from connpool.waiting import Waiters
 
 __all__ = ["Writer"]
 
+#: Bytes of a run that are copied for the transport at once: whole TLS records, and less than
+#: the 128 KiB from which on an allocation is fresh pages.
+_COPIED_BYTES = 112 * 1024
+
 
 @implementer(IPushProducer, IPullProducer)
 class Writer:
@@ -159,8 +163,9 @@ class Writer:
         if self._borrowed is not None:
             await self._write(view)
         else:
-            self._send(bytes(view))
-            await self.flushed()
+            for at in range(0, len(view), _COPIED_BYTES):
+                self._send(bytes(view[at : at + _COPIED_BYTES]))
+                await self.flushed()
 
     async def _write(self, view: memoryview) -> None:
         assert self._borrowed is not None
