@@ -14,7 +14,7 @@ from tests.transfer import peer
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("reactor", ["asyncio", "poll"])
+@pytest.mark.parametrize("reactor", ["epoll", "asyncio", "poll"])
 def test_largeFilesByBothProtocols(tmp_path, reactor):
     content = random.Random(1).randbytes(6 * MIB + 1234)
     root = tmp_path / "root"

@@ -202,7 +202,9 @@ class BorrowedReader(_BorrowedSocket):
             return
         self._expect(1)
         if self._reading:
-            self.doRead()
+            # the kernel looks again at what lies there
+            self._reactor.removeReader(self)
+            self._reactor.addReader(self)
 
     def steer(self, wanted: bool) -> None:
         """
