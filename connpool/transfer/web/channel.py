@@ -204,12 +204,13 @@ class WebChannel(Protocol):
         self._work()
         return done
 
-    def end(self, why: TransferError) -> None:
+    @property
+    def end(self) -> Callable[[TransferError], None]:
         """
-        Break off the body of the present request.
+        The function that breaks off the body of the present request, and of no later one.
         """
-        if self._flow is not None:
-            self._flow.fail(why)
+        assert self._flow is not None
+        return self._flow.fail
 
     # -- inside
 

@@ -6,6 +6,7 @@ import pytest
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from zope.interface.verify import verifyObject
 
+from connpool.errors import Busy
 from connpool.interfaces import IDrainableProtocol, IStatsSource
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.web.channel import (
@@ -14,6 +15,7 @@ from connpool.transfer.web.channel import (
     LINGER_BYTES,
     LINGER_SECONDS,
 )
+from connpool.transfer.web.put import Put
 from tests.transfer.web.kit import request
 
 GET = request(b"GET", b"/")
@@ -158,3 +160,26 @@ def test_manyHalfHeadsCostNoTimerEach(door):
     for _ in range(100):
         client.send(GET)
     assert len(door.clock.getDelayedCalls()) == 1
+
+
+def test_anEndThatComesLateIsNotTheNextRequests(door, monkeypatch):
+    requests = []
+    answer = Put.answer
+
+    def noted(self, request):
+        requests.append(request)
+        return answer(self, request)
+
+    monkeypatch.setattr(Put, "answer", noted)
+    client = door.connect()
+    body = bytes(300_000)
+    assert client.put(b"/a", body).status == 201
+    client.send(request(b"PUT", b"/b", body)[:-1])
+    requests[0].end(Busy("the first one"))
+    client.send(body[:1])
+    assert client.answer().status == 201
+    client.send(request(b"PUT", b"/c", body)[:-1])
+    requests[2].end(Busy("the third one"))
+    client.pump()
+    assert client.answer().status == 503
+    assert sorted(door.files) == ["a", "b"]
