@@ -5,6 +5,7 @@ Small files that come together: each is decided as if it had come alone.
 import os
 import random
 import sys
+from collections import Counter
 
 import attrs
 import pytest
@@ -509,8 +510,36 @@ def test_aFileOfABatchCostsFewCalls(tmp_path, monkeypatch):
     world.close()
 
 
-#: Functions of ours that are entered for one file of a batch, decoding and answer included.
-CALLS_PER_FILE = 50
+#: Functions of ours that are entered for one file of a batch, decoding and answer included;
+#: and for one that is sent, finding it and its answer included.
+CALLS_PER_FILE, SENT_CALLS_PER_FILE = 50, 60
+
+
+def test_aFileThatIsSentCostsFewCalls(world, source):
+    count = 200
+    for number in range(count):
+        (source / f"{number}").write_bytes(b"x" * 100)
+    ours: Counter[str] = Counter()
+    kernel: Counter[str] = Counter()
+
+    def count_(frame, event, argument):
+        if "/connpool/transfer/" not in frame.f_code.co_filename:
+            return
+        if event == "call":
+            ours[frame.f_code.co_filename.rpartition("/transfer/")[2].partition("/")[0]] += 1
+        elif event == "c_call" and getattr(argument, "__module__", "") == "posix":
+            kernel[argument.__name__] += 1
+
+    sys.setprofile(count_)
+    try:
+        report = world.send(source)
+    finally:
+        sys.setprofile(None)
+    assert report.exitCode == 0
+    for name, most in {"open": 1, "read": 1, "fstat": 2, "close": 1}.items():
+        assert count * most <= kernel.pop(name) <= count * most + 10, name
+    assert sum(kernel.values()) < count / 2, kernel
+    assert ours["send"] / count < SENT_CALLS_PER_FILE
 
 
 def test_smallFileIsAValue():
