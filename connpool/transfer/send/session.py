@@ -139,6 +139,7 @@ class SenderSession:
     @ivar onLost: called once with what ended the connection.
     @ivar onSlow: called with what the receiver waits for before it stores small files; empty
         for nothing.
+    @ivar onTurn: called when all answers that had come were passed on.
     @ivar onRefused: called with what ended it before the receiver had let us in.
     """
 
@@ -176,6 +177,7 @@ class SenderSession:
         self.stopping = False
         self.onLost: Callable[[BaseException], Any] = lambda _: None
         self.onSlow: Callable[[str], Any] = lambda _: None
+        self.onTurn: Callable[[], Any] = lambda: None
         self.onRefused: Callable[[TransferError], Any] | None = None
         self._keepAlive: Any = None
 
@@ -448,6 +450,7 @@ class SenderSession:
         if not self._answered and self._state == self._open:
             self._answered = True
             self._ready.callback(self)
+        self.onTurn()
 
     def late(self, why: TransferError) -> None:
         """

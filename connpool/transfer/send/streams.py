@@ -125,6 +125,7 @@ class Exchange:
     running: int = attrs.field(default=0, init=False)
     advanced: bool = attrs.field(default=False, init=False)
     _unanswered: list[Job] = attrs.field(factory=list, init=False)
+    _answered: bool = attrs.field(default=False, init=False)
     _waiters: Waiters = attrs.field(factory=Waiters, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -136,6 +137,14 @@ class Exchange:
         Go on with the round: something happened.
         """
         self._waiters.wake()
+
+    def turned(self) -> None:
+        """
+        Go on if small files were answered: once for all of a turn, which are many.
+        """
+        if self._answered:
+            self._answered = False
+            self.wake()
 
     async def event(self) -> None:
         """
@@ -193,13 +202,12 @@ class Exchange:
         earlier: str = "",
     ) -> None:
         """
-        Note a receipt.
+        Note a receipt.  L{turned} must follow.
 
         @param earlier: as in L{FileOutcome}.
         """
-        self.advanced = True
+        self.advanced = self._answered = True
         self.reporter.stored(job, receipt, root, size, self.session, earlier)
-        self.wake()
 
     def anew(self, job: Job) -> None:
         """
@@ -445,6 +453,7 @@ class LargeStream:
             self._exchange.anew(self.job)
         else:
             self._exchange.stored(self.job, receipt, root, self.size, earlier)
+            self._exchange.turned()
 
     async def _reread(self, receipt: ReceiptMessage, size: int) -> None:
         """

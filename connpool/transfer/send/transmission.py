@@ -89,6 +89,7 @@ class Transmission:
         self._directories = Directories(exchange)
         self._over = False
         session.onLost = lambda _: exchange.wake()
+        session.onTurn = exchange.turned
         session.onSlow = self._reporter.slowed
 
     # -- the round
