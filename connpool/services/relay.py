@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
@@ -281,6 +282,7 @@ class _Client(_Side):
         super().connectionLost(reason)
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class RelayFactory(Factory):
     """
     Connects each client with an upstream connection of its own.
@@ -295,18 +297,11 @@ class RelayFactory(Factory):
     noisy = False
     _log = Logger()
 
-    def __init__(
-        self,
-        reactor: Any,
-        upstreamFor: Callable[[Any], Deferred[Any]],
-        closeTimeout: float,
-        name: str,
-    ) -> None:
-        self.reactor = reactor
-        self.closeTimeout = closeTimeout
-        self.upstreamFor = upstreamFor
-        self.name = name
-        self._troubled = 0
+    reactor: Any
+    upstreamFor: Callable[[Any], Deferred[Any]]
+    closeTimeout: float
+    name: str
+    _troubled: int = attrs.field(default=0, init=False)
 
     def failed(self, client: Any, reason: Failure) -> None:
         """

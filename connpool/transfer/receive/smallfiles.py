@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -66,6 +67,7 @@ _OVERHEAD_BYTES = 512
 _ACK_RUNS = 4096
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class SmallFiles:
     """
     The small files of one session.
@@ -78,27 +80,23 @@ class SmallFiles:
 
     _log = Logger()
 
-    def __init__(
-        self,
-        send: Callable[[bytes], None],
-        changed: Callable[[], None],
-        link: Link,
-        clock: Any,
-        reception: Reception,
-        sender: Sender,
-    ) -> None:
-        self._send = send
-        self._changed = changed
-        self._link = link
-        self._reception = reception
-        self._sender = sender
-        self.acks = Acks(clock, send)
-        self._held = self._over = False
-        #: files of this turn, with their streams
-        self._files: list[SmallFile] = []
-        self._streams: list[int] = []
-        self._bytes = 0
-        self.pending = 0
+    _send: Callable[[bytes], None]
+    _changed: Callable[[], None]
+    _link: Link
+    _clock: Any
+    _reception: Reception
+    _sender: Sender
+    acks: Acks = attrs.field(init=False)
+    pending: int = attrs.field(default=0, init=False)
+    _held: bool = attrs.field(default=False, init=False)
+    _over: bool = attrs.field(default=False, init=False)
+    #: files of this turn, with their streams
+    _files: list[SmallFile] = attrs.field(factory=list, init=False)
+    _streams: list[int] = attrs.field(factory=list, init=False)
+    _bytes: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.acks = Acks(self._clock, self._send)
 
     def stop(self) -> None:
         """

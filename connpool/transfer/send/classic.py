@@ -18,6 +18,7 @@ from collections.abc import Callable
 from io import FileIO
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, ConnectionDone
 from twisted.internet.interfaces import (
@@ -82,33 +83,30 @@ def refusalIn(answer: bytes) -> TransferError | None:
 
 
 @implementer(IPullProducer, IHalfCloseableProtocol)
+@attrs.define(eq=False, repr=False, slots=False)
 class _ClassicSender(Protocol):
     """
     One connection, one file.  C{ended} fires when the receiver closed after
     everything was sent.
     """
 
-    def __init__(
-        self,
-        clock: Any,
-        name: bytes,
-        file: FileIO,
-        progress: Callable[[int], Any],
-        timeout: float,
-    ) -> None:
-        self._clock = clock
-        self._name = name
-        self._file = file
-        self._progress = progress
-        self._timeout = timeout
-        self._answer = b""
-        self._sending = self._sent = False
-        self._socket: socket.socket | None = None
-        self._writer: BorrowedWriter | None = None
-        self._given = 0
-        self._seen = (0, 0)
-        self._look: Any = None
-        self.ended: Deferred[None] = Deferred(lambda _: self._fail(CancelledError()))
+    _clock: Any
+    _name: bytes
+    _file: FileIO
+    _progress: Callable[[int], Any]
+    _timeout: float
+    _answer: bytes = attrs.field(default=b"", init=False)
+    _sending: bool = attrs.field(default=False, init=False)
+    _sent: bool = attrs.field(default=False, init=False)
+    _socket: socket.socket | None = attrs.field(default=None, init=False)
+    _writer: BorrowedWriter | None = attrs.field(default=None, init=False)
+    _given: int = attrs.field(default=0, init=False)
+    _seen: tuple[int, int] = attrs.field(default=(0, 0), init=False)
+    _look: Any = attrs.field(default=None, init=False)
+    ended: Deferred[None] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.ended = Deferred(lambda _: self._fail(CancelledError()))
 
     def connectionMade(self) -> None:
         transport: Any = self.transport

@@ -152,8 +152,11 @@ def contentRoot(
     return rootOf(digest, size, blockSize, blocks)
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class Removal:
     """
+    The removal of sources.
+
     @param folder: where the sources are.
     @param taken: our own directory on the same file system.
     @param keep: where sources are moved instead of being removed, on the same
@@ -162,21 +165,12 @@ class Removal:
     @param keepDirectories: whether directories stay that are empty then.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        taken: str,
-        keep: str | None = None,
-        *,
-        trustSettled: bool = False,
-        keepDirectories: bool = False,
-    ) -> None:
-        self._folder = folder
-        self._taken = taken
-        self._keep = keep
-        self._trust = trustSettled
-        self._keepDirectories = keepDirectories
-        self._interrupted = False
+    _folder: str
+    _taken: str
+    _keep: str | None = None
+    _trustSettled: bool = attrs.field(default=False, kw_only=True)
+    _keepDirectories: bool = attrs.field(default=False, kw_only=True)
+    _interrupted: bool = attrs.field(default=False, init=False)
 
     def interrupt(self) -> None:
         """
@@ -188,7 +182,9 @@ class Removal:
         """
         Tell whether a file with such writers may be removed once it was sent.
         """
-        return answer.writers is Writers.NONE or (answer.writers is Writers.UNKNOWN and self._trust)
+        return answer.writers is Writers.NONE or (
+            answer.writers is Writers.UNKNOWN and self._trustSettled
+        )
 
     def contentOf(self, path: str) -> bytes | None:
         """
