@@ -115,6 +115,7 @@ def main(words: list[str] | None = None) -> int:
     command = " ".join(["python -m benchmarks", *words])
     print(", ".join(f"{key} {value}" for key, value in machine.items() if key != "versions"))
     measured: list[Measured] = []
+    code = 0
     for name in wanted:
         print(f"\n{name} …", flush=True)
         try:
@@ -122,8 +123,8 @@ def main(words: list[str] | None = None) -> int:
                 # a quick run does not try to decide anything
                 found = run(name, section, setup.rounds, *([0] if setup.quick else []))
         except Failed as e:
-            print(f"{name}: {e}", file=sys.stderr)
-            return 1
+            # the others are measured all the same
+            found, code = Measured(name, name, (), {}, missing={name: str(e)}), 1
         measured.append(found)
         print(asText(found), flush=True)
     if chosen.out:
@@ -132,7 +133,7 @@ def main(words: list[str] | None = None) -> int:
         table = summary([each for each in measured if each.key in suite.SHORT])
         chosen.readme.write_text(inserted(chosen.readme.read_text(), table))
     print(summary(measured))
-    return 0
+    return code
 
 
 def write(

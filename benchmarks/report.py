@@ -59,8 +59,9 @@ def asText(measured: Measured) -> str:
     lines = ["", measured.title]
     if measured.note:
         lines.append(f"  {measured.note}")
-    titles = ["", *(column.title for column in measured.columns)]
-    lines += [f"  {line}" for line in _grid(titles, measured.table())]
+    if measured.rows:
+        titles = ["", *(column.title for column in measured.columns)]
+        lines += [f"  {line}" for line in _grid(titles, measured.table())]
     lines += [f"  left out: {name}: {why}" for name, why in measured.missing.items()]
     if measured.bars:
         lines += ["", *_grid(_BAR_TITLES, [barCells(each) for each in measured.bars])]
@@ -94,8 +95,9 @@ def asRST(machine: dict[str, Any], command: str, sections: Sequence[Measured]) -
         lines += [f".. rubric:: {each.title}", ""]
         if each.note:
             lines += [each.note, ""]
-        titles = ["", *(column.title for column in each.columns)]
-        lines += _simple(titles, each.table())
+        if each.rows:
+            titles = ["", *(column.title for column in each.columns)]
+            lines += _simple(titles, each.table())
         if each.missing:
             gone = "; ".join(f"{name}: {why}" for name, why in each.missing.items())
             lines += [f"Left out: {gone}.", ""]

@@ -2,12 +2,17 @@
 Contestants that take turns, and what is written of them.
 """
 
+import contextlib
 import json
+import sys
+import types
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.chart import draw
+from benchmarks.processes import Failed
 from benchmarks.report import asJSON, asRST, asText, dumped, inserted, summary
 from benchmarks.section import Column, Section, Wanted, run, versus
 from benchmarks.spread import ENOUGH
@@ -131,3 +136,24 @@ def test_listsOfNumbersAreALineEach():
     text = dumped({"a": [0.123456789, 2], "b": {"c": [1.0]}})
     assert json.loads(text) == {"a": [0.123457, 2], "b": {"c": [1.0]}}
     assert text == '{\n "a": [0.123457, 2],\n "b": {\n  "c": [1.0]\n }\n}\n'
+
+
+def test_aSectionThatFailedIsNamedAndTheOthersAreMeasured(monkeypatch, tmp_path, capsys):
+    @contextlib.contextmanager
+    def broken(setup):
+        raise Failed("the peer did not start")
+        yield
+
+    @contextlib.contextmanager
+    def whole(setup):
+        yield section(Contestant("ours", 1.0))
+
+    suite = types.ModuleType("benchmarks.datagram")
+    suite.SECTIONS, suite.SHORT = {"broken": broken, "whole": whole}, ("whole",)
+    monkeypatch.setitem(sys.modules, "benchmarks.datagram", suite)
+    assert main(["datagram", "--rounds", "1", "--out", str(tmp_path)]) == 1
+    assert "broken: the peer did not start" in capsys.readouterr().out
+    found = json.loads((tmp_path / "datagram.json").read_text())["sections"]
+    assert found["broken"]["missing"] == {"broken": "the peer did not start"}
+    assert found["whole"]["rounds"] == {"ours": {"s": [1.0]}}
+    assert "broken: the peer did not start" in (tmp_path / "datagram.inc").read_text()
