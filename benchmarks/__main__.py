@@ -23,6 +23,7 @@ from benchmarks.processes import CHECKOUT, Failed
 from benchmarks.report import asJSON, asRST, asText, dumped, inserted, summary
 from benchmarks.section import Measured, run
 from benchmarks.setup import Setup, environment
+from benchmarks.spread import ENOUGH
 
 SUITES = ("transfer", "pool", "datagram")
 
@@ -42,6 +43,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--only", action="append", metavar="SECTION", help="this section (repeatable)"
     )
     parser.add_argument("--rounds", type=int, help="rounds that everybody takes (default 5)")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=ENOUGH,
+        help="rounds at most for those whose bars are not resolved (default %(default)s)",
+    )
     parser.add_argument(
         "--install", action="store_true", help="install packages of peers, below --out"
     )
@@ -121,14 +128,14 @@ def main(words: list[str] | None = None) -> int:
         try:
             with sections[name](setup) as section:
                 # a quick run does not try to decide anything
-                found = run(name, section, setup.rounds, *([0] if setup.quick else []))
+                found = run(name, section, setup.rounds, 0 if setup.quick else chosen.pairs)
         except Failed as e:
             # the others are measured all the same
             found, code = Measured(name, name, (), {}, missing={name: str(e)}), 1
         measured.append(found)
         print(asText(found), flush=True)
-    if chosen.out:
-        write(setup.out / chosen.suite, machine, command, measured, suite)
+        if chosen.out:  # as far as it is, should it be interrupted
+            write(setup.out / chosen.suite, machine, command, measured, suite)
     if chosen.readme:
         table = summary([each for each in measured if each.key in suite.SHORT])
         chosen.readme.write_text(inserted(chosen.readme.read_text(), table))
@@ -152,7 +159,6 @@ def write(
         ("-short.svg", draw(title, short)),
     ):
         base.with_name(base.name + suffix).write_text(text)
-        print(f"written: {os.path.relpath(base)}{suffix}")
 
 
 if __name__ == "__main__":
