@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 
 from benchmarks.chart import draw
 from benchmarks.machine import describe
-from benchmarks.processes import CHECKOUT, Failed
+from benchmarks.processes import CHECKOUT, Failed, endChildren
 from benchmarks.report import asJSON, asRST, asText, dumped, inserted, summary
 from benchmarks.section import Measured, run
 from benchmarks.setup import Setup, environment
@@ -100,6 +101,14 @@ def environmentOf(name: str, setup: Setup, suite: Any) -> Path | None:
     return environment(where, "-e", str(CHECKOUT), *suite.PEERS)
 
 
+def ended(*_: Any) -> None:
+    """
+    End what was started, then this.
+    """
+    endChildren()
+    sys.exit(143)
+
+
 def main(words: list[str] | None = None) -> int:
     """
     @return: an exit code: 1 if something did not run, 2 for a mistake on the command line.
@@ -162,4 +171,5 @@ def write(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, ended)
     sys.exit(main())

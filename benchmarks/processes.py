@@ -13,11 +13,22 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
 
-__all__ = ["CHECKOUT", "Failed", "Running", "Spent", "cpuOf", "freePort", "residentOf", "run"]
+__all__ = [
+    "CHECKOUT",
+    "Failed",
+    "Running",
+    "Spent",
+    "cpuOf",
+    "endChildren",
+    "freePort",
+    "residentOf",
+    "run",
+]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -67,6 +78,15 @@ def _tree(pid: int) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def endChildren() -> None:
+    """
+    Ask all that this process started to end, also what is being started.
+    """
+    for pid in _tree(os.getpid())[1:]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def cpuOf(pid: int) -> float:
@@ -155,12 +175,18 @@ class Running:
             start_new_session=True,
         )
         self._peak = 0
-        end = time.monotonic() + _START_SECONDS
-        while port is not None and not listens(port):
-            if self.process.poll() is not None or time.monotonic() > end:
-                text = self._text()
+        if port is not None:
+            try:
+                self._listens(port)
+            except BaseException:
                 self.stop()
-                raise Failed(f"{self.command[0]} does not listen: {text}")
+                raise
+
+    def _listens(self, port: int) -> None:
+        end = time.monotonic() + _START_SECONDS
+        while not listens(port):
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise Failed(f"{self.command[0]} does not listen: {self._text()}")
             time.sleep(0.005)
 
     @property
@@ -197,9 +223,11 @@ class Running:
                 for each in (self, *beside):
                     each.look()
                 if time.perf_counter() > end:
-                    self.stop()
                     raise Failed(f"{self.command[0]} takes over {timeout:.0f} s")
             seconds = time.perf_counter() - self._began
+        except BaseException:
+            self.stop()
+            raise
         finally:
             os.close(descriptor)
         _, status, used = os.wait4(self.pid, 0)

@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +46,6 @@ class RawSockets(OneShot):
         return [sys.executable, "-IS", PEERS / "rawsockets.py", "send", self.port, source]
 
 
-@cache
-def _goProgram(source: Path) -> Path:
-    import tempfile
-
-    target = Path(tempfile.mkdtemp(prefix="benchmark-go-")) / source.stem
-    subprocess.run(
-        ["go", "build", "-o", target, source],
-        check=True,
-        timeout=300,
-        env={**os.environ, "GO111MODULE": "off", "CGO_ENABLED": "0"},
-    )
-    return target
-
-
 class GoTutorial(OneShot):
     """
     The programs of the tutorial: a buffer of 4 KiB.
@@ -70,7 +55,17 @@ class GoTutorial(OneShot):
     programs = (CHECKOUT / "tests/peers/receiver.go", CHECKOUT / "tests/peers/sender.go")
 
     def prepare(self) -> None:
-        self.receiving, self.sending = map(_goProgram, self.programs)
+        self.receiving, self.sending = map(self._built, self.programs)
+
+    def _built(self, source: Path) -> Path:
+        target = self.work / source.stem
+        subprocess.run(
+            ["go", "build", "-o", target, source],
+            check=True,
+            timeout=300,
+            env={**os.environ, "GO111MODULE": "off", "CGO_ENABLED": "0"},
+        )
+        return target
 
     def receive(self, source: Path) -> list[Any]:
         return [self.receiving, f"127.0.0.1:{self.port}"]

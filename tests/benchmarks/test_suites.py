@@ -2,12 +2,16 @@
 The suites as their users run them, with the least there is to measure.
 """
 
+import contextlib
 import json
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.helpers.processes import CHECKOUT, finished
+from tests.helpers.processes import CHECKOUT, environment, finished
 
 TINY = ("--quick", "--rounds", "1", "--large", "1", "--small", "5", "--count", "20")
 SUITES = {
@@ -44,3 +48,31 @@ def test_aSectionThatIsNoneIsOneLine():
     assert done.returncode == 2
     assert done.stderr.startswith("--only: nothing is none of large, ")
     assert done.stderr.count("\n") == 1
+
+
+def test_whoeverEndsItEndsWhatItStarted(tmp_path):
+    def started():
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                found += [path.parent.name] * (str(tmp_path).encode() in path.read_bytes())
+        return len(found)
+
+    words = ["transfer", "--only", "startup", "--memory", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *words],
+        cwd=CHECKOUT,
+        stdout=subprocess.DEVNULL,
+        env=environment(),
+    ) as process:
+        end = time.monotonic() + 30
+        while started() < 2:  # the suite itself, and a receiver
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(30) == 143
+    end = time.monotonic() + 30
+    while started():  # those that were being started had not been waited for
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert not list(tmp_path.iterdir())
