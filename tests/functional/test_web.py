@@ -13,6 +13,7 @@ import ssl
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from stat import S_ISREG
 
@@ -26,6 +27,7 @@ from tests.transfer.web.corpus import FRAMING, HIDDEN
 pytestmark = pytest.mark.peer("curl")
 
 PROXIES = {"nginx": nginx, "HAProxy": haproxy}
+KEEPING = {**PROXIES, "nginx that keeps connections": partial(nginx, keeps=True)}
 
 
 @pytest.fixture
@@ -296,7 +298,7 @@ def conversation(address, raw, tls=None):
 @pytest.mark.slow
 @pytest.mark.peer("nginx")
 @pytest.mark.peer("haproxy")
-@pytest.mark.parametrize("name", PROXIES)
+@pytest.mark.parametrize("name", KEEPING)
 def test_smuggling(tmp_path, certificate, name):
     """
     Each request of the corpus, behind a good one, through a proxy that keeps its connections:
@@ -307,9 +309,9 @@ def test_smuggling(tmp_path, certificate, name):
     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     with (
         behind(tmp_path, name, certificate) as (port, program),
-        PROXIES[name](tmp_path, port, certificate) as front,
+        KEEPING[name](tmp_path, port, certificate) as front,
     ):
-        prefix = b"/up" if name == "nginx" else b""
+        prefix = b"" if name == "HAProxy" else b"/up"
         raws = [raw for raw, _ in FRAMING.values()]
 
         def through(raw):

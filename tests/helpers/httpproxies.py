@@ -44,16 +44,22 @@ def _listens(port):
 
 
 @contextmanager
-def nginx(directory, receiver, certificate):
+def nginx(directory, receiver, certificate, keeps=False):
     """
     Run nginx with the recipe's server.
 
     @param receiver: port of the receiver.
     @param certificate: path of a PEM file.
+    @param keeps: many requests come by one connection to the receiver.
     """
     port = freePort()
     server = recipe("nginx").replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl")
-    server = server.replace("127.0.0.1:8640", f"127.0.0.1:{receiver}")
+    upstream = f"upstream receiver {{ server 127.0.0.1:{receiver}; keepalive 4; }}\n" * keeps
+    server = server.replace("127.0.0.1:8640", "receiver" if keeps else f"127.0.0.1:{receiver}")
+    server = upstream + server.replace(
+        "proxy_http_version 1.1;",
+        "proxy_http_version 1.1;" + ' proxy_set_header Connection "";' * keeps,
+    )
     server = server.replace("/etc/ssl/private/files.pem", str(certificate))
     paths = " ".join(
         f"{kind}_temp_path {directory}/{kind};"
