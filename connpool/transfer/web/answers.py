@@ -22,13 +22,13 @@ __all__ = ["Answer", "accountOf", "jsonAnswer", "problem", "skippedAnswer", "sto
 
 #: Fields of every answer.  With the policy C{no-referrer} browsers would send C{Origin: null}
 #: for a form of our own page.
-_SECURITY: Fields = (
-    ("Cache-Control", "no-store"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-    ("Referrer-Policy", "same-origin"),
-    ("X-Content-Type-Options", "nosniff"),
-)
+_SECURITY = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
 #: Statuses whose answers have no body.
 _BODILESS = {204, 304}
 
@@ -58,7 +58,7 @@ class Answer:
         @param more: fields beside those of the answer.
         @return: the bytes of the answer.
         """
-        lines = [*{**dict(_SECURITY), **dict(self.fields)}.items(), *more]
+        lines = [*{**_SECURITY, **dict(self.fields)}.items(), *more]
         if self.status not in _BODILESS:
             lines.append(("Content-Length", str(len(self.body))))
         if self.closes:
@@ -75,8 +75,10 @@ class Answer:
 
 
 def _plain(value: str) -> bytes:
-    # nothing that we write is anything else; a slip must not become a field of its own
-    return "".join(c if " " <= c <= "~" else "?" for c in value).encode("ascii")
+    if not (value.isascii() and value.isprintable()):
+        # nothing that we write is; a slip must not become a field of its own
+        value = "".join(c if " " <= c <= "~" else "?" for c in value)
+    return value.encode("ascii")
 
 
 def jsonAnswer(

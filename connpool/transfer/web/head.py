@@ -67,13 +67,21 @@ class Head:
     length: int | None = 0
     bodied: bool = False
     expects: bool = False
+    _named: dict[bytes, list[bytes]] = attrs.field(init=False, eq=False, repr=False)
 
-    def all(self, name: bytes) -> list[bytes]:
+    @_named.default
+    def _byName(self) -> dict[bytes, list[bytes]]:
+        named: dict[bytes, list[bytes]] = {}
+        for name, value in self.fields:
+            named.setdefault(name, []).append(value)
+        return named
+
+    def all(self, name: bytes) -> Sequence[bytes]:
         """
         @param name: lower case.
         @return: the values of a field.
         """
-        return [value for each, value in self.fields if each == name]
+        return self._named.get(name, ())
 
     def one(self, name: bytes) -> bytes | None:
         """
