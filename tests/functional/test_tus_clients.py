@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trustme
 
+from tests.helpers import httpproxies
 from tests.helpers.httpproxies import recipe
 from tests.helpers.processes import environment, finished, twistd, within
 from tests.helpers.valve import Valve
@@ -24,7 +26,7 @@ url, path, chunk = sys.argv[1:]
 metadata = {"filename": path.rpartition("/")[2]}
 uploader = TusClient(url).uploader(
     path, chunk_size=int(chunk), metadata=metadata, retries=50, retry_delay=0.2,
-    upload_checksum=True,
+    upload_checksum=True, verify_tls_cert=False,
 )
 uploader.upload()
 print("done")
@@ -202,3 +204,29 @@ def test_theRecipeForCurl(tmp_path, valve):
     sent = (tmp_path / "large.iso").read_bytes()
     assert (tmp_path / "received/large.iso").read_bytes() == sent
     assert valve.passed < SIZE + 100_000
+
+
+@pytest.mark.peer("nginx")
+@pytest.mark.parametrize("client", [tuspy, tusJsClient])
+def test_behindNginx(tmp_path, valve, source, client, monkeypatch):
+    # TLS and a path of its own, and the receiver knows nothing of either
+    text = httpproxies.RECIPES.replace("proxy_set_header X-Forwarded-For $remote_addr;", "")
+    assert text != httpproxies.RECIPES
+    monkeypatch.setattr(httpproxies, "RECIPES", text)
+    monkeypatch.setenv("NODE_TLS_REJECT_UNAUTHORIZED", "0")
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    certificate = tmp_path / "files.pem"
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    proxy = tmp_path / "proxy"
+    proxy.mkdir()
+    valve.allow(float("inf"))
+    with (
+        receiver(tmp_path, valve, url=False) as program,
+        httpproxies.nginx(proxy, valve.port, certificate) as port,
+    ):
+        command = client(f"https://127.0.0.1:{port}/up/", str(source), 1 << 20)
+        ended = finished(*command)
+        assert ended.stdout.splitlines()[-1:] == ["done"], ended.stdout + ended.stderr
+        program.waitFor("received ")
+    assert (tmp_path / "received" / source.name).read_bytes() == source.read_bytes()
