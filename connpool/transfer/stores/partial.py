@@ -47,7 +47,8 @@ from connpool.errors import (
 from connpool.interfaces import IUploadPartial
 from connpool.transfer.records import Offer, Receipt, Stump
 from connpool.transfer.stores.journal import Committing, blocksRecord, continues, stumpRecord
-from connpool.transfer.stores.partialdir import JournalWriter, Slot
+from connpool.transfer.stores.journalwriter import JournalWriter
+from connpool.transfer.stores.partialdir import Slot
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.ranges import Ranges

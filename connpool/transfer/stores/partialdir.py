@@ -30,6 +30,7 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 from hashlib import sha256
 
 import attrs
@@ -41,10 +42,7 @@ from connpool.transfer.stores.directories import Directories, Directory
 from connpool.transfer.stores.journal import (
     MAX_JOURNAL_BYTES,
     UNREADABLE,
-    Committing,
     Journal,
-    committingRecord,
-    header,
 )
 from connpool.transfer.syscalls import EXISTING, NEW, Syscalls, isFile
 
@@ -52,7 +50,6 @@ __all__ = [
     "LONG_JOURNAL_BYTES",
     "MAX_PARTIALS",
     "Entry",
-    "JournalWriter",
     "PartialDirectory",
     "Slot",
     "namesOf",
@@ -219,7 +216,7 @@ class PartialDirectory:
     def read(self, slot: Slot) -> None:
         """
         Take in the journal.  One that says everything many times over is
-        written anew: a process that dies meanwhile leaves blocks to be hashed again.
+        replaced by a shorter one; if that cannot be, it stays.
         """
         assert slot.journalFd is not None
         slot.journal = journal = self._read(slot.journalFd, slot.said)
@@ -231,8 +228,45 @@ class PartialDirectory:
             return
         record = journal.record()
         if 2 * len(record) < slot.said:
-            self.beginAnew(slot)
-            self.append(slot, record)
+            with contextlib.suppress(OSError):
+                self._replace(slot, record)
+
+    def reread(self, slot: Slot) -> None:
+        """
+        Take in the journal as it is now.
+        """
+        assert slot.journalFd is not None
+        slot.said = self._sys.fstat(slot.journalFd).st_size
+        self.read(slot)
+
+    def _replace(self, slot: Slot, record: bytes) -> None:
+        """
+        Put another journal in the place of the one there is.  A process that dies leaves one
+        of the two, whole, because somebody was told what is in it.
+        """
+        sys, name = self._sys, secrets.token_hex(16)
+        fd, directory = self._directories.enter(
+            (INTERNAL, "temporary"),
+            lambda directory: sys.open(name, NEW | os.O_APPEND, 0o600, dir_fd=directory.fd),
+        )
+        try:
+            # whoever waits for the lock of the older one finds that it has no name any more
+            sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            sys.writeAll(fd, record, 0)
+            sys.fdatasync(fd)
+            where = {"src_dir_fd": directory.fd, "dst_dir_fd": slot.directory.fd}
+            sys.rename(name, slot.name + _JOURNAL, **where)
+        except BaseException:
+            sys.close(fd)
+            sys.remove(name, directory.fd)
+            raise
+        finally:
+            self._directories.release(directory)
+        older, slot.journalFd = slot.journalFd, fd
+        slot.said, slot.linked = len(record), False
+        assert older is not None
+        sys.close(older)
+        sys.fsync(slot.directory.fd)
 
     def append(self, slot: Slot, record: bytes) -> None:
         """
@@ -493,81 +527,3 @@ class PartialDirectory:
         finally:
             sys.close(fd)
         return Entry((principal, name), status, said.st_mtime, allocated, free)
-
-
-class JournalWriter:
-    """
-    The writer of one journal.
-
-    The offer is described before anything else is said, with the first record that
-    has to be written, and a journal that nobody could read is begun anew by it.
-    C{committing} counts only as the last record, so the description follows it when
-    publishing came to nothing, and nothing does when the file has its name.
-
-    @ivar committing: whether the last record says that publishing began.
-    @ivar due: whether something was declared that no record says yet.
-    """
-
-    def __init__(self, partials: PartialDirectory, slot: Slot, offer: Offer) -> None:
-        self._partials = partials
-        self._slot = slot
-        self._header = header(offer)
-        #: what is still to be said of the offer
-        self._description = b"" if slot.journal.describes(offer) else self._header
-        self.committing = self.due = False
-
-    def passOn(self, offer: Offer) -> JournalWriter:
-        """
-        Return the writer that goes on for C{offer}.
-        """
-        newer = JournalWriter(self._partials, self._slot, offer)
-        same = newer._header == self._header
-        newer._description = self._description if same else newer._header
-        newer.committing, newer.due = self.committing, self.due
-        return newer
-
-    def declare(self, offer: Offer) -> None:
-        """
-        Say with the next record what became known of the offer.
-        """
-        self._header = self._description = header(offer)
-        self.due = True
-
-    def describe(self) -> None:
-        """
-        Let operators see whose it is.
-        """
-        if self._description:
-            with contextlib.suppress(OSError):  # it goes with the first checkpoint
-                self.write(b"", 0)
-
-    def write(self, record: bytes, level: int, *, committing: bool = False) -> None:
-        """
-        Append a record, after the description if that is still to be written.
-
-        @param level: at 1 and 2 it is on disk when this returns, at 2 the
-            names of the partial are, too.
-        @param committing: whether it says so.
-        """
-        slot = self._slot
-        if slot.journal.offer is None and slot.said:
-            self._partials.beginAnew(slot)
-        self._partials.append(slot, self._description + record)
-        self._description, self.due = b"", False
-        self.committing = committing
-        self._partials.syncJournal(slot, level)
-
-    def begin(self, committing: Committing, level: int) -> None:
-        """
-        Publishing begins.
-        """
-        self.write(committingRecord(committing), level, committing=True)
-
-    def revoke(self, level: int) -> None:
-        """
-        Publishing came to nothing.
-        """
-        if self.committing:
-            self._description = self._header
-            with contextlib.suppress(OSError):  # it goes with the next record
-                self.write(b"", level)

@@ -394,3 +394,69 @@ def test_whatNativeSendersLeftIsInItsPlace(root):
     owner = hashlib.sha256(b"anonymous").hexdigest()[:32]
     assert parts(root)[0].parent.name == owner
     assert IFileStore.providedBy(store)
+
+
+# -- a long journal
+
+
+@pytest.fixture
+def shortJournals(monkeypatch):
+    monkeypatch.setattr("connpool.transfer.stores.partialdir.LONG_JOURNAL_BYTES", 5000)
+    monkeypatch.setattr("connpool.transfer.stores.journalwriter.LOOK_BYTES", 6000)
+
+
+def stepByStep(clock, partial, told, count=150):
+    """
+    Bytes that come one by one, each safe before it is told.
+    """
+    for at in range(count):
+        append(partial, at, at + 1)
+        clock.wait(partial.checkpoint())
+        told.append(at + 1)
+
+
+def survives(root, told):
+    store, clock, _ = inline(root)
+    found = clock.wait(store.find("anonymous", SECRET, KEY))
+    assert found is not None
+    partial = clock.wait(store.open(found))
+    assert partial.held.end >= told[-1]
+    clock.wait(partial.abort())
+    clock.wait(store.close())
+
+
+def test_aJournalDoesNotGrowForEver(root, shortJournals):
+    store, clock, _ = inline(root)
+    partial = clock.wait(store.open(upload(durability="full")))
+    told = []
+    stepByStep(clock, partial, told)
+    assert journals(root)[0].stat().st_size < 6200
+    assert [*root.glob(".connpool/temporary/*")] == []
+    killed(partial)
+    survives(root, told)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "call", ["pread", "open", "flock", "pwrite", "fdatasync", "rename", "close", "fsync"]
+)
+def test_deathsWhileAJournalIsReplaced(root, shortJournals, call, count):
+    class Died(BaseException):
+        pass
+
+    told, seen = [], []
+
+    def before(name, arguments, keywords):
+        # only then anybody asks how long the journal is
+        if told and (seen or name == "fstat"):
+            seen.append(name)
+            if seen.count(call) == count and name == call:
+                raise Died
+
+    store, clock, _ = inline(root, before)
+    partial = clock.wait(store.open(upload(durability="full")))
+    with pytest.raises((Died, AssertionError)):
+        stepByStep(clock, partial, told)
+    assert len(told) > 20
+    killed(partial)
+    survives(root, told)
