@@ -212,22 +212,28 @@ class Upload:
                 self._uploads.forget(self)
             elif not (self._lock.locked or self._over):
                 self._stopTimer()
-                self._timer = self._uploads.clock.callLater(OPEN_SECONDS, self._idle)
+                self._timer = self._uploads.clock.callLater(OPEN_SECONDS, self.pause)
 
     def _stopTimer(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
 
-    def _idle(self) -> None:
-        d = Deferred.fromCoroutine(self.pause())
-        d.addErrback(lambda f: self._log.failure("an upload cannot be paused", failure=f))
-
-    async def pause(self) -> None:
+    def pause(self) -> Deferred[None]:
         """
         Let go of the partial, which is no failure.
+
+        @return: fires when that is done.
         """
-        await self._lock.run(lambda: Deferred.fromCoroutine(self._pause()))
+        d: Deferred[None] = self._lock.run(lambda: Deferred.fromCoroutine(self._pause()))
+        return d.addErrback(self._notPaused)
+
+    def _notPaused(self, failure: Failure) -> None:
+        if failure.check(TransferError):
+            why = str(failure.value)
+            self._log.warn("an upload from {peer} is not paused: {why}", peer=self._peer, why=why)
+        else:
+            self._log.failure("an upload is not paused", failure=failure)
 
     async def _pause(self) -> None:
         self._stopTimer()
@@ -497,8 +503,7 @@ class Uploads:
 
         @return: fires when that is done.
         """
-        pausing = [Deferred.fromCoroutine(each.pause()) for each in [*self._known.values()]]
-        return gatherResults(pausing, consumeErrors=True)
+        return gatherResults([each.pause() for each in [*self._known.values()]])
 
     def _admit(self, upload: Upload, evicts: bool) -> None:
         self._sweep()

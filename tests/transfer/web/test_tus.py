@@ -10,7 +10,7 @@ import re
 import zlib
 
 import pytest
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.components import proxyForInterface
 from zope.interface import implementer
 
@@ -1008,3 +1008,15 @@ def test_aWriteThatFails(doors, failed, monkeypatch):
     assert client.answer().status == 204
     assert world.files == {"x.bin": CONTENT}
     assert world.reception.stats().failed == 1
+
+
+def test_aPauseThatFails(doors):
+    world = doors()
+    url = urlOf(create(world.connect(), body=CONTENT[:10]))
+    (partial,) = world.store._partials.values()
+    suspend, partial.suspend = partial.suspend, lambda: fail(NoSpace("full"))
+    closing = world.door.close()
+    # the receiver stops all the same
+    assert closing.called
+    suspend()
+    assert head(world.connect(), url)[0] == 10
