@@ -6,11 +6,12 @@ Theory of operation
 A TLS record carries 16 KiB at most.  L{TLSMemoryBIOProtocol} hands each to the protocol by
 itself, and gives the transport below each record that it makes by itself: for a file that is
 a call of C{dataReceived}, or a write and its bookkeeping, for every 16 KiB.
-L{BulkTLSTransport} takes up to L{PIECE_BYTES} in one go; all else, the handshake and the ends
-of a connection among it, is Twisted's.
+L{BulkTLSTransport} takes up to L{READ_BYTES} in one go, and gives up to L{PIECE_BYTES}; all
+else, the handshake and the ends of a connection among it, is Twisted's.
 
-A piece is no longer because blocks from 128 KiB on are fresh pages for each allocation, with
-glibc's allocator, which costs more than to encrypt them.
+What is written is cut into shorter pieces than what is read: the transport below sends no more
+at once, and would copy the rest.  What is read is bounded by memory: OpenSSL keeps a buffer
+of that size for as long as a connection lives.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-__all__ = ["PIECE_BYTES", "BulkTLSTransport", "TLSClientEndpoint"]
+__all__ = ["PIECE_BYTES", "READ_BYTES", "BulkTLSTransport", "TLSClientEndpoint"]
 
 #: Bytes that one record carries at most (RFC 8446, section 5.1),
 _RECORD_BYTES = 1 << 14
-#: and those that are taken together, a whole number of records.
+#: those that are read together,
+READ_BYTES = 32 * _RECORD_BYTES
+#: and those that are written together, a whole number of records.
 PIECE_BYTES = 7 * _RECORD_BYTES
 #: Encrypted bytes that are given to the transport below together: a piece with what its
 #: records add.  Twisted's sends as many at once.
@@ -49,14 +52,14 @@ class BulkTLSTransport(BufferingTLSTransport):
     @property
     def bufferSize(self) -> int:
         """
-        Bytes that the transport below reads at once; L{PIECE_BYTES} at most.
+        Bytes that the transport below reads at once; L{READ_BYTES} at most.
         """
         size: int = self._below.bufferSize
         return size
 
     @bufferSize.setter
     def bufferSize(self, size: int) -> None:
-        self._below.bufferSize = min(size, PIECE_BYTES)
+        self._below.bufferSize = min(size, READ_BYTES)
 
     @property
     def _below(self) -> Any:
@@ -87,7 +90,7 @@ class BulkTLSTransport(BufferingTLSTransport):
         records: list[bytes] = []
         size = 0
         try:
-            while size < PIECE_BYTES:
+            while size < READ_BYTES:
                 record = self._tlsConnection.recv(_RECORD_BYTES)
                 records.append(record)
                 size += len(record)

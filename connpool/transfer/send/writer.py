@@ -33,8 +33,8 @@ from connpool.waiting import Waiters
 
 __all__ = ["Writer"]
 
-#: Bytes of a run that are copied for the transport at once: whole TLS records, and less than
-#: the 128 KiB from which on an allocation is fresh pages.
+#: Bytes of a run that are copied for the transport at once: whole TLS records, and with what
+#: these add less than the 128 KiB that it sends at once.
 _COPIED_BYTES = 112 * 1024
 
 
