@@ -23,6 +23,7 @@ print(json.dumps({
     "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
     "pipe": signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN,
     "unbuffered": [stream.write_through for stream in (sys.stdout, sys.stderr)],
+    "umask": os.umask(0),
     "reactor": "twisted.internet.reactor" in sys.modules,
 }))
 sys.exit(int(said))
@@ -33,6 +34,7 @@ def told(monkeypatch, tmp_path, afresh):
     telling = [*TWISTD[:2], TELLING]
     monkeypatch.setattr("tests.helpers.processes.TWISTD", telling)
     reading, writing = os.pipe()
+    umask = os.umask(0o027)
     try:
         done = run(
             [*telling, "-n", "ä"],
@@ -43,6 +45,7 @@ def told(monkeypatch, tmp_path, afresh):
             afresh=afresh,
         )
     finally:
+        os.umask(umask)
         os.close(reading)
         os.close(writing)
     line, last = done.stdout.splitlines()
@@ -55,6 +58,7 @@ def test_itFindsTheSame(monkeypatch, tmp_path):
     assert forked == afresh
     code, found, last, errors = forked
     assert (code, last, errors) == (3, b"ended", b"")
+    assert found["umask"] == 0o027
     assert found["argv"] == ["-c", "-n", "ä"]
     assert found["cwd"] == str(tmp_path)
     assert len(found["open"]) == 4

@@ -73,7 +73,10 @@ class ForkServer:
         @param descriptors: ours by the numbers that they have in the child.
         @return: its number.
         """
+        umask = os.umask(0o077)
+        os.umask(umask)
         request = {
+            "umask": umask,
             "args": list(args),
             "cwd": str(cwd or Path.cwd()),
             "environment": dict(environment),
@@ -158,6 +161,7 @@ def become(request: Mapping[str, Any]) -> None:
     Run a program as the interpreter does.
     """
     openStreams()
+    os.umask(request["umask"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
