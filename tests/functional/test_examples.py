@@ -77,6 +77,7 @@ def test_aStoreOfOnesOwn(tmp_path):
             )
             assert sent.returncode == code, sent.stderr
         assert "1 was there already" in sent.stderr
+        program.waitFor("HTTP takes whole files only, .*: the store dated cannot keep them")
         program.stop()
         assert "Traceback" not in program.output
     (stored,) = (tmp_path / "files").glob("20*/*")
