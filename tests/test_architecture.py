@@ -258,4 +258,4 @@ LONG = {"connpool.interfaces": "each contract once, where a reader of any room l
 
 def test_aFileIsOneConcept():
     long = {moduleOf(path) for path in SOURCES if len(path.read_text().splitlines()) > 600}
-    assert long - {"connpool.pool.shell"} == set(LONG)
+    assert long == set(LONG)
