@@ -109,7 +109,7 @@ async def test_uppy(tmp_path):
                 valve.cut()
                 valve.allow(3_000_000)
                 await bounded(deferToThread(valve.waitUntilHeld), 60)
-                assert await bounded(deferToThread(within, lambda: len(begun(tmp_path)) > 1), 60)
+                assert await bounded(deferToThread(within, lambda: begun(tmp_path)), 60)
                 first.process.kill()
                 first.process.wait()
                 with receiver(tmp_path, valve, *origin) as second:
