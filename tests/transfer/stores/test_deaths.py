@@ -44,5 +44,5 @@ def test_thirtyDeaths(tmp_path):
 
 @pytest.mark.slow
 def test_manyDeaths(tmp_path):
-    # CONNPOOL_KILLS=4100 is every call of every scenario
+    # CONNPOOL_KILLS=5300 is every call of every scenario
     die(tmp_path, int(os.environ.get("CONNPOOL_KILLS", "200")), 2)
