@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks.chart import draw
 from benchmarks.machine import describe
 from benchmarks.processes import CHECKOUT, Failed, endChildren
-from benchmarks.report import asJSON, asRST, asText, dumped, inserted, summary
+from benchmarks.report import asJSON, asRST, asText, dumped, inserted, measuredOn, summary
 from benchmarks.section import Measured, run
-from benchmarks.setup import Setup, environment
+from benchmarks.setup import ENVIRONMENTS, Setup, environment
 from benchmarks.spread import ENOUGH
 
 SUITES = ("transfer", "pool", "datagram")
@@ -51,7 +51,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="rounds at most for those whose bars are not resolved (default %(default)s)",
     )
     parser.add_argument(
-        "--install", action="store_true", help="install packages of peers, below --out"
+        "--install", action="store_true", help="install packages of peers, below benchmarks/results"
     )
     parser.add_argument(
         "--memory", type=Path, default=Path("/dev/shm"), help="a directory on a tmpfs"
@@ -87,7 +87,7 @@ def setupOf(chosen: argparse.Namespace) -> Setup:
     )
 
 
-def environmentOf(name: str, setup: Setup, suite: Any) -> Path | None:
+def environmentOf(name: str, suite: Any) -> Path | None:
     """
     Make the environment of a suite.
 
@@ -95,10 +95,9 @@ def environmentOf(name: str, setup: Setup, suite: Any) -> Path | None:
     """
     if not hasattr(suite, "PEERS"):
         return None
-    where = setup.out / f"venv-{name}"
-    if Path(sys.prefix).resolve() == where:
+    if Path(sys.prefix).resolve() == (ENVIRONMENTS / f"venv-{name}").resolve():
         return None
-    return environment(where, "-e", str(CHECKOUT), *suite.PEERS)
+    return environment(f"venv-{name}", "-e", str(CHECKOUT), *suite.PEERS)
 
 
 def ended(*_: Any) -> None:
@@ -117,7 +116,7 @@ def main(words: list[str] | None = None) -> int:
     chosen = arguments(words)
     setup = setupOf(chosen)
     suite = import_module(f"benchmarks.{chosen.suite}")
-    if chosen.install and (python := environmentOf(chosen.suite, setup, suite)):
+    if chosen.install and (python := environmentOf(chosen.suite, suite)):
         variables = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
         again = [python, "-m", "benchmarks", *words]
         return subprocess.run(again, check=False, env=variables).returncode
@@ -147,7 +146,8 @@ def main(words: list[str] | None = None) -> int:
             write(setup.out / chosen.suite, machine, command, measured, suite)
     if chosen.readme:
         table = summary([each for each in measured if each.key in suite.SHORT])
-        chosen.readme.write_text(inserted(chosen.readme.read_text(), table))
+        short = f"{table}\n{measuredOn(machine)}"
+        chosen.readme.write_text(inserted(chosen.readme.read_text(), short))
     print(summary(measured))
     return code
 

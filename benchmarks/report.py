@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.section import Measured
 from benchmarks.spread import Judged
 
-__all__ = ["asJSON", "asRST", "asText", "barCells", "dumped", "inserted", "summary"]
+__all__ = ["asJSON", "asRST", "asText", "barCells", "dumped", "inserted", "measuredOn", "summary"]
 
 _BEGIN, _END = ".. begin of the short table", ".. end of the short table"
 _BAR_TITLES = ("bar", "asked for", "measured", "95 % interval", "pairs", "verdict")
@@ -75,8 +75,19 @@ def _simple(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in (titles, *rows):
         for index, cell in enumerate(row):
-            lines.append(f"   {'* -' if index == 0 else '  -'} {cell}".rstrip())
+            plain = cell.replace("--", "\\-\\-")  # no dash
+            lines.append(f"   {'* -' if index == 0 else '  -'} {plain}".rstrip())
     return [*lines, ""]
+
+
+def measuredOn(machine: dict[str, Any]) -> str:
+    """
+    Return a sentence about when and where.
+    """
+    return (
+        "Measured {date} on {processor} with {cores} cores, {kernel}, Python {python}; load "
+        "{load} before it began.".format(**machine)
+    )
 
 
 def asRST(machine: dict[str, Any], command: str, sections: Sequence[Measured]) -> str:
@@ -87,8 +98,7 @@ def asRST(machine: dict[str, Any], command: str, sections: Sequence[Measured]) -
     lines = [
         f".. Made by {command}; do not edit.",
         "",
-        "Measured {date} by ``{command}`` on {processor} with {cores} cores, {kernel}, "
-        "Python {python}; load {load} before it began.".format(command=command, **machine),
+        f"{measuredOn(machine)} The command: ``{command}``.",
         "",
     ]
     for each in sections:
@@ -135,7 +145,7 @@ def inserted(page: str, table: str) -> str:
     _, end, after = rest.partition(_END)
     if not end:
         raise ValueError(f"there is no {_BEGIN!r} and {_END!r} after it")
-    return f"{before}{begin}\n{table}\n{end}{after}"
+    return f"{before}{begin}\n\n{table.strip()}\n\n{end}{after}"
 
 
 def dumped(found: dict[str, Any]) -> str:

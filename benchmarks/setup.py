@@ -14,9 +14,10 @@ from pathlib import Path
 
 import attrs
 
+from benchmarks.processes import CHECKOUT
 from benchmarks.section import Section
 
-__all__ = ["Make", "Setup", "environment"]
+__all__ = ["ENVIRONMENTS", "Make", "Setup", "environment"]
 
 
 @attrs.frozen
@@ -32,7 +33,7 @@ class Setup:
     @ivar count: cycles of a pool in a round.
     @ivar cancels: acquires cancelled in a storm.
     @ivar samples: connections for first bytes.
-    @ivar install: whether packages of peers are installed into environments below C{out}.
+    @ivar install: whether packages of peers are installed, into L{environment}s.
     """
 
     quick: bool
@@ -62,18 +63,24 @@ class Setup:
 Make = Callable[[Setup], AbstractContextManager[Section]]
 
 
-def environment(where: Path, *requirements: str) -> Path:
+#: Where environments are made; git knows nothing of it.
+ENVIRONMENTS = CHECKOUT / "benchmarks" / "results"
+
+
+def environment(name: str, *requirements: str) -> Path:
     """
-    Make a virtual environment, unless it is there.
+    Make a virtual environment below L{ENVIRONMENTS}, unless it is there.
 
     @return: its Python.
     """
+    where = ENVIRONMENTS / name
     python = where / "bin" / "python"
     done = where / "installed"
     wanted = "\n".join(requirements)
     if not done.exists() or done.read_text() != wanted:
         # pip is not to see this checkout as installed
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        where.parent.mkdir(exist_ok=True)
         subprocess.run([sys.executable, "-m", "venv", where], check=True, env=clean)
         pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         subprocess.run([*pip, *requirements], check=True, env=clean)

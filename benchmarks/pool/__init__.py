@@ -60,7 +60,7 @@ def _python(setup: Setup) -> Path | None:
     """
     if not setup.install:
         return None
-    return environment(setup.out / "venv-connpool", SAME_NAME, "twisted")
+    return environment("venv-connpool", SAME_NAME, "twisted")
 
 
 def _cases(
