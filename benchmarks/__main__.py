@@ -51,7 +51,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="rounds at most for those whose bars are not resolved (default %(default)s)",
     )
     parser.add_argument(
-        "--install", action="store_true", help="install packages of peers, below benchmarks/results"
+        "--install", action="store_true", help="install packages of peers, below .venv"
     )
     parser.add_argument(
         "--memory", type=Path, default=Path("/dev/shm"), help="a directory on a tmpfs"

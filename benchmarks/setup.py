@@ -63,8 +63,8 @@ class Setup:
 Make = Callable[[Setup], AbstractContextManager[Section]]
 
 
-#: Where environments are made; git knows nothing of it.
-ENVIRONMENTS = CHECKOUT / "benchmarks" / "results"
+#: Where environments are made: beside those of "make".
+ENVIRONMENTS = CHECKOUT / ".venv" / "benchmarks"
 
 
 def environment(name: str, *requirements: str) -> Path:
@@ -80,7 +80,7 @@ def environment(name: str, *requirements: str) -> Path:
     if not done.exists() or done.read_text() != wanted:
         # pip is not to see this checkout as installed
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        where.parent.mkdir(exist_ok=True)
+        where.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-m", "venv", where], check=True, env=clean)
         pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         subprocess.run([*pip, *requirements], check=True, env=clean)
