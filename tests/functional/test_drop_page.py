@@ -173,6 +173,7 @@ async def test_refusedFilesStay(receiver, folder, tmp_path):
             await chromium.waitFor(f"rows.length > {len(states)} && {OVER}", 60)
             again = [each for each in await chromium.evaluate(STATES) if each[1] == "failed"]
             assert [path for path, _, _ in again] == ["folder/sub/large", "folder/sub/empty"]
+            await chromium.waitFor("document.title === '(2 failed) Finished'")
             names = [name for _, name in await chromium.accessibility()]
             assert "Try again folder/sub/large" in names
             assert ownComplaints(chromium) == []
