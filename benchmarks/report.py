@@ -125,6 +125,8 @@ def summary(sections: Sequence[Measured]) -> str:
         for each in sections
         for cells in map(barCells, each.bars)
     ]
+    if not rows:
+        return ""
     titles = ("", "", "measured", "bar")
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     rule = "  ".join("=" * width for width in widths)
