@@ -43,6 +43,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", metavar="SECTION", help="this section (repeatable)"
     )
+    parser.add_argument(
+        "--web", action="store_true", help="of transfer: the sections about HTTP alone"
+    )
     parser.add_argument("--rounds", type=int, help="rounds that everybody takes (default 5)")
     parser.add_argument(
         "--pairs",
@@ -121,7 +124,11 @@ def main(words: list[str] | None = None) -> int:
         again = [python, "-m", "benchmarks", *words]
         return subprocess.run(again, check=False, env=variables).returncode
     sections = suite.SECTIONS
-    wanted = chosen.only or list(sections)
+    if chosen.web and not hasattr(suite, "WEB"):
+        print(f"--web: {chosen.suite} has no sections about HTTP", file=sys.stderr)
+        return 2
+    asked = dict.fromkeys([*(chosen.only or []), *(suite.WEB if chosen.web else ())])
+    wanted = list(asked) or list(sections)
     for name in wanted:
         if name not in sections:
             print(f"--only: {name} is none of {', '.join(sections)}", file=sys.stderr)

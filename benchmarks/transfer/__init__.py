@@ -8,11 +8,20 @@ from benchmarks.transfer.outbox import outbox
 from benchmarks.transfer.path import delay, resume
 from benchmarks.transfer.service import connections, crowd, memory
 from benchmarks.transfer.startup import startup
+from benchmarks.transfer.web import (
+    web,
+    webDisk,
+    webDurable,
+    webIdle,
+    webMemory,
+    webSmall,
+    webTLS,
+)
 
-__all__ = ["PEERS", "SECTIONS", "SHORT"]
+__all__ = ["PEERS", "SECTIONS", "SHORT", "WEB"]
 
 #: What C{--install} installs.
-PEERS = ("pyftpdlib", "trustme", "xxhash")
+PEERS = ("copyparty", "pyftpdlib", "trustme", "xxhash")
 
 #: A new one is a line here, and a function that yields a section.
 SECTIONS: dict[str, Make] = {
@@ -27,7 +36,17 @@ SECTIONS: dict[str, Make] = {
     "delay": delay,
     "resume": resume,
     "startup": startup,
+    "web": web,
+    "web-tls": webTLS,
+    "web-disk": webDisk,
+    "web-small": webSmall,
+    "web-durable": webDurable,
+    "web-idle": webIdle,
+    "web-memory": webMemory,
 }
+
+#: Those of HTTP.
+WEB = tuple(name for name in SECTIONS if name.startswith("web"))
 
 #: Those of the short table and the short chart.
 SHORT = ("large", "tls", "small", "durable", "startup")

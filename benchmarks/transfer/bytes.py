@@ -27,10 +27,13 @@ from benchmarks.transfer.ours import Classic, Ours, OursTLS
 from benchmarks.transfer.sources import FileSource, TreeSource
 from benchmarks.transfer.tools import COLUMNS, MEMORY, START, Place, Tool, net, netCPU, whole
 
-__all__ = ["durable", "large", "small", "tls"]
+__all__ = ["PER_FILE", "durable", "large", "small", "started", "tls"]
 
 
-def _started(stack: ExitStack, tools: Sequence[Tool]) -> Sequence[Tool]:
+def started(stack: ExitStack, tools: Sequence[Tool]) -> Sequence[Tool]:
+    """
+    Start those that can run here.
+    """
     for tool in tools:
         if tool.missing() is None:
             stack.enter_context(tool)
@@ -70,7 +73,7 @@ def large(setup: Setup) -> Iterator[Section]:
             ),
         ]
         title = f"One file of {setup.large:,} MiB in memory"
-        yield Section(title, _started(stack, tools), COLUMNS, bars)
+        yield Section(title, started(stack, tools), COLUMNS, bars)
 
 
 @contextmanager
@@ -84,14 +87,14 @@ def tls(setup: Setup) -> Iterator[Section]:
         tools = [NginxTLS("nginx PUT + curl, TLS", place), OursTLS("ours, BLAKE3, TLS", place)]
         bars = [versus("ours, BLAKE3, TLS", "nginx PUT + curl, TLS", 0.65, net, stretch=0.75)]
         title = f"One file of {setup.large:,} MiB in memory, TLS 1.3"
-        yield Section(title, _started(stack, tools), COLUMNS, bars)
+        yield Section(title, started(stack, tools), COLUMNS, bars)
 
 
 def _rate(row: Figures) -> list[float]:
     return [size / 4096 / seconds for size, seconds in zip(row["size"], net(row), strict=True)]
 
 
-_PER_FILE = (
+PER_FILE = (
     Column("files/s", _rate, "{:,.0f}"),
     Column("whole command s", whole),
     START,
@@ -118,7 +121,7 @@ def small(setup: Setup) -> Iterator[Section]:
         bars = [versus("ours", "rsync daemon", 0.9, net, stretch=1.05)]
         title = f"{setup.small:,} files of 4 KiB in memory, nothing synced"
         note = "Only ours compares contents at the other end and says what was stored."
-        yield Section(title, _started(stack, tools), _PER_FILE, bars, note)
+        yield Section(title, started(stack, tools), PER_FILE, bars, note)
 
 
 @contextmanager
@@ -139,4 +142,4 @@ def durable(setup: Setup) -> Iterator[Section]:
             f"{count:,} files of 4 KiB on {fileSystemOf(work)}, synced before they are acknowledged"
         )
         note = "rsync syncs contents; ours syncs contents, names and directories."
-        yield Section(title, _started(stack, tools), _PER_FILE, bars, note)
+        yield Section(title, started(stack, tools), PER_FILE, bars, note)

@@ -15,7 +15,10 @@ from tests.helpers.processes import CHECKOUT, environment, finished
 
 TINY = ("--quick", "--rounds", "1", "--large", "1", "--small", "5", "--count", "20")
 SUITES = {
-    "transfer": {"large", "small", "durable", "startup", "memory"},
+    "transfer": {
+        *("large", "small", "durable", "startup", "memory"),
+        *("web", "web-tls", "web-disk", "web-small", "web-durable", "web-idle", "web-memory"),
+    },
     "pool": {"cycle", "contended-64", "storm", "spike", "bytes", "idle"},
     "datagram": {"1", "256"},
 }
@@ -48,6 +51,12 @@ def test_aSectionThatIsNoneIsOneLine():
     assert done.returncode == 2
     assert done.stderr.startswith("--only: nothing is none of large, ")
     assert done.stderr.count("\n") == 1
+
+
+def test_onlyTransferHasSectionsAboutHTTP():
+    done = benchmarks("pool", "--web")
+    assert done.returncode == 2
+    assert done.stderr == "--web: pool has no sections about HTTP\n"
 
 
 def test_whoeverEndsItEndsWhatItStarted(tmp_path):

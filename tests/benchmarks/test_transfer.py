@@ -11,6 +11,7 @@ from benchmarks.processes import Failed
 from benchmarks.transfer.relay import Relay
 from benchmarks.transfer.sources import FileSource, TreeSource, same
 from benchmarks.transfer.tools import net, netCPU
+from benchmarks.transfer.webtools import putTree
 
 
 def test_startUpIsTakenOff():
@@ -76,3 +77,16 @@ def test_aRelayStopsWhereItIsToldTo():
         relay.close()
     assert (1 << 20) - (1 << 16) <= got <= 1 << 20
     assert watch.at >= watch.accepted > 0
+
+
+def test_oneCurlPutsEachFileOfATreeUnderItsOwnName(tmp_path):
+    tree = TreeSource(tmp_path, 3, 10).path
+    words = putTree(tree, "http://127.0.0.1:1", tmp_path / "config")
+    assert words == ["--fail-early", "-K", tmp_path / "config"]
+    lines = (tmp_path / "config").read_text().splitlines()
+    for number in range(3):
+        file = tree / str(number) / str(number)
+        assert lines[2 * number] == f'upload-file = "{file}"'
+        name = f"{tree.name}/{number}/{number}"
+        assert lines[2 * number + 1] == f'url = "http://127.0.0.1:1/{name}"'
+    assert len(lines) == 6
