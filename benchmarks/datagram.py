@@ -178,7 +178,7 @@ _COLUMNS = (
 
 _GO, _PLAIN, _OURS = "Go tutorial", "plain Twisted", "ours, every check"
 #: Outstanding datagrams to peer and the least that ours is to be of it.
-_BARS = {1: {_PLAIN: 1.0}, 256: {_GO: 2.0, _PLAIN: 1.5}}
+_BARS = {1: {_PLAIN: 1.0}, 16: {_GO: 1.0}, 256: {_GO: 2.0, _PLAIN: 1.5}}
 
 
 def _bars(outstanding: int) -> list[Wanted]:

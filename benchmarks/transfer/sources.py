@@ -70,9 +70,10 @@ class TreeSource(Source):
 
 
 def _sameFile(one: Path, other: Path) -> bool:
-    if one.stat().st_size != other.stat().st_size:
+    size = one.stat().st_size
+    if size != other.stat().st_size:
         return False
-    mine, theirs = bytearray(_CHUNK), bytearray(_CHUNK)
+    mine, theirs = bytearray(min(size, _CHUNK)), bytearray(min(size, _CHUNK))
     with one.open("rb", buffering=0) as a, other.open("rb", buffering=0) as b:
         while got := a.readinto(mine):
             if b.readinto(theirs) != got or mine[:got] != theirs[:got]:
