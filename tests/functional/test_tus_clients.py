@@ -135,7 +135,7 @@ def test_theReceiverIsKilled(tmp_path, valve, source, client, chunk):
         first.process.wait()
         with receiver(tmp_path, valve) as second:
             valve.allow(float("inf"))
-            second.waitFor("received ")
+            second.waitFor("received ", 60)  # clients wait longer after each failure
             text = first.output + second.output
             assert text.count("received ") == 1
     assert (tmp_path / "received" / source.name).read_bytes() == source.read_bytes()
