@@ -204,7 +204,7 @@ async def test_aParentThatFlips(root, outside, store, way):
 
 @pytest.mark.parametrize("rule", ["refuse", "rename", "replace"])
 def test_fiftySendersOfOneName(root, rule):
-    # issue 25 of the research: exactly one wins, whatever the interleaving
+    # exactly one wins, whatever the interleaving
     results: list[object] = []
     stores = []
     for _ in range(5):
