@@ -57,6 +57,7 @@ __all__ = [
     "TransferError",
     "TransferTimeout",
     "Unanswered",
+    "Unavailable",
     "Unconfirmed",
     "Unsupported",
     "WrongSetting",
@@ -339,6 +340,16 @@ class Busy(TransferError):
 
     code = "busy"
     exitCode = 4
+    retryable = True
+
+
+class Unavailable(TransferError):
+    """
+    The place where the receiver keeps its files does not answer; try later.
+    """
+
+    code = "unavailable"
+    exitCode = 7
     retryable = True
 
 

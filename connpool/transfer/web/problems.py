@@ -39,11 +39,13 @@ _STATUS = {
     "too-large": 413,
     "unsupported": 501,
     "busy": 503,
+    "unavailable": 503,
     "no-space": 507,
     "no-inodes": 507,
 }
 _AGAIN = {
     "busy": _BUSY_SECONDS,
+    "unavailable": _BUSY_SECONDS,
     "no-space": _NO_SPACE_SECONDS,
     "no-inodes": _NO_SPACE_SECONDS,
 }
