@@ -13,7 +13,13 @@ from typing import Any
 
 from connpool.addresses import clientEndpoint
 from connpool.commands.progress import Progress
-from connpool.errors import AddressError, TransferError, Unconfirmed, Unsupported
+from connpool.errors import (
+    AddressError,
+    TransferError,
+    Unconfirmed,
+    Unsupported,
+    WrongSetting,
+)
 from connpool.standardstreams import canWrite
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import displayName
@@ -25,7 +31,12 @@ __all__ = ["addArguments", "run"]
 MAX_JOBS = 32
 
 #: What would be misleading to ask of the classic protocol.
-_NOT_CLASSIC = ("dry_run", "json", "receipt", "credentials", "if_exists")
+_NOT_CLASSIC = (
+    *("dry_run", "json", "receipt", "credentials", "if_exists"),
+    *("rules", "files_from"),
+)
+#: An option is called as what is read of it, but for this.
+_SAID = {"rules": "exclude"}
 
 DEFAULT_TO = "127.0.0.1:8640"
 
@@ -45,7 +56,11 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
     Add the arguments of C{connpool send}.
     """
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="files, directories, or - for standard input"
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="files, directories, or - for standard input; with --files-from, the directory that "
+        "its paths are below",
     )
     parser.add_argument(
         "--to",
@@ -108,7 +123,47 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         "CONNPOOL_CREDENTIALS)",
     )
     native.add_argument(
-        "--dry-run", action="store_true", help="only ask the receiver what it would take"
+        "--exclude",
+        dest="rules",
+        action="extend",
+        type=partial(_rules, "excluding"),
+        metavar="PATTERN",
+        help="leave out what fits, as in .gitignore: *.log, build/, /top (repeatable; of these "
+        "three options the last pattern that fits decides)",
+    )
+    native.add_argument(
+        "--include",
+        dest="rules",
+        action="extend",
+        type=partial(_rules, "including"),
+        metavar="PATTERN",
+        help="send what fits, although an earlier pattern leaves it out; if it is the first of "
+        "these options, send nothing that no pattern fits",
+    )
+    native.add_argument(
+        "--exclude-from",
+        dest="rules",
+        action="extend",
+        type=partial(_rules, ""),
+        metavar="FILE",
+        help="take the patterns from FILE, one a line, ! before what is to go",
+    )
+    native.add_argument(
+        "--files-from",
+        metavar="FILE",
+        help="send what FILE (or standard input: -) lists, one path a line, each under its path "
+        "below PATH (default: the current directory)",
+    )
+    native.add_argument(
+        "-0",
+        "--null",
+        action="store_true",
+        help="paths of --files-from end with NUL, as those of find -print0 do",
+    )
+    native.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only ask the receiver what it would take; say why the rest would not go",
     )
     native.add_argument(
         "--json", action="store_true", help="a JSON line on standard output for each file"
@@ -124,6 +179,42 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         help="give up connecting, and a connection on which the receiver says nothing (classic: "
         "takes nothing), after so many seconds; native then connects again (default %(default)g)",
     )
+
+
+def _rules(kind: str, text: str) -> list[Any]:
+    # imported here: who chooses nothing does not pay for it
+    from connpool.transfer.send.choosing import Rule, readRules
+
+    try:
+        if not kind:
+            return list(readRules(text))
+        make = Rule.excluding if kind == "excluding" else Rule.including
+        return [make(text, "--exclude" if kind == "excluding" else "--include")]
+    except OSError as e:
+        raise argparse.ArgumentTypeError(f"{displayName(text)}: {e.strerror}") from None
+    except WrongSetting as e:
+        named = f"{displayName(text)}: " * (not kind)
+        raise argparse.ArgumentTypeError(f"{named}{e}") from None
+
+
+def _listed(arguments: argparse.Namespace) -> None:
+    """
+    Read the list of C{--files-from} in place of the paths.
+
+    @raise ValueError: why not.
+    """
+    from connpool.transfer.send.listed import ListedFiles
+
+    paths, name = arguments.paths, arguments.files_from
+    if len(paths) > 1 or not os.path.isdir(base := paths[0] if paths else "."):
+        raise ValueError("one PATH may stand beside it: the directory that its paths are below")
+    separator = b"\0" if arguments.null else b"\n"
+    if name == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed")
+    try:
+        arguments.paths = ListedFiles.read(0 if name == "-" else name, separator, base)
+    except OSError as e:
+        raise ValueError(f"{displayName(name)}: {e.strerror}") from None
 
 
 def _digests(text: str) -> tuple[str, ...]:
@@ -162,6 +253,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _send(arguments: argparse.Namespace, progress: Progress) -> int:
+    if arguments.null and arguments.files_from is None:
+        progress.say("-0: it is about the paths of --files-from")
+        return 2
+    if arguments.files_from is None and not arguments.paths:
+        progress.say("name a PATH, or a list of files with --files-from")
+        return 2
     from twisted.internet import reactor
 
     try:
@@ -178,6 +275,12 @@ def _send(arguments: argparse.Namespace, progress: Progress) -> int:
         except ValueError as e:
             progress.say(f"--credentials: {e}")
             return 2
+        if arguments.files_from is not None:
+            try:
+                _listed(arguments)
+            except ValueError as e:
+                progress.say(f"--files-from: {e}")
+                return 2
         if arguments.json and not canWrite(sys.stdout):
             progress.say("--json: standard output is closed")
             return 2
@@ -185,7 +288,7 @@ def _send(arguments: argparse.Namespace, progress: Progress) -> int:
 
     for name in _NOT_CLASSIC:
         if getattr(arguments, name):
-            option = name.replace("_", "-")
+            option = _SAID.get(name, name.replace("_", "-"))
             progress.say(f"--{option}: the classic protocol cannot do that")
             return 2
     from connpool.commands.running import runUntilEnded

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -28,7 +28,7 @@ from connpool.transfer.records import Receipt
 from connpool.transfer.send.client import FileOutcome, Sending, SendReport, sendFiles
 from connpool.transfer.send.connections import SessionFactory, hello
 from connpool.transfer.send.report import Wait
-from connpool.transfer.send.walking import FILE, STDIN, Walk
+from connpool.transfer.send.walking import FILE, STDIN, Found, Walk
 
 __all__ = ["sendNative"]
 
@@ -88,6 +88,12 @@ class _Run:
             reactor, arguments.digests, arguments.credentials, idleTimeout=arguments.timeout
         )
         self._sending: Sending
+        self._choice = None
+        if arguments.rules:
+            from connpool.transfer.send.choosing import Choice
+
+            self._choice = Choice(arguments.rules)
+        self._fromStdin = arguments.files_from is None and STDIN in arguments.paths
         self._total: int | None = None
         self._reasons: Counter[str] = Counter()
         self._waited: Wait | None = None
@@ -132,6 +138,8 @@ class _Run:
                 pool=pool,
                 jobs=arguments.jobs,
                 stdinName=arguments.name,
+                choice=self._choice,
+                notSent=self._notSent,
                 begun=self._begun,
                 idleTimeout=arguments.timeout,
             )
@@ -189,6 +197,27 @@ class _Run:
                 self._progress.line(f"{outcome.name}: would be taken")
         elif receipt.name != receipt.wanted:
             self._progress.line(f"{outcome.name}: stored as {displayName(receipt.name)}")
+
+    def _notSent(self, found: Found) -> None:
+        """
+        Say in a dry run why something would not be asked about.
+        """
+        if not self._arguments.dry_run:
+            return
+        name, why = displayName(found.name or found.path), displayName(found.why) or found.kind
+        if "json" in self._outputs:
+            self._outputs["json"].write(
+                {
+                    **dict.fromkeys(("receipt", "error", "earlier")),
+                    "path": displayName(found.path),
+                    "name": name,
+                    "status": "left-out",
+                    "why": why,
+                    "good": True,
+                }
+            )
+        else:
+            self._progress.line(f"{name}: would be left out ({why})")
 
     def _others(self) -> None:
         """
@@ -263,7 +292,13 @@ class _Run:
             self._progress.line(f"{_many(leftOut, 'directory')} {why}")
         if report.passedOver:
             self._progress.line(f"{_many(report.passedOver, 'symbolic link')} passed over")
-        if "json" in self._outputs and (report.directories or leftOut or report.passedOver):
+        if report.leftOut:
+            self._progress.line(f"{report.leftOut} left out by patterns")
+        if not (report.outcomes or report.directories or leftOut or report.passedOver):
+            self._progress.line("nothing to send")
+        if "json" in self._outputs and (
+            report.directories or leftOut or report.passedOver or report.leftOut
+        ):
             # a line like those of files, for what has none
             self._outputs["json"].write(
                 {
@@ -274,6 +309,7 @@ class _Run:
                     "directories": report.directories,
                     "directoriesLeftOut": leftOut,
                     "passedOver": report.passedOver,
+                    "leftOut": report.leftOut,
                 }
             )
 
@@ -283,7 +319,7 @@ class _Run:
         stored = sum(outcome.status in {"stored", "duplicate"} for outcome in report.outcomes)
         kept = ""
         name, size = max(report.open.items(), key=itemgetter(1), default=("", 0))
-        if size and self._resumable and STDIN not in self._arguments.paths:
+        if size and self._resumable and not self._fromStdin:
             kept = f"; the receiver keeps what it has of {name} (about {sized(size)})"
         self._progress.say(
             f"interrupted: {stored} stored{kept}; run the same command to go on from there"
@@ -318,7 +354,7 @@ class _Run:
             return wait
         if now - self._movedAt < _STALLED_SECONDS:
             return None
-        if wait is None and report.connections and STDIN not in self._arguments.paths:
+        if wait is None and report.connections and not self._fromStdin:
             return Wait("receiver", "the receiver's answer")
         return wait
 
@@ -367,7 +403,8 @@ class _Run:
         """
         Find out, in a thread, how many bytes there are.
         """
-        self._total = _measured(self._arguments.paths)
+        if not self._fromStdin:
+            self._total = _measured(Walk(self._arguments.paths, choice=self._choice))
 
 
 def _many(count: int, thing: str) -> str:
@@ -385,16 +422,12 @@ def _level(receipt: Receipt) -> str:
     return f"{receipt.durability} (on {displayName(receipt.filesystem)})"
 
 
-def _measured(paths: Sequence[str]) -> int | None:
+def _measured(walk: Iterable[Found]) -> int:
     """
-    Add up what C{paths} lead to.
-
-    @return: bytes; L{None} if that is not known.
+    Add up the bytes of the files that are found.
     """
-    if STDIN in paths:
-        return None
     size = 0
-    for found in Walk(paths):
+    for found in walk:
         if found.error is None and found.kind == FILE:
             with contextlib.suppress(OSError):
                 size += os.stat(found.path).st_size

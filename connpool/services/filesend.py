@@ -13,8 +13,8 @@ from twisted.python import usage
 from connpool.services.filesender import FileSender
 from connpool.services.options import asCount, asDestination, asSeconds, defaultOf
 from connpool.services.status import StatusOptions, observed
+from connpool.transfer.send.choosing import Choice
 from connpool.transfer.send.credentials import readCredentials
-from connpool.transfer.send.temporarynames import asPatterns
 
 __all__ = ["FileSender", "Options", "makeService"]
 
@@ -86,8 +86,8 @@ class Options(StatusOptions):
 
     def opt_ignore(self, pattern: str) -> None:
         """
-        Leave files and directories of this name alone: a shell pattern such as
-        "*.new" (repeatable).
+        Leave what fits alone: a pattern as in .gitignore, such as "*.new", "drafts/"
+        or "/top"; "!keep.new" after it takes one out again (repeatable).
         """
         self.collect("ignore", pattern)
 
@@ -111,7 +111,7 @@ class Options(StatusOptions):
         ):
             self.convert(name, parse)
         self.setdefault("ignore", [])
-        self.convert("ignore", asPatterns)
+        self.convert("ignore", lambda patterns: patterns if Choice.ignoring(patterns) else ())
         self.convert("credentials", lambda path: readCredentials(path, os.environ))
 
 

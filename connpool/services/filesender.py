@@ -40,15 +40,22 @@ from connpool.services.options import asDestination
 from connpool.services.startfailure import failStart
 from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer, Receipt
+from connpool.transfer.send.choosing import Choice
 from connpool.transfer.send.client import FileOutcome, Retry, sendFiles
 from connpool.transfer.send.connections import SessionFactory, hello
 from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.send.keys import HeldRun, SenderKeys
 from connpool.transfer.send.openfiles import Answer, Writers
-from connpool.transfer.send.outbox import UNKNOWN_FACTOR, Outbox, OutboxStats
+from connpool.transfer.send.outbox import (
+    UNKNOWN_FACTOR,
+    Outbox,
+    OutboxStats,
+    liesInTheFile,
+    liesInTheWay,
+)
 from connpool.transfer.send.outboxfolder import OutboxFolder
 from connpool.transfer.send.removal import Fate, NotDurable, Sent, doubt
-from connpool.transfer.send.temporarynames import TemporaryNames, asPatterns
+from connpool.transfer.send.temporarynames import TemporaryNames
 from connpool.transfer.send.walking import Found
 
 __all__ = ["FileSender"]
@@ -60,15 +67,6 @@ BATCH_FILES = 1000
 
 #: Bytes of the salt of a renewed key.
 _SALT_BYTES = 16
-
-#: Codes that lie in the file itself; the rest may go away while we wait.
-_OWN = frozenset({"name-refused", "exists", "too-large", "source-error"})
-
-#: Why a file cannot be read, and it is not to blame.
-_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-
-#: Codes that tell of the receiver or the way to it, not of a file.
-_WAY = frozenset({"network", "timeout", "auth-failed", "unsupported", "protocol", "damaged"})
 
 #: Why a file that was seen cannot be opened, and it is no file to send by now.
 _VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
@@ -92,7 +90,8 @@ class FileSender(MultiService):
     @param interval: seconds between two looks at the folder.
     @param jobs: connections at once.
     @param attempts: refusals of a file before it is set aside.
-    @param ignore: shell patterns of names that are left alone.
+    @param ignore: patterns of what is left alone, as in C{.gitignore}; paths are those in the
+        folder.
     @param trustSettled: remove files also where nobody can tell whether they are still
         written to.
     @param sendTemporary: send files whose names look temporary, too.
@@ -101,7 +100,7 @@ class FileSender(MultiService):
         says so.
     @param name: in logs and metrics.
     @raise AddressError: for a description that is none; one line.
-    @raise WrongSetting: for a pattern that no name fits; one line.
+    @raise WrongSetting: for a pattern that no path fits; one line.
     """
 
     kind = "outbox"
@@ -138,7 +137,8 @@ class FileSender(MultiService):
             OutboxFolder,
             self._directory,
             None if moveTo is None else os.fspath(moveTo),
-            temporary=TemporaryNames(asPatterns(ignore), not sendTemporary),
+            temporary=TemporaryNames(not sendTemporary),
+            choice=Choice.ignoring(ignore),
             trustSettled=trustSettled,
             keepDirectories=keepDirectories,
         )
@@ -151,7 +151,8 @@ class FileSender(MultiService):
         self._outbox = Outbox(settle, attempts)
         self._run: Deferred[None] | None = None
         self.pool: ConnectionPool | None = None
-        self._sent = self._sentBytes = self._failed = self._setAside = self._temporary = 0
+        self._sent = self._sentBytes = self._failed = self._setAside = 0
+        self._temporary = self._ignored = 0
         self._met = LogOnce(self._sayTryingAgain)
         self._leftOut: dict[str, str] = {}
         self._sending: Any = None
@@ -259,7 +260,7 @@ class FileSender(MultiService):
         self._unreadable = ""
         now = self._reactor.seconds()
         self._outbox.scanned(found, now)
-        self._temporary = self._folder.temporaryCount
+        self._temporary, self._ignored = self._folder.temporaryCount, self._folder.ignoredCount
         for path in self._folder.recovered:
             self._sent += 1
             self._log.info(
@@ -518,8 +519,7 @@ class FileSender(MultiService):
         """
         self._failed += 1
         now = self._reactor.seconds()
-        cause = getattr(why.__context__, "errno", None)
-        own = why.code in _OWN and cause not in _SHORTAGE
+        own = liesInTheFile(why)
         if not own:
             self._met.met(str(why))
         if why.code == "digest-mismatch":
@@ -528,7 +528,7 @@ class FileSender(MultiService):
         poison = self._outbox.failed(name, now, own)
         if isinstance(why, NotDurable):
             self._weak = str(why)
-        if why.code in _WAY or isinstance(why, NotDurable):
+        if liesInTheWay(why) or isinstance(why, NotDurable):
             self._probing = True
             # a receiver that is away is asked with another file the next time: it
             # may be this one that it dies of
@@ -589,6 +589,7 @@ class FileSender(MultiService):
         return OutboxStats(
             **self._outbox.snapshot(),
             temporary=self._temporary,
+            ignored=self._ignored,
             sent=self._sent,
             sentBytes=self._sentBytes,
             failed=self._failed,

@@ -348,7 +348,7 @@ def test_silenceAfterTheGreeting(source):
 COUNTING = """
 import sys, time
 import connpool.commands.sendnative
-def walk(paths):
+def walk(paths, choice):
     print("counting", flush=True)
     time.sleep(50)
     yield from ()
@@ -434,6 +434,73 @@ def test_onlyLinks(receiving, source, tmp_path):
     assert done.returncode == 0
     assert "1 symbolic link passed over" in done.stderr
     assert lines(done)[-1]["passedOver"] == 1
+
+
+def test_aDryRunSaysWhatWouldNotGo(receiving, source):
+    (source / "build").mkdir()
+    for name in ("a", "b.log", "keep.log", "build/o"):
+        (source / name).write_bytes(b"x")
+    os.symlink("a", source / "link")
+    patterns = ["--exclude=*.log", "--exclude=build/", "--include=keep.log"]
+    done = receiving.send(source, "--dry-run", *patterns)
+    assert done.returncode == 0
+    assert set(done.stderr.splitlines()) == {
+        "source/a: would be taken",
+        "source/b.log: would be left out (--exclude *.log)",
+        "source/build/: would be left out (--exclude build/)",
+        "source/keep.log: would be taken",
+        "source/link: would be left out (symbolic link)",
+        "1 symbolic link passed over",
+        "2 left out by patterns",
+    }
+    done = receiving.send(source, "--dry-run", "--json", *patterns)
+    *each, summary = lines(done)
+    assert {line["name"]: line.get("why") for line in each} == {
+        "source/a": None,
+        "source/b.log": "--exclude *.log",
+        "source/build/": "--exclude build/",
+        "source/keep.log": None,
+        "source/link": "symbolic link",
+    }
+    assert (summary["leftOut"], summary["passedOver"]) == (2, 1)
+    assert receiving.files() == {}
+    assert receiving.send(source, *patterns).returncode == 0
+    assert set(receiving.files()) == {"source/a", "source/keep.log"}
+
+
+def test_aListFromStandardInput(receiving, source):
+    (source / "d").mkdir()
+    for name in ("a", "d/new\nline", "d/b"):
+        (source / name).write_bytes(b"x")
+    listing = b".\0./a\0./d\0./d/b\0./nothing\0"
+    command = [*COMMAND, "--to", receiving.place, "--durability", "none", "--files-from", "-", "-0"]
+    done = run(
+        [*command, "--exclude", "new*", source],
+        said=listing,
+        env=environment(XDG_STATE_HOME=str(receiving.tmp_path / "state")),
+    )
+    assert done.returncode == 3
+    assert b"nothing: cannot read it: No such file" in done.stderr
+    assert receiving.files() == {"a": b"x", "d/b": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "name a PATH"),
+        (["-0", "x"], "-0: it is about"),
+        (["--files-from=/nonexistent"], "No such file"),
+        (["--files-from=/dev/null", "x", "y"], "one PATH may"),
+        (["--exclude=[", "x"], "no name fits"),
+        (["--exclude-from=/nonexistent", "x"], "No such file"),
+        (["--protocol=classic", "--exclude=x", "x"], "--exclude: the classic protocol"),
+    ],
+)
+def test_mistakesInChoosing(words, why):
+    done = connpool("send", *words)
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/version"), reason="there is no /proc")

@@ -139,7 +139,7 @@ def test_theDefaultsOfTheDirectoryAreTheStores():
     [
         ({"to": "tpc:a:1"}, AddressError),
         ({"to": "unix:/run/s", "ca": "ca.pem"}, AddressError),
-        ({"to": "a:1", "ignore": ["d/*.new"]}, WrongSetting),
+        ({"to": "a:1", "ignore": ["["]}, WrongSetting),
     ],
 )
 def test_aSenderThatIsRefused(keywords, error):

@@ -13,9 +13,9 @@ forward (L{Exchange.advanced}); at once if the very first cannot be made.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet import task
@@ -53,6 +53,9 @@ from connpool.transfer.send.streams import Exchange
 from connpool.transfer.send.transmission import Transmission
 from connpool.transfer.send.walking import Found, Walk
 
+if TYPE_CHECKING:
+    from connpool.transfer.send.choosing import Choice
+
 __all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "sendFiles"]
 
 #: Connections that are tried where nobody has ever said anything.
@@ -81,6 +84,8 @@ class Sending:
     @param destination: a name for the receiver, always the same.
     @param answered: called with each L{FileOutcome}.
     @param jobs: connections at once, if the connections allow more than one.
+    @param choice: of what is found; L{None} for all of it.
+    @param notSent: called with each link, and all that was left out.
     @ivar report: kept up to date.
     """
 
@@ -88,7 +93,7 @@ class Sending:
         self,
         reactor: Any,
         connections: Connections,
-        paths: Sequence[str | Found],
+        paths: Iterable[str | Found],
         destination: str,
         *,
         request: SendRequest | None = None,
@@ -97,6 +102,8 @@ class Sending:
         answered: Callable[[FileOutcome], Any] = lambda _: None,
         jobs: int = 1,
         stdinName: str = "stdin",
+        choice: Choice | None = None,
+        notSent: Callable[[Found], Any] = lambda _: None,
         inThread: InThread | None = None,
     ) -> None:
         self._reactor = reactor
@@ -106,14 +113,14 @@ class Sending:
         self._retry = retry or Retry()
         self._furtherLanes = jobs - 1
         self._inThread = inThread or globalThreads(reactor)
-        self._reporter = Reporter(self._request.durability, answered)
+        self._reporter = Reporter(self._request.durability, answered, notSent)
         self.report = self._reporter.report
         # a dry run must not end a run that was interrupted
         self._run = (
             Run.ephemeral() if self._request.dry else (keys or SenderKeys()).begin(destination)
         )
         self._jobs = JobList(
-            Walk(paths, stdinName),
+            Walk(paths, stdinName, choice),
             self._run,
             self._inThread,
             self._reporter.failed,
@@ -249,7 +256,7 @@ class Sending:
 def sendFiles(
     reactor: Any,
     endpoint: Any,
-    paths: Sequence[str | Found],
+    paths: Iterable[str | Found],
     *,
     destination: str = "",
     ifExists: str = "",
@@ -263,6 +270,8 @@ def sendFiles(
     pool: IConnectionPool | None = None,
     jobs: int = 1,
     stdinName: str = "stdin",
+    choice: Choice | None = None,
+    notSent: Callable[[Found], Any] = lambda _: None,
     begun: Callable[[Sending], Any] | None = None,
     idleTimeout: float = 60.0,
 ) -> Deferred[SendReport]:
@@ -282,6 +291,9 @@ def sendFiles(
         instead of C{endpoint}, for C{jobs} above 1.
     @param jobs: connections a large file may use at once.
     @param stdinName: the name that the receiver gives to standard input.
+    @param choice: of what is found under C{paths} (L{connpool.transfer.send.choosing});
+        L{None} for all of it.
+    @param notSent: called with each link, and all that C{choice} leaves out.
     @param begun: called first, with the L{Sending}, whose C{report} is kept up to date.
     @param idleTimeout: seconds of silence from the receiver that end a connection; a C{pool}'s
         are told to its C{SessionFactory}.
@@ -305,6 +317,8 @@ def sendFiles(
         answered=answered,
         jobs=jobs,
         stdinName=stdinName,
+        choice=choice,
+        notSent=notSent,
     )
     if begun is not None:
         begun(sending)

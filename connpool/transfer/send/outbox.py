@@ -18,15 +18,24 @@ Pure: no clock, no file system.
 
 from __future__ import annotations
 
+import errno
 import heapq
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import attrs
 
+from connpool.errors import ConnpoolError
 from connpool.transfer.send.source import FileVersion
 
-__all__ = ["LONGEST_WAIT_SECONDS", "Outbox", "OutboxStats", "Remembered"]
+__all__ = [
+    "LONGEST_WAIT_SECONDS",
+    "Outbox",
+    "OutboxStats",
+    "Remembered",
+    "liesInTheFile",
+    "liesInTheWay",
+]
 
 #: Seconds between two tries of the same file at most.
 LONGEST_WAIT_SECONDS = 300.0
@@ -36,6 +45,29 @@ FIRST_WAIT_SECONDS = 1.0
 
 #: Settling times that a file must look the same whose writers nobody knows.
 UNKNOWN_FACTOR = 5
+
+#: Codes that lie in the file itself; the rest may go away while we wait.
+_OWN = frozenset({"name-refused", "exists", "too-large", "source-error"})
+
+#: Why a file cannot be read, and it is not to blame.
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+#: Codes that tell of the receiver or the way to it, not of a file.
+_WAY = frozenset({"network", "timeout", "auth-failed", "unsupported", "protocol", "damaged"})
+
+
+def liesInTheFile(why: ConnpoolError) -> bool:
+    """
+    Tell whether a refusal would be the same at another time: the file itself is to blame.
+    """
+    return why.code in _OWN and getattr(why.__context__, "errno", None) not in _SHORTAGE
+
+
+def liesInTheWay(why: ConnpoolError) -> bool:
+    """
+    Tell whether an error says something of the receiver, or of the way to it.
+    """
+    return why.code in _WAY
 
 
 def _waitAfter(tries: int) -> float:
@@ -50,19 +82,23 @@ class OutboxStats:
     @ivar waiting: files in the folder that are not being sent.
     @ivar sending: files being sent.
     @ivar kept: files that were sent and stay.
-    @ivar temporary: files left alone because their names look temporary.
+    @ivar temporary: files left alone because their names look temporary, and
+    @ivar ignored: files and directories left alone because of C{--ignore}.
     @ivar sent: files that are stored and gone from the folder.
     @ivar sentBytes: their content.
     @ivar failed: tries that did not succeed.
     @ivar setAside: files that were set aside.
     """
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"waiting", "sending", "kept", "temporary"})
+    GAUGES: ClassVar[frozenset[str]] = frozenset(
+        {"waiting", "sending", "kept", "temporary", "ignored"}
+    )
 
     waiting: int = 0
     sending: int = 0
     kept: int = 0
     temporary: int = 0
+    ignored: int = 0
     sent: int = 0
     sentBytes: int = 0
     failed: int = 0

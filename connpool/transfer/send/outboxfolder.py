@@ -21,6 +21,7 @@ import attrs
 
 from connpool.errors import StartFailed
 from connpool.transfer.names import INTERNAL
+from connpool.transfer.send.choosing import Choice
 from connpool.transfer.send.freenames import namesFor, putBack, syncDirectory
 from connpool.transfer.send.openfiles import Answer, Writers, ignoreLeaseSignals, writersOf
 from connpool.transfer.send.outbox import Remembered
@@ -70,12 +71,14 @@ class OutboxFolder:
     @param keep: where sent files are moved instead of being removed, on the
         same file system; L{None} to remove them.
     @param temporary: names that are left alone; the usual ones unless given.
+    @param choice: of paths in the folder; those that it leaves out are left alone, too.
     @param trustSettled: whether files may go whose writers nobody knows.
     @param keepDirectories: whether directories stay that are empty then.
     @raise StartFailed: for a folder that cannot be used so.
     @ivar state: where the sender may keep its secrets.
     @ivar leftOut: why the last scan left something out, to the first path.
-    @ivar temporaryCount: files that the last scan left alone for their names.
+    @ivar temporaryCount: files that the last scan left alone for their names, and
+    @ivar ignoredCount: files and directories that it left alone because of C{choice}.
     @ivar recovered: paths that the last scan removed after all: a death or a stop
         had come between.
     @ivar blind: the reason if nobody can tell here whether a file is still
@@ -88,13 +91,15 @@ class OutboxFolder:
         keep: str | None = None,
         *,
         temporary: TemporaryNames | None = None,
+        choice: Choice | None = None,
         trustSettled: bool = False,
         keepDirectories: bool = False,
     ) -> None:
         self.path = path
         self._temporary = temporary or TemporaryNames()
+        self._choice = choice
         self.leftOut: dict[str, str] = {}
-        self.temporaryCount = 0
+        self.temporaryCount = self.ignoredCount = 0
         self.recovered: list[str] = []
         self._private = os.path.join(path, PRIVATE)
         self.state = os.path.join(self._private, "state")
@@ -227,7 +232,7 @@ class OutboxFolder:
             self.recover()
         found: dict[str, FileVersion] = {}
         self.leftOut = {}
-        self.temporaryCount = 0
+        self.temporaryCount = self.ignoredCount = 0
         # a list, not recursion: trees may be deeper than Python's stack
         todo = [""]
         while todo:
@@ -259,6 +264,9 @@ class OutboxFolder:
         isDirectory = entry.is_dir(follow_symlinks=False)
         if entry.name in self._temporary:
             self.temporaryCount += not isDirectory
+            return
+        if self._choice is not None and self._choice.leftOut(path, isDirectory):
+            self.ignoredCount += 1
             return
         try:
             path.encode()

@@ -14,7 +14,7 @@ from connpool.transfer.names import displayName
 from connpool.transfer.records import DURABILITIES, Receipt
 from connpool.transfer.send.joblist import Job
 from connpool.transfer.send.session import SenderSession
-from connpool.transfer.send.walking import Found
+from connpool.transfer.send.walking import LINK, Found
 from connpool.transfer.wire.messages import Ack, ReceiptMessage
 
 __all__ = ["FileOutcome", "Reporter", "SendReport", "UnderWay", "Wait", "waitAfter"]
@@ -138,6 +138,7 @@ class SendReport:
     @ivar directoriesLeftOut: directories that were not made and whose times were not set:
         the receiver takes none, or this was a dry run.
     @ivar passedOver: symbolic links inside of directories.
+    @ivar leftOut: what the user chose to leave out; a directory with all below it counts once.
     @ivar underWay: files that were begun and had no answer.
     @ivar retry: why the next connection is waited for.
     @ivar slowed: what the receiver says that small files wait for.
@@ -152,6 +153,7 @@ class SendReport:
     directories: int = 0
     directoriesLeftOut: int = 0
     passedOver: int = 0
+    leftOut: int = 0
     underWay: dict[Job, UnderWay] = attrs.field(factory=dict, repr=False)
     slowed: str = attrs.field(default="", repr=False)
     retry: Wait | None = attrs.field(default=None, repr=False)
@@ -231,11 +233,18 @@ class Reporter:
 
     @param durability: the level that is asked for.
     @param answered: called with each L{FileOutcome}.
+    @param notSent: called with each link, and all that was left out.
     """
 
-    def __init__(self, durability: str, answered: Callable[[FileOutcome], Any]) -> None:
+    def __init__(
+        self,
+        durability: str,
+        answered: Callable[[FileOutcome], Any],
+        notSent: Callable[[Found], Any] = lambda _: None,
+    ) -> None:
         self._durability = durability
         self._answered = answered
+        self._notSent = notSent
         self.report = SendReport()
 
     def stored(
@@ -281,11 +290,15 @@ class Reporter:
         """
         self._outcome(job, error=why)
 
-    def passedOver(self, link: Found) -> None:
+    def passedOver(self, found: Found) -> None:
         """
-        Count a link, which is not sent.
+        Count a link, or what was left out: neither is sent.
         """
-        self.report.passedOver += 1
+        if found.kind == LINK:
+            self.report.passedOver += 1
+        else:
+            self.report.leftOut += 1
+        self._notSent(found)
 
     def directoryMade(self) -> None:
         """

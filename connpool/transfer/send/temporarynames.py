@@ -6,11 +6,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
 
-from connpool.errors import WrongSetting
-
-__all__ = ["USUAL", "TemporaryNames", "asPatterns"]
+__all__ = ["USUAL", "TemporaryNames"]
 
 #: Names that programs give to what they are still writing, to what they lock
 #: and to what was deleted while open; and directories of unfinished files.
@@ -32,34 +29,21 @@ USUAL = (
 _RSYNC = r"\..+\.(?=[^.]*[A-Z0-9])(?=[^.]*[A-Za-z])[A-Za-z0-9]{4,6}"
 
 
+_USUAL = re.compile("|".join([*map(fnmatch.translate, USUAL), f"(?s:{_RSYNC})\\Z"]))
+
+
 class TemporaryNames:
     """
-    The names that are left alone.
+    The names that programs give to what they have not finished.
 
-    @param patterns: shell patterns (fnmatch) of one component.
-    @param usual: whether L{USUAL} and rsync's are left alone, too.
+    @param usual: whether L{USUAL} and rsync's are such names, or none.
     """
 
-    def __init__(self, patterns: Sequence[str] = (), usual: bool = True) -> None:
-        expressions = [fnmatch.translate(each) for each in (*patterns, *(USUAL if usual else ()))]
-        if usual:
-            expressions.append(f"(?s:{_RSYNC})\\Z")
-        self._match = re.compile("|".join(expressions) or r"(?!)").match
+    def __init__(self, usual: bool = True) -> None:
+        self._usual = usual
 
     def __contains__(self, name: str) -> bool:
         """
         @param name: a component of a path.
         """
-        return self._match(name) is not None
-
-
-def asPatterns(texts: Sequence[str]) -> Sequence[str]:
-    """
-    Check patterns of names.
-
-    @raise WrongSetting: for one that no name fits.
-    """
-    for text in texts:
-        if not text or "/" in text:
-            raise WrongSetting(f"{text!r} is not a pattern of a name; write one such as *.new")
-    return texts
+        return self._usual and _USUAL.match(name) is not None

@@ -8,6 +8,7 @@ import pytest
 from connpool.errors import StartFailed
 from connpool.transfer.digests import BLOCK_SIZE, digestNamed, rootOf
 from connpool.transfer.send import outboxfolder, removal
+from connpool.transfer.send.choosing import Choice
 from connpool.transfer.send.openfiles import Answer, Writers
 from connpool.transfer.send.outbox import Remembered
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE, TAKEN, OutboxFolder
@@ -634,7 +635,9 @@ def test_temporaryNamesAreLeftAlone(folder):
     assert set(folder.scan()) == {"a"}
     assert folder.temporaryCount == 3, "files, as far as they were seen"
     folder.close()
-    other = OutboxFolder(folder.path, temporary=TemporaryNames(["a"], usual=False))
+    other = OutboxFolder(
+        folder.path, temporary=TemporaryNames(usual=False), choice=Choice.ignoring(["a"])
+    )
     assert set(other.scan()) == {
         ".a.Xy12Z9",
         "b.part",

@@ -45,13 +45,3 @@ def test_isTemporary(name):
 )
 def test_isNot(name):
     assert name not in TemporaryNames()
-
-
-def test_patternsOfTheOperator():
-    names = TemporaryNames(["*.new", "draft-[0-9]"], usual=False)
-    assert "a.new" in names
-    assert "draft-1" in names
-    assert "draft-x" not in names
-    assert "a.tmp" not in names
-    assert "a.tmp" in TemporaryNames(["*.new"])
-    assert "" not in TemporaryNames(usual=False)

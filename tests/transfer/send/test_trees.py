@@ -343,7 +343,7 @@ def test_kindsOfATree(source):
     assert [(each.name, each.kind) for each in found] == [
         (b"d", DIRECTORY),
         (b"d/f", FILE),
-        (b"", LINK),
+        (b"d/l", LINK),
     ]
     assert found[0].modified == os.stat(source / "d").st_mtime_ns
     assert found[1].inode == os.stat(source / "d" / "f").st_ino
