@@ -338,13 +338,13 @@ class Complete(Call[Done | Conflict | NoSuchUpload | InvalidPart]):
     """
     Make an object of the parts.
 
-    @ivar parts: number and ETag of each, ascending.
+    @ivar parts: number, ETag and CRC-32 of each, ascending.
     @ivar condition: where the engine has one for this call; it is no proof against a race.
     """
 
     key: str
     uploadId: str
-    parts: tuple[tuple[int, str], ...] = attrs.field(repr=False)
+    parts: tuple[tuple[int, str, int], ...] = attrs.field(repr=False)
     condition: Condition = None
 
 
