@@ -33,8 +33,7 @@ from zope.interface import implementer
 from connpool.errors import NameRefused, NetworkFailed, TransferError, TransferTimeout
 from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.names import RelativeName, displayName
-from connpool.transfer.receive.incoming import Incoming
-from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.reception import Incoming, Reception
 from connpool.transfer.records import Offer
 from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.transfer.wire.link import Pace

@@ -27,9 +27,8 @@ from connpool.transfer.receive.reception import Reception, storeFailure
 from connpool.transfer.receive.smallfiles import SmallFiles
 from connpool.transfer.records import Offer
 from connpool.transfer.stores.memory import MemoryStore
-from connpool.transfer.wire.answers import rejectFrame
 from connpool.transfer.wire.frames import Type
-from connpool.transfer.wire.messages import ROOT, Accept, Extension, encode
+from connpool.transfer.wire.messages import ROOT, Accept, Extension, encode, rejectFrame
 
 __all__ = ["DryRun"]
 

@@ -22,19 +22,21 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
+from zope.interface import implementer
 
-from connpool.errors import Busy, QuotaExceeded, TooLarge
+from connpool.errors import Busy, ConflictTakeover, QuotaExceeded, TooLarge, TransferError
+from connpool.interfaces import IPartialHolder
 from connpool.tokenbucket import TokenBucket
 from connpool.transfer.identities import Identity, Limits
 from connpool.transfer.names import displayName
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import Offer, SmallFile
 
-__all__ = ["BURST_SECONDS", "Account", "Quotas", "Window"]
+__all__ = ["BURST_SECONDS", "Account", "Places", "Quotas", "Window"]
 
 N = TypeVar("N", int, float)
 
@@ -426,6 +428,50 @@ class Quotas:
 
     def _now(self, account: Account) -> float:
         return float(self._clock.seconds()) if account.timed else 0.0
+
+
+@implementer(IPartialHolder)
+class Places:
+    """
+    The places of one transfer in its accounts.
+    """
+
+    def __init__(
+        self,
+        accounts: Sequence[Account],
+        end: Callable[[TransferError], Any] | None,
+        waiting: Callable[[Deferred[None]], Any] | None,
+    ) -> None:
+        self.accounts = accounts
+        self._end = end
+        self._waiting = waiting
+        self._taken: list[Account] = []
+
+    def ready(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._take())
+
+    async def _take(self) -> None:
+        # its own limit first: one that waits for it takes no place from others
+        for account in reversed(self.accounts):
+            place = account.take(self._waiting is not None)
+            if place is not None and self._waiting is not None:
+                self._waiting(place)
+                await place
+            self._taken.append(account)
+
+    def evicted(self) -> None:
+        if self._end is not None:
+            self._end(
+                ConflictTakeover("a newer connection of this sender has taken the transfer over")
+            )
+
+    def leave(self) -> None:
+        """
+        Give the places back.
+        """
+        taken, self._taken = self._taken, []
+        for account in taken:
+            account.leave()
 
 
 def _hours(window: Window, now: float) -> str:

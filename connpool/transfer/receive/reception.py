@@ -5,9 +5,9 @@ Theory of operation
 ===================
 A protocol turns bytes into an L{Offer} and gives it to L{Reception.begin}.
 Policy decides first, without I/O; then the store opens a partial.  The
-L{Incoming} that comes back is the only hand on that partial.  The limits that hold are in
-the L{Account}s that a transfer passes.  Nothing here knows about paths, sockets
-or wire formats.
+L{Incoming} that comes back is the only hand on that partial.  A file that comes whole has
+none (L{connpool.transfer.receive.smallfiles}).  The limits that hold are in the L{Account}s
+that a transfer passes.  Nothing here knows about paths, sockets or wire formats.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from itertools import islice
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import (
-    QuotaExceeded,
-    Skipped,
-    StoreError,
-    TransferError,
-)
+from connpool.errors import Skipped, StoreError, TooLarge, TransferError, TransferTimeout
 from connpool.interfaces import (
-    IBatchStore,
     IFileStore,
     ILiveTransfers,
+    IPartial,
     IRememberingStore,
     IStatsSource,
     ITransferListener,
+    IUploadPartial,
 )
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import NameReader, RelativeName, displayName
-from connpool.transfer.receive.incoming import Incoming, Places
 from connpool.transfer.receive.policy import Policy, TransferStats
-from connpool.transfer.receive.quotas import Quotas
+from connpool.transfer.receive.quotas import Places, Quotas
 from connpool.transfer.receive.recent import KEPT_TRANSFERS, RecentTransfers
-from connpool.transfer.records import DirectoryMade, LiveTransfer, Offer, Receipt, SmallFile
+from connpool.transfer.records import LiveTransfer, Offer, Receipt
+from connpool.waiting import Waiters
 
-__all__ = ["Reception", "storeFailure"]
+__all__ = ["Incoming", "Reception", "storeFailure"]
 
-Outcomes = list[Receipt | Failure]
+#: Seconds between two times that listeners are told how far a transfer is.
+PROGRESS_SECONDS = 1.0
+#: A restart loses at most the bytes that came since the last checkpoint.
+CHECKPOINT_BYTES = 64 << 20
+CHECKPOINT_SECONDS = 2.0
 
 
 @implementer(IStatsSource, ILiveTransfers)
@@ -77,7 +77,6 @@ class Reception:
         self.name = name
         self.quotas = Quotas(self.policy, clock)
         self.recent = RecentTransfers(clock)
-        self._takesBatches = IBatchStore.providedBy(store)
         #: by the directory that a sender's files go to
         self._names: dict[RelativeName | None, NameReader] = {}
         #: in the order they began
@@ -125,13 +124,19 @@ class Reception:
                 self.refuse(str(offer.name), peer, e, offer.transferId)
             raise
         self._active[incoming] = None
-        self._started += not again
+        self.began(not again)
         most = self.quotas.longest(offer)
         if most is not None and end is not None:
             incoming.endAfter(most, end)
         if not again:
             self.tell("started", offer, peer)
         return incoming
+
+    def began(self, files: int) -> None:
+        """
+        Count files that are taken.
+        """
+        self._started += files
 
     def hurry(self) -> None:
         """
@@ -176,146 +181,6 @@ class Reception:
         rule = policy.ruleFor(ifExists) if ifExists else policy.ifExists
         principal = ANONYMOUS if identity is None else identity.principal
         return Offer(name, principal=principal, identity=identity, ifExists=rule, **values)
-
-    def put(
-        self, files: Sequence[SmallFile], identity: Identity | None, peer: str
-    ) -> Outcomes | Deferred[Outcomes]:
-        """
-        Store whole small files of one sender.  Those of one name are decided in order, and
-        one that fails does so alone.
-
-        @return: for each its receipt, or a L{Failure} with the reason.
-        """
-        quotas, accounts = self.quotas, self.quotas.accounts(identity)
-        try:
-            quotas.admit(accounts, files)
-        except TransferError as e:
-            if len(files) > 1:  # then some of them may come
-                return Deferred.fromCoroutine(self._putInOrder(files, identity, peer))
-            [file] = files
-            self.tell("offered", file.offer, peer)
-            self.refuse(str(file.offer.name), peer, e, file.offer.transferId)
-            return [Failure(e)]
-        if self.listeners:
-            for file in files:
-                self.tell("offered", file.offer, peer)
-        size = sum(len(file.data) for file in files)
-        self._started += len(files)
-        held = quotas.charge(accounts, size)
-
-        def ended(outcomes: Outcomes) -> Outcomes:
-            quotas.small(accounts, -len(files), -size)
-            self._ended(files, outcomes, peer)
-            return outcomes
-
-        def failed(failure: Failure) -> Outcomes:
-            return [Failure(storeFailure(failure))] * len(files)
-
-        stored = self._store(files)
-        if isinstance(stored, Deferred):
-            stored.addErrback(failed)
-            stored.addCallback(ended)
-        else:
-            stored = ended(stored)
-        if held is None:
-            return stored
-        rest = stored if isinstance(stored, Deferred) else succeed(stored)
-        return rest.addCallback(lambda outcomes: held.addCallback(lambda _: outcomes))
-
-    async def _putInOrder(
-        self, files: Sequence[SmallFile], identity: Identity | None, peer: str
-    ) -> Outcomes:
-        outcomes: Outcomes = []
-        for file in files:
-            stored = self.put([file], identity, peer)
-            outcomes += stored if isinstance(stored, list) else await stored
-        return outcomes
-
-    def _store(self, files: Sequence[SmallFile]) -> Outcomes | Deferred[Outcomes]:
-        """
-        Give files to the store, together if it can take them so.
-        """
-        store: Any = self.store
-        if len(files) > 1 and self._takesBatches:
-            try:
-                together: Outcomes | Deferred[Outcomes] = store.putAll(files)
-                return together
-            except TransferError:
-                pass  # one by one, then
-            except Exception:
-                return [Failure(storeFailure(Failure()))] * len(files)
-        if len({file.offer.name for file in files}) < len(files):
-            return Deferred.fromCoroutine(self._storeInOrder(files))
-        results = [self._storeOne(file) for file in files]
-        if not any(isinstance(result, Deferred) for result in results):
-            return results
-        return gatherOutcomes(results)
-
-    async def _storeInOrder(self, files: Sequence[SmallFile]) -> Outcomes:
-        return [(await gatherOutcomes([self._storeOne(file)]))[0] for file in files]
-
-    def _storeOne(self, file: SmallFile) -> Any:
-        data: Any = file.data if self._takesBatches else bytes(file.data)
-        try:
-            return self.store.put(file.offer, data, file.root)
-        except Exception:
-            return Failure()
-
-    def _ended(self, files: Sequence[SmallFile], outcomes: Outcomes, peer: str) -> None:
-        """
-        Count, log and tell what became of small files.
-        """
-        stored = []
-        for file, outcome in zip(files, outcomes, strict=True):
-            if isinstance(outcome, Receipt):
-                stored.append((outcome, file.offer))
-            else:
-                why: Any = outcome.value
-                self.failed(file.offer, peer, len(file.data), why)
-        if stored:
-            self.published(stored, peer)
-
-    def makeDirectory(
-        self,
-        name: RelativeName,
-        identity: Identity | None,
-        modified: int | None,
-        durability: str,
-        peer: str,
-    ) -> Deferred[DirectoryMade]:
-        """
-        Make a directory, as L{connpool.interfaces.IDirectoryStore.makeDirectory}; one that
-        is new counts as a file.
-
-        @raise TransferError: why it is refused.
-        """
-        accounts = self.quotas.accounts(identity)
-        full: QuotaExceeded | None = None
-        try:
-            self.quotas.check(accounts, 1, 0)
-        except QuotaExceeded as e:
-            full = e  # one that is there takes nothing
-        store: Any = self.store
-        making: Deferred[Any] = maybeDeferred(
-            store.makeDirectory, name, modified, durability, full is None
-        )
-        self.quotas.small(accounts, 1, 0)
-
-        def ended(result: DirectoryMade | Failure | None) -> DirectoryMade | Failure:
-            self.quotas.small(accounts, -1, 0)
-            if isinstance(result, Failure):
-                return result
-            if result is None:
-                assert full is not None
-                raise full
-            if result.made:
-                self.quotas.stored(accounts)
-                self._log.info(
-                    "made directory {name} for {peer}", name=displayName(name.path), peer=peer
-                )
-            return result
-
-        return making.addBoth(ended)
 
     def refuse(
         self, name: str, peer: str, why: TransferError, transferId: str | None = None
@@ -421,17 +286,6 @@ class Reception:
         return tuple(incoming.live() for incoming in islice(self._active, limit))
 
 
-def gatherOutcomes(results: Sequence[Any]) -> Deferred[Outcomes]:
-    """
-    @param results: receipts, failures, and Deferreds of either.
-    @return: fires with all of them, in order.
-    """
-    waiting = [each if isinstance(each, Deferred) else succeed(each) for each in results]
-    return DeferredList(waiting, consumeErrors=True).addCallback(
-        lambda pairs: [outcome for _, outcome in pairs]
-    )
-
-
 def storeFailure(failure: Failure) -> TransferError:
     """
     @return: the error that a sender is told of when its store fails; anything unforeseen is
@@ -441,3 +295,265 @@ def storeFailure(failure: Failure) -> TransferError:
         return failure.value
     Logger(__name__).failure("storing a file failed", failure=failure)
     return StoreError(f"the store failed: {type(failure.value).__name__}")
+
+
+class Incoming:
+    """
+    One file on its way in: the only hand on its partial.
+
+    It counts, bounds, and ends exactly once, by L{commit}, L{suspend} or L{abort};
+    the second of these does nothing.
+
+    @ivar offer: the terms that were agreed on.
+    @ivar peer: the sender, for logs.
+    @ivar partial: the place of its bytes.
+    @ivar received: payload bytes written so far.
+    """
+
+    def __init__(
+        self,
+        reception: Reception,
+        offer: Offer,
+        peer: str,
+        partial: IPartial,
+        places: Places,
+    ) -> None:
+        self._reception = reception
+        self.offer = offer
+        self.peer = peer
+        self.partial = partial
+        self.received = 0
+        self.ended = False
+        self._places = places
+        self._accounts = places.accounts
+        self._before = sum(end - start for start, end in partial.held)
+        #: bytes that were announced and have not come
+        self._expected = max(0, (offer.size or 0) - self._before)
+        self._stalled = self._held = 0
+        self._toldAt = 0.0
+        #: of the last checkpoint: bytes that had come, and seconds
+        self._saved, self._savedAt = 0, reception.clock.seconds()
+        self._checking = False
+        self._checked = Waiters()
+        self._deadline: Any = None
+        self._end = offer.size if offer.size is not None else reception.quotas.largest(offer)
+
+    async def promise(self) -> None:
+        """
+        Count on the bytes that were announced.
+
+        @raise QuotaExceeded: if these are too many; then nothing is held any more.
+        """
+        try:
+            self._reception.quotas.check(self._accounts, 0, self._expected)
+        except TransferError:
+            await (self.partial.suspend() if self._before else self.partial.abort())
+            raise
+        self._promise(self._expected)
+
+    def _promise(self, size: int) -> None:
+        for account in self._accounts:
+            account.promise(size)
+
+    def endAfter(self, seconds: float, end: Callable[[TransferError], Any]) -> None:
+        """
+        Call C{end} if the transfer takes longer than C{seconds}.
+        """
+        why = TransferTimeout(f"it took more than {seconds:g} s, the most that a transfer may")
+        self._deadline = self._reception.clock.callLater(seconds, end, why)
+
+    def write(self, offset: int, data: bytes | memoryview) -> Deferred[None] | None:
+        """
+        As L{IPartial.write}.
+
+        @raise TooLarge: past the declared size or the largest file taken.
+        @raise QuotaExceeded: of a file whose size was not declared.
+        """
+        count = len(data)
+        if self._end is not None and offset + count > self._end:
+            raise TooLarge(
+                f"{self.offer.name} is longer than {self._end} bytes"
+                + ("; see --max-file-size" if self.offer.size is None else " as declared")
+            )
+        if self.offer.size is None:
+            self._reception.quotas.check(self._accounts, 0, count)
+        due = min(count, self._expected)
+        self._expected -= due
+        self._promise(-due)
+        held = self._reception.quotas.charge(self._accounts, count)
+        self.received += count
+        pause = self.partial.write(offset, data)
+        self._progressed()
+        if pause is not None:
+            self._stalled += 1
+            pause.addBoth(self._written)
+        if held is None:
+            return pause
+        self._held += 1
+        held.addBoth(self._released)
+        return held if pause is None else pause.addCallback(lambda _: held)
+
+    def _released(self, _: None) -> None:
+        self._held -= 1
+
+    def _written(self, result: Any) -> Any:
+        self._stalled -= 1
+        return result
+
+    def _progressed(self) -> None:
+        reception = self._reception
+        if not reception.listeners:
+            return
+        now = reception.clock.seconds()
+        if now - self._toldAt >= PROGRESS_SECONDS:
+            self._toldAt = now
+            reception.tell("progressed", self.offer, self.peer, self.done)
+
+    # -- checkpoints
+
+    def checkpoint(self, failed: Callable[[Failure], None]) -> None:
+        """
+        Make the bytes that came since the last checkpoint safe, if one is due.
+
+        @param failed: told if they cannot be.
+        """
+        grown = self.received - self._saved
+        if self._checking or not grown:
+            return
+        now = self._reception.clock.seconds()
+        if grown >= CHECKPOINT_BYTES or now - self._savedAt >= CHECKPOINT_SECONDS:
+            self._saved, self._savedAt = self.received, now
+            self._checking = True
+            self.partial.checkpoint().addBoth(self._checkpointed, failed)
+
+    def _checkpointed(self, result: Failure | None, failed: Callable[[Failure], None]) -> None:
+        self._checking = False
+        if isinstance(result, Failure):
+            failed(result)
+        self._checked.wake()
+
+    async def checkpointed(self) -> None:
+        """
+        Wait for the end of a checkpoint that is under way.
+        """
+        if self._checking:
+            await self._checked.wait()
+
+    @property
+    def slowedBy(self) -> str:
+        """
+        The thing that it waits for now: C{rate}, C{disk} or C{peer}.
+        """
+        if self._held:
+            return "rate"
+        return "disk" if self.ended or self._stalled else "peer"
+
+    def declare(self, size: int) -> None:
+        """
+        Take the size of a file that was begun without one.
+
+        @raise TransferError: it is too large, or less than what came.
+        """
+        quotas = self._reception.quotas
+        offer = attrs.evolve(self.offer, size=size)
+        quotas.checkSize(offer)
+        expected = max(0, size - self.done)
+        quotas.check(self._accounts, 0, expected)
+        self._declare(offer)
+        self._end = size
+        self._expected = expected
+        self._promise(expected)
+
+    def note(self, metadata: str) -> None:
+        """
+        Keep another text with the file until it is published.
+        """
+        self._declare(attrs.evolve(self.offer, metadata=metadata))
+
+    def _declare(self, offer: Offer) -> None:
+        partial: Any = self.partial
+        partial.declare(offer)
+        self.offer = offer
+
+    async def commit(self, root: bytes | None, sha256: bytes | None = None) -> Receipt:
+        """
+        As L{IPartial.commit}; a failure removes the partial, unless trying
+        again may help (a full disk): then it can be resumed.
+
+        @param sha256: of all bytes, for the receipt.
+        """
+        if not self._finish():
+            raise TransferError(f"{self.offer.name} has ended already")
+        try:
+            if sha256 is not None and IUploadPartial.providedBy(self.partial):
+                self._declare(attrs.evolve(self.offer, sha256=sha256.hex()))
+            receipt = await self.partial.commit(root)
+        except BaseException as e:
+            again = isinstance(e, TransferError) and e.retryable
+            await self._letGo(self.partial.suspend if again else self.partial.abort, e)
+            raise
+        self._reception.published([(receipt, self.offer)], self.peer)
+        self._left()
+        return receipt
+
+    async def suspend(self, why: BaseException | None) -> None:
+        """
+        Keep the bytes that are held, to be resumed.
+
+        @param why: L{None}: it is paused until the next request, which is no failure.
+        """
+        if self._finish():
+            await self._letGo(self.partial.suspend, why)
+
+    async def abort(self, why: BaseException) -> None:
+        """
+        Remove the bytes that are held.
+        """
+        if self._finish():
+            await self._letGo(self.partial.abort, why)
+
+    def _finish(self) -> bool:
+        if self.ended:
+            return False
+        self.ended = True
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        return True
+
+    async def _letGo(self, end: Callable[[], Deferred[None]], why: BaseException | None) -> None:
+        try:
+            await end()
+        finally:
+            if why is not None:
+                self._reception.failed(self.offer, self.peer, self.received, why)
+            self._left()
+
+    def _left(self) -> None:
+        self._promise(-self._expected)
+        self._reception.left(self)
+        self._places.leave()
+
+    @property
+    def done(self) -> int:
+        """
+        Bytes held.
+        """
+        # damaged blocks come again, and are counted again
+        done, size = self._before + self.received, self.offer.size
+        return int(done if size is None else min(done, size))
+
+    def live(self) -> LiveTransfer:
+        """
+        @return: how far it is.
+        """
+        return LiveTransfer(
+            transferId=self.offer.transferId,
+            name=str(self.offer.name),
+            peer=self.peer,
+            direction="in",
+            protocol=self.offer.protocol,
+            size=self.offer.size,
+            done=self.done,
+            phase="publishing" if self.ended else "moving",
+            slowedBy=self.slowedBy,
+        )

@@ -211,7 +211,8 @@ class ReceiverSession:
     def _flush(self) -> None:
         small = self._smallFiles
         if small is not None:
-            small.store()
+            if small.files:
+                small.store()
             if small.acks.collected:
                 small.acks.flush()
 
@@ -428,7 +429,7 @@ class ReceiverSession:
             raise ProtocolError(f"PUTS has files beyond stream {MAX_STREAM}")
         if frame.length:
             self._arrived(frame.length)
-        if frame.type is not Type.PUT:
+        if small.files and frame.type is not Type.PUT:
             small.store()  # what came before is decided before
         if self._draining:
             for stream, entry in enumerate(entries, number):

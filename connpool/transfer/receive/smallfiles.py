@@ -1,14 +1,14 @@
 """
-Files and directories that come whole in a frame: C{PUT}, C{PUTS}, C{DIRECTORY}, and their
-answers.
+Files and directories that come whole: their way to the store, and the frames C{PUT},
+C{PUTS}, C{DIRECTORY} and their answers.
 
 Theory of operation
 ===================
 The life of a small file is one pass: its bytes are compared with its digest, given to the
-reception, and answered once the store is done.  The files of one frame, or of the many
-frames that were read in one turn, pass the reception and the store together; a bad one
-fails alone.  The answers of those that are stored as
-they were asked for are collected until the end of a turn and go out as one C{ACK}.
+store under the limits of the reception (L{WholeFiles}), and answered once the store is done.
+The files of one frame, or of the many frames that were read in one turn, go together; a bad
+one fails alone.  The answers of those that are stored as they were asked for are collected
+until the end of a turn and go out as one C{ACK}.
 
 Bytes that wait for the store are bounded: by L{PENDING_BYTES} in one session, and by the
 L{Account<connpool.transfer.receive.quotas.Account>}s of a sender over all of its sessions.
@@ -17,11 +17,11 @@ At either bound the connection is not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -35,12 +35,13 @@ from connpool.errors import (
     TooLarge,
     TransferError,
 )
+from connpool.interfaces import IBatchStore
 from connpool.transfer.digests import BLOCK_SIZE, rootOf
-from connpool.transfer.names import displayName
+from connpool.transfer.identities import Identity
+from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.offers import Sender, earlierOf
 from connpool.transfer.receive.reception import Reception, storeFailure
 from connpool.transfer.records import DirectoryMade, Receipt, SmallFile
-from connpool.transfer.wire.answers import receiptFrame, rejectFrame
 from connpool.transfer.wire.frames import MAX_BATCH_BYTES, Frame, Type
 from connpool.transfer.wire.link import Link
 from connpool.transfer.wire.messages import (
@@ -52,10 +53,14 @@ from connpool.transfer.wire.messages import (
     Puts,
     encode,
     pingOf,
+    receiptFrame,
+    rejectFrame,
     timeOf,
 )
 
-__all__ = ["PENDING_BYTES", "SMALL_FILE_BYTES", "Acks", "SmallFiles"]
+__all__ = ["PENDING_BYTES", "SMALL_FILE_BYTES", "Acks", "SmallFiles", "WholeFiles"]
+
+Outcomes = list[Receipt | Failure]
 
 #: Bytes of a file that may come by C{PUT} or C{PUTS}.
 SMALL_FILE_BYTES = 256 * 1024
@@ -67,6 +72,171 @@ _OVERHEAD_BYTES = 512
 _ACK_RUNS = 4096
 
 
+class WholeFiles:
+    """
+    The way of files and directories that come whole, from a sender to the store.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
+        self._takesBatches = IBatchStore.providedBy(reception.store)
+
+    def put(
+        self, files: Sequence[SmallFile], identity: Identity | None, peer: str
+    ) -> Outcomes | Deferred[Outcomes]:
+        """
+        Store whole small files of one sender.  Those of one name are decided in order, and
+        one that fails does so alone.
+
+        @return: for each its receipt, or a L{Failure} with the reason.
+        """
+        reception, quotas = self._reception, self._reception.quotas
+        accounts = quotas.accounts(identity)
+        try:
+            quotas.admit(accounts, files)
+        except TransferError as e:
+            if len(files) > 1:  # then some of them may come
+                return Deferred.fromCoroutine(self._putInOrder(files, identity, peer))
+            [file] = files
+            reception.tell("offered", file.offer, peer)
+            reception.refuse(str(file.offer.name), peer, e, file.offer.transferId)
+            return [Failure(e)]
+        if reception.listeners:
+            for file in files:
+                reception.tell("offered", file.offer, peer)
+        size = sum(len(file.data) for file in files)
+        reception.began(len(files))
+        held = quotas.charge(accounts, size)
+
+        def ended(outcomes: Outcomes) -> Outcomes:
+            quotas.small(accounts, -len(files), -size)
+            self._ended(files, outcomes, peer)
+            return outcomes
+
+        def failed(failure: Failure) -> Outcomes:
+            return [Failure(storeFailure(failure))] * len(files)
+
+        stored = self._store(files)
+        if isinstance(stored, Deferred):
+            stored.addErrback(failed)
+            stored.addCallback(ended)
+        else:
+            stored = ended(stored)
+        if held is None:
+            return stored
+        rest = stored if isinstance(stored, Deferred) else succeed(stored)
+        return rest.addCallback(lambda outcomes: held.addCallback(lambda _: outcomes))
+
+    async def _putInOrder(
+        self, files: Sequence[SmallFile], identity: Identity | None, peer: str
+    ) -> Outcomes:
+        outcomes: Outcomes = []
+        for file in files:
+            stored = self.put([file], identity, peer)
+            outcomes += stored if isinstance(stored, list) else await stored
+        return outcomes
+
+    def _store(self, files: Sequence[SmallFile]) -> Outcomes | Deferred[Outcomes]:
+        """
+        Give files to the store, together if it can take them so.
+        """
+        store: Any = self._reception.store
+        if len(files) > 1 and self._takesBatches:
+            try:
+                together: Outcomes | Deferred[Outcomes] = store.putAll(files)
+                return together
+            except TransferError:
+                pass  # one by one, then
+            except Exception:
+                return [Failure(storeFailure(Failure()))] * len(files)
+        if len({file.offer.name for file in files}) < len(files):
+            return Deferred.fromCoroutine(self._storeInOrder(files))
+        results = [self._storeOne(file) for file in files]
+        if not any(isinstance(result, Deferred) for result in results):
+            return results
+        return _gather(results)
+
+    async def _storeInOrder(self, files: Sequence[SmallFile]) -> Outcomes:
+        return [(await _gather([self._storeOne(file)]))[0] for file in files]
+
+    def _storeOne(self, file: SmallFile) -> Any:
+        data: Any = file.data if self._takesBatches else bytes(file.data)
+        try:
+            return self._reception.store.put(file.offer, data, file.root)
+        except Exception:
+            return Failure()
+
+    def _ended(self, files: Sequence[SmallFile], outcomes: Outcomes, peer: str) -> None:
+        """
+        Count, log and tell what became of small files.
+        """
+        stored = []
+        for file, outcome in zip(files, outcomes, strict=True):
+            if isinstance(outcome, Receipt):
+                stored.append((outcome, file.offer))
+            else:
+                why: Any = outcome.value
+                self._reception.failed(file.offer, peer, len(file.data), why)
+        if stored:
+            self._reception.published(stored, peer)
+
+    def makeDirectory(
+        self,
+        name: RelativeName,
+        identity: Identity | None,
+        modified: int | None,
+        durability: str,
+        peer: str,
+    ) -> Deferred[DirectoryMade]:
+        """
+        Make a directory, as L{connpool.interfaces.IDirectoryStore.makeDirectory}; one that
+        is new counts as a file.
+
+        @raise TransferError: why it is refused.
+        """
+        quotas = self._reception.quotas
+        accounts = quotas.accounts(identity)
+        full: QuotaExceeded | None = None
+        try:
+            quotas.check(accounts, 1, 0)
+        except QuotaExceeded as e:
+            full = e  # one that is there takes nothing
+        store: Any = self._reception.store
+        making: Deferred[Any] = maybeDeferred(
+            store.makeDirectory, name, modified, durability, full is None
+        )
+        quotas.small(accounts, 1, 0)
+
+        def ended(result: DirectoryMade | Failure | None) -> DirectoryMade | Failure:
+            quotas.small(accounts, -1, 0)
+            if isinstance(result, Failure):
+                return result
+            if result is None:
+                assert full is not None
+                raise full
+            if result.made:
+                quotas.stored(accounts)
+                self._log.info(
+                    "made directory {name} for {peer}", name=displayName(name.path), peer=peer
+                )
+            return result
+
+        return making.addBoth(ended)
+
+
+def _gather(results: Sequence[Any]) -> Deferred[Outcomes]:
+    """
+    @param results: receipts, failures, and Deferreds of either.
+    @return: fires with all of them, in order.
+    """
+    waiting = [each if isinstance(each, Deferred) else succeed(each) for each in results]
+    return DeferredList(waiting, consumeErrors=True).addCallback(
+        lambda pairs: [outcome for _, outcome in pairs]
+    )
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class SmallFiles:
     """
@@ -74,11 +244,10 @@ class SmallFiles:
 
     @param send: writes a frame, unless the sender is gone.
     @param changed: told that more or fewer bytes wait for the store.
+    @ivar files: those of this turn, which are not stored yet.
     @ivar pending: bytes that wait for the store.
     @ivar acks: the acknowledgements that are collected.
     """
-
-    _log = Logger()
 
     _send: Callable[[bytes], None]
     _changed: Callable[[], None]
@@ -87,16 +256,18 @@ class SmallFiles:
     _reception: Reception
     _sender: Sender
     acks: Acks = attrs.field(init=False)
+    _whole: WholeFiles = attrs.field(init=False)
     pending: int = attrs.field(default=0, init=False)
     _held: bool = attrs.field(default=False, init=False)
     _over: bool = attrs.field(default=False, init=False)
-    #: files of this turn, with their streams
-    _files: list[SmallFile] = attrs.field(factory=list, init=False)
+    files: list[SmallFile] = attrs.field(factory=list, init=False)
+    #: their streams and bytes
     _streams: list[int] = attrs.field(factory=list, init=False)
     _bytes: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.acks = Acks(self._clock, self._send)
+        self._whole = WholeFiles(self._reception)
 
     def stop(self) -> None:
         """
@@ -119,7 +290,7 @@ class SmallFiles:
             *(message.ifExists, message.durability),
         )
         most = min(BATCH_FILES, self._reception.quotas.spare(self._sender.identity))
-        if len(self._files) >= most or self._bytes > MAX_BATCH_BYTES:
+        if len(self.files) >= most or self._bytes > MAX_BATCH_BYTES:
             self.store()
 
     def puts(self, frame: Frame, message: Puts) -> None:
@@ -170,7 +341,7 @@ class SmallFiles:
         except TransferError as e:
             self.refuse(stream, message.name, e)
             return
-        self._files.append(SmallFile(offer, data, message.root))
+        self.files.append(SmallFile(offer, data, message.root))
         self._streams.append(stream)
         self._bytes += size
 
@@ -180,13 +351,13 @@ class SmallFiles:
         """
         Store what was collected.
         """
-        if not self._files:
+        if not self.files:
             return
         files, streams, size = self._take()
         sender = self._sender
         stored: list[Receipt | Failure] | Deferred[list[Receipt | Failure]]
         try:
-            stored = self._reception.put(files, sender.identity, sender.peer)
+            stored = self._whole.put(files, sender.identity, sender.peer)
         except Exception:
             stored = [Failure(storeFailure(Failure()))] * len(files)
         if isinstance(stored, list):
@@ -201,8 +372,8 @@ class SmallFiles:
         self._wait(stored, size + len(files) * _OVERHEAD_BYTES, done)
 
     def _take(self) -> tuple[list[SmallFile], list[int], int]:
-        taken = self._files, self._streams, self._bytes
-        self._files, self._streams, self._bytes = [], [], 0
+        taken = self.files, self._streams, self._bytes
+        self.files, self._streams, self._bytes = [], [], 0
         return taken
 
     def _answer(
@@ -238,7 +409,7 @@ class SmallFiles:
         number, reception, sender = frame.stream, self._reception, self._sender
         try:
             name = reception.nameOf(message.name, sender.identity)
-            making = reception.makeDirectory(
+            making = self._whole.makeDirectory(
                 name, sender.identity, message.modified, message.durability, sender.peer
             )
         except TransferError as e:

@@ -32,16 +32,24 @@ from connpool.transfer.receive.offers import Sender, earlierOf
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.upload import Upload
 from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.wire.answers import (
+from connpool.transfer.wire.frames import (
     NUMBER_BYTES,
+    Frame,
+    Type,
     heldRuns,
     packBlocks,
-    receiptFrame,
-    rejectFrame,
     unpackBlocks,
 )
-from connpool.transfer.wire.frames import Frame, Type
-from connpool.transfer.wire.messages import Accept, Cancel, Commit, Progress, Repair, encode
+from connpool.transfer.wire.messages import (
+    Accept,
+    Cancel,
+    Commit,
+    Progress,
+    Repair,
+    encode,
+    receiptFrame,
+    rejectFrame,
+)
 
 __all__ = ["COMPARE_BYTES_PER_SECOND", "Owner", "Phase", "Stream"]
 
@@ -201,7 +209,7 @@ class Stream:
                 self._life.finish(receiptFrame(self._number, found, sender.identity, there))
                 return
             try:
-                upload = Upload(found, sender.digest, self._clock.seconds, self)
+                upload = Upload(found, sender.digest, self)
             except TransferError as e:
                 await found.abort(e)
                 raise
@@ -298,7 +306,7 @@ class Stream:
     async def _publish(self, root: bytes) -> None:
         assert self._upload is not None
         try:
-            await self._upload.checkpointed()
+            await self._upload.incoming.checkpointed()
             receipt = await self._upload.incoming.commit(root)
         except TransferError as e:
             self._refuse(e)

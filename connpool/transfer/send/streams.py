@@ -37,14 +37,15 @@ from connpool.transfer.send.request import RequestedDurability, SendRequest
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.send.source import readRoot, wasRenamed
 from connpool.transfer.send.walking import STDIN
-from connpool.transfer.wire.answers import (
+from connpool.transfer.wire.frames import (
     NUMBER_BYTES,
     RUN_BYTES,
+    Frame,
+    Type,
     packBlocks,
     readHeld,
     unpackBlocks,
 )
-from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.messages import (
     ROOT,
     Accept,

@@ -41,7 +41,7 @@ from connpool.transfer.records import (
 from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.publish import candidates, isTaken
-from connpool.transfer.stores.recorded import Recorded, verifyDeclared
+from connpool.transfer.stores.ranges import Recorded, verifyDeclared
 from connpool.transfer.stores.takeover import Takeovers, Tenure
 
 __all__ = ["MemoryStore"]

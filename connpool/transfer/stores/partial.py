@@ -51,8 +51,7 @@ from connpool.transfer.stores.journalwriter import JournalWriter
 from connpool.transfer.stores.partialdir import Slot
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Source
-from connpool.transfer.stores.ranges import Ranges
-from connpool.transfer.stores.recorded import Recorded, verifyDeclared
+from connpool.transfer.stores.ranges import Ranges, Recorded, verifyDeclared
 from connpool.transfer.stores.rehash import REHASH_SLICE_BYTES, digestsOf
 from connpool.transfer.stores.reservations import Reservation
 from connpool.transfer.syscalls import asTransferError

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -27,9 +27,7 @@ from twisted.python.failure import Failure
 
 from connpool.errors import DigestMismatch, TransferError
 from connpool.transfer.digests import digestNamed, rootOf
-from connpool.transfer.receive.incoming import Incoming
-from connpool.transfer.receive.reception import storeFailure
-from connpool.transfer.receive.upload import CHECKPOINT_BYTES, CHECKPOINT_SECONDS
+from connpool.transfer.receive.reception import Incoming, storeFailure
 from connpool.transfer.records import Receipt
 from connpool.waiting import Waiters
 
@@ -74,19 +72,17 @@ class Intake:
     The bytes of one upload.
 
     @param incoming: the reception's hand on its partial.
-    @param seconds: the time.
     @ivar notes: as they are kept with the upload.
     @ivar offset: the end of the bytes that came.
     @ivar failed: the error of the store, after which this is of no use.
     """
 
-    def __init__(self, incoming: Incoming, seconds: Callable[[], float]) -> None:
+    def __init__(self, incoming: Incoming) -> None:
         self.incoming = incoming
         self._partial: Any = incoming.partial
         assert incoming.offer.digest is not None
         self._digest = digestNamed(incoming.offer.digest)
         self._blockSize = incoming.offer.blockSize
-        self._seconds = seconds
         self.notes = Notes.read(incoming.offer.metadata)
         self.offset = self._recorded = 0
         self.failed: TransferError | None = None
@@ -100,9 +96,6 @@ class Intake:
         self._hashers: Mapping[str, Any] = {}
         self._before: tuple[int, Any, Any] = (0, None, None)
         self._vouches = False
-        self._checked = seconds()
-        self._since = incoming.received
-        self._checking = False
 
     async def open(self) -> None:
         """
@@ -316,17 +309,7 @@ class Intake:
         except TransferError as e:
             self._fail(e)
             return
-        grown = self.incoming.received - self._since
-        late = self._seconds() - self._checked >= CHECKPOINT_SECONDS
-        if not self._checking and (grown >= CHECKPOINT_BYTES or (grown and late)):
-            self._since, self._checked = self.incoming.received, self._seconds()
-            self._checking = True
-            self._partial.checkpoint().addBoth(self._checkpointed)
-
-    def _checkpointed(self, result: Any) -> None:
-        self._checking = False
-        if isinstance(result, Failure):
-            self._fail(storeFailure(result))
+        self.incoming.checkpoint(lambda failure: self._fail(storeFailure(failure)))
 
     def _unverified(self) -> None:
         if self.notes.verified:

@@ -280,7 +280,7 @@ class Upload:
             return
         self._begun = self._started = True
         self.offer = found.offer
-        intake = Intake(found, uploads.clock.seconds)
+        intake = Intake(found)
         try:
             await intake.open()
         except Exception as e:

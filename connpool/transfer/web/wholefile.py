@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 
 from connpool.errors import DigestMismatch, NetworkFailed, TransferError
 from connpool.transfer.digests import digestNamed, rootOf
-from connpool.transfer.receive.incoming import Incoming
-from connpool.transfer.receive.reception import Reception, storeFailure
+from connpool.transfer.receive.reception import Incoming, Reception, storeFailure
+from connpool.transfer.receive.smallfiles import WholeFiles
 from connpool.transfer.records import Offer, Receipt, SmallFile
 from connpool.transfer.web.fields import DIGESTS
 from connpool.transfer.web.problems import Problem
@@ -149,7 +149,7 @@ async def putSmall(
 
     @raise TransferError: it is not stored.
     """
-    outcomes = reception.put([SmallFile(offer, data, root)], offer.identity, peer)
+    outcomes = WholeFiles(reception).put([SmallFile(offer, data, root)], offer.identity, peer)
     [outcome] = outcomes if isinstance(outcomes, list) else await outcomes
     if isinstance(outcome, Receipt):
         return outcome

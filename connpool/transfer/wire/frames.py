@@ -20,13 +20,16 @@ has no digest: header and control part carry a CRC.  It finds accidents; against
 people there is TLS.
 
 A byte of a C{DATA} run is not copied here.
+
+Other runs are lists of blocks: those behind C{ACCEPT} and C{REPAIR}, and C{REVOKE}, by
+which a sender takes blocks back.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from zlib import crc32
 
@@ -44,12 +47,18 @@ __all__ = [
     "MAX_RUN_BYTES",
     "MAX_SMALL_BYTES",
     "MAX_STREAM",
+    "NUMBER_BYTES",
     "PREAMBLE",
+    "RUN_BYTES",
     "Frame",
     "FrameReader",
     "Piece",
     "Type",
     "frame",
+    "heldRuns",
+    "packBlocks",
+    "readHeld",
+    "unpackBlocks",
 ]
 
 #: The first bytes of both sides: NUL, which no file name begins with; CR LF
@@ -71,8 +80,10 @@ MAX_SMALL_BYTES = 1 << 20
 #: Bytes of the files that one C{PUTS} carries.
 MAX_BATCH_BYTES = 4 << 20
 
+#: Bytes of a run of blocks in C{ACCEPT}, and of a block number in C{REPAIR} and C{REVOKE}.
+RUN_BYTES, NUMBER_BYTES = 8, 4
 _MAX_LISTS_BYTES = 4 << 20
-_MAX_NUMBERS_BYTES = 4 * MAX_BLOCKS
+_MAX_NUMBERS_BYTES = NUMBER_BYTES * MAX_BLOCKS
 #: Bytes of a control part: its length has 16 bits.
 MAX_CONTROL_BYTES = (1 << 16) - 1
 
@@ -327,3 +338,68 @@ class FrameReader:
                 run = memoryview(bytes(run))  # a small one must not keep all that came with it
             return Frame(kind, stream, said, b"", length, run), end
         return Frame(kind, stream, said, bytes(run), length), end
+
+
+def heldRuns(digests: Mapping[int, bytes]) -> tuple[int, bytes]:
+    """
+    The data part of C{ACCEPT}.
+
+    @return: the number of runs, and runs and digests as they go on the wire.
+    """
+    runs: list[list[int]] = []
+    for block in sorted(digests):
+        if runs and block == sum(runs[-1]):
+            runs[-1][1] += 1
+        else:
+            runs.append([block, 1])
+    wire = [struct.pack(">II", *run) for run in runs]
+    wire += [digests[block] for block in sorted(digests)]
+    return len(runs), b"".join(wire)
+
+
+def readHeld(runs: int, wire: bytes, length: int) -> dict[int, bytes]:
+    """
+    Inverse of L{heldRuns}.
+
+    @param length: bytes of a digest.
+    @raise ProtocolError: if the lengths or the order are wrong.
+    """
+    at = runs * RUN_BYTES
+    if at > len(wire):
+        raise ProtocolError("the list of held blocks is cut off")
+    held: dict[int, bytes] = {}
+    least = 0
+    for first, count in struct.iter_unpack(">II", wire[:at]):
+        if first < least or not 0 < count <= MAX_BLOCKS - first:
+            raise ProtocolError("the list of held blocks is out of order")
+        if at + count * length > len(wire):
+            raise ProtocolError("the digests of held blocks are cut off")
+        least = first + count
+        for block in range(first, least):
+            held[block] = wire[at : at + length]
+            at += length
+    if at != len(wire):
+        raise ProtocolError("bytes follow the digests of held blocks")
+    return held
+
+
+def packBlocks(blocks: Iterable[int]) -> bytes:
+    """
+    Block numbers as C{REPAIR} and C{REVOKE} carry them.
+    """
+    numbers = list(blocks)
+    return struct.pack(f">{len(numbers)}I", *numbers)
+
+
+def unpackBlocks(wire: bytes) -> list[int]:
+    """
+    Inverse of L{packBlocks}.
+
+    @raise ProtocolError: if it is not a list of block numbers.
+    """
+    if len(wire) % NUMBER_BYTES or not wire or len(wire) > NUMBER_BYTES * MAX_BLOCKS:
+        raise ProtocolError("that is not a list of blocks")
+    blocks = [number for (number,) in struct.iter_unpack(">I", wire)]
+    if max(blocks) >= MAX_BLOCKS:
+        raise ProtocolError(f"there is no block {max(blocks)}")
+    return blocks

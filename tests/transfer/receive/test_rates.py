@@ -7,9 +7,9 @@ from twisted.internet.task import Clock
 
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName
-from connpool.transfer.receive.incoming import Incoming
 from connpool.transfer.receive.policy import Policy
-from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.reception import Incoming, Reception
+from connpool.transfer.receive.smallfiles import WholeFiles
 from connpool.transfer.records import Offer, SmallFile
 from connpool.transfer.stores import MemoryStore
 from tests.helpers.waiting import assertNoResult, successResultOf
@@ -60,7 +60,7 @@ def test_anIdentityHasARateOfItsOwn():
 async def test_smallFilesCountToo():
     clock, reception = build(maxRate=1000.0)
     offer = Offer(name=RelativeName.parse("f"), transferId="0" * 32, size=1000)
-    stored = reception.put([SmallFile(offer, bytes(1000), None)], None, "peer")
+    stored = WholeFiles(reception).put([SmallFile(offer, bytes(1000), None)], None, "peer")
     assertNoResult(stored)
     clock.advance(1.0)
     assert [receipt.status for receipt in successResultOf(stored)] == ["stored"]

@@ -15,6 +15,7 @@ from connpool.interfaces import ILiveTransfers, IPartialHolder, IStatsSource, IT
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.receive.reception import Reception
+from connpool.transfer.receive.smallfiles import WholeFiles
 from connpool.transfer.records import Offer, SmallFile
 from connpool.transfer.stores import MemoryStore
 from tests.helpers.waiting import bounded, failureResultOf, successResultOf
@@ -145,7 +146,7 @@ def raising(error):
 def test_aSmallFileThatCannotBeStoredIsCountedAndLogged(how):
     reception = Reception(Store(put=lambda *_: how(NoSpace("full"))), Clock())
     with capturedLogs() as logs:
-        stored = reception.put([SmallFile(offer(size=1), b"x", None)], None, "peer")
+        stored = WholeFiles(reception).put([SmallFile(offer(size=1), b"x", None)], None, "peer")
         [failure] = stored if how is raising else successResultOf(stored)
     assert isinstance(failure.value, NoSpace)
     assert lines(logs) == [f"did not receive d/x from peer after 1 bytes: no-space: full, id {ID}"]

@@ -10,11 +10,10 @@ from connpool.errors import NoSpace, StoreError
 from connpool.transfer.digests import DIGESTS
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName
-from connpool.transfer.receive import blockmap, upload
+from connpool.transfer.receive import reception, upload
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.receive.stream import COMPARE_BYTES_PER_SECOND, Phase
-from connpool.transfer.wire.answers import unpackBlocks
-from connpool.transfer.wire.frames import HEADER, PREAMBLE, Type
+from connpool.transfer.wire.frames import HEADER, PREAMBLE, Type, unpackBlocks
 from connpool.transfer.wire.messages import Cancel, Commit, Data, Digests, Ping, Repair, encode
 from tests.transfer.raw import connect
 from tests.transfer.world import World
@@ -125,7 +124,7 @@ def test_digestsWithoutBytesAreKeptInBounds(worlds):
     for first in range(0, 60_000, 10_000):
         client.say(Type.DIGESTS, 1, Digests(first), wire)
     (stream,) = world.wires[-1].ends[1].protocol.session._streams.values()
-    assert len(stream._upload.blockmap.expected) == blockmap.DIGESTS_AHEAD
+    assert len(stream._upload.blockmap.expected) == upload.DIGESTS_AHEAD
     # some digests may come first, as the document says
     client.data(1, 0, b"y" * 2 * BLOCK)
     assert sorted(stream._upload.blockmap.verified) == [0, 1]
@@ -322,9 +321,8 @@ def test_aBufferIsNeededUntilItsLastPieceIsWritten(worlds, error):
 
 def test_aSenderSeesNamesBelowItsOwnDirectory():
     from connpool.transfer.records import Receipt
-    from connpool.transfer.wire.answers import receiptFrame
     from connpool.transfer.wire.frames import FrameReader
-    from connpool.transfer.wire.messages import decode
+    from connpool.transfer.wire.messages import decode, receiptFrame
 
     receipt = Receipt(
         *("0" * 32, "alice/a/b", "alice/a/b", 1, "stored", "none", "memory"),
@@ -374,7 +372,7 @@ def test_aCheckpointThatFailsEndsItsFileAlone(worlds):
     client = connect(world).greet().offer(1, size=2 * BLOCK).offer(2, b"g", size=2 * BLOCK)
     session = world.wires[-1].ends[1].protocol.session
     session._streams[1]._upload.incoming.partial.checkpoint = lambda: fail(StoreError("broken"))
-    world.clock.advance(upload.CHECKPOINT_SECONDS - 0.5)
+    world.clock.advance(reception.CHECKPOINT_SECONDS - 0.5)
     client.data(1, 0, bytes(BLOCK))
     world.clock.advance(1)
     world.pump()

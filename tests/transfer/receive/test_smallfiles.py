@@ -111,12 +111,17 @@ def test_oneFrameOneAnswer(stored):
     assert client.last(Type.ACK).streams == ((25, 1),)
 
 
-def test_framesOfOneTurnGoTogether(stored):
+def test_framesOfOneTurnGoTogether(stored, monkeypatch):
     world, files = stored
     client = connect(world).greet()
     calls = []
-    put = world.reception.put
-    world.reception.put = lambda *details: calls.append(len(details[0])) or put(*details)
+    put = smallfiles.WholeFiles.put
+
+    def counted(whole, files, *details):
+        calls.append(len(files))
+        return put(whole, files, *details)
+
+    monkeypatch.setattr(smallfiles.WholeFiles, "put", counted)
     pump, world.pump = world.pump, lambda: None  # what was said arrives at once
     for number, (name, data) in enumerate(FILES, 1):
         client.put(number, name, data)
