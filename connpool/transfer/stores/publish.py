@@ -58,6 +58,7 @@ __all__ = [
     "canLink",
     "candidates",
     "inherit",
+    "isNote",
     "isTaken",
 ]
 
@@ -387,6 +388,13 @@ class Publisher:
             self._sys.remove(hidden, directory.fd)
         finally:
             self._directories.release(directory)
+
+
+def isNote(name: str) -> bool:
+    """
+    Tell whether a private file is the note of a copy.
+    """
+    return _NOTE.match(name) is not None
 
 
 def inherit(syscalls: Syscalls, fd: int, handed: Inheritance, mode: int) -> bool:

@@ -7,7 +7,8 @@ A process that died after publishing left its private name, or its journal, as
 the evidence; the steps that were missing are taken when the sender comes back
 or when somebody looks.  What nobody comes back for is removed when it has been
 too old on the wall clock and the same, at every look, for an hour of this
-process's own time: clocks jump.
+process's own time: clocks jump.  Half a file that cannot be resumed is evidence of
+nothing and may be large, so it goes after that hour, however young it is.
 
 Only what can be locked is touched, and what one thing does to us keeps nobody
 from looking at the next.
@@ -16,6 +17,7 @@ from looking at the next.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +30,7 @@ from connpool.transfer.records import Receipt
 from connpool.transfer.stores.commit import Commit
 from connpool.transfer.stores.directories import Directories
 from connpool.transfer.stores.partialdir import Entry, PartialDirectory, Slot
-from connpool.transfer.stores.publish import TEMPORARY, Publisher, Source
+from connpool.transfer.stores.publish import TEMPORARY, Publisher, Source, isNote
 from connpool.transfer.stores.receiptlog import ReceiptLog
 from connpool.transfer.syscalls import EXISTING, Syscalls, isFile
 
@@ -36,7 +38,7 @@ __all__ = ["Recovery"]
 
 #: Seconds for which something must have been seen too old.
 OVERDUE_SECONDS = 3600.0
-#: Seconds that private files which cannot be resumed are kept.
+#: Seconds that evidence is kept among the private files that cannot be resumed.
 TEMPORARY_SECONDS = 86400.0
 
 
@@ -112,7 +114,10 @@ class Recovery:
                     if status is None:
                         continue
                     how = status.st_ino, status.st_ctime_ns
-                    if isOver(name, how, now - status.st_ctime, TEMPORARY_SECONDS):
+                    # two links: it has its name, and a repetition finds that by this file
+                    plain = status.st_nlink == 1 and not isNote(name)
+                    most = -math.inf if plain else TEMPORARY_SECONDS
+                    if isOver(name, how, now - status.st_ctime, most):
                         attempt(self._removeTemporary, name, status, directory.fd)
             finally:
                 self._private.release(directory)

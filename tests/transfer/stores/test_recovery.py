@@ -333,6 +333,30 @@ def test_temporaryFilesThatChangeAreNotOld(root):
     clock.wait(store.close())
 
 
+def test_halfAFileOfAKilledProcessGoesAfterAnHour(root):
+    """
+    It cannot be resumed and may be large; evidence of what was published is kept a day.
+    """
+    theirs, second, _ = inline(root)
+    partial = second.wait(theirs.open(offer("half", size=2 * BLOCK)))
+    partial.write(0, DATA)
+    os.close(partial.slot.fd)  # as the kernel does
+    directory = root / ".connpool/temporary"
+    assert len(temporaries(root)) == 1
+    (directory / "copy-0123456789abcdef").write_text("a copy under way")
+    (directory / "published").write_text("of a process that died")
+    os.link(directory / "published", root / "published")
+    store, clock, _ = inline(root)
+    for seconds in (0, OVERDUE_SECONDS - 1):
+        clock.now += seconds
+        clock.wait(store.reap())
+        assert len(temporaries(root)) == 3
+    clock.now += 1
+    clock.wait(store.reap())
+    assert temporaries(root) == ["copy-0123456789abcdef", "published"]
+    clock.wait(store.close())
+
+
 # -- faults -------------------------------------------------------------------
 
 
