@@ -42,7 +42,7 @@ class Sized:
     def __init__(self, length: int) -> None:
         self.left = length
         self.over = not length
-        self.trailers: list[tuple[bytes, bytes]] = []
+        self.trailers: dict[bytes, list[bytes]] = {}
 
     def feed(self, data: bytes | bytearray) -> tuple[memoryview, bytes | bytearray]:
         """
@@ -60,13 +60,13 @@ class Chunked:
 
     @ivar over: all of it came.
     @ivar left: bytes of the present chunk that have not come.
-    @ivar trailers: fields behind the body, names in lower case.
+    @ivar trailers: fields behind the body.
     """
 
     def __init__(self) -> None:
         self.over = False
         self.left = 0
-        self.trailers: list[tuple[bytes, bytes]] = []
+        self.trailers: dict[bytes, list[bytes]] = {}
         self._kept = b""
         self._first = True
         self._last = False
@@ -137,7 +137,7 @@ class Chunked:
             found = _TRAILER.fullmatch(line)
             if found is None or found[1].lower() in _NO_TRAILERS:
                 raise _broken()
-            self.trailers.append((found[1].lower(), found[2]))
+            self.trailers.setdefault(found[1].lower(), []).append(found[2])
         self.over = True
         return end + 4
 

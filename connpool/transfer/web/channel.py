@@ -26,7 +26,6 @@ from enum import Enum, auto
 from typing import Any
 
 import attrs
-import h11
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol
@@ -37,9 +36,9 @@ from connpool.errors import NetworkFailed, TransferError
 from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.web.answers import Answer
 from connpool.transfer.web.body import Chunked, Sized
-from connpool.transfer.web.flow import Flow, Sink, Trailers
+from connpool.transfer.web.flow import Flow, Sink
 from connpool.transfer.web.gate import Caller
-from connpool.transfer.web.head import Head, cutHead, isHTTP2, parseHead
+from connpool.transfer.web.head import FieldValues, Head, cutHead, isHTTP2, parseHead
 from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.settings import WebCounts
 
@@ -58,7 +57,7 @@ _HEAD_READ_BYTES = 64 * 1024
 #: The first frames of an HTTP/2 server, SETTINGS and then GOAWAY with the error
 #: HTTP_1_1_REQUIRED (RFC 9113 section 6.8).
 _HTTP_1_1_REQUIRED = bytes(3) + b"\4" + bytes(5) + b"\0\0\10\7" + bytes(5) + bytes(7) + b"\r"
-_CONTINUE = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class _State(Enum):
@@ -97,7 +96,6 @@ class WebChannel(Protocol):
         self._state = _State.HEAD
         self._buffer = bytearray()
         self._head: Head | None = None
-        self._connection: h11.Connection | None = None
         self._flow: Flow | None = None
         self._paused = self._unread = self._draining = self._halfClosed = False
         self._written = self._dropped = 0
@@ -144,7 +142,6 @@ class WebChannel(Protocol):
     def connectionLost(self, reason: Failure | None = None) -> None:
         unanswered = self._state is _State.ANSWERING
         self._state = _State.OVER
-        self._connection = None
         for call in (self._timer, self._turn):
             if call is not None and call.active():
                 call.cancel()
@@ -187,16 +184,15 @@ class WebChannel(Protocol):
 
     # -- the request's side
 
-    def receive(self, sink: Sink) -> Deferred[Trailers]:
+    def receive(self, sink: Sink) -> Deferred[FieldValues]:
         """
         Let the body of the present request flow.
         """
         head, flow = self._head, self._flow
         assert head is not None
         assert flow is not None
-        connection = self._connection
-        if head.expects and not self._buffer and connection is not None:
-            self._write(connection.send(_CONTINUE) or b"")
+        if head.expects and not self._buffer and self._state is _State.ANSWERING:
+            self._write(_CONTINUE)
             self._counts.interim += 1
         transport: Any = self.transport
         transport.bufferSize = flow.readBytes
@@ -257,12 +253,11 @@ class WebChannel(Protocol):
                 self._write(_HTTP_1_1_REQUIRED)
                 self._close()
                 return
-            self._head, self._connection = parseHead(raw)
+            head = self._head = parseHead(raw)
         except Problem as e:
             self._refuse(e, bare=raw is not None and raw.startswith(b"HEAD "))
             return
         self._state = _State.ANSWERING
-        head = self._head
         body = Chunked() if head.length is None else Sized(head.length)
         self._flow = Flow(self._clock, body, self._pace, self._steer)
         self._answer(head, self).addCallback(self._reply)
@@ -273,7 +268,7 @@ class WebChannel(Protocol):
 
         @param bare: the answer has no body.
         """
-        self._head, self._connection = None, h11.Connection(h11.SERVER)
+        self._head = None
         self._state = _State.ANSWERING
         answer = self._refusal(why)
         self._reply((attrs.evolve(answer, body=b"") if bare else answer, ()))
@@ -285,18 +280,17 @@ class WebChannel(Protocol):
         answer, more = answered
         if self._state is not _State.ANSWERING:
             return  # the client has left
-        head, flow, connection = self._head, self._flow, self._connection
-        assert connection is not None
-        unread = flow is None or not flow.over
+        head, flow = self._head, self._flow
+        unread = head is None or head.closes or flow is None or not flow.over
         last = self._draining or (self._halfClosed and not self._buffer)
         if (last or unread) and not answer.closes:
             answer = attrs.evolve(answer, closes=True)
         more = [*more, ("Date", formatdate(self._clock.seconds(), usegmt=True))]
-        wire = answer.write(connection, head is not None and head.method == "HEAD", more)
-        self._head = self._flow = self._connection = None
+        wire = answer.write(head is not None and head.method == "HEAD", more)
+        self._head = self._flow = None
         self._write(wire)
         self._counts.answered(answer.status, answer.code)
-        if connection.our_state is h11.MUST_CLOSE or answer.closes:
+        if answer.closes:
             self._close()
             return
         self._state = _State.HEAD

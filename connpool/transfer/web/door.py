@@ -4,6 +4,7 @@ The web door: connections, the gate, and the resource for each request.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -16,20 +17,22 @@ from connpool.logonce import LogRarely
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.web.answers import Answer, problem
 from connpool.transfer.web.channel import WebChannel
-from connpool.transfer.web.form import Form
+from connpool.transfer.web.form import storeForm
 from connpool.transfer.web.gate import Caller, Gate
-from connpool.transfer.web.head import Head
-from connpool.transfer.web.origin import ALLOWED_METHODS, Origins, originOf
+from connpool.transfer.web.head import METHODS, Head
+from connpool.transfer.web.origin import Origins, originOf
 from connpool.transfer.web.page import Page
 from connpool.transfer.web.problems import Fields, Problem
-from connpool.transfer.web.put import Put
+from connpool.transfer.web.put import put
 from connpool.transfer.web.request import Request, Resource, Sender
 from connpool.transfer.web.settings import WebCounts, WebSettings
-from connpool.transfer.web.target import Kind, Target, parseTarget
-from connpool.transfer.web.tus import Creation, UploadURL, isTus, tusOptions
+from connpool.transfer.web.target import Kind, parseTarget
+from connpool.transfer.web.tus import createUpload, isTus, tusOptions, useUpload
 from connpool.transfer.web.uploads import Uploads
 
 __all__ = ["WebDoor"]
+
+_OF_UPLOADS = ("HEAD", "GET", "PATCH", "DELETE", "PUT", "POST")
 
 
 class WebDoor:
@@ -51,26 +54,24 @@ class WebDoor:
         settings: WebSettings | None = None,
         counts: WebCounts | None = None,
     ) -> None:
-        settings = settings or WebSettings()
+        self._settings = settings = settings or WebSettings()
         self._clock = clock
         self._reception = reception
         self._counts = counts or WebCounts()
         self._gate = Gate(clock, reception, authenticator, settings)
-        url = settings.url
-        own = [originOf(url)] if url else []
+        own = [originOf(settings.url)] if settings.url else []
         hosts = [*settings.hosts, *(hostOf(each.partition("://")[2]) for each in own)]
         self._origins = Origins(withOwnHosts(hosts), frozenset({*settings.origins, *own}))
-        put = Put(reception, settings)
-        form = self._form = Form(reception, settings)
-        self._uploads = Uploads(reception, clock)
-        self._creation = Creation(reception, settings, self._uploads)
-        self._page = Page(self._uploads.supported)
+        self._uploads = uploads = Uploads(reception, clock)
+        page = Page(uploads.supported).answer
+        self._create = partial(createUpload, uploads)
+        use: Resource = partial(useUpload, uploads)
         # PUT without a name is told what is wrong with that
-        self._resources: dict[Kind, tuple[Resource, ...]] = {
-            Kind.ROOT: (self._page, form, put),
-            Kind.DIRECTORY: (form, put),
-            Kind.NAME: (put,),
-            Kind.UPLOAD: (UploadURL(settings, self._uploads),),
+        self._resources: dict[Kind, dict[str, Resource]] = {
+            Kind.ROOT: {"GET": page, "HEAD": page, "POST": storeForm, "PUT": put},
+            Kind.DIRECTORY: {"POST": storeForm, "PUT": put},
+            Kind.NAME: {"PUT": put},
+            Kind.UPLOAD: dict.fromkeys(_OF_UPLOADS, use),
         }
         self._logs: dict[str, LogRarely] = {}
 
@@ -87,6 +88,12 @@ class WebDoor:
             lambda why: self._refuse(why, caller),
         )
 
+    def close(self) -> Deferred[Any]:
+        """
+        Let go of the uploads that go on in later requests.
+        """
+        return self._uploads.close()
+
     async def _answer(
         self, head: Head, channel: WebChannel, caller: Caller
     ) -> tuple[Answer, Fields]:
@@ -96,6 +103,7 @@ class WebDoor:
         @return: the answer, and fields that depend on the request's origin.
         """
         shared: Fields = ()
+        request = None
         try:
             target = parseTarget(head.method, head.target)
             self._origins.checkHost(head, target)
@@ -104,15 +112,20 @@ class WebDoor:
             self._origins.checkOrigin(head)
             if head.method == "OPTIONS":
                 return self._options(head), shared
-            resource = self._resourceFor(head, target)
+            resource = self._resourceFor(head, target.kind)
             # the page tells nothing, and asks for a password itself
-            known = resource is not self._page
+            known = target.kind is not Kind.ROOT or head.method not in {"GET", "HEAD"}
             sender = await self._gate.identify(head, caller) if known else Sender(caller.peer)
-            return await resource.answer(
-                Request(head, target, sender, channel.receive, channel.end)
-            ), shared
+            request = Request(
+                *(head, target, sender, channel.receive, channel.end),
+                *(self._reception, self._settings),
+            )
+            return await resource(request), shared
         except TransferError as e:
-            return self._refuse(e, caller), shared
+            if request is None or isinstance(e, Problem):
+                return self._refuse(e, caller), shared
+            # the reception has logged it
+            return problem(e, conditional=b"*" in head.all(b"if-none-match")), shared
         except Exception as e:
             self._log.failure("answering a request of {peer} failed", peer=caller.peer)
             return problem(StoreError(f"internal error: {type(e).__name__}")), shared
@@ -140,21 +153,15 @@ class WebDoor:
         if preflight is not None:
             return Answer(204, preflight)
         offered = tusOptions(self._reception.policy) if self._uploads.supported else ()
-        return Answer(204, [("Allow", ALLOWED_METHODS), *offered])
+        return Answer(204, [("Allow", ", ".join(METHODS)), *offered])
 
-    def close(self) -> Deferred[Any]:
-        """
-        Let go of the uploads that go on in later requests.
-        """
-        return self._uploads.close()
-
-    def _resourceFor(self, head: Head, target: Target) -> Resource:
-        resources = self._resources.get(target.kind)
+    def _resourceFor(self, head: Head, kind: Kind) -> Resource:
+        resources = self._resources.get(kind)
         if resources is None:
             raise Problem(404, "there is nothing of this name", "expired")
-        for resource in resources:
-            if head.method in resource.methods:
-                return self._creation if resource is self._form and isTus(head) else resource
-        allow = ", ".join([name for each in resources for name in each.methods] + ["OPTIONS"])
-        why = f"here {head.method} means nothing; {allow} do"
-        raise Problem(405, why, "unsupported", fields=[("Allow", allow)])
+        resource = resources.get(head.method)
+        if resource is None:
+            allow = ", ".join([*resources, "OPTIONS"])
+            why = f"here {head.method} means nothing; {allow} do"
+            raise Problem(405, why, "unsupported", fields=[("Allow", allow)])
+        return self._create if resource is storeForm and isTus(head) else resource

@@ -1,42 +1,34 @@
 """
-The fields of a request that say something about a file.
-
-Digests are structured fields (RFC 9651) and read by C{http_sf}; it takes base64 of any
-length, so the length of a digest is looked at here.
+The fields of a request that say something about a file, but its digests.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import http_sf
-
-from connpool.errors import TransferError, Unsupported
 from connpool.transfer.records import ASKABLE_DURABILITIES, IF_EXISTS
 from connpool.transfer.web.head import Head
 from connpool.transfer.web.problems import Problem
 
-__all__ = [
-    "DIGESTS",
-    "digestsOf",
-    "durabilityOf",
-    "modifiedOf",
-    "preferencesOf",
-    "ruleAskedFor",
-    "wantedDigest",
-    "wholeSize",
-    "writeDigest",
-]
-
-#: The digests that vouch for content (RFC 9530 section 5): name to hash.  CRC-32 and MD5 are
-#: not among them.
-DIGESTS = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
+__all__ = ["durabilityOf", "modifiedOf", "preferencesOf", "rangeOf", "ruleAskedFor", "wholeSize"]
 
 _RANGE = re.compile(rb"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _SECONDS = re.compile(rb"(-?\d{1,12})(?:\.(\d{1,9}))?")
+
+
+def rangeOf(head: Head) -> tuple[int, int, int] | None:
+    """
+    @return: the first and the last byte in C{Content-Range}, and the size of the file, if
+        the body can be that; else L{None}.
+    """
+    found = _RANGE.fullmatch(head.one(b"content-range") or b"")
+    if found is None:
+        return None
+    first, last, size = map(int, found.groups())
+    length = last + 1 - first
+    fits = 0 < length <= size - first and head.length in {None, length}
+    return (first, last, size) if fits else None
 
 
 def wholeSize(head: Head) -> int | None:
@@ -49,20 +41,17 @@ def wholeSize(head: Head) -> int | None:
     @return: bytes; L{None} if the client does not know.
     @raise Problem: it is not a whole file.
     """
-    given = head.one(b"content-range")
-    if given is None:
+    if not head.all(b"content-range"):
         return head.length
-    found = _RANGE.fullmatch(given)
-    if found is not None:
-        first, last, size = map(int, found.groups())
-        if first == 0 and last + 1 == size and head.length in {None, size}:
-            return size
-    raise Problem(
-        400,
-        "PUT stores whole files; to resume, create an upload by tus with POST and send the rest "
-        "to the URL that it gets",
-        "unsupported",
-    )
+    found = rangeOf(head)
+    if found is None or found[:2] != (0, found[2] - 1):
+        raise Problem(
+            400,
+            "PUT stores whole files; to resume, create an upload by tus with POST and send the "
+            "rest to the URL that it gets",
+            "unsupported",
+        )
+    return found[2]
 
 
 def modifiedOf(head: Head) -> int | None:
@@ -117,78 +106,3 @@ def _choice(preferences: Mapping[str, str], name: str, choices: tuple[str, ...])
     if value is not None and value not in choices:
         raise Problem(400, f"Prefer: {name} is one of {', '.join(choices)}")
     return value
-
-
-def _dictionary(name: str, values: Iterable[bytes]) -> Mapping[str, Any]:
-    try:
-        found = http_sf.parse(b", ".join(values), tltype="dictionary")
-    except http_sf.StructuredFieldError as e:
-        raise Problem(400, f"{name} is no dictionary (RFC 9651): {e}") from None
-    assert isinstance(found, dict)
-    return found
-
-
-def readDigests(name: str, values: Iterable[bytes]) -> dict[str, bytes]:
-    """
-    @param name: of the field, for messages.
-    @return: the digests in a field, by algorithm, of those in L{DIGESTS}.
-    @raise Problem: one of them cannot be a digest of its algorithm, or none is known.
-    """
-    members = _dictionary(name, values)
-    found = {}
-    for algorithm, member in members.items():
-        if algorithm not in DIGESTS:
-            continue
-        value = member[0] if isinstance(member, tuple) else member
-        length = DIGESTS[algorithm]().digest_size
-        if not isinstance(value, bytes) or len(value) != length:
-            raise Problem(400, f"{name}: {algorithm} has {length} bytes, in base64, in colons")
-        found[algorithm] = value
-    if not found:
-        raise _unknown(name)
-    return found
-
-
-def _unknown(name: str) -> TransferError:
-    return Problem(400, f"{name}: digests are taken by {' and '.join(DIGESTS)}", Unsupported.code)
-
-
-def digestsOf(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, bytes]:
-    """
-    @param fields: of a head or a trailer, names in lower case.
-    @return: the digests that the file shall have, by algorithm.  The content of a PUT is all
-        of the file, so both fields say the same.
-    """
-    fields = list(fields)
-    found: dict[str, bytes] = {}
-    for name in ("Repr-Digest", "Content-Digest"):
-        values = [value for each, value in fields if each == name.lower().encode()]
-        if not values:
-            continue
-        for algorithm, digest in readDigests(name, values).items():
-            if found.setdefault(algorithm, digest) != digest:
-                raise Problem(400, f"Repr-Digest and Content-Digest differ in {algorithm}")
-    return found
-
-
-def wantedDigest(head: Head) -> str | None:
-    """
-    @return: the algorithm that C{Want-Repr-Digest} likes best of ours; L{None} if it wants none.
-    """
-    values = head.all(b"want-repr-digest")
-    if not values:
-        return None
-    members = _dictionary("Want-Repr-Digest", values)
-    weights = {}
-    for algorithm, member in members.items():
-        weight = member[0] if isinstance(member, tuple) else member
-        if algorithm in DIGESTS and isinstance(weight, int) and weight > 0:
-            weights[algorithm] = weight
-    return max(weights, key=lambda name: weights[name], default=None)
-
-
-def writeDigest(digests: Mapping[str, bytes]) -> str:
-    """
-    @return: the value of C{Repr-Digest}.
-    """
-    return http_sf.ser({name: (digest, {}) for name, digest in digests.items()})

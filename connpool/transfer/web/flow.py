@@ -4,16 +4,17 @@ The body of one request on its way to whoever asked for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 
 from connpool.errors import StoreError, TransferError
 from connpool.transfer.web.body import Chunked, Sized
+from connpool.transfer.web.head import FieldValues
 from connpool.transfer.wire.link import Pace
 
-__all__ = ["Flow", "Sink", "Trailers"]
+__all__ = ["Flow", "Sink"]
 
 #: Bytes that may wait for the disk or a digest before no more is read.
 MAX_OUTSTANDING_BYTES = 4 << 20
@@ -21,8 +22,6 @@ MAX_OUTSTANDING_BYTES = 4 << 20
 _LONG_BYTES = 128 * 1024
 _LARGE_READ_BYTES, _SMALL_READ_BYTES = 1 << 20, 64 * 1024
 
-#: Fields behind a body, names in lower case.
-Trailers = Sequence[tuple[bytes, bytes]]
 #: Takes a run of content; returns L{None} when it is done with it, or a Deferred that fires
 #: when it is.
 Sink = Callable[[memoryview], "Deferred[None] | None"]
@@ -53,7 +52,7 @@ class Flow:
         self._pace: Pace | None = None
         self._sink: Sink | None = None
         self._outstanding = 0
-        self._done: Deferred[Trailers] | None = None
+        self._done: Deferred[FieldValues] | None = None
         self._why: TransferError | None = None
         self.wants = False
 
@@ -79,7 +78,7 @@ class Flow:
         long = isinstance(self._body, Sized) and self._body.left >= _LONG_BYTES
         return _LARGE_READ_BYTES if long else _SMALL_READ_BYTES
 
-    def begin(self, sink: Sink) -> Deferred[Trailers]:
+    def begin(self, sink: Sink) -> Deferred[FieldValues]:
         """
         Let the body flow.
 

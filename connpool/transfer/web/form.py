@@ -21,18 +21,15 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 from twisted.internet.defer import Deferred, DeferredLock
 
-from connpool.errors import NameRefused, Skipped, TransferError
+from connpool.errors import NameRefused, TransferError
 from connpool.transfer.names import displayName
-from connpool.transfer.receive.reception import Reception
 from connpool.transfer.web.answers import Answer, accountOf, jsonAnswer
-from connpool.transfer.web.fields import durabilityOf, preferencesOf, ruleAskedFor
-from connpool.transfer.web.head import Head
+from connpool.transfer.web.digests import Digests
 from connpool.transfer.web.problems import Problem, documentOf, statusOf
 from connpool.transfer.web.request import Request
-from connpool.transfer.web.settings import WebSettings
-from connpool.transfer.web.wholefile import Digester, WholeFile
+from connpool.transfer.web.wholefile import WholeFile
 
-__all__ = ["Form"]
+__all__ = ["storeForm"]
 
 #: Parts of a form, and those of them that are no files; bytes of such a field.
 MAX_PARTS, MAX_FIELDS, MAX_FIELD_BYTES = 1000, 16, 4096
@@ -95,40 +92,26 @@ def nameIn(parameters: dict[bytes, bytes]) -> bytes | None:
     return unquote_to_bytes(rest.partition(b"'")[2])
 
 
-class Form:
+async def storeForm(request: Request) -> Answer:
     """
-    The resource of forms: the target is a directory.
+    Store the files of a form; the target is their directory.
     """
-
-    methods = ("POST",)
-
-    def __init__(self, reception: Reception, settings: WebSettings) -> None:
-        self._reception = reception
-        self._settings = settings
-
-    async def answer(self, request: Request) -> Answer:
-        """
-        Store the files.
-        """
-        head = request.head
-        boundary = _BOUNDARY.fullmatch(b", ".join(head.all(b"content-type")))
-        if boundary is None:
-            raise Problem(
-                415,
-                "POST takes a form (multipart/form-data with a boundary) or creates an upload of "
-                "tus (Tus-Resumable and Upload-Length); send a whole file with PUT",
-                "unsupported",
-            )
-        reading = _Reading(self._reception, self._settings, request, boundary[1] or boundary[2])
-        try:
-            await request.receive(reading.write)
-            reading.close()
-        except BaseException as e:
-            await reading.abort(e)
-            raise
-        if not reading.told:
-            raise Problem(400, "the form has no file")
-        return _answer(head, reading)
+    boundary = _BOUNDARY.fullmatch(b", ".join(request.head.all(b"content-type")))
+    if boundary is None:
+        raise Problem(
+            415,
+            "POST takes a form (multipart/form-data with a boundary) or creates an upload of "
+            "tus (Tus-Resumable and Upload-Length); send a whole file with PUT",
+            "unsupported",
+        )
+    reading = _Reading(request, boundary[1] or boundary[2])
+    try:
+        await request.receive(reading.write)
+        reading.close()
+    except BaseException as e:
+        await reading.abort(e)
+        raise
+    return reading.answer()
 
 
 class _Reading:
@@ -139,15 +122,9 @@ class _Reading:
     @ivar status: of the first problem; 0 if there is none.
     """
 
-    def __init__(
-        self, reception: Reception, settings: WebSettings, request: Request, boundary: bytes
-    ) -> None:
-        self._reception = reception
-        self._settings = settings
+    def __init__(self, request: Request, boundary: bytes) -> None:
         self._request = request
-        preferences = preferencesOf(request.head)
-        self._rule = ruleAskedFor(request.head, preferences) or ""
-        self._durability = durabilityOf(preferences)
+        self._identity = request.sender.identity
         self.told: list[dict[str, Any]] = []
         self.status = 0
         self._lock = DeferredLock()
@@ -277,23 +254,11 @@ class _Reading:
             self._tell(e)
 
     async def _open(self, name: bytes) -> None:
-        request, reception = self._request, self._reception
-        raw = request.target.path + name
-        try:
-            offer = reception.offer(
-                *(raw, request.sender.identity, self._rule),
-                transferId=secrets.token_hex(16),
-                key=secrets.token_bytes(32),
-                durability=self._durability,
-                protocol="web",
-            )
-        except TransferError as e:
-            reception.refuse(displayName(raw), request.sender.peer, e)
-            raise
-        digester = Digester({"sha-256"} if self._settings.sha256 else ())
-        self._file = await WholeFile.begin(
-            reception, offer, request.sender.peer, digester, request.end
-        )
+        # one of the form's own: a form has no key
+        offer = self._request.offer(name, key=secrets.token_bytes(32))
+        file = WholeFile(self._request, offer, Digests({}))
+        await file.begin()
+        self._file = file
 
     async def _end(self) -> None:
         if self._place == "field" and not self._isPath:
@@ -301,8 +266,8 @@ class _Reading:
         file, self._file = self._file, None
         if file is not None:
             try:
-                receipt, _ = await file.commit({})
-                self.told.append(accountOf(receipt, self._request.sender.identity))
+                receipt = await file.commit({})
+                self.told.append(accountOf(receipt, self._identity))
             except TransferError as e:
                 self._tell(e)
 
@@ -313,13 +278,10 @@ class _Reading:
         self._tell(why)
 
     def _tell(self, why: TransferError) -> None:
-        skipped = isinstance(why, Skipped)
-        status = 200 if skipped else statusOf(why)
-        if not skipped:
+        status = statusOf(why)
+        if status >= 400:
             self.status = self.status or status
-        said = {"status": "skipped"} if skipped else {}
-        document = {**documentOf(why, status)[0], "name": displayName(self._name), **said}
-        self.told.append(document)
+        self.told.append({**documentOf(why, status), "name": displayName(self._name)})
 
     async def abort(self, why: BaseException) -> None:
         """
@@ -330,15 +292,21 @@ class _Reading:
         if file is not None:
             await file.abort(why)
 
+    def answer(self) -> Answer:
+        """
+        Tell what became of the files.
 
-def _answer(head: Head, reading: _Reading) -> Answer:
-    new = any(each["status"] == "stored" for each in reading.told)
-    status = reading.status or (201 if new else 200)
-    if any(b"text/html" in value.lower() for value in head.all(b"accept")):
-        rows = "".join(_rows(reading.told))
-        fields = [("Content-Type", "text/html; charset=utf-8")]
-        return Answer(status, fields, _RESULTS.format(rows).encode())
-    return jsonAnswer(status, reading.told)
+        @raise Problem: there was none.
+        """
+        if not self.told:
+            raise Problem(400, "the form has no file")
+        new = any(each["status"] == "stored" for each in self.told)
+        status = self.status or (201 if new else 200)
+        if any(b"text/html" in value.lower() for value in self._request.head.all(b"accept")):
+            rows = "".join(_rows(self.told))
+            fields = [("Content-Type", "text/html; charset=utf-8")]
+            return Answer(status, fields, _RESULTS.format(rows).encode())
+        return jsonAnswer(status, self.told)
 
 
 def _rows(told: list[dict[str, Any]]) -> Iterator[str]:

@@ -176,7 +176,7 @@ def _forwarded(head: Head) -> bool:
     """
     Tell whether a proxy says that it forwards the request.
     """
-    return any(name in _FORWARDING for name, _ in head.fields)
+    return not _FORWARDING.isdisjoint(head.fields)
 
 
 def readCredentials(value: bytes) -> tuple[str, bytes]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -29,6 +28,7 @@ from connpool.errors import DigestMismatch, TransferError
 from connpool.transfer.digests import digestNamed, rootOf
 from connpool.transfer.receive.reception import Incoming, storeFailure
 from connpool.transfer.records import Receipt
+from connpool.transfer.web.digests import Digests
 from connpool.waiting import Waiters
 
 __all__ = ["Intake", "Notes"]
@@ -92,10 +92,9 @@ class Intake:
         #: blocks that are finished but not recorded: number, digest, end
         self._finished: deque[tuple[int, bytes, int]] = deque()
         self._changed = Waiters()
-        #: of the request under way: its hashes, what they and ours were before, what it vouches for
-        self._hashers: Mapping[str, Any] = {}
+        #: of the request under way, L{None} between two; and our offset and hashes before it
+        self._digests: Digests | None = None
         self._before: tuple[int, Any, Any] = (0, None, None)
-        self._vouches = False
 
     async def open(self) -> None:
         """
@@ -127,15 +126,13 @@ class Intake:
 
     # -- one request
 
-    def begin(self, hashers: Mapping[str, Any] | None = None, vouches: bool = False) -> None:
+    def begin(self, digests: Digests) -> None:
         """
         Let a request follow the one before.
 
-        @param hashers: compute its digests, by algorithm; empty if it brings none.
-        @param vouches: whether one of them, if it matches, verifies the bytes.
+        @param digests: of its bytes.
         """
-        self._hashers = hashers or {}
-        self._vouches = vouches
+        self._digests = digests
         whole = None if self._whole is None else self._whole.copy()
         self._before = self.offset, self._block.copy(), whole
 
@@ -148,7 +145,8 @@ class Intake:
         """
         if self.failed is not None:
             raise self.failed
-        if len(view) and not self._vouches:
+        assert self._digests is not None
+        if len(view) and not self._digests.vouches:
             self._unverified()
         try:
             written = self.incoming.write(self.offset, view)
@@ -157,8 +155,7 @@ class Intake:
                 self._fail(e)
             raise
         self._cut(view)
-        for hasher in self._hashers.values():
-            hasher.update(view)
+        self._digests.update(view)
         if self._whole is not None:
             self._whole.update(view)
         if written is None:
@@ -189,27 +186,17 @@ class Intake:
         self._changed.wake()
         return result
 
-    async def digests(self) -> dict[str, bytes]:
-        """
-        Return the digests of the request under way, as L{begin} asked for them.
-
-        @raise TransferError: its bytes could not be written.
-        """
-        await self.quiet()
-        self._check()
-        return {name: hasher.digest() for name, hasher in self._hashers.items()}
-
-    async def keep(self, matched: bool = False) -> None:
+    async def keep(self, verified: bool) -> None:
         """
         Record what the request has brought.
 
-        @param matched: whether its digest did.
+        @param verified: whether a digest that matched vouches for it.
         @raise TransferError: it could not be written.
         """
         await self.quiet()
-        if not matched and self.offset > self._before[0]:
+        if not verified and self.offset > self._before[0]:
             self._unverified()
-        self._hashers = {}
+        self._digests = None
         self._record()
         self._check()
         if self._recorded < self.offset:
@@ -223,10 +210,9 @@ class Intake:
         @raise TransferError: the store failed before.
         """
         await self.quiet()
-        self._check()
         end = self.offset
         self.offset, self._block, self._whole = self._before
-        self._hashers = {}
+        self._digests = None
         self._finished.clear()
         if end > self.offset:
             self._partial.discard(self.offset, end)
@@ -236,9 +222,12 @@ class Intake:
     async def quiet(self) -> None:
         """
         Wait until all that came is written.
+
+        @raise TransferError: it could not be.
         """
         while self.failed is None and self._written < self.offset:
             await self._changed.wait()
+        self._check()
 
     async def checkpoint(self) -> int:
         """
@@ -299,7 +288,7 @@ class Intake:
         """
         Record the blocks that are finished and written.
         """
-        if self._hashers or self.failed is not None:
+        if self._digests or self.failed is not None:
             return
         written = self._written
         try:

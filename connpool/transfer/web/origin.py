@@ -25,17 +25,17 @@ from collections.abc import Sequence
 import attrs
 
 from connpool.addresses.hosts import hostOf, isOwnHost
-from connpool.transfer.web.head import Head
+from connpool.transfer.web.head import METHODS, Head
 from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.target import Target
 
-__all__ = ["ALLOWED_METHODS", "EXPOSED", "Origins", "originOf"]
+__all__ = ["EXPOSED", "Origins", "originOf"]
 
 #: Methods that change nothing.
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _ORIGIN = re.compile(r"(https?)://([^/?#@\s]+)")
 
-ALLOWED_METHODS = "GET, HEAD, OPTIONS, PUT, POST, PATCH, DELETE"
+
 #: Fields that scripts of listed origins may send, and may read in answers.
 _ALLOWED = (
     "Authorization, Content-Type, Content-Disposition, Content-Digest, Repr-Digest, "
@@ -154,7 +154,7 @@ class Origins:
         if not asked or len(self.shared(head)) < 2:
             return None
         return [
-            ("Access-Control-Allow-Methods", ALLOWED_METHODS),
+            ("Access-Control-Allow-Methods", ", ".join(METHODS)),
             ("Access-Control-Allow-Headers", _ALLOWED),
             ("Access-Control-Max-Age", str(_PREFLIGHT_SECONDS)),
         ]

@@ -24,14 +24,12 @@ _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 
 class Page:
     """
-    The resource of C{/}.
+    The page at C{/}.
 
     @param resumes: whether uploads can be resumed here, which the script needs.
     @ivar text: the document, UTF-8.
     @ivar policy: its content security policy: only what is in the document runs, by hash.
     """
-
-    methods = ("GET", "HEAD")
 
     def __init__(self, resumes: bool) -> None:
         text = files("connpool.transfer.web").joinpath("page.html").read_text("utf-8")

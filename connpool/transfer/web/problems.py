@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
-from connpool.errors import Exists, TransferError
+from connpool.errors import Exists, Skipped, TransferError
 
-__all__ = ["Fields", "Problem", "documentOf", "phraseOf", "statusOf"]
+__all__ = ["Fields", "Problem", "documentOf", "fieldsOf", "phraseOf", "statusOf"]
 
 Fields = Sequence[tuple[str, str]]
 
-#: Seconds after which a request may be worth repeating.
-_BUSY_SECONDS, _NO_SPACE_SECONDS = 5, 60
 #: Characters of a detail.
 _MAX_DETAIL = 1024
 
@@ -43,14 +41,8 @@ _STATUS = {
     "no-space": 507,
     "no-inodes": 507,
 }
-_AGAIN = {
-    "busy": _BUSY_SECONDS,
-    "unavailable": _BUSY_SECONDS,
-    "no-space": _NO_SPACE_SECONDS,
-    "no-inodes": _NO_SPACE_SECONDS,
-}
-#: The connection is of no use after these.
-_CLOSING = {408}
+#: Seconds after which a request may be worth repeating.
+_AGAIN = {"busy": 5, "unavailable": 5, "no-space": 60, "no-inodes": 60}
 
 
 class Problem(TransferError):
@@ -97,28 +89,30 @@ def statusOf(why: TransferError, *, conditional: bool = False, upload: bool = Fa
     """
     if isinstance(why, Problem):
         return why.status
+    if isinstance(why, Skipped):
+        return 200  # as the client or the operator wanted it
     if isinstance(why, Exists) and (conditional or upload):
         return 412 if conditional else 422
     return _STATUS.get(why.code, 500)
 
 
-def documentOf(
-    why: TransferError, status: int, more: Sequence[tuple[str, Any]] = ()
-) -> tuple[dict[str, Any], Fields, bool]:
+def documentOf(why: TransferError, status: int) -> dict[str, Any]:
     """
-    @param more: members beside the usual ones.
-    @return: the problem document, fields that go with it, and whether the connection ends
-        with it.
+    @return: the problem document; of a file that was skipped, its account.
     """
     detail = " ".join(str(why).split())[:_MAX_DETAIL]
-    document = {"title": phraseOf(status), "status": status, "detail": detail, "code": why.code}
-    fields: list[tuple[str, str]] = []
-    closes = status in _CLOSING
-    if isinstance(why, Problem):
-        fields += why.fields
-        closes = closes or why.closes
+    if isinstance(why, Skipped):
+        return {"status": "skipped", "detail": detail, "code": why.code}
+    return {"title": phraseOf(status), "status": status, "detail": detail, "code": why.code}
+
+
+def fieldsOf(why: TransferError, status: int) -> Fields:
+    """
+    @return: the fields that go with a problem document.
+    """
+    fields = list(why.fields) if isinstance(why, Problem) else []
     if why.code in _AGAIN:
         fields.append(("Retry-After", str(_AGAIN[why.code])))
     if status == 401:
         fields.append(("WWW-Authenticate", 'Basic realm="connpool", charset="UTF-8"'))
-    return {**document, **dict(more)}, fields, closes
+    return fields

@@ -34,7 +34,7 @@ class WebSettings:
     sha256: bool = False
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class WebStats:
     """
     The counts of a web door.
@@ -49,25 +49,20 @@ class WebStats:
     GAUGES: ClassVar[frozenset[str]] = frozenset({"connections"})
 
     connections: int = 0
-    requests: dict[str, int] = attrs.field(factory=dict)
-    refused: dict[str, int] = attrs.field(factory=dict)
+    requests: dict[str, int] = attrs.field(factory=Counter)
+    refused: dict[str, int] = attrs.field(factory=Counter)
     interim: int = 0
     unanswered: int = 0
 
 
 @implementer(IStatsSource)
-class WebCounts:
+class WebCounts(WebStats):
     """
     The counts of a web door as they grow: there before the door itself is loaded.
     """
 
     kind = "web"
     name = "web"
-
-    def __init__(self) -> None:
-        self.connections = self.interim = self.unanswered = 0
-        self.requests: Counter[str] = Counter()
-        self.refused: Counter[str] = Counter()
 
     def answered(self, status: int, code: str) -> None:
         """
@@ -80,10 +75,4 @@ class WebCounts:
             self.refused[code] += 1
 
     def stats(self) -> WebStats:
-        return WebStats(
-            self.connections,
-            dict(self.requests),
-            dict(self.refused),
-            self.interim,
-            self.unanswered,
-        )
+        return WebStats(**attrs.asdict(self))

@@ -22,29 +22,22 @@ from connpool.errors import (
     TransferError,
     Unsupported,
 )
-from connpool.transfer.names import INTERNAL, displayName
+from connpool.transfer.names import INTERNAL
 from connpool.transfer.receive.policy import Policy
-from connpool.transfer.receive.reception import Reception
 from connpool.transfer.records import Offer
-from connpool.transfer.web.answers import Answer, accountOf, jsonAnswer, problem, stored
-from connpool.transfer.web.checksum import ALGORITHMS, checksumOf, contentDigestOf
+from connpool.transfer.web.answers import Answer, accountOf, jsonAnswer, problem
 from connpool.transfer.web.creations import noUpload
-from connpool.transfer.web.fields import (
-    durabilityOf,
-    preferencesOf,
-    readDigests,
-    ruleAskedFor,
-    wantedDigest,
-)
+from connpool.transfer.web.digests import TUS_ALGORITHMS, digestsOfBody, wantedDigest, wholeSHA256
+from connpool.transfer.web.fields import rangeOf
 from connpool.transfer.web.head import MAX_LENGTH, Head
 from connpool.transfer.web.intake import Notes
 from connpool.transfer.web.problems import Fields, Problem
+from connpool.transfer.web.put import stored
 from connpool.transfer.web.request import Request, Sender
-from connpool.transfer.web.settings import WebSettings
 from connpool.transfer.web.target import locate
 from connpool.transfer.web.uploads import Upload, Uploads
 
-__all__ = ["Creation", "UploadURL", "isTus", "tusOptions"]
+__all__ = ["createUpload", "isTus", "tusOptions", "useUpload"]
 
 VERSION = "1.0.0"
 EXTENSIONS = (
@@ -61,7 +54,6 @@ _OWN = {
     b"upload-concat",
 }
 _NUMBER = re.compile(rb"[0-9]{1,19}")
-_RANGE = re.compile(rb"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _DECIMAL = re.compile(rb"[0-9]{1,13}")
 
 
@@ -69,8 +61,7 @@ def isTus(head: Head) -> bool:
     """
     Tell whether a C{POST} to a directory is meant to create an upload.
     """
-    names = {name for name, _ in head.fields}
-    return bool(names & _OWN) or CONTENT_TYPE in head.all(b"content-type")
+    return not _OWN.isdisjoint(head.fields) or CONTENT_TYPE in head.all(b"content-type")
 
 
 def tusOptions(policy: Policy) -> Fields:
@@ -81,169 +72,136 @@ def tusOptions(policy: Policy) -> Fields:
         ("Tus-Resumable", VERSION),
         ("Tus-Version", VERSION),
         ("Tus-Extension", EXTENSIONS),
-        ("Tus-Checksum-Algorithm", ",".join(ALGORITHMS)),
+        ("Tus-Checksum-Algorithm", ",".join(TUS_ALGORITHMS)),
     ]
     if policy.maxFileSize is not None:
         fields.append(("Tus-Max-Size", str(policy.maxFileSize)))
     return fields
 
 
-class Creation:
+async def createUpload(uploads: Uploads, request: Request) -> Answer:
     """
-    The resource of directories, for new uploads.
+    Create an upload, with its first bytes if the request brings some.
     """
-
-    methods = ("POST",)
-
-    def __init__(self, reception: Reception, settings: WebSettings, uploads: Uploads) -> None:
-        self._reception = reception
-        self._settings = settings
-        self._uploads = uploads
-
-    async def answer(self, request: Request) -> Answer:
-        """
-        Create an upload, with its first bytes if the request brings some.
-        """
-        try:
-            return await self._create(request)
-        except TransferError as e:
-            return _failed(e)
-
-    async def _create(self, request: Request) -> Answer:
-        head, sender = request.head, request.sender
-        _verifyVersion(head)
-        if not self._uploads.supported:
-            raise Unsupported("the store of this receiver takes whole files only; use PUT")
-        if head.all(b"upload-concat"):
-            raise Unsupported("uploads are not put together here; send the file as one upload")
-        size = _lengthOf(head)
-        brings = head.length != 0
-        if brings:
-            _verifyContent(head)
-        check = checksumOf(head) if brings else None
-        upload = await self._uploads.create(self._offer(request, size), sender)
-        offset = size or 0 if upload.receipt is not None else 0
-        if brings:
-            try:
-                offset = await upload.append(request, 0, check=check)
-            except TransferError as e:
-                # nobody but us knows its URL
-                with suppress(TransferError):
-                    await upload.remove(e)
-                raise
-        path = f"{INTERNAL}/u/{upload.token.text}"
-        location = locate(path, request.target.depth, self._settings.url)
-        fields = [("Location", location), *_state(upload, offset)]
-        if upload.receipt is None:
-            return Answer(201, fields)
-        return jsonAnswer(201, _account(upload, offset, sender), fields)
-
-    def _offer(self, request: Request, size: int | None) -> Offer:
-        head, sender = request.head, request.sender
-        metadata = head.one(b"upload-metadata") or b""
-        found = readMetadata(metadata)
-        transferId = secrets.token_hex(16)
-        names = (found.get(each) for each in ("relativePath", "filename", "name"))
-        name = next((each for each in names if each and each != b"null"), transferId.encode())
-        raw = request.target.path + name
-        preferences = preferencesOf(head)
-        rule = ruleAskedFor(head, preferences) or ""
-        whole = self._settings.sha256 or wantedDigest(head) == "sha-256"
-        values = {
-            "transferId": transferId,
-            "size": size,
-            "modified": _modifiedOf(found),
-            "durability": durabilityOf(preferences),
-            "protocol": "web",
-            "metadata": Notes(metadata.decode("ascii"), whole=whole).text,
-        }
-        try:
-            return self._reception.offer(raw, sender.identity, rule, **values)
-        except TransferError as e:
-            self._reception.refuse(displayName(raw), sender.peer, e)
-            raise
+    try:
+        return await _create(uploads, request)
+    except TransferError as e:
+        return _failed(e)
 
 
-class UploadURL:
-    """
-    The resource of the URL of an upload.
-    """
-
-    methods = ("HEAD", "GET", "PATCH", "DELETE", "PUT", "POST")
-
-    def __init__(self, settings: WebSettings, uploads: Uploads) -> None:
-        self._settings = settings
-        self._uploads = uploads
-
-    async def answer(self, request: Request) -> Answer:
-        """
-        Tell about the upload, take bytes of it, or remove it.
-        """
-        head = request.head
-        method = head.method
-        if method == "POST":
-            # for clients whose libraries have no PATCH
-            method = (head.one(b"x-http-method-override") or b"").decode("latin-1")
-            if method not in {"PATCH", "DELETE"}:
-                raise Problem(405, "an upload is gone on with by PATCH", "unsupported")
-        asks = method in {"HEAD", "GET"}
-        try:
-            if method not in {"HEAD", "GET", "PUT"}:
-                _verifyVersion(head)
-            if not self._uploads.supported:
-                raise noUpload()
-            upload = await self._uploads.find(request.target.token, request.sender)
-            if asks:
-                return self._tell(request, upload, await upload.offset())
-            if method == "PATCH":
-                return await self._patch(request, upload)
-            if method == "PUT":
-                return await self._put(request, upload)
-            await upload.remove(Cancelled("the client has given the upload up"))
-            return Answer(204, [("Tus-Resumable", VERSION)])
-        except TransferError as e:
-            return _failed(e, asks)
-
-    def _tell(self, request: Request, upload: Upload, offset: int) -> Answer:
-        fields = _state(upload, offset)
-        size, metadata = upload.offer.size, upload.notes.metadata
-        if size is None:
-            fields.append(("Upload-Defer-Length", "1"))
-        else:
-            fields.append(("Upload-Length", str(size)))
-        if metadata:
-            fields.append(("Upload-Metadata", metadata))
-        return jsonAnswer(200, _account(upload, offset, request.sender), fields)
-
-    async def _patch(self, request: Request, upload: Upload) -> Answer:
-        head = request.head
+async def _create(uploads: Uploads, request: Request) -> Answer:
+    head, sender = request.head, request.sender
+    _verifyVersion(head)
+    if not uploads.supported:
+        raise Unsupported("the store of this receiver takes whole files only; use PUT")
+    if head.all(b"upload-concat"):
+        raise Unsupported("uploads are not put together here; send the file as one upload")
+    size = _lengthOf(head)
+    brings = head.length != 0
+    if brings:
         _verifyContent(head)
-        at = _number(head, "Upload-Offset")
-        if at is None:
-            raise Problem(400, "say with Upload-Offset where the bytes belong")
-        size = _number(head, "Upload-Length")
-        offset = await upload.append(request, at, size=size, check=checksumOf(head))
-        return Answer(204, _state(upload, offset))
+    digests = digestsOfBody(head)
+    upload = await uploads.create(request, _offerOf(request, size), digests)
+    offset = size or 0 if upload.receipt is not None else 0
+    if brings and upload.receipt is None:
+        try:
+            offset = await upload.append(request, 0, digests)
+        except TransferError as e:
+            # nobody but us knows its URL
+            with suppress(TransferError):
+                await upload.remove(e)
+            raise
+    path = f"{INTERNAL}/u/{upload.token.text}"
+    location = locate(path, request.target.depth, request.settings.url)
+    fields = [("Location", location), *_state(upload, offset)]
+    if upload.receipt is None:
+        return Answer(201, fields)
+    return jsonAnswer(201, _account(upload, offset, sender), fields)
 
-    async def _put(self, request: Request, upload: Upload) -> Answer:
-        head, sender = request.head, request.sender
-        found = _RANGE.fullmatch(head.one(b"content-range") or b"")
-        first, last, size = map(int, found.groups()) if found else (0, 0, 0)
-        length = last + 1 - first
-        if not 0 < length <= size - first or head.length not in {None, length}:
-            raise Problem(400, "to an upload, PUT brings Content-Range: bytes FIRST-LAST/SIZE")
-        values = head.all(b"repr-digest")
-        told = readDigests("Repr-Digest", values) if values else {}
-        if told.keys() - {"sha-256"}:
-            raise Problem(400, "Repr-Digest of an upload is by sha-256", "unsupported")
-        offset = await upload.append(
-            request, first, size=size, check=contentDigestOf(head), sha256=told.get("sha-256")
-        )
-        receipt = upload.receipt
-        if receipt is None:
-            return Answer(204, _state(upload, offset))
-        sha256 = {"sha-256": bytes.fromhex(receipt.sha256)} if receipt.sha256 else {}
-        return stored(receipt, sender.identity, request.target.depth, self._settings.url, sha256)
+
+def _offerOf(request: Request, size: int | None) -> Offer:
+    head = request.head
+    metadata = head.one(b"upload-metadata") or b""
+    found = readMetadata(metadata)
+    transferId = secrets.token_hex(16)
+    names = (found.get(each) for each in ("relativePath", "filename", "name"))
+    name = next((each for each in names if each and each != b"null"), transferId.encode())
+    whole = request.settings.sha256 or wantedDigest(head) == "sha-256"
+    return request.offer(
+        name,
+        transferId=transferId,
+        size=size,
+        modified=_modifiedOf(found),
+        metadata=Notes(metadata.decode("ascii"), whole=whole).text,
+    )
+
+
+async def useUpload(uploads: Uploads, request: Request) -> Answer:
+    """
+    Tell about an upload, take bytes of it, or remove it.
+    """
+    head = request.head
+    method = head.method
+    if method == "POST":
+        # for clients whose libraries have no PATCH
+        method = (head.one(b"x-http-method-override") or b"").decode("latin-1")
+        if method not in {"PATCH", "DELETE"}:
+            raise Problem(405, "an upload is gone on with by PATCH", "unsupported")
+    asks = method in {"HEAD", "GET"}
+    try:
+        if method in {"PATCH", "DELETE"}:
+            _verifyVersion(head)
+        if not uploads.supported:
+            raise noUpload()
+        upload = await uploads.find(request.target.token, request.sender)
+        if asks:
+            return _tell(request, upload, await upload.offset())
+        if method == "PATCH":
+            return await _patch(request, upload)
+        if method == "PUT":
+            return await _put(request, upload)
+        await upload.remove(Cancelled("the client has given the upload up"))
+        return Answer(204, [("Tus-Resumable", VERSION)])
+    except TransferError as e:
+        return _failed(e, asks)
+
+
+def _tell(request: Request, upload: Upload, offset: int) -> Answer:
+    fields = _state(upload, offset)
+    size, metadata = upload.offer.size, upload.notes.metadata
+    if size is None:
+        fields.append(("Upload-Defer-Length", "1"))
+    else:
+        fields.append(("Upload-Length", str(size)))
+    if metadata:
+        fields.append(("Upload-Metadata", metadata))
+    return jsonAnswer(200, _account(upload, offset, request.sender), fields)
+
+
+async def _patch(request: Request, upload: Upload) -> Answer:
+    head = request.head
+    _verifyContent(head)
+    at = _number(head, "Upload-Offset")
+    if at is None:
+        raise Problem(400, "say with Upload-Offset where the bytes belong")
+    size = _number(head, "Upload-Length")
+    offset = await upload.append(request, at, digestsOfBody(head), size=size)
+    return Answer(204, _state(upload, offset))
+
+
+async def _put(request: Request, upload: Upload) -> Answer:
+    head = request.head
+    place = rangeOf(head)
+    if place is None:
+        raise Problem(400, "to an upload, PUT brings Content-Range: bytes FIRST-LAST/SIZE")
+    first, _, size = place
+    sha256 = wholeSHA256(head)
+    offset = await upload.append(request, first, digestsOfBody(head), size=size, sha256=sha256)
+    receipt = upload.receipt
+    if receipt is None:
+        return Answer(204, _state(upload, offset))
+    known = {"sha-256": bytes.fromhex(receipt.sha256)} if receipt.sha256 else {}
+    return stored(request, receipt, known)
 
 
 def readMetadata(value: bytes) -> dict[str, bytes]:

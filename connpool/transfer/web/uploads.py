@@ -41,13 +41,14 @@ from connpool.interfaces import IUploadStore
 from connpool.transfer.digests import chooseBlockSize
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.reception import Reception, storeFailure
+from connpool.transfer.receive.smallfiles import SMALL_FILE_BYTES
 from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.web.checksum import Checksum
 from connpool.transfer.web.creations import CREATION_SECONDS, Creations, Token, noUpload
+from connpool.transfer.web.digests import Digests
 from connpool.transfer.web.intake import Intake, Notes
 from connpool.transfer.web.problems import Problem
 from connpool.transfer.web.request import Request, Sender
-from connpool.transfer.web.wholefile import putSmall
+from connpool.transfer.web.wholefile import WholeFile, checkLimits
 
 __all__ = ["OPEN_SECONDS", "Upload", "Uploads"]
 
@@ -125,15 +126,16 @@ class Upload:
         self,
         request: Request,
         at: int,
+        digests: Digests,
         *,
         size: int | None = None,
-        check: Checksum | None = None,
         sha256: bytes | None = None,
     ) -> int:
         """
         Take the body of a request; if that completes the file, publish it.
 
         @param at: the offset at which the client has its first byte.
+        @param digests: of the body.
         @param size: of the file, if the request says it.
         @param sha256: of the whole file, if the request says it.
         @return: as L{offset}.
@@ -157,7 +159,7 @@ class Upload:
             if at != told:
                 raise mismatch(told)
             if length != 0 or declared:
-                await self._open(check is not None and check.vouches)
+                await self._open(digests.vouches)
             intake = self._intake
             if intake is None:
                 return told
@@ -165,7 +167,7 @@ class Upload:
                 assert size is not None
                 intake.incoming.declare(size)
                 self.offer = intake.incoming.offer
-            came = await self._receive(intake, request, check)
+            came = await self._receive(intake, request, digests)
             if intake.offset == self.offer.size and (came or declared):
                 await self._publish(intake, sha256)
             return await self._told()
@@ -338,32 +340,31 @@ class Upload:
         offset = await self._safely(self._intake.checkpoint())
         return offset - 1 if offset and offset == self.offer.size else offset
 
-    async def _receive(self, intake: Intake, request: Request, check: Checksum | None) -> bool:
+    async def _receive(self, intake: Intake, request: Request, digests: Digests) -> bool:
         """
         @return: whether a byte came.
         """
         if intake.offset == self.offer.size:
-            return await self._receiveAgain(intake, request, check)
+            return await self._receiveAgain(intake, request, digests)
         before = intake.offset
-        intake.begin(*(({}, False) if check is None else (check.hashers, check.vouches)))
+        intake.begin(digests)
         try:
             trailers = await request.receive(intake.write)
         except TransferError:
             length = request.head.length
-            drops = check is not None and length is not None and length <= _DROPPED_BYTES
-            await self._safely(intake.drop() if drops else intake.keep())
+            drops = bool(digests) and length is not None and length <= _DROPPED_BYTES
+            await self._safely(intake.drop() if drops else intake.keep(False))
             raise
-        if check is not None:
-            computed = await self._safely(intake.digests())
-            try:
-                check.compare(computed, trailers)
-            except TransferError:
-                await self._safely(intake.drop())
-                raise
-        await self._safely(intake.keep(check is not None and check.vouches))
+        await self._safely(intake.quiet())
+        try:
+            digests.compare(trailers)
+        except TransferError:
+            await self._safely(intake.drop())
+            raise
+        await self._safely(intake.keep(digests.vouches))
         return intake.offset > before
 
-    async def _receiveAgain(self, intake: Intake, request: Request, check: Checksum | None) -> bool:
+    async def _receiveAgain(self, intake: Intake, request: Request, digests: Digests) -> bool:
         """
         Take the last byte once more: nothing else is missing but the name.
         """
@@ -377,10 +378,8 @@ class Upload:
         trailers = await request.receive(take)
         if not came:
             return False
-        if check is not None:
-            for hasher in check.hashers.values():
-                hasher.update(came)
-            check.compare({n: h.digest() for n, h in check.hashers.items()}, trailers)
+        digests.update(came)
+        digests.compare(trailers)
         if await self._safely(intake.lastByte()) != came:
             raise DigestMismatch("the last byte is not the one that came before")
         return True
@@ -420,13 +419,15 @@ class Uploads:
         """
         return bool(IUploadStore.providedBy(self.reception.store))
 
-    async def create(self, offer: Offer, sender: Sender) -> Upload:
+    async def create(self, request: Request, offer: Offer, digests: Digests) -> Upload:
         """
-        Begin an upload; one without a byte is stored at once.
+        Begin an upload; a small one of which the request brings all is stored at once.
 
         @param offer: without keys.
+        @param digests: of the body of the request.
         @raise TransferError: why it would not be taken.
         """
+        sender, length = request.sender, request.head.length
         token = Token.new(sender.network)
         offer = attrs.evolve(
             offer,
@@ -438,8 +439,10 @@ class Uploads:
             blockSize=chooseBlockSize(offer.size),
         )
         upload = Upload(self, token, offer, sender.peer, False)
-        if offer.size == 0:
-            upload.receipt = await putSmall(self.reception, offer, b"", None, sender.peer)
+        if length == offer.size and length is not None and length <= SMALL_FILE_BYTES:
+            if upload.notes.whole:
+                digests.add("sha-256")
+            upload.receipt = await WholeFile(request, offer, digests).receive()
             return upload
         try:
             await self._foresee(offer)
@@ -535,7 +538,5 @@ class Uploads:
         """
         Refuse what would be refused with all of its bytes.
         """
-        quotas = self.reception.quotas
-        quotas.checkSize(offer)
-        quotas.check(quotas.accounts(offer.identity), 1, offer.size or 0)
+        checkLimits(self.reception, offer)
         await self.reception.store.foresee(offer, None, 0, False)

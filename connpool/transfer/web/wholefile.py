@@ -1,109 +1,100 @@
 """
-One file that comes whole, in one request or as a part of one.
+One file that comes whole: in one request, or as a part of one.
 
-A plain one is hashed by nobody, as in the classic protocol.  SHA digests of all of it are
-computed where the client tells or wants one.
+A plain one is hashed by nobody, as in the classic protocol.  One in a request of at most
+L{SMALL_FILE_BYTES} bytes is kept until all of it came and stored in one piece; any other
+goes to a partial as it comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 
-from connpool.errors import DigestMismatch, NetworkFailed, TransferError
+from connpool.errors import NetworkFailed, TooLarge, TransferError
 from connpool.transfer.digests import digestNamed, rootOf
-from connpool.transfer.receive.reception import Incoming, Reception, storeFailure
-from connpool.transfer.receive.smallfiles import WholeFiles
+from connpool.transfer.receive.reception import Reception, storeFailure
+from connpool.transfer.receive.smallfiles import SMALL_FILE_BYTES, WholeFiles
 from connpool.transfer.records import Offer, Receipt, SmallFile
-from connpool.transfer.web.fields import DIGESTS
-from connpool.transfer.web.problems import Problem
+from connpool.transfer.web.digests import Digests
+from connpool.transfer.web.head import FieldValues
+from connpool.transfer.web.request import Request
 
-__all__ = ["SMALL_FILE_BYTES", "Digester", "WholeFile", "putSmall", "rootOfWhole"]
-
-#: Bytes of a file that is stored in one piece.
-SMALL_FILE_BYTES = 256 * 1024
+__all__ = ["WholeFile", "checkLimits"]
 
 
-class Digester:
+def checkLimits(reception: Reception, offer: Offer) -> None:
     """
-    SHA digests of one file.
+    Refuse what would be refused with all of its bytes.
 
-    @param algorithms: of L{DIGESTS}.
+    @raise TransferError: why.
     """
-
-    def __init__(self, algorithms: Iterable[str]) -> None:
-        self._hashers = {name: DIGESTS[name]() for name in algorithms}
-
-    def update(self, data: memoryview) -> None:
-        """
-        Take the bytes that follow.
-        """
-        for hasher in self._hashers.values():
-            hasher.update(data)
-
-    def compare(self, told: Mapping[str, bytes]) -> dict[str, bytes]:
-        """
-        @param told: the digests that the client has told.
-        @return: those that were computed.
-        @raise DigestMismatch: they differ.
-        """
-        computed = {name: hasher.digest() for name, hasher in self._hashers.items()}
-        for name, digest in told.items():
-            if name not in computed:
-                raise Problem(400, "a digest behind the body is announced by Trailer: Repr-Digest")
-            if computed[name] != digest:
-                raise DigestMismatch(f"the bytes that came have another {name} than was told")
-        return computed
-
-
-def rootOfWhole(
-    size: int, told: Mapping[str, bytes], computed: Mapping[str, bytes]
-) -> bytes | None:
-    """
-    @param size: bytes.
-    @param told: digests that the client has told, and that agree.
-    @param computed: all that were computed.
-    @return: the root over the file as one block of SHA-256; L{None} if the client vouches for
-        nothing.
-    """
-    if not told:
-        return None
-    return rootOf(digestNamed("sha256"), size, max(size, 1), [computed["sha-256"]][: size or 0])
+    quotas = reception.quotas
+    quotas.checkSize(offer)
+    quotas.check(quotas.accounts(offer.identity), 1, offer.size or 0)
 
 
 class WholeFile:
     """
     A file on its way in.
 
-    @param incoming: the reception's hand on its partial.
-    @param digester: hashes it.
+    @param request: brings it.
+    @param digests: of its bytes.
     """
 
-    def __init__(self, incoming: Incoming, digester: Digester) -> None:
-        self._incoming = incoming
-        self._digester = digester
+    def __init__(self, request: Request, offer: Offer, digests: Digests) -> None:
+        self._request = request
+        self._reception = request.reception
+        self._peer = request.sender.peer
+        self._digests = digests
+        if request.settings.sha256:
+            digests.add("sha-256")
+        if digests.vouches:
+            digests.add("sha-256")
+            offer = attrs.evolve(offer, digest="sha256")
+        self._offer = offer
         self._offset = 0
+        length = request.head.length
+        #: all that came, of a small one; else the reception's hand on its partial
+        self._data = bytearray() if length is not None and length <= SMALL_FILE_BYTES else None
+        self._incoming: Any = None
+        self._begun = False
 
-    @classmethod
-    async def begin(
-        cls,
-        reception: Reception,
-        offer: Offer,
-        peer: str,
-        digester: Digester,
-        end: Callable[[TransferError], Any],
-    ) -> WholeFile:
+    async def receive(self) -> Receipt:
         """
-        Open a partial for C{offer}.
+        Take the body of the request, and publish it.
 
-        @param end: called if the file has to end.
-        @raise TransferError: why it is refused.
+        @raise TransferError: it is not stored.
         """
-        incoming = await reception.begin(offer, peer, end)
-        assert isinstance(incoming, Incoming), "a new key finishes nothing twice"
-        return cls(incoming, digester)
+        try:
+            await self.begin()
+            return await self.commit(await self._request.receive(self.write))
+        except BaseException as e:
+            await self.abort(e)
+            raise
+
+    async def begin(self) -> None:
+        """
+        Find out whether it is taken.
+
+        @raise TransferError: why not.
+        """
+        reception, offer = self._reception, self._offer
+        if self._data is None:
+            # a new key: it finishes nothing twice
+            self._incoming = await reception.begin(offer, self._peer, self._request.end)
+        else:
+            try:
+                checkLimits(reception, offer)
+            except TransferError as e:
+                reception.refuse(str(offer.name), self._peer, e, offer.transferId)
+                raise
+            room = reception.quotas.room(offer.identity)
+            if room is not None:
+                await room
+        self._begun = True
 
     def write(self, view: memoryview) -> Deferred[None] | None:
         """
@@ -112,45 +103,56 @@ class WholeFile:
         @return: L{None} when C{view} is not needed any more, else a Deferred that fires then.
         @raise TransferError: as L{Incoming.write}.
         """
-        written = self._incoming.write(self._offset, view)
+        written: Deferred[None] | None = None
+        if self._data is None:
+            written = self._incoming.write(self._offset, view)
+        else:
+            self._data += view
         self._offset += len(view)
         # while the bytes are in the processor's cache
-        self._digester.update(view)
+        self._digests.update(view)
         return written
 
-    async def commit(self, told: Mapping[str, bytes]) -> tuple[Receipt, dict[str, bytes]]:
+    async def commit(self, trailers: FieldValues) -> Receipt:
         """
         Publish it.
 
-        @param told: the digests that the client has told.
-        @return: the receipt, and the digests that were computed.
+        @param trailers: the fields behind its bytes.
         @raise TransferError: it is not published.
         """
-        size = self._incoming.offer.size
-        if size is not None and self._offset != size:
-            raise NetworkFailed(f"{self._offset} bytes came of {size}")
-        computed = self._digester.compare(told)
-        root = rootOfWhole(self._offset, told, computed)
-        receipt = await self._incoming.commit(root, computed.get("sha-256"))
-        return receipt, computed
+        offer, size, digests = self._offer, self._offset, self._digests
+        if offer.size is not None and size != offer.size:
+            if size > offer.size:
+                raise TooLarge(f"{offer.name} is longer than {offer.size} bytes as declared")
+            raise NetworkFailed(f"{size} bytes came of {offer.size}")
+        digests.compare(trailers)
+        sha256 = digests.computed.get("sha-256")
+        root = None
+        if digests.vouches and sha256 is not None:
+            # the file is one block of SHA-256
+            root = rootOf(digestNamed("sha256"), size, max(size, 1), [sha256][:size])
+        self._begun = False
+        if self._data is None:
+            receipt: Receipt = await self._incoming.commit(root, sha256)
+            return receipt
+        known = None if sha256 is None else sha256.hex()
+        offer = attrs.evolve(offer, size=size, sha256=known)
+        file = SmallFile(offer, bytes(self._data), root)
+        outcomes = WholeFiles(self._reception).put([file], offer.identity, self._peer)
+        [outcome] = outcomes if isinstance(outcomes, list) else await outcomes
+        if isinstance(outcome, Receipt):
+            return outcome
+        raise storeFailure(outcome)
 
     async def abort(self, why: BaseException) -> None:
         """
-        Remove every trace of it.
+        Remove every trace of it, unless it has ended.
         """
-        await self._incoming.abort(why)
-
-
-async def putSmall(
-    reception: Reception, offer: Offer, data: bytes, root: bytes | None, peer: str
-) -> Receipt:
-    """
-    Store a file that came in one piece.
-
-    @raise TransferError: it is not stored.
-    """
-    outcomes = WholeFiles(reception).put([SmallFile(offer, data, root)], offer.identity, peer)
-    [outcome] = outcomes if isinstance(outcomes, list) else await outcomes
-    if isinstance(outcome, Receipt):
-        return outcome
-    raise storeFailure(outcome)
+        if not self._begun:
+            return
+        self._begun = False
+        if self._incoming is not None:
+            await self._incoming.abort(why)
+        else:
+            self._reception.tell("offered", self._offer, self._peer)
+            self._reception.failed(self._offer, self._peer, self._offset, why)

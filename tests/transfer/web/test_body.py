@@ -31,7 +31,7 @@ def test_inPieces():
         body = Chunked()
         assert read(body, CHUNKED + b"GET /", size) == (b"hello0123456789", b"GET /")
         assert body.over
-        assert body.trailers == [(b"x", b"y"), (b"z", b"z")]
+        assert body.trailers == {b"x": [b"y"], b"z": [b"z"]}
         body = Sized(15)
         assert read(body, b"hello0123456789GET /", size) == (b"hello0123456789", b"GET /")
         assert body.over

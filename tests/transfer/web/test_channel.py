@@ -15,7 +15,7 @@ from connpool.transfer.web.channel import (
     LINGER_BYTES,
     LINGER_SECONDS,
 )
-from connpool.transfer.web.put import Put
+from connpool.transfer.web.wholefile import WholeFile
 from tests.transfer.web.kit import request
 
 GET = request(b"GET", b"/")
@@ -164,13 +164,13 @@ def test_manyHalfHeadsCostNoTimerEach(door):
 
 def test_anEndThatComesLateIsNotTheNextRequests(door, monkeypatch):
     requests = []
-    answer = Put.answer
+    receive = WholeFile.receive
 
-    def noted(self, request):
-        requests.append(request)
-        return answer(self, request)
+    def noted(file):
+        requests.append(file._request)
+        return receive(file)
 
-    monkeypatch.setattr(Put, "answer", noted)
+    monkeypatch.setattr(WholeFile, "receive", noted)
     client = door.connect()
     body = bytes(300_000)
     assert client.put(b"/a", body).status == 201

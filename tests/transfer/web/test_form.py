@@ -254,7 +254,7 @@ def test_limitsOfTheReceiver(doors):
     assert [each["status"] for each in answer.json] == ["stored", 413, "stored"]
     assert answer.json[1]["name"] == "b"
     world = doors(policy=Policy(maxTransfers=0))
-    answer = world.connect().send(form(named(b"a"))).answer()
+    answer = world.connect().send(form(named(b"a", LARGE))).answer()
     assert answer.status == 503
 
 

@@ -2,8 +2,13 @@
 Requests that are refused: alone, after a good one, and in pieces.
 """
 
+import h11
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
+from connpool.transfer.web.head import parseHead
+from connpool.transfer.web.problems import Problem
 from tests.transfer.web.corpus import FRAMING, HIDDEN
 from tests.transfer.web.kit import request
 
@@ -115,3 +120,41 @@ def test_targetsWithoutAFile(door, method, target, status):
     assert answer.status == status
     # the next request is not harmed
     assert client.put(b"/x", b"abc").status == 201
+
+
+def byH11(raw):
+    """
+    The head as h11 reads it; L{None} if it does not.
+    """
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(raw)
+    try:
+        return connection.next_event()
+    except h11.RemoteProtocolError:
+        return None
+
+
+PIECES = [b"Host: x", b"Content-Length: 3", b"Transfer-Encoding: chunked", b"\r\n", b"\n", b"\r"]
+PIECES += [b" ", b"\t", b":", b"X", b"\xe9", b"\0", b"\x7f", b"3", b",", b"Expect: 100-continue"]
+PIECES += [b"\x0b", b'"', b"@", b"X: y"]
+
+
+@hypothesis.settings(max_examples=500)
+@hypothesis.given(
+    st.sampled_from(
+        [b"PUT /x HTTP/1.1", b"GET / HTTP/1.0", b"PUT /x\xe9 HTTP/1.1", b"PUT  HTTP/1.1"]
+    ),
+    st.lists(st.lists(st.sampled_from(PIECES), max_size=4).map(b"".join), max_size=4),
+    st.booleans(),
+)
+def test_nothingIsTakenThatAnotherReadsDifferently(line, lines, host):
+    raw = b"\r\n".join([line, *([b"Host: y"] if host else []), *filter(None, lines), b"", b""])
+    try:
+        head = parseHead(raw)
+    except Problem:
+        return
+    other = byH11(raw)
+    assert isinstance(other, h11.Request)
+    assert (other.method, other.target) == (head.method.encode(), head.target.encode())
+    fields = sorted((name, value) for name, values in head.fields.items() for value in values)
+    assert sorted(other.headers) == fields

@@ -15,8 +15,8 @@ from connpool.interfaces import ITransferListener
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.policy import Policy
+from connpool.transfer.receive.smallfiles import SMALL_FILE_BYTES
 from connpool.transfer.stores import MemoryStore
-from connpool.transfer.web.wholefile import SMALL_FILE_BYTES
 from tests.transfer.hostile import CORPUS, DOTFILES
 from tests.transfer.web.kit import parseAnswers, request
 from tests.transfer.world import Passwords

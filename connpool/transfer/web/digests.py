@@ -1,0 +1,258 @@
+"""
+The digests by which a client vouches for the bytes that it sends: C{Repr-Digest} of a file and
+C{Content-Digest} of a body (RFC 9530), and C{Upload-Checksum} of tus.
+
+The fields of RFC 9530 are structured (RFC 9651) and read by C{http_sf}; it takes base64 of any
+length, so the length of a digest is looked at here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from zlib import crc32
+
+import http_sf
+
+from connpool.errors import DigestMismatch, Unsupported
+from connpool.transfer.web.head import FieldValues, Head
+from connpool.transfer.web.problems import Problem
+
+__all__ = [
+    "TUS_ALGORITHMS",
+    "Digests",
+    "digestsOfBody",
+    "digestsOfFile",
+    "wantedDigest",
+    "wholeSHA256",
+    "writeDigests",
+]
+
+
+class _CRC32:
+    """
+    CRC-32 in the shape of a hash.
+    """
+
+    digest_size = 4
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: Any) -> None:
+        self._value = crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+#: The algorithms that C{Repr-Digest} and C{Content-Digest} may name here.
+_REGISTERED = ("sha-256", "sha-512")
+_HASHES: Mapping[str, Callable[[], Any]] = {
+    "sha-256": hashlib.sha256,
+    "sha-512": hashlib.sha512,
+    "sha1": lambda: hashlib.sha1(usedforsecurity=False),
+    "md5": lambda: hashlib.md5(usedforsecurity=False),
+    "crc32": _CRC32,
+}
+#: Those that find an accident, and verify nothing (RFC 9530 section 5).
+_WEAK = {"md5", "crc32"}
+#: The same by their names in tus, the best first.
+TUS_ALGORITHMS = {name.replace("-", ""): name for name in _HASHES}
+_CHECKSUM = b"upload-checksum"
+
+
+class Digests:
+    """
+    The digests of the bytes of one request.
+
+    @param told: those that the head has, by algorithm.
+    @param behind: reads those of the fields behind the body; L{None} if none are announced.
+    @param also: algorithms beside the told ones.
+    @ivar computed: the digests of what came, once L{compare} was called.
+    """
+
+    def __init__(
+        self,
+        told: Mapping[str, bytes],
+        behind: Callable[[FieldValues], Mapping[str, bytes]] | None = None,
+        also: Iterable[str] = (),
+    ) -> None:
+        self._told = dict(told)
+        self._behind = behind
+        self._hashers: dict[str, Any] = {}
+        self.computed: dict[str, bytes] = {}
+        self.add(*told, *also)
+
+    def add(self, *algorithms: str) -> None:
+        """
+        Compute these, too.
+        """
+        for name in algorithms:
+            if name not in self._hashers:
+                self._hashers[name] = _HASHES[name]()
+
+    def __bool__(self) -> bool:
+        """
+        Tell whether the client has told one, or is going to.
+        """
+        return bool(self._told) or self._behind is not None
+
+    @property
+    def vouches(self) -> bool:
+        """
+        Tell whether they verify the bytes if they match, as far as is known.
+        """
+        return self._behind is not None or bool(self._told.keys() - _WEAK)
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        """
+        Take the bytes that follow.
+        """
+        for hasher in self._hashers.values():
+            hasher.update(data)
+
+    def compare(self, trailers: FieldValues) -> None:
+        """
+        Compare the digests that were told with those of the bytes that came.
+
+        @param trailers: the fields behind the body.
+        @raise DigestMismatch: they differ.
+        @raise Problem: the client had announced another one, or had not announced it.
+        """
+        if self._behind is not None:
+            behind, self._behind = self._behind, None
+            self._told.update(behind(trailers))
+        elif digestsIn(trailers):
+            raise Problem(400, "a digest behind the body is announced by Trailer: Repr-Digest")
+        self.computed = {name: hasher.digest() for name, hasher in self._hashers.items()}
+        for name, digest in self._told.items():
+            if self.computed[name] != digest:
+                raise DigestMismatch(f"the bytes that came have another {name} than was told")
+
+
+def digestsOfFile(head: Head) -> Digests:
+    """
+    @return: the digests of the file that a C{PUT} brings, those that the client wants to know
+        among them.
+    """
+    wanted = wantedDigest(head)
+    announced = any(b"digest" in value.lower() for value in head.all(b"trailer"))
+    told = digestsIn(head.fields)
+    also = _REGISTERED if announced else () if wanted is None else (wanted,)
+    return Digests(told, digestsIn if announced else None, also)
+
+
+def digestsOfBody(head: Head) -> Digests:
+    """
+    @return: the digests of the body of a request that brings a part of a file.
+    """
+    value = head.one(_CHECKSUM)
+    if value is not None:
+        return Digests(_readChecksum(value))
+    trailers = {name.strip().lower() for name in b",".join(head.all(b"trailer")).split(b",")}
+    if _CHECKSUM in trailers:
+        return Digests({}, _checksumBehind, _HASHES)
+    values = head.all(b"content-digest")
+    return Digests(_read("Content-Digest", values) if values else {})
+
+
+def wholeSHA256(head: Head) -> bytes | None:
+    """
+    @return: the digest that a file shall have, of which the request brings a part; L{None} if
+        the client does not say.
+    """
+    values = head.all(b"repr-digest")
+    told = _read("Repr-Digest", values) if values else {}
+    if told.keys() - {"sha-256"}:
+        raise Problem(400, "Repr-Digest of an upload is by sha-256", Unsupported.code)
+    return told.get("sha-256")
+
+
+def digestsIn(fields: FieldValues) -> dict[str, bytes]:
+    """
+    @param fields: of a head or a trailer.
+    @return: the digests that a file shall have, by algorithm.  The content of a C{PUT} is all
+        of the file, so both fields say the same.
+    """
+    found: dict[str, bytes] = {}
+    for name in ("Repr-Digest", "Content-Digest"):
+        values = fields.get(name.lower().encode())
+        for algorithm, digest in _read(name, values).items() if values else ():
+            if found.setdefault(algorithm, digest) != digest:
+                raise Problem(400, f"Repr-Digest and Content-Digest differ in {algorithm}")
+    return found
+
+
+def _dictionary(name: str, values: Iterable[bytes]) -> Mapping[str, Any]:
+    try:
+        found: Any = http_sf.parse(b", ".join(values), tltype="dictionary")
+    except http_sf.StructuredFieldError as e:
+        raise Problem(400, f"{name} is no dictionary (RFC 9651): {e}") from None
+    # members have parameters beside them
+    return {key: each[0] if isinstance(each, tuple) else each for key, each in found.items()}
+
+
+def _read(name: str, values: Iterable[bytes]) -> dict[str, bytes]:
+    """
+    @param name: of the field.
+    @return: its digests, of those that are known.
+    @raise Problem: one of them cannot be a digest of its algorithm, or none is known.
+    """
+    members = _dictionary(name, values)
+    found = {each: members[each] for each in _REGISTERED if each in members}
+    for algorithm, digest in found.items():
+        length = _HASHES[algorithm]().digest_size
+        if not isinstance(digest, bytes) or len(digest) != length:
+            raise Problem(400, f"{name}: {algorithm} has {length} bytes, in base64, in colons")
+    if not found:
+        known = " and ".join(_REGISTERED)
+        raise Problem(400, f"{name}: digests are taken by {known}", Unsupported.code)
+    return found
+
+
+def _readChecksum(value: bytes) -> dict[str, bytes]:
+    algorithm, _, coded = value.decode("latin-1").partition(" ")
+    name = TUS_ALGORITHMS.get(algorithm)
+    if name is None:
+        known = ", ".join(TUS_ALGORITHMS)
+        raise Problem(400, f"Upload-Checksum is by one of {known}", Unsupported.code)
+    length = _HASHES[name]().digest_size
+    try:
+        digest = base64.b64decode(coded, validate=True)
+    except (binascii.Error, ValueError):
+        digest = b""
+    if len(digest) != length:
+        raise Problem(400, f"Upload-Checksum by {algorithm} is the base64 of {length} bytes")
+    return {name: digest}
+
+
+def _checksumBehind(trailers: FieldValues) -> dict[str, bytes]:
+    values = trailers.get(_CHECKSUM, ())
+    if len(values) != 1:
+        raise Problem(400, "the trailer Upload-Checksum was announced and did not come")
+    return _readChecksum(values[0])
+
+
+def wantedDigest(head: Head) -> str | None:
+    """
+    @return: the algorithm that C{Want-Repr-Digest} likes best of ours; L{None} if it wants none.
+    """
+    values = head.all(b"want-repr-digest")
+    weights = _dictionary("Want-Repr-Digest", values) if values else {}
+    wanted = {
+        name: weight
+        for name, weight in weights.items()
+        if name in _REGISTERED and isinstance(weight, int) and weight > 0
+    }
+    return max(wanted, key=lambda name: wanted[name], default=None)
+
+
+def writeDigests(digests: Mapping[str, bytes]) -> str:
+    """
+    @return: the value of C{Repr-Digest}.
+    """
+    return http_sf.ser({name: (digest, {}) for name, digest in digests.items()})
