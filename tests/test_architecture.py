@@ -13,7 +13,7 @@ TOP = Path(__file__).parent.parent / "connpool"
 #: Room to the rooms it may import, beside itself.
 GROUND = {
     *("errors", "interfaces", "waiting", "tokenbucket", "logonce", "sendqueue", "addresses"),
-    *("regularfiles", "later", "tlstransport"),
+    *("regularfiles", "later", "tlstransport", "sizes"),
 }
 OUTER = {"proxyprotocol", "pool", "transfer", "datagram", "observe", "standardstreams"}
 MAY_IMPORT = {
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "tokenbucket": set(),
     "logonce": set(),
     "sendqueue": set(),
+    "sizes": set(),
     "standardstreams": set(),
     "regularfiles": set(),
     "later": set(),

@@ -20,6 +20,7 @@ from connpool.errors import (
     Unsupported,
     WrongSetting,
 )
+from connpool.sizes import asRate
 from connpool.standardstreams import canWrite
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import displayName
@@ -33,7 +34,7 @@ MAX_JOBS = 32
 #: What would be misleading to ask of the classic protocol.
 _NOT_CLASSIC = (
     *("dry_run", "json", "receipt", "credentials", "if_exists"),
-    *("rules", "files_from"),
+    *("rules", "files_from", "bwlimit"),
 )
 #: An option is called as what is read of it, but for this.
 _SAID = {"rules": "exclude"}
@@ -109,6 +110,14 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="connections that a large file may use at once (default %(default)s)",
+    )
+    native.add_argument(
+        "--bwlimit",
+        type=_rate,
+        default=0,
+        metavar="RATE",
+        help="send at most so many bytes a second over all connections: a number, or one with K, M "
+        "or G (default: no limit)",
     )
     native.add_argument(
         "--name",
@@ -233,6 +242,13 @@ def _name(text: str) -> str:
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError("it is not UTF-8") from None
     return text
+
+
+def _rate(text: str) -> int:
+    try:
+        return asRate(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def _jobs(text: str) -> int:

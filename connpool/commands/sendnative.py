@@ -84,8 +84,17 @@ class _Run:
         self._progress = progress
         self._outputs = outputs
         self._endpoint = endpoint
+        self._pace = None
+        if arguments.bwlimit:
+            from connpool.transfer.send.pace import Pace
+
+            self._pace = Pace(reactor, arguments.bwlimit)
         self._factory = SessionFactory(
-            reactor, arguments.digests, arguments.credentials, idleTimeout=arguments.timeout
+            reactor,
+            arguments.digests,
+            arguments.credentials,
+            idleTimeout=arguments.timeout,
+            pace=self._pace,
         )
         self._sending: Sending
         self._choice = None
@@ -142,6 +151,7 @@ class _Run:
                 notSent=self._notSent,
                 begun=self._begun,
                 idleTimeout=arguments.timeout,
+                pace=self._pace,
             )
         except TransferError as e:
             self._progress.say(str(e))

@@ -11,7 +11,13 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from connpool.services.filesender import FileSender
-from connpool.services.options import asCount, asDestination, asSeconds, defaultOf
+from connpool.services.options import (
+    asCount,
+    asDestination,
+    asSeconds,
+    defaultOf,
+    readRate,
+)
 from connpool.services.status import StatusOptions, observed
 from connpool.transfer.send.choosing import Choice
 from connpool.transfer.send.credentials import readCredentials
@@ -66,6 +72,12 @@ class Options(StatusOptions):
             defaultOf(FileSender, "attempts"),
             "Refusals of a file before it is set aside",
         ],
+        [
+            "bwlimit",
+            None,
+            defaultOf(FileSender, "bwlimit"),
+            "Bytes/s sent at most, such as 2M, or a file (its path) with that, read at each SIGHUP",
+        ],
         ["move-to", None, None, "Move sent files to this directory instead of removing them"],
         [
             "writer-warning",
@@ -112,7 +124,13 @@ class Options(StatusOptions):
             self.convert(name, parse)
         self.setdefault("ignore", [])
         self.convert("ignore", lambda patterns: patterns if Choice.ignoring(patterns) else ())
+        self.convert("bwlimit", _asLimit)
         self.convert("credentials", lambda path: readCredentials(path, os.environ))
+
+
+def _asLimit(text: str) -> str:
+    readRate(text)
+    return text
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
@@ -140,6 +158,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         sendTemporary=bool(options["send-temporary"]),
         keepDirectories=bool(options["keep-directories"]),
         writerWarning=options["writer-warning"],
+        bwlimit=options["bwlimit"],
         name=options["name"],
     )
     return observed(options, sender, reactor)

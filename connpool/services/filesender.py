@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
-from twisted.internet.threads import deferToThread
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -33,11 +32,18 @@ from connpool.errors import (
     SourceError,
     StartFailed,
 )
-from connpool.interfaces import IConnecting, ILiveTransfers, IReadiness, IStatsSource
+from connpool.interfaces import (
+    IConnecting,
+    ILiveTransfers,
+    IReadiness,
+    IReloadable,
+    IStatsSource,
+)
 from connpool.logonce import LogOnce
 from connpool.pool import ConnectionPool, ConnectionPoolService
-from connpool.services.options import asDestination
+from connpool.services.options import asDestination, readRate
 from connpool.services.startfailure import failStart
+from connpool.services.threadwork import ThreadWork
 from connpool.transfer.names import displayName
 from connpool.transfer.records import LiveTransfer, Receipt
 from connpool.transfer.send.choosing import Choice
@@ -54,13 +60,12 @@ from connpool.transfer.send.outbox import (
     liesInTheWay,
 )
 from connpool.transfer.send.outboxfolder import OutboxFolder
+from connpool.transfer.send.pace import Pace
 from connpool.transfer.send.removal import Fate, NotDurable, Sent, doubt
 from connpool.transfer.send.temporarynames import TemporaryNames
 from connpool.transfer.send.walking import Found
 
 __all__ = ["FileSender"]
-
-T = TypeVar("T")
 
 #: Files of one go.
 BATCH_FILES = 1000
@@ -72,7 +77,7 @@ _SALT_BYTES = 16
 _VANISHED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
 
-@implementer(IConnecting, IStatsSource, ILiveTransfers, IReadiness)
+@implementer(IConnecting, IStatsSource, ILiveTransfers, IReadiness, IReloadable)
 class FileSender(MultiService):
     """
     A folder that is watched, and emptied into a receiver.
@@ -98,9 +103,11 @@ class FileSender(MultiService):
     @param keepDirectories: keep directories that are empty once their files were sent.
     @param writerWarning: seconds that a file may be open for writing before readiness
         says so.
+    @param bwlimit: bytes a second at most, such as C{2M}, or the path of a file that says so and
+        is read again when the service reloads; C{0} for no limit.
     @param name: in logs and metrics.
     @raise AddressError: for a description that is none; one line.
-    @raise WrongSetting: for a pattern that no path fits; one line.
+    @raise WrongSetting: for a pattern that no path fits, or a rate that is none; one line.
     """
 
     kind = "outbox"
@@ -124,6 +131,7 @@ class FileSender(MultiService):
         sendTemporary: bool = False,
         keepDirectories: bool = False,
         writerWarning: float = 600.0,
+        bwlimit: str = "0",
         name: str = "filesend",
     ) -> None:
         super().__init__()
@@ -149,6 +157,8 @@ class FileSender(MultiService):
         self._trustSettled = trustSettled
         self._writerWarning = writerWarning
         self._outbox = Outbox(settle, attempts)
+        self._bwlimit = bwlimit
+        self._pace = Pace(reactor, readRate(bwlimit))
         self._run: Deferred[None] | None = None
         self.pool: ConnectionPool | None = None
         self._sent = self._sentBytes = self._failed = self._setAside = 0
@@ -157,7 +167,8 @@ class FileSender(MultiService):
         self._leftOut: dict[str, str] = {}
         self._sending: Any = None
         self._stopping = self._concluding = False
-        self._working: set[Deferred[Any]] = set()
+        self._threads = ThreadWork()
+        self._inThread = self._threads.run
         # one line each, empty if there is nothing to say
         self._unreadable = self._weak = self._longOpen = self._unsure = ""
         # a file that showed that the receiver fails; whether another is next
@@ -174,7 +185,7 @@ class FileSender(MultiService):
         self.pool = ConnectionPool(
             self._reactor,
             endpoint,
-            SessionFactory(self._reactor, credentials=self._credentials),
+            SessionFactory(self._reactor, credentials=self._credentials, pace=self._pace),
             prepare=hello,
             maxSize=self._jobs,
             minIdle=0,
@@ -224,23 +235,6 @@ class FileSender(MultiService):
                     break
             wait = self._outbox.next(self._reactor.seconds())
             await self._sleep(interval if wait is None else min(max(wait, 0.05), interval))
-
-    def _inThread(self, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
-        """
-        Run C{function} in a thread.  Cancelling ends the wait only; a stop
-        waits for the thread, so that nobody else finds its work half done.
-        """
-        waiting: Deferred[T] = Deferred()
-        working = deferToThread(function, *arguments)
-        self._working.add(working)
-
-        def ended(result: Any) -> None:
-            self._working.discard(working)
-            if not waiting.called:
-                waiting.callback(result)
-
-        working.addBoth(ended)
-        return waiting
 
     def _sleep(self, seconds: float) -> Deferred[None]:
         woken: Deferred[None] = Deferred(lambda _: call.cancel())
@@ -380,6 +374,7 @@ class FileSender(MultiService):
                 answered=lambda outcome: outcomes.setdefault(outcome.path[prefix:], outcome),
                 pool=pool,
                 jobs=self._jobs,
+                pace=self._pace,
                 begun=partial(setattr, self, "_sending"),
             )
         finally:
@@ -566,7 +561,7 @@ class FileSender(MultiService):
             if not self._concluding:
                 run.cancel()
             await run
-        await DeferredList(list(self._working))
+        await self._threads.ended()
         self._folder.close()
         await super().stopService()
         # a pool is for one life: the next start makes another
@@ -575,6 +570,9 @@ class FileSender(MultiService):
 
     def stopService(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._stop())
+
+    def reload(self) -> None:
+        self._pace.change(readRate(self._bwlimit))
 
     def trouble(self) -> str | None:
         return self._unreadable or self._weak or self._longOpen or None
@@ -594,4 +592,5 @@ class FileSender(MultiService):
             sentBytes=self._sentBytes,
             failed=self._failed,
             setAside=self._setAside,
+            rateLimitBytes=self._pace.rate,
         )

@@ -17,11 +17,13 @@ from twisted.internet.task import Clock
 from twisted.python import usage
 
 from connpool.addresses import Listen, Networks, clientEndpoint
-from connpool.errors import AddressError, ConnpoolError
+from connpool.errors import AddressError, ConnpoolError, WrongSetting
+from connpool.regularfiles import readRegular
 from connpool.services import earlysignals
 from connpool.services.access import Access
 from connpool.services.limits import MOST_CONNECTIONS, connectionsFor, descriptorLimit
 from connpool.services.listening import readListen
+from connpool.sizes import asRate, asSize
 from connpool.standardstreams import prepareStreams
 
 __all__ = [
@@ -31,27 +33,35 @@ __all__ = [
     "asDestination",
     "asMode",
     "asNetworks",
+    "asRate",
     "asSeconds",
     "asSize",
     "defaultOf",
+    "readRate",
 ]
 
 T = TypeVar("T")
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+#: Bytes that are read of a file with a rate.
+_MAX_RATE_BYTES = 100
 
 
-def asSize(text: str) -> int:
+def readRate(text: str) -> int:
     """
-    C{"64M"} to bytes.
+    Read a rate, or the file that a text with a slash names; an empty one is no limit.
 
-    @param text: digits and one of K, M, G, T (powers of 1024) or nothing.
-    @raise ValueError: for anything else; its text names the form.
+    @return: bytes a second; 0 for no limit.
+    @raise WrongSetting: for what is no rate, and a file that cannot be read.
     """
-    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
-    if not (number.isascii() and number.isdigit()) or unit not in _UNITS or len(number) > 15:
-        raise ValueError(f"{text!r} is not a size; write bytes, or a number with K, M, G or T")
-    return int(number) * _UNITS[unit]
+    rate = text
+    try:
+        if "/" in text:
+            rate = readRegular(text)[:_MAX_RATE_BYTES].decode("utf-8", "replace").strip() or "0"
+        return asRate(rate)
+    except OSError as e:
+        raise WrongSetting(f"cannot read {text}: {e.strerror or e}") from None
+    except ValueError as e:
+        raise WrongSetting(f"{f'{text}: ' * (rate is not text)}{e}") from None
 
 
 def asSeconds(text: str) -> float:

@@ -605,6 +605,8 @@ async def test_restartsOfBothEndsLoseAndDoubleNothing(outbox, root, start):
         ["--directory=x", "--to=a:1", "--writer-warning=0"],
         ["--directory=x", "--to=a:1", "--ignore=["],
         ["--directory=x", "--to=a:1", "--ignore="],
+        ["--directory=x", "--to=a:1", "--bwlimit=10"],
+        ["--directory=x", "--to=a:1", "--bwlimit=/nonexistent/rate"],
     ],
 )
 def test_mistakesAreOneLine(argv):

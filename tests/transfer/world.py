@@ -244,6 +244,7 @@ class World:
             more.pop("digests", ("blake3", "sha256")),
             more.pop("credentials", None),
             more.pop("idleTimeout", 60.0),
+            more.get("pace"),
         )
         return Sending(
             self.clock,

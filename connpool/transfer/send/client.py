@@ -55,6 +55,7 @@ from connpool.transfer.send.walking import Found, Walk
 
 if TYPE_CHECKING:
     from connpool.transfer.send.choosing import Choice
+    from connpool.transfer.send.pace import Pace
 
 __all__ = ["FileOutcome", "Retry", "SendReport", "Sending", "sendFiles"]
 
@@ -86,6 +87,7 @@ class Sending:
     @param jobs: connections at once, if the connections allow more than one.
     @param choice: of what is found; L{None} for all of it.
     @param notSent: called with each link, and all that was left out.
+    @param pace: of C{connections}, to be reported.
     @ivar report: kept up to date.
     """
 
@@ -104,6 +106,7 @@ class Sending:
         stdinName: str = "stdin",
         choice: Choice | None = None,
         notSent: Callable[[Found], Any] = lambda _: None,
+        pace: Pace | None = None,
         inThread: InThread | None = None,
     ) -> None:
         self._reactor = reactor
@@ -115,6 +118,7 @@ class Sending:
         self._inThread = inThread or globalThreads(reactor)
         self._reporter = Reporter(self._request.durability, answered, notSent)
         self.report = self._reporter.report
+        self.report.pace = pace
         # a dry run must not end a run that was interrupted
         self._run = (
             Run.ephemeral() if self._request.dry else (keys or SenderKeys()).begin(destination)
@@ -274,6 +278,7 @@ def sendFiles(
     notSent: Callable[[Found], Any] = lambda _: None,
     begun: Callable[[Sending], Any] | None = None,
     idleTimeout: float = 60.0,
+    pace: Pace | None = None,
 ) -> Deferred[SendReport]:
     """
     Send files, directories and (C{-}) standard input to a receiver.
@@ -297,6 +302,8 @@ def sendFiles(
     @param begun: called first, with the L{Sending}, whose C{report} is kept up to date.
     @param idleTimeout: seconds of silence from the receiver that end a connection; a C{pool}'s
         are told to its C{SessionFactory}.
+    @param pace: the most bytes a second (L{connpool.transfer.send.pace}); a C{pool}'s is told to
+        its C{SessionFactory}, too.
     @return: fires with the report, also when files failed.  Cancelling it stops
         sending; the receiver keeps what can be resumed.
     @raise SourceError: the state that files are resumed with is damaged.
@@ -304,7 +311,7 @@ def sendFiles(
     if pool is not None:
         connections: Connections = Pooled(pool)
     else:
-        factory = SessionFactory(reactor, digests, credentials, idleTimeout)
+        factory = SessionFactory(reactor, digests, credentials, idleTimeout, pace)
         connections = Dialled(endpoint, factory)
     sending = Sending(
         reactor,
@@ -319,6 +326,7 @@ def sendFiles(
         stdinName=stdinName,
         choice=choice,
         notSent=notSent,
+        pace=pace,
     )
     if begun is not None:
         begun(sending)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -17,6 +17,9 @@ from connpool.errors import NetworkFailed, TransferError
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.send.session import SenderLink, SenderSession
+
+if TYPE_CHECKING:
+    from connpool.transfer.send.pace import Pace
 
 __all__ = [
     "Connection",
@@ -37,6 +40,7 @@ class SessionFactory(ClientFactory):
     @param digests: algorithms this side can compute and trusts.
     @param idleTimeout: seconds of silence from the receiver that end a connection; fewer if
         the receiver's are fewer.
+    @param pace: of all that is sent; L{None} for no limit.
     @ivar refusal: why the last connection that was not let in was not.
     """
 
@@ -48,6 +52,7 @@ class SessionFactory(ClientFactory):
         digests: Sequence[str] = ("blake3", "sha256"),
         credentials: Credentials | None = None,
         idleTimeout: float = 60.0,
+        pace: Pace | None = None,
     ) -> None:
         self._reactor = reactor
         for name in digests:
@@ -55,10 +60,13 @@ class SessionFactory(ClientFactory):
         self._digests = tuple(digests)
         self._credentials = credentials
         self._idleTimeout = idleTimeout
+        self.pace = pace
         self.refusal: TransferError | None = None
 
     def buildProtocol(self, addr: Any) -> SenderLink:
-        session = SenderSession(self._reactor, self._digests, self._credentials, self._idleTimeout)
+        session = SenderSession(
+            self._reactor, self._digests, self._credentials, self._idleTimeout, self.pace
+        )
         session.onRefused = partial(setattr, self, "refusal")
         return SenderLink(self._reactor, session, self._idleTimeout)
 

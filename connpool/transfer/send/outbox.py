@@ -88,10 +88,11 @@ class OutboxStats:
     @ivar sentBytes: their content.
     @ivar failed: tries that did not succeed.
     @ivar setAside: files that were set aside.
+    @ivar rateLimitBytes: bytes a second that are sent at most; 0 for no limit.
     """
 
     GAUGES: ClassVar[frozenset[str]] = frozenset(
-        {"waiting", "sending", "kept", "temporary", "ignored"}
+        {"waiting", "sending", "kept", "temporary", "ignored", "rateLimitBytes"}
     )
 
     waiting: int = 0
@@ -103,6 +104,7 @@ class OutboxStats:
     sentBytes: int = 0
     failed: int = 0
     setAside: int = 0
+    rateLimitBytes: int = 0
 
 
 @attrs.frozen

@@ -101,14 +101,23 @@ class ReadAhead:
         self._hasher: Any = None
         self._latency = Latency(INLINE_SECONDS, CALM_READS, inline=False)
 
-    def start(self, fd: int, extent: Extent, blockSize: int, digest: Digest) -> None:
+    def start(
+        self,
+        fd: int,
+        extent: Extent,
+        blockSize: int,
+        digest: Digest,
+        most: int = _BUFFER_BYTES,
+    ) -> None:
         """
         Read C{extent}; its chunks come after those asked for before.
+
+        @param most: bytes of a chunk.
         """
         at = extent.start
         while at < extent.end:
             blockEnd = min((at // blockSize + 1) * blockSize, extent.end)
-            end = min(at + _BUFFER_BYTES, blockEnd)
+            end = min(at + _BUFFER_BYTES, at + most, blockEnd)
             self._wanted.append((fd, at, end, blockSize, digest, end == blockEnd))
             at = end
         self._next()

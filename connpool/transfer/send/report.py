@@ -5,7 +5,7 @@ The report of a sending: the outcome of each file, what is under way, what is wa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -16,6 +16,9 @@ from connpool.transfer.send.joblist import Job
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.send.walking import LINK, Found
 from connpool.transfer.wire.messages import Ack, ReceiptMessage
+
+if TYPE_CHECKING:
+    from connpool.transfer.send.pace import Pace
 
 __all__ = ["FileOutcome", "Reporter", "SendReport", "UnderWay", "Wait", "waitAfter"]
 
@@ -143,6 +146,7 @@ class SendReport:
     @ivar retry: why the next connection is waited for.
     @ivar slowed: what the receiver says that small files wait for.
     @ivar delayed: files that are offered again later, and why.
+    @ivar pace: of what is sent; L{None} for no limit.
     """
 
     outcomes: list[FileOutcome] = attrs.Factory(list)
@@ -158,6 +162,7 @@ class SendReport:
     slowed: str = attrs.field(default="", repr=False)
     retry: Wait | None = attrs.field(default=None, repr=False)
     delayed: dict[Job, Wait] = attrs.field(factory=dict, repr=False)
+    pace: Pace | None = attrs.field(default=None, repr=False)
 
     @property
     def progress(self) -> int:
@@ -191,10 +196,13 @@ class SendReport:
     @property
     def wait(self) -> Wait | None:
         """
-        The latest reason of the receiver or the network to wait; L{None} if there is none.
+        The latest reason of the receiver, the network or our own pace to wait; L{None} if
+        there is none.
         """
         if self.retry is not None or self.delayed:
             return self.retry or next(iter(self.delayed.values()))
+        if self.pace is not None and self.pace.waiting:
+            return Wait("bwlimit", "the limit of --bwlimit")
         for each in self._shown():
             if each.slow:
                 why = _WAITS_FOR.get(each.slow, each.slow)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -61,6 +61,9 @@ from connpool.transfer.wire.messages import (
     extensionOf,
     slowIn,
 )
+
+if TYPE_CHECKING:
+    from connpool.transfer.send.pace import Pace
 
 __all__ = ["IStream", "SenderLink", "SenderSession", "errorFor"]
 
@@ -131,6 +134,7 @@ class SenderSession:
     One connection to a receiver.
 
     @param idleTimeout: seconds of silence from the receiver that end it.
+    @param pace: of all that is sent; L{None} for no limit.
     @ivar limits: the receiver's.
     @ivar ticket: for further connections to join.
     @ivar capabilities: those that both sides have.
@@ -151,8 +155,10 @@ class SenderSession:
         digests: Sequence[str],
         credentials: Credentials | None,
         idleTimeout: float,
+        pace: Pace | None = None,
     ) -> None:
         self._reactor = reactor
+        self._pace = pace
         self._digests = tuple(digests)
         self._credentials = credentials
         self._idle = idleTimeout
@@ -200,7 +206,7 @@ class SenderSession:
         self.link = link
         link.reader.expected = {Type.HELLO, Type.ERROR}
         link.reader.wants = self._wants
-        self.writer = Writer(self._reactor, link.transport, self._unwritable)
+        self.writer = Writer(self._reactor, link.transport, self._unwritable, self._pace)
         self._deadline = self._reactor.callLater(GREETING_SECONDS, self._tooLate)
         ours = Hello(
             VERSIONS,

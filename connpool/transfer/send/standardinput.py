@@ -29,7 +29,7 @@ async def sendStandardInput(exchange: Exchange, stream: LargeStream, fd: int) ->
     at = 0
     while not stream.over:
         stream.job.spent = True
-        room = min(1 << 20, stream.blockSize - at % stream.blockSize)
+        room = min(writer.portion, 1 << 20, stream.blockSize - at % stream.blockSize)
         try:
             data = await exchange.inThread(partial(readSome, fd, room, lambda: not stream.over))
         except SourceError as e:
@@ -43,6 +43,8 @@ async def sendStandardInput(exchange: Exchange, stream: LargeStream, fd: int) ->
                 stream.giveUp(why, keep=False)
                 return
             hasher.update(data)
+            await writer.turn()
+            writer.spend(len(data))
             async with writer.run(encode(Type.DATA, stream.number, Data(at), len(data))):
                 await writer.write(memoryview(data))
             if stream.over:

@@ -33,7 +33,7 @@ from connpool.transfer.send.source import unchanged
 from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import Exchange, Lane, LargeStream, SmallStream
 from connpool.transfer.send.walking import STDIN
-from connpool.transfer.wire.frames import MAX_CONTROL_BYTES, MAX_RUN_BYTES, Type
+from connpool.transfer.wire.frames import MAX_CONTROL_BYTES, Type
 from connpool.transfer.wire.messages import (
     BATCH_FILES,
     ROOT,
@@ -142,16 +142,19 @@ class Transmission:
         did = False
         more = jobs.wantsMore and len(jobs.large) < MAX_OFFERS and not session.stopping
         if more and not jobs.small:
-            largest = -1 if self._request.dry else limits.small
+            # a file that goes in one piece is not more than about a second's worth of a pace
+            most = min(limits.small, 8 * session.writer.portion)
+            largest = -1 if self._request.dry else most
             await jobs.fill(largest, session.digest, afresh=not self._exchange.tellsEarlier)
             did = True
         if jobs.small:
             await session.writer.flushed()
+            await session.writer.turn()
         frames: list[bytes] = []
-        size = 0
+        size, most = 0, min(_BATCH_BYTES, session.writer.portion)
         # it may have said GOAWAY while we waited
-        while jobs.small and size < _BATCH_BYTES and not session.stopping:
-            batch = self._batch()
+        while jobs.small and size < most and not session.stopping:
+            batch = self._batch(most)
             if not batch:
                 break
             frames.append(self._put(batch))
@@ -159,21 +162,24 @@ class Transmission:
                 frames.append(small.data)
                 size += len(small.data) + _ENTRY_BYTES
         if frames:
+            session.writer.spend(size)
             session.writer.send(*frames)
             did = True
         return did
 
-    def _batch(self) -> list[Small]:
+    def _batch(self, most: int) -> list[Small]:
         """
         Take the files that go next in one frame.
+
+        @param most: bytes of more than one.
         """
         jobs, exchange, limits = self._jobs, self._exchange, self._session.limits
         batch: list[Small] = []
         files, control = len(exchange.small), 0
         size = exchange.smallBytes
-        largest = min(limits.inflightBytes, size + _BATCH_BYTES)
-        most = min(BATCH_FILES if self._batches else 1, limits.inflightFiles - files)
-        while jobs.small and len(batch) < most:
+        largest = min(limits.inflightBytes, size + max(most, len(jobs.small[0].data)))
+        room = min(BATCH_FILES if self._batches else 1, limits.inflightFiles - files)
+        while jobs.small and len(batch) < room:
             small = jobs.small[0]
             data, job = small.data, small.job
             size += len(data)
@@ -294,12 +300,15 @@ class Transmission:
         assert fd is not None
         stream.hold(1)
         try:
-            reader.start(fd, extent, stream.blockSize, session.digest)
+            most = writer.portion
+            reader.start(fd, extent, stream.blockSize, session.digest, most)
             at = extent.start
             while at < extent.end:
+                await writer.turn()
                 if stream.over:
                     return False
-                end = min(at + MAX_RUN_BYTES, extent.end)
+                end = min(at + most, extent.end)
+                writer.spend(end - at)
                 # a block that spans runs has its digest after the last one
                 digests: list[bytes] = []
                 first = 0

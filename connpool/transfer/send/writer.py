@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import (
     IPullProducer,
     IPushProducer,
@@ -29,7 +29,11 @@ from zope.interface import implementer
 
 from connpool.errors import NetworkFailed
 from connpool.transfer.wire.borrowed import BorrowedWriter, isPlain, lends
+from connpool.transfer.wire.frames import MAX_RUN_BYTES
 from connpool.waiting import Waiters
+
+if TYPE_CHECKING:
+    from connpool.transfer.send.pace import Pace
 
 __all__ = ["Writer"]
 
@@ -43,12 +47,20 @@ class Writer:
     """
     @param failed: called when the connection takes nothing any more, with a
         L{NetworkFailed}: the reading side may know better why.  L{Writer.close} must follow.
+    @param pace: of all that is sent; L{None} for no limit.
     @ivar written: bytes given to the connection so far.
     """
 
     def __init__(
-        self, reactor: Any, transport: Any, failed: Callable[[NetworkFailed], Any]
+        self,
+        reactor: Any,
+        transport: Any,
+        failed: Callable[[NetworkFailed], Any],
+        pace: Pace | None = None,
     ) -> None:
+        self._pace = pace
+        #: those that wait for their turn
+        self._turns: set[Deferred[None]] = set()
         self._reactor = reactor
         self._transport = transport
         self._failed = failed
@@ -118,6 +130,38 @@ class Writer:
         if self._blocked:
             self._waited = True
             await self._waiters.wait()
+
+    @property
+    def portion(self) -> int:
+        """
+        The bytes that make sense at once.
+        """
+        return MAX_RUN_BYTES if self._pace is None else self._pace.portion
+
+    async def turn(self) -> None:
+        """
+        Wait until the pace lets us send something; L{spend} must follow at once.
+
+        @raise TransferError: what ended the connection.
+        """
+        turn = None if self._pace is None else self._pace.turn()
+        if turn is not None:
+            self._turns.add(turn)
+            try:
+                await turn
+            except CancelledError:
+                raise self._closed or CancelledError() from None
+            finally:
+                self._turns.discard(turn)
+        if self._closed is not None:
+            raise self._closed
+
+    def spend(self, count: int) -> None:
+        """
+        Tell the pace what is sent.
+        """
+        if self._pace is not None:
+            self._pace.spend(count)
 
     @contextlib.asynccontextmanager
     async def run(self, header: bytes) -> AsyncIterator[None]:
@@ -189,6 +233,8 @@ class Writer:
             if self._borrowed is not None:
                 self._borrowed.close(why)
             self._waiters.fail(why)
+            for turn in list(self._turns):
+                turn.cancel()
 
     # -- called by the transport
 
