@@ -54,8 +54,6 @@ class Acquire(Waiter, Deferred[Any]):
     @param left: called with it when it is cancelled.
     @ivar code: the code object that acquires, and
     @ivar offset: the place in it.
-    @ivar patience: the seconds after which it is over, not on the agenda yet: it
-        waits for the end of a read; L{None}: there are none, or they are.
     @ivar scope: the scope that waits, which may get the connection itself; L{None}
         where the caller gets a lease.
     @ivar holder: with C{debug}, the task that waits, and
@@ -66,18 +64,19 @@ class Acquire(Waiter, Deferred[Any]):
         self,
         left: Callable[[Acquire], None],
         now: float,
+        until: float,
         code: Any,
         offset: int,
-        scope: Any = None,
+        scope: Any,
     ) -> None:
         Deferred.__init__(self, left)  # type: ignore[arg-type]  # it gets no other
         self.since = now
+        self.until = until
         self.code = code
         self.offset = offset
         self.scope = scope
 
     # set only where they are needed
     deadline = NEVER
-    patience: float | None = None
     holder: Any = None
     stack = ""

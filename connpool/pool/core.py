@@ -18,18 +18,19 @@ acts.
   It decides each action from the state at that moment.  So between two actions
   anything may call anything: there is no plan that could be out of date, and
   no moment at which a connection is promised to a waiter who has not got it.
-- C{calm} says that there is nothing to decide: nobody waits, no dial runs,
-  nothing is paused, closing or over the cap.  Then L{Core.take} and
-  L{Core.give} are the whole of an acquire and a release: no action, no timer,
-  no scan.  Every event that needs more begins with C{calm = False}; only
-  L{Core.settle}, after the last action, sets it again.
+- C{calm} says that there is nothing to decide: no dial runs, nothing is paused,
+  closing or over the cap, and whoever waits can only wait for a connection to come
+  back.  Then L{Core.take}, L{Core.give}, L{Core.expect} and L{Core.passOn} are the
+  whole of an acquire and a release: no action, no timer, no scan.  Every event that
+  needs more begins with C{calm = False}; only L{Core.settle}, after the last action,
+  sets it again.
 - Idle connections stand in a deque in the order in which they became idle, so
   the coldest is always at the left end, whatever end they are taken from.  One
   that dies there stays as a tombstone until it is met or until tombstones are
   half of the deque.
-- All deadlines, of waiters, dials, checks, closings and lifetimes, are in one
-  L{Agenda}; with the left end of the idle deque, that says when L{Core.next}
-  has something to do although nothing happened (L{Core.wakeAt}).
+- All deadlines, of dials, checks, closings and lifetimes, are in one L{Agenda}; with
+  the left end of the idle deque and the front of the queue, that says when
+  L{Core.next} has something to do although nothing happened (L{Core.wakeAt}).
 
 Known flaws
 ===========
@@ -49,6 +50,7 @@ from typing import Any
 from connpool.errors import PoolError
 from connpool.pool.destination import Destination
 from connpool.pool.inventory import Inventory
+from connpool.pool.lending import SLACK_SECONDS, Lending
 from connpool.pool.outcomes import begin
 from connpool.pool.phases import endOfPatience, finish
 from connpool.pool.refusals import overloaded, timedOut
@@ -67,26 +69,30 @@ from connpool.pool.states import (
     Waiter,
 )
 from connpool.pool.timers import NEVER
-from connpool.pool.unread import endsToo
 from connpool.pool.upkeep import Upkeep
 from connpool.pool.waiters import CodelQueue, FifoQueue
 
 __all__ = ["Core"]
 
-#: Deadlines this close are due: float arithmetic of two clocks may be off by an ulp.
-SLACK_SECONDS = 1e-6
-
-#: A connection that passed a check is not validated again for this long: it is
-#: on its way to the acquire that asked for it.
-FIT_SECONDS = 0.5
-
 CONNECTING, IDLE, LEASED, RETURNING, CHECKING, CLOSING, GONE = State
 
 
-class Core:
+class Core(Lending):
     """
     The decisions of one pool.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_queueOf",
+        "dialBuckets",
+        "dialTotal",
+        "end",
+        "lastError",
+        "name",
+        "refusing",
+        "upkeep",
+    )
 
     def __init__(
         self,
@@ -96,33 +102,16 @@ class Core:
         newSlot: Callable[[int, int, Destination, float], Slot] = Slot,
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        self.inventory = inventory = Inventory()
-        self.supply = Supply(inventory, endpoints, newSlot)
+        inventory = Inventory()
+        super().__init__(inventory, Supply(inventory, endpoints, newSlot))
         self.upkeep = Upkeep(inventory, uniform, SLACK_SECONDS)
-        self.idle = inventory.idle
         self.name = name
-        self.phase = Phase.OPEN
-        self.calm = False
-        self.watched = False  # somebody wants to see every lease: no calm path
-        self.expecting = 0  # while calm: those in the queue, whose connections are returning
         self.refusing = False  # paused, and told not to queue
-        self.direct = False  # while calm: returning connections may be passed on as they are
-        self.floor = 0  # with fewer idle than this, there is something to dial
-        self.armed = NEVER  # when the shell calls "next" in any case; it keeps this
         self.end = End()
-        # counters and histograms, see PoolStats
-        self.acquires = 0
-        self.waited = 0
-        self.releases = 0
-        self.useBuckets = [0] * 64
-        self.useTotal = 0.0
-        self.waitBuckets = [0] * 64
-        self.waitTotal = 0.0
-        self.waitMost = 0.0
+        # see PoolStats
         self.dialBuckets = [0] * 64
         self.dialTotal = 0.0
         self.lastError: tuple[float, BaseException] | None = None
-        self.queue: FifoQueue = FifoQueue()
         self._queueOf: tuple[Any, ...] | None = None
         self.configure(settings)
 
@@ -132,20 +121,7 @@ class Core:
         """
         Take new settings.  Connections keep the lifetime they were born with.
         """
-        self.calm = False
-        self.settings = self.inventory.settings = self.supply.settings = settings
-        self._pop = self.idle.pop if settings.order == "lifo" else self.idle.popleft
-        self.idleTimeout = NEVER if settings.idleTimeout is None else settings.idleTimeout
-        self._validateAfter = (
-            NEVER if settings.validateAfterIdle is None else settings.validateAfterIdle
-        )
-        # idle for this long, a connection is looked at before it is handed out
-        self._stale = min(self.idleTimeout - SLACK_SECONDS, self._validateAfter)
-        self._maxUses = NEVER if settings.maxUses is None else settings.maxUses
-        for slot in self.inventory.slots:
-            slot.plain = slot.plain and self._maxUses == NEVER
-            if slot.state is LEASED:
-                self.inventory.watch(slot, 0.0)
+        super().configure(settings)
         queueOf = (settings.queue, settings.queueTarget, settings.queueInterval)
         if queueOf != self._queueOf:
             self._queueOf = queueOf
@@ -156,7 +132,7 @@ class Core:
                 else FifoQueue()
             )
             for waiter in waiting:
-                self.queue.join(waiter)
+                self._stand(waiter)
 
     def start(self) -> None:
         """
@@ -168,243 +144,9 @@ class Core:
         if self.phase is Phase.CLOSED:
             self.phase = Phase.OPEN
 
-    # -- acquire and release
-
-    def take(self, now: float) -> Slot | None:
-        """
-        Lease an idle connection.
-
-        @return: the slot, leased; or L{None} if there is none that can be
-            handed out as it is.
-        """
-        while self.idle:
-            slot = self._pop()
-            if slot.state is not IDLE:
-                self.inventory.dead -= 1
-                continue
-            for wire in slot.wires:
-                if wire.disconnecting:
-                    self.calm = False
-                    self.inventory.close(slot, "peer", now, popped=True)
-                    break
-            else:
-                unread = slot.unread
-                if unread is not None and (news := unread(0)) and self._held(slot, news, now):
-                    continue
-                if now - slot.since < self._stale or self._fresh(slot, now):
-                    slot.state = LEASED
-                    slot.since = now
-                    slot.uses += 1
-                    self.acquires += 1
-                    if self.floor and len(self.idle) - self.inventory.dead < self.floor:
-                        self.calm = False
-                    return slot
-                if slot.state is IDLE:
-                    return None  # it is back: those that are validated have to do
-        return None
-
-    def _held(self, slot: Slot, news: list[Any], now: float) -> bool:
-        """
-        The kernel holds something for a slot that is off the deque.  Bytes for one
-        that nobody used are a greeting; anything else the reactor gets first.
-        """
-        if not slot.asked and not endsToo(news):
-            return False
-        self.calm = False
-        self.inventory.hold(slot, now)
-        return True
-
-    def _fresh(self, slot: Slot, now: float) -> bool:
-        """
-        Decide about a slot that was idle for long and is off the deque: close
-        it, begin to validate it, or (L{True}) hand it out.  It goes back if enough
-        are being validated for those who wait.
-        """
-        self.calm = False
-        age = now - slot.since
-        # what minIdle keeps does not expire; slot itself is off the deque
-        if (
-            age >= self.idleTimeout - SLACK_SECONDS
-            and self.inventory.idleCount >= self.settings.minIdle
-        ):
-            self.inventory.close(slot, "idle", now, popped=True)
-            return False
-        if age < self._validateAfter or (slot.fit and age < FIT_SECONDS):
-            slot.fit = False
-            return True
-        inventory = self.inventory
-        if inventory.checking >= max(1, len(self.queue)):
-            (self.idle.append if self.settings.order == "lifo" else self.idle.appendleft)(slot)
-        else:
-            inventory.check(slot, now)
-            inventory.todo.append(Action("check", slot))
-        return False
-
-    def give(self, slot: Slot, now: float) -> bool:
-        """
-        A leased connection came back and is good.
-
-        @return: whether there is something to decide (L{next}).
-        """
-        held = now - slot.since
-        self.useBuckets[int(held * 1e6).bit_length()] += 1
-        self.useTotal += held
-        self.releases += 1
-        slot.asked = True
-        if self.calm and slot.plain:
-            slot.since = now
-            if slot.reading:
-                slot.state = RETURNING
-                self.inventory.returning += 1
-                return False
-            slot.state = IDLE
-            self.idle.append(slot)
-            # no timer yet for the first that can expire
-            return bool(self.expecting) or (
-                self.armed > now + self.idleTimeout
-                and self.inventory.idleCount > self.settings.minIdle
-            )
-        self._park(slot, now)
-        return True
-
-    def passOn(self, slot: Slot, now: float) -> Any:
-        """
-        The read in which a slot was given back has been delivered: lease it to the
-        waiter who came first of those that expect it, where there is nothing else to decide.
-
-        @return: the waiter; or L{None}, then L{returned} is to be called.
-        """
-        if not (self.calm and slot.plain) or slot.shelved:
-            return None
-        for wire in slot.wires:
-            if wire.disconnecting:
-                return None
-        unread = slot.unread
-        if unread is not None and unread(0):
-            return None
-        waiter = self.queue.oldest()
-        assert waiter is not None
-        self.expecting -= 1
-        self.inventory.returning -= 1
-        self._waitEnded(waiter, now)
-        slot.state = LEASED
-        slot.since = now
-        slot.uses += 1
-        self.acquires += 1
-        return waiter
-
-    def _waitEnded(self, waiter: Waiter, now: float) -> None:
-        waited = now - waiter.since
-        self.waitBuckets[int(waited * 1e6).bit_length()] += 1
-        self.waitTotal += waited
-        self.waitMost = max(self.waitMost, waited)
-        self.waited += 1
-
-    def returned(self, slot: Slot, now: float) -> bool:
-        """
-        The read in which a slot was given back has been delivered.
-
-        @return: whether there is something to decide (L{next}).
-        """
-        if slot.state is not RETURNING:
-            return False
-        if self.calm and slot.plain and not slot.shelved and not self.expecting:
-            self.inventory.returning -= 1
-            slot.state = IDLE
-            self.idle.append(slot)
-            return (
-                self.armed > slot.since + self.idleTimeout
-                and self.inventory.idleCount > self.settings.minIdle
-            )
-        self._park(slot, now)
-        return True
-
-    def _park(self, slot: Slot, now: float) -> None:
-        """
-        Make a leased or checked slot idle, unless it has to go.
-        """
-        self.calm = False
-        slot.asked = True
-        reason = slot.doom
-        if reason is None:
-            if slot.uses >= self._maxUses:
-                reason = "uses"
-            elif len(self.inventory.slots) - self.inventory.closing > self.settings.maxSize:
-                reason = "shrunk"
-            elif self.phase is Phase.CLOSING:
-                reason = "pool"
-        if reason is not None:
-            self.inventory.close(slot, reason, now)
-            return
-        self.inventory.rest(slot, now)
-        self.supply.elide(now, self.queue)
-
-    def check(self, slot: Slot, now: float) -> None:
-        """
-        A slot that came back is being reset.
-        """
-        if slot.state is LEASED:
-            self.ended(slot, now)
-            self.releases += 1
-        self.inventory.check(slot, now)
-
-    def setAside(self, slot: Slot, now: float) -> None:
-        """
-        A leased slot came back, to be reset when all that was sent to its user is
-        delivered.
-        """
-        self.calm = False
-        self.ended(slot, now)
-        self.releases += 1
-        self.inventory.setAside(slot, now)
-
-    def checked(self, slot: Slot, now: float, failed: str | None) -> None:
-        """
-        A reset or validation ended.
-
-        @param failed: what failed: C{reset} or C{validate}; L{None}: it passed.
-        """
-        self.calm = False
-        if slot.state is not CHECKING:
-            return
-        if failed is None:
-            slot.fit = True
-            self._park(slot, now)
-        else:
-            self.inventory.counts[failed] += 1
-            self.inventory.close(slot, failed, now)
-
-    def discard(self, slot: Slot, now: float, reason: str = "discarded") -> None:
-        """
-        A slot, idle or leased, is of no use any more.
-        """
-        self.calm = False
-        if slot.state is LEASED:
-            self.inventory.counts["discards"] += 1
-            self.ended(slot, now)
-        elif slot.state is IDLE:
-            self.supply.died(slot, now, self.acquires)
-        self.inventory.close(slot, reason, now, abort=reason == "expired")
-
-    def ended(self, slot: Slot, now: float) -> None:
-        """
-        Record how long the lease that ends now was held.
-        """
-        held = now - slot.since
-        self.useBuckets[int(held * 1e6).bit_length()] += 1
-        self.useTotal += held
-
-    def detach(self, slot: Slot) -> None:
-        """
-        A leased slot's connection belongs to the caller from now on.
-        """
-        self.calm = False
-        self.inventory.counts["detaches"] += 1
-        self.inventory.forget(slot, "detached")
-
     # -- waiting
 
-    def join(self, waiter: Waiter, timeout: float | None) -> bool:
+    def join(self, waiter: Waiter) -> bool:
         """
         Let C{waiter} wait.
 
@@ -414,35 +156,13 @@ class Core:
         """
         self.calm = False
         self.supply.started = True
-        self.queue.join(waiter)
-        if timeout is not None:
-            self.inventory.agenda.enter(waiter, waiter.since + timeout)
+        self._stand(waiter)
         armed = self.armed
-        late = waiter.deadline < armed or armed <= waiter.since
+        late = waiter.until < armed or armed <= waiter.since
         if late or self.inventory.todo or self.inventory.probes:
             return True
         # a read that is being delivered ends by itself
         return not self._full and self.inventory.returning < len(self.queue)
-
-    def expect(self, waiter: Waiter) -> None:
-        """
-        Let C{waiter} wait for one of the connections that are returning: the reads
-        that are being delivered end by themselves, so until then nothing is decided
-        and no deadline passes.
-        """
-        self.queue.join(waiter)
-        self.expecting += 1
-
-    def unexpect(self) -> None:
-        """
-        There is something to decide: those who wait for returning connections are
-        waiters as any others, with a deadline.
-        """
-        self.expecting = 0
-        for waiter in self.queue:
-            if waiter.patience is not None:
-                self.inventory.agenda.enter(waiter, waiter.since + waiter.patience)
-                waiter.patience = None
 
     @property
     def _full(self) -> bool:
@@ -459,7 +179,6 @@ class Core:
         C{waiter} does not want to wait any more.  Its dial goes on.
         """
         if self.queue.leave(waiter):
-            self.calm = False
             self.inventory.counts["cancels"] += 1
             self.inventory.agenda.cancel(waiter)
 
@@ -495,7 +214,7 @@ class Core:
                 and not self.inventory.todo
                 and not self.inventory.probes
                 and len(self.inventory.slots) - self.inventory.closing <= self.settings.maxSize
-                and self.inventory.agenda.first() > now + SLACK_SECONDS
+                and self._first() > now + SLACK_SECONDS
             ):
                 return None
             if self._due(now) or self.inventory.todo:
@@ -523,12 +242,11 @@ class Core:
         slot = self.take(now)
         if slot is None:
             return None
-        waiter = queue.pop(now)
+        waiter = queue.following(now)
         while (shed := queue.shed(now)) is not None:
             self.inventory.counts["dropped"] += 1
             self.reject(shed, overloaded(self, shed, now))
         assert isinstance(waiter, Waiter)
-        self.inventory.agenda.cancel(waiter)
         self._waitEnded(waiter, now)
         return Action("serve", slot, waiter)
 
@@ -538,7 +256,11 @@ class Core:
 
         @return: whether anything was due.
         """
-        item = self.inventory.agenda.pop(now + SLACK_SECONDS)
+        due = now + SLACK_SECONDS
+        agenda = self.inventory.agenda
+        waits = self.queue.until()
+        first = waits <= due and waits <= agenda.first()
+        item = self.queue.oldest() if first else agenda.pop(due)
         if item is None:
             return self.supply.shrink(now, SLACK_SECONDS)
         if isinstance(item, Waiter):
@@ -566,24 +288,32 @@ class Core:
         There is nothing more to do now: decide whether the calm path may be
         taken until the next event.
         """
-        room = self.supply.started and len(self.inventory.slots) < self.settings.maxSize
-        self.floor = self.settings.minIdle if room else 0
-        self.direct = not self.floor and self.settings.queue == "fifo"
+        settings = self.settings
+        room = len(self.inventory.slots) < settings.maxSize
+        self.floor = settings.minIdle if room and self.supply.started else 0
+        self.direct = not self.floor and settings.queue == "fifo"
+        self.places = 0 if room else NEVER if settings.maxWaiting is None else settings.maxWaiting
         self.calm = (
             self.phase is Phase.OPEN
-            and not len(self.queue)
+            and (not self.queue or (self.direct and self._full))
             and not self.inventory.connecting
             and not self.supply.retiring
             and not self.watched
             and not (self.inventory.budget is not None and self.inventory.budget.starving)
-            and len(self.inventory.slots) - self.inventory.closing <= self.settings.maxSize
+            and len(self.inventory.slots) - self.inventory.closing <= settings.maxSize
         )
+
+    def _first(self) -> float:
+        """
+        Tell when the first deadline is.
+        """
+        return min(self.inventory.agenda.first(), self.queue.until())
 
     def wakeAt(self, now: float) -> float:
         """
         @return: when L{next} has something to do although nothing happens.
         """
-        when = self.inventory.agenda.first()
+        when = self._first()
         if self.idleTimeout != NEVER and self.inventory.idleCount > self.settings.minIdle:
             coldest = self.inventory.coldest()
             if coldest is not None:

@@ -263,15 +263,15 @@ class Scope:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        held, self._held = self._held, None
+        held = self._held
+        self._held = lease = None
         if held is None:
             raise LeaseError("this scope was left already; call lease() once for each block")
-        lease = None
-        if isinstance(held, Lease):
+        if held.__class__ is Lease:
             lease = held
             held, lease._connection = lease._connection, None
-        if held is None:
-            return  # the pool has ended it
+            if held is None:
+                return  # the pool has ended it
         if kind is None:
             self.owner.giveBack(held, lease)
         else:

@@ -122,7 +122,9 @@ class ConnectionPool:
         See L{IConnectionPool.lease}.
         """
         frame = _getframe(1)
-        return Scope(self.shell, checkedTimeout(timeout), frame.f_code, frame.f_lasti)
+        if timeout is not UNSET:
+            checkedTimeout(timeout)
+        return Scope(self.shell, timeout, frame.f_code, frame.f_lasti)
 
     def run(
         self, f: Callable[..., Any], *args: Any, timeout: float | None = UNSET, **kwargs: Any

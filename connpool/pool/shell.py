@@ -13,7 +13,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from connpool.errors import LeaseError, PoolClosed
+from connpool.errors import LeaseError
 from connpool.pool import checks, outcomes
 from connpool.pool.acquire import UNSET, Acquire
 from connpool.pool.clock import steady
@@ -23,6 +23,7 @@ from connpool.pool.failures import CLEAN, EARLY, dialFailure
 from connpool.pool.inventory import MOST_DELAYS
 from connpool.pool.lease import Lease
 from connpool.pool.observation import Watch
+from connpool.pool.readiness import Readiness
 from connpool.pool.refusals import late, refusal, unreachable
 from connpool.pool.states import Action, Phase, State
 from connpool.pool.timers import NEVER
@@ -67,7 +68,7 @@ class Shell:
         self._timer: Any = None
         self._closers = Waiters()
         self.turns = Turns(reactor, self._turned)
-        self._readies: dict[Deferred[None], int] = {}
+        self._readiness = Readiness(core)
         self.settled: Callable[[], None] | None = None
 
     def settle(self) -> None:
@@ -75,13 +76,12 @@ class Shell:
         Do whatever there is to do: a loop, not a recursion, however deep the
         callers' callbacks call back.
         """
-        if self._dispatching:
-            return
         core = self.core
+        if self._dispatching:
+            core.calm = False  # for the one that dispatches
+            return
         self._dispatching = True
         core.calm = False
-        if core.expecting:
-            core.unexpect()
         try:
             while (action := core.next(self.seconds())) is not None:
                 try:
@@ -95,8 +95,8 @@ class Shell:
             self._dispatching = False
             core.settle()
             self._arm()
-        if self._readies:
-            self._fireReady()
+        if self._readiness:
+            self._readiness.tell()
         if self.settled is not None:
             self.settled()
         if core.phase is Phase.CLOSED:
@@ -127,11 +127,41 @@ class Shell:
 
     def _serve(self, action: Action) -> None:
         waiter, connection = action.waiter, action.slot
-        connection.code = waiter.code
-        connection.offset = waiter.offset
         self.watch.began(connection, self.seconds(), waiter)
         self.watch.waited(waiter)
-        waiter.callback(self._lend(connection))
+        self._answer(waiter, connection)
+
+    def _answer(self, waiter: Acquire, connection: Connection) -> None:
+        """
+        C{waiter} has got C{connection}.
+        """
+        connection.code = waiter.code
+        connection.offset = waiter.offset
+        scope = waiter.scope
+        if scope is None or self.core.watched or not scope.hold(waiter, connection):
+            waiter.callback(self._lend(connection))
+        else:
+            waiter.callback(connection)
+
+    def _passedOn(self, connection: Connection, now: float) -> bool:
+        """
+        Give C{connection} to the one who waits for longest, if there is nothing else to
+        decide.
+
+        @return: whether it was.
+        """
+        waiter = self.core.passOn(connection, now)
+        if waiter is None:
+            return False
+        connection.reading = False
+        self._dispatching = True
+        try:
+            self._answer(waiter, connection)
+        finally:
+            self._dispatching = False
+        if not self.core.calm:
+            self.settle()
+        return True
 
     def _reject(self, action: Action) -> None:
         waiter = action.waiter
@@ -195,25 +225,14 @@ class Shell:
     def _closed(self, action: Action) -> None:
         self.watch.tell("poolClosed")
 
-    def _fireReady(self) -> None:
-        core = self.core
-        over = core.phase not in {Phase.OPEN, Phase.PAUSED}
-        for ready, count in list(self._readies.items()):
-            if ready in self._readies and (over or core.inventory.live >= count):
-                del self._readies[ready]
-                if over:
-                    ready.errback(PoolClosed(f"pool {self.name} is {core.phase.value}"))
-                else:
-                    ready.callback(None)
-        core.supply.warm = max(self._readies.values(), default=0)
-
     def _left(self, waiter: Acquire) -> None:
         """
         A waiter's Deferred was cancelled.
         """
         self.core.leave(waiter)
         self.watch.waited(waiter)
-        self.settle()
+        if not self.core.calm:
+            self.settle()
 
     # -- what connections say (see Owner)
 
@@ -287,17 +306,7 @@ class Shell:
         if turns := connection.turnsToReturn():
             self.turns.let(connection, turns)
             return
-        core = self.core
-        if core.expecting and (waiter := core.passOn(connection, self.seconds())) is not None:
-            connection.reading = False
-            connection.code = waiter.code
-            connection.offset = waiter.offset
-            scope = waiter.scope
-            if scope is not None and scope.hold(waiter, connection):
-                waiter.callback(connection)
-            else:
-                waiter.callback(Lease(self, connection))
-        elif self._return(connection):
+        if self._return(connection):
             self.settle()
 
     def _return(self, connection: Connection) -> bool:
@@ -306,9 +315,12 @@ class Shell:
 
         @return: whether there is something to decide.
         """
+        now = self.seconds()
+        if self.core.queue and not self._dispatching and self._passedOn(connection, now):
+            return False
         connection.reading = False
         if not connection.unreset or connection.state is not State.RETURNING:
-            return self.core.returned(connection, self.seconds())
+            return self.core.returned(connection, now)
         if connection.delays < MOST_DELAYS and self._unread(connection):
             connection.delays += 1
             self.turns.let(connection, 2)
@@ -343,39 +355,26 @@ class Shell:
         Acquire what the calm path has not.
         """
         core = self.core
+        if not core.calm:
+            self.watch.tell("acquireStarted")
+        if (lease := self.tryAcquire(code, offset)) is not None:
+            return succeed(lease)
         if timeout is UNSET:
             timeout = core.settings.acquireTimeout
         now = self.seconds()
-        if core.calm and core.direct and core.expecting < core.inventory.returning and timeout != 0:
-            # request after request on one connection: it is about to return
-            waiter = Acquire(self._left, now, code, offset, scope)
-            waiter.patience = timeout
-            core.expect(waiter)
+        until = NEVER if timeout is None else now + timeout
+        waiter = Acquire(self._left, now, until, code, offset, scope)
+        if core.calm and until > now < core.armed and core.expect(waiter):
+            if until < core.armed and not core.inventory.returning:
+                self._arm()
             return waiter
-        self.watch.tell("acquireStarted")
-        if (
-            len(core.inventory.idle) > core.inventory.dead
-            and core.phase is Phase.OPEN
-            and not len(core.queue)
-        ):
-            # not calm, but there is no queue to stand in either
-            connection: Any = core.take(now)
-            if connection is not None:
-                connection.code = code
-                connection.offset = offset
-                lease = self._lend(connection)
-                if not core.calm:
-                    self.watch.began(connection, now)
-                    self.settle()
-                return succeed(lease)
         error = refusal(core, now)
         if error is not None:
             core.inventory.counts["rejected"] += 1
             self.watch.tell("acquireFailed", error, 0.0)
             return fail(error)
-        waiter = Acquire(self._left, now, code, offset)
         self.watch.waits(waiter)
-        if core.join(waiter, timeout) or self.settled is not None:
+        if core.join(waiter) or self.settled is not None:
             self.settle()
         if core.settings.debug and not waiter.called:
             self.watch.nested(waiter)
@@ -386,36 +385,44 @@ class Shell:
         See L{IConnectionPool.tryAcquire}.
         """
         core = self.core
-        if core.phase is Phase.OPEN:
-            connection: Any = core.take(self.seconds())
-            if connection is not None:
-                connection.code = code
-                connection.offset = offset
-                lease = self._lend(connection)
-                if not core.calm:
-                    self.watch.began(connection, connection.since)
-                    self.settle()
-                return lease
-            if not core.calm:
+        if core.queue or core.phase is not Phase.OPEN:
+            return None
+        connection: Any = core.take(self.seconds())
+        if connection is None:
+            if core.inventory.todo:
                 self.settle()
-        return None
+            return None
+        connection.code = code
+        connection.offset = offset
+        lease = self._lend(connection)
+        if not core.calm:
+            self.watch.began(connection, connection.since)
+            self.settle()
+        return lease
 
     def giveBack(self, connection: Connection, lease: Lease | None) -> None:
         """
         A lease ended well.
         """
-        if connection.state is not LEASED:
-            return  # the connection was lost before
         core = self.core
-        if connection.plain and not core.watched:
+        if core.calm and connection.plain:
             for wire in connection.wires:
                 if wire.disconnecting or wire.producer is not None:
                     break
             else:
                 connection.resume()
-                if connection.state is LEASED and core.give(connection, self.seconds()):
+                if connection.state is not LEASED:
+                    return  # the connection was lost before
+                now = self.seconds()
+                if core.queue and not connection.reading:
+                    if self._dispatching or not self._passedOn(connection, now):
+                        core.accept(connection, now)
+                        self.settle()
+                elif core.give(connection, now):
                     self.settle()
                 return
+        if connection.state is not LEASED:
+            return
         self.watch.ended(connection, self.seconds(), lease)
         if connection.busy():
             core.discard(
@@ -426,7 +433,7 @@ class Shell:
         elif connection.poolable is None:
             connection.resume()
             if connection.state is LEASED:
-                core.give(connection, self.seconds())
+                core.accept(connection, self.seconds())
         elif connection.reading or self._unread(connection):
             connection.unreset = True
             connection.delays = 0
@@ -543,14 +550,13 @@ class Shell:
         """
         See L{IConnectionPool.whenReady}.
         """
-        ready: Deferred[None] = Deferred(self._unready)
         settings = self.core.settings
         if count is not None and count > settings.maxSize:
             raise ValueError(
                 f"count={count!r} is out of range: it must be at most maxSize={settings.maxSize}"
             )
-        self._readies[ready] = settings.minIdle if count is None else count
-        self._fireReady()
+        ready = self._readiness.when(settings.minIdle if count is None else count)
+        self._readiness.tell()
         if self.core.phase is not Phase.CLOSED:
             self.core.start()
         self.settle()
@@ -562,10 +568,6 @@ class Shell:
 
             ready.addTimeout(timeout, self._reactor, expire)
         return ready
-
-    def _unready(self, ready: Deferred[None]) -> None:
-        self._readies.pop(ready, None)
-        self._fireReady()
 
     def whenClosed(self) -> Deferred[None]:
         """

@@ -213,14 +213,13 @@ class Waiter:
     An acquire that waits.
 
     @ivar since: when it began.
-    @ivar deadline: when it is over, if that is on the agenda.
-    @ivar patience: the seconds after which it is over, while that is not on the
-        agenda, since it waits for the end of a read.
+    @ivar until: when it is over.
+    @ivar deadline: the same if that is on the agenda, see L{FifoQueue.join}.
     """
 
     since: float
+    until: float
     deadline: float
-    patience: float | None
 
 
 class Action(NamedTuple):

@@ -7,7 +7,6 @@ Both are O(1) to join, to leave from anywhere and to serve from.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 
 from connpool.pool.states import Waiter
 from connpool.pool.timers import NEVER
@@ -15,37 +14,40 @@ from connpool.pool.timers import NEVER
 __all__ = ["CodelQueue", "FifoQueue"]
 
 
-class FifoQueue:
+class FifoQueue(OrderedDict[Waiter, None]):
     """
     First come, first served.
+
+    Most waiters have the same patience, so the queue is in the order of their ends
+    too, and only the first one's has to be looked at: a waiter costs no timer and no
+    entry in a heap.
     """
 
-    __slots__ = ("_entries",)
+    __slots__ = ("_latest",)
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[Waiter, None] = OrderedDict()
+        super().__init__()
+        self._latest = NEVER
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[Waiter]:
-        return iter(self._entries)
-
-    def __contains__(self, waiter: object) -> bool:
-        return waiter in self._entries
-
-    def join(self, waiter: Waiter) -> None:
+    def join(self, waiter: Waiter) -> bool:
         """
         Stand at the end.
+
+        @return: whether nobody before has to go later.  If not, the end of this one
+            must be on an agenda, since L{until} may not tell it in time.
         """
-        self._entries[waiter] = None
+        ordered = not self or waiter.until >= self._latest
+        if ordered:
+            self._latest = waiter.until
+        self[waiter] = None
+        return ordered
 
     def leave(self, waiter: Waiter) -> bool:
         """
         @return: whether C{waiter} was in the queue.
         """
         try:
-            del self._entries[waiter]
+            del self[waiter]
         except KeyError:
             return False
         return True
@@ -54,13 +56,20 @@ class FifoQueue:
         """
         Take the waiter that came first.
         """
-        return self._entries.popitem(last=False)[0] if self._entries else None
+        return self.popitem(last=False)[0] if self else None
 
-    def pop(self, now: float) -> Waiter | None:
+    def until(self) -> float:
+        """
+        Return when the oldest has to go.  None that joined in order goes before, and
+        the others are on an agenda.
+        """
+        return next(iter(self)).until if self else NEVER
+
+    def following(self, now: float) -> Waiter | None:
         """
         Take the waiter to serve next.
         """
-        return self._entries.popitem(last=False)[0] if self._entries else None
+        return self.popitem(last=False)[0] if self else None
 
     def shed(self, now: float) -> Waiter | None:
         """
@@ -91,32 +100,32 @@ class CodelQueue(FifoQueue):
         self._above = NEVER
         self.overloaded = False
 
-    def pop(self, now: float) -> Waiter | None:
+    def following(self, now: float) -> Waiter | None:
         """
         The newest while overloaded, else the oldest.
         """
-        if not self._entries:
+        if not self:
             return None
         self._observe(now)
-        return self._entries.popitem(last=self.overloaded)[0]
+        return self.popitem(last=self.overloaded)[0]
 
     def shed(self, now: float) -> Waiter | None:
         """
         While overloaded, the oldest if it waited longer than the interval.
         """
-        if not self.overloaded or not self._entries:
+        if not self.overloaded or not self:
             return None
-        oldest = next(iter(self._entries))
+        oldest = next(iter(self))
         if now - oldest.since <= self._interval:
             return None
-        del self._entries[oldest]
+        del self[oldest]
         return oldest
 
     def _observe(self, now: float) -> None:
         """
         Decide from the oldest waiter's wait whether this is overload.
         """
-        if now - next(iter(self._entries)).since < self._target:
+        if now - next(iter(self)).since < self._target:
             self._above = NEVER
             self.overloaded = False
         elif self._above == NEVER:

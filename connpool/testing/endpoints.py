@@ -88,9 +88,11 @@ class FakeTransport:
         """
         See L{connpool.pool.unread.unreadOf}: what arrived is not a socket's here.
         """
+        if not self.kernel and not self.kernelEnd:
+            return []
         bytesOnly, end = 1, 0x2000
         flags = (bytesOnly if self.kernel else 0) | (end if self.kernelEnd else 0)
-        return [(0, flags)] if flags else []
+        return [(0, flags)]
 
     def receive(self, data: bytes) -> None:
         """

@@ -130,13 +130,14 @@ def fingerprint(world: World) -> Any:
         )
     return (
         core.phase,
+        core.calm,
         core.refusing,
         core.supply.started,
         tuple(slots),
         tuple(owners),
         len(attempts),
         len(world.live()),
-        tuple((ahead(waiter.since), ahead(waiter.deadline)) for waiter in core.queue),
+        tuple((ahead(waiter.since), ahead(waiter.until)) for waiter in core.queue),
         tuple(
             (
                 destination.failures,

@@ -74,6 +74,8 @@ class World:
         held.deferred.addCallbacks(self._got, self._failed, (held,), None, (held,))
 
     def _got(self, lease: Any, held: _Held) -> None:
+        if held is not self.asked[0] and self.pool.settings.queue == "fifo":
+            self.trouble = "an acquire was overtaken"
         self._answered(held)
         held.lease = lease
         self.held.append(held)

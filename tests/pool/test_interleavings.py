@@ -19,6 +19,7 @@ from connpool.pool.connection import Connection
 from connpool.pool.core import Core
 from connpool.pool.guard import Guard
 from connpool.pool.inventory import Inventory
+from connpool.pool.shell import Shell
 from connpool.pool.states import State
 from connpool.testing import Violation, checkInterleavings
 
@@ -174,11 +175,36 @@ def keepFailed(self, slot, reason):
         forget(self, slot, reason)
 
 
-def overtake(self):
+def lookAtNobody(self, connection, now):
     """
     bb8 #122: whoever waits is not looked at when a connection comes back.
     """
-    self.calm = True
+    if connection.state is not State.LEASED:
+        return passedOn(self, connection, now)
+    self.core.give(connection, now)
+    return True
+
+
+passedOn = Shell._passedOn
+
+
+def overtake(self, slot, now):
+    """
+    golang/go#31708: a connection goes to any of those who wait.
+    """
+    self.queue.move_to_end(next(reversed(self.queue)), last=False)
+    return passOn(self, slot, now)
+
+
+passOn = Core.passOn
+
+
+def trustTheKernel(self, slot, now):
+    """
+    This pool, half done: nobody asks the kernel where somebody waits.
+    """
+    slot.unread = None
+    return passOn(self, slot, now)
 
 
 def lookAway(self):
@@ -233,7 +259,9 @@ MUTANTS = {
     "kernel not asked": (Core, "_held", doNotAsk, "kernel held something"),
     "waiter kept": (Core, "leave", keepCancelled, "counted, 0 wait"),
     "slot leaked": (Inventory, "forget", keepFailed, "slots are lost|does not end"),
-    "waiter forgotten": (Core, "settle", overtake, "waits beside an idle connection|never"),
+    "waiter forgotten": (Shell, "_passedOn", lookAtNobody, "waits beside an idle connection"),
+    "waiter overtaken": (Core, "passOn", overtake, "was overtaken"),
+    "kernel trusted": (Core, "passOn", trustTheKernel, "kernel held something"),
     "level not kept": (Core, "settle", lookAway, "wanted"),
     "dead handed out": (Connection, "_adopt", trustTheDead, "closed or closing"),
 }
