@@ -327,16 +327,14 @@ async def _sendAll(
     from connpool.transfer.send.classic import sendClassic
 
     failures = set()
-    paths = arguments.paths
-    for number, path in enumerate(paths):
+    for path in arguments.paths:
         shown = displayName(path)
-        of = f"{number} of {len(paths)} files, " * (len(paths) > 1)
         try:
             sent = await sendClassic(
                 reactor,
                 endpoint,
                 path,
-                progress=partial(progress.show, f"{of}{shown}"),
+                progress=partial(progress.show, shown),
                 timeout=arguments.timeout,
             )
         except CancelledError:

@@ -46,11 +46,13 @@ __all__ = [
     "Head",
     "InvalidPart",
     "List",
+    "ListParts",
     "ListUploads",
     "Listed",
     "Match",
     "Missing",
     "NoSuchUpload",
+    "Parts",
     "Piece",
     "Put",
     "PutPart",
@@ -186,6 +188,16 @@ class Uploads:
     uploadIds: tuple[str, ...]
 
 
+@attrs.frozen
+class Parts:
+    """
+    The parts that an upload has: number and ETag of each.  A number may come twice, once with
+    an ETag that it had before.
+    """
+
+    parts: tuple[tuple[int, str], ...]
+
+
 # -- calls -----------------------------------------------------------------------------------
 
 
@@ -303,6 +315,16 @@ class ListUploads(Call[Uploads]):
     """
 
     key: str
+
+
+@attrs.frozen
+class ListParts(Call[Parts | NoSuchUpload]):
+    """
+    List the parts of an upload, all pages of it; a hint only.
+    """
+
+    key: str
+    uploadId: str
 
 
 @attrs.frozen

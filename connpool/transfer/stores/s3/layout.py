@@ -1,0 +1,107 @@
+"""
+The keys of the objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import attrs
+
+from connpool.errors import NameRefused
+from connpool.transfer.names import INTERNAL, RelativeName, caselessForm, displayName
+
+__all__ = ["MAX_KEY_BYTES", "Layout"]
+
+#: The longest key that S3 has.
+MAX_KEY_BYTES = 1024
+
+
+def _hash(*texts: str | bytes) -> str:
+    raw = (text.encode() if isinstance(text, str) else text for text in texts)
+    return hashlib.sha256(b"\0".join(raw)).hexdigest()
+
+
+@attrs.frozen
+class Layout:
+    """
+    The keys of one store.
+
+    @ivar prefix: that all published files have; empty, or it ends with a slash.
+    @ivar portable: whether names that differ only in case or composition are one name.
+    """
+
+    prefix: str = ""
+    portable: bool = True
+
+    @property
+    def private(self) -> str:
+        """
+        The prefix of what is not published.
+        """
+        return f"{INTERNAL}/{self.prefix}"
+
+    def check(self, name: RelativeName) -> None:
+        """
+        @raise NameRefused: an engine would take the name for another one, or not at all.
+        """
+        if "\\" in name.path:
+            raise NameRefused(
+                f'"{name}": it has a backslash, which some S3 engines read as a slash'
+            )
+        if len(self.file(name.path).encode()) > MAX_KEY_BYTES:
+            raise NameRefused(
+                f'"{displayName(name.path)[:80]}…": with the prefix of the store it is longer than'
+                f" {MAX_KEY_BYTES} bytes, the most that S3 takes"
+            )
+
+    def file(self, path: str) -> str:
+        """
+        Return the key of a published file.
+        """
+        return self.prefix + path
+
+    def claim(self, path: str) -> str:
+        """
+        Return the key of the claim of a name.
+        """
+        name = _hash(caselessForm(path) if self.portable else path)
+        return f"{self.private}names/{name[:2]}/{name}"
+
+    def partials(self, principal: str | None = None) -> str:
+        """
+        Return the prefix of the pointers of everybody, or of one principal.
+        """
+        owner = "" if principal is None else f"{_hash(principal)[:32]}/"
+        return f"{self.private}partials/{owner}"
+
+    def partial(self, principal: str, network: str, resumeKey: bytes) -> str:
+        """
+        Return the key of the pointer to the upload of a resume key.
+        """
+        return self.partials(principal) + _hash(network, resumeKey)
+
+    @property
+    def logs(self) -> str:
+        """
+        The prefix of all logs.
+        """
+        return f"{self.private}log/"
+
+    def log(self, token: str) -> str:
+        """
+        Return the prefix of the log of an upload.
+        """
+        return f"{self.logs}{token}/"
+
+    def record(self, token: str, number: int) -> str:
+        """
+        Return the key of a record; the keys of a log are in the order of the numbers.
+        """
+        return f"{self.log(token)}{number:08}"
+
+    def tails(self, token: str) -> str:
+        """
+        Return the prefix of the tails of an upload.
+        """
+        return f"{self.private}tail/{token}/"

@@ -1,0 +1,141 @@
+"""
+The way of an upload from its first part to its name, step by step.
+
+Each step may be the last one of its receiver: what another one finds then is decided by the
+log (L{connpool.transfer.stores.s3.uploadlog}) and the claim
+(L{connpool.transfer.stores.s3.claims}).
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from connpool.errors import ConflictTakeover, Exists, Expired
+from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.stores.s3.calls import CreateUpload, Found, Get, Missing
+from connpool.transfer.stores.s3.claims import metadataOf
+from connpool.transfer.stores.s3.layout import Layout
+from connpool.transfer.stores.s3.naming import Invalid, Moved, Names
+from connpool.transfer.stores.s3.outlook import Outlook
+from connpool.transfer.stores.s3.uploadlog import (
+    OVER,
+    PUBLISHED,
+    REMOVED,
+    Begin,
+    Commit,
+    Log,
+    Upload,
+    clear,
+    point,
+    takeOver,
+)
+
+__all__ = ["Lifecycle"]
+
+
+class Lifecycle:
+    """
+    The steps, in one store.
+    """
+
+    def __init__(self, layout: Layout, names: Names, outlook: Outlook) -> None:
+        self._layout = layout
+        self._names = names
+        self._outlook = outlook
+
+    async def resume(self, pointer: str) -> tuple[Upload | None, Found | Missing]:
+        """
+        Become the holder of the upload that a pointer names, if it goes on.
+
+        @return: its state, if there is one; and the pointer, for L{begin}.
+        """
+        seen = await Get(pointer)
+        upload = None
+        if isinstance(seen, Found) and not seen.body.startswith(OVER):
+            upload = await takeOver(self._layout, seen.body.decode())
+        return upload, seen
+
+    async def begin(
+        self,
+        offer: Offer,
+        token: str,
+        partBytes: int,
+        pointer: str,
+        seen: Found | Missing,
+        *,
+        parts: bool,
+    ) -> Log:
+        """
+        Begin the log of an upload, and let the pointer name it.
+
+        @param parts: whether the engine is told of parts to come.
+        @raise Busy: another receiver was first.
+        """
+        log = Log(self._layout, Upload(token))
+        if parts:
+            begin = await self._multipart(offer, token, partBytes, pointer)
+        else:
+            begin = Begin.of(offer, "", "", partBytes, pointer)
+        await log.append(begin=begin)
+        if pointer:
+            try:
+                await point(pointer, token, seen)
+            except Exception:
+                await self.remove(log)
+                raise
+        return log
+
+    async def bind(self, log: Log, offer: Offer) -> None:
+        """
+        Tell the engine of parts to come, of an upload that was begun without.
+        """
+        begin = log.upload.begin
+        assert begin is not None
+        made = await self._multipart(offer, log.upload.token, begin.partBytes, begin.pointer)
+        await log.append(begin=made)
+
+    async def _multipart(self, offer: Offer, token: str, partBytes: int, pointer: str) -> Begin:
+        path = await self._outlook.bind(offer)
+        metadata = metadataOf(token, offer.modified)
+        made = await CreateUpload(self._layout.file(path), metadata)
+        return Begin.of(offer, path, made.uploadId, partBytes, pointer)
+
+    async def publish(self, log: Log, offer: Offer, content: str, receipt: Receipt) -> Receipt:
+        """
+        Publish an upload all of whose parts are there.
+
+        @raise Invalid: some of them have to come again; they are no longer in the log.
+        """
+        upload = log.upload
+        assert upload.begin is not None
+        if upload.commit is None:
+            recorded = sorted(upload.parts.values(), key=attrgetter("number"))
+            parts = tuple((each.number, each.etag, each.crc) for each in recorded)
+            await log.append(commit=Commit(content, receipt, parts))
+        try:
+            return await self._names.commit(upload.wanted(offer), upload.begin.path)
+        except Invalid:
+            await log.voidDamaged()
+            raise
+        except (Moved, Exists, Expired):
+            await self.remove(log)
+            raise
+
+    async def retire(self, log: Log) -> None:
+        """
+        Note that the receipt was given, and remove what the upload leaves.
+        """
+        upload = log.upload
+        assert upload.begin is not None
+        await log.end(PUBLISHED)
+        await clear(self._layout, upload)
+
+    async def remove(self, log: Log) -> None:
+        """
+        Give an upload up.  If another receiver has it meanwhile nothing happens.
+        """
+        try:
+            await log.end(REMOVED)
+        except ConflictTakeover:
+            return
+        await clear(self._layout, log.upload)

@@ -1,0 +1,278 @@
+"""
+Publishing under a name, as L{connpool.transfer.stores.s3.claims} decides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from itertools import takewhile
+
+import attrs
+
+from connpool.errors import Busy, Expired, SyncFailed, TransferError, Unavailable
+from connpool.transfer.names import RelativeName, displayName
+from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.stores.publish import isTaken
+from connpool.transfer.stores.s3.calls import (
+    ABSENT,
+    BadDigest,
+    Body,
+    Condition,
+    Conflict,
+    Done,
+    Found,
+    Get,
+    Head,
+    Match,
+    Missing,
+    Put,
+)
+from connpool.transfer.stores.s3.claims import (
+    TRIES,
+    Claim,
+    Claims,
+    Finish,
+    Finished,
+    Free,
+    Held,
+    Recent,
+    Taken,
+    Wanted,
+    batches,
+    metadataOf,
+    tokenOf,
+    whyNot,
+)
+
+__all__ = ["LEASE_SECONDS", "Invalid", "Moved", "Names"]
+
+#: Seconds after which a writer looks whether its claim was taken over, by its own clock.
+LEASE_SECONDS = 20.0
+#: Times that a body is sent that arrives damaged.
+SENDS = 3
+
+_Outcome = Receipt | Taken
+
+
+class Moved(Unavailable):
+    """
+    Another sender got the name that the parts of a large file were already stored under; sent
+    again, it gets the next one.
+    """
+
+
+class Invalid(Unavailable):
+    """
+    Parts of a large file are not what they were; some of them have to come again.
+    """
+
+
+class Names:
+    """
+    The names that files get.
+
+    @param finish: completes an upload that a claim names.
+    @param seconds: own monotonic time.
+    """
+
+    def __init__(self, claims: Claims, finish: Finish, seconds: Callable[[], float]) -> None:
+        self._claims = claims
+        self._layout = claims.layout
+        self._finish = finish
+        self._seconds = seconds
+        self._directories = Recent()
+
+    # -- publishing
+
+    async def publish(self, wanted: Wanted, body: Body) -> Receipt:
+        """
+        Store a file that is one object.
+
+        @raise Exists: as the rule has it.
+        @raise Busy: another receiver is writing a file of that name.
+        @raise Unavailable: another receiver took the name over.
+        """
+
+        async def write(held: Held) -> _Outcome | None:
+            return await self._write(held, wanted.offer, body)
+
+        offer = wanted.offer
+        why: TransferError = isTaken(offer)
+        await self._claimDirectories(offer.name)
+        for names in batches(offer):
+            # the wanted one is mostly free
+            first = names == [offer.name]
+            looked = [(offer.name, Missing())] if first else await self._claims.look(names)
+            for name, found in looked:
+                outcome = await self._at(wanted, name.path, found, write)
+                if isinstance(outcome, Receipt):
+                    return outcome
+                if first:
+                    why = whyNot(offer, outcome)
+        raise why
+
+    async def commit(self, wanted: Wanted, bound: str) -> Receipt:
+        """
+        Complete an upload whose parts are there under the name C{bound}.
+
+        @raise Moved: somebody else has that name, and the rule gives another one.
+        @raise Invalid: a part is not what it was.
+        @raise Exists, Busy, Unavailable: as L{publish}.
+        """
+        offer = wanted.offer
+        await self._claimDirectories(offer.name)
+        for names in batches(offer):
+            before = list(takewhile(lambda name: name.path != bound, names))
+            for name, found in await self._claims.look(before):
+                if isinstance(found, Found):
+                    judged = await self._claims.judge(wanted, name.path, found)
+                    if isinstance(judged, Receipt):
+                        return judged
+            if before != names:
+                break
+        outcome = await self._at(
+            wanted, bound, Missing(), lambda held: self._complete(held, wanted.offer)
+        )
+        if isinstance(outcome, Receipt):
+            return outcome
+        if offer.ifExists == "rename":
+            raise Moved(f'"{offer.name}": another file got the name meanwhile; send it again')
+        raise whyNot(offer, outcome)
+
+    async def _at(
+        self,
+        wanted: Wanted,
+        path: str,
+        found: Found | Missing,
+        write: Callable[[Held], Awaitable[_Outcome | None]],
+    ) -> _Outcome:
+        """
+        Try to get one name.
+        """
+        for _ in range(TRIES):
+            held = await self._claim(wanted, path, found)
+            if not isinstance(held, Held):
+                return held
+            outcome = await write(held)
+            if outcome is not None:
+                return outcome
+            found = await Get(self._layout.claim(path))
+        return Taken(passing=True)
+
+    async def _claim(
+        self, wanted: Wanted, path: str, found: Found | Missing
+    ) -> Held | Receipt | Taken:
+        key = self._layout.claim(path)
+        for _ in range(TRIES):
+            condition: Condition = ABSENT
+            if isinstance(found, Missing):
+                claim = wanted.claim(path, await self._replaced(wanted.offer, path), ())
+            else:
+                judged = await self._claims.judge(wanted, path, found)
+                if not isinstance(judged, Free):
+                    return judged
+                claim = wanted.claim(path, judged.replaces, judged.past)
+                if judged.receipt is not None:
+                    claim = attrs.evolve(claim, receipt=judged.receipt)
+                condition = Match(judged.etag)
+            since, raw = self._seconds(), claim.encode()
+            if isinstance(await Put(key, raw, condition), Done):
+                return Held(claim, since)
+            found = await Get(key)
+            if isinstance(found, Found) and found.body == raw:
+                return Held(claim, since)
+        return Taken(passing=True)
+
+    async def _replaced(self, offer: Offer, path: str) -> str:
+        if offer.ifExists != "replace":
+            return ""
+        there = await Head(self._layout.file(path))
+        return there.etag if isinstance(there, Found) else ""
+
+    async def _write(self, held: Held, offer: Offer, body: Body) -> _Outcome | None:
+        claim = held.claim
+        key = self._layout.file(claim.path)
+        condition: Condition = Match(claim.replaces) if claim.replaces else ABSENT
+        put = Put(key, body, condition, metadataOf(claim.token, offer.modified))
+        for _ in range(SENDS):
+            answer = await put
+            if not isinstance(answer, BadDigest):
+                break
+        else:
+            raise SyncFailed(
+                f'"{offer.name}": the engine got other bytes than were sent, each time'
+            )
+        if isinstance(answer, Conflict):
+            there = await Head(key)
+            if tokenOf(there) != claim.token:
+                return self._lost(offer, there)
+        return await self._confirm(held)
+
+    async def _complete(self, held: Held, offer: Offer) -> _Outcome | None:
+        claim = held.claim
+        there = await Head(self._layout.file(claim.path))
+        if tokenOf(there) != claim.token:
+            if isinstance(there, Found) and there.etag != claim.replaces:
+                return self._lost(offer, there)
+            finished = await self._finish(claim)
+            if finished is Finished.TAKEN:
+                return self._lost(offer, there)
+            if finished is Finished.INVALID:
+                raise Invalid(f'"{offer.name}": parts of it were damaged and come again')
+            if finished is Finished.GONE:
+                raise Expired(f'"{offer.name}": the engine has forgotten its parts; send it again')
+        return await self._confirm(held)
+
+    def _lost(self, offer: Offer, there: Found | Missing) -> Taken | None:
+        """
+        Tell how to go on where another object was first: L{None} to look again.
+        """
+        looksAgain = offer.ifExists == "replace" or isinstance(there, Missing)
+        return None if looksAgain else Taken()
+
+    async def _confirm(self, held: Held) -> Receipt:
+        """
+        Return the receipt of an object that is there, if the claim is still there too.
+        """
+        claim = held.claim
+        assert claim.receipt is not None
+        since = held.since
+        if since is None or claim.replaces or self._seconds() - since >= LEASE_SECONDS:
+            found = await Get(self._layout.claim(claim.path))
+            now = Claim.decode(found.body) if isinstance(found, Found) else None
+            done = now is not None and {now.token} | {each.token for each in now.past if each.done}
+            if not done or claim.token not in done:
+                raise Unavailable(f'"{claim.path}": another receiver took its name; send it again')
+        self._claims.stored.add(claim.token)
+        return claim.receipt
+
+    # -- directories
+
+    async def _claimDirectories(self, name: RelativeName) -> None:
+        """
+        Claim the directories that a file lies in.
+        """
+        for depth in range(1, len(name.components)):
+            await self._claimDirectory("/".join(name.components[:depth]))
+
+    async def _claimDirectory(self, path: str) -> None:
+        if path in self._directories:
+            return
+        key = self._layout.claim(path)
+        condition: Condition = ABSENT
+        raw = Claim(path).encode()
+        for _ in range(TRIES):
+            if isinstance(await Put(key, raw, condition), Done):
+                break
+            found = await Get(key)
+            if isinstance(found, Missing):
+                condition = ABSENT
+                continue
+            claim = Claim.decode(found.body)
+            if claim.receipt is None and claim.path == path:
+                break
+            await self._claims.refuseInTheWay(path, claim, found.age)
+            condition = Match(found.etag)
+        else:
+            raise Busy(f'"{displayName(path)}": others are changing it; send it again')
+        self._directories.add(path)

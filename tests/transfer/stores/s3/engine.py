@@ -1,0 +1,222 @@
+"""
+An S3 engine in memory: linearizable, but for CompleteMultipartUpload, which first looks and then
+writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from connpool.transfer.stores.s3.calls import (
+    ABSENT,
+    Abort,
+    BadDigest,
+    Complete,
+    Conflict,
+    Created,
+    CreateUpload,
+    Delete,
+    Done,
+    Entry,
+    Found,
+    Get,
+    Head,
+    InvalidPart,
+    List,
+    Listed,
+    ListParts,
+    ListUploads,
+    Match,
+    Missing,
+    NoSuchUpload,
+    Parts,
+    Piece,
+    Put,
+    PutPart,
+    Uploads,
+)
+
+
+@attrs.define
+class Object:
+    body: bytes
+    etag: str
+    metadata: dict[str, str]
+    modified: float
+
+
+@attrs.define
+class Multipart:
+    key: str
+    metadata: dict[str, str]
+    parts: dict[int, tuple[str, bytes]] = attrs.field(factory=dict)
+
+
+def etagOf(body: bytes) -> str:
+    return f'"{hashlib.md5(body).hexdigest()}"'
+
+
+def bytesOf(body: bytes | Piece) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    data = os.pread(body.fd, body.length, body.start)
+    assert len(data) == body.length
+    return data
+
+
+class MemoryEngine:
+    """
+    The engine; C{perform} carries out at once.
+
+    @ivar now: its clock.
+    @ivar wrote: called with key, the object that was there, and the one that is, after each
+        change of an object.
+    @ivar conditional: whether Complete has a condition.
+    @ivar calls: how many of each kind were made.
+    """
+
+    def __init__(self, *, conditional: bool = True) -> None:
+        self.now = 1_000_000.0
+        self.conditional = conditional
+        self.objects: dict[str, Object] = {}
+        self.uploads: dict[str, Multipart] = {}
+        self.numbers = 0
+        self.wrote: Any = lambda key, before, after: None
+        self.calls: dict[str, int] = {}
+        self.down: Exception | None = None
+
+    def perform(self, call: Any) -> Deferred[Any]:
+        return maybeDeferred(self._perform, call)
+
+    def trouble(self) -> str | None:
+        return None if self.down is None else str(self.down)
+
+    def _perform(self, call: Any) -> Any:
+        self.calls[type(call).__name__] = self.calls.get(type(call).__name__, 0) + 1
+        if self.down is not None:
+            raise self.down
+        return self.carryOut(call)
+
+    def carryOut(self, call: Any) -> Any:
+        """
+        Do it, all steps.
+        """
+        begun = self.begin(call)
+        return self.end(call) if begun is None else begun
+
+    def begin(self, call: Any) -> Any:
+        """
+        The first step of a call.
+
+        @return: L{None} if there is a second one.
+        """
+        if not isinstance(call, Complete):
+            return getattr(self, f"_{type(call).__name__}")(call)
+        upload = self.uploads.get(call.uploadId)
+        if upload is None or upload.key != call.key:
+            return NoSuchUpload()
+        if self.conditional and not self._holds(call.key, call.condition):
+            return Conflict()
+        return None
+
+    def end(self, call: Complete) -> Any:
+        """
+        The second step of a Complete, which looks at no condition any more.
+        """
+        upload = self.uploads.get(call.uploadId)
+        if upload is None:
+            return NoSuchUpload()
+        if [upload.parts.get(number, ("",))[0] for number, *_ in call.parts] != [
+            etag for _, etag, _ in call.parts
+        ]:
+            return InvalidPart()
+        del self.uploads[call.uploadId]
+        body = b"".join(upload.parts[number][1] for number, *_ in call.parts)
+        etags = "".join(etag for _, etag, _ in call.parts)
+        return Done(
+            self._set(call.key, body, f"{etagOf(etags.encode())}-{len(etags)}", upload.metadata)
+        )
+
+    def _set(self, key: str, body: bytes, etag: str, metadata: Any) -> str:
+        before = self.objects.get(key)
+        self.objects[key] = Object(body, etag, dict(metadata), self.now)
+        self.wrote(key, before, self.objects[key])
+        return etag
+
+    def _holds(self, key: str, condition: Any) -> bool:
+        there = self.objects.get(key)
+        if condition is None:
+            return True
+        if condition is ABSENT:
+            return there is None
+        assert isinstance(condition, Match)
+        return there is not None and there.etag == condition.etag
+
+    def _found(self, call: Any, body: bytes) -> Found | Missing:
+        there = self.objects.get(call.key)
+        if there is None:
+            return Missing()
+        return Found(there.etag, len(there.body), there.modified, self.now, there.metadata, body)
+
+    def _Get(self, call: Get) -> Found | Missing:
+        there = self.objects.get(call.key)
+        body = b"" if there is None else there.body
+        return self._found(call, body if call.span is None else body[slice(*call.span)])
+
+    def _Head(self, call: Head) -> Found | Missing:
+        return self._found(call, b"")
+
+    def _Put(self, call: Put) -> Any:
+        if not self._holds(call.key, call.condition):
+            return Conflict()
+        body = bytesOf(call.body)
+        return Done(self._set(call.key, body, etagOf(body), call.metadata))
+
+    def _Delete(self, call: Delete) -> Any:
+        before = self.objects.pop(call.key, None)
+        if before is not None:
+            self.wrote(call.key, before, None)
+        return Done()
+
+    def _List(self, call: List) -> Listed:
+        keys = sorted(k for k in self.objects if k.startswith(call.prefix) and k > call.startAfter)
+        shown = tuple(
+            Entry(k, len(self.objects[k].body), self.objects[k].etag, self.objects[k].modified)
+            for k in keys[: call.limit]
+        )
+        return Listed(shown, len(keys) > call.limit, self.now)
+
+    def _ListUploads(self, call: ListUploads) -> Uploads:
+        return Uploads(tuple(i for i, upload in self.uploads.items() if upload.key == call.key))
+
+    def _ListParts(self, call: ListParts) -> Any:
+        upload = self.uploads.get(call.uploadId)
+        if upload is None:
+            return NoSuchUpload()
+        return Parts(tuple((n, etag) for n, (etag, _) in sorted(upload.parts.items())))
+
+    def _CreateUpload(self, call: CreateUpload) -> Created:
+        self.numbers += 1
+        uploadId = f"upload{self.numbers}"
+        self.uploads[uploadId] = Multipart(call.key, dict(call.metadata))
+        return Created(uploadId)
+
+    def _PutPart(self, call: PutPart) -> Any:
+        upload = self.uploads.get(call.uploadId)
+        if upload is None:
+            return NoSuchUpload()
+        body = bytesOf(call.body)
+        if zlib.crc32(body) != call.crc:
+            return BadDigest()
+        upload.parts[call.number] = etagOf(body), body
+        return Done(etagOf(body))
+
+    def _Abort(self, call: Abort) -> Any:
+        self.uploads.pop(call.uploadId, None)
+        return Done()
