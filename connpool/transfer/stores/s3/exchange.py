@@ -1,0 +1,471 @@
+"""
+One HTTP/1.1 connection to an S3 engine: a request, its answer, the next request.
+
+Theory of operation
+===================
+C{h11} frames the requests and reads the answers; the bytes of a body pass by it.  A body in
+memory is written with its head.  A body in a file goes from the page cache to a plain socket
+by C{sendfile}, over a duplicate of the socket, while the transport goes on reading: an engine
+may answer before it has seen the whole body.  Through TLS, and on reactors without
+descriptors, it is written in pieces as fast as the transport takes them.
+
+An answer that comes amid a body ends the request, and the connection, which has a piece of a
+body in it, is not used again.  A connection without a sign of life in either direction for the
+request's patience is cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import h11
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import (
+    IPushProducer,
+    IReactorFDSet,
+    ISSLTransport,
+    IStreamClientEndpoint,
+    IWriteDescriptor,
+)
+from twisted.internet.protocol import Factory, Protocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from connpool.interfaces import IPoolable
+from connpool.transfer.stores.s3.calls import Piece
+
+__all__ = ["AddressedEndpoint", "Broken", "Exchange", "ExchangeFactory", "Reply"]
+
+#: Bytes of a file that are sent at once, before others have their turn: from the page cache
+#: by C{sendfile}, and copied for TLS.
+_SENT_BYTES, _COPIED_BYTES = 1 << 20, 64 * 1024
+
+
+class Broken(Exception):
+    """
+    The connection ended, or was silent for too long, before the answer was whole.
+
+    @ivar silent: whether it was silent; then its server should not be asked again at once.
+    @ivar early: whether nothing of an answer came on a connection that was used before: the
+        server had probably closed it already.
+    """
+
+    def __init__(self, why: str, *, silent: bool = False, early: bool = False) -> None:
+        super().__init__(why)
+        self.silent = silent
+        self.early = early
+
+
+@attrs.frozen
+class Reply:
+    """
+    An answer as HTTP has it.
+
+    @ivar headers: by name, in lower case; of several with one name the last.
+    """
+
+    status: int
+    headers: dict[str, str]
+    body: bytes = attrs.field(repr=False)
+
+
+class _Length:
+    """
+    A body that is sent elsewhere, as h11 counts it.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+
+@implementer(IWriteDescriptor)
+class _FileWriter:
+    """
+    Writes a head and a piece of a file to the socket of a transport that has nothing to write.
+    """
+
+    def __init__(self, reactor: Any, exchange: Exchange, head: bytes, body: Piece) -> None:
+        self._reactor = reactor
+        self._exchange = exchange
+        transport: Any = exchange.transport
+        self._socket = transport.getHandle().dup()
+        self._head = memoryview(head)
+        self._file = body.fd
+        self._at, self._end = body.start, body.start + body.length
+        reactor.addWriter(self)
+
+    def fileno(self) -> int:
+        descriptor: int = self._socket.fileno()
+        return descriptor
+
+    def logPrefix(self) -> str:
+        return "connpool"
+
+    def doWrite(self) -> None:
+        try:
+            if self._head:
+                self._head = self._head[self._socket.send(self._head) :]
+            else:
+                count = min(self._end - self._at, _SENT_BYTES)
+                sent = os.sendfile(self._socket.fileno(), self._file, self._at, count)
+                if not sent:
+                    self._exchange.cut("a file ends before the part that is to be sent of it")
+                    return
+                self._at += sent
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as e:
+            # the engine's last words may still lie in the socket: whoever reads it knows more
+            self.close()
+            self._exchange.unwritable(os.strerror(e.errno or 0))
+            return
+        self._exchange.wrote(self._at == self._end and not self._head)
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._reactor.removeWriter(self)
+            self._socket.close()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The reactor removed us: it saw an error, or it is ending.
+        """
+        self._socket.close()
+        self._exchange.unwritable(str(reason.value))
+
+
+@implementer(IPushProducer)
+class _FileProducer:
+    """
+    Writes a head and a piece of a file through a transport.
+    """
+
+    def __init__(self, exchange: Exchange, head: bytes, body: Piece) -> None:
+        self._exchange = exchange
+        transport: Any = exchange.transport
+        self._transport = transport
+        self._file = body.fd
+        self._at, self._end = body.start, body.start + body.length
+        self._paused = self._running = False
+        self._closed = False
+        self._transport.write(head)
+        self._transport.registerProducer(self, True)
+        self.resumeProducing()
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        if self._running:
+            return
+        self._running = True
+        while not (self._paused or self._closed) and self._at < self._end:
+            piece = os.pread(self._file, min(_COPIED_BYTES, self._end - self._at), self._at)
+            if not piece:
+                self._exchange.cut("a file ends before the part that is to be sent of it")
+                break
+            self._at += len(piece)
+            self._transport.write(piece)
+            self._exchange.wrote(False)
+        self._running = False
+        if self._at == self._end and not self._closed:
+            self._exchange.wrote(True)
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def stopProducing(self) -> None:
+        self._closed = True
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._transport.unregisterProducer()
+
+
+@implementer(IPoolable)
+class Exchange(Protocol):
+    """
+    A connection to an engine.
+
+    @param reactor: also the clock.
+    @param host: of the endpoint, as requests name it.
+    @ivar host: the same.
+    """
+
+    def __init__(self, reactor: Any, host: str) -> None:
+        self.host = host
+        self._reactor = reactor
+        self._http = h11.Connection(h11.CLIENT)
+        self._answer: Deferred[Reply] | None = None
+        self._writer: _FileWriter | _FileProducer | None = None
+        self._silence: Any = None
+        self._used = False
+        self._spoiled = False
+        self._begin(0, 1.0)
+
+    def _begin(self, most: int, patience: float) -> None:
+        self._most = most
+        self._patience = patience
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._body = bytearray()
+        self._came = False
+
+    def ask(
+        self,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes | Piece,
+        most: int,
+        patience: float,
+    ) -> Deferred[Reply]:
+        """
+        Send a request; there is one at a time.
+
+        @param target: path and query, encoded.
+        @param headers: all of them but C{content-length}.
+        @param most: bytes that the answer's body may have.
+        @param patience: seconds without a sign of life after which the connection is cut.
+        @return: fires with the answer, whatever its status; fails with L{Broken}.
+            Cancelling it cuts the connection.
+        """
+        assert self._answer is None, "one request at a time"
+        self._begin(most, patience)
+        size = body.length if isinstance(body, Piece) else len(body)
+        sent = [*headers]
+        if size or method in {"PUT", "POST"}:
+            sent.append(("content-length", str(size)))
+        answer: Deferred[Reply] = Deferred(lambda _: self._fail(CancelledError()))
+        self._answer = answer
+        if self._spoiled:
+            self._fail(Broken("the connection is closed", early=True))
+            return answer
+        head = self._http.send(h11.Request(method=method, target=target, headers=sent)) or b""
+        if size:
+            data: Any = _Length(size)
+            self._http.send_with_data_passthrough(h11.Data(data=data))
+        self._http.send(h11.EndOfMessage())
+        self._silence = self._reactor.callLater(patience, self._silent)
+        transport: Any = self.transport
+        if not isinstance(body, Piece):
+            transport.write(head + body)
+        elif IReactorFDSet.providedBy(self._reactor) and _isPlain(transport):
+            self._writer = _FileWriter(self._reactor, self, head, body)
+        else:
+            self._writer = _FileProducer(self, head, body)
+            if self._answer is None:
+                self._closeWriter()
+        return answer
+
+    # -- what becomes of the body
+
+    def wrote(self, whole: bool) -> None:
+        """
+        Bytes of the body were sent.
+        """
+        if self._silence is not None:
+            self._silence.reset(self._patience)
+        if whole:
+            self._closeWriter()
+
+    def unwritable(self, why: str) -> None:
+        """
+        The engine takes no more; its answer may still come.
+        """
+        self._writer = None
+        self._spoiled = True
+        if self._answer is not None and self._silence is not None:
+            self._silence.reset(min(1.0, self._patience))
+
+    def cut(self, why: str) -> None:
+        """
+        End the request and the connection.
+        """
+        self._fail(Broken(why))
+
+    def _silent(self) -> None:
+        self._silence = None
+        self._fail(Broken(f"nothing came for {self._patience:g} s", silent=True))
+
+    def _closeWriter(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    # -- what comes
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._answer is None:
+            self._spoil()
+            return
+        self._silence.reset(self._patience)
+        self._came = True
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            self._http.receive_data(data)
+            while self._answer is not None:
+                event = self._http.next_event()
+                if isinstance(event, h11.Response):
+                    self._status = event.status_code
+                    self._headers = {
+                        name.decode("latin-1"): value.decode("latin-1")
+                        for name, value in event.headers
+                    }
+                elif isinstance(event, h11.Data):
+                    self._body += event.data
+                    if len(self._body) > self._most:
+                        self.cut(f"the answer is longer than {self._most} bytes")
+                elif isinstance(event, h11.EndOfMessage):
+                    self._finish()
+                elif not isinstance(event, h11.InformationalResponse):
+                    return
+        except h11.RemoteProtocolError as e:
+            self.cut(f"the answer is not HTTP: {e}")
+
+    def _finish(self) -> None:
+        if self._writer is not None or self._http.our_state is not h11.DONE:
+            self._spoil()
+        elif self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+        else:
+            self._spoil()
+        reply = Reply(self._status, self._headers, bytes(self._body))
+        self._end().callback(reply)
+
+    def connectionLost(self, reason: Failure = ConnectionDone) -> None:  # type: ignore[assignment]  # Twisted's own default
+        self._spoiled = True
+        if self._answer is None:
+            return
+        if self._came:
+            self._receive(b"")  # an answer may end with the connection
+        if self._answer is not None:
+            early = self._used and not self._came
+            why = str(reason.value).rstrip(".")
+            self._fail(Broken(f"the connection was lost: {why}", early=early))
+
+    def _fail(self, why: Exception) -> None:
+        self._spoil()
+        if self._answer is not None:
+            self._end().errback(why)
+
+    def _spoil(self) -> None:
+        self._spoiled = True
+        self._closeWriter()
+        transport: Any = self.transport
+        if transport is not None:
+            transport.abortConnection()
+
+    def _end(self) -> Deferred[Reply]:
+        answer, self._answer = self._answer, None
+        assert answer is not None
+        self._used = True
+        self._closeWriter()
+        silence, self._silence = self._silence, None
+        if silence is not None:
+            silence.cancel()
+        return answer
+
+    # -- IPoolable
+
+    def isReusable(self) -> bool:
+        """
+        Tell whether every request has its answer, and HTTP lets another one follow.
+        """
+        return self._answer is None and not self._spoiled
+
+    def reset(self) -> None:
+        """
+        Nothing is left of a request that has its answer.
+        """
+
+    def validate(self) -> bool:
+        """
+        Say yes: asking would cost as much as the request that follows.
+        """
+        return True
+
+    def idleDataReceived(self, data: bytes) -> bool:
+        """
+        Refuse an answer to nothing, such as a 408.
+        """
+        return False
+
+    def goodbye(self) -> None:
+        """
+        HTTP has none.
+        """
+
+
+def _isPlain(transport: Any) -> bool:
+    return not ISSLTransport.providedBy(transport) and hasattr(transport, "getHandle")
+
+
+@attrs.frozen
+class _Host:
+    """
+    The address of an engine, as its requests name it.
+    """
+
+    host: str
+
+
+class ExchangeFactory(Factory):
+    """
+    Makes the connections of a pool whose endpoints are L{AddressedEndpoint}s.
+    """
+
+    noisy = False
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def buildProtocol(self, addr: Any) -> Exchange:
+        return Exchange(self._reactor, addr.host)
+
+
+class _Addressing(Factory):
+    """
+    The factory behind an endpoint, told C{host} in place of the peer's address.
+    """
+
+    noisy = False
+
+    def __init__(self, factory: Any, host: str) -> None:
+        self._factory = factory
+        self._host = _Host(host)
+
+    def doStart(self) -> None:
+        self._factory.doStart()
+
+    def doStop(self) -> None:
+        self._factory.doStop()
+
+    def buildProtocol(self, addr: Any) -> Any:
+        return self._factory.buildProtocol(self._host)
+
+
+@implementer(IStreamClientEndpoint)
+@attrs.frozen
+class AddressedEndpoint:
+    """
+    An endpoint of an engine, with the host that its requests name.
+    """
+
+    endpoint: Any
+    host: str
+
+    def connect(self, protocolFactory: Any) -> Deferred[Any]:
+        """
+        See L{IStreamClientEndpoint.connect}.
+        """
+        connecting: Deferred[Any] = self.endpoint.connect(_Addressing(protocolFactory, self.host))
+        return connecting

@@ -1,0 +1,512 @@
+"""
+The calls of the store as signed requests, made again until they have an answer.
+
+Theory of operation
+===================
+A request goes over a connection that is leased from a pool for the time until its answer is
+read.  Between tries there is a pause, drawn at random from a span that grows, so that many
+calls which failed together do not come back together; where the engine asks for it, fewer
+connections are used for a while.  After L{MOST_SECONDS} of failed tries a call fails with
+L{Unavailable}, and whoever made it tells its sender to come back.
+
+Two failures are mended at once, each a single time in a row: a connection that was used
+before and ended without a byte of an answer was closed by the engine meanwhile, and keys that
+the engine refuses are asked for anew.  A clock that the engine finds wrong is corrected by the
+engine's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import random
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, TypeVar
+from xml.sax.saxutils import escape
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from connpool.errors import PoolClosed, PoolError, Unavailable
+from connpool.interfaces import IConnectionPool
+from connpool.logonce import LogOnce
+from connpool.transfer.stores.s3 import calls
+from connpool.transfer.stores.s3.answers import Again, answerOf, secondsOf
+from connpool.transfer.stores.s3.exchange import Broken, Exchange, Reply
+from connpool.transfer.stores.s3.signing import Keys, Signer, encodedPath, encodedQuery
+
+__all__ = [
+    "CHECKSUMS",
+    "KeySource",
+    "Outgoing",
+    "Place",
+    "RequestStats",
+    "SignedRequests",
+    "compose",
+    "signed",
+]
+
+_A = TypeVar("_A")
+
+#: Seconds of failed tries after which a call fails.
+MOST_SECONDS = 120.0
+#: Seconds without a sign of life that end a request; a C{Complete} may copy the parts first.
+PATIENCE_SECONDS, COMPLETE_PATIENCE_SECONDS = 30.0, 900.0
+#: The pause after a failed try, in seconds: the first, its growth, the longest.
+_PAUSE_SECONDS, _PAUSE_GROWTH, _MOST_PAUSE_SECONDS = 0.1, 1.7, 15.0
+#: Seconds after which an engine that asked for fewer requests gets twice as many again.
+_CALM_SECONDS = 5.0
+#: Seconds of failures after which the engine is a trouble.
+_TROUBLE_SECONDS = 5.0
+#: Bytes of an object that is read whole.
+_MOST_OBJECT_BYTES = 64 << 20
+#: Bytes whose MD5 is computed on the reactor's thread, and that are read at once for a digest.
+_INLINE_BYTES, _READ_BYTES = 64 * 1024, 1 << 20
+
+#: Checks of a body that an engine may make, the preferred one first.
+CHECKSUMS = ("crc32", "md5")
+
+#: Keys that begin so are the store's own.
+PRIVATE = ".connpool/"
+
+
+@attrs.frozen
+class Place:
+    """
+    The buckets of a store.
+
+    @ivar bucket: of the files.
+    @ivar private: of what the store keeps for itself; may be the same.
+    """
+
+    bucket: str
+    private: str
+
+    def bucketOf(self, key: str) -> str:
+        """
+        Return the bucket that C{key} is in.
+        """
+        return self.private if key.startswith(PRIVATE) else self.bucket
+
+
+class KeySource(Protocol):
+    """
+    A source of access keys.
+    """
+
+    def keys(self, refused: Keys | None = None) -> Deferred[Keys]:
+        """
+        @param refused: keys that the engine does not take.
+        @return: fires with keys; fails with an exception whose text is one line.
+        """
+        ...
+
+
+@attrs.frozen
+class Outgoing:
+    """
+    A request before it is signed.
+
+    @ivar headers: of this call, names in lower case.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: list[tuple[str, str]]
+    body: bytes | calls.Piece = attrs.field(default=b"", repr=False)
+    patience: float = PATIENCE_SECONDS
+
+    @property
+    def target(self) -> str:
+        """
+        Path and query.
+        """
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+
+def signed(
+    outgoing: Outgoing, host: str, keys: Keys, signer: Signer, at: float
+) -> list[tuple[str, str]]:
+    """
+    Return all headers of a request to C{host}.
+    """
+    headers = [("host", host), *outgoing.headers]
+    sent = signer.sign(keys, at, outgoing.method, outgoing.path, outgoing.query, headers)
+    return [*sent, ("user-agent", "connpool")]
+
+
+# -- calls to HTTP ---------------------------------------------------------------------------
+
+
+def bodyOf(call: calls.Call[Any]) -> bytes | calls.Piece:
+    """
+    Return the bytes that C{call} stores; empty for one that stores none.
+    """
+    return call.body if isinstance(call, calls.Put | calls.PutPart) else b""
+
+
+def checksumOf(call: calls.Call[Any], checksum: str) -> list[tuple[str, str]]:
+    """
+    Return the header by which the engine checks the body of C{call}.
+
+    @param checksum: one of L{CHECKSUMS}, or empty for no check.
+    """
+    if not checksum or not isinstance(call, calls.Put | calls.PutPart):
+        return []
+    if checksum == "md5":
+        md5 = hashlib.md5(usedforsecurity=False)
+        for piece in _pieces(call.body):
+            md5.update(piece)
+        return [("content-md5", base64.b64encode(md5.digest()).decode())]
+    crc = getattr(call, "crc", None)
+    if crc is None:
+        crc = 0
+        for piece in _pieces(call.body):
+            crc = zlib.crc32(piece, crc)
+    return [("x-amz-checksum-crc32", _asBase64(crc))]
+
+
+def _asBase64(crc: int) -> str:
+    return base64.b64encode(crc.to_bytes(4, "big")).decode()
+
+
+def _pieces(body: bytes | calls.Piece) -> Any:
+    if not isinstance(body, calls.Piece):
+        yield body
+        return
+    at, end = body.start, body.start + body.length
+    while at < end and (piece := os.pread(body.fd, min(_READ_BYTES, end - at), at)):
+        at += len(piece)
+        yield piece
+
+
+def _conditions(condition: calls.Condition) -> list[tuple[str, str]]:
+    if isinstance(condition, calls.Absent):
+        return [("if-none-match", "*")]
+    if isinstance(condition, calls.Match):
+        return [("if-match", condition.etag)]
+    return []
+
+
+def compose(
+    call: calls.Call[Any],
+    place: Place,
+    checks: list[tuple[str, str]] | None = None,
+    checksum: str = "",
+) -> Outgoing:
+    """
+    Return the request that makes C{call}.
+
+    @param checks: as L{checksumOf} gives it.
+    @param checksum: by which the engine checks parts.
+    """
+    if isinstance(call, calls.List):
+        return Outgoing(
+            "GET",
+            encodedPath(place.bucketOf(call.prefix), ""),
+            encodedQuery(
+                [
+                    *(("list-type", "2"), ("encoding-type", "url"), ("prefix", call.prefix)),
+                    *([("start-after", call.startAfter)] if call.startAfter else []),
+                    ("max-keys", str(call.limit)),
+                ]
+            ),
+            [],
+        )
+    key = call.key  # type: ignore[attr-defined]  # all others have one
+    bucket = place.bucketOf(key)
+    if isinstance(call, calls.ListUploads):
+        query = encodedQuery([("uploads", ""), ("encoding-type", "url"), ("prefix", key)])
+        return Outgoing("GET", encodedPath(bucket, ""), query, [])
+    path = encodedPath(bucket, key)
+    if isinstance(call, calls.Get):
+        spans = []
+        if call.span is not None:
+            start, end = call.span
+            spans = [("range", f"bytes={start}-{end - 1}")]
+        return Outgoing("GET", path, "", spans)
+    if isinstance(call, calls.Head):
+        return Outgoing("HEAD", path, "", [])
+    if isinstance(call, calls.Delete):
+        return Outgoing("DELETE", path, "", [])
+    if isinstance(call, calls.Put):
+        headers = [*_conditions(call.condition), *_metadata(call), *(checks or [])]
+        return Outgoing("PUT", path, "", headers, call.body)
+    if isinstance(call, calls.CreateUpload):
+        headers = _metadata(call)
+        if checksum == "crc32":
+            headers.append(("x-amz-checksum-algorithm", "CRC32"))
+        return Outgoing("POST", path, encodedQuery([("uploads", "")]), headers)
+    upload = ("uploadId", call.uploadId)  # type: ignore[attr-defined]  # the rest is about one
+    if isinstance(call, calls.PutPart):
+        query = encodedQuery([("partNumber", str(call.number)), upload])
+        return Outgoing("PUT", path, query, checks or [], call.body)
+    query = encodedQuery([upload])
+    if isinstance(call, calls.Abort):
+        return Outgoing("DELETE", path, query, [])
+    assert isinstance(call, calls.Complete), call
+    return Outgoing(
+        *("POST", path, query, _conditions(call.condition), _listOfParts(call, checksum)),
+        patience=COMPLETE_PATIENCE_SECONDS,
+    )
+
+
+def _metadata(call: Any) -> list[tuple[str, str]]:
+    return [(f"x-amz-meta-{name}", value) for name, value in call.metadata.items()]
+
+
+def _listOfParts(call: calls.Complete, checksum: str) -> bytes:
+    # AWS wants the checksum of each part again where the upload was begun with one
+    crc = (
+        (lambda value: f"<ChecksumCRC32>{_asBase64(value)}</ChecksumCRC32>")
+        if checksum == "crc32"
+        else (lambda _: "")
+    )
+    parts = "".join(
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag>{crc(value)}</Part>"
+        for number, etag, value in call.parts
+    )
+    namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
+    return (
+        f'<CompleteMultipartUpload xmlns="{namespace}">{parts}</CompleteMultipartUpload>'.encode()
+    )
+
+
+# -- making them -----------------------------------------------------------------------------
+
+
+@attrs.frozen
+class RequestStats:
+    """
+    The requests to an engine.
+
+    @ivar requests: tries that had an answer of any kind.
+    @ivar retries: tries that were made again.
+    @ivar throttled: answers that asked for fewer requests.
+    @ivar unavailable: calls that were given up.
+    @ivar sentBytes: bytes of bodies that were stored.
+    """
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset()
+
+    requests: int = 0
+    retries: int = 0
+    throttled: int = 0
+    unavailable: int = 0
+    sentBytes: int = 0
+
+
+class SignedRequests:
+    """
+    An engine, as L{calls.Requests} has it.
+
+    @param reactor: the clock.
+    @param pool: of L{Exchange}s with the engine.
+    @param url: of the endpoints, for errors.
+    @param checksum: one of L{CHECKSUMS} that the engine makes, or empty.
+    @param now: the time, in seconds since the epoch.
+    @param jitter: returns a number from 0 to 1.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        pool: IConnectionPool,
+        place: Place,
+        signer: Signer,
+        credentials: KeySource,
+        url: str,
+        checksum: str = CHECKSUMS[0],
+        now: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._reactor = reactor
+        self._pool = pool
+        self._place = place
+        self._signer = signer
+        self._credentials = credentials
+        self._url = url
+        self._checksum = checksum
+        self._now = now
+        self._jitter = jitter
+        self._offset = 0.0
+        self._most = pool.settings.maxSize
+        self._calming: Any = None
+        self._failingSince: float | None = None
+        self._why = LogOnce(lambda why: self._log.warn("{url}: {why}", url=url, why=why))
+        self._requests = self._retries = self._throttled = 0
+        self._unavailable = self._sentBytes = 0
+
+    def stats(self) -> RequestStats:
+        """
+        Return what was asked so far.
+        """
+        return RequestStats(
+            *(self._requests, self._retries, self._throttled, self._unavailable),
+            self._sentBytes,
+        )
+
+    def trouble(self) -> str | None:
+        """
+        See L{calls.Requests.trouble}.
+        """
+        since = self._failingSince
+        if since is None or self._now() - since < _TROUBLE_SECONDS:
+            return None
+        clock = time.strftime("%H:%M:%S", time.localtime(since))
+        return f"the engine at {self._url} fails since {clock}: {self._why.trouble}"
+
+    def close(self) -> Deferred[None]:
+        """
+        End the connections.
+        """
+        if self._calming is not None:
+            self._calming.cancel()
+            self._calming = None
+        return self._pool.close()
+
+    def perform(self, call: calls.Call[_A]) -> Deferred[_A]:
+        """
+        See L{calls.Requests.perform}.
+        """
+        return Deferred.fromCoroutine(self._perform(call))
+
+    async def _perform(self, call: calls.Call[_A]) -> _A:
+        outgoing = compose(call, self._place, await self._checks(call), self._checksum)
+        keys: Keys | None = None
+        giveUpAt: float | None = None
+        failures = 0
+        mended = refused = False
+        while True:
+            after = 0.0
+            try:
+                keys = await self._keys(keys if refused else None)
+                reply = await self._ask(outgoing, keys)
+                answer: _A = answerOf(call, reply)
+                self._worked(outgoing)
+                return answer
+            except Broken as e:
+                why = str(e)
+                if e.early and not mended:
+                    mended = True
+                    self._retries += 1
+                    continue
+            except Again as e:
+                why = str(e)
+                after = e.after
+                if e.skewed:
+                    self._correct(reply)
+                if e.throttled:
+                    self._throttle()
+                if e.refused:
+                    if refused:
+                        raise self._givenUp(why) from None
+                    refused = True
+                    self._retries += 1
+                    continue
+            except PoolClosed:
+                raise Unavailable("the store is closed") from None
+            except PoolError as e:
+                why = str(e)
+                after = getattr(e, "retryAfter", 0.0)
+            refused = mended = False
+            self._failed(why)
+            now = self._reactor.seconds()
+            giveUpAt = now + MOST_SECONDS if giveUpAt is None else giveUpAt
+            pause = min(_PAUSE_SECONDS * _PAUSE_GROWTH**failures, _MOST_PAUSE_SECONDS)
+            pause = max(after, pause * (0.5 + self._jitter() / 2))
+            failures += 1
+            if now + pause > giveUpAt:
+                raise self._givenUp(why)
+            self._retries += 1
+            await deferLater(self._reactor, pause)
+
+    async def _checks(self, call: calls.Call[Any]) -> list[tuple[str, str]]:
+        body = bodyOf(call)
+        size = body.length if isinstance(body, calls.Piece) else len(body)
+        if size <= _INLINE_BYTES or (self._checksum != "md5" and hasattr(call, "crc")):
+            return checksumOf(call, self._checksum)
+        threads = self._reactor.getThreadPool()
+        checks: list[tuple[str, str]] = await deferToThreadPool(
+            self._reactor, threads, checksumOf, call, self._checksum
+        )
+        return checks
+
+    async def _keys(self, refused: Keys | None) -> Keys:
+        try:
+            return await self._credentials.keys(refused)
+        except Exception as e:
+            raise Again(f"there are no keys: {e}") from None
+
+    async def _ask(self, outgoing: Outgoing, keys: Keys) -> Reply:
+        lease = await self._pool.acquire(MOST_SECONDS)
+        exchange: Exchange = lease.protocol
+        bad = False
+        try:
+            headers = signed(
+                outgoing, exchange.host, keys, self._signer, self._now() + self._offset
+            )
+            reply = await exchange.ask(
+                *(outgoing.method, outgoing.target, headers, outgoing.body),
+                *(_MOST_OBJECT_BYTES, outgoing.patience),
+            )
+            self._requests += 1
+            return reply
+        except Broken as e:
+            bad = e.silent
+            raise
+        finally:
+            if not lease.released:
+                if exchange.isReusable():
+                    lease.release()
+                else:
+                    lease.discard(destinationBad=bad)
+
+    def _worked(self, outgoing: Outgoing) -> None:
+        body = outgoing.body
+        if outgoing.method == "PUT":
+            self._sentBytes += body.length if isinstance(body, calls.Piece) else len(body)
+        self._failingSince = None
+        if self._why.trouble and self._why.over():
+            self._log.info("{url}: the engine answers again", url=self._url)
+
+    def _failed(self, why: str) -> None:
+        if self._failingSince is None:
+            self._failingSince = self._now()
+        self._why.met(why)
+
+    def _givenUp(self, why: str) -> Unavailable:
+        self._failed(why)
+        self._unavailable += 1
+        return Unavailable(f"the engine behind this receiver fails: {why}; try again later")
+
+    def _correct(self, reply: Reply) -> None:
+        date = secondsOf(reply.headers.get("date", ""))
+        if date:
+            self._offset = date - self._now()
+
+    def _throttle(self) -> None:
+        self._throttled += 1
+        self._resize(max(1, self._pool.settings.maxSize // 2))
+        if self._calming is None:
+            self._calming = self._reactor.callLater(_CALM_SECONDS, self._calm)
+        else:
+            self._calming.reset(_CALM_SECONDS)
+
+    def _calm(self) -> None:
+        self._calming = None
+        self._resize(min(self._most, self._pool.settings.maxSize * 2))
+        if self._pool.settings.maxSize < self._most:
+            self._calming = self._reactor.callLater(_CALM_SECONDS, self._calm)
+
+    def _resize(self, size: int) -> None:
+        self._pool.reconfigure(maxSize=size)
