@@ -7,17 +7,19 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
+from typing import Any
 
 from connpool import __version__
 from connpool.commands.output import CannotWrite, complain, show
 from connpool.standardstreams import prepareStreams
 
-__all__ = ["main", "program"]
+__all__ = ["COMMANDS", "main", "parserOf", "program"]
 
 #: Subcommand to its one-line description; the module has the same name.
 COMMANDS: dict[str, str] = {
+    "completion": "print the completion of this command for a shell",
     "partials": "list or remove unfinished files of a receiver",
     "ping": "measure the path to a UDP or TCP echo",
     "resolve": "show how an address is understood",
@@ -78,8 +80,22 @@ def _chosen(argv: Sequence[str]) -> str | None:
 
 
 def _main(argv: Sequence[str]) -> int:
-    chosen = _chosen(argv)
-    parser = argparse.ArgumentParser(prog="connpool", allow_abbrev=False)
+    # only the module that will run: start-up time is part of every call
+    arguments = parserOf({_chosen(argv)}).parse_args(argv)
+    command = import_module(f"connpool.commands.{arguments.command}")
+    return int(command.run(arguments))
+
+
+def parserOf(
+    whole: Collection[str | None], kind: type[argparse.ArgumentParser] = argparse.ArgumentParser
+) -> Any:
+    """
+    Make the parser of the command line.
+
+    @param whole: the subcommands whose arguments are wanted.
+    @param kind: its class.
+    """
+    parser = kind(prog="connpool", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"connpool {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
@@ -89,9 +105,6 @@ def _main(argv: Sequence[str]) -> int:
             description=f"{summary[0].upper()}{summary[1:]}.",
             allow_abbrev=False,
         )
-        if name == chosen:
-            # only the module that will run: start-up time is part of every call
+        if name in whole:
             import_module(f"connpool.commands.{name}").addArguments(subparser)
-    arguments = parser.parse_args(argv)
-    command = import_module(f"connpool.commands.{arguments.command}")
-    return int(command.run(arguments))
+    return parser
