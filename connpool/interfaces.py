@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         PartialInfo,
         Receipt,
         SmallFile,
+        StoreSettings,
         Stump,
     )
 
@@ -811,15 +812,19 @@ class IFileStoreFactory(Interface):
 
     name: str = Attribute("The word that chooses it.")
     description: str = Attribute("One line for operators.")
+    takes: AbstractSet[str] = Attribute(
+        "Of C{quota} and C{keepPartials}: those that the stores heed; all heed C{names}."
+    )
 
-    def make(arguments: str) -> Callable[[Any], IFileStore]:
+    def make(arguments: str) -> Callable[[Any, StoreSettings], IFileStore]:
         """
         Called while options are read, perhaps as root and only to check them:
         opens nothing.
 
         @param arguments: what follows the first colon; empty for nothing.
         @return: opens the store when the service starts; called with the
-            reactor.  It may raise L{connpool.errors.StartFailed}.
+            reactor and the receiver's settings.  It may raise
+            L{connpool.errors.StartFailed}.
         @raise ValueError: for arguments it cannot use; its text is one line and
             names the remedy.
         """

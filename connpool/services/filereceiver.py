@@ -35,6 +35,7 @@ from connpool.services.hints import curlHint, sendHint, sendHintElsewhere
 from connpool.services.listening import ListeningService, ShownSource, placeOf, readListen
 from connpool.services.onreceived import OnReceived, asProgram
 from connpool.services.startfailure import failStart
+from connpool.services.thirdparty import ChosenStore
 from connpool.services.web import WebEntrance
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.identities import Identities
@@ -44,7 +45,7 @@ from connpool.transfer.receive.policy import Policy, TransferStats
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.session import NativeReceiver
 from connpool.transfer.receive.sniffer import Choice, SnifferFactory
-from connpool.transfer.records import IF_EXISTS, EndedTransfer, LiveTransfer
+from connpool.transfer.records import IF_EXISTS, EndedTransfer, LiveTransfer, StoreSettings
 from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
 from connpool.transfer.wire.handshake import refusal
@@ -105,9 +106,9 @@ class FileReceiver(MultiService):
     @param quota: bytes that one sender's unfinished transfers may take.
     @param minFree: bytes of the disk never used; L{None} for 1 GiB or 5 %, the smaller.
     @param keepPartials: seconds that an interrupted transfer can be resumed.
-    @param store: opens another store than the directory, with the reactor; what follows
-        C{name} above is about the directory, and not taken with it.
-    @param storeName: of that store, for the log.
+    @param store: opens another store than the directory, with the reactor and the settings;
+        what follows C{name} above is about the directory, and not taken with it unless the
+        store heeds it.
     @param web: take HTTP from everywhere that may connect; C{False} from nowhere; L{None}
         from clients that are connected directly on this machine.
     @param webHosts: names under which HTTP clients ask for the receiver, beside addresses and
@@ -147,8 +148,7 @@ class FileReceiver(MultiService):
         quota: int | None = None,
         minFree: int | None = None,
         keepPartials: float = 604800.0,
-        store: Callable[[Any], IFileStore] | None = None,
-        storeName: str = "given",
+        store: ChosenStore | Callable[[Any, StoreSettings], IFileStore] | None = None,
         web: bool | None = None,
         webHosts: Sequence[str] = (),
         webOrigins: Sequence[str] = (),
@@ -168,8 +168,10 @@ class FileReceiver(MultiService):
         self._classicSuffix = classicSuffix
         self._digests = digestsOf(digests)
         self._credentials = bool(checkers)
-        self._openStore = store
-        self._storeName = storeName
+        if store is not None and not isinstance(store, ChosenStore):
+            store = ChosenStore("given", store)
+        self._chosen = store
+        self._storeName = "" if store is None else store.name
         self._program = None if onReceived is None else asProgram(onReceived)
         self._local: dict[str, Any] = {
             "fileMode": fileMode,
@@ -212,7 +214,7 @@ class FileReceiver(MultiService):
             ShownSource(self._web.counts).setServiceParent(self)
 
     def _check(self, identities: Identities | None) -> None:
-        if (self._directory is None) is (self._openStore is None):
+        if (self._directory is None) is (self._chosen is None):
             raise WrongSetting("files go to a directory or to a store; give one of them")
         for option, value, choices in (
             ("if-exists", self._policy.ifExists, IF_EXISTS),
@@ -230,12 +232,13 @@ class FileReceiver(MultiService):
         self._checkExposure(identities)
 
     def _checkStore(self) -> None:
-        if self._openStore is None:
+        if self._chosen is None:
             return
         given = {"keepPartials" if name == "ttl" else name: v for name, v in self._local.items()}
         given["onReceived"] = self._program
-        for name, value in given.items():
-            if value != signature(FileReceiver).parameters[name].default:
+        heard = given.keys() - self._chosen.takes
+        for name in heard:
+            if given[name] != signature(FileReceiver).parameters[name].default:
                 option = re.sub("[A-Z]", lambda found: f"-{found[0].lower()}", name)
                 raise WrongSetting(f"--{option} is about the local store; not with --store")
 
@@ -267,7 +270,7 @@ class FileReceiver(MultiService):
         everybody = any(not net.prefixlen for net in allow.networks)
         if (
             everybody
-            and self._openStore is None
+            and (self._chosen is None or "quota" in self._chosen.takes)
             and self._local["quota"] is None
             and not (self._credentials or certified)
         ):
@@ -349,8 +352,10 @@ class FileReceiver(MultiService):
             except OSError as e:
                 failStart(f"{self.name}: cannot make the directory {directory}: {e.strerror}")
         try:
-            if self._openStore is not None:
-                return self._openStore(self._reactor)
+            if self._chosen is not None:
+                quota, keep = self._local["quota"], self._local["ttl"]
+                settings = StoreSettings(self._policy.names, quota, keep)
+                return self._chosen.opens(self._reactor, settings)
             assert directory is not None
             return LocalStore(self._reactor, directory, names=self._policy.names, **self._local)
         except StartFailed as e:

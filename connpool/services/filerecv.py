@@ -149,12 +149,9 @@ class Options(StatusOptions, WebOptions, CredentialOptions, AccessOptions):
         self.convert("listener", lambda texts: [makeListener(text) for text in texts])
         self.setdefault("classic-from", [])
         self.convert("classic-from", asNetworks)
-        self.storeName = ""
         if self["store"] is not None:
             if self["directory"] is not None:
                 raise usage.UsageError("--directory is about the local store; not with --store")
-            # without the arguments, which are nobody else's business
-            self.storeName = self["store"].partition(":")[0]
             self.convert("store", makeStore)
         self.convert("digests", lambda text: digestsOf(text.split(",")))
         for name, parse in (
@@ -221,7 +218,6 @@ class Options(StatusOptions, WebOptions, CredentialOptions, AccessOptions):
             minFree=self["min-free"],
             keepPartials=self["keep-partials"],
             store=self["store"],
-            storeName=self.storeName,
             **self.webKeywords,
         )
 

@@ -6,8 +6,10 @@ C{NAME[:ARGUMENTS]}.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
+import attrs
 from twisted.plugin import getPlugins
 
 from connpool.interfaces import (
@@ -16,8 +18,9 @@ from connpool.interfaces import (
     ITransferListener,
     ITransferListenerFactory,
 )
+from connpool.transfer.records import StoreSettings
 
-__all__ = ["makeListener", "makeStore"]
+__all__ = ["ChosenStore", "makeListener", "makeStore"]
 
 
 def makeListener(text: str) -> ITransferListener:
@@ -30,24 +33,47 @@ def makeListener(text: str) -> ITransferListener:
     return listener
 
 
-def makeStore(text: str) -> Callable[[Any], IFileStore]:
+@attrs.frozen
+class ChosenStore:
+    """
+    The store that C{--store} names.
+
+    @ivar name: of its plugin.
+    @ivar opens: opens it.
+    @ivar takes: as L{IFileStoreFactory} has it.
+    """
+
+    name: str
+    opens: Callable[[Any, StoreSettings], IFileStore]
+    takes: AbstractSet[str] = frozenset()
+
+
+def makeStore(text: str) -> ChosenStore:
     """
     Find the store that C{--store} names.
 
-    @return: a function of the reactor that opens the store.
     @raise ValueError: no such plugin, or its arguments are wrong; one line.
     """
-    opens: Callable[[Any], IFileStore] = _make(IFileStoreFactory, "store", text)
-    return opens
+    factory = _find(IFileStoreFactory, "store", text)
+    return ChosenStore(factory.name, _made(factory, text), frozenset(factory.takes))
 
 
 def _make(interface: Any, kind: str, text: str) -> Any:
-    name, _, arguments = text.partition(":")
+    return _made(_find(interface, kind, text), text)
+
+
+def _find(interface: Any, kind: str, text: str) -> Any:
+    name = text.partition(":")[0]
     factories = {factory.name: factory for factory in getPlugins(interface)}
     if name not in factories:
         known = ", ".join(sorted(factories)) or "none is installed; see docs/embed.rst"
         raise ValueError(f"no {kind} is called {name!r}; there are: {known}")
+    return factories[name]
+
+
+def _made(factory: Any, text: str) -> Any:
+    name, _, arguments = text.partition(":")
     try:
-        return factories[name].make(arguments)
+        return factory.make(arguments)
     except ValueError as e:
         raise ValueError(f"{name}: {e}") from None

@@ -24,6 +24,7 @@ __all__ = [
     "PartialInfo",
     "Receipt",
     "SmallFile",
+    "StoreSettings",
     "Stump",
 ]
 
@@ -84,6 +85,22 @@ class Offer:
     sha256: str | None = None
     network: str = ""
     evicts: bool = True
+
+
+@attrs.frozen
+class StoreSettings:
+    """
+    The options of a receiver that its store heeds.
+
+    @ivar names: one of C{PROFILES}.
+    @ivar quota: bytes that the unfinished transfers of one principal may take; L{None} for no
+        limit.
+    @ivar keepPartials: seconds that a suspended partial is kept.
+    """
+
+    names: str = "portable"
+    quota: int | None = None
+    keepPartials: float = 7 * 86400.0
 
 
 @attrs.frozen

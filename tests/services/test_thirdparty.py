@@ -1,17 +1,21 @@
 import pytest
+from twisted.internet.task import Clock
 from twisted.python import usage
 from zope.interface import implementer
 
+from connpool.errors import StartFailed
 from connpool.interfaces import ITransferListenerFactory
 from connpool.services import thirdparty
 from connpool.services.filerecv import Options
-from connpool.services.thirdparty import makeListener, makeStore
+from connpool.services.thirdparty import ChosenStore, makeListener, makeStore
+from connpool.transfer.records import StoreSettings
 
 
 @implementer(ITransferListenerFactory)
 class Factory:
     name = "told"
     description = ""
+    takes = frozenset({"keepPartials"})
 
     def make(self, arguments):
         if arguments == "no":
@@ -53,8 +57,8 @@ def test_severalInOrder():
 def test_aStoreByName():
     options = Options()
     options.parseOptions(["--store=told:x"])
-    assert options["store"] == ("told", "x") == makeStore("told:x")
-    assert options.storeName == "told"
+    assert options["store"] == makeStore("told:x")
+    assert options["store"] == ChosenStore("told", ("told", "x"), {"keepPartials"})
     options = Options()
     options.parseOptions([])
     assert options["store"] is None
@@ -74,6 +78,22 @@ def test_aStoreByName():
 def test_mistakesAboutStores(argv, says):
     with pytest.raises(usage.UsageError, match=says):
         Options().parseOptions(argv)
+
+
+def test_theStoreHeedsWhatItTakes(monkeypatch):
+    opened = []
+
+    def opens(*given):
+        opened.append(given)
+        raise StartFailed("that will do")
+
+    monkeypatch.setattr(Factory, "make", lambda self, text: opens)
+    options = Options()
+    options.parseOptions(["--store=told", "--keep-partials=60", "--names=posix"])
+    clock = Clock()
+    with pytest.raises(StartFailed):
+        options.make(clock).startService()
+    assert opened == [(clock, StoreSettings("posix", None, 60.0))]
 
 
 def test_noneInstalled(monkeypatch):

@@ -43,15 +43,23 @@ class DatedStore(proxyForInterface(IFileStore, "_store")):
 class DatedStoreFactory:
     name = "dated"
     description = "A directory for every day: dated:DIRECTORY"
+    takes = frozenset({"quota", "keepPartials"})
 
     def make(self, arguments):
         if not arguments:
             raise ValueError("which directory? write dated:DIRECTORY")
 
-        def openStore(reactor):
+        def openStore(reactor, settings):
             from connpool.transfer.stores import LocalStore
 
-            return DatedStore(LocalStore(reactor, arguments))
+            store = LocalStore(
+                reactor,
+                arguments,
+                names=settings.names,
+                quota=settings.quota,
+                ttl=settings.keepPartials,
+            )
+            return DatedStore(store)
 
         return openStore
 
