@@ -135,7 +135,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """
     for mark in item.iter_markers("peer"):
         for program in mark.args:
-            if shutil.which(program) is None:
+            engines = os.environ.get("CONNPOOL_ENGINES")
+            if shutil.which(program) is None and shutil.which(program, path=engines) is None:
                 reason = f"{program} is not installed"
                 if os.environ.get("CI"):
                     pytest.fail(f"{reason}; .ci/run must install it", pytrace=False)

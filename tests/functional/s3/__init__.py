@@ -1,0 +1,3 @@
+"""
+The store that several receivers share, on engines that run here.
+"""
