@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -58,6 +59,11 @@ _HEAD_READ_BYTES = 64 * 1024
 #: HTTP_1_1_REQUIRED (RFC 9113 section 6.8).
 _HTTP_1_1_REQUIRED = bytes(3) + b"\4" + bytes(5) + b"\0\0\10\7" + bytes(5) + bytes(7) + b"\r"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@lru_cache(maxsize=1)
+def _date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 class _State(Enum):
@@ -99,7 +105,7 @@ class WebChannel(Protocol):
         self._flow: Flow | None = None
         self._paused = self._unread = self._draining = self._halfClosed = False
         self._written = self._dropped = 0
-        self._working = self._idle = False
+        self._idle = False
         self._turn: Any = None
         self._late: Callable[[], None] | None = None
         self._timer: Any = None
@@ -197,7 +203,8 @@ class WebChannel(Protocol):
         transport: Any = self.transport
         transport.bufferSize = flow.readBytes
         done = flow.begin(sink)
-        self._work()
+        self._pour()
+        flow.steer()
         return done
 
     @property
@@ -214,20 +221,20 @@ class WebChannel(Protocol):
         """
         Do what the bytes that are here allow.
         """
-        if self._working:
-            return
-        self._working = True
-        try:
-            if self._state is _State.HEAD and not self._unread and self._turn is None:
-                self._cut()
-            while self._flow is not None and self._flow.wants and self._buffer:
-                data, self._buffer = bytes(self._buffer), bytearray()
-                self._feed(data)
-            if self._halfClosed and self._flow is not None and self._flow.wants:
-                self._flow.fail(NetworkFailed("the body ended before its time"))
-        finally:
-            self._working = False
+        if self._state is _State.HEAD and not self._unread and self._turn is None:
+            self._cut()
+        self._pour()
         self._steer()
+
+    def _pour(self) -> None:
+        """
+        Give the body what is here of it.
+        """
+        while self._flow is not None and self._flow.wants and self._buffer:
+            data, self._buffer = bytes(self._buffer), bytearray()
+            self._feed(data)
+        if self._halfClosed and self._flow is not None and self._flow.wants:
+            self._flow.fail(NetworkFailed("the body ended before its time"))
 
     def _feed(self, data: bytes) -> None:
         flow = self._flow
@@ -237,15 +244,15 @@ class WebChannel(Protocol):
         flow.steer()
 
     def _cut(self) -> None:
-        if self._idle and self._buffer:
-            self._idle = False
-            self._await(HEAD_SECONDS, self._headLate)
         raw = None
         try:
             raw = cutHead(self._buffer)
             if raw is None:
                 if self._halfClosed:
                     self._close()
+                elif self._idle and self._buffer:
+                    self._idle = False
+                    self._await(HEAD_SECONDS, self._headLate)
                 return
             self._late = None
             self._written = 0
@@ -285,7 +292,7 @@ class WebChannel(Protocol):
         last = self._draining or (self._halfClosed and not self._buffer)
         if (last or unread) and not answer.closes:
             answer = attrs.evolve(answer, closes=True)
-        more = [*more, ("Date", formatdate(self._clock.seconds(), usegmt=True))]
+        more = [*more, ("Date", _date(int(self._clock.seconds())))]
         wire = answer.write(head is not None and head.method == "HEAD", more)
         self._head = self._flow = None
         self._write(wire)
@@ -296,12 +303,11 @@ class WebChannel(Protocol):
         self._state = _State.HEAD
         transport: Any = self.transport
         transport.bufferSize = _HEAD_READ_BYTES
+        self._idle = True
         if self._buffer:
-            self._await(HEAD_SECONDS, self._headLate)
             # others have their turn before what was sent ahead
             self._turn = self._clock.callLater(0, self._next)
         else:
-            self._idle = True
             self._await(IDLE_SECONDS, self._close)
         self._steer()
 

@@ -34,9 +34,8 @@ class Flow:
     @param clock: times its pace.
     @param body: cuts it out of the stream.
     @param pace: tells the seconds without a byte that end it, and the bytes/s that it must
-        keep up; asked when it begins.
+        keep up.
     @param changed: told that C{wants} may have changed.
-    @ivar wants: more of it may be read now.
     """
 
     def __init__(
@@ -49,12 +48,12 @@ class Flow:
         self._body = body
         self._changed = changed
         self._newPace = lambda: Pace(clock, *pace(), self.fail)
+        #: there is none for a body that is here already
         self._pace: Pace | None = None
         self._sink: Sink | None = None
         self._outstanding = 0
         self._done: Deferred[FieldValues] | None = None
         self._why: TransferError | None = None
-        self.wants = False
 
     @property
     def over(self) -> bool:
@@ -64,11 +63,15 @@ class Flow:
         return self._body.over
 
     @property
-    def begun(self) -> bool:
+    def _going(self) -> bool:
+        return self._sink is not None and self._why is None
+
+    @property
+    def wants(self) -> bool:
         """
-        Tell whether somebody takes it.
+        Tell whether more of it may be read now.
         """
-        return self._sink is not None
+        return self._going and not self._body.over and self._outstanding <= MAX_OUTSTANDING_BYTES
 
     @property
     def readBytes(self) -> int:
@@ -80,7 +83,7 @@ class Flow:
 
     def begin(self, sink: Sink) -> Deferred[FieldValues]:
         """
-        Let the body flow.
+        Let the body flow, once L{steer} is called.
 
         @return: fires with the trailers when the sink is done with all of it; fails with a
             L{TransferError} if it breaks off.
@@ -89,10 +92,8 @@ class Flow:
         if self._why is not None:
             return fail(self._why)
         self._sink = sink
-        self._pace = self._newPace()
-        done = self._done = Deferred()
-        self.steer()
-        return done
+        self._done = Deferred()
+        return self._done
 
     def feed(self, data: bytes | bytearray) -> bytes | bytearray:
         """
@@ -100,8 +101,8 @@ class Flow:
 
         @return: those behind the body; after keeping them, L{steer} is to be called.
         """
-        assert self._pace is not None
-        self._pace.arrived(len(data))
+        if self._pace is not None:
+            self._pace.arrived(len(data))
         try:
             run, rest = self._body.feed(data)
         except TransferError as e:
@@ -133,14 +134,15 @@ class Flow:
         """
         Find out whether to read on, and tell if all is done.
         """
-        going = self.begun and self._why is None
-        wants = going and not self.over and self._outstanding <= MAX_OUTSTANDING_BYTES
-        if wants != self.wants and self._pace is not None:
-            self.wants = wants
-            # time in which we do not read is not the client's
-            (self._pace.start if wants else self._pace.stop)()
+        # time in which we do not read is not the client's
+        if self.wants:
+            if self._pace is None:
+                self._pace = self._newPace()
+            self._pace.start()
+        elif self._pace is not None:
+            self._pace.stop()
         done = self._done
-        if going and self.over and not self._outstanding and done is not None:
+        if self._going and self.over and not self._outstanding and done is not None:
             self._done = None
             done.callback(self._body.trailers)
         self._changed()
@@ -149,7 +151,7 @@ class Flow:
         """
         Break it off: nothing more of it is given to the sink.
         """
-        if self._why is not None or (self.begun and self._done is None):
+        if self._why is not None or (self._sink is not None and self._done is None):
             return
         if not isinstance(why, TransferError):
             why = StoreError(f"the store failed: {type(why).__name__}")

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import attrs
 
@@ -29,25 +30,23 @@ from connpool.transfer.web.head import METHODS, Head
 from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.target import Target
 
-__all__ = ["EXPOSED", "Origins", "originOf"]
+__all__ = ["Origins", "originOf"]
 
 #: Methods that change nothing.
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _ORIGIN = re.compile(r"(https?)://([^/?#@\s]+)")
-
 
 #: Fields that scripts of listed origins may send, and may read in answers.
 _ALLOWED = (
     "Authorization, Content-Type, Content-Disposition, Content-Digest, Repr-Digest, "
     "Want-Repr-Digest, If-None-Match, Prefer, X-OC-Mtime, X-HTTP-Method-Override, "
     "X-Requested-With, X-Request-ID, Tus-Resumable, Upload-Length, Upload-Defer-Length, "
-    "Upload-Offset, Upload-Metadata, Upload-Checksum, Upload-Complete, Upload-Concat, "
-    "Upload-Draft-Interop-Version"
+    "Upload-Offset, Upload-Metadata, Upload-Checksum, Upload-Concat"
 )
-EXPOSED = (
+_EXPOSED = (
     "Location, Repr-Digest, Retry-After, Tus-Resumable, Tus-Version, Tus-Extension, "
     "Tus-Max-Size, Tus-Checksum-Algorithm, Upload-Offset, Upload-Length, Upload-Defer-Length, "
-    "Upload-Metadata, Upload-Expires, Upload-Complete, Upload-Limit, Upload-Concat"
+    "Upload-Metadata, Upload-Expires"
 )
 _PREFLIGHT_SECONDS = 86_400
 
@@ -61,6 +60,11 @@ def originOf(url: str) -> str:
         raise ValueError(f"{url!r} does not begin with http:// or https:// and a host")
     scheme, host = found.groups()
     return f"{scheme}://{host.removesuffix(':443' if scheme == 'https' else ':80')}"
+
+
+@lru_cache(maxsize=64)
+def _isOwn(host: str, hosts: frozenset[str]) -> bool:
+    return isOwnHost(hostOf(host), hosts)
 
 
 @attrs.frozen
@@ -83,7 +87,7 @@ class Origins:
         if given is None:
             return  # HTTP/1.0, and never a browser
         text = given.decode("latin-1")
-        if not isOwnHost(hostOf(text), self.hosts):
+        if not _isOwn(text, self.hosts):
             raise Problem(
                 421, "this name is not the receiver's; see its option --web-host", "forbidden"
             )
@@ -142,7 +146,7 @@ class Origins:
         return [
             *vary,
             ("Access-Control-Allow-Origin", origins[0].decode("latin-1")),
-            ("Access-Control-Expose-Headers", EXPOSED),
+            ("Access-Control-Expose-Headers", _EXPOSED),
         ]
 
     def preflight(self, head: Head) -> Sequence[tuple[str, str]] | None:

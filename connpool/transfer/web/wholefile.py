@@ -135,8 +135,9 @@ class WholeFile:
         if self._data is None:
             receipt: Receipt = await self._incoming.commit(root, sha256)
             return receipt
-        known = None if sha256 is None else sha256.hex()
-        offer = attrs.evolve(offer, size=size, sha256=known)
+        if sha256 is not None or offer.size is None:
+            known = None if sha256 is None else sha256.hex()
+            offer = attrs.evolve(offer, size=size, sha256=known)
         file = SmallFile(offer, bytes(self._data), root)
         outcomes = WholeFiles(self._reception).put([file], offer.identity, self._peer)
         [outcome] = outcomes if isinstance(outcomes, list) else await outcomes
