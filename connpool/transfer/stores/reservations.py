@@ -18,6 +18,11 @@ what suspended partials take is counted before, and so may be a moment old.
 If somebody takes the directory or a file of ours away, new ones are made before
 the next reservation.
 
+The name of a process's file says on which machine it runs, and by which mount it sees the
+directory.  Machines that share a directory over a network file system share neither what the
+kernel appends to the log of receipts nor what free space is, and nothing fences one whose lock
+is lost.  So a process does not start beside a live one of another machine.
+
 What cannot be told to the others is not promised; what cannot be taken back
 is, the next time that something can be told.
 
@@ -31,13 +36,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterator
 
 import msgspec
 
-from connpool.errors import NoInodes, NoSpace, QuotaExceeded, TransferError
+from connpool.errors import NoInodes, NoSpace, QuotaExceeded, StartFailed, TransferError
 from connpool.transfer.stores.directories import Followed
 from connpool.transfer.syscalls import NEW, NO_INODES, Syscalls, asTransferError, outOfInodes
 
@@ -53,6 +60,21 @@ FLOOR_SHARE = 0.05
 
 _OPEN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def machineOf(syscalls: Syscalls, fd: int) -> str:
+    """
+    Return a word for this machine and the mount that C{fd} is on.
+
+    The kernel's own, since locks are the kernel's: containers of one machine share both.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            kernel = file.read().strip()
+    except OSError:
+        kernel = socket.gethostname()
+    mount = syscalls.fstat(fd).st_dev
+    return hashlib.sha256(f"{kernel} {mount}".encode()).hexdigest()[:16]
 
 
 class Space:
@@ -165,6 +187,7 @@ class Reservations:
     @param directory: the one that all processes share.
     @param quota: bytes that live and suspended transfers of one principal may
         take, unless it has a quota of its own; L{None} for no limit.
+    @raise StartFailed: a process of another machine has the directory.
     """
 
     def __init__(
@@ -177,9 +200,10 @@ class Reservations:
         #: Bytes reserved at once for a file whose size is not known, at most.
         self.step = STEP_BYTES
         self._totals = _Totals()
-        self._name = f"process-{secrets.token_hex(8)}"
+        self._machine = machineOf(syscalls, directory.fd)
+        self._name = f"process-{secrets.token_hex(8)}-{self._machine}"
         self._moved = False
-        self._lock, self._own = self._begin()
+        self._lock, self._own = self._begin(first=True)
 
     def reserve(
         self,
@@ -311,9 +335,11 @@ class Reservations:
         self._sys.close(self._own)
         self._sys.close(self._lock)
 
-    def _begin(self) -> tuple[int, int]:
+    def _begin(self, *, first: bool = False) -> tuple[int, int]:
         """
         Open the lock that all share, and a file of our own.
+
+        @param first: whether this is the start of the process, which may be refused.
         """
         sys, directory = self._sys, self._directory.fd
         with contextlib.ExitStack() as undo:
@@ -321,6 +347,8 @@ class Reservations:
             undo.callback(sys.close, lock)
             # or somebody would take it for a dead one's before it is locked
             with _locked(sys, lock):
+                if first:
+                    self._refuseMachines()
                 own = sys.open(self._name, NEW, 0o600, dir_fd=directory)
                 undo.callback(sys.close, own)
                 sys.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -403,8 +431,28 @@ class Reservations:
         if left:
             self._totals.taken[reservation.principal] = left
 
+    def _refuseMachines(self) -> None:
+        for name, _ in self._live():
+            machine = name.split("-")[2:]  # earlier releases have not said it
+            if machine and machine != [self._machine]:
+                raise StartFailed(
+                    "another machine has this directory, over a network file system; only one at"
+                    " a time can (if it has died, its lock ends in a minute or two): stop that"
+                    " one, or let both use --store s3, see docs/scale.rst"
+                )
+
     def _others(self) -> list[_Totals]:
         found: list[_Totals] = []
+        for _, fd in self._live():
+            with contextlib.suppress(msgspec.DecodeError):
+                found.append(msgspec.json.decode(self._sys.pread(fd, 16 << 20, 0), type=_Totals))
+        return found
+
+    def _live(self) -> Iterator[tuple[str, int]]:
+        """
+        Name and descriptor of the file of each other process that lives; those of dead ones
+        are removed.
+        """
         for name in self._sys.listdir(self._directory.fd):
             if not name.startswith("process-") or name == self._name:
                 continue
@@ -414,15 +462,11 @@ class Reservations:
             try:
                 self._sys.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                with contextlib.suppress(msgspec.DecodeError):
-                    found.append(
-                        msgspec.json.decode(self._sys.pread(fd, 16 << 20, 0), type=_Totals)
-                    )
+                yield name, fd
             else:
                 self._sys.remove(name, self._directory.fd)  # its process died
             finally:
                 self._sys.close(fd)
-        return found
 
     def _publish(self) -> None:
         data = msgspec.json.encode(self._totals)

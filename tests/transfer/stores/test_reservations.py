@@ -15,11 +15,11 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import DeferredList
 
-from connpool.errors import NoSpace, QuotaExceeded
+from connpool.errors import NoSpace, QuotaExceeded, StartFailed
 from connpool.transfer import LocalStore
-from connpool.transfer.stores import partialdir
+from connpool.transfer.stores import partialdir, reservations
 from connpool.transfer.stores.reservations import FIRST_STEP_BYTES
-from connpool.transfer.syscalls import asTransferError
+from connpool.transfer.syscalls import Syscalls, asTransferError
 from tests.helpers.waiting import bounded
 from tests.transfer.stores.kit import BLOCK, offer, visible
 from tests.transfer.stores.onpartials import (
@@ -309,3 +309,63 @@ def test_aDiskQuotaIsNoFullDisk():
     assert isinstance(why, NoSpace)
     assert "quota" in str(why)
     assert "full" not in str(why)
+
+
+# -- other machines ------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """
+    From now on, stores are those of another machine.
+    """
+
+    def go():
+        monkeypatch.setattr(reservations, "machineOf", lambda *_: "elsewhere")
+
+    return go
+
+
+def test_aSecondMachineIsRefused(root, elsewhere):
+    """
+    Over a network file system, whose locks both see.  Processes of one machine share.
+    """
+    store, clock, _ = inline(root)
+    beside, clock2, _ = inline(root)
+    before = sorted(os.listdir(root / ".connpool" / "ledger"))
+    elsewhere()
+    for _ in range(2):
+        with pytest.raises(StartFailed, match="--store s3") as caught:
+            inline(root)
+        assert "\n" not in str(caught.value)
+        # it leaves nothing, and takes nothing away from those who run
+        assert sorted(os.listdir(root / ".connpool" / "ledger")) == before
+    clock.wait(store.close())
+    with pytest.raises(StartFailed):
+        inline(root)
+    clock2.wait(beside.close())
+    other, clock3, _ = inline(root)
+    clock3.wait(other.close())
+
+
+def test_aProcessOfAnEarlierReleaseIsNobodyElses(root):
+    store, clock, _ = inline(root)
+    clock.wait(store.close())
+    path = root / ".connpool" / "ledger" / "process-0123456789abcdef"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        again, clock, _ = inline(root)
+        clock.wait(again.close())
+        assert path.exists()
+
+
+def test_oneMachineHasOneName(root, tmp_path):
+    """
+    For all processes, and every directory of one mount.
+    """
+    names = set()
+    for path in (root, tmp_path):
+        fd = os.open(path, os.O_RDONLY)
+        names.add(reservations.machineOf(Syscalls(), fd))
+        os.close(fd)
+    assert len(names) == 1
