@@ -12,10 +12,16 @@ else, the handshake and the ends of a connection among it, is Twisted's.
 What is written is cut into shorter pieces than what is read: the transport below sends no more
 at once, and would copy the rest.  What is read is bounded by memory: OpenSSL keeps a buffer
 of that size for as long as a connection lives.
+
+A run of known length may go past the transport and the one below, each direction by itself
+(L{connpool.tlslending}).  That is for TLS 1.3, whose handshakes do not come again, on a
+socket.
 """
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from typing import Any
 
 from OpenSSL.SSL import Error, WantReadError, ZeroReturnError
@@ -24,30 +30,55 @@ from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
     IProtocol,
     IProtocolFactory,
+    IPullProducer,
+    ISSLTransport,
     IStreamClientEndpoint,
 )
+from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from connpool.tlslending import RECORD_BYTES, LentReader, LentWriter
+
 __all__ = ["PIECE_BYTES", "READ_BYTES", "BulkTLSTransport", "TLSClientEndpoint"]
 
-#: Bytes that one record carries at most (RFC 8446, section 5.1),
-_RECORD_BYTES = 1 << 14
-#: those that are read together,
-READ_BYTES = 32 * _RECORD_BYTES
+#: Bytes that are read together,
+READ_BYTES = 32 * RECORD_BYTES
 #: and those that are written together, a whole number of records.
-PIECE_BYTES = 7 * _RECORD_BYTES
+PIECE_BYTES = 7 * RECORD_BYTES
 #: Encrypted bytes that are given to the transport below together: a piece with what its
 #: records add.  Twisted's sends as many at once.
 _WIRE_BYTES = 1 << 17
+
+
+@implementer(IPullProducer)
+class _Emptied:
+    """
+    Asks the transport below to tell when it has written all.
+
+    @param emptied: called then.
+    """
+
+    def __init__(self, emptied: Callable[[], None], stop: Callable[[], None]) -> None:
+        self._emptied = emptied
+        self.stopProducing = stop
+        self.begun = False
+
+    def resumeProducing(self) -> None:
+        if self.begun:
+            self._emptied()
 
 
 class BulkTLSTransport(BufferingTLSTransport):
     """
     Twisted's, with the inner loops over the records written anew.
     """
+
+    #: Whether the direction is lent, and the reason why OpenSSL reads no more.
+    _readerLent = _writerLent = False
+    _end: Error | None = None
 
     @property
     def bufferSize(self) -> int:
@@ -70,10 +101,93 @@ class BulkTLSTransport(BufferingTLSTransport):
         self._aggregator.flush()
         super().unregisterProducer()
 
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        # what was read and is still encrypted comes before the end
+        self._readerLent = self._writerLent = False
+        super().connectionLost(reason)
+
+    # -- going past it
+
+    @property
+    def lendable(self) -> bool:
+        """
+        Tell whether L{lendReader} and L{lendWriter} may be called.
+        """
+        below = self._below
+        return (
+            self._handshakeDone
+            and not (self.disconnecting or self._lostTLSConnection or self._appSendBuffer)
+            and self._tlsConnection.get_protocol_version_name() == "TLSv1.3"
+            and not ISSLTransport.providedBy(below)
+            and isinstance(getattr(below, "getHandle", lambda: None)(), socket.socket)
+        )
+
+    def lendReader(self, reactor: Any) -> LentReader:
+        """
+        Read nothing until what is returned was closed.  The transport has to be paused.
+
+        @param reactor: has what was read meanwhile and is left delivered on a later turn.
+        """
+        self._readerLent = True
+        return LentReader(reactor, self, self._tlsConnection, self._below.getHandle())
+
+    def lendWriter(self) -> LentWriter:
+        """
+        Write nothing until what is returned was closed.  Nothing may wait to be written: see
+        L{writeOut}.
+        """
+        self._writerLent = True
+        return LentWriter(self, self._tlsConnection, self._below.getHandle())
+
+    def writeOut(self, data: bytes, written: Callable[[], None]) -> None:
+        """
+        Write C{data}, which is something.
+
+        @param written: called on a later turn, when all that was written is with the kernel;
+            never if the connection ends before.
+        """
+        below = self._below
+
+        def stop() -> None:
+            if self._producer is not None:
+                self._producer.stopProducing()
+
+        def emptied() -> None:
+            below.unregisterProducer()
+            if self._producer is not None:
+                below.registerProducer(self._producer, True)
+            written()
+
+        asking = _Emptied(emptied, stop)
+        below.unregisterProducer()
+        below.registerProducer(asking, False)
+        asking.begun = True
+        self.write(data)
+        self._aggregator.flush()
+
+    def answer(self) -> None:
+        self._flushSendBIO()
+
+    def readerBack(self, reactor: Any, end: Error | None) -> None:
+        self._readerLent = False
+        self._end = end
+        if self.connected:
+            reactor.callLater(0, self._deliver)
+
+    def _deliver(self) -> None:
+        if self.connected and not self._readerLent:
+            self._flushReceiveBIO()
+
+    def writerBack(self, wire: memoryview) -> None:
+        self._writerLent = False
+        if self.connected:
+            self._below.write(bytes(wire))
+            self._flushSendBIO()
+
     # -- in place of Twisted's, which are called from elsewhere in it, too
 
     def _flushReceiveBIO(self) -> None:
-        while not self._lostTLSConnection:
+        while not (self._lostTLSConnection or self._readerLent):
             data, end = self._decrypt()
             if data and not self._aborted:
                 ProtocolWrapper.dataReceived(self, data)
@@ -89,9 +203,11 @@ class BulkTLSTransport(BufferingTLSTransport):
         """
         records: list[bytes] = []
         size = 0
+        if self._end is not None:
+            return b"", self._end
         try:
             while size < READ_BYTES:
-                record = self._tlsConnection.recv(_RECORD_BYTES)
+                record = self._tlsConnection.recv(RECORD_BYTES)
                 records.append(record)
                 size += len(record)
         except Error as end:
@@ -107,6 +223,8 @@ class BulkTLSTransport(BufferingTLSTransport):
             self._tlsShutdownFinished(Failure(why))
 
     def _flushSendBIO(self) -> None:
+        if self._writerLent:
+            return  # it goes with the next bytes of the run
         try:
             while True:
                 wire = self._tlsConnection.bio_read(_WIRE_BYTES)
@@ -122,7 +240,7 @@ class BulkTLSTransport(BufferingTLSTransport):
             end = min(at + PIECE_BYTES, len(data))
             try:
                 while at < end:
-                    at += self._tlsConnection.send(view[at : min(at + _RECORD_BYTES, end)])
+                    at += self._tlsConnection.send(view[at : min(at + RECORD_BYTES, end)])
             except WantReadError:
                 # the handshake goes on first
                 self._bufferedWrite(data[at:])

@@ -13,7 +13,7 @@ TOP = Path(__file__).parent.parent / "connpool"
 #: Room to the rooms it may import, beside itself.
 GROUND = {
     *("errors", "interfaces", "waiting", "tokenbucket", "logonce", "sendqueue", "addresses"),
-    *("regularfiles", "later", "tlstransport", "sizes"),
+    *("regularfiles", "later", "tlstransport", "tlslending", "sizes"),
 }
 OUTER = {"proxyprotocol", "pool", "transfer", "datagram", "observe", "standardstreams"}
 MAY_IMPORT = {
@@ -26,9 +26,10 @@ MAY_IMPORT = {
     "standardstreams": set(),
     "regularfiles": set(),
     "later": set(),
-    "tlstransport": set(),
+    "tlslending": set(),
+    "tlstransport": {"tlslending"},
     "interfaces": {"errors"},
-    "addresses": {"errors", "interfaces", "regularfiles", "tlstransport"},
+    "addresses": {"errors", "interfaces", "regularfiles", "tlstransport", "tlslending"},
     "proxyprotocol": GROUND,
     "pool": GROUND,
     "transfer": GROUND,

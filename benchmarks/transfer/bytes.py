@@ -24,6 +24,7 @@ from benchmarks.transfer.others import (
     TarNetcat,
 )
 from benchmarks.transfer.ours import Classic, Ours, OursTLS
+from benchmarks.transfer.sources import FileSource, TreeSource
 from benchmarks.transfer.tools import COLUMNS, MEMORY, START, Place, Tool, net, netCPU, whole
 
 __all__ = ["PER_FILE", "durable", "large", "small", "started", "tls"]
@@ -45,7 +46,8 @@ def large(setup: Setup) -> Iterator[Section]:
     One large file in memory.
     """
     with setup.work(setup.memory) as work, ExitStack() as stack:
-        place = Place.file(work, setup.large)
+        size = setup.large << 20
+        place = Place(work, FileSource(work / "file", size), FileSource(work / "tiny", 1))
         tools = [
             RawSockets("raw sockets", place),
             Nginx("nginx PUT + curl", place),
@@ -80,7 +82,8 @@ def tls(setup: Setup) -> Iterator[Section]:
     One large file within TLS.
     """
     with setup.work(setup.memory) as work, ExitStack() as stack:
-        place = Place.file(work, setup.large)
+        size = setup.large << 20
+        place = Place(work, FileSource(work / "file", size), FileSource(work / "tiny", 1))
         tools = [NginxTLS("nginx PUT + curl, TLS", place), OursTLS("ours, BLAKE3, TLS", place)]
         bars = [versus("ours, BLAKE3, TLS", "nginx PUT + curl, TLS", 0.65, net, stretch=0.75)]
         title = f"One file of {setup.large:,} MiB in memory, TLS 1.3"
@@ -107,7 +110,7 @@ def small(setup: Setup) -> Iterator[Section]:
     Many small files in memory.
     """
     with setup.work(setup.memory) as work, ExitStack() as stack:
-        place = Place.tree(work, setup.small)
+        place = Place(work, TreeSource(work / "tree", setup.small), TreeSource(work / "tiny", 1))
         tools = [
             Rsync("rsync daemon", place),
             Ours("ours", place),
@@ -128,7 +131,11 @@ def durable(setup: Setup) -> Iterator[Section]:
     """
     count = max(setup.small // 5, 1)
     with setup.work(setup.disk) as work, ExitStack() as stack:
-        place = Place.tree(work, count, full=True)
+        place = Place(
+            *(work, TreeSource(work / "tree", count), TreeSource(work / "tiny", 1)),
+            full=True,
+            keep=True,
+        )
         tools = [Rsync("rsync --fsync", place), Ours("ours, full", place)]
         bars = [versus("ours, full", "rsync --fsync", 2.0, net, stretch=3.0)]
         title = (

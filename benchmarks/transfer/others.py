@@ -4,6 +4,7 @@ What is used to send files otherwise.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import shutil
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import CHECKOUT
-from benchmarks.transfer.tools import Certified, OneShot, Tool
+from benchmarks.transfer.ours import writeCertificate
+from benchmarks.transfer.tools import OneShot, Tool
 
 __all__ = [
     "Ftp",
@@ -135,15 +137,20 @@ class Nginx(Tool):
         return []
 
 
-class NginxTLS(Certified, Nginx):
+class NginxTLS(Nginx):
     """
     The same within TLS 1.3.
     """
 
     scheme = "https"
 
+    def missing(self) -> str | None:
+        if importlib.util.find_spec("trustme") is None:
+            return "the package trustme, which makes certificates, is not installed"
+        return super().missing()
+
     def prepare(self) -> None:
-        super().prepare()
+        writeCertificate(self.work)
         pem = f"{self.work}/server.pem"
         self.listen = (
             f"ssl; ssl_protocols TLSv1.3; ssl_certificate {pem}; ssl_certificate_key {pem}"

@@ -8,12 +8,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.protocol import Protocol
 from twisted.python import usage
+from zope.interface import implementer
 
 from connpool.addresses import Listen, clientOf
 from connpool.addresses.hosts import hostOf
 from connpool.errors import WrongSetting
-from connpool.interfaces import IAuthenticator
+from connpool.interfaces import IAuthenticator, IDrainableProtocol
 from connpool.services.options import ServiceOptions
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.sniffer import (
@@ -21,7 +24,6 @@ from connpool.transfer.receive.sniffer import (
     HTTP_PATIENCE_SECONDS,
     HTTP_SIGNATURES,
     Choice,
-    Refusal,
 )
 from connpool.transfer.web.settings import WebCounts, WebSettings
 
@@ -179,16 +181,34 @@ class WebEntrance:
         return self._door.build(transport)
 
 
-class WebRefusal(Refusal):
+@implementer(IHalfCloseableProtocol, IDrainableProtocol)
+class WebRefusal(Protocol):
     """
-    The answer to HTTP at a receiver that does not take it from there.
+    The answer to HTTP at a receiver that does not take it from there.  Nothing is read.
     """
 
     _BODY = (
         b'{"title": "Forbidden", "status": 403, "code": "forbidden", "detail": '
         b'"HTTP is not taken from this address; see --web of the receiver"}\n'
     )
-    answer = (
-        b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/problem+json\r\n"
-        b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
-    )
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.write(
+            b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/problem+json\r\n"
+            b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(self._BODY), self._BODY)
+        )
+        transport.loseConnection()
+
+    def readConnectionLost(self) -> None:
+        """
+        Closing already.
+        """
+
+    def writeConnectionLost(self) -> None:
+        """
+        Closing already.
+        """
+
+    def drain(self) -> None:
+        pass  # closing already

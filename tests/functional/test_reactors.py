@@ -4,9 +4,11 @@ Large files on the reactors that an operator may choose: sockets are borrowed on
 
 import random
 import socket
+import ssl
 import time
 
 import pytest
+import trustme
 
 from tests.helpers.processes import twistd
 from tests.transfer import peer
@@ -14,7 +16,17 @@ from tests.transfer import peer
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("reactor", ["epoll", "asyncio", "poll"])
+def sendNative(s, content):
+    sender = peer.Sender(s).greet()
+    stream, missing = sender.offer(b"native", content, MIB)
+    sender.blocks(stream, content, MIB, missing)
+    assert sender.commit(stream, content, MIB)[0] == peer.RECEIPT
+
+
+REACTORS = pytest.mark.parametrize("reactor", ["epoll", "asyncio", "poll"])
+
+
+@REACTORS
 def test_largeFilesByBothProtocols(tmp_path, reactor):
     content = random.Random(1).randbytes(6 * MIB + 1234)
     root = tmp_path / "root"
@@ -29,10 +41,7 @@ def test_largeFilesByBothProtocols(tmp_path, reactor):
             return s
 
         with connect() as s:
-            sender = peer.Sender(s).greet()
-            stream, missing = sender.offer(b"native", content, MIB)
-            sender.blocks(stream, content, MIB, missing)
-            assert sender.commit(stream, content, MIB)[0] == peer.RECEIPT
+            sendNative(s, content)
         with connect() as s:
             s.sendall(b"classic")
             assert s.recv(100) == b"ok"
@@ -52,4 +61,29 @@ def test_largeFilesByBothProtocols(tmp_path, reactor):
     assert (root / "native").read_bytes() == content
     assert (root / "classic").read_bytes() == content
     assert not (root / "reset").exists()
+    assert "Traceback" not in program.output
+
+
+@REACTORS
+def test_largeFilesWithinTLS(tmp_path, reactor):
+    """
+    The other end is Python's own TLS.
+    """
+    content = random.Random(1).randbytes(6 * MIB + 1234)
+    root, pem = tmp_path / "root", tmp_path / "own.pem"
+    root.mkdir()
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    listen = f"secured:tcp:0:interface=127.0.0.1:certificate={pem}:privateKey={pem}"
+    where = ("--listen", listen, "--directory", root)
+    with twistd(f"--reactor={reactor}", "filerecv", *where, cwd=tmp_path) as program:
+        port = int(program.waitFor(r"filerecv listens on \S*:(\d+)").group(1))
+        s = socket.create_connection(("127.0.0.1", port), 20)
+        with context.wrap_socket(s, server_hostname="127.0.0.1") as secure:
+            secure.settimeout(20)
+            sendNative(secure, content)
+    assert (root / "native").read_bytes() == content
     assert "Traceback" not in program.output

@@ -143,15 +143,14 @@ def test_aReceiverThatNeverAnswers(file):
     assert sent.stderr.endswith("no answer for 0.5 s\n")
 
 
-def newlines(connection):
-    with contextlib.suppress(OSError):
-        while True:
-            connection.sendall(b"\n")
-            time.sleep(0.1)
-
-
 def test_newlinesAreNoAnswer(file):
-    with Receiver(lambda _, connection: newlines(connection)) as receiver:
+    def script(self, connection):
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"\n")
+                time.sleep(0.1)
+
+    with Receiver(script) as receiver:
         sent = send(receiver.place, "--timeout", "0.5", file)
     assert sent.returncode == 7
     assert sent.stderr.endswith("no answer for 0.5 s\n")
@@ -163,7 +162,10 @@ def test_newlinesAfterOkAreNoProgress(tmp_path):
     def script(self, connection):
         connection.recv(100)
         connection.sendall(b"ok")
-        newlines(connection)
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"\n")
+                time.sleep(0.1)
 
     with Receiver(script) as receiver:
         sent = send(receiver.place, "--timeout", "0.5", path)

@@ -1,5 +1,5 @@
 """
-The native protocol within TLS: no descriptor is borrowed, nothing is plain.
+The native protocol within TLS: our own lends the socket below it, that of others does not.
 """
 
 import random
@@ -13,18 +13,20 @@ from twisted.internet.endpoints import (
     SSL4ServerEndpoint,
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
+    connectProtocol,
     wrapClientTLS,
 )
+from twisted.internet.protocol import Factory, Protocol
 
 from connpool.proxyprotocol import SecuredEndpoint, ServerCertificate
 from connpool.services.access import Access, Gate
-from connpool.tlstransport import TLSClientEndpoint
+from connpool.tlstransport import BulkTLSTransport, TLSClientEndpoint
 from connpool.transfer import Credentials, MemoryStore, NativeReceiver, sendFiles
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.sniffer import Choice, SnifferFactory
+from connpool.transfer.send.client import Retry
 from connpool.transfer.send.keys import SenderKeys
-from connpool.transfer.wire import link
-from tests.helpers.waiting import bounded, pause
+from tests.helpers.waiting import bounded, pause, until
 from tests.transfer.world import Passwords
 
 
@@ -82,15 +84,24 @@ def client(authority, port, secure):
     return wrapClientTLS(options, plain)
 
 
+def around(monkeypatch, name, called):
+    method = getattr(BulkTLSTransport, name)
+
+    def lend(*arguments):
+        called()
+        return method(*arguments)
+
+    monkeypatch.setattr(BulkTLSTransport, name, lend)
+
+
 @pytest.mark.parametrize(
     ("sender", "receiver"), [(ours, ours), (ours, theirs), (theirs, ours)], ids=lambda f: f.__name__
 )
 @pytest_twisted.ensureDeferred
 async def test_withinTLS(authority, tmp_path, monkeypatch, sender, receiver):
-    def never(*_):
-        raise AssertionError("a TLS socket was borrowed")
-
-    monkeypatch.setattr(link, "BorrowedReader", never)
+    lent = set()
+    for end, owner in ((sender, "lendWriter"), (receiver, "lendReader")):
+        around(monkeypatch, owner, lambda end=end: lent.add(end))
     server = Server(authority, receiver, tmp_path, authenticator=Passwords(b"right"))
     port = await server.start()
     data = random.Random(5).randbytes((9 << 20) + 77)
@@ -110,5 +121,117 @@ async def test_withinTLS(authority, tmp_path, monkeypatch, sender, receiver):
             )
             assert report.exitCode == code
         assert server.store.files == {"large": data, "small": data[:5000]}
+        assert lent == {sender, receiver} - {theirs}
     finally:
         await server.stop()
+
+
+class Passing(Protocol):
+    """
+    One end of a relay that passes a number of bytes on to the receiver, and then ends both
+    connections.
+    """
+
+    other = None
+
+    def __init__(self, relay):
+        self.relay = relay
+
+    def connectionMade(self):
+        self.relay.ends.append(self)
+
+    def dataReceived(self, data):
+        self.other.transport.write(data)
+
+    def connectionLost(self, reason):
+        self.relay.ends.remove(self)
+        if self.other is not None:
+            self.other.transport.loseConnection()
+
+
+class FromSender(Passing):
+    def connectionMade(self):
+        super().connectionMade()
+        self.transport.pauseProducing()
+        self.relay.connect().addCallback(self.go)
+
+    def go(self, other):
+        self.other, other.other = other, self
+        self.transport.resumeProducing()
+
+    def dataReceived(self, data):
+        relay = self.relay
+        room, relay.room = relay.room, relay.room - len(data)
+        if relay.room >= 0:
+            super().dataReceived(data)
+            return
+        relay.room = float("inf")
+        self.other.transport.write(data[:room])
+        for end in (self.other.transport, self.transport):
+            (end.loseConnection if relay.how == "fin" else end.abortConnection)()
+
+
+class Relay(Factory):
+    noisy = False
+    room, how = float("inf"), "fin"
+
+    def __init__(self, port):
+        self._to = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+        self.ends = []
+
+    def connect(self):
+        return connectProtocol(self._to, Passing(self))
+
+    def buildProtocol(self, addr):
+        return FromSender(self)
+
+
+async def cutWithinTLS(authority, top, count):
+    """
+    Whatever of the encrypted bytes comes, nothing but the whole file is published; what was
+    cut goes on with the next connection.
+    """
+    size, chance = 1_400_000, random.Random(11)
+    server = Server(authority, ours, top)
+    relay = Relay(await server.start())
+    port = reactor.listenTCP(0, relay, interface="127.0.0.1")
+    keys = SenderKeys(top / "state")
+    try:
+        for number in range(count):
+            data = chance.randbytes(size)
+            (top / f"{number}").write_bytes(data)
+            # within the handshake too
+            most = size if number % 4 else 3000
+            relay.room, relay.how = chance.randrange(1, most), chance.choice(["fin", "rst"])
+            whole = (0, {f"{number}": data})
+            # a sender that got forward connects again by itself
+            for expected in ([(7, {}), whole], [whole]):
+                report = await bounded(
+                    sendFiles(
+                        reactor,
+                        client(authority, port.getHost().port, ours),
+                        [str(top / f"{number}")],
+                        durability="none",
+                        retry=Retry(attempts=1),
+                        keys=keys,
+                    )
+                )
+                assert (report.exitCode, server.store.files) in expected
+                relay.room = float("inf")
+            server.store.files.clear()
+    finally:
+        await port.stopListening()
+        await server.stop()
+        await until(lambda: not relay.ends)
+
+
+@pytest_twisted.ensureDeferred
+async def test_cutsWithinTLS(authority, tmp_path):
+    await cutWithinTLS(authority, tmp_path, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest_twisted.ensureDeferred
+async def test_manyCutsWithinTLS(authority, tmp_path):
+    await cutWithinTLS(authority, tmp_path, 500)

@@ -34,7 +34,6 @@ from connpool.errors import NameRefused, NetworkFailed, TransferError, TransferT
 from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.reception import Incoming, Reception
-from connpool.transfer.receive.sniffer import Refusal
 from connpool.transfer.records import Offer
 from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.transfer.wire.link import Pace
@@ -110,7 +109,7 @@ class ClassicReceiver(Protocol):
             transport.write(b"ok")
             if not self._ended.called:
                 if lends(self._clock, transport):
-                    self._borrowed = BorrowedReader(self._clock, transport.getHandle(), self)
+                    self._borrowed = BorrowedReader(self._clock, transport, self)
                 transport.bufferSize = READ_BYTES
                 self.steer()
             await self._ended
@@ -319,12 +318,29 @@ class ClassicReceiver(Protocol):
             self._leave()
 
 
-class ClassicRefusal(Refusal):
+@implementer(IHalfCloseableProtocol, IDrainableProtocol)
+class ClassicRefusal(Protocol):
     """
     The answer to a classic sender at a receiver that does not take classic from it.
     """
 
-    answer = (
-        b"forbidden: the classic protocol is not taken from this address; "
-        b"see --classic-from of the receiver\n"
-    )
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.write(
+            b"forbidden: the classic protocol is not taken from this address; "
+            b"see --classic-from of the receiver\n"
+        )
+        transport.loseConnection()
+
+    def readConnectionLost(self) -> None:
+        """
+        Closing already.
+        """
+
+    def writeConnectionLost(self) -> None:
+        """
+        Closing already.
+        """
+
+    def drain(self) -> None:
+        pass  # closing already

@@ -203,7 +203,7 @@ class _ClassicSender(Protocol):
         """
         transport: Any = self.transport
         buffer = memoryview(bytearray(CHUNK_BYTES))
-        self._writer = writer = BorrowedWriter(self._clock, transport.getHandle(), self._cut)
+        self._writer = writer = BorrowedWriter(self._clock, transport, self._cut)
         while not self.ended.called:
             count = self._file.readinto(buffer)
             if not count:

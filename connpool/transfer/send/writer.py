@@ -6,8 +6,9 @@ Theory of operation
 Frames of control are written through the transport.  The bytes of a run bypass
 it on a plain socket: when the transport has nothing left to write, its socket is
 duplicated and the run goes out by C{send} from the buffer it was read into, no
-copy in between.  Until the run is complete, control frames wait here, so they
-never come between a run's bytes.  Elsewhere (TLS, reactors without descriptors)
+copy in between.  Our own TLS is bypassed likewise: its bytes are encrypted there.
+Until the run is complete, control frames wait here, so they
+never come between a run's bytes.  Elsewhere (the TLS of others, reactors without descriptors)
 the run is written through the transport, as fast as that takes it.
 
 See L{connpool.transfer.wire.borrowed} for when a socket may be borrowed.
@@ -77,7 +78,6 @@ class Writer:
         # a pull producer is asked whenever the transport has written all; TLS
         # would ask again and again
         self._plain = isPlain(transport)
-        self._lends = lends(reactor, transport)
         self._registered = False
 
     def start(self, first: bytes) -> None:
@@ -180,12 +180,15 @@ class Writer:
                     await deferLater(self._reactor, 0)
                     await self.flushed()
                 self._waited = False
-                if self._lends:
-                    handle = self._transport.getHandle()
-                    self._borrowed = BorrowedWriter(self._reactor, handle, self._cut)
+                if not lends(self._reactor, self._transport):
+                    self._send(header)
+                elif self._plain:
+                    self._borrow()
                     await self._write(memoryview(header))
                 else:
-                    self._send(header)
+                    await self._writeOut(header)
+                    if lends(self._reactor, self._transport):
+                        self._borrow()
                 yield
             finally:
                 self._inRun = False
@@ -195,6 +198,18 @@ class Writer:
                 queued, self._queued = self._queued, []
                 if queued:
                     self.send(*queued)
+
+    def _borrow(self) -> None:
+        self._borrowed = BorrowedWriter(self._reactor, self._transport, self._cut)
+
+    async def _writeOut(self, header: bytes) -> None:
+        """
+        Write C{header} through TLS, until nothing waits to be written.
+        """
+        self._blocked = True
+        self.written += len(header)
+        self._transport.writeOut(header, self.resumeProducing)
+        await self.flushed()
 
     async def write(self, view: memoryview) -> None:
         """

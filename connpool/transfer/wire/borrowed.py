@@ -14,8 +14,9 @@ run has left, or both sides would wait for ever, and no longer than L{LOOK_SECON
 last read, since a run whose length is not known may end, and a slow peer shall not look
 silent.  The end of the stream and errors always wake.
 
-That is sound only for a plain TCP or unix socket (L{lends}), never for TLS, whose
-C{fileno()} is the socket below the encryption.  An error on the borrowed descriptor
+That is sound only for a plain TCP or unix socket (L{lends}), or for our own TLS on one, which
+lends what looks like a socket (L{connpool.tlslending}): C{fileno()} of a TLS transport is the
+socket below the encryption.  An error on the borrowed descriptor
 belongs to the borrower: the kernel tells it once, and the transport would afterwards
 see a clean end.  So it ends the connection, and the socket is not given back.
 """
@@ -39,7 +40,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-__all__ = ["BorrowedReader", "BorrowedWriter", "Borrower", "isPlain", "lends"]
+__all__ = ["BorrowedReader", "BorrowedWriter", "Borrower", "isPlain", "lends", "lendsTLS"]
 
 #: The buffers of one borrowed socket, and the bytes of each.
 _BUFFERS, _BUFFER_BYTES = 4, 1 << 20
@@ -64,7 +65,14 @@ def lends(reactor: Any, transport: Any) -> bool:
     """
     Tell whether the socket of C{transport} may be borrowed.
     """
-    return IReactorFDSet.providedBy(reactor) and isPlain(transport)
+    return IReactorFDSet.providedBy(reactor) and (isPlain(transport) or lendsTLS(transport))
+
+
+def lendsTLS(transport: Any) -> bool:
+    """
+    Tell whether the socket below C{transport} may be borrowed together with its TLS.
+    """
+    return bool(getattr(transport, "lendable", False))
 
 
 class Borrower(Protocol):
@@ -122,15 +130,18 @@ _buffers = _Buffers()
 
 class _BorrowedSocket:
     """
-    The duplicate of a transport's socket.
+    A duplicate of a transport's socket.
+
+    @param borrowed: it, or what looks like it; to be closed.
     """
 
-    def __init__(self, reactor: Any, handle: socket.socket) -> None:
+    def __init__(self, reactor: Any, borrowed: Any) -> None:
         self._reactor = reactor
-        self._socket = handle.dup()
+        self._socket = borrowed
 
     def fileno(self) -> int:
-        return self._socket.fileno()
+        number: int = self._socket.fileno()
+        return number
 
     def logPrefix(self) -> str:
         return "connpool"
@@ -139,13 +150,18 @@ class _BorrowedSocket:
 @implementer(IReadDescriptor)
 class BorrowedReader(_BorrowedSocket):
     """
-    Reads a run from the socket of a paused transport.
+    Reads a run from the socket of a paused transport, which lends it (L{lends}).
 
     @param borrower: gets the bytes.
     """
 
-    def __init__(self, reactor: Any, handle: socket.socket, borrower: Borrower) -> None:
-        super().__init__(reactor, handle)
+    def __init__(self, reactor: Any, transport: Any, borrower: Borrower) -> None:
+        secure = lendsTLS(transport)
+        super().__init__(
+            reactor, transport.lendReader(reactor) if secure else transport.getHandle().dup()
+        )
+        self._secure = secure
+        self._again: Any = None
         self._borrower = borrower
         self._busy = 0
         self._reading = False
@@ -176,6 +192,19 @@ class BorrowedReader(_BorrowedSocket):
         if self._socket.fileno() >= 0:
             fast = count >= min(FAST_BYTES, most)
             self._expect(min(WAKE_BYTES, self._borrower.wanted) if fast else 1)
+            self._lookAhead()
+
+    def _lookAhead(self) -> None:
+        """
+        Read on the next turn where nothing need arrive for it.
+        """
+        if self._secure and self._reading and self._socket.ahead and self._again is None:
+            self._again = self._reactor.callLater(0, self._readAhead)
+
+    def _readAhead(self) -> None:
+        self._again = None
+        if self._reading:
+            self.doRead()
 
     def _released(self, buffer: memoryview) -> None:
         _buffers.give(buffer)
@@ -214,6 +243,7 @@ class BorrowedReader(_BorrowedSocket):
         if reading != self._reading:
             self._reading = reading
             (self._reactor.addReader if reading else self._reactor.removeReader)(self)
+            self._lookAhead()
 
     def close(self) -> None:
         """
@@ -221,9 +251,10 @@ class BorrowedReader(_BorrowedSocket):
         """
         self.steer(False)
         self._expect(1)
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
+        for call in (self._look, self._again):
+            if call is not None:
+                call.cancel()
+        self._look = self._again = None
         self._socket.close()
 
     def connectionLost(self, reason: Failure) -> None:
@@ -237,16 +268,19 @@ class BorrowedReader(_BorrowedSocket):
 @implementer(IWriteDescriptor)
 class BorrowedWriter(_BorrowedSocket):
     """
-    Writes the bytes of a run to a socket whose transport has nothing to write.
+    Writes the bytes of a run to the socket of a transport that lends it and has nothing to write.
 
     @param failed: told why nothing more can be written; what is being written
         waits for L{close} then.
     """
 
     def __init__(
-        self, reactor: Any, handle: socket.socket, failed: Callable[[BaseException], Any]
+        self, reactor: Any, transport: Any, failed: Callable[[BaseException], Any]
     ) -> None:
-        super().__init__(reactor, handle)
+        super().__init__(
+            reactor,
+            transport.lendWriter() if lendsTLS(transport) else transport.getHandle().dup(),
+        )
         self._failed = failed
         self._left = memoryview(b"")
         self._done: Deferred[None] | None = None

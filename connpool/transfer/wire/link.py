@@ -170,7 +170,7 @@ class Link(Protocol):
         self._unread: Any = None
         self._unsent = 0
         self._borrowed: BorrowedReader | None = None
-        self._canBorrow: bool | None = None
+        self._canBorrow = True
         self.idleTimeout = idleTimeout
         self._heard = 0.0
         self._quiet: Any = None
@@ -478,10 +478,11 @@ class Link(Protocol):
             and self.reader.run >= _WORTH_BORROWING_BYTES
             and idle
             and not self._working
-            and self._mayBorrow()
+            and self._canBorrow
+            and lends(self._reactor, transport)
         ):
             self._pause(True)
-            self._borrowed = BorrowedReader(self._reactor, transport.getHandle(), self)
+            self._borrowed = BorrowedReader(self._reactor, transport, self)
             # what follows the run is most likely the next header
             transport.bufferSize = _SMALL_READ_BYTES
         if self._borrowed is not None:
@@ -494,11 +495,6 @@ class Link(Protocol):
             self._paused = pause
             transport: Any = self.transport
             (transport.pauseProducing if pause else transport.resumeProducing)()
-
-    def _mayBorrow(self) -> bool:
-        if self._canBorrow is None:
-            self._canBorrow = lends(self._reactor, self.transport)
-        return self._canBorrow
 
     def _setPace(self) -> bool:
         inside = self.reader.inside and not self.holds

@@ -250,10 +250,8 @@ def test_whatNobodyKnowsIsNotDurable(root, monkeypatch):
 # -- the done record ----------------------------------------------------------
 
 
-def slowToNote(root):
-    """
-    @return: a store that notes a receipt only after C{go}; what is set when it is about to; C{go}.
-    """
+@pytest_twisted.ensureDeferred
+async def test_theReactorDoesNotWaitForTheDoneLog(root):
     syncing, go = threading.Event(), threading.Event()
 
     def before(name, arguments, keywords):
@@ -261,12 +259,7 @@ def slowToNote(root):
             syncing.set()
             assert go.wait(10)
 
-    return LocalStore(reactor, root, syscalls=Recorded(before), minFree=0), syncing, go
-
-
-@pytest_twisted.ensureDeferred
-async def test_theReactorDoesNotWaitForTheDoneLog(root):
-    store, syncing, go = slowToNote(root)
+    store = LocalStore(reactor, root, syscalls=Recorded(before), minFree=0)
     first = store.put(offer("a", key=KEY), b"a", None)
     await bounded(deferToThread(syncing.wait, 10))
     began = time.monotonic()
@@ -287,7 +280,14 @@ async def test_theReactorDoesNotWaitForTheDoneLog(root):
 
 @pytest_twisted.ensureDeferred
 async def test_theReactorDoesNotWaitForACommitThatIsAskedForAgain(root):
-    store, syncing, go = slowToNote(root)
+    syncing, go = threading.Event(), threading.Event()
+
+    def before(name, arguments, keywords):
+        if name == "fdatasync" and isDone(arguments):
+            syncing.set()
+            assert go.wait(10)
+
+    store = LocalStore(reactor, root, syscalls=Recorded(before), minFree=0)
     asked = offer("a", size=1, key=KEY, resumeKey=SECRET)
     partial = await bounded(store.open(asked))
     partial.write(0, b"x")

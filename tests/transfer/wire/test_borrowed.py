@@ -34,6 +34,18 @@ class Reactor(Clock):
         self.reading = None
 
 
+class Transport:
+    """
+    Lends its socket.
+    """
+
+    def __init__(self, handle):
+        self._handle = handle
+
+    def getHandle(self):
+        return self._handle
+
+
 class Run:
     """
     One borrowed socket, and the peer that it is connected to.
@@ -50,7 +62,7 @@ class Run:
             self.peer = socket.create_connection(listening.getsockname(), 20)
             self.transport, _ = listening.accept()
         self.transport.setblocking(False)
-        self.reader = BorrowedReader(self.reactor, self.transport, self)
+        self.reader = BorrowedReader(self.reactor, Transport(self.transport), self)
         self.steer()
 
     def steer(self):
