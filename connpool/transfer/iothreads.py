@@ -8,7 +8,7 @@ cache or writing into it, and a digest is cheapest while the bytes are in the
 processor's cache.  So both are done on the reactor's thread while they are quick.  When
 the recent ones took long (a disk that has to be read, a kernel that throttles writers, a
 network file system that hangs) they move to threads, where they delay nobody, until a
-run of quick ones shows that the medium is calm again.  A running mean decides
+row of quick ones shows that the medium is calm again.  A running mean decides
 (L{Latency}), so that one write of 100 ms moves them, and one that another program
 delayed by some milliseconds does not.
 

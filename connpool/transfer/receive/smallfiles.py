@@ -68,8 +68,8 @@ SMALL_FILE_BYTES = 256 * 1024
 PENDING_BYTES = 32 << 20
 #: Bytes that one of them takes beside its content.
 _OVERHEAD_BYTES = 512
-#: Runs of streams in one C{ACK}.
-_ACK_RUNS = 4096
+#: Ranges of streams in one C{ACK}.
+_ACK_RANGES = 4096
 
 
 class WholeFiles:
@@ -473,7 +473,7 @@ class Acks:
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @param send: writes a frame.
-    @ivar collected: runs of streams, as C{[first, count]}.
+    @ivar collected: ranges of streams, as C{[first, count]}.
     """
 
     def __init__(self, clock: Any, send: Callable[[bytes], None]) -> None:
@@ -498,7 +498,7 @@ class Acks:
             self.collected[-1][1] += 1
         else:
             self.collected.append([number, 1])
-            if len(self.collected) >= _ACK_RUNS:
+            if len(self.collected) >= _ACK_RANGES:
                 self.flush()
         if self._call is None:
             self._call = self._clock.callLater(0, self.flush)

@@ -36,7 +36,7 @@ from connpool.transfer.wire.frames import (
     NUMBER_BYTES,
     Frame,
     Type,
-    heldRuns,
+    heldRanges,
     packBlocks,
     unpackBlocks,
 )
@@ -233,10 +233,10 @@ class Stream:
     def _accept(self, upload: Upload) -> None:
         self._upload = upload
         verified = upload.blockmap.verified
-        runs, wire = heldRuns(verified)
-        accept = Accept("resume" if runs else "new", upload.incoming.partial.epoch, runs)
+        ranges, wire = heldRanges(verified)
+        accept = Accept("resume" if ranges else "new", upload.incoming.partial.epoch, ranges)
         self._owner.send(encode(Type.ACCEPT, self._number, accept, len(wire)), wire)
-        if runs:
+        if ranges:
             seconds = len(verified) * self.offer.blockSize / COMPARE_BYTES_PER_SECOND
             self._comparing = self._clock.callLater(seconds, self._owner.receivingChanged)
 

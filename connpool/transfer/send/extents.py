@@ -3,7 +3,7 @@ One large file on its way out: what is still to be sent, and by whom.
 
 Theory of operation
 ===================
-What the receiver lacks is cut into I{extents}, runs of whole blocks of about
+What the receiver lacks is cut into I{extents}, ranges of whole blocks of about
 16 MiB.  Each connection takes the next extent when it is ready for one, so a slow
 connection never delays the end by more than its own extent.  Blocks that must
 be sent again (a wrong digest, a lost connection, something else in the source)

@@ -39,7 +39,7 @@ from connpool.transfer.send.source import readRoot, wasRenamed
 from connpool.transfer.send.walking import STDIN
 from connpool.transfer.wire.frames import (
     NUMBER_BYTES,
-    RUN_BYTES,
+    RANGE_BYTES,
     Frame,
     Type,
     packBlocks,
@@ -350,7 +350,7 @@ class LargeStream:
         count = blockCount(self.size, self.blockSize)
         if kind is Type.ACCEPT:
             digest = self._exchange.session.digest.length
-            return not self.accepted and length <= count * (RUN_BYTES + digest)
+            return not self.accepted and length <= count * (RANGE_BYTES + digest)
         return self.accepted and length <= count * NUMBER_BYTES
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
@@ -371,7 +371,7 @@ class LargeStream:
                 exchange.reporter.wouldTake(self.job)
                 exchange.wake()
                 return
-            self._accept(readHeld(message.runs, frame.data, exchange.session.digest.length))
+            self._accept(readHeld(message.ranges, frame.data, exchange.session.digest.length))
         elif frame.type is Type.REPAIR:
             if not self.accepted:
                 raise ProtocolError("REPAIR before ACCEPT")

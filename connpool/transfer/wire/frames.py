@@ -49,13 +49,13 @@ __all__ = [
     "MAX_STREAM",
     "NUMBER_BYTES",
     "PREAMBLE",
-    "RUN_BYTES",
+    "RANGE_BYTES",
     "Frame",
     "FrameReader",
     "Piece",
     "Type",
     "frame",
-    "heldRuns",
+    "heldRanges",
     "packBlocks",
     "readHeld",
     "unpackBlocks",
@@ -80,8 +80,8 @@ MAX_SMALL_BYTES = 1 << 20
 #: Bytes of the files that one C{PUTS} carries.
 MAX_BATCH_BYTES = 4 << 20
 
-#: Bytes of a run of blocks in C{ACCEPT}, and of a block number in C{REPAIR} and C{REVOKE}.
-RUN_BYTES, NUMBER_BYTES = 8, 4
+#: Bytes of a range of blocks in C{ACCEPT}, and of a block number in C{REPAIR} and C{REVOKE}.
+RANGE_BYTES, NUMBER_BYTES = 8, 4
 _MAX_LISTS_BYTES = 4 << 20
 _MAX_NUMBERS_BYTES = NUMBER_BYTES * MAX_BLOCKS
 #: Bytes of a control part: its length has 16 bits.
@@ -340,31 +340,31 @@ class FrameReader:
         return Frame(kind, stream, said, bytes(run), length), end
 
 
-def heldRuns(digests: Mapping[int, bytes]) -> tuple[int, bytes]:
+def heldRanges(digests: Mapping[int, bytes]) -> tuple[int, bytes]:
     """
     The data part of C{ACCEPT}.
 
-    @return: the number of runs, and runs and digests as they go on the wire.
+    @return: the number of ranges, and ranges and digests as they go on the wire.
     """
-    runs: list[list[int]] = []
+    ranges: list[list[int]] = []
     for block in sorted(digests):
-        if runs and block == sum(runs[-1]):
-            runs[-1][1] += 1
+        if ranges and block == sum(ranges[-1]):
+            ranges[-1][1] += 1
         else:
-            runs.append([block, 1])
-    wire = [struct.pack(">II", *run) for run in runs]
+            ranges.append([block, 1])
+    wire = [struct.pack(">II", *each) for each in ranges]
     wire += [digests[block] for block in sorted(digests)]
-    return len(runs), b"".join(wire)
+    return len(ranges), b"".join(wire)
 
 
-def readHeld(runs: int, wire: bytes, length: int) -> dict[int, bytes]:
+def readHeld(ranges: int, wire: bytes, length: int) -> dict[int, bytes]:
     """
-    Inverse of L{heldRuns}.
+    Inverse of L{heldRanges}.
 
     @param length: bytes of a digest.
     @raise ProtocolError: if the lengths or the order are wrong.
     """
-    at = runs * RUN_BYTES
+    at = ranges * RANGE_BYTES
     if at > len(wire):
         raise ProtocolError("the list of held blocks is cut off")
     held: dict[int, bytes] = {}

@@ -309,12 +309,12 @@ class Accept(_Message, frozen=True):
     The file is taken; send it.
 
     @ivar epoch: how often this partial changed hands.
-    @ivar runs: runs of blocks that are held, in the data part.
+    @ivar ranges: ranges of blocks that are held, in the data part.
     """
 
     state: Literal["new", "resume", "dry"]
     epoch: Size
-    runs: Annotated[int, Meta(ge=0, le=65_536)] = 0
+    ranges: Annotated[int, Meta(ge=0, le=65_536)] = 0
     extensions: Extensions = ()
 
 

@@ -137,7 +137,7 @@ def test_aPartialFullOfHolesIsResumedInOneGo(world):
     ((_, partial),) = world.store._partials.items()
     partial.held = Counted(list(partial.held))
     again = connect(world).greet().offer(1, size=4096 * blocks, resumeKey=key)
-    assert again.last(Type.ACCEPT).runs == blocks // 2
+    assert again.last(Type.ACCEPT).ranges == blocks // 2
     assert looks < 5 * blocks
 
 
@@ -306,7 +306,7 @@ def test_epochRises(world):
     two.offer(1, resumeKey=b"k" * 32)
     assert one.last(Type.REJECT).code == "conflict-takeover"
     accept = two.last(Type.ACCEPT)
-    assert (accept.state, accept.epoch, accept.runs) == ("resume", 1, 1)
+    assert (accept.state, accept.epoch, accept.ranges) == ("resume", 1, 1)
     # what the older one still sends is dropped, its session lives
     one.data(1, 4096, b"x" * 4096).digests(1, 1, b"x" * 4096)
     one.put(2, b"other", b"1")
