@@ -141,7 +141,7 @@ class ReceiverSession:
         self._joiners: list[ReceiverSession] = []
         self._streams: dict[int, Stream] = {}
         self._lastStream = 0
-        self._run: tuple[Stream | None, int] = (None, 0)
+        self._place: tuple[Stream | None, int] = (None, 0)
         self._dryRun: DryRun | None = None
         self._accounts: list[Account] = []
         self._pace, self._patience = self._paced(None)
@@ -191,12 +191,12 @@ class ReceiverSession:
         """
         self._state(frame, decode(frame))
 
-    def runReceived(self, view: memoryview) -> Deferred[None] | None:
+    def partReceived(self, view: memoryview) -> Deferred[None] | None:
         """
-        Take a part of the run of the last DATA frame.
+        Take a piece of the last C{DATA} frame, or of a data part that nobody wants.
         """
-        stream, offset = self._run
-        self._run = stream, offset + len(view)
+        stream, offset = self._place
+        self._place = stream, offset + len(view)
         if stream is None:
             return None
         (self._joined or self)._arrived(len(view))
@@ -356,7 +356,7 @@ class ReceiverSession:
 
     def _wants(self, kind: Type, number: int, length: int) -> bool:
         """
-        Tell whether a run that is announced is to be kept; see L{FrameReader.wants}.
+        Tell whether a data part that is announced is to be kept; see L{FrameReader.wants}.
         """
         if kind is Type.PUT:
             return length <= smallfiles.SMALL_FILE_BYTES and not self._over
@@ -368,12 +368,12 @@ class ReceiverSession:
     def _open(self, frame: Frame, message: Any) -> None:
         kind = frame.type
         if frame.length != len(frame.data) + len(frame.files):
-            self._run = None, 0  # unless it is DATA of a file that is open, nobody gets it
+            self._place = None, 0  # unless it is DATA of a file that is open, nobody gets it
         if kind is Type.DATA:
             data: Data = message
             if not frame.length:
                 raise ProtocolError("DATA carries no bytes")
-            self._run = self._find(frame), data.offset
+            self._place = self._find(frame), data.offset
         elif kind in BEGINNINGS:
             self._begin(frame, message)
         elif kind in {Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL}:

@@ -136,7 +136,7 @@ class _Life(Protocol):
 
 class Stream:
     """
-    One file that comes in C{DATA} runs.
+    One file that comes in C{DATA} frames.
 
     @param number: of the stream.
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
@@ -244,7 +244,7 @@ class Stream:
 
     def write(self, lane: Any, offset: int, view: memoryview) -> Deferred[None] | None:
         """
-        Take bytes of a run.
+        Take bytes of C{DATA}.
 
         @return: L{None} when C{view} is not needed any more, or a Deferred that fires then.
         """
@@ -281,7 +281,7 @@ class Stream:
 
     def takes(self, kind: Type, length: int) -> bool:
         """
-        Tell whether a run of block digests or numbers is to be kept now.
+        Tell whether a list of block digests or numbers is to be kept now.
         """
         if self._upload is None or not self.receiving:
             return False

@@ -4,7 +4,7 @@ The bytes of one large file on their way in, block by block.
 Theory of operation
 ===================
 An L{Upload} stands between a stream (frames) and the reception (bytes).
-Each piece of a run is written and hashed out of one buffer, the digest on the spot, while
+Each piece of C{DATA} is written and hashed out of one buffer, the digest on the spot, while
 the bytes are in the processor's cache; a block is decided about when all its writes are
 done and the sender's digest is known, in whatever order these come.
 
@@ -307,7 +307,7 @@ class Upload:
 
     def write(self, lane: Any, offset: int, view: memoryview) -> Deferred[None] | None:
         """
-        Take bytes of a run.
+        Take bytes of C{DATA}.
 
         @param lane: the connection they came by; those of one come in order.
         @return: L{None} when C{view} is not needed any more, or a Deferred

@@ -6,7 +6,7 @@ Theory of operation
 All connections to a destination have one L{Pace}.  Whoever is about to send waits for his
 turn (L{Pace.turn}), which comes when nothing is owed, and then owes what he sends
 (L{Pace.spend}); so the average holds whatever the portions are, and nobody waits in the middle
-of a run, which would keep answers waiting.  Portions are an eighth of a second's worth, so that
+of a C{DATA}, which would keep answers waiting.  Portions are an eighth of a second's worth, so that
 the line is not taken whole for long.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from connpool.tokenbucket import TokenBucket
-from connpool.transfer.wire.frames import MAX_RUN_BYTES
+from connpool.transfer.wire.frames import MAX_DATA_BYTES
 from connpool.waiting import Waiters
 
 __all__ = ["Pace"]
@@ -44,11 +44,11 @@ class Pace:
         Have another rate from now on, for those that wait already, too.
         """
         self.rate = rate
-        portion = MAX_RUN_BYTES
+        portion = MAX_DATA_BYTES
         if rate:
             self._bucket = TokenBucket(rate, 1 / _PORTIONS_A_SECOND)
             portion = 1 << max(rate // _PORTIONS_A_SECOND, 1).bit_length() - 1
-        self.portion = min(max(portion, _LEAST_PORTION_BYTES), MAX_RUN_BYTES)
+        self.portion = min(max(portion, _LEAST_PORTION_BYTES), MAX_DATA_BYTES)
         self._next()
 
     @property

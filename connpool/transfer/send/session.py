@@ -92,7 +92,7 @@ class IStream(Protocol):
 
     def takes(self, kind: Type, length: int) -> bool:
         """
-        Tell whether a run of so many bytes with a frame of C{kind} is to be kept now.
+        Tell whether a data part of so many bytes with a frame of C{kind} is to be kept now.
         """
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
@@ -376,7 +376,7 @@ class SenderSession:
 
     def _wants(self, kind: Type, number: int, length: int) -> bool:
         """
-        Tell whether a run that is announced is to be kept; see L{FrameReader.wants}.
+        Tell whether a data part that is announced is to be kept; see L{FrameReader.wants}.
         """
         stream = self._streams.get(number)
         return stream is not None and stream.takes(kind, length)
@@ -443,9 +443,9 @@ class SenderSession:
                     raise ProtocolError(f"ACK for stream {number}, which waits for none")
                 stream.stored(ack)
 
-    def runReceived(self, view: memoryview) -> None:
+    def partReceived(self, view: memoryview) -> None:
         """
-        A part of a run that was not wanted: its stream has ended meanwhile.
+        A piece of a data part that was not wanted: its stream has ended meanwhile.
         """
 
     def turn(self) -> None:

@@ -45,7 +45,7 @@ async def sendStandardInput(exchange: Exchange, stream: LargeStream, fd: int) ->
             hasher.update(data)
             await writer.turn()
             writer.spend(len(data))
-            async with writer.run(encode(Type.DATA, stream.number, Data(at), len(data))):
+            async with writer.hold(encode(Type.DATA, stream.number, Data(at), len(data))):
                 await writer.write(memoryview(data))
             if stream.over:
                 return

@@ -102,7 +102,7 @@ class Exchange:
     The files that go by one session, and the meaning of the receiver's answers.
 
     @param jobs: where files go back to that are begun again.
-    @ivar large: streams of files that go in runs, in the order of their offers.
+    @ivar large: streams of files that go in C{DATA} frames, in the order of their offers.
     @ivar small: streams of files that go in one piece, and
     @ivar smallBytes: the bytes of these.
     @ivar running: coroutines beside the round.
@@ -315,7 +315,7 @@ class SmallStream:
 
 class LargeStream:
     """
-    A file that goes in runs.
+    A file that goes in C{DATA} frames.
 
     @param fd: of a file that can be read anywhere; closed in the end.  L{None} for standard
         input.

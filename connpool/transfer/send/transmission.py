@@ -309,13 +309,13 @@ class Transmission:
                     return False
                 end = min(at + most, extent.end)
                 writer.spend(end - at)
-                # a block that spans runs has its digest after the last one
+                # a block that spans frames has its digest after the last one
                 digests: list[bytes] = []
                 first = 0
                 short = False
                 failed: SourceError | None = None
-                # once begun, a run has all its bytes, whatever they are
-                async with writer.run(encode(Type.DATA, stream.number, Data(at), end - at)):
+                # once begun, a frame has all its bytes, whatever they are
+                async with writer.hold(encode(Type.DATA, stream.number, Data(at), end - at)):
                     while at < end:
                         chunk = await reader.chunk()
                         await writer.write(chunk.view)

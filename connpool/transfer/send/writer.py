@@ -3,13 +3,13 @@ The writing half of a sender's connection.
 
 Theory of operation
 ===================
-Frames of control are written through the transport.  The bytes of a run bypass
+Frames of control are written through the transport.  The bytes of C{DATA} bypass
 it on a plain socket: when the transport has nothing left to write, its socket is
-duplicated and the run goes out by C{send} from the buffer it was read into, no
+duplicated and they go out by C{send} from the buffer it was read into, no
 copy in between.  Our own TLS is bypassed likewise: its bytes are encrypted there.
-Until the run is complete, control frames wait here, so they
-never come between a run's bytes.  Elsewhere (the TLS of others, reactors without descriptors)
-the run is written through the transport, as fast as that takes it.
+Until the data part is complete, control frames wait here, so they
+never come between its bytes.  Elsewhere (the TLS of others, reactors without descriptors)
+the bytes are written through the transport, as fast as that takes it.
 
 See L{connpool.transfer.wire.borrowed} for when a socket may be borrowed.
 """
@@ -30,7 +30,7 @@ from zope.interface import implementer
 
 from connpool.errors import NetworkFailed
 from connpool.transfer.wire.borrowed import BorrowedWriter, isPlain, lends
-from connpool.transfer.wire.frames import MAX_RUN_BYTES
+from connpool.transfer.wire.frames import MAX_DATA_BYTES
 from connpool.waiting import Waiters
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Writer"]
 
-#: Bytes of a run that are copied for the transport at once: whole TLS records, and with what
+#: Bytes of C{DATA} that are copied for the transport at once: whole TLS records, and with what
 #: these add less than the 128 KiB that it sends at once.
 _COPIED_BYTES = 112 * 1024
 
@@ -70,8 +70,8 @@ class Writer:
         self._blocked = False
         self._waiters = Waiters()
         self._lock = DeferredLock()
-        self._inRun = False
-        #: whether others had their turn since the last run began
+        self._held = False
+        #: whether others had their turn since the last data part began
         self._waited = True
         self._closed: BaseException | None = None
         self.written = 0
@@ -82,7 +82,7 @@ class Writer:
 
     def start(self, first: bytes) -> None:
         """
-        Let the transport say when it wants more: runs and many frames are coming.
+        Let the transport say when it wants more: C{DATA} and many frames are coming.
 
         @param first: a frame to begin with: when that is written, all before
             it is.
@@ -104,11 +104,11 @@ class Writer:
 
     def send(self, *parts: bytes) -> None:
         """
-        Write a frame, after the run that is being written.
+        Write a frame, after the data part that is being written.
         """
         if self._closed is not None:
             return
-        if self._inRun:
+        if self._held:
             self._queued.extend(parts)
         else:
             self._send(parts[0] if len(parts) == 1 else b"".join(parts))
@@ -136,7 +136,7 @@ class Writer:
         """
         The bytes that make sense at once.
         """
-        return MAX_RUN_BYTES if self._pace is None else self._pace.portion
+        return MAX_DATA_BYTES if self._pace is None else self._pace.portion
 
     async def turn(self) -> None:
         """
@@ -164,15 +164,15 @@ class Writer:
             self._pace.spend(count)
 
     @contextlib.asynccontextmanager
-    async def run(self, header: bytes) -> AsyncIterator[None]:
+    async def hold(self, header: bytes) -> AsyncIterator[None]:
         """
-        Hold the connection for a run: its frame's header and control part are written now,
-        its bytes by L{write}.  There is one run at a time.
+        Hold the connection for a data part: its frame's header and control part are written now,
+        its bytes by L{write}.  There is one at a time.
 
         @raise TransferError: what ended the connection.
         """
         async with self._lock:
-            self._inRun = True
+            self._held = True
             try:
                 await self.flushed()
                 if not self._waited:
@@ -191,7 +191,7 @@ class Writer:
                         self._borrow()
                 yield
             finally:
-                self._inRun = False
+                self._held = False
                 borrowed, self._borrowed = self._borrowed, None
                 if borrowed is not None:
                     borrowed.close()
@@ -213,7 +213,7 @@ class Writer:
 
     async def write(self, view: memoryview) -> None:
         """
-        Write bytes of the run; C{view} is free again afterwards.
+        Write bytes of the data part; C{view} is free again afterwards.
 
         @raise TransferError: what ended the connection.
         """

@@ -1,17 +1,17 @@
 """
-The socket of a transport, borrowed for a run of bytes.
+The socket of a transport, borrowed for many bytes.
 
 Theory of operation
 ===================
 The costly thing in a transport is the buffer it allocates for each read, and the
-copy of what it has to write.  So for the length of a run the transport stands
-still, its socket is duplicated, and the run is read into buffers that are used
+copy of what it has to write.  So for the length of a long data part the transport stands
+still, its socket is duplicated, and the bytes are read into buffers that are used
 again and again, or written from the buffer that it was read into.
 
 The next thing that costs is to be woken for little.  Once bytes come fast the kernel is
 asked to wake us for L{WAKE_BYTES} only (C{SO_RCVLOWAT}, socket(7)): never for more than the
-run has left, or both sides would wait for ever, and no longer than L{LOOK_SECONDS} after the
-last read, since a run whose length is not known may end, and a slow peer shall not look
+data part has left, or both sides would wait for ever, and no longer than L{LOOK_SECONDS} after
+the last read, since one whose length is not known may end, and a slow peer shall not look
 silent.  The end of the stream and errors always wake.
 
 That is sound only for a plain TCP or unix socket (L{lends}), or for our own TLS on one, which
@@ -48,7 +48,7 @@ _BUFFERS, _BUFFER_BYTES = 4, 1 << 20
 WAKE_BYTES, FAST_BYTES = 256 * 1024, 32 * 1024
 #: Seconds between two looks whether something was read.
 LOOK_SECONDS = 0.025
-#: Buffers kept for the next run, whosever it is.
+#: Buffers kept for the next connection, whichever it is.
 _SPARE_BUFFERS = 8
 
 
@@ -77,18 +77,18 @@ def lendsTLS(transport: Any) -> bool:
 
 class Borrower(Protocol):
     """
-    Owner of a connection that reads a run from its transport's socket.
+    Owner of a connection that reads from its transport's socket.
     """
 
     @property
     def wanted(self) -> int:
         """
-        Bytes that may be read, more than none: the rest of the run.
+        Bytes that may be read, more than none: the rest of the data part.
         """
 
     def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
         """
-        Bytes of the run came.
+        Bytes came.
 
         @param done: to be called when C{view} is not needed any more.
         """
@@ -111,7 +111,7 @@ class Borrower(Protocol):
 
 class _Buffers:
     """
-    Buffers that go from run to run: making one costs as much as filling it.
+    Buffers that are used again: making one costs as much as filling it.
     """
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class _BorrowedSocket:
 @implementer(IReadDescriptor)
 class BorrowedReader(_BorrowedSocket):
     """
-    Reads a run from the socket of a paused transport, which lends it (L{lends}).
+    Reads from the socket of a paused transport, which lends it (L{lends}).
 
     @param borrower: gets the bytes.
     """
@@ -171,7 +171,7 @@ class BorrowedReader(_BorrowedSocket):
 
     def doRead(self) -> None:
         buffer = _buffers.take()
-        # the runs of native end where a block does: so pieces end there, too
+        # the data parts of native end where a block does: so pieces end there, too
         most = (self._borrower.wanted - 1) % _BUFFER_BYTES + 1
         try:
             count = self._socket.recv_into(buffer[:most])
@@ -268,7 +268,7 @@ class BorrowedReader(_BorrowedSocket):
 @implementer(IWriteDescriptor)
 class BorrowedWriter(_BorrowedSocket):
     """
-    Writes the bytes of a run to the socket of a transport that lends it and has nothing to write.
+    Writes bytes to the socket of a transport that lends it and has nothing to write.
 
     @param failed: told why nothing more can be written; what is being written
         waits for L{close} then.

@@ -1,17 +1,17 @@
 """
-Frames of C{cpt/1}: a header, a control part, a run of raw bytes.
+Frames of C{cpt/1}: a header, a control part, a data part of raw bytes.
 
 Theory of operation
 ===================
 L{FrameReader} is fed what the connection brings, cut anywhere, and gives back
-L{Frame}s and the pieces of data runs.  A header says both lengths, and each
+L{Frame}s and the pieces of data parts.  A header says both lengths, and each
 type has bounds for both (L{BOUNDS}), which are checked before a byte is kept:
 what a peer declares never decides what we allocate.
 
-Runs are of two kinds.  Those that are needed whole (block digests, small
+Data parts are of two kinds.  Those that are needed whole (block digests, small
 files) come with their frame, if they are wanted in the state that the session is in
 (L{FrameReader.expected}, L{FrameReader.wants}): nothing is kept ahead of that.
-A C{DATA} run is passed on piece by piece as it arrives; its reader may take the
+That of C{DATA} is passed on piece by piece as it arrives; its reader may take the
 rest of it from the socket itself and report with L{FrameReader.skip} (section
 "Moving bytes" of the shell).
 
@@ -19,9 +19,9 @@ A damaged name or offset would do as much harm as a damaged byte of a file, and
 has no digest: header and control part carry a CRC.  It finds accidents; against
 people there is TLS.
 
-A byte of a C{DATA} run is not copied here.
+A byte of C{DATA} is not copied here.
 
-Other runs are lists of blocks: those behind C{ACCEPT} and C{REPAIR}, and C{REVOKE}, by
+Other data parts are lists of blocks: those behind C{ACCEPT} and C{REPAIR}, and C{REVOKE}, by
 which a sender takes blocks back.
 """
 
@@ -44,7 +44,7 @@ __all__ = [
     "HEADER_BYTES",
     "MAX_BATCH_BYTES",
     "MAX_CONTROL_BYTES",
-    "MAX_RUN_BYTES",
+    "MAX_DATA_BYTES",
     "MAX_SMALL_BYTES",
     "MAX_STREAM",
     "NUMBER_BYTES",
@@ -73,8 +73,8 @@ HEADER_BYTES = HEADER.size + _CRC.size
 
 #: The largest number of a stream.
 MAX_STREAM = (1 << 32) - 1
-#: Bytes of one C{DATA} run: a cancelled file holds a connection this long.
-MAX_RUN_BYTES = 4 << 20
+#: Bytes of one C{DATA}: a cancelled file holds a connection this long.
+MAX_DATA_BYTES = 4 << 20
 #: Bytes of a file that C{PUT} carries, however high the receiver's limit.
 MAX_SMALL_BYTES = 1 << 20
 #: Bytes of the files that one C{PUTS} carries.
@@ -125,7 +125,7 @@ class Bounds:
     The limits of one type of frame.
 
     @ivar control: bytes of the control part, at most.
-    @ivar data: bytes of the run, at most.
+    @ivar data: bytes of the data part, at most.
     @ivar session: whether it speaks of the session (stream 0) and not of a file.
     """
 
@@ -149,7 +149,7 @@ BOUNDS: dict[int, Bounds] = {
     Type.OFFER: Bounds(MAX_CONTROL_BYTES),
     Type.ACCEPT: Bounds(MAX_CONTROL_BYTES, _MAX_LISTS_BYTES),
     Type.REJECT: Bounds(8192),
-    Type.DATA: Bounds(64, MAX_RUN_BYTES),
+    Type.DATA: Bounds(64, MAX_DATA_BYTES),
     Type.DIGESTS: Bounds(64, _MAX_LISTS_BYTES),
     Type.REPAIR: Bounds(64, _MAX_NUMBERS_BYTES),
     Type.REVOKE: Bounds(64, _MAX_NUMBERS_BYTES),
@@ -176,10 +176,10 @@ class Frame:
     @ivar type: its type.
     @ivar stream: the file it speaks of; 0 for the session.
     @ivar control: MessagePack.
-    @ivar data: the run; empty if it comes in pieces, that of C{DATA} or one that is
+    @ivar data: the data part; empty if it comes in pieces, that of C{DATA} or one that is
         not wanted.
-    @ivar length: bytes of the run.
-    @ivar files: in the place of C{data}, the run of C{PUTS}.
+    @ivar length: bytes of the data part.
+    @ivar files: in the place of C{data}, that of C{PUTS}.
     """
 
     type: Type
@@ -193,7 +193,7 @@ class Frame:
 @attrs.frozen
 class Piece:
     """
-    A part of the C{DATA} run of the last frame.
+    A piece of the data part of the last frame.
 
     @ivar data: a view, valid until the reader is fed again.
     """
@@ -203,7 +203,7 @@ class Piece:
 
 def frame(kind: Type, stream: int, control: bytes, length: int = 0) -> bytes:
     """
-    Header and control part; a run of C{length} bytes follows.
+    Header and control part; C{length} bytes of data follow.
     """
     head = HEADER.pack(kind, 0, len(control), stream, length)
     return head + _CRC.pack(crc32(control, crc32(head))) + control
@@ -217,10 +217,10 @@ class FrameReader:
     """
     Cuts what arrives into frames.
 
-    @ivar run: bytes of the current run that have not been passed on.
+    @ivar left: bytes of the data part that have not been passed on.
     @ivar expected: types that are taken now; of others nothing is kept.
     @ivar wants: decides from type, stream and length, when only the header is there,
-        about a run that would come with its frame.  One that is not wanted is passed on
+        about a data part that would come with its frame.  One that is not wanted is passed on
         piece by piece, as that of C{DATA} is, and its frame has C{length} and no data.
     """
 
@@ -230,7 +230,7 @@ class FrameReader:
         self._held = bytearray()
         self._need = HEADER_BYTES
         self._fixed: tuple[Type, int, int, int, int] | None = None
-        self.run = 0
+        self.left = 0
 
     @property
     def kept(self) -> int:
@@ -244,14 +244,14 @@ class FrameReader:
         """
         Tell whether an end of the connection now would cut a frame.
         """
-        return bool(self._held) or self._fixed is not None or self.run > 0
+        return bool(self._held) or self._fixed is not None or self.left > 0
 
     def skip(self, count: int) -> None:
         """
-        C{count} bytes of the run were read by somebody else.
+        C{count} bytes of the data part were read by somebody else.
         """
-        assert count <= self.run
-        self.run -= count
+        assert count <= self.left
+        self.left -= count
 
     def feed(self, data: bytes) -> Iterator[Frame | Piece]:
         """
@@ -279,9 +279,9 @@ class FrameReader:
     def _cut(self, view: memoryview) -> Iterator[Frame | Piece]:
         at, end = 0, len(view)
         while at < end:
-            if self.run:
-                piece = view[at : at + self.run]
-                self.run -= len(piece)
+            if self.left:
+                piece = view[at : at + self.left]
+                self.left -= len(piece)
                 at += len(piece)
                 yield Piece(piece)
                 continue
@@ -330,14 +330,14 @@ class FrameReader:
         self._fixed = None
         self._need = HEADER_BYTES
         middle = at + control
-        self.run = length - whole
+        self.left = length - whole
         end = middle + whole
-        run, said = view[middle:end], bytes(view[at:middle])
+        data, said = view[middle:end], bytes(view[at:middle])
         if kind is Type.PUTS:  # each file is taken from there, without a copy
-            if 2 * len(run) < len(view):
-                run = memoryview(bytes(run))  # a small one must not keep all that came with it
-            return Frame(kind, stream, said, b"", length, run), end
-        return Frame(kind, stream, said, bytes(run), length), end
+            if 2 * len(data) < len(view):
+                data = memoryview(bytes(data))  # a small one must not keep all that came with it
+            return Frame(kind, stream, said, b"", length, data), end
+        return Frame(kind, stream, said, bytes(data), length), end
 
 
 def heldRanges(digests: Mapping[int, bytes]) -> tuple[int, bytes]:

@@ -5,10 +5,10 @@ Theory of operation
 ===================
 A L{Link} cuts what arrives into frames for its session, and stops reading while
 the session is busy (L{Link.hold}), while more than L{MAX_OUTSTANDING_BYTES} bytes of
-a run are being written or hashed, and while the peer does not read what we
+a data part are being written or hashed, and while the peer does not read what we
 answer.
 
-For the rest of a long C{DATA} run the transport is paused and its socket is read
+For the rest of a long C{DATA} the transport is paused and its socket is read
 directly (L{connpool.transfer.wire.borrowed}); the session gets views of the buffers
 and says when it is done with each.
 """
@@ -38,15 +38,15 @@ from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
 
 __all__ = ["MAX_OUTSTANDING_BYTES", "TURN_SECONDS", "Link", "Pace"]
 
-#: Bytes of a run that may wait for the disk or the digest.
+#: Bytes of C{DATA} that may wait for the disk or the digest.
 MAX_OUTSTANDING_BYTES = 4 << 20
 #: Bytes/s at which a peer reads our answers, at least.
 _LEAST_READ_BYTES_PER_SECOND = 1024
 #: Seconds of work for one connection before others have their turn.
 TURN_SECONDS = 0.05
-#: A run with less left is read the ordinary way.
+#: C{DATA} with less left is read the ordinary way.
 _WORTH_BORROWING_BYTES = 128 * 1024
-#: The transport's reads: large for many small files, small before a long run.
+#: The transport's reads: large for many small files, small before a long C{DATA}.
 _LARGE_READ_BYTES, _SMALL_READ_BYTES = 1 << 20, 8 * 1024
 #: The transport's reads until the peer is known: as much may be kept of a stranger.
 _GREETING_READ_BYTES = 16 * 1024
@@ -263,9 +263,9 @@ class Link(Protocol):
     @property
     def wanted(self) -> int:
         """
-        Bytes of the run that have not come.
+        Bytes of the data part that have not come.
         """
-        return self.reader.run
+        return self.reader.left
 
     def hold(self) -> None:
         """
@@ -369,7 +369,7 @@ class Link(Protocol):
                         transport.bufferSize = _LARGE_READ_BYTES
                     self._session.frameReceived(event)
                 else:
-                    self._run(event.data)
+                    self._piece(event.data)
         except TransferError as e:
             self._session.broken(e)
         except Exception as e:
@@ -403,8 +403,8 @@ class Link(Protocol):
                 self._session.greeted()
         return self.reader.feed(data)
 
-    def _run(self, view: memoryview, done: Callable[[], None] | None = None) -> None:
-        d = self._session.runReceived(view)
+    def _piece(self, view: memoryview, done: Callable[[], None] | None = None) -> None:
+        d = self._session.partReceived(view)
         if d is None:
             if done is not None:
                 done()
@@ -426,21 +426,21 @@ class Link(Protocol):
 
     def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
         """
-        Take C{view} of the run, which the borrowed socket read.
+        Take C{view} of the data part, which the borrowed socket read.
         """
         self._heard = self._reactor.seconds()
         self._pace.arrived(len(view))
         self.reader.skip(len(view))
         self._working = True
         try:
-            self._run(view, done)
+            self._piece(view, done)
         except TransferError as e:
             self._session.broken(e)
         finally:
             self._working = False
         if self.ended is not None:
             return
-        if not self.reader.run:
+        if not self.reader.left:
             self._session.turn()
             self.giveBack()
         else:
@@ -461,7 +461,7 @@ class Link(Protocol):
         borrowed, self._borrowed = self._borrowed, None
         if borrowed is not None:
             borrowed.close()
-        if not self.reader.run:
+        if not self.reader.left:
             self._pacing = self._setPace()
         self.steer()
 
@@ -475,7 +475,7 @@ class Link(Protocol):
         idle = not self._queue and self._events is None
         if (
             self._borrowed is None
-            and self.reader.run >= _WORTH_BORROWING_BYTES
+            and self.reader.left >= _WORTH_BORROWING_BYTES
             and idle
             and not self._working
             and self._canBorrow
@@ -483,7 +483,7 @@ class Link(Protocol):
         ):
             self._pause(True)
             self._borrowed = BorrowedReader(self._reactor, transport, self)
-            # what follows the run is most likely the next header
+            # what follows the data is most likely the next header
             transport.bufferSize = _SMALL_READ_BYTES
         if self._borrowed is not None:
             self._borrowed.steer(not self.holds)

@@ -284,7 +284,7 @@ class Puts(_Message, frozen=True):
 
 class OfferMessage(_Message, frozen=True):
     """
-    C{OFFER}: a file that comes in C{DATA} runs.
+    C{OFFER}: a file that comes in C{DATA} frames.
 
     @ivar ifExists: the rule for a name that is taken; empty for the receiver's own.
     @ivar dry: only asks what would be done.
@@ -516,7 +516,7 @@ def decode(received: Frame) -> Any:
 
 def encode(kind: Type, stream: int, message: _Message, length: int = 0) -> bytes:
     """
-    Header and control part of a frame whose run has C{length} bytes.
+    Header and control part of a frame whose data part has C{length} bytes.
     """
     return frame(kind, stream, _encode(message), length)
 

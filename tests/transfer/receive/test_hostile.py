@@ -11,7 +11,7 @@ from connpool.transfer.receive import greeting, smallfiles
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import DirectoryMade
 from connpool.transfer.stores import MemoryStore
-from connpool.transfer.wire.frames import HEADER, MAX_RUN_BYTES, PREAMBLE, Type
+from connpool.transfer.wire.frames import HEADER, MAX_DATA_BYTES, PREAMBLE, Type
 from connpool.transfer.wire.handshake import transcriptOf
 from connpool.transfer.wire.link import TURN_SECONDS
 from connpool.transfer.wire.messages import (
@@ -515,7 +515,7 @@ def test_timeInWhichWeDoNotReadDoesNotCount(tmp_path):
 
 def test_runsAreBounded(world):
     client = raw(world).offer(1, size=1 << 30, blockSize=1 << 20)
-    client.transport.write(HEADER.pack(Type.DATA, 0, 2, 1, MAX_RUN_BYTES + 1) + bytes(6))
+    client.transport.write(HEADER.pack(Type.DATA, 0, 2, 1, MAX_DATA_BYTES + 1) + bytes(6))
     world.pump()
     refused(client)
 

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from connpool.errors import WrongSetting
 from connpool.services.options import readRate
 from connpool.transfer.send.pace import Pace
-from connpool.transfer.wire.frames import MAX_RUN_BYTES
+from connpool.transfer.wire.frames import MAX_DATA_BYTES
 
 BLOCK = 4096
 
@@ -82,7 +82,7 @@ def test_aTurnThatIsCancelledLeavesNothing():
 
 @pytest.mark.parametrize(
     ("rate", "portion"),
-    [(0, MAX_RUN_BYTES), (1024, 4096), (1 << 20, 1 << 17), (1 << 40, MAX_RUN_BYTES)],
+    [(0, MAX_DATA_BYTES), (1024, 4096), (1 << 20, 1 << 17), (1 << 40, MAX_DATA_BYTES)],
 )
 def test_portionsArePowersOfTwo(rate, portion):
     assert Pace(Clock(), rate).portion == portion

@@ -37,7 +37,7 @@ def test_aRunGoesInPiecesThatTheTransportAskedFor():
     done = []
 
     async def send():
-        async with writer.run(b"header"):
+        async with writer.hold(b"header"):
             await writer.write(memoryview(data))
         done.append(True)
 

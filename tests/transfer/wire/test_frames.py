@@ -21,7 +21,7 @@ from connpool.transfer.wire.frames import (
     BOUNDS,
     HEADER,
     HEADER_BYTES,
-    MAX_RUN_BYTES,
+    MAX_DATA_BYTES,
     Frame,
     FrameReader,
     Piece,
@@ -157,7 +157,7 @@ def test_runIsPassedOnInPiecesAndMayBeSkipped():
     reader = FrameReader()
     events = list(reader.feed(start + b"abc"))
     assert bytes(events[1].data) == b"abc"
-    assert reader.run == 7
+    assert reader.left == 7
     assert reader.inside
     reader.skip(5)
     rest = list(reader.feed(b"xy" + encode(Type.PING, 0, Ping(1))))
@@ -248,7 +248,7 @@ def swallow(wire):
                 if isinstance(event, Frame):
                     decode(event)
                 else:
-                    assert len(event.data) <= MAX_RUN_BYTES
+                    assert len(event.data) <= MAX_DATA_BYTES
     assert len(reader._held) <= len(wire)
 
 
