@@ -210,7 +210,8 @@ class Connection(Slot):
     @ivar protocol: the user's.
     @ivar poolable: the user's protocol as L{IPoolable}, or L{None}.
     @ivar layered: whether something, such as TLS, lies between it and its socket.
-    @ivar socketed: whether the kernel has a socket for it.
+    @ivar turnsToReturn: the turns of the reactor after a read in which it is given
+        back, before it can be handed on.
     @ivar code: the code object that acquired the lease, and
     @ivar offset: the place in it.
     @ivar holder: with C{debug}, who holds it, and
@@ -239,11 +240,11 @@ class Connection(Slot):
         "prepare",
         "protocol",
         "resume",
-        "socketed",
         "stack",
         "suspected",
         "tcpKeepAlive",
         "tenant",
+        "turnsToReturn",
         "unreset",
         "validating",
         "wanted",
@@ -269,7 +270,7 @@ class Connection(Slot):
         self.holder: Any = None
         self.suspected = False
         self.layered = False
-        self.socketed = False
+        self.turnsToReturn = 2
         self.validating = False
         self.tenant: Callable[[], Any] = _nothing
         self.unreset = False
@@ -320,19 +321,17 @@ class Connection(Slot):
         self.life.handshaken()
         self.owner.settle()
 
-    def turnsToReturn(self) -> int:
+    def trust(self) -> None:
         """
-        Count the turns of the reactor after a read in which it was given back,
-        before it can be handed on.
+        It was kept by its server over the turns after a read in which it was given back.
 
         The kernel is asked in any case.  But a server that closes after each answer
         may do so a moment later: once it has kept a connection over two turns, in
         which the reactor looked at all sockets, it is trusted.  TLS delivers one
         read in several pieces, all within one turn.
         """
-        if self.unread is None or (self.uses == 1 and self.socketed):
-            return 2
-        return 1 if self.layered else 0
+        if self.unread is not None:
+            self.turnsToReturn = 1 if self.layered else 0
 
     def busy(self) -> bool:
         """
@@ -398,7 +397,8 @@ class Connection(Slot):
         self.plain = self.plain and all(hasattr(wire, "producer") for wire in self.wires)
         self.layered = len(wires) > 1
         self.unread = unreadOf(wires[-1])
-        self.socketed = self.unread is not None and not hasattr(wires[-1], "pollUnread")
+        if hasattr(wires[-1], "pollUnread"):
+            self.trust()  # without a socket, it knows all that will come
         self.resume = getattr(transport, "resumeProducing", _nothing)
         secure = INegotiated.providedBy(transport) or ISSLTransport.providedBy(transport)
         if secure and not guard.handshaken:

@@ -146,6 +146,13 @@ class Core(Lending):
 
     # -- waiting
 
+    def _stand(self, waiter: Waiter) -> None:
+        """
+        Put C{waiter} into the queue, and its end on the agenda if need be.
+        """
+        if not self.queue.join(waiter):
+            self.inventory.agenda.enter(waiter, waiter.until)
+
     def join(self, waiter: Waiter) -> bool:
         """
         Let C{waiter} wait.

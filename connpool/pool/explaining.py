@@ -40,10 +40,10 @@ def explain(core: Core, now: float) -> str:
             left = max(0.0, longest.since + limit - now)
             parts.append(f"The pool ends it in {left:.3g} s (leaseTimeout).")
     parts.extend(_limits(core))
-    if now < core.supply.refillAt:
+    if now < core.supply.wastedUntil:
         parts.append(
             "Connections ended before anybody used them, so the next that nobody waits for "
-            f"is made in {core.supply.refillAt - now:.3g} s; does the server accept this client?"
+            f"is made in {core.supply.wastedUntil - now:.3g} s; does the server accept this client?"
         )
     parts.extend(
         f"{placeOf(each.endpoint)} failed {each.failures} times in a row ({trouble(core, now)}) "

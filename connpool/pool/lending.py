@@ -143,11 +143,19 @@ class Lending:
                     slot.uses += 1
                     self.acquires += 1
                     if self.floor and len(self.idle) - self.inventory.dead < self.floor:
-                        self.calm = False
+                        self._short(now)
                     return slot
                 if slot.state is IDLE:
                     return None  # it is back: those that are validated have to do
         return None
+
+    def _short(self, now: float) -> None:
+        """
+        Fewer are idle than are to be: decide about it, unless that is coming anyhow.
+        """
+        if not now < self.armed <= self.supply.refillAt:
+            self.calm = False
+            self.supply.taken(now)
 
     def _held(self, slot: Slot, news: list[Any], now: float) -> bool:
         """
@@ -254,7 +262,8 @@ class Lending:
         waited = now - waiter.since
         self.waitBuckets[int(waited * 1e6).bit_length()] += 1
         self.waitTotal += waited
-        self.waitMost = max(self.waitMost, waited)
+        if waited > self.waitMost:  # noqa: PLR1730 - max() would be a call
+            self.waitMost = waited
         self.waited += 1
 
     def returned(self, slot: Slot, now: float) -> bool:
@@ -263,8 +272,6 @@ class Lending:
 
         @return: whether there is something to decide (L{next}).
         """
-        if slot.state is not RETURNING:
-            return False
         if self.calm and slot.plain and not slot.shelved and not self.queue:
             self.inventory.returning -= 1
             slot.state = IDLE
@@ -359,26 +366,20 @@ class Lending:
         self.inventory.counts["detaches"] += 1
         self.inventory.forget(slot, "detached")
 
-    def _stand(self, waiter: Waiter) -> None:
-        """
-        Put C{waiter} into the queue, and its end on the agenda if need be.
-        """
-        if not self.queue.join(waiter):
-            self.inventory.agenda.enter(waiter, waiter.until)
-
     def expect(self, waiter: Waiter) -> bool:
         """
-        Let C{waiter} wait, while calm, where nothing can be done about it: for one of
+        Let C{waiter} wait, while calm and with nothing idle, for one of
         the connections that return when their read is delivered; or, at the cap, for
         one that is given back.
 
         @return: whether it does.
         """
         inventory = self.inventory
-        if not self.direct or len(self.idle) > inventory.dead:
+        if not self.direct:
             return False
         waiting = len(self.queue)
         if waiting >= self.places and waiting >= inventory.returning:
             return False
-        self._stand(waiter)
+        if not self.queue.join(waiter):
+            inventory.agenda.enter(waiter, waiter.until)
         return True

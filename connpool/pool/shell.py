@@ -129,19 +129,9 @@ class Shell:
         waiter, connection = action.waiter, action.slot
         self.watch.began(connection, self.seconds(), waiter)
         self.watch.waited(waiter)
-        self._answer(waiter, connection)
-
-    def _answer(self, waiter: Acquire, connection: Connection) -> None:
-        """
-        C{waiter} has got C{connection}.
-        """
         connection.code = waiter.code
         connection.offset = waiter.offset
-        scope = waiter.scope
-        if scope is None or self.core.watched or not scope.hold(waiter, connection):
-            waiter.callback(self._lend(connection))
-        else:
-            waiter.callback(connection)
+        waiter.callback(self._lend(connection))
 
     def _passedOn(self, connection: Connection, now: float) -> bool:
         """
@@ -153,10 +143,15 @@ class Shell:
         waiter = self.core.passOn(connection, now)
         if waiter is None:
             return False
-        connection.reading = False
+        connection.code = waiter.code
+        connection.offset = waiter.offset
+        scope = waiter.scope
         self._dispatching = True
         try:
-            self._answer(waiter, connection)
+            if scope is None or not scope.hold(waiter, connection):
+                waiter.callback(Lease(self, connection))
+            else:
+                waiter.callback(connection)
         finally:
             self._dispatching = False
         if not self.core.calm:
@@ -303,10 +298,9 @@ class Shell:
         """
         See L{Owner}.
         """
-        if turns := connection.turnsToReturn():
+        if turns := connection.turnsToReturn:
             self.turns.let(connection, turns)
-            return
-        if self._return(connection):
+        elif self._return(connection):
             self.settle()
 
     def _return(self, connection: Connection) -> bool:
@@ -315,11 +309,13 @@ class Shell:
 
         @return: whether there is something to decide.
         """
+        connection.reading = False
+        if connection.state is not State.RETURNING:
+            return False
         now = self.seconds()
         if self.core.queue and not self._dispatching and self._passedOn(connection, now):
             return False
-        connection.reading = False
-        if not connection.unreset or connection.state is not State.RETURNING:
+        if not connection.unreset:
             return self.core.returned(connection, now)
         if connection.delays < MOST_DELAYS and self._unread(connection):
             connection.delays += 1
@@ -333,6 +329,7 @@ class Shell:
 
     def _turned(self, connections: list[Connection]) -> None:
         for connection in connections:
+            connection.trust()
             self._return(connection)
         self.settle()
 
@@ -355,13 +352,13 @@ class Shell:
         Acquire what the calm path has not.
         """
         core = self.core
+        now = self.seconds()
         if not core.calm:
             self.watch.tell("acquireStarted")
-        if (lease := self.tryAcquire(code, offset)) is not None:
+        if core.idle and (lease := self.tryAcquire(code, offset)) is not None:
             return succeed(lease)
         if timeout is UNSET:
             timeout = core.settings.acquireTimeout
-        now = self.seconds()
         until = NEVER if timeout is None else now + timeout
         waiter = Acquire(self._left, now, until, code, offset, scope)
         if core.calm and until > now < core.armed and core.expect(waiter):
@@ -372,6 +369,8 @@ class Shell:
         if error is not None:
             core.inventory.counts["rejected"] += 1
             self.watch.tell("acquireFailed", error, 0.0)
+            if core.inventory.todo:
+                self.settle()
             return fail(error)
         self.watch.waits(waiter)
         if core.join(waiter) or self.settled is not None:

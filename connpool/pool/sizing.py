@@ -28,6 +28,10 @@ PROBATION_SECONDS = 1.0
 #: A probe for which there was no room is tried again after this.
 NO_ROOM_SECONDS = 1.0
 
+#: A connection that was idle is replaced this long after it was taken: whoever took it
+#: is not to wait for the dial of the next.
+LULL_SECONDS = 0.002
+
 
 class Supply:
     """
@@ -51,6 +55,7 @@ class Supply:
     @ivar warm: how many live connections somebody waits for.
     @ivar wasted: how many times a connection died unused since the last acquire.
     @ivar refillAt: no dial that nobody waits for before this time.
+    @ivar wastedUntil: the same, where it is because of these.
     """
 
     settings: Settings
@@ -73,6 +78,7 @@ class Supply:
         self.wasted = 0
         self.acquiresThen = 0
         self.refillAt = -NEVER
+        self.wastedUntil = -NEVER
 
     @property
     def promising(self) -> bool:
@@ -344,6 +350,13 @@ class Supply:
         slot.destination.failed(slot.bornAt, now, lambda _: pause, barren=True)
         return True
 
+    def taken(self, now: float) -> None:
+        """
+        An idle connection was taken, and there are too few now.
+        """
+        if now >= self.refillAt:
+            self.refillAt = now + LULL_SECONDS
+
     def died(self, slot: Slot, now: float, acquires: int) -> None:
         """
         An idle connection ended by itself.  If nobody ever used it, the next one
@@ -352,14 +365,14 @@ class Supply:
         second to keep C{minIdle}.  So from the second in a row, a back-off lies
         between its birth and the next that nobody waits for.
         """
-        if slot.uses or now < self.refillAt:
+        if slot.uses or now < self.wastedUntil:
             return
         if self.acquiresThen != acquires:
             self.acquiresThen = acquires
             self.wasted = 0
         pause = self.settings.pause(self.wasted) if self.wasted else 0.0
         if now - slot.bornAt < pause:
-            self.refillAt = slot.bornAt + pause
+            self.refillAt = self.wastedUntil = slot.bornAt + pause
             self.wasted += 1
         else:
             self.wasted = 1

@@ -154,6 +154,7 @@ def fingerprint(world: World) -> Any:
         core.supply.wasted,
         core.supply.wasted and core.supply.acquiresThen != core.acquires,
         max(0.0, ahead(core.supply.refillAt)),
+        max(0.0, ahead(core.supply.wastedUntil)),
         tuple((number.get(slot), reason) for slot, reason in core.supply.retiring),
         ahead(core.end.deadline),
         tuple(sorted(ahead(call.getTime()) for call in world.clock.getDelayedCalls())),

@@ -7,6 +7,7 @@ waiters; its "paused" is C{pause(queue=False)}.
 import pytest
 
 from connpool.pool import AcquireTimeout, ConnectFailed, PoolClosed, PoolPaused
+from connpool.pool.sizing import LULL_SECONDS
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
 from tests.pool.building import Setup
 from tests.pool.test_bugs import held, releaseAll, serveInTurn
@@ -141,6 +142,7 @@ def test_aWaiterIsServedByAConnectionThatMinIdleDialled():
     waiter = setup.pool.acquire()
     setup.pending()[0].succeed()
     successResultOf(waiter)
+    setup.clock.advance(LULL_SECONDS)
     assert setup.pool.stats().dials == 3  # and one more for the level
     setup.pool.close(0)
     setup.end()

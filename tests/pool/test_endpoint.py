@@ -15,6 +15,7 @@ from zope.interface.verify import verifyObject
 from connpool.interfaces import IPoolable, ISingleUseEndpoint
 from connpool.pool import AcquireTimeout, ConnectionPool, PoolDown, PooledEndpoint
 from connpool.pool.endpoint import GREETING_BYTES, _Parked
+from connpool.pool.sizing import LULL_SECONDS
 from connpool.pool.strings import KEYS, parsePool, quote
 from connpool.testing import FakeEndpoint
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
@@ -153,7 +154,7 @@ def test_whatDiesWhileItIsParkedIsReplaced():
     for end in ("finish", "endReading", "loseConnection"):
         parked = parking.wrapped.transports[-1]
         getattr(parked, end)()
-        parking.clock.advance(0)
+        parking.clock.advance(LULL_SECONDS)
         assert parking.endpoint.pool.stats().idle == 1
         assert parking.connect().transport is not parked
     parking.end()

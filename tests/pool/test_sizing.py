@@ -8,7 +8,9 @@ from twisted.internet.error import ConnectError
 
 from connpool.errors import PoolDown
 from connpool.pool import exponentialBackoff
+from connpool.pool.sizing import LULL_SECONDS
 from connpool.testing import FakeEndpoint
+from tests.helpers.cost import calls
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
 from tests.pool.building import Setup
 from tests.pool.test_bugs import Poolable, held, releaseAll
@@ -172,4 +174,65 @@ def test_explainSaysWhyTheLevelIsNotKept():
     for _ in range(2):
         setup.endpoint.transports[-1].finish()
     assert "does the server accept this client?" in setup.pool.explain()
+    setup.end()
+
+
+def level(minIdle):
+    setup = Setup(minIdle=minIdle, maxSize=10, maxConnecting=10)
+    setup.pool.start()
+    assert setup.pool.stats().idle == minIdle
+    return setup
+
+
+def test_nobodyWaitsForTheDialOfTheNext():
+    setup = level(1)
+    (lease,) = held(setup, 1)
+    assert setup.pool.stats().dials == 1
+    setup.clock.advance(LULL_SECONDS)
+    assert setup.pool.stats().dials == 2
+    # whoever finds nothing idle does not wait for the lull
+    first, second = held(setup, 2)
+    assert setup.pool.stats().dials == 3
+    releaseAll([lease, first, second])
+    setup.end()
+
+
+def test_theLevelIsFilledHoweverOftenItIsTakenFrom():
+    setup = level(5)
+    leases = []
+    for _ in range(4):
+        leases += held(setup, 1)
+        setup.clock.advance(LULL_SECONDS / 2)
+    assert setup.pool.stats().idle >= 4
+    setup.clock.advance(LULL_SECONDS)
+    assert setup.pool.stats().idle == 5
+    releaseAll(leases)
+    setup.end()
+
+
+def test_whatComesBackAtOnceIsNotReplaced():
+    setup = level(2)
+    for _ in range(50):
+        held(setup, 1)[0].release()
+        setup.clock.advance(LULL_SECONDS / 10)
+    assert setup.pool.stats().dials == 2
+    held(setup, 1)[0].release()
+    assert calls(lambda: setup.pool.tryAcquire().release()) <= 25
+    assert len(setup.clock.getDelayedCalls()) == 1
+    setup.end()
+
+
+def test_theLevelIsKeptWhateverCallbacksDoInTheLull():
+    setup = level(1)
+    lease = successResultOf(setup.pool.acquire())
+    lease.release()  # the shortage that began the lull is over
+    again = []
+    setup.pool.acquire().addCallback(
+        lambda lease: (lease.release(), again.append(setup.pool.tryAcquire()))
+    )
+    assert again[0] is not None
+    for _ in range(3):
+        setup.clock.advance(LULL_SECONDS)
+    assert setup.pool.stats().idle == 1
+    again[0].release()
     setup.end()
