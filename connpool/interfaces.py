@@ -55,6 +55,8 @@ __all__ = [
     "IReloadable",
     "IRememberingStore",
     "ISingleUseEndpoint",
+    "ISparsePartial",
+    "ISparseStore",
     "IStatsSource",
     "ITransferListener",
     "ITransferListenerFactory",
@@ -609,6 +611,21 @@ class IUploadPartial(IPartial):
         """
 
 
+class ISparsePartial(IUploadPartial):
+    """
+    A partial of a store that provides L{ISparseStore} too.
+    """
+
+    def skip(start: int, end: int) -> Deferred[None] | None:
+        """
+        Have zeros from C{start} to C{end}, none of which is held, without writing them: the
+        file has a hole there, as far as the file system makes any.
+
+        @return: as L{IPartial.write}.
+        @raise StoreError: as L{IPartial.write}.
+        """
+
+
 class IPartialHolder(Interface):
     """
     The transfer that opens a partial.
@@ -768,6 +785,14 @@ class IUploadStore(Interface):
             but without its identity; else with L{None}.  Fails with L{Busy} while another
             process has the partial open.
         """
+
+
+class ISparseStore(IUploadStore):
+    """
+    The part that an L{IFileStore} provides too if it stores files with holes: C{open} then
+    gives an L{ISparsePartial}.  Senders are told by a capability; to a store that does not
+    provide this, holes are sent as zeros.
+    """
 
 
 class IRememberingStore(Interface):

@@ -261,6 +261,7 @@ class _Run:
         count = f"{files}{f' of {total}' * (files < total)} file{'s' * (total > 1)}"
         levels = sorted({_level(receipt) for receipt in receipts})
         resumed = f", {sized(report.resumedBytes)} of it held before" * bool(report.resumedBytes)
+        resumed += f", {sized(report.holeBytes)} of it holes" * bool(report.holeBytes)
         repeated = sum(receipt.status == "duplicate" for receipt in receipts)
         were = "was" if repeated == 1 else "were"
         duplicates = f", {repeated} {were} there already" * bool(repeated)

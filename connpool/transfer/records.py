@@ -65,6 +65,9 @@ class Offer:
     @ivar network: the part of the principal's senders that it came from; the partials of
         each such part are counted, and evicted, apart from the others'.
     @ivar evicts: whether older suspended partials may make way for it.
+    @ivar dataBytes: bytes of it that are data, about, if its sender says that it has holes;
+        L{None}: all.
+    @ivar holeBytes: bytes of it that came as holes, once all have come.
     """
 
     name: RelativeName
@@ -85,6 +88,8 @@ class Offer:
     sha256: str | None = None
     network: str = ""
     evicts: bool = True
+    dataBytes: int | None = None
+    holeBytes: int = 0
 
 
 @attrs.frozen
@@ -152,6 +157,7 @@ class Receipt:
     @ivar principal: as in the offer.
     @ivar finished: wall-clock time of publishing, seconds since the epoch.
     @ivar sha256: hexadecimal SHA-256 of all bytes, or L{None} if nobody asked for it.
+    @ivar holeBytes: bytes of C{size} that were sent as holes, not as content.
     """
 
     transferId: str
@@ -168,6 +174,7 @@ class Receipt:
     principal: str
     finished: float
     sha256: str | None = None
+    holeBytes: int = 0
 
     def answers(self, size: int | None, root: bytes | None = None) -> bool:
         """

@@ -14,6 +14,8 @@ import fcntl
 import os
 import stat
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from connpool.errors import (
@@ -39,6 +41,7 @@ __all__ = [
     "filesystemType",
     "isFile",
     "outOfInodes",
+    "timed",
 ]
 
 #: Create a private file that nobody could have put there before.
@@ -131,6 +134,7 @@ class Syscalls:
     pread = staticmethod(os.pread)
     pwrite = staticmethod(os.pwrite)
     ftruncate = staticmethod(os.ftruncate)
+    lseek = staticmethod(os.lseek)
     fchmod = staticmethod(os.fchmod)
     fchown = staticmethod(os.fchown)
     getxattr = staticmethod(getattr(os, "getxattr", _noXattr))
@@ -215,6 +219,17 @@ class Syscalls:
             self.unlink(name, dir_fd=directory)
         except FileNotFoundError:
             pass
+
+
+def timed(call: Callable[..., Any], *arguments: Any) -> float:
+    """
+    Call it.
+
+    @return: the seconds that it took.
+    """
+    began = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - began
 
 
 def isFile(status: os.stat_result) -> bool:

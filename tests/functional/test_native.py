@@ -172,6 +172,22 @@ def test_peerSends(receiving):
     assert files == {f"small/{n}": content(n * 10, n) for n in range(50)}
 
 
+def test_peerTellsHoles(receiving):
+    block, data = 1 << 16, b"x" * 100 + bytes(9 * (1 << 16)) + b"end"
+    sender = peer.Sender(receiving.connect()).greet()
+    stream, missing = sender.offer(b"sparse", data, block)
+    sender.send(peer.DATA, stream, [0], data[:100])
+    sender.hole(stream, 100, block - 100)
+    sender.send(peer.DIGESTS, stream, [0], peer.digests(data[:block], block)[0])
+    sender.hole(stream, block, 8 * block)
+    sender.blocks(stream, data, block, missing[-1:])
+    kind, fields = sender.commit(stream, data, block)
+    assert (kind, fields[0], fields[5]) == (peer.RECEIPT, "stored", "verified")
+    sender.socket.close()
+    assert receiving.files() == {"sparse": data}
+    assert (receiving.root / "sparse").stat().st_blocks * 512 <= 3 * block
+
+
 def test_peerJoinsAndResumes(receiving):
     data = content(2 * MIB)
     block = 1 << 16
@@ -199,6 +215,9 @@ def test_peerJoinsAndResumes(receiving):
 def test_peerReceives(source, tmp_path, together):
     (source / "small").write_bytes(b"x" * 4096)
     (source / "large").write_bytes(content(2 * MIB + 3))
+    with (source / "sparse").open("wb") as file:
+        file.write(b"begin")
+        file.truncate(5 * MIB + 1)
     for number in range(100):
         (source / f"{number}").write_bytes(b"%d" % number)
     (source / "empty").mkdir()
@@ -212,7 +231,7 @@ def test_peerReceives(source, tmp_path, together):
             connection, _ = listener.accept()
             with connection:
                 connection.settimeout(30)
-                receiver = peer.Receiver(connection, ["puts"] * together)
+                receiver = peer.Receiver(connection, ["puts", "holes"] * together)
                 receiver.serve()
                 served.append(receiver)
 
@@ -234,11 +253,14 @@ def test_peerReceives(source, tmp_path, together):
     assert receiver.files == {
         b"source/small": b"x" * 4096,
         b"source/large": content(2 * MIB + 3),
+        b"source/sparse": b"begin" + bytes(5 * MIB - 4),
         **{b"source/%d" % number: b"%d" % number for number in range(100)},
     }
     # a file that is alone goes alone, also where they could go together
     assert receiver.frames[peer.PUTS] == (1 if together else 0)
     assert receiver.frames[peer.PUT] == (0 if together else 101)
+    # the rest of the first block, and four whole ones
+    assert receiver.frames[peer.HOLE] == (2 if together else 0)
     assert receiver.directories == {b"source/empty": 123_456_789, b"source": 10**18 + 1}
 
 

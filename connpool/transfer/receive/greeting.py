@@ -21,7 +21,7 @@ from connpool.errors import (
     TransferError,
     TransferTimeout,
 )
-from connpool.interfaces import IAuthenticator, IDirectoryStore
+from connpool.interfaces import IAuthenticator, IDirectoryStore, ISparseStore
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.identities import Identity
 from connpool.transfer.passwords import credentialsAreSafe
@@ -116,8 +116,12 @@ class Greeting:
         if not isinstance(message, Hello):
             raise ProtocolError(f"{frame.type.name} before HELLO")
         policy, store = self._reception.policy, self._reception.store
-        if not IDirectoryStore.providedBy(store):
-            self._capabilities = tuple(c for c in CAPABILITIES if c != "directories")
+        lacking = {
+            capability
+            for capability, part in (("directories", IDirectoryStore), ("holes", ISparseStore))
+            if not part.providedBy(store)
+        }
+        self._capabilities = tuple(c for c in CAPABILITIES if c not in lacking)
         limits = ReceiverLimits(
             policy.maxFileSize,
             smallfiles.SMALL_FILE_BYTES,

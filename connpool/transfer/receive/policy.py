@@ -61,6 +61,7 @@ class TransferStats:
     @ivar waiting: transfers that wait because others are under way.
     @ivar rememberedBytes: memory that the store's knowledge of names and receipts takes, about.
     @ivar skipped: files that were left out because the rule C{skip} keeps another one.
+    @ivar holeBytes: bytes of holes, which did not come and were not written.
     """
 
     GAUGES: ClassVar[frozenset[str]] = frozenset({"active", "rememberedBytes", "waiting"})
@@ -74,3 +75,4 @@ class TransferStats:
     waiting: int = 0
     skipped: int = 0
     rememberedBytes: int = 0
+    holeBytes: int = 0

@@ -256,6 +256,13 @@ class Account:
             self._bytes.add(count, now)
         return 0.0 if self._rate is None else self._rate.take(count, now)
 
+    def skipped(self, count: int, now: float) -> None:
+        """
+        Count bytes of holes: part of the file, and nothing that came.
+        """
+        if self._bytes is not None:
+            self._bytes.add(count, now)
+
     def stored(self, files: int, now: float) -> None:
         """
         Count files that were stored.
@@ -270,6 +277,7 @@ class Quotas:
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @ivar receivedBytes: bytes that were charged.
+    @ivar holeBytes: bytes of holes, which did not come.
     """
 
     def __init__(self, policy: Policy, clock: Any) -> None:
@@ -279,7 +287,7 @@ class Quotas:
         self._accounts: dict[str, tuple[Account, ...]] = {}
         #: what waits for a rate, and its timer
         self._waits: dict[Deferred[None], Any] = {}
-        self.receivedBytes = 0
+        self.receivedBytes = self.holeBytes = 0
 
     def accounts(self, identity: Identity | None) -> tuple[Account, ...]:
         """
@@ -383,6 +391,14 @@ class Quotas:
         held: Deferred[None] = Deferred()
         self._waits[held] = self._clock.callLater(wait, self._release, held)
         return held
+
+    def skip(self, accounts: Sequence[Account], count: int) -> None:
+        """
+        Count bytes of holes.  The rate is not about them.
+        """
+        self.holeBytes += count
+        for account in accounts:
+            account.skipped(count, self._now(account))
 
     def _release(self, held: Deferred[None]) -> None:
         del self._waits[held]

@@ -273,6 +273,7 @@ class Reception:
             self.quotas.waiting,
             self._skipped,
             remembering.rememberedBytes if remembering is not None else 0,
+            self.quotas.holeBytes,
         )
 
     @property
@@ -329,7 +330,7 @@ class Incoming:
         self._before = sum(end - start for start, end in partial.held)
         #: bytes that were announced and have not come
         self._expected = max(0, (offer.size or 0) - self._before)
-        self._stalled = self._held = 0
+        self._stalled = self._held = self._holes = 0
         self._toldAt = 0.0
         #: of the last checkpoint: bytes that had come, and seconds
         self._saved, self._savedAt = 0, reception.clock.seconds()
@@ -370,6 +371,29 @@ class Incoming:
         @raise QuotaExceeded: of a file whose size was not declared.
         """
         count = len(data)
+        self._comes(offset, count)
+        held = self._reception.quotas.charge(self._accounts, count)
+        pause = self._pausing(self.partial.write(offset, data))
+        if held is None:
+            return pause
+        self._held += 1
+        held.addBoth(self._released)
+        return held if pause is None else pause.addCallback(lambda _: held)
+
+    def skip(self, start: int, end: int) -> Deferred[None] | None:
+        """
+        As L{ISparsePartial.skip}.  A hole counts as its zeros would, but for the rate:
+        nothing came.
+
+        @raise TooLarge: past the declared size.
+        """
+        self._comes(start, end - start)
+        self._reception.quotas.skip(self._accounts, end - start)
+        self._holes += end - start
+        partial: Any = self.partial
+        return self._pausing(partial.skip(start, end))
+
+    def _comes(self, offset: int, count: int) -> None:
         if self._end is not None and offset + count > self._end:
             raise TooLarge(
                 f"{self.offer.name} is longer than {self._end} bytes"
@@ -380,18 +404,14 @@ class Incoming:
         due = min(count, self._expected)
         self._expected -= due
         self._promise(-due)
-        held = self._reception.quotas.charge(self._accounts, count)
         self.received += count
-        pause = self.partial.write(offset, data)
+
+    def _pausing(self, pause: Deferred[None] | None) -> Deferred[None] | None:
         self._progressed()
         if pause is not None:
             self._stalled += 1
             pause.addBoth(self._written)
-        if held is None:
-            return pause
-        self._held += 1
-        held.addBoth(self._released)
-        return held if pause is None else pause.addCallback(lambda _: held)
+        return pause
 
     def _released(self, _: None) -> None:
         self._held -= 1
@@ -485,8 +505,11 @@ class Incoming:
         if not self._finish():
             raise TransferError(f"{self.offer.name} has ended already")
         try:
-            if sha256 is not None and IUploadPartial.providedBy(self.partial):
-                self._declare(attrs.evolve(self.offer, sha256=sha256.hex()))
+            if IUploadPartial.providedBy(self.partial):
+                if sha256 is not None:
+                    self._declare(attrs.evolve(self.offer, sha256=sha256.hex()))
+                if self._holes:
+                    self._declare(attrs.evolve(self.offer, holeBytes=self._holes))
             receipt = await self.partial.commit(root)
         except BaseException as e:
             again = isinstance(e, TransferError) and e.retryable

@@ -44,7 +44,7 @@ from connpool.transfer.receive.quotas import Account
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.smallfiles import SmallFiles
 from connpool.transfer.receive.stream import Stream
-from connpool.transfer.wire.frames import MAX_STREAM, PREAMBLE, Frame, Type
+from connpool.transfer.wire.frames import HEADER_BYTES, MAX_STREAM, PREAMBLE, Frame, Type
 from connpool.transfer.wire.link import Link, Pace
 from connpool.transfer.wire.messages import (
     ROOT,
@@ -56,6 +56,7 @@ from connpool.transfer.wire.messages import (
     OfferMessage,
     Ping,
     Ready,
+    dataBytesIn,
     decode,
     encode,
     extensionOf,
@@ -78,6 +79,8 @@ FROM_SENDER = frozenset(
     }
 )
 ON_JOINED = frozenset({Type.DATA, Type.DIGESTS, Type.PING, Type.PONG, Type.ERROR})
+#: The types that need a capability.
+CAPABLE = {Type.DIRECTORY: "directories", Type.PUTS: "puts", Type.HOLE: "holes"}
 
 
 class NativeReceiver:
@@ -142,6 +145,7 @@ class ReceiverSession:
         self._streams: dict[int, Stream] = {}
         self._lastStream = 0
         self._place: tuple[Stream | None, int] = (None, 0)
+        self._more: set[Type] = set()
         self._dryRun: DryRun | None = None
         self._accounts: list[Account] = []
         self._pace, self._patience = self._paced(None)
@@ -343,10 +347,8 @@ class ReceiverSession:
         ready = Ready(transcript, secrets.token_bytes(16), self._ticket, self.principal)
         self.send(encode(Type.READY, 0, ready))
         self._state = self._open
-        more = {Type.DIRECTORY: "directories", Type.PUTS: "puts"}
-        self._link.reader.expected = FROM_SENDER | {
-            kind for kind, capability in more.items() if capability in sender.capabilities
-        }
+        self._more = {kind for kind, what in CAPABLE.items() if what in sender.capabilities}
+        self._link.reader.expected = FROM_SENDER | self._more
         self._link.reader.wants = self._wants
         self._link.admit()
         if self._draining:
@@ -376,6 +378,11 @@ class ReceiverSession:
             self._place = self._find(frame), data.offset
         elif kind in BEGINNINGS:
             self._begin(frame, message)
+        elif kind is Type.HOLE:
+            (self._joined or self)._arrived(HEADER_BYTES + len(frame.control))
+            hole = self._find(frame)
+            if hole is not None:
+                self._link.waitFor(hole.skip(self, message.offset, message.length))
         elif kind in {Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL}:
             if self._joined is not None and kind is not Type.DIGESTS:
                 raise ProtocolError(f"{kind.name} on a joined connection")
@@ -413,7 +420,7 @@ class ReceiverSession:
         del self._receiver.tickets[self._ticket]
         self._joined = owner
         owner._joiners.append(self)
-        self._link.reader.expected = ON_JOINED
+        self._link.reader.expected = ON_JOINED | (self._more & {Type.HOLE})
         self.send(encode(Type.JOINED, 0, Joined()))
 
     def _begin(self, frame: Frame, message: Any) -> None:
@@ -463,6 +470,7 @@ class ReceiverSession:
             digest=sender.digest.name,
             blockSize=message.blockSize,
             durability=message.durability,
+            dataBytes=dataBytesIn(message) if "holes" in sender.capabilities else None,
         )
         if message.dry:
             if self._dryRun is None:

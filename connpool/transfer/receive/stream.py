@@ -24,7 +24,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 
 from connpool.errors import Cancelled, DigestMismatch, ProtocolError, TransferError
@@ -253,6 +253,18 @@ class Stream:
         if self._upload is None or not self.receiving:
             return None
         return self._upload.write(lane, offset, view)
+
+    def skip(self, lane: Any, start: int, length: int) -> Deferred[None]:
+        """
+        Take a hole.
+
+        @return: fires when the next frame may be read.
+        """
+        if self.phase is Phase.WAITING:
+            raise ProtocolError("HOLE before ACCEPT")
+        if self._upload is None or not self.receiving:
+            return succeed(None)
+        return self._upload.skip(lane, start, start + length) or succeed(None)
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         """

@@ -36,6 +36,7 @@ from twisted.python.failure import Failure
 
 from connpool.errors import DigestMismatch, ProtocolError, StoreError, TooLarge, TransferError
 from connpool.transfer.digests import MAX_BLOCKS, Digest, blockCount, rootOf
+from connpool.transfer.holes import KnownDigest, feedZeros, verifyHole, zeroDigest
 from connpool.transfer.receive.reception import Incoming
 from connpool.transfer.stores.ranges import blockRange
 from connpool.waiting import Waiters
@@ -314,18 +315,38 @@ class Upload:
             that fires (and never fails) when it is not.
         @raise ProtocolError: for bytes outside the file.
         """
+        return self._piecewise(lane, offset, len(view), view)
+
+    def skip(self, lane: Any, start: int, end: int) -> Deferred[None] | None:
+        """
+        Take a hole: whole blocks of full length, or a part of one block.
+
+        @param lane: as in L{write}.
+        @return: L{None}, or a Deferred that fires (and never fails) when it is there.
+        @raise ProtocolError: for any other range.
+        """
+        verifyHole(start, end, self.blockmap.blockSize, self.blockmap.size)
+        return self._piecewise(lane, start, end - start, None)
+
+    def _piecewise(
+        self, lane: Any, offset: int, length: int, view: memoryview | None
+    ) -> Deferred[None] | None:
+        """
+        @param view: the bytes; L{None} for zeros that nobody wrote.
+        """
         waits: list[Deferred[None]] = []
         at = 0
-        while at < len(view) and self._owner.receiving:
+        while at < length and self._owner.receiving:
             before = self.blockmap.latest.get(lane)
             try:
                 arrival, end = self.blockmap.place(offset + at, lane, self._digest.new)
                 if before is not None and before is not self.blockmap.latest[lane]:
                     # it stays incomplete: one hasher a lane is enough
                     self._drop([before])
-                piece = view[at : at + end - (offset + at)]
+                count = min(length - at, end - (offset + at))
                 if arrival is not None:
-                    wait = self._take(arrival, offset + at, piece)
+                    piece = None if view is None else view[at : at + count]
+                    wait = self._take(arrival, offset + at, piece, count)
                     if wait is not None:
                         waits.append(wait)
             except ProtocolError:
@@ -333,24 +354,37 @@ class Upload:
             except TransferError:
                 self._storeFailed(Failure())
                 break
-            at += len(piece)
+            at += count
         if len(waits) < 2:
             return waits[0] if waits else None
         return gatherResults(waits).addCallback(lambda _: None)
 
-    def _take(self, arrival: Arrival, offset: int, piece: memoryview) -> Deferred[None] | None:
-        arrival.next = offset + len(piece)
+    def _take(
+        self, arrival: Arrival, offset: int, piece: memoryview | None, count: int
+    ) -> Deferred[None] | None:
+        arrival.next = offset + count
         arrival.busy += 1
         self._busy += 1
         try:
-            written = self.incoming.write(offset, piece)
+            written = (
+                self.incoming.skip(offset, offset + count)
+                if piece is None
+                else self.incoming.write(offset, piece)
+            )
         except BaseException:
             # not written, so never complete
             arrival.next = offset
             arrival.dropped = True
             self._done(arrival)
             raise
-        arrival.hasher.update(piece)
+        if piece is not None:
+            arrival.hasher.update(piece)
+        elif count < self.blockmap.blockSize:
+            feedZeros(arrival.hasher, count)
+        else:  # nobody need say its digest
+            zero = zeroDigest(self._digest, count)
+            arrival.hasher = KnownDigest(zero)
+            self.blockmap.expected[arrival.block] = zero
         if written is None:
             self._done(arrival)
             return None

@@ -25,6 +25,7 @@ import attrs
 
 from connpool.errors import DigestMismatch, ProtocolError
 from connpool.transfer.digests import Digest, blockCount, rootOf
+from connpool.transfer.holes import MAX_HOLE_BLOCKS, zeroDigest
 
 __all__ = ["EXTENT_BYTES", "MAX_REPAIRS", "Extent", "Extents"]
 
@@ -41,17 +42,21 @@ class Extent:
     @ivar start: offset in the file.
     @ivar end: where it ends; both at block boundaries or the file's end.
     @ivar primary: must go over the session's first connection.
+    @ivar hole: of whole blocks that are holes.
     """
 
     start: int
     end: int
     primary: bool = False
+    hole: bool = False
 
 
 class Extents:
     """
     @param size: bytes of the file.
     @param held: blocks the receiver says it holds, with their digests.
+    @param holes: runs of whole blocks that are holes, and are told so: the first of each, and
+        the one after its last.
     @ivar digests: of all blocks that were read or compared so far.
     """
 
@@ -62,6 +67,7 @@ class Extents:
         digest: Digest,
         held: Mapping[int, bytes],
         extentBytes: int = EXTENT_BYTES,
+        holes: Iterable[tuple[int, int]] = (),
     ) -> None:
         self.size = size
         self.blockSize = blockSize
@@ -71,6 +77,14 @@ class Extents:
             raise ProtocolError("the receiver holds blocks beyond the end of the file")
         self.digests: dict[int, bytes] = {}
         self.unchecked: dict[int, bytes] = dict(held)
+        self._holes: set[int] = set()
+        for first, last in holes:
+            self._holes.update(range(first, last))
+        if self._holes:
+            zero = zeroDigest(digest, blockSize)
+            self.digests.update(dict.fromkeys(self._holes, zero))
+            for block in [b for b, d in held.items() if d == zero and b in self._holes]:
+                del self.unchecked[block]
         self._extentBytes = max(1, extentBytes // blockSize) * blockSize
         self._todo: deque[Extent] = deque()
         self._inFlight = 0
@@ -168,8 +182,14 @@ class Extents:
         for block in blocks:
             start = block * self.blockSize
             end = min(start + self.blockSize, self.size)
-            if last is not None and last.end == start and end - last.start <= self._extentBytes:
+            hole = block in self._holes
+            most = self.blockSize * MAX_HOLE_BLOCKS if hole else self._extentBytes
+            if (
+                last is not None
+                and (last.end, last.hole) == (start, hole)
+                and end - last.start <= most
+            ):
                 last.end = end
             else:
-                last = Extent(start, end, primary)
+                last = Extent(start, end, primary, hole)
                 self._todo.append(last)

@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 
 from connpool.errors import SourceError
 from connpool.transfer.digests import Digest
+from connpool.transfer.holes import MAX_HOLE_BLOCK_BYTES, feedZeros, isHole, zeroDigest
 from connpool.transfer.iothreads import InThread, Latency
 from connpool.transfer.send.extents import Extent
 
@@ -49,7 +50,8 @@ _POLL_MILLISECONDS = 100
 class Chunk:
     """
     @ivar offset: in the file.
-    @ivar view: the bytes; L{ReadAhead.free} gives the buffer back.
+    @ivar length: bytes of the file.
+    @ivar view: these, none of a hole; L{ReadAhead.free} gives the buffer back.
     @ivar block: the block that ends with it, and
     @ivar digest: its digest; else both are L{None}.
     @ivar short: the file ended early; the rest of the bytes are zeros.
@@ -57,6 +59,7 @@ class Chunk:
     """
 
     offset: int
+    length: int
     view: memoryview
     buffer: memoryview
     block: int | None = None
@@ -94,7 +97,7 @@ class ReadAhead:
     def __init__(self, inThread: InThread) -> None:
         self._inThread = inThread
         self._buffers = [memoryview(b"")] * _BUFFER_COUNT  # made when they are needed
-        self._wanted: deque[tuple[int, int, int, int, Digest, bool]] = deque()
+        self._wanted: deque[tuple[int, int, int, int, Digest, bool, bool]] = deque()
         self._ready: deque[Chunk | Failure] = deque()
         self._waiter: Deferred[None] | None = None
         self._reading = False
@@ -108,18 +111,21 @@ class ReadAhead:
         blockSize: int,
         digest: Digest,
         most: int = _BUFFER_BYTES,
+        pieces: Iterable[tuple[int, int, bool]] | None = None,
     ) -> None:
         """
         Read C{extent}; its chunks come after those asked for before.
 
         @param most: bytes of a chunk.
+        @param pieces: its data and its holes, as L{piecesOf} gives them, if it may have any.
         """
-        at = extent.start
-        while at < extent.end:
-            blockEnd = min((at // blockSize + 1) * blockSize, extent.end)
-            end = min(at + _BUFFER_BYTES, at + most, blockEnd)
-            self._wanted.append((fd, at, end, blockSize, digest, end == blockEnd))
-            at = end
+        for start, end, hole in pieces or [(extent.start, extent.end, False)]:
+            at = start
+            while at < end:
+                blockEnd = min((at // blockSize + 1) * blockSize, extent.end)
+                until = end if hole else min(at + _BUFFER_BYTES, at + most, blockEnd, end)
+                self._wanted.append((fd, at, until, blockSize, digest, until == blockEnd, hole))
+                at = until
         self._next()
 
     async def chunk(self) -> Chunk:
@@ -191,13 +197,14 @@ class ReadAhead:
         blockSize: int,
         digest: Digest,
         last: bool,
+        hole: bool,
     ) -> Chunk:
         """
         Fill a buffer and hash it, in a thread or not, one at a time.
         """
         buffer = buffer or memoryview(bytearray(_BUFFER_BYTES))
-        view = buffer[: end - at]
-        chunk = Chunk(at, view, buffer)
+        view = buffer[: 0 if hole else end - at]
+        chunk = Chunk(at, end - at, view, buffer)
         count = 0
         began = time.perf_counter()
         try:
@@ -210,7 +217,10 @@ class ReadAhead:
             view[count:] = bytes(len(view) - count)
         if at % blockSize == 0:
             self._hasher = digest.new()
-        self._hasher.update(view)
+        if hole:
+            feedZeros(self._hasher, end - at)
+        else:
+            self._hasher.update(view)
         if last:
             chunk.block = at // blockSize
             chunk.digest = self._hasher.digest()
@@ -228,8 +238,11 @@ def blockDigests(
     found = []
     buffer = memoryview(bytearray(min(blockSize, _BUFFER_BYTES)))
     for block in blocks:
-        hasher = digest.new()
         at, end = block * blockSize, min((block + 1) * blockSize, size)
+        if end - at == blockSize <= MAX_HOLE_BLOCK_BYTES and isHole(fd, at, end):
+            found.append(zeroDigest(digest, blockSize))
+            continue
+        hasher = digest.new()
         while at < end and (count := readFully(fd, buffer[: end - at], at)):
             hasher.update(buffer[:count])
             at += count

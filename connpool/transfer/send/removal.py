@@ -32,6 +32,7 @@ import attrs
 
 from connpool.errors import StoreError, TransferError, Unsupported
 from connpool.transfer.digests import Digest, chooseBlockSize, digestNamed, rootOf
+from connpool.transfer.holes import MAX_HOLE_BLOCK_BYTES, isHole, zeroDigest
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
 from connpool.transfer.send.freenames import moveFree, putBack, syncDirectory
@@ -142,6 +143,11 @@ def contentRoot(
     for block in range(0, size, blockSize):
         hasher = digest.new()
         at, end = block, min(block + blockSize, size)
+        if end - at == blockSize <= MAX_HOLE_BLOCK_BYTES and isHole(fd, at, end):
+            if os.fstat(fd).st_size < end or (at >= _LONG_BYTES and not wanted()):
+                return None
+            blocks.append(zeroDigest(digest, blockSize))
+            continue
         while at < end:
             data = os.pread(fd, min(end - at, _READ_BYTES), at)
             if not data or (at >= _LONG_BYTES and not wanted()):

@@ -75,6 +75,7 @@ class UnderWay:
     A large file that was begun and not answered.
 
     @ivar sent: bytes sent or held.
+    @ivar holes: those that were told as holes.
     @ivar phase: what the receiver says it is doing.
     @ivar slow: what the receiver says it waits for.
     """
@@ -83,6 +84,7 @@ class UnderWay:
     sent: int = 0
     phase: str = ""
     slow: str = ""
+    holes: int = 0
 
     @property
     def done(self) -> int:
@@ -134,6 +136,7 @@ class SendReport:
 
     @ivar outcomes: in the order of the answers.
     @ivar sentBytes: content bytes given to connections, repetitions included.
+    @ivar holeBytes: bytes of holes, which receivers were told of in their place.
     @ivar resumedBytes: content bytes the receiver held when this call began with their files.
     @ivar doneBytes: bytes of files that are stored.
     @ivar connections: how many were made.
@@ -163,6 +166,7 @@ class SendReport:
     retry: Wait | None = attrs.field(default=None, repr=False)
     delayed: dict[Job, Wait] = attrs.field(factory=dict, repr=False)
     pace: Pace | None = attrs.field(default=None, repr=False)
+    holeBytes: int = 0
 
     @property
     def progress(self) -> int:
@@ -268,6 +272,7 @@ class Reporter:
         Note that a file has its receipt.
         """
         wanted = job.name.decode("utf-8")
+        underWay = self.report.underWay.get(job)
         receipt = Receipt(
             transferId=job.transferId.hex(),
             name=wanted if isinstance(message, Ack) else message.name.decode("utf-8", "replace"),
@@ -286,6 +291,7 @@ class Reporter:
             protocol="native",
             principal=session.principal,
             finished=message.finished / 1000,
+            holeBytes=0 if underWay is None else min(underWay.holes, size),
         )
         if earlier != "gone":
             self.report.doneBytes += size
@@ -334,6 +340,16 @@ class Reporter:
         self.report.sentBytes += count
         if job.size is None or job in self.report.underWay:
             self._of(job).sent += count
+
+    def skipped(self, job: Job, count: int) -> None:
+        """
+        Count bytes of a hole that was told to the receiver.
+        """
+        self.report.delayed.pop(job, None)
+        self.report.holeBytes += count
+        each = self._of(job)
+        each.sent += count
+        each.holes += count
 
     def resumed(self, job: Job, count: int) -> None:
         """

@@ -12,6 +12,7 @@ import attrs
 
 from connpool.errors import ChangedSource, SourceError
 from connpool.transfer.digests import Digest, rootOf
+from connpool.transfer.holes import MAX_HOLE_BLOCK_BYTES, isHole, zeroDigest
 
 __all__ = [
     "FileVersion",
@@ -134,6 +135,9 @@ def readRoot(fd: int, size: int, digest: Digest, blockSize: int) -> bytes:
     blocks = []
     for start in range(0, size, blockSize):
         hasher, offset, end = digest.new(), start, min(start + blockSize, size)
+        if end - start == blockSize <= MAX_HOLE_BLOCK_BYTES and isHole(fd, start, end):
+            blocks.append(zeroDigest(digest, blockSize))
+            continue
         while offset < end and (data := os.pread(fd, min(end - offset, _CHUNK_BYTES), offset)):
             hasher.update(data)
             offset += len(data)

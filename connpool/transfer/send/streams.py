@@ -28,6 +28,7 @@ from connpool.errors import (
     Unsupported,
 )
 from connpool.transfer.digests import Digest, blockCount, digestNamed, rootOf
+from connpool.transfer.holes import holeRuns, zeroDigest
 from connpool.transfer.iothreads import InThread
 from connpool.transfer.send.extents import Extents
 from connpool.transfer.send.joblist import Job, JobList, Small
@@ -322,6 +323,8 @@ class LargeStream:
     @ivar size: bytes; L{None} until known.
     @ivar accepted: whether the receiver takes it.
     @ivar extents: what is to be sent, once it is accepted; L{None} of standard input.
+    @ivar holes: runs of blocks that are holes; see L{holeRuns}.
+    @ivar tellsHoles: whether the receiver is told of holes.
     @ivar touched: lanes beside the first that carried some of it.
     @ivar settling: whether these are being waited for.
     @ivar root: what was committed; L{None} if nothing is.
@@ -337,12 +340,28 @@ class LargeStream:
         exchange.large[self] = None
         self.accepted = False
         self.extents: Extents | None = None
+        self.holes: list[tuple[int, int]] = []
+        self.tellsHoles = False
         self.touched: set[Lane] = set()
         self.settling = False
         self.root: bytes | None = None
         self._durability = exchange.durability.level
         self.over = False
         self.busy = 0
+
+    async def findHoles(self) -> None:
+        """
+        Look for the holes of a file that may have some.
+        """
+        exchange, fd, size = self._exchange, self.fd, self.size
+        assert fd is not None
+        assert size is not None
+        self.hold(1)
+        try:
+            self.holes = await exchange.inThread(partial(holeRuns, fd, size, self.blockSize))
+        finally:
+            self.hold(-1)
+        self.tellsHoles = "holes" in exchange.session.capabilities
 
     def takes(self, kind: Type, length: int) -> bool:
         if self.size is None:
@@ -390,7 +409,8 @@ class LargeStream:
         kept = 0
         if size is not None:
             digest, extentBytes = exchange.session.digest, exchange.request.extentBytes
-            self.extents = Extents(size, blockSize, digest, held, extentBytes)
+            told = self.holes if self.tellsHoles else []
+            self.extents = Extents(size, blockSize, digest, held, extentBytes, told)
             kept = sum(min(blockSize, size - block * blockSize) for block in held)
         elif held:
             raise ProtocolError("the receiver holds blocks of a file that cannot be resumed")
@@ -462,12 +482,17 @@ class LargeStream:
         """
         exchange, blockSize = self._exchange, self.blockSize
         count, step = blockCount(size, blockSize), max(1, _REHASH_SLICE_BYTES // blockSize)
-        digests: list[bytes] = []
+        digests = [b""] * count
         try:
             digest = digestNamed(receipt.digest or "")
-            for at in range(0, count, step):
-                blocks = range(at, min(at + step, count))
-                digests += await self._digests(digest, size, blocks)
+            for first, last in self.holes:
+                digests[first:last] = [zeroDigest(digest, blockSize)] * (last - first)
+            left = [block for block in range(count) if not digests[block]]
+            for at in range(0, len(left), step):
+                blocks = left[at : at + step]
+                found = await self._digests(digest, size, blocks)
+                for block, each in zip(blocks, found, strict=True):
+                    digests[block] = each
                 # it shall not take us for gone
                 await exchange.session.ping()
                 if self.over:

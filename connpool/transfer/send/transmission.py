@@ -16,7 +16,9 @@ each lane that carried some of it answered a PING, so its bytes have arrived.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -24,6 +26,7 @@ from twisted.logger import Logger
 
 from connpool.errors import SourceError, TransferError
 from connpool.transfer.digests import chooseBlockSize
+from connpool.transfer.holes import isSparse, piecesOf
 from connpool.transfer.send.connections import Connection
 from connpool.transfer.send.directories import Directories
 from connpool.transfer.send.extents import Extent, Extents
@@ -33,6 +36,7 @@ from connpool.transfer.send.source import unchanged
 from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import Exchange, Lane, LargeStream, SmallStream
 from connpool.transfer.send.walking import STDIN
+from connpool.transfer.send.writer import Writer
 from connpool.transfer.wire.frames import MAX_CONTROL_BYTES, Type
 from connpool.transfer.wire.messages import (
     BATCH_FILES,
@@ -41,10 +45,12 @@ from connpool.transfer.wire.messages import (
     Digests,
     Entry,
     Extension,
+    Hole,
     OfferMessage,
     Put,
     Puts,
     carryTime,
+    dataBytesOf,
     encode,
 )
 
@@ -241,6 +247,10 @@ class Transmission:
             assert job.size is not None
             blockSize = chooseBlockSize(job.size, self._request.blockSize)
             stream = LargeStream(self._exchange, job, fd, blockSize)
+            if job.status is not None and isSparse(job.status):
+                await stream.findHoles()
+                if stream.over:
+                    continue
             self._offer(stream)
         if did:
             await session.writer.flushed()
@@ -251,6 +261,8 @@ class Transmission:
         modified, extensions = carryTime(None if status is None else status.st_mtime_ns)
         if job.root is not None:
             extensions += (Extension(ROOT, False, job.root),)
+        if stream.tellsHoles and status is not None:
+            extensions += (dataBytesOf(status.st_blocks * 512),)
         message = OfferMessage(
             job.transferId,
             job.name,
@@ -300,26 +312,36 @@ class Transmission:
         assert fd is not None
         stream.hold(1)
         try:
+            if extent.hole:
+                self._sendHole(writer, stream, extent.start, extent.end)
+                return True
+            pieces = [(extent.start, extent.end, False)]
+            if stream.tellsHoles:
+                pieces = await self._exchange.inThread(
+                    partial(piecesOf, fd, extent.start, extent.end, stream.blockSize)
+                )
             most = writer.portion
-            reader.start(fd, extent, stream.blockSize, session.digest, most)
-            at = extent.start
-            while at < extent.end:
+            reader.start(fd, extent, stream.blockSize, session.digest, most, pieces)
+            for start, end, hole in runsOf(pieces, most):
                 await writer.turn()
                 if stream.over:
                     return False
-                end = min(at + most, extent.end)
-                writer.spend(end - at)
+                writer.spend(0 if hole else end - start)
                 # a block that spans frames has its digest after the last one
                 digests: list[bytes] = []
                 first = 0
                 short = False
                 failed: SourceError | None = None
                 # once begun, a frame has all its bytes, whatever they are
-                async with writer.hold(encode(Type.DATA, stream.number, Data(at), end - at)):
+                head = encode(Type.DATA, stream.number, Data(start), end - start)
+                async with nullcontext() if hole else writer.hold(head):
+                    if hole:
+                        self._sendHole(writer, stream, start, end)
+                    at = start
                     while at < end:
                         chunk = await reader.chunk()
                         await writer.write(chunk.view)
-                        at += len(chunk.view)
+                        at += chunk.length
                         self._reporter.sent(stream.job, len(chunk.view))
                         short = short or chunk.short
                         failed = failed or chunk.error
@@ -342,6 +364,10 @@ class Transmission:
         finally:
             await reader.stop()
             stream.hold(-1)
+
+    def _sendHole(self, writer: Writer, stream: LargeStream, start: int, end: int) -> None:
+        writer.send(encode(Type.HOLE, stream.number, Hole(start, end - start)))
+        self._reporter.skipped(stream.job, end - start)
 
     def _commits(self) -> bool:
         did = False
@@ -430,6 +456,16 @@ class Transmission:
             self._lanes -= 1
             await lane.reader.stop()
             connection.discard()
+
+
+def runsOf(pieces: Iterable[tuple[int, int, bool]], most: int) -> Iterator[tuple[int, int, bool]]:
+    """
+    Cut data into frames of C{most} bytes; a hole stays as it is.
+    """
+    for start, end, hole in pieces:
+        step = end - start if hole else most
+        for at in range(start, end, step):
+            yield at, min(at + step, end), hole
 
 
 def _needsExtension(job: Job) -> bool:

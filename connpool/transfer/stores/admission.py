@@ -337,6 +337,7 @@ class Admission:
             offer.size,
             0 if slot is None else slot.allocated,
             lambda: parts.partials.suspended(offer, slot),
+            offer.dataBytes,
         )
 
     async def _makeRoom(self, offer: Offer, slot: Slot) -> None:

@@ -580,6 +580,7 @@ class Commit:
             principal=offer.principal,
             finished=self._now(),
             sha256=offer.sha256,
+            holeBytes=offer.holeBytes,
         )
 
 

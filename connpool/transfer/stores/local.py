@@ -61,7 +61,7 @@ from connpool.interfaces import (
     IPartial,
     IPartialHolder,
     IRememberingStore,
-    IUploadStore,
+    ISparseStore,
 )
 from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
@@ -120,7 +120,7 @@ _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 _NOBODY = RelativeName.parse("-")
 
 
-@implementer(IFileStore, IBatchStore, IDirectoryStore, IRememberingStore, IUploadStore)
+@implementer(IFileStore, IBatchStore, IDirectoryStore, IRememberingStore, ISparseStore)
 class LocalStore:
     """
     A store in a local directory.
@@ -465,7 +465,9 @@ class LocalStore:
                 raise tooManyPartials()
             quota = None if offer.identity is None else offer.identity.quota
             self.parts.reservations.foresee(
-                offer.principal, quota, offer.size, ahead, suspended, whole=whole
+                *(offer.principal, quota, offer.size, ahead, suspended),
+                whole=whole,
+                data=offer.dataBytes,
             )
             # it may read for long, which keeps nobody else waiting there
             status: str = await self._threads.reread(self._foresight.status, offer, root)

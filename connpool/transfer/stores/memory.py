@@ -25,8 +25,8 @@ from connpool.interfaces import (
     IFileStore,
     IPartial,
     IPartialHolder,
-    IUploadPartial,
-    IUploadStore,
+    ISparsePartial,
+    ISparseStore,
 )
 from connpool.transfer.digests import digestNamed, rootOf
 from connpool.transfer.names import RelativeName, caselessForm, displayName
@@ -47,7 +47,7 @@ from connpool.transfer.stores.takeover import Takeovers, Tenure
 __all__ = ["MemoryStore"]
 
 
-@implementer(IUploadPartial)
+@implementer(ISparsePartial)
 class _MemoryPartial:
     def __init__(
         self, store: MemoryStore, offer: Offer, partialId: str, tenure: Tenure | None
@@ -82,12 +82,31 @@ class _MemoryPartial:
             )
         if self.held.overlaps(offset, end):
             raise StoreError(f'"{self.offer.name}": bytes {offset} to {end} are held already')
-        self._store._take(end - len(self.content))
-        if end > len(self.content):
-            self.content.extend(bytes(end - len(self.content)))
+        self._reach(end)
         self.content[offset:end] = data
         self.held.add(offset, end)
         self.changed = self._store._now()
+
+    def skip(self, start: int, end: int) -> None:
+        if self.gate is not None:
+            raise self.gate
+        if self.held.overlaps(start, end):
+            raise StoreError(f'"{self.offer.name}": bytes {start} to {end} are held already')
+        written = min(end, len(self.content)) - start
+        self._reach(end)
+        if written > 0:
+            self.content[start : start + written] = bytes(written)
+        self.held.add(start, end)
+        self.changed = self._store._now()
+
+    def _reach(self, end: int) -> None:
+        """
+        Have memory for the bytes before C{end}.
+        """
+        more = end - len(self.content)
+        if more > 0:
+            self._store._take(more)
+            self.content.extend(bytes(more))
 
     def read(self, start: int, end: int) -> Deferred[bytes]:
         if self.gate is not None:
@@ -175,7 +194,7 @@ class _MemoryPartial:
             self._store._used -= len(self.content)
 
 
-@implementer(IFileStore, IDirectoryStore, IUploadStore)
+@implementer(IFileStore, IDirectoryStore, ISparseStore)
 class MemoryStore:
     """
     A store in dictionaries: no reactor, no threads, no disk.
@@ -381,6 +400,7 @@ class MemoryStore:
             principal=offer.principal,
             finished=now,
             sha256=offer.sha256,
+            holeBytes=offer.holeBytes,
         )
         if status == "stored":
             self._used -= len(self.files.get(name.path, b""))

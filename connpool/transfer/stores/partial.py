@@ -25,7 +25,6 @@ will then claim are clean, so nothing of it is kept.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -44,7 +43,7 @@ from connpool.errors import (
     TooLarge,
     TransferError,
 )
-from connpool.interfaces import IUploadPartial
+from connpool.interfaces import ISparsePartial
 from connpool.transfer.records import Offer, Receipt, Stump
 from connpool.transfer.stores.journal import Committing, blocksRecord, continues, stumpRecord
 from connpool.transfer.stores.journalwriter import JournalWriter
@@ -54,7 +53,8 @@ from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.ranges import Ranges, Recorded, verifyDeclared
 from connpool.transfer.stores.rehash import REHASH_SLICE_BYTES, digestsOf
 from connpool.transfer.stores.reservations import Reservation
-from connpool.transfer.syscalls import asTransferError
+from connpool.transfer.stores.sparse import clear, makeHole
+from connpool.transfer.syscalls import asTransferError, timed
 from connpool.waiting import Waiters
 
 __all__ = ["LocalPartial"]
@@ -67,7 +67,7 @@ INLINE_BYTES = 1 << 20
 INLINE_BLOCKS = 4096
 
 
-@implementer(IUploadPartial)
+@implementer(ISparsePartial)
 class LocalPartial:
     """
     A file on its way into a local store.
@@ -75,11 +75,6 @@ class LocalPartial:
     @ivar offer: the one that it was opened for.
     @ivar slot: where it lies.
     @param left: told when this no longer uses anything of the store.
-    @ivar _flying: ranges whose writes are in threads.
-    @ivar _unread: blocks of an earlier process that were not hashed yet.
-    @ivar _learned: digests of such blocks while no journal names them.
-    @ivar _journal: what is told to the journal; L{None} if there is none.
-    @ivar _source: what a commit that failed had given to be published.
     """
 
     def __init__(
@@ -98,18 +93,18 @@ class LocalPartial:
         self._reservation: Reservation | None = reservation
         self.slot = slot
         self._fd = slot.fd
-        self._journal: JournalWriter | None = None
+        self._journal: JournalWriter | None = None  # told what is safe
         if slot.journalFd is not None:
             self._journal = JournalWriter(parts.partials, slot, offer)
-        self._source: Source | None = None
+        self._source: Source | None = None  # what a failed commit gave to be published
         self._recorded = recorded or Recorded(offer.blockSize, offer.size)
         self.held = self._recorded.held
         self.durable = self._recorded.durable
         self.digests = self._recorded.digests
         self.epoch = 0
-        self._flying = Ranges()
-        self._unread: list[int] = []
-        self._learned: dict[int, bytes] | None = None
+        self._flying = Ranges()  # their writes are in threads
+        self._unread: list[int] = []  # blocks of an earlier process, not hashed yet
+        self._learned: dict[int, bytes] | None = None  # such that no journal names
         self._damaged: list[tuple[int, int]] = []
         self._settling: list[Deferred[Sequence[tuple[int, int]]]] = []
         self._gate: TransferError | None = None
@@ -122,33 +117,48 @@ class LocalPartial:
     # -- bytes ---------------------------------------------------------------
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> Deferred[None] | None:
-        if self._gate is not None:
-            raise self._gate
         size = len(data)
         end = offset + size
         declared = self.offer.size
         if declared is not None and end > declared:
             raise TooLarge(f'"{self.offer.name}": more bytes arrive than the {declared} announced')
-        if self.held.overlaps(offset, end) or self._flying.overlaps(offset, end):
-            raise StoreError(f'"{self.offer.name}": bytes {offset} to {end} are held already')
+        self._verifyFree(offset, end)
         assert self._reservation is not None
-        short = self.held.total + size - self._reservation.size
-        if declared is None and short > 0:
-            self._parts.reservations.grow(self._reservation, short)
+        self._parts.reservations.cover(self._reservation, size, self.held.total)
         latency = self._parts.threads.latency
         if latency.inline:
-            began = time.perf_counter()
             try:
-                self._sys.writeAll(self._fd, data, offset)
+                latency.took(timed(self._sys.writeAll, self._fd, data, offset))
             except OSError as error:
                 raise self._failed(error) from None
-            latency.took(time.perf_counter() - began)
             self._hold(offset, end)
             return None
         self._flying.add(offset, end)
         return self._job(
-            self._writeNow, offset, data, then=lambda result: self._written(result, offset, end)
+            *(timed, self._sys.writeAll, self._fd, data, offset),
+            then=lambda result: self._written(result, offset, end),
         )
+
+    def skip(self, start: int, end: int) -> Deferred[None] | None:
+        self._verifyFree(start, end)
+        try:
+            written = makeHole(self._sys, self._fd, start, end, alone=not self._flying)
+        except OSError as error:
+            raise self._failed(error) from None
+        if not written:
+            self.held.add(start, end)
+            return None
+        self._flying.add(start, end)
+        return self._job(
+            *(timed, clear, self._sys, self._fd, written),
+            then=lambda result: self._written(result, start, end),
+        )
+
+    def _verifyFree(self, start: int, end: int) -> None:
+        if self._gate is not None:
+            raise self._gate
+        if self.held.overlaps(start, end) or self._flying.overlaps(start, end):
+            raise StoreError(f'"{self.offer.name}": bytes {start} to {end} are held already')
 
     def read(self, start: int, end: int) -> Deferred[bytes]:
         if self._gate is not None:
@@ -156,10 +166,7 @@ class LocalPartial:
         if not self.held.covers(start, end):
             return fail(StoreError(f'"{self.offer.name}": bytes {start} to {end} are not held'))
         return self._job(
-            self._sys.readAll,
-            self._fd,
-            end - start,
-            start,
+            *(self._sys.readAll, self._fd, end - start, start),
             then=self._wasRead,
             run=self._parts.threads.reread,
         )
@@ -186,9 +193,7 @@ class LocalPartial:
             verifyDeclared(self.offer, offer, max(self.held.end, self._flying.end))
             assert self._reservation is not None
             assert size is not None
-            if size > self._reservation.size:
-                short = size - self._reservation.size
-                self._parts.reservations.grow(self._reservation, short)
+            self._parts.reservations.cover(self._reservation, size, 0)
             self._recorded.size = size
         self.offer = offer
         if self._journal is not None:
@@ -328,11 +333,6 @@ class LocalPartial:
             await self._job(partials.remove, self.slot, then=self._hasLeft, inline=small)
 
     # -- writing -------------------------------------------------------------
-
-    def _writeNow(self, offset: int, data: bytes | bytearray | memoryview) -> float:
-        began = time.perf_counter()
-        self._sys.writeAll(self._fd, data, offset)
-        return time.perf_counter() - began
 
     def _written(self, result: float | Failure, offset: int, end: int) -> Failure | None:
         self._flying.remove(offset, end)

@@ -42,6 +42,7 @@ from contextlib import contextmanager, suppress
 import attrs
 
 from connpool.errors import Exists, Skipped, StoreError, TransferError
+from connpool.transfer.holes import dataFrom, dataRanges
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import Offer
 from connpool.transfer.stores.caseindex import Claim
@@ -319,17 +320,26 @@ class Publisher:
             status = self._sys.fstat(fd)
             if not isFile(status) or status.st_size != source.size:
                 return False
-            offset = 0
-            while offset < source.size:
-                ours = self._sys.pread(source.fd, _CHUNK_BYTES, offset)
-                if not ours or ours != self._sys.pread(fd, len(ours), offset):
-                    return False
-                offset += len(ours)
+            if not self._sameRange(source.fd, fd, source.size):
+                return False
             if sync:
                 self._sys.fsync(fd)
             return True
         finally:
             self._sys.close(fd)
+
+    def _sameRange(self, ours: int, theirs: int, size: int) -> bool:
+        """
+        Compare two files.  A part that is a hole in both is the same.
+        """
+        at, seek = 0, self._sys.lseek
+        while (at := min(dataFrom(fd, at, size, seek) for fd in (ours, theirs))) < size:
+            count = min(_CHUNK_BYTES, size - at)
+            data = self._sys.pread(ours, count, at)
+            if not data or data != self._sys.pread(theirs, len(data), at):
+                return False
+            at += len(data)
+        return self._sys.fstat(ours).st_size >= size
 
     # -- copies
 
@@ -369,10 +379,12 @@ class Publisher:
             self._sys.close(fd)
 
     def _copy(self, source: Source, target: int, directory: Directory) -> None:
-        offset = 0
-        while data := self._sys.pread(source.fd, _CHUNK_BYTES, offset):
-            self._sys.writeAll(target, data, offset)
-            offset += len(data)
+        size = self._sys.fstat(source.fd).st_size
+        for start, end in dataRanges(source.fd, 0, size, self._sys.lseek):
+            for at in range(start, end, _CHUNK_BYTES):
+                count = min(_CHUNK_BYTES, end - at)
+                self._sys.writeAll(target, self._sys.readAll(source.fd, count, at), at)
+        self._sys.ftruncate(target, size)
         inherit(self._sys, target, self._directories.inheritance(directory), source.mode)
         status = self._sys.fstat(source.fd)
         self._sys.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

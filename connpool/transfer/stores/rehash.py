@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from connpool.transfer.digests import digestNamed
+from connpool.transfer.holes import isHole, zeroDigest
 from connpool.transfer.records import Offer
 from connpool.transfer.syscalls import Syscalls
 
@@ -53,6 +54,12 @@ def digestsOf(
         if not goesOn():
             break
         start, hasher = at, digest.new()
+        if isHole(fd, at, end, syscalls.lseek):
+            # past the end of the file it is none: nothing is there
+            there = end <= syscalls.fstat(fd).st_size
+            if there and not (end - at) & (end - at - 1):
+                found.append(zeroDigest(digest, end - at))
+                continue
         try:
             while start < end and (
                 data := syscalls.pread(fd, min(end - start, _CHUNK_BYTES), start)

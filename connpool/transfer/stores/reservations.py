@@ -161,13 +161,15 @@ class Reservation:
     @ivar size: bytes reserved.
     @ivar unwritten: bytes of it that are not on disk yet.
     @ivar quota: bytes that the principal may take.
+    @ivar sparse: whether less was announced to be written than C{size}.
     """
 
-    __slots__ = ("principal", "quota", "size", "unwritten")
+    __slots__ = ("principal", "quota", "size", "sparse", "unwritten")
 
-    def __init__(self, principal: str, quota: int | None) -> None:
+    def __init__(self, principal: str, quota: int | None, *, sparse: bool = False) -> None:
         self.principal = principal
         self.quota = quota
+        self.sparse = sparse
         self.size = self.unwritten = 0
 
 
@@ -212,6 +214,7 @@ class Reservations:
         size: int | None,
         written: int,
         suspended: Callable[[], int],
+        data: int | None = None,
     ) -> Reservation:
         """
         Reserve the bytes of a transfer.
@@ -222,14 +225,18 @@ class Reservations:
         @param written: bytes that it takes already.
         @param suspended: counts the bytes that the principal's suspended
             partials take, this one left out; called only where there is a quota.
+        @param data: bytes of C{size} that are no holes; L{None}: all.
         @raise Shortage: because the principal may not take so much
             (L{QuotaExceeded}), or the disk has not so much (L{NoSpace}).
         @raise NoInodes: because no file more can be made.
         """
-        reservation = Reservation(principal, self._quota if quota is None else quota)
         size = written if size is None else size
+        due = size if data is None else min(size, data)
+        reservation = Reservation(
+            principal, self._quota if quota is None else quota, sparse=due < size
+        )
         others = 0 if reservation.quota is None else suspended()
-        self._take(reservation, size, max(0, size - written), others)
+        self._take(reservation, size, max(0, due - written), others)
         return reservation
 
     def foresee(
@@ -241,6 +248,7 @@ class Reservations:
         suspended: int,
         *,
         whole: bool,
+        data: int | None = None,
     ) -> None:
         """
         Tell what L{reserve} would say, and reserve nothing.
@@ -248,6 +256,7 @@ class Reservations:
         @param ahead: bytes that others are going to take of the disk before.
         @param suspended: bytes of partials that would be removed if need be.
         @param whole: whether it comes in one piece, which no quota is about.
+        @param data: as in L{reserve}.
         @raise QuotaExceeded, NoSpace: why it would not be taken.
         """
         reservation = Reservation(principal, self._quota if quota is None else quota)
@@ -260,7 +269,8 @@ class Reservations:
             others = self._others()
         try:
             # what is suspended may go: it is not counted, and it is room
-            self._check(reservation, size, size + ahead - suspended, 0, others)
+            due = size if data is None else min(size, data)
+            self._check(reservation, size, due + ahead - suspended, 0, others)
         except Shortage as short:
             raise short.why from None
 
@@ -271,21 +281,37 @@ class Reservations:
 
     def grow(self, reservation: Reservation, size: int) -> None:
         """
-        Reserve at least C{size} bytes more for a file whose size is not known.
+        Reserve at least C{size} bytes more for a file whose size is not known; for one with
+        holes, which has its size, space on disk.
 
         @raise QuotaExceeded, NoSpace: if it may not.
         """
         step = max(self._step(reservation), size)
+        counts = not reservation.sparse
         try:
             try:
-                self._take(reservation, step, step, 0)
+                self._take(reservation, step * counts, step, 0)
             except Shortage:
                 # what is there may be enough
-                self._take(reservation, size, size, 0)
+                self._take(reservation, size * counts, size, 0)
         except Shortage as short:
             raise short.why from None
         except OSError as error:
             raise asTransferError(error, "reserving space") from None
+
+    def cover(self, reservation: Reservation, size: int, held: int) -> None:
+        """
+        Have enough for C{size} bytes that are about to be written.
+
+        @param held: bytes that the transfer holds.
+        @raise QuotaExceeded, NoSpace: as L{grow}.
+        """
+        if reservation.sparse:
+            short = size - reservation.unwritten
+        else:
+            short = held + size - reservation.size
+        if short > 0:
+            self.grow(reservation, short)
 
     def wrote(self, reservation: Reservation, size: int) -> None:
         """

@@ -117,6 +117,7 @@ class Type(enum.IntEnum):
     CANCEL = 0x1C
     DIRECTORY = 0x1D
     PUTS = 0x1E
+    HOLE = 0x1F
 
 
 @attrs.frozen
@@ -160,6 +161,7 @@ BOUNDS: dict[int, Bounds] = {
     Type.CANCEL: Bounds(1024),
     Type.DIRECTORY: Bounds(MAX_CONTROL_BYTES),
     Type.PUTS: Bounds(MAX_CONTROL_BYTES, MAX_BATCH_BYTES),
+    Type.HOLE: Bounds(64),
 }
 
 _NAMES = {kind.value: kind for kind in Type}

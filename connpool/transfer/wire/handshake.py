@@ -27,7 +27,8 @@ VERSIONS = (1,)
 #: asked for as the highest that can be reached.  C{earlier}: a receipt that an earlier
 #: offer got says so, and whether the file is there still.  C{directories}: the receiver
 #: makes directories and sets their times.  C{puts}: many small files come in one frame.
-CAPABILITIES = ("join", "best", "earlier", "directories", "puts")
+#: C{holes}: ranges of zeros are told, and stored as holes.
+CAPABILITIES = ("join", "best", "earlier", "directories", "puts", "holes")
 
 
 @attrs.frozen

@@ -16,6 +16,25 @@ import msgspec
 from msgspec import Meta
 
 from connpool.errors import ProtocolError, Skipped, TransferError
+from connpool.transfer.wire.fields import (
+    Array,
+    AskedDurability,
+    BlockNumber,
+    BlockSize,
+    DigestBytes,
+    Durability,
+    Extension,
+    Extensions,
+    Id,
+    IfExists,
+    Line,
+    Message,
+    Name,
+    Nanoseconds,
+    Secret,
+    Size,
+    Word,
+)
 from connpool.transfer.wire.frames import MAX_SMALL_BYTES, Frame, Type, frame
 
 if TYPE_CHECKING:
@@ -24,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH_FILES",
+    "DATA_BYTES",
     "MESSAGES",
     "ROOT",
     "TIME",
@@ -40,6 +60,7 @@ __all__ = [
     "Extension",
     "Goaway",
     "Hello",
+    "Hole",
     "Join",
     "Joined",
     "OfferMessage",
@@ -54,6 +75,8 @@ __all__ = [
     "Repair",
     "Revoke",
     "carryTime",
+    "dataBytesIn",
+    "dataBytesOf",
     "decode",
     "encode",
     "extensionOf",
@@ -69,50 +92,13 @@ ROOT = "root"
 #: Name of the extension of C{OFFER} and C{PUT} that has a modification time
 #: beyond 64 bits of nanoseconds: seconds and nanoseconds, 12 bytes.
 TIME = "time"
+#: Name of the extension of C{OFFER} that says how many bytes of a file with holes are data.
+DATA_BYTES = "data"
 #: Files of one C{PUTS}.
 BATCH_FILES = 512
 
-Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Word = Annotated[str, Meta(max_length=64)]
-Line = Annotated[str, Meta(max_length=1024)]
-Name = Annotated[bytes, Meta(max_length=49_152)]
-Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
-Secret = Annotated[bytes, Meta(min_length=32, max_length=32)]
-DigestBytes = Annotated[bytes, Meta(min_length=16, max_length=64)]
-BlockNumber = Annotated[int, Meta(ge=0, le=65_535)]
-#: Nanoseconds since the epoch; before it is allowed.
-Nanoseconds = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-BlockSize = Annotated[int, Meta(ge=1 << 12, le=1 << 47)]
-IfExists = Literal["", "rename", "replace", "refuse", "skip"]
-Durability = Literal["none", "data", "full"]
-#: C{best} needs the capability of that name.
-AskedDurability = Literal["none", "data", "full", "best"]
 
-
-class _Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    pass
-
-
-class Extension(_Array, frozen=True):
-    """
-    An addition to a message, which a version that does not know it ignores.
-
-    @ivar critical: a peer that does not know C{name} must refuse the message.
-    """
-
-    name: Word
-    critical: bool
-    value: Annotated[bytes, Meta(max_length=4096)]
-
-
-Extensions = Annotated[tuple[Extension, ...], Meta(max_length=16)]
-
-
-class _Message(_Array, frozen=True):
-    pass
-
-
-class ReceiverLimits(_Array, frozen=True):
+class ReceiverLimits(Array, frozen=True):
     """
     The limits of a receiver.
 
@@ -132,7 +118,7 @@ class ReceiverLimits(_Array, frozen=True):
     idle: Annotated[int, Meta(ge=1, le=86_400)]
 
 
-class Hello(_Message, frozen=True):
+class Hello(Message, frozen=True):
     """
     The first frame of both sides.
 
@@ -150,7 +136,7 @@ class Hello(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Auth(_Message, frozen=True):
+class Auth(Message, frozen=True):
     """
     The identity of the sender, and the hash of the two C{HELLO}s as it saw them.
     """
@@ -165,7 +151,7 @@ class Auth(_Message, frozen=True):
         return f"Auth({self.method!r}, {self.user!r})"
 
 
-class Ready(_Message, frozen=True):
+class Ready(Message, frozen=True):
     """
     The session exists.
     """
@@ -177,7 +163,7 @@ class Ready(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Join(_Message, frozen=True):
+class Join(Message, frozen=True):
     """
     This connection carries data for the session that has C{ticket}.
     """
@@ -186,11 +172,11 @@ class Join(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Joined(_Message, frozen=True):
+class Joined(Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Ping(_Message, frozen=True):
+class Ping(Message, frozen=True):
     """
     A sign of life, or as C{PONG} its answer.
     """
@@ -218,7 +204,7 @@ def slowIn(ping: Ping) -> str:
     return ""
 
 
-class Goaway(_Message, frozen=True):
+class Goaway(Message, frozen=True):
     """
     Begin nothing new here; what runs may end.
     """
@@ -227,7 +213,7 @@ class Goaway(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Error(_Message, frozen=True):
+class Error(Message, frozen=True):
     """
     The session is over.
     """
@@ -237,7 +223,7 @@ class Error(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Put(_Message, frozen=True):
+class Put(Message, frozen=True):
     """
     A whole small file.
     """
@@ -253,7 +239,7 @@ class Put(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Entry(_Array, frozen=True):
+class Entry(Array, frozen=True):
     """
     One file of L{Puts}; the fields are those of L{Put}.
 
@@ -269,7 +255,7 @@ class Entry(_Array, frozen=True):
     executable: bool = False
 
 
-class Puts(_Message, frozen=True):
+class Puts(Message, frozen=True):
     """
     Whole small files, one after the other in the data part.  The first has the stream of
     the frame, the others those that follow.  Only for a receiver that has the capability
@@ -282,7 +268,7 @@ class Puts(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class OfferMessage(_Message, frozen=True):
+class OfferMessage(Message, frozen=True):
     """
     C{OFFER}: a file that comes in C{DATA} frames.
 
@@ -304,7 +290,7 @@ class OfferMessage(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Accept(_Message, frozen=True):
+class Accept(Message, frozen=True):
     """
     The file is taken; send it.
 
@@ -318,7 +304,7 @@ class Accept(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Reject(_Message, frozen=True):
+class Reject(Message, frozen=True):
     """
     The file will not be taken, or not any more.
     """
@@ -329,12 +315,23 @@ class Reject(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Data(_Message, frozen=True):
+class Data(Message, frozen=True):
     offset: Size
     extensions: Extensions = ()
 
 
-class Digests(_Message, frozen=True):
+class Hole(Message, frozen=True):
+    """
+    A range of zeros, in the place of C{DATA}: whole blocks, or a part of one.  Only for a
+    receiver that has the capability C{holes}.
+    """
+
+    offset: Size
+    length: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    extensions: Extensions = ()
+
+
+class Digests(Message, frozen=True):
     """
     Digests of the blocks from C{first} on, in the data part.
     """
@@ -343,7 +340,7 @@ class Digests(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Repair(_Message, frozen=True):
+class Repair(Message, frozen=True):
     """
     Blocks that are wrong or missing, as u32 in the data part: send them again.
     """
@@ -351,7 +348,7 @@ class Repair(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Revoke(_Message, frozen=True):
+class Revoke(Message, frozen=True):
     """
     Blocks that the receiver holds and the source does not have (any more).
     """
@@ -359,13 +356,13 @@ class Revoke(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Commit(_Message, frozen=True):
+class Commit(Message, frozen=True):
     size: Size
     root: DigestBytes
     extensions: Extensions = ()
 
 
-class Progress(_Message, frozen=True):
+class Progress(Message, frozen=True):
     """
     The state of a file at the receiver.
 
@@ -380,7 +377,7 @@ class Progress(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Ack(_Message, frozen=True):
+class Ack(Message, frozen=True):
     """
     Small files that are stored under the name they asked for.
 
@@ -397,7 +394,7 @@ class Ack(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class ReceiptMessage(_Message, frozen=True):
+class ReceiptMessage(Message, frozen=True):
     """
     C{RECEIPT}: a file is stored; the fields are those of a receipt.
     """
@@ -414,7 +411,7 @@ class ReceiptMessage(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Directory(_Message, frozen=True):
+class Directory(Message, frozen=True):
     """
     A directory, after all that is in it was answered.  Only for a receiver that has the
     capability C{directories}.
@@ -428,7 +425,7 @@ class Directory(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Cancel(_Message, frozen=True):
+class Cancel(Message, frozen=True):
     """
     The sender gives this file up.
 
@@ -440,7 +437,7 @@ class Cancel(_Message, frozen=True):
     extensions: Extensions = ()
 
 
-MESSAGES: dict[Type, type[_Message]] = {
+MESSAGES: dict[Type, type[Message]] = {
     Type.HELLO: Hello,
     Type.AUTH: Auth,
     Type.READY: Ready,
@@ -465,9 +462,11 @@ MESSAGES: dict[Type, type[_Message]] = {
     Type.CANCEL: Cancel,
     Type.DIRECTORY: Directory,
     Type.PUTS: Puts,
+    Type.HOLE: Hole,
 }
 
 _TIME = struct.Struct(">qI")
+_COUNT = struct.Struct(">Q")
 _decoders = {kind: msgspec.msgpack.Decoder(message) for kind, message in MESSAGES.items()}
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -495,6 +494,23 @@ def timeOf(message: Put | OfferMessage) -> int | None:
     return message.modified
 
 
+def dataBytesOf(count: int) -> Extension:
+    """
+    Say in an C{OFFER} that no more than C{count} bytes are data.
+    """
+    return Extension(DATA_BYTES, False, _COUNT.pack(count))
+
+
+def dataBytesIn(message: OfferMessage) -> int | None:
+    """
+    @return: the bytes that L{dataBytesOf} was given; L{None} if nothing is said.
+    """
+    value = extensionOf(message, DATA_BYTES)
+    if value is None or len(value) != _COUNT.size:
+        return None
+    return int(_COUNT.unpack(value)[0])
+
+
 def decode(received: Frame) -> Any:
     """
     The message in a frame.
@@ -514,7 +530,7 @@ def decode(received: Frame) -> Any:
     return message
 
 
-def encode(kind: Type, stream: int, message: _Message, length: int = 0) -> bytes:
+def encode(kind: Type, stream: int, message: Message, length: int = 0) -> bytes:
     """
     Header and control part of a frame whose data part has C{length} bytes.
     """

@@ -22,8 +22,18 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from connpool.errors import Busy, ConflictTakeover, Exists, Skipped, StoreError, TooLarge
-from connpool.interfaces import IBatchStore, IDirectoryStore, IFileStore, IPartial, IPartialHolder
+from connpool.interfaces import (
+    IBatchStore,
+    IDirectoryStore,
+    IFileStore,
+    IPartial,
+    IPartialHolder,
+    ISparsePartial,
+    ISparseStore,
+)
 from connpool.transfer import RelativeName
+from connpool.transfer.digests import DIGESTS
+from connpool.transfer.holes import zeroDigest
 from connpool.transfer.stores import LocalStore, MemoryStore
 from connpool.transfer.syscalls import VOLATILE
 from tests.helpers.waiting import assertNoResult, bounded
@@ -797,3 +807,41 @@ async def test_aNeighbourOfADirectory(tested):
         await directory(tested, "logs/a")
     await bounded(settled(tested.store.put(offer("Logs/x"), b"x", None)))
     assert tested.files() == {"Logs/x": b"x"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_holesAreZerosThatNobodyWrote(tested):
+    verifyObject(ISparseStore, tested.store)
+    size = 9 * BLOCK + 5
+    partial = await bounded(
+        tested.store.open(offer(size=size, dataBytes=BLOCK, resumeKey=b"r" * 32))
+    )
+    verifyObject(ISparsePartial, partial)
+    await settled(partial.write(2 * BLOCK, b"x" * BLOCK))
+    await settled(partial.write(5 * BLOCK, b"y" * BLOCK))
+    partial.discard(5 * BLOCK, 6 * BLOCK)
+    for start, end in [(0, BLOCK), (BLOCK, 2 * BLOCK), (3 * BLOCK, size)]:
+        await settled(partial.skip(start, end))
+    with pytest.raises(StoreError):
+        partial.skip(BLOCK, 3 * BLOCK)
+    with pytest.raises(StoreError):
+        partial.write(BLOCK, b"z")
+    assert list(partial.held) == [(0, size)]
+    receipt = await bounded(partial.commit(b"\2" * 32))
+    assert (receipt.size, receipt.status) == (size, "stored")
+    assert tested.files() == {"report.txt": bytes(2 * BLOCK) + b"x" * BLOCK + bytes(6 * BLOCK + 5)}
+
+
+@pytest_twisted.ensureDeferred
+async def test_holesThatWereRecordedAreHeldAgain(tested):
+    asked = offer(size=9 * BLOCK, dataBytes=0, resumeKey=b"r" * 32)
+    partial = await bounded(tested.store.open(asked))
+    await settled(partial.skip(0, 9 * BLOCK))
+    for block in range(9):
+        partial.record(block, zeroDigest(DIGESTS[asked.digest], BLOCK))
+    await bounded(partial.suspend())
+    again = await bounded(tested.store.open(asked))
+    assert list(again.held) == [(0, 9 * BLOCK)]
+    assert await bounded(again.settled()) == []
+    await bounded(again.commit(b"\2" * 32))
+    assert tested.files() == {"report.txt": bytes(9 * BLOCK)}
