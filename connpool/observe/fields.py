@@ -12,7 +12,8 @@ import inspect
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import attrs
 
@@ -88,6 +89,8 @@ def _annotation(attribute: Any) -> str:
     The name an annotation begins with; modules of ours hold theirs as text.
     """
     text = attribute.type
+    if get_origin(text) in {Union, UnionType}:  # some have a __name__, by the version of Python
+        text = next(each for each in get_args(text) if each is not NoneType)
     if not isinstance(text, str):
         text = getattr(text, "__name__", str(text))
     return re.split(r"[\[| ]", text)[0].rpartition(".")[2]

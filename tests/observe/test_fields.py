@@ -1,7 +1,7 @@
 import pkgutil
 from collections import Counter
 from importlib import import_module
-from typing import ClassVar
+from typing import ClassVar, Optional
 
 import attrs
 import pytest
@@ -54,6 +54,7 @@ class Made:
     errors: Counter[str]
     idleSeconds: float | None
     busySeconds: float
+    waitSeconds: Optional[float]  # noqa: UP045 - as others write it
     dial: Histogram
     peer: object
     anything = 3
@@ -61,7 +62,7 @@ class Made:
 
 def test_thirdPartySnapshots():
     fields = {field.attribute: field for field in describeFields("My-Thing", Made)}
-    assert set(fields) == {"up", "errors", "idleSeconds", "busySeconds", "dial"}
+    assert set(fields) == {"up", "errors", "idleSeconds", "busySeconds", "waitSeconds", "dial"}
     assert fields["up"].help == "True while it works; see up"
     assert fields["up"].type == "gauge"
     assert fields["errors"].label == "reason"
@@ -73,13 +74,14 @@ def test_thirdPartySnapshots():
 
 
 def test_valuesThatAreNotWhatTheirAnnotationSays():
-    made = Made("yes", {"a": 1, "b": "2", 3: 4}, None, 0, object(), None)
+    made = Made("yes", {"a": 1, "b": "2", 3: 4}, None, 0, 1.5, object(), None)
     values = {field.attribute: field.read(made) for field in describeFields("thing", Made)}
     assert values == {
         "up": None,
         "errors": {"a": 1, "3": 4},
         "idleSeconds": None,
         "busySeconds": 0,
+        "waitSeconds": 1.5,
         "dial": None,
     }
 
