@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -135,49 +136,50 @@ class Floor(Peer):
             idle.append(one)
 
 
-class TwistedQueue(Peer):
+class Queue(Peer):
+    """
+    A queue of idle ones: what programs use for want of a pool.
+    """
+
+    queue: Any
+    #: puts one back
+    back: Callable[[Stub], object]
+
+    async def start(self) -> None:
+        for _ in range(self.size):
+            self.back(Stub())
+
+    @asynccontextmanager
+    async def use(self) -> Any:
+        one = await self.queue.get()
+        try:
+            yield one
+        finally:
+            self.back(one)
+
+    async def cycles(self, count: int) -> None:
+        for _ in range(count):
+            one = await self.queue.get()
+            self.back(one)
+
+
+class TwistedQueue(Queue):
     name = "DeferredQueue"
     twisted = True
 
     async def start(self) -> None:
-        self.queue: DeferredQueue[Any] = DeferredQueue()
-        for _ in range(self.size):
-            self.queue.put(Stub())
-
-    @asynccontextmanager
-    async def use(self) -> Any:
-        one = await self.queue.get()
-        try:
-            yield one
-        finally:
-            self.queue.put(one)
-
-    async def cycles(self, count: int) -> None:
-        for _ in range(count):
-            one = await self.queue.get()
-            self.queue.put(one)
+        self.queue = DeferredQueue()
+        self.back = self.queue.put
+        await super().start()
 
 
-class AsyncioQueue(Peer):
+class AsyncioQueue(Queue):
     name = "asyncio.Queue"
 
     async def start(self) -> None:
-        self.queue: asyncio.Queue[Any] = asyncio.Queue()
-        for _ in range(self.size):
-            self.queue.put_nowait(Stub())
-
-    @asynccontextmanager
-    async def use(self) -> Any:
-        one = await self.queue.get()
-        try:
-            yield one
-        finally:
-            self.queue.put_nowait(one)
-
-    async def cycles(self, count: int) -> None:
-        for _ in range(count):
-            one = await self.queue.get()
-            self.queue.put_nowait(one)
+        self.queue = asyncio.Queue()
+        self.back = self.queue.put_nowait
+        await super().start()
 
 
 class AsyncioConnectionPool(Peer):

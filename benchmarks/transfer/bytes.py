@@ -24,7 +24,6 @@ from benchmarks.transfer.others import (
     TarNetcat,
 )
 from benchmarks.transfer.ours import Classic, Ours, OursTLS
-from benchmarks.transfer.sources import FileSource, TreeSource
 from benchmarks.transfer.tools import COLUMNS, MEMORY, START, Place, Tool, net, netCPU, whole
 
 __all__ = ["PER_FILE", "durable", "large", "small", "started", "tls"]
@@ -46,8 +45,7 @@ def large(setup: Setup) -> Iterator[Section]:
     One large file in memory.
     """
     with setup.work(setup.memory) as work, ExitStack() as stack:
-        size = setup.large << 20
-        place = Place(work, FileSource(work / "file", size), FileSource(work / "tiny", 1))
+        place = Place.file(work, setup.large)
         tools = [
             RawSockets("raw sockets", place),
             Nginx("nginx PUT + curl", place),
@@ -82,8 +80,7 @@ def tls(setup: Setup) -> Iterator[Section]:
     One large file within TLS.
     """
     with setup.work(setup.memory) as work, ExitStack() as stack:
-        size = setup.large << 20
-        place = Place(work, FileSource(work / "file", size), FileSource(work / "tiny", 1))
+        place = Place.file(work, setup.large)
         tools = [NginxTLS("nginx PUT + curl, TLS", place), OursTLS("ours, BLAKE3, TLS", place)]
         bars = [versus("ours, BLAKE3, TLS", "nginx PUT + curl, TLS", 0.65, net, stretch=0.75)]
         title = f"One file of {setup.large:,} MiB in memory, TLS 1.3"
@@ -110,7 +107,7 @@ def small(setup: Setup) -> Iterator[Section]:
     Many small files in memory.
     """
     with setup.work(setup.memory) as work, ExitStack() as stack:
-        place = Place(work, TreeSource(work / "tree", setup.small), TreeSource(work / "tiny", 1))
+        place = Place.tree(work, setup.small)
         tools = [
             Rsync("rsync daemon", place),
             Ours("ours", place),
@@ -131,11 +128,7 @@ def durable(setup: Setup) -> Iterator[Section]:
     """
     count = max(setup.small // 5, 1)
     with setup.work(setup.disk) as work, ExitStack() as stack:
-        place = Place(
-            *(work, TreeSource(work / "tree", count), TreeSource(work / "tiny", 1)),
-            full=True,
-            keep=True,
-        )
+        place = Place.tree(work, count, full=True)
         tools = [Rsync("rsync --fsync", place), Ours("ours, full", place)]
         bars = [versus("ours, full", "rsync --fsync", 2.0, net, stretch=3.0)]
         title = (

@@ -4,7 +4,6 @@ What is used to send files otherwise.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 import shutil
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import CHECKOUT
-from benchmarks.transfer.ours import writeCertificate
-from benchmarks.transfer.tools import OneShot, Tool
+from benchmarks.transfer.tools import Certified, OneShot, Tool
 
 __all__ = [
     "Ftp",
@@ -137,20 +135,15 @@ class Nginx(Tool):
         return []
 
 
-class NginxTLS(Nginx):
+class NginxTLS(Certified, Nginx):
     """
     The same within TLS 1.3.
     """
 
     scheme = "https"
 
-    def missing(self) -> str | None:
-        if importlib.util.find_spec("trustme") is None:
-            return "the package trustme, which makes certificates, is not installed"
-        return super().missing()
-
     def prepare(self) -> None:
-        writeCertificate(self.work)
+        super().prepare()
         pem = f"{self.work}/server.pem"
         self.listen = (
             f"ssl; ssl_protocols TLSv1.3; ssl_certificate {pem}; ssl_certificate_key {pem}"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.transfer.tools import Place, Tool
+from benchmarks.transfer.tools import Certified, Place, Tool
 
 __all__ = ["Classic", "Ours", "OursTLS", "sendCommand", "serviceCommand"]
 
@@ -77,18 +77,10 @@ class Classic(Ours):
         return sendCommand(*self.to(), "--protocol", "classic", source)
 
 
-class OursTLS(Ours):
+class OursTLS(Certified, Ours):
     """
     Native within TLS.
     """
-
-    def missing(self) -> str | None:
-        if importlib.util.find_spec("trustme") is None:
-            return "the package trustme, which makes certificates, is not installed"
-        return super().missing()
-
-    def prepare(self) -> None:
-        writeCertificate(self.work)
 
     def listen(self) -> str:
         pem = f"certificate={self.work}/server.pem:privateKey={self.work}/server.pem"
@@ -96,15 +88,3 @@ class OursTLS(Ours):
 
     def to(self) -> list[str]:
         return [f"tls:127.0.0.1:{self.port}", "--ca", f"{self.work}/ca.pem"]
-
-
-def writeCertificate(where: Path) -> None:
-    """
-    Write C{server.pem}, with its key, and the C{ca.pem} that it can be checked with.
-    """
-    import trustme
-
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(where / "ca.pem"))
-    certificate = authority.issue_cert("127.0.0.1", "localhost")
-    certificate.private_key_and_cert_chain_pem.write_to_path(str(where / "server.pem"))

@@ -8,8 +8,8 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import attrs
@@ -19,10 +19,9 @@ from benchmarks.section import Column, Figures, Section, Wanted
 from benchmarks.setup import Setup
 from benchmarks.spread import ratios
 from benchmarks.transfer.ours import Ours
-from benchmarks.transfer.sources import FileSource
 from benchmarks.transfer.tools import Place, Tool, net, whole
 
-__all__ = ["connections", "crowd", "memory"]
+__all__ = ["beside", "connections", "crowd", "memory"]
 
 _MIB = 1 << 20
 _SECONDS = 30.0
@@ -92,16 +91,41 @@ class _Beside:
 
     name: str
     tool: Tool
-    count: int
+    crowd: Callable[[], AbstractContextManager[object]]
 
     def missing(self) -> str | None:
         return self.tool.missing()
 
     def once(self) -> dict[str, float]:
-        with idleClients(self.tool.port, self.count):
+        with self.crowd():
             figures = self.tool.once()
         time.sleep(0.2)  # they leave
         return figures
+
+
+def beside(
+    tool: Tool, crowd: Callable[[], AbstractContextManager[object]], title: str, others: str
+) -> Section:
+    """
+    Return the section about a file alone, and beside clients.
+
+    @param crowd: lets the clients come, and go.
+    @param others: the clients, in words.
+    """
+    rows = [
+        _Beside("ours, alone", tool, nullcontext),
+        _Beside(f"ours, beside {others}", tool, crowd),
+    ]
+    bars = [
+        Wanted(
+            f"time beside {others} / alone",
+            *((rows[1].name, rows[0].name), lambda a, b: ratios(net(a), net(b)), 1.05),
+            atMost=True,
+            unit="x",
+        )
+    ]
+    columns = (Column("s", net), Column("whole command s", whole))
+    return Section(title, rows, columns, bars)
 
 
 class _Patient(Ours):
@@ -120,24 +144,13 @@ def crowd(setup: Setup) -> Iterator[Section]:
     """
     A large file beside idle clients.
     """
-    with setup.work(setup.memory) as work:
-        file = FileSource(work / "file", setup.large << 20)
-        place = Place(work, file, FileSource(work / "tiny", 1))
-        with _Patient("ours", place) as tool:
-            count = 30 if setup.quick else 300
-            alone, beside = "ours, alone", f"ours, beside {count} idle clients"
-            rows = [_Beside(alone, tool, 0), _Beside(beside, tool, count)]
-            bars = [
-                Wanted(
-                    f"time beside {count} idle clients / alone",
-                    *((beside, alone), lambda a, b: ratios(net(a), net(b)), 1.05),
-                    atMost=True,
-                    unit="x",
-                )
-            ]
-            columns = (Column("s", net), Column("whole command s", whole))
-            title = f"One file of {setup.large:,} MiB beside idle clients"
-            yield Section(title, rows, columns, bars)
+    count = 30 if setup.quick else 300
+    with (
+        setup.work(setup.memory) as work,
+        _Patient("ours", Place.file(work, setup.large)) as tool,
+    ):
+        title = f"One file of {setup.large:,} MiB beside idle clients"
+        yield beside(tool, lambda: idleClients(tool.port, count), title, f"{count} idle clients")
 
 
 @attrs.frozen
@@ -191,10 +204,8 @@ def connections(setup: Setup) -> Iterator[Section]:
     """
     count = _affordable(500 if setup.quick else 10_000)
     with setup.work(setup.memory) as work:
-        file = FileSource(work / "file", max(setup.large // 8, 1) << 20)
-        row = _Connections(
-            f"ours, {count:,} idle", Place(work, file, FileSource(work / "tiny", 1)), count
-        )
+        place = Place.file(work, max(setup.large // 8, 1))
+        row = _Connections(f"ours, {count:,} idle", place, count)
         columns = (
             Column("KiB each", lambda row: row["each"], "{:.1f}"),
             Column("a file alone s", lambda row: row["alone"]),
@@ -256,8 +267,7 @@ def memory(setup: Setup) -> Iterator[Section]:
     The memory of the service.
     """
     with setup.work(setup.memory) as work:
-        file = FileSource(work / "file", max(setup.large // 4, 1) << 20)
-        row = _Memory("ours, filerecv", Place(work, file, FileSource(work / "tiny", 1)), 8)
+        row = _Memory("ours, filerecv", Place.file(work, max(setup.large // 4, 1)), 8)
         columns = (
             Column("idle MiB", lambda row: row["idle"], "{:.1f}"),
             Column("at most with one transfer MiB", lambda row: row["one"], "{:.1f}"),

@@ -4,6 +4,7 @@ Contestants that send files: a receiver, and a command that sends to it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import time
@@ -17,9 +18,20 @@ import attrs
 from benchmarks.machine import fileSystemOf
 from benchmarks.processes import Failed, Running, Spent, cpuOf, freePort, residentOf, run
 from benchmarks.section import Column, Figures
-from benchmarks.transfer.sources import Source, same
+from benchmarks.transfer.sources import FileSource, Source, TreeSource, same
 
-__all__ = ["COLUMNS", "MEMORY", "START", "OneShot", "Place", "Tool", "net", "netCPU", "whole"]
+__all__ = [
+    "COLUMNS",
+    "MEMORY",
+    "START",
+    "Certified",
+    "OneShot",
+    "Place",
+    "Tool",
+    "net",
+    "netCPU",
+    "whole",
+]
 
 _ARRIVE_SECONDS = 10.0
 
@@ -40,6 +52,21 @@ class Place:
     tiny: Source
     full: bool = False
     keep: bool = False
+
+    @classmethod
+    def file(cls, work: Path, mebibytes: int) -> Self:
+        """
+        Return the place of one file.
+        """
+        return cls(work, FileSource(work / "file", mebibytes << 20), FileSource(work / "tiny", 1))
+
+    @classmethod
+    def tree(cls, work: Path, files: int, *, full: bool = False) -> Self:
+        """
+        Return the place of a tree of small files; with C{full}, they are synced and stay.
+        """
+        tree, tiny = TreeSource(work / "tree", files), TreeSource(work / "tiny", 1)
+        return cls(work, tree, tiny, full=full, keep=full)
 
 
 class Tool:
@@ -168,6 +195,25 @@ class Tool:
                 if time.monotonic() > end:
                     raise Failed(f"{self.name}: {e}") from None
             time.sleep(0.02)
+
+
+class Certified(Tool):
+    """
+    A tool that needs C{server.pem}, with its key, and the C{ca.pem} that signed it.
+    """
+
+    def missing(self) -> str | None:
+        if importlib.util.find_spec("trustme") is None:
+            return "the package trustme, which makes certificates, is not installed"
+        return super().missing()
+
+    def prepare(self) -> None:
+        import trustme
+
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(self.work / "ca.pem"))
+        certificate = authority.issue_cert("127.0.0.1", "localhost")
+        certificate.private_key_and_cert_chain_pem.write_to_path(str(self.work / "server.pem"))
 
 
 class OneShot(Tool):

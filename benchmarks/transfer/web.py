@@ -5,10 +5,8 @@ Sections about files that come by HTTP.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import attrs
 
@@ -16,11 +14,10 @@ from benchmarks.machine import fileSystemOf
 from benchmarks.processes import Failed, Running, residentOf
 from benchmarks.section import Column, Section, Wanted, versus
 from benchmarks.setup import Setup
-from benchmarks.spread import ratios
 from benchmarks.transfer.bytes import PER_FILE, started
 from benchmarks.transfer.others import Nginx, NginxTLS
-from benchmarks.transfer.sources import FileSource, TreeSource
-from benchmarks.transfer.tools import COLUMNS, Place, net, whole
+from benchmarks.transfer.service import beside
+from benchmarks.transfer.tools import COLUMNS, Place, net
 from benchmarks.transfer.webtools import (
     Copyparty,
     FsyncLoop,
@@ -40,10 +37,6 @@ _UPLOADS = 8
 _IDLE, _HALF = 300, 100
 
 
-def _filePlace(work: Path, size: int) -> Place:
-    return Place(work, FileSource(work / "file", size), FileSource(work / "tiny", 1))
-
-
 @contextmanager
 def web(setup: Setup) -> Iterator[Section]:
     """
@@ -52,7 +45,7 @@ def web(setup: Setup) -> Iterator[Section]:
     if setup.install:
         installTus()
     with setup.work(setup.memory) as work, ExitStack() as stack:
-        place = _filePlace(work, setup.large << 20)
+        place = Place.file(work, setup.large)
         tools = [
             Nginx("nginx PUT", place),
             Put("ours, PUT", place),
@@ -76,7 +69,7 @@ def webTLS(setup: Setup) -> Iterator[Section]:
     One large file by PUT within TLS.
     """
     with setup.work(setup.memory) as work, ExitStack() as stack:
-        place = _filePlace(work, setup.large << 20)
+        place = Place.file(work, setup.large)
         tools = [NginxTLS("nginx PUT, TLS", place), PutTLS("ours, PUT, TLS", place)]
         bars = [versus("ours, PUT, TLS", "nginx PUT, TLS", 0.8, net)]
         title = f"One file of {setup.large:,} MiB in memory, from curl, TLS 1.3"
@@ -89,7 +82,7 @@ def webDisk(setup: Setup) -> Iterator[Section]:
     One large file by PUT on a disk, for copyparty, which takes no tmpfs.
     """
     with setup.work(setup.disk) as work, ExitStack() as stack:
-        place = _filePlace(work, setup.large << 20)
+        place = Place.file(work, setup.large)
         tools = [Copyparty("copyparty PUT", place), Put("ours, PUT", place)]
         bars = [versus("ours, PUT", "copyparty PUT", 2.0, net)]
         title = f"One file of {setup.large:,} MiB on {fileSystemOf(work)}, from curl, not synced"
@@ -103,7 +96,7 @@ def webSmall(setup: Setup) -> Iterator[Section]:
     """
     count = max(setup.small // 10, 1)
     with setup.work(setup.memory) as work, ExitStack() as stack:
-        place = Place(work, TreeSource(work / "tree", count), TreeSource(work / "tiny", 1))
+        place = Place.tree(work, count)
         tools = [NginxTree("nginx PUT", place), Put("ours, PUT", place)]
         bars = [versus("ours, PUT", "nginx PUT", 0.5, net)]
         title = f"{count:,} files of 4 KiB in memory, from one curl over one connection"
@@ -117,11 +110,7 @@ def webDurable(setup: Setup) -> Iterator[Section]:
     """
     count = max(setup.small // 10, 1)
     with setup.work(setup.disk) as work, ExitStack() as stack:
-        place = Place(
-            *(work, TreeSource(work / "tree", count), TreeSource(work / "tiny", 1)),
-            full=True,
-            keep=True,
-        )
+        place = Place.tree(work, count, full=True)
         loop, ours = "write, fsync, rename", "ours, PUT, full"
         tools = [FsyncLoop(loop, place), Put(ours, place, connections=16)]
         title = f"{count:,} files of 4 KiB on {fileSystemOf(work)}, synced, from curl"
@@ -151,27 +140,6 @@ def _crowd(port: int, idle: int, half: int) -> Iterator[None]:
         yield
 
 
-@attrs.frozen
-class _Beside:
-    """
-    A file that is sent beside clients that do nothing.
-    """
-
-    name: str
-    tool: Put
-    idle: int
-    half: int
-
-    def missing(self) -> str | None:
-        return self.tool.missing()
-
-    def once(self) -> dict[str, float]:
-        with _crowd(self.tool.port, self.idle, self.half):
-            figures = self.tool.once()
-        time.sleep(0.2)  # they leave
-        return figures
-
-
 @contextmanager
 def webIdle(setup: Setup) -> Iterator[Section]:
     """
@@ -179,21 +147,11 @@ def webIdle(setup: Setup) -> Iterator[Section]:
     """
     with setup.work(setup.memory) as work, ExitStack() as stack:
         limit = str(2 * (_IDLE + _HALF))
-        tool = Put("ours, PUT", _filePlace(work, setup.large << 20), "--max-connections", limit)
+        tool = Put("ours, PUT", Place.file(work, setup.large), "--max-connections", limit)
         started(stack, [tool])
-        alone, beside = "ours, alone", f"ours, beside {_IDLE} idle and {_HALF} half heads"
-        rows = [_Beside(alone, tool, 0, 0), _Beside(beside, tool, _IDLE, _HALF)]
-        bars = [
-            Wanted(
-                f"time beside {_IDLE} idle connections and {_HALF} half heads / alone",
-                *((beside, alone), lambda a, b: ratios(net(a), net(b)), 1.05),
-                atMost=True,
-                unit="x",
-            )
-        ]
-        columns = (Column("s", net), Column("whole command s", whole))
         title = f"One file of {setup.large:,} MiB from curl, beside clients that do nothing"
-        yield Section(title, rows, columns, bars)
+        others = f"{_IDLE} idle connections and {_HALF} half heads"
+        yield beside(tool, lambda: _crowd(tool.port, _IDLE, _HALF), title, others)
 
 
 @attrs.frozen
@@ -228,7 +186,7 @@ def webMemory(setup: Setup) -> Iterator[Section]:
     The memory of uploads.
     """
     with setup.work(setup.memory) as work:
-        row = _Memory("ours, PUT", _filePlace(work, max(setup.large // 4, 1) << 20))
+        row = _Memory("ours, PUT", Place.file(work, max(setup.large // 4, 1)))
         bars = [
             Wanted(
                 *("for each upload", (row.name,), lambda row: row["each"], 8),

@@ -1,5 +1,5 @@
 """
-C{/}, C{/events}, C{/status.json}, C{/metrics}, C{/healthz} and C{/readyz}.
+C{/}, C{/events}, C{/status.json}, C{/metrics}, C{/healthz}, C{/readyz} and C{/balancer}.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from connpool.observe.history import History
 from connpool.observe.metrics import makeRegistry
 from connpool.observe.overview import Overview
 from connpool.observe.protection import Protection
-from connpool.observe.sources import findTroubles
+from connpool.observe.sources import findTroubles, isStopping
 
 __all__ = ["WRONG_PASSWORD_SECONDS", "makeSite"]
 
@@ -180,6 +180,7 @@ class _Status(Resource):
             b"/metrics": self._showMetrics,
             b"/healthz": self._showHealth,
             b"/readyz": self._showReadiness,
+            b"/balancer": self._showBalance,
         }
 
     def render(self, request: Any) -> int:
@@ -282,6 +283,12 @@ class _Status(Resource):
         if troubles:
             return 503, TEXT, "".join(f"{line}\n" for line in troubles).encode()
         return 200, TEXT, b"ready\n"
+
+    async def _showBalance(self) -> Answer:
+        # a trouble is told to each sender, with its remedy; here it would cut those who run
+        if isStopping(self._roots):
+            return 404, TEXT, b"draining\n"
+        return 200, TEXT, b"up\n"
 
 
 def makeSite(

@@ -23,7 +23,15 @@ from connpool.interfaces import (
 )
 from connpool.observe.fields import Field, describeFields
 
-__all__ = ["Reading", "findEnded", "findTransfers", "findTroubles", "readSources", "walk"]
+__all__ = [
+    "Reading",
+    "findEnded",
+    "findTransfers",
+    "findTroubles",
+    "isStopping",
+    "readSources",
+    "walk",
+]
 
 _log = Logger()
 
@@ -193,6 +201,13 @@ def findTroubles(roots: Sequence[Any]) -> list[str]:
         label = str(getattr(service, "name", None) or NAMELESS)
         _findTroubles(label, service, (), troubles)
     return list(dict.fromkeys(troubles))
+
+
+def isStopping(roots: Sequence[Any]) -> bool:
+    """
+    Tell whether a service under C{roots} has begun to stop, or has not started.
+    """
+    return any(not getattr(service, "running", True) for _, service in walk(roots))
 
 
 def _findTroubles(where: str, service: Any, path: tuple[str, ...], troubles: list[str]) -> None:

@@ -78,7 +78,12 @@ class Options(StatusOptions):
             defaultOf(FileSender, "bwlimit"),
             "Bytes/s sent at most, such as 2M, or a file (its path) with that, read at each SIGHUP",
         ],
-        ["move-to", None, None, "Move sent files to this directory instead of removing them"],
+        [
+            "move-to",
+            None,
+            None,
+            "Move sent files to this directory, on any file system, instead of removing them",
+        ],
         [
             "writer-warning",
             None,

@@ -8,15 +8,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.protocol import Protocol
 from twisted.python import usage
-from zope.interface import implementer
 
 from connpool.addresses import Listen, clientOf
 from connpool.addresses.hosts import hostOf
 from connpool.errors import WrongSetting
-from connpool.interfaces import IAuthenticator, IDrainableProtocol
+from connpool.interfaces import IAuthenticator
 from connpool.services.options import ServiceOptions
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.sniffer import (
@@ -24,6 +21,7 @@ from connpool.transfer.receive.sniffer import (
     HTTP_PATIENCE_SECONDS,
     HTTP_SIGNATURES,
     Choice,
+    Refusal,
 )
 from connpool.transfer.web.settings import WebCounts, WebSettings
 
@@ -181,34 +179,16 @@ class WebEntrance:
         return self._door.build(transport)
 
 
-@implementer(IHalfCloseableProtocol, IDrainableProtocol)
-class WebRefusal(Protocol):
+class WebRefusal(Refusal):
     """
-    The answer to HTTP at a receiver that does not take it from there.  Nothing is read.
+    The answer to HTTP at a receiver that does not take it from there.
     """
 
     _BODY = (
         b'{"title": "Forbidden", "status": 403, "code": "forbidden", "detail": '
         b'"HTTP is not taken from this address; see --web of the receiver"}\n'
     )
-
-    def connectionMade(self) -> None:
-        transport: Any = self.transport
-        transport.write(
-            b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/problem+json\r\n"
-            b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(self._BODY), self._BODY)
-        )
-        transport.loseConnection()
-
-    def readConnectionLost(self) -> None:
-        """
-        Closing already.
-        """
-
-    def writeConnectionLost(self) -> None:
-        """
-        Closing already.
-        """
-
-    def drain(self) -> None:
-        pass  # closing already
+    answer = (
+        b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/problem+json\r\n"
+        b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+    )

@@ -235,10 +235,15 @@ async def slowly(chromium, rate=20e6, offline=False):
     )
 
 
-async def partly(chromium):
+async def begun(chromium, receiver, huge):
     """
-    @return: bytes of the one file that the receiver has when some are under way.
+    Begin to send a file over a slow network.
+
+    @return: bytes of it that the receiver has when some are under way.
     """
+    await visit(chromium, receiver.url())
+    await slowly(chromium)
+    await chromium.choose("#files", huge)
     await chromium.waitFor("rows[0].sent > 5e6", 60)
     return await chromium.evaluate("rows[0].sent")
 
@@ -248,10 +253,7 @@ async def partly(chromium):
 async def test_theReceiverIsKilled(receiver, huge, tmp_path):
     async with window(tmp_path) as chromium:
         with receiver.running() as program:
-            await visit(chromium, receiver.url())
-            await slowly(chromium)
-            await chromium.choose("#files", huge)
-            before = await partly(chromium)
+            before = await begun(chromium, receiver, huge)
             program.process.kill()
             await chromium.waitFor("!$('trouble').hidden")
             assert "does not answer" in await chromium.evaluate("$('trouble').textContent")
@@ -271,9 +273,7 @@ async def test_thePageIsLoadedAnew(receiver, huge, tmp_path):
         async with window(tmp_path) as chromium:
             await visit(chromium, receiver.url())
             assert await chromium.evaluate("$('earlier').hidden")
-            await slowly(chromium)
-            await chromium.choose("#files", huge)
-            before = await partly(chromium)
+            before = await begun(chromium, receiver, huge)
             await visit(chromium, receiver.url())
             assert await chromium.evaluate("rows.length") == 0
             assert "huge.bin" in await chromium.evaluate("$('earlier').innerText")
@@ -292,10 +292,7 @@ async def test_thePageIsLoadedAnew(receiver, huge, tmp_path):
 async def test_whatWasBegunIsForgotten(receiver, huge, tmp_path):
     with receiver.running():
         async with window(tmp_path) as chromium:
-            await visit(chromium, receiver.url())
-            await slowly(chromium)
-            await chromium.choose("#files", huge)
-            await partly(chromium)
+            await begun(chromium, receiver, huge)
             await visit(chromium, receiver.url())
             await chromium.evaluate("$('earlier').querySelector('button').click()")
             await chromium.waitFor("$('earlier').hidden")
@@ -313,10 +310,7 @@ async def test_whatWasBegunIsForgotten(receiver, huge, tmp_path):
 async def test_offline(receiver, huge, tmp_path):
     with receiver.running():
         async with window(tmp_path) as chromium:
-            await visit(chromium, receiver.url())
-            await slowly(chromium)
-            await chromium.choose("#files", huge)
-            before = await partly(chromium)
+            before = await begun(chromium, receiver, huge)
             await slowly(chromium, offline=True)
             await chromium.waitFor("!$('trouble').hidden")
             assert "You are offline" in await chromium.evaluate("$('trouble').textContent")
@@ -334,11 +328,8 @@ async def test_offline(receiver, huge, tmp_path):
 async def test_twoTabs(receiver, huge, tmp_path):
     with receiver.running() as program:
         async with window(tmp_path) as chromium:
-            await visit(chromium, receiver.url())
+            before = await begun(chromium, receiver, huge)
             first = chromium.tab
-            await slowly(chromium)
-            await chromium.choose("#files", huge)
-            before = await partly(chromium)
             await chromium.begin()
             await visit(chromium, receiver.url())
             await chromium.evaluate(COUNT)

@@ -40,10 +40,19 @@ def test_embed(tmp_path):
     assert (tmp_path / "inbox/file").read_text() == "hello"
 
 
-def test_aListenerOfOnesOwn(tmp_path):
-    shutil.copytree(CHECKOUT / "examples/listener", tmp_path / "plugins")
+def plugins(tmp_path, name):
+    """
+    Lay out an example of a plugin, and a file to send.
+
+    @return: C{PYTHONPATH} with which it is found.
+    """
+    shutil.copytree(CHECKOUT / "examples" / name, tmp_path / "plugins")
     (tmp_path / "file").write_text("hello")
-    path = f"{CHECKOUT}:{tmp_path}/plugins"
+    return f"{CHECKOUT}:{tmp_path}/plugins"
+
+
+def test_aListenerOfOnesOwn(tmp_path):
+    path = plugins(tmp_path, "listener")
     listen = "--listen=tcp:0:interface=127.0.0.1"
     with twistd(
         "filerecv", listen, "--listener=ledger:files.jsonl", cwd=tmp_path, PYTHONPATH=path
@@ -61,10 +70,8 @@ def test_aListenerOfOnesOwn(tmp_path):
 
 
 def test_aStoreOfOnesOwn(tmp_path):
-    shutil.copytree(CHECKOUT / "examples/store", tmp_path / "plugins")
-    (tmp_path / "file").write_text("hello")
+    path = plugins(tmp_path, "store")
     (tmp_path / "files").mkdir()
-    path = f"{CHECKOUT}:{tmp_path}/plugins"
     listen = "--listen=tcp:0:interface=127.0.0.1"
     with twistd(
         "filerecv", listen, "--store=dated:files", cwd=tmp_path, PYTHONPATH=path

@@ -143,14 +143,15 @@ def test_aReceiverThatNeverAnswers(file):
     assert sent.stderr.endswith("no answer for 0.5 s\n")
 
 
-def test_newlinesAreNoAnswer(file):
-    def script(self, connection):
-        with contextlib.suppress(OSError):
-            while True:
-                connection.sendall(b"\n")
-                time.sleep(0.1)
+def newlines(connection):
+    with contextlib.suppress(OSError):
+        while True:
+            connection.sendall(b"\n")
+            time.sleep(0.1)
 
-    with Receiver(script) as receiver:
+
+def test_newlinesAreNoAnswer(file):
+    with Receiver(lambda _, connection: newlines(connection)) as receiver:
         sent = send(receiver.place, "--timeout", "0.5", file)
     assert sent.returncode == 7
     assert sent.stderr.endswith("no answer for 0.5 s\n")
@@ -162,10 +163,7 @@ def test_newlinesAfterOkAreNoProgress(tmp_path):
     def script(self, connection):
         connection.recv(100)
         connection.sendall(b"ok")
-        with contextlib.suppress(OSError):
-            while True:
-                connection.sendall(b"\n")
-                time.sleep(0.1)
+        newlines(connection)
 
     with Receiver(script) as receiver:
         sent = send(receiver.place, "--timeout", "0.5", path)

@@ -23,7 +23,7 @@ from tests.helpers.waiting import bounded, until
 from tests.observe.sample import HOSTILE, busy, transfer
 from tests.observe.web import serving
 
-PATHS = ["/", "/status.json", "/metrics", "/healthz", "/readyz", "/events", "/nowhere"]
+PATHS = ["/", "/status.json", "/metrics", "/healthz", "/readyz", "/balancer", "/events", "/nowhere"]
 
 
 @pytest_twisted.ensureDeferred
@@ -37,6 +37,7 @@ async def test_everyPath():
         "/metrics": 200,
         "/healthz": 200,
         "/readyz": 200,
+        "/balancer": 200,
         "/nowhere": 404,
     }
     assert found["/"].headers["content-type"] == "text/html; charset=utf-8"
@@ -63,6 +64,23 @@ async def test_readinessSaysWhy():
         answer = await web.get("/readyz")
         assert answer.code == 503
         assert answer.body == b"the service: not running\n"  # once, not for each part
+
+
+@pytest_twisted.ensureDeferred
+async def test_balancersAreNotToldOfTroubles():
+    """
+    They would cut what runs; a stop lets it end.
+    """
+    root, sources = busy()
+    sources["transfer"].why = "the disk is full"
+    async with serving(root) as web:
+        answer = await web.get("/balancer")
+        assert (answer.code, answer.body) == (200, b"up\n")
+        # as HAProxy asks
+        assert b" 200 " in await web.raw(b"GET /balancer HTTP/1.0\r\n\r\n")
+        await bounded(root.stopService())
+        answer = await web.get("/balancer")
+        assert (answer.code, answer.body) == (404, b"draining\n")
 
 
 @pytest_twisted.ensureDeferred

@@ -26,12 +26,13 @@ from connpool.transfer.send.connections import Dialled, SessionFactory
 from connpool.transfer.send.keys import SenderKeys
 from connpool.transfer.send.request import SendRequest
 from connpool.transfer.stores import MemoryStore
+from tests.helpers.transports import PausableTransport
 
 #: Small enough that a reference transfer of a few KiB has everything.
 SMALL_BLOCKS = SendRequest(durability="none", blockSize=4096, extentBytes=8192)
 
 
-class MemoryTransport:
+class MemoryTransport(PausableTransport):
     """
     One end of a wire.
     """
@@ -46,10 +47,8 @@ class MemoryTransport:
         self.outbox = []
         self.unsent = 0
         self.full = False
-        self.paused = False
         self.disconnecting = False
         self.closed = False
-        self.producer = None
 
     def write(self, data):
         assert isinstance(data, bytes)
@@ -84,19 +83,6 @@ class MemoryTransport:
 
     def abortConnection(self):
         self.wire.reset(self)
-
-    def registerProducer(self, producer, streaming):
-        assert self.producer is None
-        self.producer = producer
-
-    def unregisterProducer(self):
-        self.producer = None
-
-    def pauseProducing(self):
-        self.paused = True
-
-    def resumeProducing(self):
-        self.paused = False
 
     def getPeer(self):
         return IPv4Address("TCP", "192.0.2.1", 1)

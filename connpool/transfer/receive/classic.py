@@ -34,6 +34,7 @@ from connpool.errors import NameRefused, NetworkFailed, TransferError, TransferT
 from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.reception import Incoming, Reception
+from connpool.transfer.receive.sniffer import Refusal
 from connpool.transfer.records import Offer
 from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.transfer.wire.link import Pace
@@ -318,29 +319,12 @@ class ClassicReceiver(Protocol):
             self._leave()
 
 
-@implementer(IHalfCloseableProtocol, IDrainableProtocol)
-class ClassicRefusal(Protocol):
+class ClassicRefusal(Refusal):
     """
     The answer to a classic sender at a receiver that does not take classic from it.
     """
 
-    def connectionMade(self) -> None:
-        transport: Any = self.transport
-        transport.write(
-            b"forbidden: the classic protocol is not taken from this address; "
-            b"see --classic-from of the receiver\n"
-        )
-        transport.loseConnection()
-
-    def readConnectionLost(self) -> None:
-        """
-        Closing already.
-        """
-
-    def writeConnectionLost(self) -> None:
-        """
-        Closing already.
-        """
-
-    def drain(self) -> None:
-        pass  # closing already
+    answer = (
+        b"forbidden: the classic protocol is not taken from this address; "
+        b"see --classic-from of the receiver\n"
+    )

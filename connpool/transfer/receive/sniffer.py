@@ -24,6 +24,7 @@ __all__ = [
     "HTTP_PATIENCE_SECONDS",
     "HTTP_SIGNATURES",
     "Choice",
+    "Refusal",
     "Sniffer",
     "SnifferFactory",
 ]
@@ -158,3 +159,30 @@ class SnifferFactory(Factory):
 
     def buildProtocol(self, addr: Any) -> Sniffer:
         return Sniffer(self._clock, self._choices)
+
+
+@implementer(IHalfCloseableProtocol, IDrainableProtocol)
+class Refusal(Protocol):
+    """
+    The answer to a protocol that is not taken from where it comes.  Nothing is read.
+    """
+
+    answer: bytes
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.write(self.answer)
+        transport.loseConnection()
+
+    def readConnectionLost(self) -> None:
+        """
+        Closing already.
+        """
+
+    def writeConnectionLost(self) -> None:
+        """
+        Closing already.
+        """
+
+    def drain(self) -> None:
+        pass  # closing already

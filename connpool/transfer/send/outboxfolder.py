@@ -23,6 +23,7 @@ from connpool.errors import StartFailed
 from connpool.transfer.names import INTERNAL
 from connpool.transfer.send.choosing import Choice
 from connpool.transfer.send.freenames import namesFor, putBack, syncDirectory
+from connpool.transfer.send.keeping import Keeping
 from connpool.transfer.send.openfiles import Answer, Writers, ignoreLeaseSignals, writersOf
 from connpool.transfer.send.outbox import Remembered
 from connpool.transfer.send.removal import NAMES, Departure, Removal, Sent
@@ -68,8 +69,7 @@ class Look:
 class OutboxFolder:
     """
     @param path: an existing directory.
-    @param keep: where sent files are moved instead of being removed, on the
-        same file system; L{None} to remove them.
+    @param keep: where sent files are moved instead of being removed; L{None} to remove them.
     @param temporary: names that are left alone; the usual ones unless given.
     @param choice: of paths in the folder; those that it leaves out are left alone, too.
     @param trustSettled: whether files may go whose writers nobody knows.
@@ -103,13 +103,6 @@ class OutboxFolder:
         self.recovered: list[str] = []
         self._private = os.path.join(path, PRIVATE)
         self.state = os.path.join(self._private, "state")
-        self._removal = Removal(
-            path,
-            os.path.join(self._private, TAKEN),
-            keep,
-            trustSettled=trustSettled,
-            keepDirectories=keepDirectories,
-        )
         if not os.path.isdir(path):
             raise StartFailed(f"{path} is not a directory; make it first")
         ignoreLeaseSignals()
@@ -117,6 +110,13 @@ class OutboxFolder:
             self._makePrivate()
             if keep is not None:
                 self._checkKeep(keep)
+            self._removal = Removal(
+                path,
+                os.path.join(self._private, TAKEN),
+                None if keep is None else Keeping(keep),
+                trustSettled=trustSettled,
+                keepDirectories=keepDirectories,
+            )
             self._lock = self._claim()
         except OSError as e:
             raise StartFailed(f"cannot use {e.filename}: {e.strerror}") from None
@@ -143,10 +143,7 @@ class OutboxFolder:
         os.close(self._lock)
 
     def _checkKeep(self, keep: str) -> None:
-        if os.stat(keep).st_dev != os.stat(self.path).st_dev:
-            raise StartFailed(
-                f"{keep} is on another file system than {self.path}; choose one on it"
-            )
+        os.stat(keep)
         ours = os.path.realpath(self.path)
         if os.path.commonpath([ours, os.path.realpath(keep)]) == ours:
             raise StartFailed(

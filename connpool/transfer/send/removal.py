@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
 import json
 import os
 import secrets
@@ -35,7 +34,8 @@ from connpool.transfer.digests import Digest, chooseBlockSize, digestNamed, root
 from connpool.transfer.holes import MAX_HOLE_BLOCK_BYTES, isHole, zeroDigest
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
-from connpool.transfer.send.freenames import moveFree, putBack, syncDirectory
+from connpool.transfer.send.freenames import putBack, syncDirectory
+from connpool.transfer.send.keeping import Keeping
 from connpool.transfer.send.openfiles import Answer, Writers, writersOf
 from connpool.transfer.send.source import FileVersion, versionOf
 
@@ -158,6 +158,14 @@ def contentRoot(
     return rootOf(digest, size, blockSize, blocks)
 
 
+def _token(taken: str) -> str:
+    """
+    Make the name of a source that is taken, the same after a crash.
+    """
+    place, number = os.path.split(taken)
+    return f"{os.path.basename(place)}-{number}"
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Removal:
     """
@@ -165,15 +173,14 @@ class Removal:
 
     @param folder: where the sources are.
     @param taken: our own directory on the same file system.
-    @param keep: where sources are moved instead of being removed, on the same
-        file system; L{None} to remove them.
+    @param keep: where sources are moved instead of being removed; L{None} to remove them.
     @param trustSettled: whether a file may go whose writers nobody knows.
     @param keepDirectories: whether directories stay that are empty then.
     """
 
     _folder: str
     _taken: str
-    _keep: str | None = None
+    _keep: Keeping | None = None
     _trustSettled: bool = attrs.field(default=False, kw_only=True)
     _keepDirectories: bool = attrs.field(default=False, kw_only=True)
     _interrupted: bool = attrs.field(default=False, init=False)
@@ -235,7 +242,8 @@ class Removal:
                 elif not self.mayGo(answer):
                     fates[each.path] = self._stays(each.path, answer)
                 else:
-                    self._prepareKeep(each.path)
+                    if self._keep is not None:
+                        self._keep.prepare(each.path)
                     going.append(each)
             except FileNotFoundError:
                 fates[each.path] = Departure(Fate.GONE)
@@ -265,13 +273,6 @@ class Removal:
             for each in going:
                 if each.path not in fates:
                     fates[each.path] = self._failed(each.path, e)
-
-    def _prepareKeep(self, path: str) -> None:
-        if self._keep is not None:
-            target = os.path.dirname(os.path.join(self._keep, path))
-            os.makedirs(target, 0o750, exist_ok=True)
-            if not os.access(target, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), target)
 
     @staticmethod
     def _note(place: str, going: Iterable[Sent]) -> None:
@@ -314,6 +315,10 @@ class Removal:
             ]
         except (ValueError, TypeError):
             sent = []  # it was never durable, so nothing was taken with it
+        for number, each in enumerate(sent):
+            source = os.path.join(place, str(number))
+            if self._keep is not None and not os.path.lexists(source):
+                self._keep.sweep(each.path, _token(source))
         fates: dict[str, Departure] = {}
         self._finish(place, sent, fates)
         return [path for path, departure in fates.items() if departure.fate is Fate.GONE]
@@ -354,9 +359,14 @@ class Removal:
                 return Departure(Fate.CHANGED)
             if self._keep is None:
                 os.unlink(file)
-            else:
-                self._prepareKeep(sent.path)
-                moveFree(file, os.path.join(self._keep, sent.path))
+            elif not self._keep.move(
+                file,
+                sent.path,
+                _token(file),
+                lambda copy: self._isWhatWasSent(copy, sent),
+                lambda: not self._interrupted,
+            ):
+                return Departure(Fate.LATER)
             return Departure(Fate.GONE)
         except OSError as e:
             with contextlib.suppress(OSError):  # the next scan does it

@@ -250,8 +250,10 @@ def test_whatNobodyKnowsIsNotDurable(root, monkeypatch):
 # -- the done record ----------------------------------------------------------
 
 
-@pytest_twisted.ensureDeferred
-async def test_theReactorDoesNotWaitForTheDoneLog(root):
+def slowToNote(root):
+    """
+    @return: a store that notes a receipt only after C{go}; what is set when it is about to; C{go}.
+    """
     syncing, go = threading.Event(), threading.Event()
 
     def before(name, arguments, keywords):
@@ -259,7 +261,12 @@ async def test_theReactorDoesNotWaitForTheDoneLog(root):
             syncing.set()
             assert go.wait(10)
 
-    store = LocalStore(reactor, root, syscalls=Recorded(before), minFree=0)
+    return LocalStore(reactor, root, syscalls=Recorded(before), minFree=0), syncing, go
+
+
+@pytest_twisted.ensureDeferred
+async def test_theReactorDoesNotWaitForTheDoneLog(root):
+    store, syncing, go = slowToNote(root)
     first = store.put(offer("a", key=KEY), b"a", None)
     await bounded(deferToThread(syncing.wait, 10))
     began = time.monotonic()
@@ -280,14 +287,7 @@ async def test_theReactorDoesNotWaitForTheDoneLog(root):
 
 @pytest_twisted.ensureDeferred
 async def test_theReactorDoesNotWaitForACommitThatIsAskedForAgain(root):
-    syncing, go = threading.Event(), threading.Event()
-
-    def before(name, arguments, keywords):
-        if name == "fdatasync" and isDone(arguments):
-            syncing.set()
-            assert go.wait(10)
-
-    store = LocalStore(reactor, root, syscalls=Recorded(before), minFree=0)
+    store, syncing, go = slowToNote(root)
     asked = offer("a", size=1, key=KEY, resumeKey=SECRET)
     partial = await bounded(store.open(asked))
     partial.write(0, b"x")

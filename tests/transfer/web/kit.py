@@ -17,11 +17,12 @@ from connpool.transfer.receive.reception import Reception
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.web.door import WebDoor
 from connpool.transfer.web.settings import WebCounts, WebSettings
+from tests.helpers.transports import PausableTransport
 
 HOST = b"127.0.0.1:8640"
 
 
-class Transport:
+class Transport(PausableTransport):
     """
     The receiver's end of a connection.  Nothing is delivered while it is paused.
     """
@@ -34,9 +35,8 @@ class Transport:
         self.peer = peer
         self.written = b""
         self.arriving = b""
-        self.paused = self.closed = self.halfClosed = self.lost = self.full = False
+        self.closed = self.halfClosed = self.lost = self.full = False
         self.finArrives = False
-        self.producer = None
         self.protocol = None
 
     def write(self, data):
@@ -45,18 +45,6 @@ class Transport:
         if len(self.written) > self.room and not self.full and self.producer is not None:
             self.full = True
             self.producer.pauseProducing()
-
-    def registerProducer(self, producer, streaming):
-        self.producer = producer
-
-    def unregisterProducer(self):
-        self.producer = None
-
-    def pauseProducing(self):
-        self.paused = True
-
-    def resumeProducing(self):
-        self.paused = False
 
     def loseWriteConnection(self):
         self.halfClosed = True
