@@ -52,7 +52,7 @@ LEGS = {
     "stores": SHARED,
     "receive": SHARED | {"wire", "stores"},
     "send": SHARED | {"wire"},
-    # of wire only the pace of a peer
+    # of wire only the deadline of a peer
     "web": SHARED | {"receive", "stores", "wire"},
 }
 

@@ -37,7 +37,7 @@ from connpool.transfer.receive.reception import Incoming, Reception
 from connpool.transfer.receive.sniffer import Refusal
 from connpool.transfer.records import Offer
 from connpool.transfer.wire.borrowed import BorrowedReader, lends
-from connpool.transfer.wire.link import Pace
+from connpool.transfer.wire.link import Deadline
 
 __all__ = ["ClassicReceiver", "ClassicRefusal"]
 
@@ -76,7 +76,7 @@ class ClassicReceiver(Protocol):
         self._waiting = 0
         self._named: Deferred[bytes] = Deferred()
         self._ended: Deferred[None] = Deferred()
-        self._pace = Pace(
+        self._deadline = Deadline(
             clock, reception.policy.idleTimeout, reception.policy.minimumRate, self._fail
         )
 
@@ -84,7 +84,7 @@ class ClassicReceiver(Protocol):
         transport: Any = self.transport
         transport.bufferSize = NAME_READ_BYTES
         self._peer = str(getattr(transport.getPeer(), "host", "") or "unix")
-        self._pace.start()
+        self._deadline.start()
         Deferred.fromCoroutine(self._receive()).addErrback(self._broke)
 
     def _broke(self, failure: Failure) -> None:
@@ -102,7 +102,7 @@ class ClassicReceiver(Protocol):
         peer = self._peer
         try:
             name = await self._named
-            self._pace.stop()
+            self._deadline.stop()
             # nothing is due from the sender until it has our answer
             transport.pauseProducing()
             offer = self._offer(name)
@@ -128,7 +128,7 @@ class ClassicReceiver(Protocol):
             self._forget()
             transport.loseConnection()
             return
-        self._pace.stop()
+        self._deadline.stop()
         try:
             await incoming.commit(None)
         except TransferError as e:
@@ -141,7 +141,7 @@ class ClassicReceiver(Protocol):
         """
         Ignore from now on how the connection ends.
         """
-        self._pace.stop()
+        self._deadline.stop()
         self._giveBack()
         self._ended.addErrback(lambda _: None)
 
@@ -173,7 +173,7 @@ class ClassicReceiver(Protocol):
         return incoming
 
     def dataReceived(self, data: bytes) -> None:
-        self._pace.arrived(len(data))
+        self._deadline.arrived(len(data))
         if self._incoming is not None:
             self._store(memoryview(data))
         elif not self._named.called:
@@ -232,7 +232,7 @@ class ClassicReceiver(Protocol):
     wanted = sys.maxsize
 
     def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
-        self._pace.arrived(len(view))
+        self._deadline.arrived(len(view))
         self._store(view, done)
 
     def borrowedEnd(self) -> None:
@@ -251,7 +251,7 @@ class ClassicReceiver(Protocol):
         """
         if self._ended.called:
             return
-        (self._pace.stop if self._waiting else self._pace.start)()
+        (self._deadline.stop if self._waiting else self._deadline.start)()
         if self._borrowed is not None:
             self._borrowed.steer(not self._waiting)
         else:

@@ -302,7 +302,7 @@ class Quotas:
             self._accounts[identity.principal] = accounts
         return accounts
 
-    def pace(self, identity: Identity | None) -> tuple[float, float]:
+    def deadline(self, identity: Identity | None) -> tuple[float, float]:
         """
         @return: C{idleTimeout} and C{minimumRate} of a sender.
         """

@@ -45,7 +45,7 @@ from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.smallfiles import SmallFiles
 from connpool.transfer.receive.stream import Stream
 from connpool.transfer.wire.frames import HEADER_BYTES, MAX_STREAM, PREAMBLE, Frame, Type
-from connpool.transfer.wire.link import Link, Pace
+from connpool.transfer.wire.link import Deadline, Link
 from connpool.transfer.wire.messages import (
     ROOT,
     Data,
@@ -148,7 +148,7 @@ class ReceiverSession:
         self._more: set[Type] = set()
         self._dryRun: DryRun | None = None
         self._accounts: list[Account] = []
-        self._pace, self._patience = self._paced(None)
+        self._deadline, self._patience = self._deadlines(None)
         self._ticking: Any = None
         self._draining = False
         self._closing = False
@@ -228,17 +228,17 @@ class ReceiverSession:
             return  # it waits for us
         self.broken(why)
 
-    def _paced(self, identity: Identity | None) -> tuple[Pace, Pace]:
+    def _deadlines(self, identity: Identity | None) -> tuple[Deadline, Deadline]:
         """
         @return: for files, and for input that its sender has to wait for itself.
         """
-        clock, (idle, rate) = self._clock, self._reception.quotas.pace(identity)
-        return Pace(clock, idle, rate, self._tooSlow), Pace(
+        clock, (idle, rate) = self._clock, self._reception.quotas.deadline(identity)
+        return Deadline(clock, idle, rate, self._tooSlow), Deadline(
             clock, idle * UNKNOWN_SIZE_TIMEOUTS, 0, self._tooSlow
         )
 
     def _arrived(self, count: int) -> None:
-        self._pace.arrived(count)
+        self._deadline.arrived(count)
         self._patience.arrived(count)
 
     def _tooSlow(self, why: TransferError) -> None:
@@ -286,7 +286,7 @@ class ReceiverSession:
         self._greeting.stop()
         for account in self._accounts:
             account.disconnect()
-        self._pace.stop()
+        self._deadline.stop()
         self._patience.stop()
         if self._smallFiles is not None:
             self._smallFiles.stop()
@@ -339,9 +339,9 @@ class ReceiverSession:
             *(self.send, self._pendingChanged, self._link),
             *(self._clock, self._reception, sender),
         )
-        # nothing is paced yet
-        self._pace, self._patience = self._paced(sender.identity)
-        self._link.keepPace(*quotas.pace(sender.identity))
+        # neither has begun
+        self._deadline, self._patience = self._deadlines(sender.identity)
+        self._link.keepDeadline(*quotas.deadline(sender.identity))
         self._ticket = secrets.token_bytes(32)
         self._receiver.tickets[self._ticket] = self
         ready = Ready(transcript, secrets.token_bytes(16), self._ticket, self.principal)
@@ -507,7 +507,7 @@ class ReceiverSession:
 
     def receivingChanged(self) -> None:
         """
-        Watch the pace while it is the sender's turn; tell how it goes while
+        Watch the deadline while it is the sender's turn; tell how it goes while
         anything is open.
         """
         if self._over:
@@ -516,7 +516,7 @@ class ReceiverSession:
         comparing = any(stream.comparing for stream in receiving)
         file = not comparing and any(stream.offer.size is not None for stream in receiving)
         unknown = not comparing and not file and bool(receiving)
-        (self._pace.start if file else self._pace.stop)()
+        (self._deadline.start if file else self._deadline.stop)()
         (self._patience.start if unknown else self._patience.stop)()
         self._keepTelling()
 

@@ -15,7 +15,7 @@ L{LINGER_BYTES} bytes or L{LINGER_SECONDS} seconds: else its kernel would drop t
 the reset.  TLS has no halves; there the client closes.
 
 Deadlines: L{HEAD_SECONDS} for a whole head, however it trickles; L{IDLE_SECONDS} between
-requests; the pace of every transfer for bodies; and an answer has to be read.
+requests; the deadline of every transfer for bodies; and an answer has to be read.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class WebChannel(Protocol):
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @param caller: the client.
-    @param pace: tells the seconds of silence, and the bytes/s, that it is held to.
+    @param deadline: tells the seconds of silence, and the bytes/s, that it is held to.
     @param answer: finds the answer to a request, and the fields of it that depend on the
         origin; never fails.
     @param refuse: makes the answer to something that is no request.
@@ -91,14 +91,14 @@ class WebChannel(Protocol):
         clock: Any,
         caller: Caller,
         counts: WebCounts,
-        pace: Callable[[], tuple[float, float]],
+        deadline: Callable[[], tuple[float, float]],
         answer: Callable[[Head, WebChannel], Deferred[tuple[Answer, Fields]]],
         refuse: Callable[[TransferError], Answer],
     ) -> None:
         self._clock = clock
         self._caller = caller
         self._counts = counts
-        self._pace, self._answer, self._refusal = pace, answer, refuse
+        self._deadline, self._answer, self._refusal = deadline, answer, refuse
         self._state = _State.HEAD
         self._buffer = bytearray()
         self._head: Head | None = None
@@ -266,7 +266,7 @@ class WebChannel(Protocol):
             return
         self._state = _State.ANSWERING
         body = Chunked() if head.length is None else Sized(head.length)
-        self._flow = Flow(self._clock, body, self._pace, self._steer)
+        self._flow = Flow(self._clock, body, self._deadline, self._steer)
         self._answer(head, self).addCallback(self._reply)
 
     def _refuse(self, why: Problem, *, bare: bool = False) -> None:

@@ -83,7 +83,7 @@ class WebDoor:
         self._counts.connections += 1
         return WebChannel(
             *(self._clock, caller, self._counts),
-            lambda: self._reception.quotas.pace(caller.identity),
+            lambda: self._reception.quotas.deadline(caller.identity),
             lambda head, channel: Deferred.fromCoroutine(self._answer(head, channel, caller)),
             lambda why: self._refuse(why, caller),
         )

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, fail
 from connpool.errors import StoreError, TransferError
 from connpool.transfer.web.body import Chunked, Sized
 from connpool.transfer.web.head import FieldValues
-from connpool.transfer.wire.link import Pace
+from connpool.transfer.wire.link import Deadline
 
 __all__ = ["Flow", "Sink"]
 
@@ -31,9 +31,9 @@ class Flow:
     """
     The body of one request.
 
-    @param clock: times its pace.
+    @param clock: times its deadline.
     @param body: cuts it out of the stream.
-    @param pace: tells the seconds without a byte that end it, and the bytes/s that it must
+    @param deadline: tells the seconds without a byte that end it, and the bytes/s that it must
         keep up.
     @param changed: told that C{wants} may have changed.
     """
@@ -42,14 +42,14 @@ class Flow:
         self,
         clock: Any,
         body: Sized | Chunked,
-        pace: Callable[[], tuple[float, float]],
+        deadline: Callable[[], tuple[float, float]],
         changed: Callable[[], None],
     ) -> None:
         self._body = body
         self._changed = changed
-        self._newPace = lambda: Pace(clock, *pace(), self.fail)
+        self._newDeadline = lambda: Deadline(clock, *deadline(), self.fail)
         #: there is none for a body that is here already
-        self._pace: Pace | None = None
+        self._deadline: Deadline | None = None
         self._sink: Sink | None = None
         self._outstanding = 0
         self._done: Deferred[FieldValues] | None = None
@@ -101,8 +101,8 @@ class Flow:
 
         @return: those behind the body; after keeping them, L{steer} is to be called.
         """
-        if self._pace is not None:
-            self._pace.arrived(len(data))
+        if self._deadline is not None:
+            self._deadline.arrived(len(data))
         try:
             run, rest = self._body.feed(data)
         except TransferError as e:
@@ -136,11 +136,11 @@ class Flow:
         """
         # time in which we do not read is not the client's
         if self.wants:
-            if self._pace is None:
-                self._pace = self._newPace()
-            self._pace.start()
-        elif self._pace is not None:
-            self._pace.stop()
+            if self._deadline is None:
+                self._deadline = self._newDeadline()
+            self._deadline.start()
+        elif self._deadline is not None:
+            self._deadline.stop()
         done = self._done
         if self._going and self.over and not self._outstanding and done is not None:
             self._done = None

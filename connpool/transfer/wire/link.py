@@ -36,7 +36,7 @@ from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.transfer.wire.frames import PREAMBLE, Frame, FrameReader, Type
 
-__all__ = ["MAX_OUTSTANDING_BYTES", "TURN_SECONDS", "Link", "Pace"]
+__all__ = ["MAX_OUTSTANDING_BYTES", "TURN_SECONDS", "Deadline", "Link"]
 
 #: Bytes of C{DATA} that may wait for the disk or the digest.
 MAX_OUTSTANDING_BYTES = 4 << 20
@@ -52,7 +52,7 @@ _LARGE_READ_BYTES, _SMALL_READ_BYTES = 1 << 20, 8 * 1024
 _GREETING_READ_BYTES = 16 * 1024
 
 
-class Pace:
+class Deadline:
     """
     Watches that bytes keep coming.
 
@@ -174,8 +174,8 @@ class Link(Protocol):
         self.idleTimeout = idleTimeout
         self._heard = 0.0
         self._quiet: Any = None
-        self._pace = Pace(reactor, idleTimeout, minimumRate, self.late)
-        self._pacing = False
+        self._deadline = Deadline(reactor, idleTimeout, minimumRate, self.late)
+        self._watched = False
 
     # -- the transport's side
 
@@ -190,7 +190,7 @@ class Link(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self._heard = self._reactor.seconds()
-        self._pace.arrived(len(data))
+        self._deadline.arrived(len(data))
         self._queue.append(data)
         if not self._working:
             self._work()
@@ -272,10 +272,10 @@ class Link(Protocol):
         Do not read until L{release}, called as often.
         """
         self.holds += 1
-        if self._pacing:
+        if self._watched:
             # time in which we do not read is not the peer's
-            self._pacing = False
-            self._pace.stop()
+            self._watched = False
+            self._deadline.stop()
         self.steer()
 
     def release(self) -> None:
@@ -327,19 +327,19 @@ class Link(Protocol):
         """
         Tell the session that a deadline passed.
         """
-        self._pacing = False
+        self._watched = False
         if self.ended is None:
             self._session.late(why)
 
-    def keepPace(self, idleTimeout: float, minimumRate: float) -> None:
+    def keepDeadline(self, idleTimeout: float, minimumRate: float) -> None:
         """
-        Hold the peer, which is known now, to this pace.  Its PINGs may come as
+        Hold the peer, which is known now, to this deadline.  Its PINGs may come as
         rarely as it was told before.
         """
         self.idleTimeout = max(self.idleTimeout, idleTimeout)
-        self._pace.stop()
-        self._pacing = False
-        self._pace = Pace(self._reactor, idleTimeout, minimumRate, self.late)
+        self._deadline.stop()
+        self._watched = False
+        self._deadline = Deadline(self._reactor, idleTimeout, minimumRate, self.late)
 
     # -- inside
 
@@ -379,7 +379,7 @@ class Link(Protocol):
             self._working = False
         if self.ended is None:
             self._session.turn()
-            self._pacing = self._setPace()
+            self._watched = self._setDeadline()
             self.steer()
 
     def _finish(self) -> None:
@@ -429,7 +429,7 @@ class Link(Protocol):
         Take C{view} of the data part, which the borrowed socket read.
         """
         self._heard = self._reactor.seconds()
-        self._pace.arrived(len(view))
+        self._deadline.arrived(len(view))
         self.reader.skip(len(view))
         self._working = True
         try:
@@ -462,7 +462,7 @@ class Link(Protocol):
         if borrowed is not None:
             borrowed.close()
         if not self.reader.left:
-            self._pacing = self._setPace()
+            self._watched = self._setDeadline()
         self.steer()
 
     def steer(self) -> None:
@@ -496,12 +496,12 @@ class Link(Protocol):
             transport: Any = self.transport
             (transport.pauseProducing if pause else transport.resumeProducing)()
 
-    def _setPace(self) -> bool:
+    def _setDeadline(self) -> bool:
         inside = self.reader.inside and not self.holds
-        if inside and not self._pacing:
-            self._pace.start()
-        elif not inside and self._pacing:
-            self._pace.stop()
+        if inside and not self._watched:
+            self._deadline.start()
+        elif not inside and self._watched:
+            self._deadline.stop()
         return inside
 
     def _checkQuiet(self) -> None:
@@ -533,7 +533,7 @@ class Link(Protocol):
         if self.ended is not None:
             return
         self.ended = why
-        self._pace.stop()
+        self._deadline.stop()
         if self._unread is not None and self._unread.active():
             self._unread.cancel()
         if self._borrowed is not None:

@@ -2,14 +2,14 @@ import pytest
 from twisted.internet.task import Clock
 
 from connpool.errors import TooSlow, TransferTimeout
-from connpool.transfer.wire.link import Pace
+from connpool.transfer.wire.link import Deadline
 
 
 def build(minimumRate=10):
     clock, late = Clock(), []
-    pace = Pace(clock, 5.0, minimumRate, late.append)
-    pace.start()
-    return clock, pace, late
+    deadline = Deadline(clock, 5.0, minimumRate, late.append)
+    deadline.start()
+    return clock, deadline, late
 
 
 def test_silenceEndsAfterTheIdleTimeout():
@@ -22,29 +22,29 @@ def test_silenceEndsAfterTheIdleTimeout():
 
 
 def test_aByteJustInTimeIsTooSlow():
-    clock, pace, late = build()
+    clock, deadline, late = build()
     for _ in range(3):
         clock.advance(2)
-        pace.arrived(1)
+        deadline.arrived(1)
     assert [type(why) for why in late] == [TooSlow]
     assert "at least 10" in str(late[0])
 
 
 @pytest.mark.parametrize("rate", [0, 10])
 def test_whoKeepsUpIsNeverLate(rate):
-    clock, pace, late = build(rate)
+    clock, deadline, late = build(rate)
     for _ in range(100):
         clock.advance(1)
-        pace.arrived(20)
+        deadline.arrived(20)
     assert late == []
-    pace.stop()
+    deadline.stop()
     assert clock.getDelayedCalls() == []
 
 
 def test_silenceAfterABurstIsNoticedInTime():
-    clock, pace, late = build()
+    clock, deadline, late = build()
     clock.advance(1)
-    pace.arrived(10**9)
+    deadline.arrived(10**9)
     clock.pump([1] * 4)
     assert late == []
     clock.pump([1] * 2)
@@ -52,11 +52,11 @@ def test_silenceAfterABurstIsNoticedInTime():
 
 
 def test_timeWeDidNotReadDoesNotCount():
-    clock, pace, late = build()
+    clock, deadline, late = build()
     clock.advance(4)
-    pace.stop()
+    deadline.stop()
     clock.advance(100)
-    pace.start()
+    deadline.start()
     clock.advance(0.9)
     assert late == []
     clock.advance(0.2)
@@ -64,18 +64,18 @@ def test_timeWeDidNotReadDoesNotCount():
 
 
 def test_whoStopsUsNowAndThenIsLateAllTheSame():
-    clock, pace, late = build()
+    clock, deadline, late = build()
     for _ in range(20):
         clock.advance(0.3)
-        pace.stop()
+        deadline.stop()
         clock.advance(1.0)
-        pace.start()
+        deadline.start()
     assert len(late) == 1
 
 
 def test_oneTimerHoweverManyChunks():
-    clock, pace, _ = build()
+    clock, deadline, _ = build()
     for _ in range(1000):
-        pace.arrived(1000)
+        deadline.arrived(1000)
     assert len(clock.getDelayedCalls()) == 1
-    pace.stop()
+    deadline.stop()
