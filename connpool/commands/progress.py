@@ -45,6 +45,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._shown = 0.0
+        self._done = 0
 
     def __enter__(self) -> Self:
         self._shown = time.monotonic()
@@ -94,7 +95,8 @@ class Progress:
         @param total: bytes; L{None} if not known.
         """
         now = time.monotonic()
-        if now - self._shown < (_LINE_SECONDS if self._bar is None else _PICTURE_SECONDS):
+        seconds = now - self._shown
+        if seconds < (_LINE_SECONDS if self._bar is None else _PICTURE_SECONDS):
             return
         self._shown = now
         if total is not None:
@@ -102,7 +104,9 @@ class Progress:
             done = min(done, total)
         if self._bar is None:
             of = f" of {sized(total)}" if total is not None else ""
-            self.line(f"{text}: {sized(done)}{of}")
+            rate = f", {sized((done - self._done) / seconds)}/s" if done > self._done else ""
+            self._done = done
+            self.line(f"{text}: {sized(done)}{of}{rate}")
             return
         if self._task is None:
             self._task = self._bar.add_task(text, total=total)

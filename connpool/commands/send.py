@@ -327,14 +327,16 @@ async def _sendAll(
     from connpool.transfer.send.classic import sendClassic
 
     failures = set()
-    for path in arguments.paths:
+    paths = arguments.paths
+    for number, path in enumerate(paths):
         shown = displayName(path)
+        of = f"{number} of {len(paths)} files, " * (len(paths) > 1)
         try:
             sent = await sendClassic(
                 reactor,
                 endpoint,
                 path,
-                progress=partial(progress.show, shown),
+                progress=partial(progress.show, f"{of}{shown}"),
                 timeout=arguments.timeout,
             )
         except CancelledError:

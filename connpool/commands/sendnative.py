@@ -5,13 +5,12 @@ C{connpool send} by the native protocol.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -22,13 +21,14 @@ from twisted.internet.defer import CancelledError
 from connpool.commands.output import JSONLines
 from connpool.commands.progress import Progress, sized
 from connpool.commands.running import INTERRUPTED, runUntilEnded
+from connpool.commands.totals import RunTotals, measured
 from connpool.errors import TransferError
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
 from connpool.transfer.send.client import FileOutcome, Sending, SendReport, sendFiles
 from connpool.transfer.send.connections import SessionFactory, hello
 from connpool.transfer.send.report import Wait
-from connpool.transfer.send.walking import FILE, STDIN, Found, Walk
+from connpool.transfer.send.walking import STDIN, Found, Walk
 
 __all__ = ["sendNative"]
 
@@ -38,6 +38,8 @@ _TICK_SECONDS = 0.1
 _STALLED_SECONDS = 2.0
 #: Seconds between two lines about a wait for one and the same reason, after a few.
 _REPEAT_SECONDS = 10.0
+#: Seconds between two lines of progress for programs.
+_PROGRESS_SECONDS = 10.0
 #: Files that are named for one and the same reason.
 _EXAMPLES = 3
 
@@ -103,7 +105,7 @@ class _Run:
 
             self._choice = Choice(arguments.rules)
         self._fromStdin = arguments.files_from is None and STDIN in arguments.paths
-        self._total: int | None = None
+        self._toldAt = time.monotonic()
         self._reasons: Counter[str] = Counter()
         self._waited: Wait | None = None
         #: how often each reason was said, and when
@@ -178,6 +180,7 @@ class _Run:
 
     def _begun(self, sending: Sending) -> None:
         self._sending = sending
+        self._totals = RunTotals(sending.report, since=time.monotonic())
         self._resumable = sending.resumable
 
     def stop(self) -> None:
@@ -216,16 +219,8 @@ class _Run:
             return
         name, why = displayName(found.name or found.path), displayName(found.why) or found.kind
         if "json" in self._outputs:
-            self._outputs["json"].write(
-                {
-                    **dict.fromkeys(("receipt", "error", "earlier")),
-                    "path": displayName(found.path),
-                    "name": name,
-                    "status": "left-out",
-                    "why": why,
-                    "good": True,
-                }
-            )
+            path = displayName(found.path)
+            self._outputs["json"].write(_line("left-out", path=path, name=name, why=why, good=True))
         else:
             self._progress.line(f"{name}: would be left out ({why})")
 
@@ -310,18 +305,16 @@ class _Run:
         if "json" in self._outputs and (
             report.directories or leftOut or report.passedOver or report.leftOut
         ):
-            # a line like those of files, for what has none
             self._outputs["json"].write(
-                {
-                    **dict.fromkeys(("path", "name", "receipt", "error", "earlier")),
-                    "status": "summary",
-                    "good": not report.failed,
-                    "files": len(report.outcomes),
-                    "directories": report.directories,
-                    "directoriesLeftOut": leftOut,
-                    "passedOver": report.passedOver,
-                    "leftOut": report.leftOut,
-                }
+                _line(
+                    "summary",
+                    good=not report.failed,
+                    files=len(report.outcomes),
+                    directories=report.directories,
+                    directoriesLeftOut=leftOut,
+                    passedOver=report.passedOver,
+                    leftOut=report.leftOut,
+                )
             )
 
     def _interrupted(self) -> None:
@@ -343,13 +336,12 @@ class _Run:
             self._waited = wait
             self._sayWait(wait)
         self._sayFewer()
-        state = report.phase if report.phase in {"verify", "publish"} else ""
-        what = report.slow if wait is None else wait.what
-        slow = f"waiting for {what}" * bool(what)
-        name = next(iter(report.open), "")
-        begun = "sending" if report.connections else "connecting"
-        text = " ".join(part for part in (name, state, slow) if part) or begun
-        self._progress.show(text, report.progress, self._total)
+        slow = report.slow if wait is None else wait.what
+        self._progress.show(self._totals.text(slow), report.progress, self._totals.size)
+        now = time.monotonic()
+        if "json" in self._outputs and now - self._toldAt >= _PROGRESS_SECONDS:
+            self._toldAt = now
+            self._outputs["json"].write(_line("progress", progress=self._totals.line(slow, now)))
 
     def _waiting(self) -> Wait | None:
         """
@@ -390,11 +382,8 @@ class _Run:
             seconds = round(max(0.0, wait.until - self._reactor.seconds()), 1)
             self._progress.say(f"{whose}{wait.why}; trying again in {seconds:g} s")
         if "json" in self._outputs:
-            said = dict.fromkeys(("path", "name", "earlier", "good", "asked", "receipt", "error"))
-            said.update(name=wait.name or None, status="waiting")
-            self._outputs["json"].write(
-                {**said, "wait": {"for": wait.what, "why": wait.why, "seconds": seconds}}
-            )
+            said = {"for": wait.what, "why": wait.why, "seconds": seconds}
+            self._outputs["json"].write(_line("waiting", name=wait.name or None, wait=said))
 
     def _sayFewer(self) -> None:
         """
@@ -412,10 +401,10 @@ class _Run:
 
     def _measure(self) -> None:
         """
-        Find out, in a thread, how many bytes there are.
+        Find out, in a thread, how much there is.
         """
         if not self._fromStdin:
-            self._total = _measured(Walk(self._arguments.paths, choice=self._choice))
+            self._totals.all = measured(Walk(self._arguments.paths, choice=self._choice))
 
 
 def _many(count: int, thing: str) -> str:
@@ -433,16 +422,12 @@ def _level(receipt: Receipt) -> str:
     return f"{receipt.durability} (on {displayName(receipt.filesystem)})"
 
 
-def _measured(walk: Iterable[Found]) -> int:
+def _line(status: str, **more: Any) -> dict[str, Any]:
     """
-    Add up the bytes of the files that are found.
+    @return: a line that is not about the outcome of a file, with the keys of those that are.
     """
-    size = 0
-    for found in walk:
-        if found.error is None and found.kind == FILE:
-            with contextlib.suppress(OSError):
-                size += os.stat(found.path).st_size
-    return size
+    nothing = dict.fromkeys(("path", "name", "earlier", "good", "asked", "receipt", "error"))
+    return {**nothing, "status": status, **more}
 
 
 def _asJSON(outcome: FileOutcome) -> dict[str, Any]:
