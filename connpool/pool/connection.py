@@ -22,6 +22,7 @@ from connpool.pool.arguments import lacking
 from connpool.pool.guard import Guard, GuardFactory
 from connpool.pool.states import Slot, State
 from connpool.pool.unread import unreadOf
+from connpool.pool.wires import layers, wireOf
 
 __all__ = ["Connection", "Owner", "site"]
 
@@ -337,10 +338,7 @@ class Connection(Slot):
         """
         Tell whether it cannot become idle: it is dying, or a producer writes to it.
         """
-        for wire in self.wires:
-            if wire.disconnecting or getattr(wire, "producer", None) is not None:
-                return True
-        return False
+        return self.wire.disconnecting or self.wire.producer is not None
 
     def lost(self, reason: Failure, protocol: Any) -> None:
         """
@@ -388,16 +386,11 @@ class Connection(Slot):
             self.life.fail(Failure(TypeError(text)))
             return
         self.plain = self.poolable is None
-        wires = [transport]
-        # TLS: the peer's goodbye shows on the socket's transport only
-        while (below := getattr(wires[-1], "transport", None)) is not None:
-            wires.append(below)
-        self.wires = tuple(wire for wire in wires if hasattr(wire, "disconnecting"))
-        # the calm path asks for both without looking whether they are there
-        self.plain = self.plain and all(hasattr(wire, "producer") for wire in self.wires)
-        self.layered = len(wires) > 1
-        self.unread = unreadOf(wires[-1])
-        if hasattr(wires[-1], "pollUnread"):
+        self.wire = wireOf(transport)
+        *above, lowest = layers(transport)
+        self.layered = bool(above)
+        self.unread = unreadOf(lowest)
+        if hasattr(lowest, "pollUnread"):
             self.trust()  # without a socket, it knows all that will come
         self.resume = getattr(transport, "resumeProducing", _nothing)
         secure = INegotiated.providedBy(transport) or ISSLTransport.providedBy(transport)
@@ -419,7 +412,7 @@ class Connection(Slot):
 
     def _prepared(self, _: Any = None) -> None:
         self.asked = self.prepare is not None
-        if any(wire.disconnecting for wire in self.wires):
+        if self.wire.disconnecting:
             # else it would be dialled again at once, as long as somebody waits
             self._unprepared(Failure(ConnectionDone("its own protocol closed it")))
         else:

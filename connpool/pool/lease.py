@@ -264,15 +264,15 @@ class Scope:
         traceback: TracebackType | None,
     ) -> None:
         held = self._held
-        self._held = lease = None
+        self._held = None
+        if kind is None and held.__class__ is Connection:
+            self.owner.giveBack(held, None)
+            return
         if held is None:
             raise LeaseError("this scope was left already; call lease() once for each block")
-        if held.__class__ is Lease:
+        lease = None
+        if isinstance(held, Lease):
             lease = held
             held, lease._connection = lease._connection, None
-            if held is None:
-                return  # the pool has ended it
-        if kind is None:
-            self.owner.giveBack(held, lease)
-        else:
+        if held is not None:  # else the pool has ended it
             _leave(self.owner, held, lease, kind)

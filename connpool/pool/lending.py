@@ -128,25 +128,23 @@ class Lending:
             if slot.state is not IDLE:
                 self.inventory.dead -= 1
                 continue
-            for wire in slot.wires:
-                if wire.disconnecting:
-                    self.calm = False
-                    self.inventory.close(slot, "peer", now, popped=True)
-                    break
-            else:
-                unread = slot.unread
-                if unread is not None and (news := unread(0)) and self._held(slot, news, now):
-                    continue
-                if now - slot.since < self._stale or self._fresh(slot, now):
-                    slot.state = LEASED
-                    slot.since = now
-                    slot.uses += 1
-                    self.acquires += 1
-                    if self.floor and len(self.idle) - self.inventory.dead < self.floor:
-                        self._short(now)
-                    return slot
-                if slot.state is IDLE:
-                    return None  # it is back: those that are validated have to do
+            if slot.wire.disconnecting:
+                self.calm = False
+                self.inventory.close(slot, "peer", now, popped=True)
+                continue
+            unread = slot.unread
+            if unread is not None and (news := unread(0)) and self._held(slot, news, now):
+                continue
+            if now - slot.since < self._stale or self._fresh(slot, now):
+                slot.state = LEASED
+                slot.since = now
+                slot.uses += 1
+                self.acquires += 1
+                if self.floor and len(self.idle) - self.inventory.dead < self.floor:
+                    self._short(now)
+                return slot
+            if slot.state is IDLE:
+                return None  # it is back: those that are validated have to do
         return None
 
     def _short(self, now: float) -> None:
@@ -236,9 +234,8 @@ class Lending:
         """
         if not (self.calm and slot.plain) or slot.shelved:
             return None
-        for wire in slot.wires:
-            if wire.disconnecting:
-                return None
+        if slot.wire.disconnecting:
+            return None
         unread = slot.unread
         if unread is not None and unread(0):
             return None

@@ -405,10 +405,8 @@ class Shell:
         """
         core = self.core
         if core.calm and connection.plain:
-            for wire in connection.wires:
-                if wire.disconnecting or wire.producer is not None:
-                    break
-            else:
+            wire = connection.wire
+            if not wire.disconnecting and wire.producer is None:
                 connection.resume()
                 if connection.state is not LEASED:
                     return  # the connection was lost before
@@ -427,7 +425,7 @@ class Shell:
             core.discard(
                 connection,
                 self.seconds(),
-                "peer" if any(wire.disconnecting for wire in connection.wires) else "discarded",
+                "peer" if connection.wire.disconnecting else "discarded",
             )
         elif connection.poolable is None:
             connection.resume()

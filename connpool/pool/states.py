@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from connpool.errors import PoolError
 from connpool.pool.destination import Destination
 from connpool.pool.timers import NEVER
+from connpool.pool.wires import NO_WIRE
 
 __all__ = [
     "Action",
@@ -67,9 +68,9 @@ class Slot:
     @ivar since: when the state began (not kept exact for C{CHECKING}).
     @ivar bornAt: when it became ready; C{0.0} before.
     @ivar uses: how often it was leased.
-    @ivar wires: what may say that it is C{disconnecting} although nobody told
+    @ivar wire: what may say that it is C{disconnecting} although nobody told
         the pool: the user's protocol hung up by itself, or TLS was shut down
-        and the socket is about to follow.
+        and the socket is about to follow; see L{connpool.pool.wires}.
     @ivar unread: asks the kernel for what the reactor has not delivered, see
         L{connpool.pool.unread.unreadOf}; L{None}: it cannot be asked.
     @ivar asked: whether anybody has asked the server for anything: else bytes in
@@ -117,7 +118,7 @@ class Slot:
         "state",
         "unread",
         "uses",
-        "wires",
+        "wire",
     )
 
     def __init__(self, number: int, generation: int, destination: Destination, now: float) -> None:
@@ -128,7 +129,7 @@ class Slot:
         self.since = now
         self.bornAt = 0.0
         self.uses = 0
-        self.wires: tuple[Any, ...] = ()
+        self.wire: Any = NO_WIRE
         self.unread: Callable[[int], list[Any]] | None = None
         self.asked = False
         self.reading = False

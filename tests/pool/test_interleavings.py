@@ -21,6 +21,7 @@ from connpool.pool.guard import Guard
 from connpool.pool.inventory import Inventory
 from connpool.pool.shell import Shell
 from connpool.pool.states import State
+from connpool.pool.wires import NO_WIRE
 from connpool.testing import Violation, checkInterleavings
 
 
@@ -223,7 +224,7 @@ def trustTheDead(self, guard):
     twisted #7843: a connection that is going away is handed out.
     """
     adopt(self, guard)
-    self.wires = ()
+    self.wire = NO_WIRE
 
 
 adopt = Connection._adopt
