@@ -507,6 +507,10 @@ class IPartial(Interface):
         "and damage that is found change."
     )
     epoch: int = Attribute("The number of offers that it was taken over from, one by one.")
+    checkpointSeconds: float | None = Attribute(
+        "The time between two checkpoints that nobody waits for, where they cost more than a "
+        "local disk's; L{None} to leave that to the receiver."
+    )
 
     def write(offset: int, data: bytes | bytearray | memoryview) -> Deferred[None] | None:
         """
@@ -527,9 +531,12 @@ class IPartial(Interface):
         then on the block is immutable.
         """
 
-    def discard(start: int, end: int) -> None:
+    def discard(start: int, end: int) -> Sequence[tuple[int, int]]:
         """
         Forget the bytes from C{start} to C{end}: they were wrong and come again.
+
+        @return: other ranges that had to be forgotten with them; they left C{held} and
+            C{digests}, and must come again too.
         """
 
     def settled() -> Deferred[Sequence[tuple[int, int]]]:
@@ -690,7 +697,8 @@ class IFileStore(Interface):
             over by nobody, and waits for C{ready} all the same.
         @return: a partial; or the receipt, when this principal already
             finished a file with this offer's key.  Fails with a
-            L{TransferError}; with L{Busy} while another process has it open.
+            L{TransferError}; with L{Busy} while another process has it open, unless the
+            store takes it over from that process too.
         """
 
     def put(offer: Offer, data: bytes, root: bytes | None) -> Receipt | Deferred[Receipt]:

@@ -440,8 +440,10 @@ class Incoming:
         grown = self.received - self._saved
         if self._checking or not grown:
             return
-        now = self._reception.clock.seconds()
-        if grown >= CHECKPOINT_BYTES or now - self._savedAt >= CHECKPOINT_SECONDS:
+        now, pace = self._reception.clock.seconds(), self.partial.checkpointSeconds
+        if pace is None:
+            pace = 0.0 if grown >= CHECKPOINT_BYTES else CHECKPOINT_SECONDS
+        if now - self._savedAt >= pace:
             self._saved, self._savedAt = self.received, now
             self._checking = True
             self.partial.checkpoint().addBoth(self._checkpointed, failed)

@@ -428,10 +428,13 @@ class Upload:
 
     def _discard(self, start: int, end: int) -> None:
         try:
-            self.incoming.partial.discard(start, end)
+            more = self.incoming.partial.discard(start, end)
         except TransferError:
             # an earlier failure: nothing of it will be trusted
             self._storeFailed(Failure())
+            return
+        step = self.blockmap.blockSize
+        self._ask([block for at, to in more for block in range(at // step, -(-to // step))])
 
     def _wrong(self, blocks: list[int]) -> None:
         for block in blocks:

@@ -49,6 +49,8 @@ __all__ = ["MemoryStore"]
 
 @implementer(ISparsePartial)
 class _MemoryPartial:
+    checkpointSeconds = None
+
     def __init__(
         self, store: MemoryStore, offer: Offer, partialId: str, tenure: Tenure | None
     ) -> None:
@@ -124,10 +126,11 @@ class _MemoryPartial:
             raise self.gate
         self._recorded.record(block, digest, end)
 
-    def discard(self, start: int, end: int) -> None:
+    def discard(self, start: int, end: int) -> Sequence[tuple[int, int]]:
         if self.gate is not None:
             raise self.gate
         self._recorded.discard(start, end)
+        return ()
 
     def declare(self, offer: Offer) -> None:
         if self.gate is not None:

@@ -12,11 +12,10 @@ blocks are read and hashed in a thread while new bytes arrive, and C{commit}
 waits for the end of that.  Where no journal says what its blocks should be they
 are hashed before anybody gets the partial, and become what the journal says.
 
-C{_gate} is the one answer to "may this still be written": L{None}, or why not.
-It closes at commit, suspend, abort, take-over and at the first error other
-than a full disk.  Whatever has to wait (close, take-over, publish) waits for
-C{_jobs} to come to nothing, and no job begins behind a closed gate but those of
-the commit or of the end.
+C{_gate} is the one answer to "may this still be written": L{None}, or why not.  It closes at
+commit, suspend, abort, take-over and at the first error other than a full disk.  Whatever has
+to wait (close, take-over, publish) waits for C{_jobs} to come to nothing, and no job begins
+behind a closed gate but those of the commit or of the end.
 
 An I/O error poisons the partial: the kernel may have dropped pages that it
 will then claim are clean, so nothing of it is kept.
@@ -59,9 +58,8 @@ from connpool.waiting import Waiters
 
 __all__ = ["LocalPartial"]
 
-#: Files larger than this are published and removed in a thread whatever the
-#: level: the comparison with a file of the same name reads both, and the disk
-#: takes its time to free them.
+#: Files larger than this are published and removed in a thread whatever the level: they are
+#: compared with a file of the same name, and the disk takes its time to free them.
 INLINE_BYTES = 1 << 20
 #: Blocks of a checkpoint that is written in a thread whatever the level.
 INLINE_BLOCKS = 4096
@@ -76,6 +74,8 @@ class LocalPartial:
     @ivar slot: where it lies.
     @param left: told when this no longer uses anything of the store.
     """
+
+    checkpointSeconds = None
 
     def __init__(
         self,
@@ -180,10 +180,11 @@ class LocalPartial:
             raise self._gate
         self._recorded.record(block, digest, end)
 
-    def discard(self, start: int, end: int) -> None:
+    def discard(self, start: int, end: int) -> Sequence[tuple[int, int]]:
         if self._gate is not None:
             raise self._gate
         self._recorded.discard(start, end)
+        return ()
 
     def declare(self, offer: Offer) -> None:
         if self._gate is not None:

@@ -21,7 +21,15 @@ from twisted.internet.defer import (
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from connpool.errors import Busy, ConflictTakeover, Exists, Skipped, StoreError, TooLarge
+from connpool.errors import (
+    Busy,
+    ConflictTakeover,
+    Exists,
+    NameRefused,
+    Skipped,
+    StoreError,
+    TooLarge,
+)
 from connpool.interfaces import (
     IBatchStore,
     IDirectoryStore,
@@ -34,11 +42,14 @@ from connpool.interfaces import (
 from connpool.transfer import RelativeName
 from connpool.transfer.digests import DIGESTS
 from connpool.transfer.holes import zeroDigest
+from connpool.transfer.records import StoreSettings
 from connpool.transfer.stores import LocalStore, MemoryStore
+from connpool.transfer.stores.s3.store import S3Store
 from connpool.transfer.syscalls import VOLATILE
 from tests.helpers.waiting import assertNoResult, bounded
 from tests.transfer.hostile import CORPUS
 from tests.transfer.stores.kit import BLOCK, fill, offer, settled, storeBy, visible
+from tests.transfer.stores.s3.engine import MemoryEngine
 
 
 class MemoryUnderTest:
@@ -61,11 +72,55 @@ class LocalUnderTest:
         return visible(self.root)
 
 
-onEveryStore = pytest.fixture(params=[MemoryUnderTest, LocalUnderTest], ids=["memory", "local"])
+class S3UnderTest:
+    """
+    On an engine in memory, with parts of two blocks.
+    """
+
+    isDurable = True
+
+    def __init__(self, root, **values):
+        self.engine = MemoryEngine()
+        self.store = S3Store(
+            reactor,
+            self.engine,
+            StoreSettings(**values),
+            prefix="in/",
+            spoolDirectory=str(root),
+            leastPart=2 * BLOCK,
+        )
+
+    def files(self):
+        return {
+            key.removeprefix("in/"): there.body
+            for key, there in self.engine.objects.items()
+            if key.startswith("in/")
+        }
+
+
+async def filesOf(tested):
+    """
+    What is published; a store that asks somebody for it may wait.
+    """
+    return await bounded(settled(tested.files()))
+
+
+STORES = {"memory": MemoryUnderTest, "local": LocalUnderTest, "s3": S3UnderTest}
+onEveryStore = pytest.fixture(params=STORES.values(), ids=STORES.keys())
+onStoresWithDirectories = pytest.fixture(
+    params=[MemoryUnderTest, LocalUnderTest], ids=["memory", "local"]
+)
 
 
 @onEveryStore
 def tested(request, root):
+    case = request.param(root)
+    yield case
+    pytest_twisted.blockon(bounded(case.store.close()))
+
+
+@onStoresWithDirectories
+def withDirectories(request, root):
     case = request.param(root)
     yield case
     pytest_twisted.blockon(bounded(case.store.close()))
@@ -91,7 +146,7 @@ async def test_interfaces(tested):
 async def test_putPublishesAndSaysSo(tested, durability):
     asked = offer("a/b/report.txt", durability=durability, modified=1_600_000_000 * 10**9)
     receipt = await bounded(settled(tested.store.put(asked, b"content", b"\1" * 32)))
-    assert tested.files() == {"a/b/report.txt": b"content"}
+    assert await filesOf(tested) == {"a/b/report.txt": b"content"}
     assert (receipt.name, receipt.wanted) == ("a/b/report.txt", "a/b/report.txt")
     assert (receipt.size, receipt.status) == (7, "stored")
     assert (receipt.integrity, receipt.root) == ("verified", "01" * 32)
@@ -109,10 +164,10 @@ async def test_nothingIsVisibleBeforeCommit(tested, size):
     partial = await bounded(tested.store.open(offer(size=size)))
     await fill(partial, content)
     assert list(partial.held) == ([(0, size)] if size else [])
-    assert tested.files() == {}
+    assert await filesOf(tested) == {}
     receipt = await bounded(partial.commit(b"\2" * 32))
     assert (receipt.size, receipt.status) == (size, "stored")
-    assert tested.files() == {"report.txt": content}
+    assert await filesOf(tested) == {"report.txt": content}
     assert await bounded(tested.store.partials()) == []
 
 
@@ -123,7 +178,7 @@ async def test_unknownSizeEndsAtTheLastByte(tested):
     partial.write(3, bytearray(b"def"))
     receipt = await bounded(partial.commit(None))
     assert (receipt.size, receipt.integrity, receipt.root) == (6, "unverified", None)
-    assert tested.files() == {"report.txt": b"abcdef"}
+    assert await filesOf(tested) == {"report.txt": b"abcdef"}
 
 
 @pytest_twisted.ensureDeferred
@@ -136,7 +191,7 @@ async def test_anyOrder(tested):
     partial.write(0, memoryview(content)[:half])
     assert list(partial.held) == [(0, len(content))]
     await bounded(partial.commit(None))
-    assert tested.files() == {"report.txt": content}
+    assert await filesOf(tested) == {"report.txt": content}
 
 
 @pytest_twisted.ensureDeferred
@@ -146,7 +201,7 @@ async def test_incompleteIsNotPublished(tested):
     with pytest.raises(StoreError, match="not complete"):
         await bounded(partial.commit(None))
     await bounded(partial.abort())
-    assert tested.files() == {}
+    assert await filesOf(tested) == {}
 
 
 @pytest_twisted.ensureDeferred
@@ -158,7 +213,7 @@ async def test_moreThanAnnouncedIsRefused(tested):
         partial.write(3, b"4")
     partial.write(0, b"123")
     await bounded(partial.commit(None))
-    assert tested.files() == {"report.txt": b"123"}
+    assert await filesOf(tested) == {"report.txt": b"123"}
 
 
 @pytest_twisted.ensureDeferred
@@ -171,7 +226,7 @@ async def test_heldBytesAreNotWrittenAgain(tested):
     partial.write(0, b"012")
     partial.write(6, b"678")
     await bounded(partial.commit(None))
-    assert tested.files() == {"report.txt": b"012345678"}
+    assert await filesOf(tested) == {"report.txt": b"012345678"}
 
 
 @pytest_twisted.ensureDeferred
@@ -183,7 +238,7 @@ async def test_discardedBytesComeAgain(tested):
     assert list(partial.digests) == [1]
     partial.write(0, b"y" * BLOCK)
     await bounded(partial.commit(None))
-    assert tested.files() == {"report.txt": b"y" * BLOCK + b"x" * BLOCK}
+    assert await filesOf(tested) == {"report.txt": b"y" * BLOCK + b"x" * BLOCK}
 
 
 @pytest_twisted.ensureDeferred
@@ -196,7 +251,7 @@ async def test_abortLeavesNothingAndMayBeRepeated(tested):
         partial.write(0, b"1")
     with pytest.raises(StoreError):
         await bounded(partial.commit(None))
-    assert tested.files() == {}
+    assert await filesOf(tested) == {}
     assert await bounded(tested.store.partials()) == []
 
 
@@ -226,13 +281,13 @@ async def test_conflictRules(tested, way, durability):
     # nor under a number: who sends it every night
     assert await store(b"two", "rename") == ("d/x (1).txt", "duplicate")
     assert await store(b"three", "rename") == ("d/x (2).txt", "duplicate")
-    assert tested.files() == {
+    assert await filesOf(tested) == {
         "d/x.txt": b"one",
         "d/x (1).txt": b"two",
         "d/x (2).txt": b"three",
     }
     assert await store(b"four", "replace") == ("d/x.txt", "stored")
-    assert tested.files()["d/x.txt"] == b"four"
+    assert (await filesOf(tested))["d/x.txt"] == b"four"
 
 
 #: Item 23 of the corpus, and what is beside it.
@@ -278,7 +333,7 @@ async def test_aNeighbourHasTheName(tested, way, durability, rule):
             assert "\n" not in text
         again = await _store(tested.store, way, f"{number}/{there}", b"1", **asked)
         assert again.status == ("stored" if rule == "replace" else "duplicate")
-    assert tested.files() == expected
+    assert await filesOf(tested) == expected
 
 
 @WAYS
@@ -293,7 +348,7 @@ async def test_posixKeepsNeighboursApart(posix, way, durability):
                 receipt = await _store(posix.store, way, path, name.encode(), **asked)
                 assert receipt.name == path
                 expected[path] = name.encode()
-    assert posix.files() == expected
+    assert await filesOf(posix) == expected
 
 
 @pytest_twisted.ensureDeferred
@@ -302,7 +357,7 @@ async def test_notNeighbours(tested):
     for name in names:
         receipt = await _store(tested.store, "put", name, name.encode(), ifExists="refuse")
         assert receipt.name == name
-    assert tested.files() == {name: name.encode() for name in names}
+    assert await filesOf(tested) == {name: name.encode() for name in names}
 
 
 @LEVELS
@@ -325,7 +380,7 @@ async def test_neighboursInOneBatch(tested, rule, durability):
         else:
             variant = RelativeName.parse(second).variant("1").path
             assert (await bounded(waiting[2 * number + 1])).name == f"{number}/{variant}"
-    assert len(tested.files()) == len(NEIGHBOURS) * (1 if rule == "refuse" else 2)
+    assert len(await filesOf(tested)) == len(NEIGHBOURS) * (1 if rule == "refuse" else 2)
 
 
 @pytest_twisted.ensureDeferred
@@ -349,7 +404,7 @@ async def test_fiftySpellingsOfOneName(tested):
     ended = await bounded(DeferredList(results, consumeErrors=True))
     won = [result for success, result in ended if success]
     assert all(result.check(Exists) for success, result in ended if not success)
-    assert [receipt.name for receipt in won] == list(tested.files())
+    assert [receipt.name for receipt in won] == list(await filesOf(tested))
     assert len(won) == 1
 
 
@@ -390,7 +445,7 @@ async def test_noDirectoryIsMadeBesideItsNeighbour(tested, way, durability, rule
     else:
         with pytest.raises(Exists):
             await store("a/docs")
-    assert tested.files() == expected
+    assert await filesOf(tested) == expected
     assert await bounded(tested.store.stat(RelativeName.parse("a/docs/y"))) is None
 
 
@@ -402,7 +457,7 @@ async def test_manyOfOneName(tested):
             tested.store, "put", "x.txt", b"%d" % number, durability="none", ifExists="rename"
         )
         names.add(receipt.name)
-    assert len(names) == 110 == len(tested.files())
+    assert len(names) == 110 == len(await filesOf(tested))
     assert {"x.txt", "x (1).txt", "x (100).txt"} <= names
 
 
@@ -420,7 +475,7 @@ async def test_fileWhereADirectoryIsNeeded(tested, way, rule):
     else:
         with pytest.raises(Exists):
             await _store(tested.store, way, "c", b"4", ifExists=rule)
-    files = tested.files()
+    files = await filesOf(tested)
     files.pop("c (1)", None)
     assert files == {"a": b"1", "c/d": b"3"}
 
@@ -435,9 +490,13 @@ async def test_hostileNamesAreOrdinaryFiles(tested):
         name = f"{number}/{hostile.raw.decode()}"
         parsed = RelativeName.parse(name, profile="posix")
         asked = attrs.evolve(offer(durability="none"), name=parsed)
+        if "\\" in name and isinstance(tested, S3UnderTest):
+            with pytest.raises(NameRefused, match="backslash"):
+                tested.store.put(asked, hostile.raw, None)
+            continue
         await bounded(settled(tested.store.put(asked, hostile.raw, None)))
         expected[name] = hostile.raw
-    assert tested.files() == expected
+    assert await filesOf(tested) == expected
 
 
 @pytest_twisted.ensureDeferred
@@ -465,7 +524,7 @@ async def test_sameKeySameReceipt(tested, way, durability):
     else:
         second = await bounded(tested.store.open(again))
     assert second == first
-    assert tested.files() == {"report.txt": b"abc"}
+    assert await filesOf(tested) == {"report.txt": b"abc"}
     other = attrs.evolve(again, principal="mallory")
     third = await bounded(settled(tested.store.put(other, b"xyz", None)))
     assert third.name == "report (1).txt"
@@ -482,13 +541,13 @@ async def test_aKeyAnswersForItsContentOnly(tested, durability):
     old = await bounded(settled(tested.store.put(first, b"abc", one)))
     new = await bounded(settled(tested.store.put(second, b"xyz", two)))
     assert (new.root, new.transferId) == (two.hex(), second.transferId)
-    assert sorted(tested.files().values()) == [b"abc", b"xyz"]
+    assert sorted((await filesOf(tested)).values()) == [b"abc", b"xyz"]
     # each is answered again for its own content
     assert await bounded(settled(tested.store.put(first, b"xyz", two))) == new
     assert (await bounded(settled(tested.store.put(second, b"abc", one)))).root == old.root
     # an offer has no root: its sender compares
     assert (await bounded(tested.store.open(first))).root in (old.root, new.root)
-    assert len(tested.files()) == 2
+    assert len(await filesOf(tested)) == 2
 
 
 @pytest.mark.parametrize("durability", ["none", "full"])
@@ -501,7 +560,7 @@ async def test_twoContentsUnderOneKeyAtOnce(tested, durability):
     ]
     receipts = [await bounded(settled(each)) for each in both]
     assert [receipt.root for receipt in receipts] == ["01" * 32, "02" * 32]
-    assert sorted(tested.files().values()) == [b"abc", b"xyz"]
+    assert sorted((await filesOf(tested)).values()) == [b"abc", b"xyz"]
 
 
 @pytest.mark.parametrize("resumeKey", [None, SECRET])
@@ -515,7 +574,7 @@ async def test_aKeyDoesNotAnswerForAnotherSize(tested, size, resumeKey):
     partial.write(0, data)
     receipt = await bounded(partial.commit(b"\3" * 32))
     assert (receipt.root, receipt.size) == ("03" * 32, len(data))
-    assert sorted(tested.files().values()) == sorted([b"abc", data])
+    assert sorted((await filesOf(tested)).values()) == sorted([b"abc", data])
 
 
 @pytest_twisted.ensureDeferred
@@ -529,7 +588,7 @@ async def test_aCommitIsAnsweredForItsOwnContent(tested):
         for partial, root in zip(partials, (b"\1" * 32, b"\2" * 32), strict=True)
     ]
     assert roots == ["01" * 32, "02" * 32]
-    assert sorted(tested.files().values()) == [b"abc", b"xyz"]
+    assert sorted((await filesOf(tested)).values()) == [b"abc", b"xyz"]
 
 
 @pytest.mark.parametrize("ifExists", ["skip", "refuse"])
@@ -541,7 +600,7 @@ async def test_skippedIsNotRefused(tested, ifExists):
             maybeDeferred(tested.store.put, offer(ifExists=ifExists, key=KEY), b"xyz", None)
         )
     assert isinstance(caught.value, Skipped) == (ifExists == "skip")
-    assert tested.files() == {"report.txt": b"abc"}
+    assert await filesOf(tested) == {"report.txt": b"abc"}
     # and it leaves no receipt
     partial = await bounded(tested.store.open(offer(size=3, key=KEY)))
     assert IPartial.providedBy(partial)
@@ -563,7 +622,7 @@ async def test_sameKeyWhileTheFirstIsUnderWay(tested):
     both = [tested.store.put(asked, b"abc", None) for _ in range(2)]
     first, second = [await bounded(settled(each)) for each in both]
     assert first == second
-    assert tested.files() == {"report.txt": b"abc"}
+    assert await filesOf(tested) == {"report.txt": b"abc"}
 
 
 @pytest_twisted.ensureDeferred
@@ -587,7 +646,7 @@ async def test_suspendAndResume(tested):
     assert await bounded(partial.settled()) == []
     await fill(partial, content)
     await bounded(partial.commit(b"\3" * 32))
-    assert tested.files() == {"report.txt": content}
+    assert await filesOf(tested) == {"report.txt": content}
     assert await bounded(tested.store.partials()) == []
 
 
@@ -628,7 +687,7 @@ async def test_aNewerConnectionTakesOver(tested):
     await bounded(older.abort())
     newer.write(BLOCK, b"z" * BLOCK)
     await bounded(newer.commit(None))
-    assert tested.files() == {"report.txt": b"x" * BLOCK + b"z" * BLOCK}
+    assert await filesOf(tested) == {"report.txt": b"x" * BLOCK + b"z" * BLOCK}
 
 
 @implementer(IPartialHolder)
@@ -764,57 +823,57 @@ def timeOf(tested, name):
 
 @pytest.mark.parametrize("durability", ["none", "data", "full"])
 @pytest_twisted.ensureDeferred
-async def test_aDirectoryIsMade(tested, durability):
-    verifyObject(IDirectoryStore, tested.store)
-    if IBatchStore.providedBy(tested.store):
-        verifyObject(IBatchStore, tested.store)
-    made = await directory(tested, "a/b/c", 1_600_000_000 * 10**9 + 17, durability)
+async def test_aDirectoryIsMade(withDirectories, durability):
+    verifyObject(IDirectoryStore, withDirectories.store)
+    if IBatchStore.providedBy(withDirectories.store):
+        verifyObject(IBatchStore, withDirectories.store)
+    made = await directory(withDirectories, "a/b/c", 1_600_000_000 * 10**9 + 17, durability)
     assert made.made
-    assert made.durability == (durability if tested.isDurable else "none")
-    assert timeOf(tested, "a/b/c") == 1_600_000_000 * 10**9 + 17
+    assert made.durability == (durability if withDirectories.isDurable else "none")
+    assert timeOf(withDirectories, "a/b/c") == 1_600_000_000 * 10**9 + 17
     # again, with another time, before the epoch
-    made = await directory(tested, "a/b/c", -1_500_000_000, durability)
+    made = await directory(withDirectories, "a/b/c", -1_500_000_000, durability)
     assert not made.made
-    assert timeOf(tested, "a/b/c") == -1_500_000_000
-    assert tested.files() == {}
+    assert timeOf(withDirectories, "a/b/c") == -1_500_000_000
+    assert await filesOf(withDirectories) == {}
     # and without one
-    await directory(tested, "a/b/c", None, durability)
-    assert timeOf(tested, "a/b/c") == -1_500_000_000
+    await directory(withDirectories, "a/b/c", None, durability)
+    assert timeOf(withDirectories, "a/b/c") == -1_500_000_000
 
 
 @pytest_twisted.ensureDeferred
-async def test_aDirectoryThatMayNotBeMade(tested):
-    assert await directory(tested, "a/b", make=False) is None
-    assert timeOf(tested, "a") is None
-    await directory(tested, "a/b")
-    assert (await directory(tested, "a/b", 5, make=False)).made is False
-    assert timeOf(tested, "a/b") == 5
+async def test_aDirectoryThatMayNotBeMade(withDirectories):
+    assert await directory(withDirectories, "a/b", make=False) is None
+    assert timeOf(withDirectories, "a") is None
+    await directory(withDirectories, "a/b")
+    assert (await directory(withDirectories, "a/b", 5, make=False)).made is False
+    assert timeOf(withDirectories, "a/b") == 5
 
 
 @pytest.mark.parametrize("name", ["f", "f/below"])
 @pytest_twisted.ensureDeferred
-async def test_aFileInThePlaceOfADirectory(tested, name):
-    await bounded(settled(tested.store.put(offer("f"), b"x", None)))
+async def test_aFileInThePlaceOfADirectory(withDirectories, name):
+    await bounded(settled(withDirectories.store.put(offer("f"), b"x", None)))
     with pytest.raises(Exists):
-        await directory(tested, name)
-    assert tested.files() == {"f": b"x"}
+        await directory(withDirectories, name)
+    assert await filesOf(withDirectories) == {"f": b"x"}
 
 
 @pytest_twisted.ensureDeferred
-async def test_aNeighbourOfADirectory(tested):
-    await directory(tested, "Logs")
+async def test_aNeighbourOfADirectory(withDirectories):
+    await directory(withDirectories, "Logs")
     with pytest.raises(Exists):
-        await directory(tested, "logs/a")
-    await bounded(settled(tested.store.put(offer("Logs/x"), b"x", None)))
-    assert tested.files() == {"Logs/x": b"x"}
+        await directory(withDirectories, "logs/a")
+    await bounded(settled(withDirectories.store.put(offer("Logs/x"), b"x", None)))
+    assert await filesOf(withDirectories) == {"Logs/x": b"x"}
 
 
 @pytest_twisted.ensureDeferred
-async def test_holesAreZerosThatNobodyWrote(tested):
-    verifyObject(ISparseStore, tested.store)
+async def test_holesAreZerosThatNobodyWrote(withDirectories):
+    verifyObject(ISparseStore, withDirectories.store)
     size = 9 * BLOCK + 5
     partial = await bounded(
-        tested.store.open(offer(size=size, dataBytes=BLOCK, resumeKey=b"r" * 32))
+        withDirectories.store.open(offer(size=size, dataBytes=BLOCK, resumeKey=b"r" * 32))
     )
     verifyObject(ISparsePartial, partial)
     await settled(partial.write(2 * BLOCK, b"x" * BLOCK))
@@ -829,19 +888,21 @@ async def test_holesAreZerosThatNobodyWrote(tested):
     assert list(partial.held) == [(0, size)]
     receipt = await bounded(partial.commit(b"\2" * 32))
     assert (receipt.size, receipt.status) == (size, "stored")
-    assert tested.files() == {"report.txt": bytes(2 * BLOCK) + b"x" * BLOCK + bytes(6 * BLOCK + 5)}
+    assert await filesOf(withDirectories) == {
+        "report.txt": bytes(2 * BLOCK) + b"x" * BLOCK + bytes(6 * BLOCK + 5)
+    }
 
 
 @pytest_twisted.ensureDeferred
-async def test_holesThatWereRecordedAreHeldAgain(tested):
+async def test_holesThatWereRecordedAreHeldAgain(withDirectories):
     asked = offer(size=9 * BLOCK, dataBytes=0, resumeKey=b"r" * 32)
-    partial = await bounded(tested.store.open(asked))
+    partial = await bounded(withDirectories.store.open(asked))
     await settled(partial.skip(0, 9 * BLOCK))
     for block in range(9):
         partial.record(block, zeroDigest(DIGESTS[asked.digest], BLOCK))
     await bounded(partial.suspend())
-    again = await bounded(tested.store.open(asked))
+    again = await bounded(withDirectories.store.open(asked))
     assert list(again.held) == [(0, 9 * BLOCK)]
     assert await bounded(again.settled()) == []
     await bounded(again.commit(b"\2" * 32))
-    assert tested.files() == {"report.txt": bytes(9 * BLOCK)}
+    assert await filesOf(withDirectories) == {"report.txt": bytes(9 * BLOCK)}

@@ -446,6 +446,9 @@ async def _drive(core: Coroutine[Call[Any], Any, _R], requests: Requests) -> _R:
                 answer = await _all([requests.perform(each) for each in call.calls])
             else:
                 answer = await requests.perform(call)
+        except GeneratorExit:
+            core.close()
+            raise
         except BaseException as caught:
             error = caught
 

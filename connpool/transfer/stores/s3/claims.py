@@ -363,7 +363,14 @@ class Claims:
             return self._again(wanted, found.etag, claim, there, done)
         young = not done and found.age < WRITING_SECONDS
         past = (Past(claim.who, claim.content, claim.token, claim.receipt, done), *claim.past)
-        free = Free(found.etag, replaces, past[:REMEMBERED])
+        # of a file that was stored or not, nobody knows: if it is stored again, with its receipt
+        again = [
+            each.receipt
+            for each in claim.past
+            if wanted.who and (each.who, each.content) == (wanted.who, wanted.content)
+        ]
+        known = again[0] if again and again[0].name == path else None
+        free = Free(found.etag, replaces, past[:REMEMBERED], known)
         if isinstance(there, Missing):
             return Taken(passing=True) if young else free
         if claim.path != path:
@@ -404,6 +411,27 @@ class Claims:
                 if there is True or tokenOf(there) == past.token:
                     return past.receipt
         return None
+
+    async def isElsewhere(self, wanted: Wanted, path: str) -> bool:
+        """
+        Tell whether an earlier try of the same sender, key and content has a name that is to
+        be tried after C{path}: it got that while somebody else's file had this one.
+        """
+        if not wanted.who or wanted.offer.ifExists != "rename":
+            return False
+        after = False
+        for names in batches(wanted.offer):
+            for name, found in await self.look(
+                [each for each in names if after or each.path == path]
+            ):
+                after = True
+                if isinstance(found, Missing):
+                    return False
+                claim = Claim.decode(found.body)
+                mine = {(claim.who, claim.content)} | {(p.who, p.content) for p in claim.past}
+                if name.path != path and (wanted.who, wanted.content) in mine:
+                    return True
+        return False
 
     async def refuseInTheWay(self, path: str, claim: Claim, age: float) -> None:
         """

@@ -24,6 +24,7 @@ from connpool.transfer.stores.s3.uploadlog import (
     Begin,
     Commit,
     Log,
+    Pointer,
     Upload,
     clear,
     point,
@@ -52,7 +53,7 @@ class Lifecycle:
         seen = await Get(pointer)
         upload = None
         if isinstance(seen, Found) and not seen.body.startswith(OVER):
-            upload = await takeOver(self._layout, seen.body.decode())
+            upload = await takeOver(self._layout, Pointer.decode(seen.body).token)
         return upload, seen
 
     async def begin(
@@ -79,7 +80,7 @@ class Lifecycle:
         await log.append(begin=begin)
         if pointer:
             try:
-                await point(pointer, token, seen)
+                await point(pointer, Pointer(token, offer.size or 0), seen)
             except Exception:
                 await self.remove(log)
                 raise
@@ -121,14 +122,12 @@ class Lifecycle:
             await self.remove(log)
             raise
 
-    async def retire(self, log: Log) -> None:
+    async def retire(self, log: Log, content: str, receipt: Receipt) -> None:
         """
         Note that the receipt was given, and remove what the upload leaves.
         """
-        upload = log.upload
-        assert upload.begin is not None
-        await log.end(PUBLISHED)
-        await clear(self._layout, upload)
+        await log.end(PUBLISHED, Commit(content, receipt, ()))
+        await clear(self._layout, log.upload)
 
     async def remove(self, log: Log) -> None:
         """

@@ -171,6 +171,8 @@ class Names:
                 judged = await self._claims.judge(wanted, path, found)
                 if not isinstance(judged, Free):
                     return judged
+                if await self._claims.isElsewhere(wanted, path):
+                    return Taken()
                 claim = wanted.claim(path, judged.replaces, judged.past)
                 if judged.receipt is not None:
                     claim = attrs.evolve(claim, receipt=judged.receipt)

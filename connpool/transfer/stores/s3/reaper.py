@@ -72,8 +72,9 @@ class Reaper:
             await self._lifecycle.remove(log)
             return True
         commit = taken.commit
-        await self._lifecycle.publish(log, taken.begin.asOffer(), commit.content, commit.receipt)
-        await self._lifecycle.retire(log)
+        offer, content = taken.begin.asOffer(), commit.content
+        receipt = await self._lifecycle.publish(log, offer, content, commit.receipt)
+        await self._lifecycle.retire(log, content, receipt)
         return True
 
     async def _age(self, token: str) -> tuple[list[Entry], float]:

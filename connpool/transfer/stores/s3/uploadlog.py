@@ -36,6 +36,7 @@ from connpool.transfer.stores.s3.calls import (
     ABSENT,
     Abort,
     Complete,
+    Condition,
     Conflict,
     Delete,
     Done,
@@ -62,6 +63,7 @@ __all__ = [
     "Commit",
     "Log",
     "Part",
+    "Pointer",
     "Record",
     "Tail",
     "Upload",
@@ -370,15 +372,20 @@ class Log:
         if upload.next - upload.base >= WHOLE_RECORDS:
             await self._append(lambda: upload.whole(self._epoch))
 
-    async def end(self, how: str) -> None:
+    async def end(self, how: str, commit: Commit | None = None) -> None:
         """
-        End the upload: C{PUBLISHED} or C{REMOVED}.
+        End the upload.
 
+        @param how: C{PUBLISHED} or C{REMOVED}.
+        @param commit: what its sender got.
         @raise ConflictTakeover: somebody else has the upload now.
         """
-        await self._append(
-            lambda: attrs.evolve(self.upload.whole(self._epoch), parts=(), tails=(), end=how)
-        )
+
+        def last() -> Record:
+            whole = self.upload.whole(self._epoch)
+            return attrs.evolve(whole, parts=(), tails=(), commit=commit, end=how)
+
+        await self._append(last)
 
     async def _append(self, make: Callable[[], Record]) -> None:
         while True:
@@ -410,7 +417,33 @@ class Log:
         return damaged
 
 
-async def point(pointer: str, token: str, seen: Found | Missing) -> None:
+@attrs.frozen
+class Pointer:
+    """
+    The content of a pointer: the upload of a resume key.
+
+    @ivar size: bytes that it was declared with; 0 if unknown.
+    """
+
+    token: str
+    size: int
+
+    def encode(self) -> bytes:
+        """
+        Return it as an object has it.
+        """
+        return f"{self.token} {self.size}".encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Pointer:
+        """
+        Read it.
+        """
+        token, _, size = raw.decode("ascii", "replace").partition(" ")
+        return cls(token, int(size) if size.isdecimal() else 0)
+
+
+async def point(pointer: str, to: Pointer, seen: Found | Missing) -> None:
     """
     Let a pointer name an upload.
 
@@ -418,9 +451,9 @@ async def point(pointer: str, token: str, seen: Found | Missing) -> None:
     @raise Busy: somebody else did so meanwhile.
     """
     condition = Match(seen.etag) if isinstance(seen, Found) else ABSENT
-    if isinstance(await Put(pointer, token.encode(), condition), Conflict):
+    if isinstance(await Put(pointer, to.encode(), condition), Conflict):
         found = await Get(pointer)
-        if not isinstance(found, Found) or found.body != token.encode():
+        if not isinstance(found, Found) or found.body != to.encode():
             raise Busy("another receiver has just begun this upload; send the file again")
 
 
@@ -435,15 +468,21 @@ async def finish(layout: Layout, claim: Claim, *, conditional: bool) -> Finished
     commit = _decode(found.body).commit if isinstance(found, Found) else None
     if commit is None:
         return await _ended(layout, claim.token) or Finished.GONE
-    condition = ABSENT if conditional and not claim.replaces else None
+    condition: Condition = Match(claim.replaces) if claim.replaces else ABSENT
+    if not conditional:
+        condition = None
     for _ in range(TRIES):
         answer = await Complete(key, claim.upload, commit.parts, condition)
         if not isinstance(answer, Conflict):
             break
         there = await Head(key)
-        if isinstance(there, Found):
-            return Finished.DONE if tokenOf(there) == claim.token else Finished.TAKEN
-        # a consumer has just taken it away
+        if tokenOf(there) == claim.token:
+            return Finished.DONE
+        if isinstance(there, Found) or claim.replaces:
+            return Finished.TAKEN
+        # a consumer has just taken away whatever was there
+    else:
+        return Finished.TAKEN
     if isinstance(answer, Done):
         return Finished.DONE
     if isinstance(answer, InvalidPart):
@@ -481,7 +520,7 @@ async def clear(layout: Layout, upload: Upload) -> None:
         await Abort(layout.file(begin.path), begin.uploadId)
     if begin.pointer:
         found = await Get(begin.pointer)
-        if isinstance(found, Found) and found.body == token.encode():
+        if isinstance(found, Found) and Pointer.decode(found.body).token == token:
             await Put(begin.pointer, OVER + found.body, Match(found.etag))
     await removeAll(layout.tails(token))
     await removeAll(layout.log(token), layout.record(token, upload.next - 1))
@@ -494,7 +533,8 @@ async def forget(layout: Layout, upload: Upload) -> None:
     pointer = "" if upload.begin is None else upload.begin.pointer
     if pointer:
         found = await Get(pointer)
-        if isinstance(found, Found) and found.body.removeprefix(OVER) == upload.token.encode():
+        named = isinstance(found, Found) and Pointer.decode(found.body.removeprefix(OVER))
+        if named and named.token == upload.token:
             await Delete(pointer)
     await removeAll(layout.tails(upload.token))
     await removeAll(layout.log(upload.token))

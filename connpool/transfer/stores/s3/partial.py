@@ -1,0 +1,593 @@
+"""
+A file on its way to an S3 engine.
+
+Theory of operation
+===================
+Bytes go into slots of a spool file, one slot a part; a part that is whole leaves, at most four
+at once.  Its slot is given back when the engine has the part and the log says so, with the
+digests of its blocks; so until then a block that turns out to be wrong costs that block, and
+later its whole part (L{S3Partial.discard}).  Nothing is made at the engine before the first
+part is whole, or the file is suspended; a file of one part never gets there, and is put as it is.
+
+Tasks begin where there is something to do: one for each part on its way, and one that writes
+the log, a record at a time.  Whatever goes wrong in them closes the partial; its sender is told
+at its next byte.
+
+A suspended partial leaves I{tails}: the verified blocks of parts that are not whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredLock, succeed
+from zope.interface import implementer
+
+from connpool.errors import (
+    ConflictTakeover,
+    Expired,
+    NoSpace,
+    StoreError,
+    SyncFailed,
+    TooLarge,
+    TransferError,
+    Unavailable,
+)
+from connpool.interfaces import IUploadPartial
+from connpool.transfer.records import Offer, PartialInfo, Receipt, Stump
+from connpool.transfer.stores.ranges import Ranges, Recorded, blockRange, verifyDeclared
+from connpool.transfer.stores.s3.calls import (
+    BadDigest,
+    Call,
+    Done,
+    Found,
+    Get,
+    Missing,
+    Piece,
+    Put,
+    PutPart,
+)
+from connpool.transfer.stores.s3.claims import Wanted, newToken
+from connpool.transfer.stores.s3.naming import SENDS
+from connpool.transfer.stores.s3.partplan import Leaving, PartPlan
+from connpool.transfer.stores.s3.parts import (
+    Locked,
+    Parts,
+    Tasks,
+    contentOf,
+    failing,
+    hashed,
+    intact,
+    one,
+    storeError,
+)
+from connpool.transfer.stores.s3.spool import SpoolFile
+from connpool.transfer.stores.s3.uploadlog import Begin, Log, Part, Tail, Upload
+from connpool.transfer.stores.takeover import Tenure
+from connpool.waiting import Waiters
+
+__all__ = ["S3Partial"]
+
+#: Protocols whose senders say the name of a file when they ask for its receipt.
+NAMED = {"native", "classic"}
+
+
+@implementer(IUploadPartial)
+class S3Partial:
+    """
+    A file on its way to an engine.
+
+    @param pointer: the key of the object that names its upload; empty if it is not resumed.
+    @param seen: that object, as it was read.
+    @param reserved: bytes of the spool that are taken for it.
+    @param upload: its state, if another partial began it.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        offer: Offer,
+        tenure: Tenure | None,
+        pointer: str,
+        seen: Found | Missing,
+        partBytes: int,
+        reserved: int,
+        upload: Upload | None = None,
+    ) -> None:
+        self._parts = parts
+        self.offer = offer
+        self.tenure = tenure
+        self.epoch = 0 if tenure is None else tenure.epoch
+        self.pointer = pointer
+        self._seen = seen
+        self._token = newToken() if upload is None else upload.token
+        self._log = None if upload is None else Log(parts.layout, upload)
+        self._recorded = Recorded(offer.blockSize, offer.size)
+        self.held, self.durable = self._recorded.held, self._recorded.durable
+        self.digests = self._recorded.digests
+        self._plan = PartPlan(offer.size, offer.blockSize, partBytes)
+        self._reserved = reserved
+        self._file: SpoolFile | None = parts.spool.file(partBytes)
+        self._gate: TransferError | None = None
+        self._tasks = Tasks()
+        self._logging = False
+        self._room = Waiters()
+        self._flying = Ranges()
+        self._void: set[int] = set()
+        self._declared = False
+        self._tailed: dict[int, tuple[tuple[int, int, bytes], ...]] = {}
+        self._failure: TransferError | None = None
+        self._over = False
+        self._lock = DeferredLock()
+        self.checkpointSeconds = parts.tailSeconds
+        self.changed = parts.now()
+
+    # -- bytes
+
+    @property
+    def stump(self) -> Stump | None:
+        return self._recorded.stump
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> Deferred[None] | None:
+        if self._gate is not None:
+            raise self._gate
+        end = offset + len(data)
+        if self.offer.size is not None and end > self.offer.size:
+            raise TooLarge(
+                f'"{self.offer.name}": more bytes arrive than the {self.offer.size} announced'
+            )
+        if self.held.overlaps(offset, end) or self._flying.overlaps(offset, end):
+            raise StoreError(f'"{self.offer.name}": bytes {offset} to {end} are held already')
+        self.changed = self._parts.now()
+        for number, start, stop in self._plan.pieces(offset, end):
+            if number not in self._plan.here and not self._takeSlot(number):
+                self._flying.add(start, end)
+                rest = memoryview(data)[start - offset :]
+                return Deferred.fromCoroutine(self._writeLater(start, rest))
+            self._writeNow(number, start, memoryview(data)[start - offset : stop - offset])
+        self._pump()
+        return None
+
+    async def _writeLater(self, offset: int, data: memoryview) -> None:
+        end = offset + len(data)
+        self._tasks.begin()
+        try:
+            for number, start, stop in self._plan.pieces(offset, end):
+                while number not in self._plan.here and not self._takeSlot(number):
+                    await self._room.wait()
+                    if self._gate is not None:
+                        raise self._gate
+                self._flying.remove(start, stop)
+                self._writeNow(number, start, data[start - offset : stop - offset])
+        finally:
+            self._flying.remove(offset, end)
+            self._tasks.end()
+
+    def _writeNow(self, number: int, start: int, data: memoryview) -> None:
+        assert self._file is not None
+        within = start - self._plan.span(number)[0]
+        self._file.write(self._plan.here[number].slot, within, data)
+        self.held.add(start, start + len(data))
+
+    def _takeSlot(self, number: int) -> bool:
+        """
+        Give a part a slot, unless it is better to wait until another one is free: that is
+        soon, if a part is on its way.
+        """
+        assert self._file is not None
+        plan = self._plan
+        if len(plan.here) * plan.bytes >= self._reserved:
+            if not self._parts.spool.tryTake(plan.bytes):
+                if any(part.state != "filling" for part in plan.here.values()):
+                    return False
+                # or its lanes would wait for one another; it is given back with the rest
+                self._parts.spool.usedBytes += plan.bytes
+            self._reserved += plan.bytes
+        plan.here[number] = Leaving(self._file.take())
+        return True
+
+    def read(self, start: int, end: int) -> Deferred[bytes]:
+        found = []
+        for number, first, last in self._plan.pieces(start, end):
+            part = self._plan.here.get(number)
+            if part is None or not self.held.covers(first, last) or self._file is None:
+                why = f'"{self.offer.name}": bytes {start} to {end} are at the engine already'
+                return Deferred.fromCoroutine(failing(self._gate or StoreError(why)))
+            at = self._plan.span(number)[0]
+            found.append(self._file.read(part.slot, first - at, last - at))
+        return succeed(b"".join(found))
+
+    def record(self, block: int, digest: bytes, end: int | None = None) -> None:
+        if self._gate is not None:
+            raise self._gate
+        self._recorded.record(block, digest, end)
+        self._pump()
+
+    def discard(self, start: int, end: int) -> Sequence[tuple[int, int]]:
+        if self._gate is not None:
+            raise self._gate
+        more = Ranges()
+        for number in self._plan.discard(start, end):
+            more.add(*self._plan.span(number))
+            self._void.add(number)
+        more.remove(start, end)
+        for first, last in [(start, end), *more]:
+            self._recorded.discard(first, last)
+        return list(more)
+
+    def declare(self, offer: Offer) -> None:
+        if self._gate is not None:
+            raise self._gate
+        if offer.size != self.offer.size:
+            verifyDeclared(self.offer, offer, self.held.end)
+            self._recorded.size = self._plan.size = offer.size
+        self.offer = offer
+        self._declared = True
+        self._pump()
+
+    def settled(self) -> Deferred[Sequence[tuple[int, int]]]:
+        return succeed([])
+
+    # -- the engine
+
+    @property
+    def _single(self) -> bool:
+        """
+        Tell whether it is put as it is.
+        """
+        size, begin = self._plan.size, self._log and self._log.upload.begin
+        return size is not None and size <= self._plan.bytes and not (begin and begin.uploadId)
+
+    def _pump(self, *, everything: bool = False) -> None:
+        """
+        Begin what can be done now.
+
+        @param everything: also log what nobody has verified.
+        """
+        if self._single or (self._gate is not None and not everything):
+            return
+        for number in self._plan.departing(self.held):
+            self._task(self._send(number, everything))
+        if not self._logging and self._unlogged(everything):
+            self._logging = True
+            self._task(self._note(everything))
+
+    def _task(self, task: Coroutine[Any, Any, None]) -> None:
+        self._tasks.begin()
+        Deferred.fromCoroutine(task).addErrback(self._failed).addBoth(lambda _: self._tasks.end())
+
+    def _failed(self, failure: Any) -> None:
+        why = storeError(failure.value, self.offer)
+        self._failure = self._failure or why
+        self._close(why)
+        self._room.wake()
+
+    async def _begun(self, *, multipart: bool = True) -> Log:
+        """
+        Begin the upload at the engine, unless it is; the lock is held.
+        """
+        parts = self._parts
+        if self._over:
+            raise Expired(f'"{self.offer.name}": its upload was given up')
+        if self._log is None:
+            beginning = parts.lifecycle.begin(
+                *(self.offer, self._token, self._plan.bytes, self.pointer, self._seen),
+                parts=multipart,
+            )
+            self._log = await parts.run(beginning)
+            self._declared = False
+        begin = self._log.upload.begin
+        if multipart and begin is not None and not begin.uploadId:
+            await parts.run(parts.lifecycle.bind(self._log, self.offer))
+        return self._log
+
+    async def _send(self, number: int, everything: bool) -> None:
+        part, file = self._plan.here[number], self._file
+        assert file is not None
+        start, end = self._plan.span(number)
+        version, length = part.version, end - start
+        async with Locked(self._lock):
+            log = await self._begun()
+        begin = log.upload.begin
+        assert begin is not None
+        crc = await self._parts.threads.run(file.crc, part.slot, length)
+        key, body = self._parts.layout.file(begin.path), Piece(file.fd, file.at(part.slot), length)
+        for _ in range(SENDS):
+            call = PutPart(key, begin.uploadId, number, body, crc)
+            answer = await self._parts.run(one(call))
+            if not isinstance(answer, BadDigest) or part.version != version:
+                break
+        if part.version != version:
+            part.state = "filling"  # bytes of it were discarded meanwhile
+        elif isinstance(answer, Done):
+            part.state, part.etag, part.crc = "there", answer.etag, crc
+        elif isinstance(answer, BadDigest):
+            raise SyncFailed(f'"{self.offer.name}": the engine got damaged bytes, each time')
+        else:
+            await self._giveUp()
+            raise Expired(f'"{self.offer.name}": the engine has forgotten its parts; send it again')
+        self._pump(everything=everything)
+
+    async def _giveUp(self) -> None:
+        self._over = True
+        async with Locked(self._lock):
+            log, self._log = self._log, None
+            if log is not None:
+                await self._parts.run(self._parts.lifecycle.remove(log))
+
+    def _unlogged(self, everything: bool) -> list[int]:
+        unasked = everything or self.offer.digest is None
+        return self._plan.settled(None if unasked else self.digests)
+
+    async def _note(self, everything: bool) -> None:
+        """
+        Write records as long as there is something for them.
+        """
+        try:
+            while self._unlogged(everything):
+                async with Locked(self._lock):
+                    await self._append(everything)
+        finally:
+            self._logging = False
+        self._pump(everything=everything)
+
+    async def _append(self, everything: bool) -> None:
+        plan, known, log = self._plan, self.digests, await self._begun()
+        here = {n: (plan.here[n], plan.here[n].version) for n in self._unlogged(everything)}
+        parts = []
+        for number, (part, _) in here.items():
+            blocks = tuple((b, known[b]) for b in plan.blocks(number) if b in known)
+            parts.append(Part(number, part.etag, plan.length(number), part.crc, blocks))
+        await self._record(log, parts=tuple(parts))
+        for number, (part, version) in here.items():
+            if part.version != version:
+                self._void.add(number)
+                continue
+            assert self._file is not None
+            self._file.give(part.slot)
+            del plan.here[number]
+            plan.logged.add(number)
+            self._tailed.pop(number, None)
+            self.durable.add(*plan.span(number))
+        self._room.wake()
+
+    async def _record(self, log: Log, **values: Any) -> None:
+        """
+        Append a record, with what else has changed.
+        """
+        begin, void = log.upload.begin, frozenset(self._void)
+        assert begin is not None
+        if self._declared:
+            self._declared = False
+            place = begin.path, begin.uploadId, begin.partBytes, begin.pointer
+            values["begin"] = Begin.of(self.offer, *place)
+        await self._parts.run(log.append(void=tuple(void), **values))
+        self._void -= void
+
+    # -- tails
+
+    def checkpoint(self) -> Deferred[None]:
+        if self._gate is not None:
+            return Deferred.fromCoroutine(failing(self._gate))
+        return Deferred.fromCoroutine(self._saveTails())
+
+    async def _saveTails(self) -> None:
+        """
+        Let the engine have the verified blocks of parts that are not in the log.
+        """
+        if not self.pointer or self._file is None:
+            return
+        self._tasks.begin()
+        try:
+            async with Locked(self._lock):
+                spans = {n: self._tailOf(n) for n in sorted(self._plan.here)}
+                new = {n: has for n, has in spans.items() if has and has != self._tailed.get(n)}
+                if not (new or self._declared or self._void):
+                    return
+                log = await self._begun(multipart=not self._single)
+                tails = [await self._saveTail(number, spans) for number, spans in new.items()]
+                await self._record(log, tails=tuple(tails))
+                self._tailed.update(new)
+                for spans_ in new.values():
+                    for start, end, _ in spans_:
+                        if self.held.covers(start, end):
+                            self.durable.add(start, end)
+        finally:
+            self._tasks.end()
+
+    def _tailOf(self, number: int) -> tuple[tuple[int, int, bytes], ...]:
+        found = []
+        for block in self._plan.blocks(number):
+            start, end = self._recorded.span(block)
+            digest = self._recorded.digest(block, end)
+            if digest is not None:
+                found.append((start, end, digest))
+        return tuple(found)
+
+    async def _saveTail(self, number: int, spans: tuple[tuple[int, int, bytes], ...]) -> Tail:
+        file, slot = self._file, self._plan.here[number].slot
+        assert file is not None
+        at = self._plan.span(number)[0]
+        first, last = spans[0][0], spans[-1][1]
+        body: Piece | bytes = Piece(file.fd, file.at(slot) + first - at, last - first)
+        if sum(end - start for start, end, _ in spans) < last - first:
+            body = b"".join(file.read(slot, start - at, end - at) for start, end, _ in spans)
+        key = f"{self._parts.layout.tails(self._token)}{number:05}-{secrets.token_hex(4)}"
+        put: Call[Any] = Put(key, body)
+        if not isinstance(await self._parts.run(one(put)), Done):
+            raise Unavailable(f'"{self.offer.name}": a tail was not stored; send it again')
+        return Tail(number, key, spans)
+
+    async def resume(self) -> None:
+        """
+        Hold what an earlier partial has stored.
+        """
+        assert self._log is not None
+        upload, held = self._log.upload, Ranges()
+        digests: dict[int, bytes] = {}
+        for number, part in upload.parts.items():
+            digests.update(part.blocks)
+            held.add(*self._plan.span(number))
+            self._plan.logged.add(number)
+        self._recorded.resume(digests, None, held)
+        for number, tail in sorted(upload.tails.items()):
+            found = await self._parts.run(one(Get(tail.key)))
+            if isinstance(found, Found) and self._takeSlot(number):
+                await self._parts.threads.run(self._restore, tail, found.body)
+        for number in upload.tails:
+            self._tailed[number] = self._tailOf(number)
+        self._pump()
+
+    def _restore(self, tail: Tail, body: bytes) -> None:
+        """
+        Put back what is intact of a tail; in a thread.
+        """
+        assert self._file is not None
+        assert self.offer.digest is not None
+        at = self._plan.span(tail.number)[0]
+        for start, data, digest in intact(tail, body, self.offer.digest):
+            self._file.write(self._plan.here[tail.number].slot, start - at, data)
+            block, end = start // self.offer.blockSize, start + len(data)
+            whole = end == blockRange(block, self.offer.blockSize, self.offer.size)[1]
+            stump = self._recorded.stump if whole else Stump(block, end, digest)
+            found = {block: digest} if whole else {}
+            self._recorded.resume(found, stump, Ranges([(start, end)]))
+
+    # -- ends
+
+    def suspend(self) -> Deferred[None]:
+        if not self.pointer:
+            return self.abort()
+        return self._end(StoreError(f'"{self.offer.name}" is suspended'), keep=True)
+
+    def abort(self) -> Deferred[None]:
+        return self._end(StoreError(f'"{self.offer.name}" was aborted'), keep=False)
+
+    def evict(self) -> Deferred[None]:
+        """
+        Let go of it, for a newer connection, which waits.
+        """
+        text = f'"{self.offer.name}": a newer connection of the same sender took over'
+        return self._end(ConflictTakeover(text), keep=True)
+
+    def _end(self, why: TransferError, *, keep: bool) -> Deferred[None]:
+        fenced = isinstance(self._gate, ConflictTakeover)
+        self._close(why)
+        return Deferred.fromCoroutine(self._leave(keep or fenced))
+
+    def _close(self, why: TransferError) -> None:
+        if not isinstance(self._gate, ConflictTakeover):
+            self._gate = why
+
+    async def _leave(self, keep: bool) -> None:
+        self._room.wake()
+        await self._tasks.idle()
+        if self._file is None:
+            return
+        try:
+            if keep and self.pointer and (self.digests or self.stump):
+                await self._save()
+            elif not keep:
+                await self._giveUp()
+        except TransferError:
+            pass  # what was not made safe comes again; a reaper removes the rest
+        self._release()
+
+    async def _save(self) -> None:
+        if not self._single and self._unlogged(False):
+            async with Locked(self._lock):
+                await self._append(False)
+        await self._saveTails()
+
+    def _release(self) -> None:
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        self._parts.spool.give(self._reserved)
+        if self.tenure is not None:
+            self.tenure.release()
+        self._parts.left(self)
+
+    def describe(self) -> PartialInfo:
+        """
+        Return it as an operator lists it.
+        """
+        offer, total = self.offer, self.held.total
+        who = self.pointer or self._token, offer.principal, offer.name.path
+        return PartialInfo(*who, offer.size, total, total, True, self.changed)
+
+    # -- publishing
+
+    def commit(self, root: bytes | None) -> Deferred[Receipt]:
+        if self._gate is not None:
+            return Deferred.fromCoroutine(failing(self._gate))
+        self._gate = StoreError(f'"{self.offer.name}" is being published')
+        return Deferred.fromCoroutine(self._commit(root))
+
+    async def _commit(self, root: bytes | None) -> Receipt:
+        try:
+            await self._tasks.idle()
+            size = self.held.end if self.offer.size is None else self.offer.size
+            if self._failure is not None:
+                raise self._failure
+            if not self.held.covers(0, size):
+                raise StoreError(f'"{self.offer.name}" is not complete')
+            self._plan.size = self._recorded.size = size
+            self._tasks.begin()
+            try:
+                publish = self._publishSingle if self._single else self._publishParts
+                receipt = await publish(size, root)
+            finally:
+                self._tasks.end()
+        except NoSpace:
+            self._gate = self._failure = None
+            raise
+        self._release()
+        return receipt
+
+    async def _publishSingle(self, size: int, root: bytes | None) -> Receipt:
+        parts, offer, file = self._parts, self.offer, self._file
+        assert file is not None
+        if self.pointer and offer.protocol not in NAMED:
+            async with Locked(self._lock):
+                await self._begun(multipart=False)
+        body: Piece | bytes = b""
+        if size:
+            body = Piece(file.fd, file.at(self._plan.here[1].slot), size)
+        content = contentOf(offer, root)
+        if content is None:
+            content = await parts.threads.run(hashed, body)
+        wanted = Wanted(offer, content, parts.receipt(offer, size, root), newToken())
+        receipt = await parts.run(parts.names.publish(wanted, body))
+        self._retire(content, receipt)
+        return receipt
+
+    async def _publishParts(self, size: int, root: bytes | None) -> Receipt:
+        parts, offer, plan = self._parts, self.offer, self._plan
+        while plan.missing():
+            self._tasks.end()  # its own
+            self._pump(everything=True)
+            await self._tasks.idle()
+            self._tasks.begin()
+            if self._failure is not None:
+                raise self._failure
+        async with Locked(self._lock):
+            log = await self._begun()
+            if self._void or self._declared:
+                await self._record(log)
+        content = contentOf(offer, root)
+        if content is None:
+            etags = [log.upload.parts[number].etag for number in sorted(plan.logged)]
+            content = "parts:" + hashlib.sha256("".join(etags).encode()).hexdigest()
+        receipt = parts.receipt(offer, size, root)
+        receipt = await parts.run(parts.lifecycle.publish(log, offer, content, receipt))
+        self._retire(content, receipt)
+        return receipt
+
+    def _retire(self, content: str, receipt: Receipt) -> None:
+        if self._log is not None:
+            self._parts.afterwards(self._parts.lifecycle.retire(self._log, content, receipt))

@@ -1,0 +1,180 @@
+"""
+The disk on which parts wait until the engine has them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import zlib
+
+from twisted.internet.defer import Deferred
+
+from connpool.errors import NoSpace, StartFailed
+from connpool.transfer.syscalls import asTransferError
+
+__all__ = ["Spool", "SpoolFile"]
+
+_CHUNK_BYTES = 1 << 20
+#: The most that is taken without being asked to.
+MOST_BYTES = 4 << 30
+
+
+class Spool:
+    """
+    The room of one process, which its uploads share.
+
+    @param directory: the files are made in it, without a name; L{None} for the system's.
+    @param size: bytes of all files together; L{None} for 4 GiB or half of what is free, the
+        smaller.
+    @raise StartFailed: C{directory} cannot be used.
+    @ivar usedBytes: that are given away.
+    """
+
+    def __init__(self, directory: str | None = None, size: int | None = None) -> None:
+        self._directory = directory or tempfile.gettempdir()
+        try:
+            free = shutil.disk_usage(self._directory).free
+            os.close(self._open())
+        except OSError as error:
+            why = f"spool directory {self._directory}: {error.strerror}; choose one with spool="
+            raise StartFailed(why) from None
+        self.size = min(MOST_BYTES, free // 2) if size is None else size
+        self.usedBytes = 0
+        self._waiting: list[tuple[int, Deferred[None]]] = []
+
+    def _open(self) -> int:
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(self._directory, flags, 0o600)
+        except (OSError, AttributeError):
+            fd, path = tempfile.mkstemp(dir=self._directory)
+            os.unlink(path)
+            return fd
+
+    async def take(self, size: int) -> None:
+        """
+        Wait for room, in turn.
+
+        @raise NoSpace: there is never so much.
+        """
+        if size > self.size:
+            raise NoSpace(
+                f"the receiver's spool has {self.size} bytes, and a file of this size needs {size};"
+                " see spool-size="
+            )
+        if not self._waiting and self.usedBytes + size <= self.size:
+            self.usedBytes += size
+            return
+        waiting: Deferred[None] = Deferred(self._left)
+        self._waiting.append((size, waiting))
+        await waiting
+
+    def tryTake(self, size: int) -> bool:
+        """
+        Take more, if there is room and nobody waits for it.
+        """
+        if self._waiting or self.usedBytes + size > self.size:
+            return False
+        self.usedBytes += size
+        return True
+
+    def give(self, size: int) -> None:
+        """
+        Give room back.
+        """
+        self.usedBytes -= size
+        while self._waiting and self.usedBytes + self._waiting[0][0] <= self.size:
+            more, waiting = self._waiting.pop(0)
+            self.usedBytes += more
+            waiting.callback(None)
+
+    def _left(self, d: Deferred[None]) -> None:
+        self._waiting = [each for each in self._waiting if each[1] is not d]
+
+    def file(self, slotBytes: int) -> SpoolFile:
+        """
+        Make a file without a name.
+
+        @raise NoSpace, StoreError: it cannot be made.
+        """
+        try:
+            return SpoolFile(self._open(), slotBytes)
+        except OSError as error:
+            raise asTransferError(error, "making a file in the spool") from None
+
+
+class SpoolFile:
+    """
+    The slots of one upload.
+
+    @ivar fd: its descriptor.
+    """
+
+    def __init__(self, fd: int, slotBytes: int) -> None:
+        self.fd = fd
+        self._bytes = slotBytes
+        self._free: list[int] = []
+        self._slots = 0
+
+    def take(self) -> int:
+        """
+        Return a slot that is free.
+        """
+        if self._free:
+            return self._free.pop()
+        self._slots += 1
+        return self._slots - 1
+
+    def give(self, slot: int) -> None:
+        """
+        Give a slot back.
+        """
+        self._free.append(slot)
+
+    def at(self, slot: int) -> int:
+        """
+        Return the offset at which a slot begins.
+        """
+        return slot * self._bytes
+
+    def write(self, slot: int, within: int, data: bytes | bytearray | memoryview) -> None:
+        """
+        Write bytes of a slot.
+
+        @raise NoSpace, StoreError: they cannot be.
+        """
+        view, at = memoryview(data), self.at(slot) + within
+        try:
+            while view:
+                written = os.pwrite(self.fd, view, at)
+                view, at = view[written:], at + written
+        except OSError as error:
+            raise asTransferError(error, "writing to the spool") from None
+
+    def read(self, slot: int, start: int, end: int) -> bytes:
+        """
+        Read bytes of a slot.
+        """
+        return os.pread(self.fd, end - start, self.at(slot) + start)
+
+    def crc(self, slot: int, length: int) -> int:
+        """
+        Compute the CRC-32 of the first bytes of a slot; for a thread.
+        """
+        found, at, end = 0, self.at(slot), self.at(slot) + length
+        while at < end:
+            data = os.pread(self.fd, min(_CHUNK_BYTES, end - at), at)
+            found, at = zlib.crc32(data, found), at + len(data)
+            if not data:
+                break
+        return found
+
+    def close(self) -> None:
+        """
+        Remove it.
+        """
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
