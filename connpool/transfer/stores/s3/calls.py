@@ -57,6 +57,7 @@ __all__ = [
     "Put",
     "PutPart",
     "Requests",
+    "Together",
     "Uploads",
     "performed",
     "together",
@@ -381,7 +382,7 @@ class Abort(Call[Done]):
 
 
 @attrs.frozen
-class _Together(Call[list[Any]]):
+class Together(Call[list[Any]]):
     """
     Several calls at once.
     """
@@ -395,7 +396,7 @@ async def together(calls: Iterable[Call[_A]]) -> list[_A]:
 
     @return: the answer of each.
     """
-    return await _Together(tuple(calls))
+    return await Together(tuple(calls))
 
 
 # -- the seam --------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ async def _drive(core: Coroutine[Call[Any], Any, _R], requests: Requests) -> _R:
             return cast("_R", stopped.value)
         answer = error = None
         try:
-            if isinstance(call, _Together):
+            if isinstance(call, Together):
                 answer = await _all([requests.perform(each) for each in call.calls])
             else:
                 answer = await requests.perform(call)

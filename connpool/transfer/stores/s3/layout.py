@@ -7,11 +7,13 @@ from __future__ import annotations
 import hashlib
 
 import attrs
+import msgspec
 
-from connpool.errors import NameRefused
+from connpool.errors import NameRefused, StartFailed
 from connpool.transfer.names import INTERNAL, RelativeName, caselessForm, displayName
+from connpool.transfer.stores.s3.calls import ABSENT, Conflict, Found, Get, Put
 
-__all__ = ["MAX_KEY_BYTES", "Layout"]
+__all__ = ["MAX_KEY_BYTES", "Layout", "agreement"]
 
 #: The longest key that S3 has.
 MAX_KEY_BYTES = 1024
@@ -105,3 +107,21 @@ class Layout:
         Return the prefix of the tails of an upload.
         """
         return f"{self.private}tail/{token}/"
+
+
+async def agreement(prefix: str, names: str) -> None:
+    """
+    Compare the settings that all receivers of one prefix must have in common; a core.
+
+    @raise StartFailed: another one has others.
+    """
+    key = f"{Layout(prefix).private}store"
+    mine = msgspec.json.encode({"version": 1, "names": names})
+    if not isinstance(await Put(key, mine, ABSENT), Conflict):
+        return
+    found = await Get(key)
+    if isinstance(found, Found) and found.body != mine:
+        raise StartFailed(
+            f"the receivers of this bucket and prefix have {found.body.decode()[:200]}, this one"
+            f" {mine.decode()}: give it the same --names, or another prefix"
+        )

@@ -23,12 +23,11 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import msgspec
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from connpool.errors import QuotaExceeded, StartFailed, TransferError
+from connpool.errors import QuotaExceeded, TransferError
 from connpool.interfaces import IFileStore, IPartial, IPartialHolder, IUploadStore
 from connpool.logonce import LogOnce
 from connpool.transfer.iothreads import IOThreads
@@ -44,15 +43,12 @@ from connpool.transfer.records import (
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, tooManyPartials
 from connpool.transfer.stores.s3.calls import (
-    ABSENT,
     Call,
-    Conflict,
     Found,
     Get,
     Head,
     List,
     Missing,
-    Put,
     Requests,
     performed,
     together,
@@ -201,26 +197,6 @@ class S3Store:
         Forget a partial that has ended.
         """
         self._partials.pop(partial, None)
-
-    def agree(self) -> Deferred[None]:
-        """
-        Compare the settings that all receivers of one prefix must have in common.
-
-        @return: fails with L{StartFailed} if another one has others.
-        """
-        return self.run(self._agree())
-
-    async def _agree(self) -> None:
-        key = f"{self.layout.private}store"
-        mine = msgspec.json.encode({"version": 1, "names": self._settings.names})
-        if not isinstance(await Put(key, mine, ABSENT), Conflict):
-            return
-        found = await Get(key)
-        if isinstance(found, Found) and found.body != mine:
-            raise StartFailed(
-                f"the receivers of this bucket and prefix have {found.body.decode()[:200]}, this"
-                f" one {mine.decode()}: give it the same --names, or another prefix"
-            )
 
     # -- IFileStore
 

@@ -26,9 +26,10 @@ from connpool.errors import (
 from connpool.interfaces import IFileStore, IUploadPartial, IUploadStore
 from connpool.transfer import Receipt
 from connpool.transfer.records import StoreSettings
-from connpool.transfer.stores.s3.calls import BadDigest, NoSuchUpload
+from connpool.transfer.stores.s3.calls import BadDigest, NoSuchUpload, performed
+from connpool.transfer.stores.s3.layout import agreement
 from connpool.transfer.stores.s3.store import S3Store
-from tests.helpers.waiting import assertNoResult, bounded
+from tests.helpers.waiting import assertNoResult, bounded, failureResultOf, successResultOf
 from tests.transfer.stores.kit import BLOCK, fill, offer, settled
 from tests.transfer.stores.s3.engine import MemoryEngine
 
@@ -489,12 +490,12 @@ async def test_quota(make, engine):
     await bounded(other.abort())
 
 
-@pytest_twisted.ensureDeferred
-async def test_receiversMustAgree(make):
-    await bounded(make().agree())
-    await bounded(make().agree())
-    with pytest.raises(StartFailed, match="--names"):
-        await bounded(make(StoreSettings(names="posix")).agree())
+def test_receiversMustAgree(engine):
+    for names in ("portable", "portable"):
+        successResultOf(performed(agreement("in/", names), engine))
+    error = failureResultOf(performed(agreement("in/", "posix"), engine), StartFailed)
+    assert "--names" in str(error)
+    successResultOf(performed(agreement("out/", "posix"), engine))
 
 
 def test_theSpoolMustBeUsable(engine, tmp_path):
