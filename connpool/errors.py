@@ -37,6 +37,7 @@ __all__ = [
     "NetworkFailed",
     "NoInodes",
     "NoSpace",
+    "NotFound",
     "Overloaded",
     "PoolClosed",
     "PoolDown",
@@ -359,6 +360,15 @@ class Forbidden(TransferError):
     """
 
     code = "forbidden"
+    exitCode = 4
+
+
+class NotFound(TransferError):
+    """
+    There is nothing to be read under this name, or not for this reader.
+    """
+
+    code = "not-found"
     exitCode = 4
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from connpool.transfer.records import (
         DirectoryMade,
         EndedTransfer,
+        FileRange,
         FileStat,
+        Listing,
         LiveTransfer,
         Offer,
         PartialInfo,
@@ -49,6 +51,7 @@ __all__ = [
     "IPartialHolder",
     "IPoolObserver",
     "IPoolable",
+    "IReadableStore",
     "IReadiness",
     "IRecentTransfers",
     "IReflector",
@@ -801,6 +804,34 @@ class ISparseStore(IUploadStore):
     gives an L{ISparsePartial}.  Senders are told by a capability; to a store that does not
     provide this, holes are sent as zeros.
     """
+
+
+class IReadableStore(Interface):
+    """
+    The part that an L{IFileStore} provides too if what is published in it can be read: regular
+    files and directories, and nothing else; no link is followed, and what is the store's own
+    is not there.  Whoever may not read a name learns as much as of one that nobody has.
+    """
+
+    def listing(directory: RelativeName | None, after: str, limit: int) -> Deferred[Listing]:
+        """
+        Read a page of a directory.
+
+        @param directory: L{None} for the root.
+        @param after: only names that are sorted after this one, by their bytes; empty for all.
+        @param limit: entries of the page, at least 1.
+        @return: fails with L{NotFound} if there is no such directory.
+        """
+
+    def read(name: RelativeName, start: int, end: int) -> Deferred[FileRange]:
+        """
+        Read a part of a file.  Nothing stays open.
+
+        @param start: offset of its first byte; from the end of the file on, there are none.
+        @param end: offset after its last one; at most 4 MiB are read at once.
+        @return: fails with L{NotFound} if there is no such file, with L{Busy} while
+            somebody writes to it.
+        """
 
 
 class IRememberingStore(Interface):

@@ -52,6 +52,8 @@ LEGS = {
     "stores": SHARED,
     "receive": SHARED | {"wire", "stores"},
     "send": SHARED | {"wire"},
+    # a session like a sender's
+    "fetch": SHARED | {"wire", "send"},
     # of wire only the deadline of a peer
     "web": SHARED | {"receive", "stores", "wire"},
 }

@@ -20,6 +20,8 @@ __all__ = ["COMMANDS", "main", "parserOf", "program"]
 #: Subcommand to its one-line description; the module has the same name.
 COMMANDS: dict[str, str] = {
     "completion": "print the completion of this command for a shell",
+    "get": "get files from a receiver that lets you read",
+    "list": "list what may be read at a receiver",
     "partials": "list or remove unfinished files of a receiver",
     "ping": "measure the path to a UDP or TCP echo",
     "resolve": "show how an address is understood",

@@ -95,6 +95,12 @@ class JSONLines:
         line = json.dumps(value) + "\n"
         self._attempt(lambda: self._file.write(line), self._file.flush)
 
+    def say(self, text: str) -> None:
+        """
+        Write a line that is no JSON.
+        """
+        self._attempt(lambda: self._file.write(f"{text}\n"), self._file.flush)
+
     def close(self) -> None:
         """
         Expect no more.

@@ -32,13 +32,15 @@ def sized(count: float) -> str:
 
 class Progress:
     """
-    The progress of C{connpool send}, and lines that stay, on standard error.  Text that
+    The progress of a command, and lines that stay, on standard error.  Text that
     cannot be written is lost.  A context manager: the bar is gone afterwards.
 
     @param bar: draw one, if standard error is a terminal.
+    @param command: the one that says what is wrong.
     """
 
-    def __init__(self, bar: bool = True) -> None:
+    def __init__(self, bar: bool = True, command: str = "send") -> None:
+        self._command = command
         # none at all if it is closed
         self._stream: TextIO | None = sys.stderr
         self._wanted = bar
@@ -117,7 +119,7 @@ class Progress:
         """
         Say what is wrong.
         """
-        self.line(f"connpool send: {text}")
+        self.line(f"connpool {self._command}: {text}")
 
     def line(self, text: str) -> None:
         """

@@ -26,7 +26,7 @@ from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import displayName
 from connpool.transfer.records import ASKABLE_DURABILITIES, IF_EXISTS
 
-__all__ = ["addArguments", "run"]
+__all__ = ["DEFAULT_TO", "addArguments", "asTimeout", "run"]
 
 #: Connections a user may ask for.
 MAX_JOBS = 32
@@ -42,7 +42,10 @@ _SAID = {"rules": "exclude"}
 DEFAULT_TO = "127.0.0.1:8640"
 
 
-def _seconds(text: str) -> float:
+def asTimeout(text: str) -> float:
+    """
+    Read seconds above 0, for argparse.
+    """
     try:
         value = float(text)
     except ValueError:
@@ -182,7 +185,7 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=asTimeout,
         default=60.0,
         metavar="SECONDS",
         help="give up connecting, and a connection on which the receiver says nothing (classic: "

@@ -23,6 +23,7 @@ from connpool.interfaces import (
     IAuthenticator,
     IFileStore,
     ILiveTransfers,
+    IReadableStore,
     IReadiness,
     IRecentTransfers,
     IStatsSource,
@@ -163,6 +164,8 @@ class FileReceiver(MultiService):
         self._listens = [readListen(each) for each in listen]
         self._access = access or Access()
         self._policy = policy or Policy()
+        if identities is not None:
+            self._policy = attrs.evolve(self._policy, reading=identities.reading)
         self._listeners = listeners
         self._classicFrom = classicFrom or Networks()
         self._classicSuffix = classicSuffix
@@ -282,6 +285,11 @@ class FileReceiver(MultiService):
     def startService(self) -> None:
         # not earlier: what the store makes belongs to the user we run as
         self._store = store = self._makeStore()
+        if self._policy.reading and not IReadableStore.providedBy(store):
+            failStart(
+                f"{self.name}: --identities lets somebody read, which the store {self._storeName} "
+                "cannot do (IReadableStore)"
+            )
         self._receiver = None
         policy = self._policy
         if policy.maxTransfers is None:

@@ -13,6 +13,7 @@ only looked up here, and the directory is what the operator wrote beside it::
 
     [certificates."backup.example"]
     directory = "machines/backup"
+    read = true
 
 C{[defaults]} holds for everybody whose entry does not say otherwise.
 
@@ -95,11 +96,14 @@ class Identity(Limits):
     @ivar directory: where its files go; L{None} for the root.
     @ivar quota: bytes that its unfinished transfers may take; L{None} for the
         receiver's own limit.
+    @ivar read: C{own} if it may read what is in its directory, C{everything} for all of the
+        store; empty for nothing.
     """
 
     principal: str
     directory: RelativeName | None = None
     quota: int | None = None
+    read: str = ""
 
 
 @attrs.frozen
@@ -140,6 +144,13 @@ class Identities:
             _section(table, "certificates", _CERTIFICATE, defaults, keys),
         )
 
+    @property
+    def reading(self) -> bool:
+        """
+        Tell whether anybody may read.
+        """
+        return any(each.read for each in (*self.users.values(), *self.certificates.values()))
+
     def ofUser(self, user: str) -> Identity | None:
         """
         @return: the identity of a user whose password was right; L{None} if
@@ -177,7 +188,13 @@ def _section(
             or len(name.encode()) > 200
         ):
             raise IdentitiesError(f"{where}: this name cannot be used; choose another")
-        identities[name] = Identity(prefix + name, **{**defaults, **_entry(where, entry, keys)})
+        found = Identity(prefix + name, **{**defaults, **_entry(where, entry, keys)})
+        if found.read == "own" and found.directory is None:
+            raise IdentitiesError(
+                f"{where}: read = true needs a directory of its own; give it one, or write "
+                'read = "everything"'
+            )
+        identities[name] = found
     return identities
 
 
@@ -221,6 +238,7 @@ def _keysOf(asSize: Callable[[str], int]) -> _Keys:
         "max-transfers": ("maxTransfers", _count),
         "min-rate": ("minimumRate", size),
         "quota": ("quota", size),
+        "read": ("read", _reads),
     }
 
 
@@ -228,6 +246,14 @@ def _directory(value: Any) -> RelativeName:
     if not isinstance(value, str):
         raise IdentitiesError('write a text, such as "alice"')
     return RelativeName.parse(value)
+
+
+def _reads(value: Any) -> str:
+    if value is True or value is False:
+        return "own" if value else ""
+    if value != "everything":
+        raise IdentitiesError('write true, false or "everything"')
+    return "everything"
 
 
 def _count(value: Any) -> int:

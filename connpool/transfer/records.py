@@ -18,7 +18,10 @@ __all__ = [
     "IF_EXISTS",
     "DirectoryMade",
     "EndedTransfer",
+    "FileRange",
     "FileStat",
+    "ListedEntry",
+    "Listing",
     "LiveTransfer",
     "Offer",
     "PartialInfo",
@@ -269,6 +272,53 @@ class FileStat:
 
     size: int
     modified: int
+
+
+@attrs.frozen
+class ListedEntry:
+    """
+    A name in a directory.
+
+    @ivar name: its last component.
+    @ivar directory: whether it is a directory, else a regular file.
+    @ivar size: bytes; 0 of a directory.
+    @ivar modified: nanoseconds since the epoch.
+    """
+
+    name: str
+    directory: bool
+    size: int
+    modified: int
+
+
+@attrs.frozen
+class Listing:
+    """
+    A page of a directory.
+
+    @ivar entries: sorted by the bytes of their names.
+    @ivar more: whether there are names after the last one.
+    """
+
+    entries: tuple[ListedEntry, ...]
+    more: bool
+
+
+@attrs.frozen
+class FileRange:
+    """
+    A part of a published file.
+
+    @ivar data: its bytes.
+    @ivar size: of the file.
+    @ivar modified: nanoseconds since the epoch.
+    @ivar version: 16 bytes that change when the content may have changed.
+    """
+
+    data: bytes = attrs.field(repr=False)
+    size: int
+    modified: int
+    version: bytes
 
 
 @attrs.frozen

@@ -115,3 +115,40 @@ def test_everyLimitAndItsDefault():
     assert (alice.minimumRate, alice.idleTimeout) == (10, 2.5)
     assert (bob.maxRate, bob.maxTime, bob.quota) == (1 << 20, 3600.0, 1 << 30)
     assert (bob.maxConnections, bob.maxBytes, bob.maxFiles, bob.minimumRate) == (None,) * 4
+
+
+def test_readingIsThePermissionOfAnIdentity():
+    table = Identities.parse(
+        """
+        [users.alice]
+        directory = "alice"
+        read = true
+        [users.eve]
+        read = "everything"
+        [users.bob]
+        directory = "bob"
+        [users.carol]
+        read = false
+        """
+    )
+    reads = {name: identity.read for name, identity in table.users.items()}
+    assert reads == {"alice": "own", "eve": "everything", "bob": "", "carol": ""}
+    assert table.reading
+    assert not Identities.parse("[users.bob]").reading
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[users.bob]\nread = true",
+        "[defaults]\nread = true\n[users.bob]",
+        '[certificates.bob]\nread = "own"',
+        "[users.bob]\nread = 1",
+        '[users.bob]\nread = "all"',
+    ],
+)
+def test_readingEverythingMustBeWritten(text):
+    with pytest.raises(IdentitiesError) as caught:
+        Identities.parse(text)
+    assert "everything" in str(caught.value)
+    assert "bob" in str(caught.value)

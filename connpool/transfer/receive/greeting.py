@@ -21,7 +21,7 @@ from connpool.errors import (
     TransferError,
     TransferTimeout,
 )
-from connpool.interfaces import IAuthenticator, IDirectoryStore, ISparseStore
+from connpool.interfaces import IAuthenticator, IDirectoryStore, IReadableStore, ISparseStore
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.identities import Identity
 from connpool.transfer.passwords import credentialsAreSafe
@@ -32,6 +32,7 @@ from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.frames import frame as pack
 from connpool.transfer.wire.handshake import (
     CAPABILITIES,
+    READ,
     VERSIONS,
     agree,
     transcriptOf,
@@ -122,6 +123,8 @@ class Greeting:
             if not part.providedBy(store)
         }
         self._capabilities = tuple(c for c in CAPABILITIES if c not in lacking)
+        if policy.reading and IReadableStore.providedBy(store):
+            self._capabilities += (READ,)
         limits = ReceiverLimits(
             policy.maxFileSize,
             smallfiles.SMALL_FILE_BYTES,

@@ -25,12 +25,14 @@ class Policy(Limits):
     @ivar ifExists: what to do when a name is taken, one of L{IF_EXISTS}.
     @ivar names: C{portable} or C{posix}: which names are taken.
     @ivar dotfiles: whether names may begin with a dot.
+    @ivar reading: whether anybody may read; who, and what, is in the entry of each identity.
     @ivar idleTimeout: and C{minimumRate}: of each sender that has none of its own.
     """
 
     ifExists: str = "rename"
     names: str = "portable"
     dotfiles: bool = True
+    reading: bool = False
     idleTimeout: float = 60.0
     minimumRate: float = 1024.0
 
@@ -60,6 +62,10 @@ class TransferStats:
     @ivar receivedBytes: payload bytes given to the store.
     @ivar waiting: transfers that wait because others are under way.
     @ivar rememberedBytes: memory that the store's knowledge of names and receipts takes, about.
+    @ivar readFiles: files that were begun to be read.
+    @ivar readBytes: bytes of files that were read.
+    @ivar listings: pages of directories that were read.
+    @ivar readRefused: requests to read that did not get what was asked for.
     @ivar skipped: files that were left out because the rule C{skip} keeps another one.
     @ivar holeBytes: bytes of holes, which did not come and were not written.
     """
@@ -76,3 +82,7 @@ class TransferStats:
     skipped: int = 0
     rememberedBytes: int = 0
     holeBytes: int = 0
+    readFiles: int = 0
+    readBytes: int = 0
+    listings: int = 0
+    readRefused: int = 0

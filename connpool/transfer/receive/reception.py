@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -39,6 +39,9 @@ from connpool.transfer.receive.quotas import Places, Quotas
 from connpool.transfer.receive.recent import KEPT_TRANSFERS, RecentTransfers
 from connpool.transfer.records import LiveTransfer, Offer, Receipt
 from connpool.waiting import Waiters
+
+if TYPE_CHECKING:
+    from connpool.transfer.receive.reading import Reader
 
 __all__ = ["Incoming", "Reception", "storeFailure"]
 
@@ -83,6 +86,7 @@ class Reception:
         self._active: dict[Incoming, None] = {}
         self._started = self._publishedCount = self._failedCount = self._refused = 0
         self._skipped = 0
+        self._reads: Any = None
 
     # -- files
 
@@ -182,6 +186,16 @@ class Reception:
         principal = ANONYMOUS if identity is None else identity.principal
         return Offer(name, principal=principal, identity=identity, ifExists=rule, **values)
 
+    def reader(self, identity: Identity | None, peer: str) -> Reader:
+        """
+        Make the permission to read of one identity.
+        """
+        from connpool.transfer.receive.reading import ReadCounts, Reader
+
+        if self._reads is None:
+            self._reads = ReadCounts()
+        return Reader(self.store, identity, self.policy.dotfiles, self._reads, peer)
+
     def refuse(
         self, name: str, peer: str, why: TransferError, transferId: str | None = None
     ) -> None:
@@ -274,6 +288,7 @@ class Reception:
             self._skipped,
             remembering.rememberedBytes if remembering is not None else 0,
             self.quotas.holeBytes,
+            *(attrs.astuple(self._reads) if self._reads is not None else ()),
         )
 
     @property

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -45,6 +45,7 @@ from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.smallfiles import SmallFiles
 from connpool.transfer.receive.stream import Stream
 from connpool.transfer.wire.frames import HEADER_BYTES, MAX_STREAM, PREAMBLE, Frame, Type
+from connpool.transfer.wire.handshake import READ
 from connpool.transfer.wire.link import Deadline, Link
 from connpool.transfer.wire.messages import (
     ROOT,
@@ -63,6 +64,9 @@ from connpool.transfer.wire.messages import (
     timeOf,
 )
 
+if TYPE_CHECKING:
+    from connpool.transfer.receive.reading import Requests
+
 __all__ = ["NativeReceiver", "ReceiverSession"]
 
 #: Seconds between PROGRESS frames.
@@ -80,7 +84,13 @@ FROM_SENDER = frozenset(
 )
 ON_JOINED = frozenset({Type.DATA, Type.DIGESTS, Type.PING, Type.PONG, Type.ERROR})
 #: The types that need a capability.
-CAPABLE = {Type.DIRECTORY: "directories", Type.PUTS: "puts", Type.HOLE: "holes"}
+CAPABLE = {
+    Type.DIRECTORY: "directories",
+    Type.PUTS: "puts",
+    Type.HOLE: "holes",
+    Type.LIST: READ,
+    Type.READ: READ,
+}
 
 
 class NativeReceiver:
@@ -147,6 +157,7 @@ class ReceiverSession:
         self._place: tuple[Stream | None, int] = (None, 0)
         self._more: set[Type] = set()
         self._dryRun: DryRun | None = None
+        self._requests: Requests | None = None
         self._accounts: list[Account] = []
         self._deadline, self._patience = self._deadlines(None)
         self._ticking: Any = None
@@ -290,6 +301,8 @@ class ReceiverSession:
         self._patience.stop()
         if self._smallFiles is not None:
             self._smallFiles.stop()
+        if self._requests is not None:
+            self._requests.stop()
         if self._ticking is not None and self._ticking.active():
             self._ticking.cancel()
         self._receiver.tickets.pop(self._ticket, None)
@@ -394,6 +407,8 @@ class ReceiverSession:
             self.send(encode(Type.PONG, 0, Ping(ping.token)))
         elif kind is Type.JOIN:
             self._join(message)
+        elif kind in {Type.LIST, Type.READ}:
+            self._ask(frame, message)
         elif kind is Type.ERROR:
             error: Error = message
             self._why = NetworkFailed(
@@ -452,6 +467,28 @@ class ReceiverSession:
                 self._offer(number, message, small)
             except TransferError as e:
                 small.refuse(number, message.name, e)
+
+    def _ask(self, frame: Frame, message: Any) -> None:
+        """
+        Take a request to read.
+        """
+        if self._joined is not None or frame.stream <= self._lastStream:
+            raise ProtocolError(f"{frame.type.name} on stream {frame.stream}")
+        self._lastStream = frame.stream
+        requests = self._requests
+        if requests is None:
+            # here: a session that only sends does not pass there
+            from connpool.transfer.receive.reading import Requests
+
+            requests = self._requests = Requests(
+                self._reception.reader(self._sender.identity, self.peer),
+                self._sender.digest,
+                self.send,
+                lambda: self._link.full,
+                self._maybeClose,
+            )
+            self._link.resumed = requests.writable
+        requests.ask(frame.stream, message, self._draining)
 
     def _offer(self, number: int, message: OfferMessage, small: SmallFiles) -> None:
         if len(self._streams) >= STREAMS:
@@ -549,7 +586,8 @@ class ReceiverSession:
 
     @property
     def _busy(self) -> bool:
-        return self._pending > 0 or bool(self._streams) or self._joined is not None
+        reading = self._requests is not None and self._requests.busy
+        return reading or self._pending > 0 or bool(self._streams) or self._joined is not None
 
     def _links(self) -> list[Link]:
         return [self._link, *(joiner._link for joiner in self._joiners)]

@@ -41,6 +41,7 @@ class SessionFactory(ClientFactory):
     @param idleTimeout: seconds of silence from the receiver that end a connection; fewer if
         the receiver's are fewer.
     @param pace: of all that is sent; L{None} for no limit.
+    @param more: capabilities of this side beside those of every sender.
     @ivar refusal: why the last connection that was not let in was not.
     """
 
@@ -53,6 +54,7 @@ class SessionFactory(ClientFactory):
         credentials: Credentials | None = None,
         idleTimeout: float = 60.0,
         pace: Pace | None = None,
+        more: Sequence[str] = (),
     ) -> None:
         self._reactor = reactor
         for name in digests:
@@ -61,11 +63,17 @@ class SessionFactory(ClientFactory):
         self._credentials = credentials
         self._idleTimeout = idleTimeout
         self.pace = pace
+        self._more = tuple(more)
         self.refusal: TransferError | None = None
 
     def buildProtocol(self, addr: Any) -> SenderLink:
         session = SenderSession(
-            self._reactor, self._digests, self._credentials, self._idleTimeout, self.pace
+            self._reactor,
+            self._digests,
+            self._credentials,
+            self._idleTimeout,
+            self.pace,
+            self._more,
         )
         session.onRefused = partial(setattr, self, "refusal")
         return SenderLink(self._reactor, session, self._idleTimeout)

@@ -39,6 +39,7 @@ from connpool.transfer.wire.frames import PREAMBLE, Frame, Type
 from connpool.transfer.wire.frames import frame as pack
 from connpool.transfer.wire.handshake import (
     CAPABILITIES,
+    READ,
     VERSIONS,
     agree,
     transcriptOf,
@@ -83,6 +84,7 @@ _FROM_RECEIVER = frozenset(
         *(Type.PING, Type.PONG, Type.GOAWAY, Type.JOINED, Type.ERROR),
     }
 )
+_READ_ANSWERS = frozenset({Type.LISTING, Type.CONTENT})
 
 
 class IStream(Protocol):
@@ -97,7 +99,7 @@ class IStream(Protocol):
 
     def frameReceived(self, frame: Frame, message: Any) -> None:
         """
-        C{ACCEPT}, C{REPAIR} or C{PROGRESS}.
+        C{ACCEPT}, C{REPAIR} or C{PROGRESS}; C{LISTING} or C{CONTENT} of a request to read.
         """
 
     def stored(self, receipt: ReceiptMessage | Ack) -> None:
@@ -135,6 +137,7 @@ class SenderSession:
 
     @param idleTimeout: seconds of silence from the receiver that end it.
     @param pace: of all that is sent; L{None} for no limit.
+    @param more: capabilities of this side beside those of every sender.
     @ivar limits: the receiver's.
     @ivar ticket: for further connections to join.
     @ivar capabilities: those that both sides have.
@@ -156,7 +159,9 @@ class SenderSession:
         credentials: Credentials | None,
         idleTimeout: float,
         pace: Pace | None = None,
+        more: Sequence[str] = (),
     ) -> None:
+        self._offered = (*CAPABILITIES, *more)
         self._reactor = reactor
         self._pace = pace
         self._digests = tuple(digests)
@@ -211,7 +216,7 @@ class SenderSession:
         ours = Hello(
             VERSIONS,
             f"connpool/{connpool.__version__}",
-            CAPABILITIES,
+            self._offered,
             self._digests,
             os.urandom(32),
         )
@@ -275,6 +280,8 @@ class SenderSession:
         self.principal = message.principal
         self._state = self._open
         self.link.reader.expected = _FROM_RECEIVER
+        if READ in self.capabilities:
+            self.link.reader.expected = _FROM_RECEIVER | _READ_ANSWERS
         self.link.admit()
         self._deadline.cancel()
         self.link.expectWithin(min(self._idle, max(self.limits.idle, _LEAST_IDLE_SECONDS)))
@@ -406,7 +413,7 @@ class SenderSession:
             stream = self._streams.pop(frame.stream, None)
             if stream is not None:
                 stream.rejected(_refusal(reject), reject.retryable)
-        elif kind in {Type.ACCEPT, Type.REPAIR, Type.PROGRESS}:
+        elif kind in {Type.ACCEPT, Type.REPAIR, Type.PROGRESS, *_READ_ANSWERS}:
             stream = self._streams.get(frame.stream)
             if stream is not None:
                 stream.frameReceived(frame, message)

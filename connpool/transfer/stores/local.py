@@ -47,7 +47,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -60,6 +60,7 @@ from connpool.interfaces import (
     IFileStore,
     IPartial,
     IPartialHolder,
+    IReadableStore,
     IRememberingStore,
     ISparseStore,
 )
@@ -68,7 +69,9 @@ from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
     DirectoryMade,
+    FileRange,
     FileStat,
+    Listing,
     Offer,
     PartialInfo,
     Receipt,
@@ -91,6 +94,7 @@ from connpool.transfer.stores.groupcommit import GroupCommit, Outcomes
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, PartialDirectory, tooManyPartials
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Publisher, canLink
+from connpool.transfer.stores.reading import Reading
 from connpool.transfer.stores.receiptcursor import ReceiptCursor
 from connpool.transfer.stores.receiptlog import ReceiptLog
 from connpool.transfer.stores.recovery import Recovery
@@ -120,7 +124,9 @@ _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 _NOBODY = RelativeName.parse("-")
 
 
-@implementer(IFileStore, IBatchStore, IDirectoryStore, IRememberingStore, ISparseStore)
+@implementer(
+    IFileStore, IBatchStore, IDirectoryStore, IReadableStore, IRememberingStore, ISparseStore
+)
 class LocalStore:
     """
     A store in a local directory.
@@ -231,6 +237,7 @@ class LocalStore:
             self._rootDirectory = RootDirectory(
                 sys, self._path, self._root, (private, self._directories), self._log
             )
+            self._reading = Reading(sys, self._directories)
             self._foresight = Foresight(
                 sys, self._directories, self._claim, lambda: not self._closed
             )
@@ -398,6 +405,19 @@ class LocalStore:
 
     def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
         return maybeDeferred(self._stat, name)
+
+    def listing(self, directory: RelativeName | None, after: str, limit: int) -> Deferred[Listing]:
+        return self._reread(self._reading.listing, directory, after, limit)
+
+    def read(self, name: RelativeName, start: int, end: int) -> Deferred[FileRange]:
+        return self._reread(self._reading.read, name, start, end)
+
+    def _reread(self, call: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        try:
+            self._refuse()
+        except StoreError as e:
+            return fail(e)
+        return self._threads.reread(call, *arguments)
 
     def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
         foreseeing: Deferred[str] = Deferred.fromCoroutine(self._foresee(offer, root, ahead, whole))

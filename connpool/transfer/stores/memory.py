@@ -25,6 +25,7 @@ from connpool.interfaces import (
     IFileStore,
     IPartial,
     IPartialHolder,
+    IReadableStore,
     ISparsePartial,
     ISparseStore,
 )
@@ -32,7 +33,10 @@ from connpool.transfer.digests import digestNamed, rootOf
 from connpool.transfer.names import RelativeName, caselessForm, displayName
 from connpool.transfer.records import (
     DirectoryMade,
+    FileRange,
     FileStat,
+    ListedEntry,
+    Listing,
     Offer,
     PartialInfo,
     Receipt,
@@ -42,6 +46,7 @@ from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.ranges import Recorded, verifyDeclared
+from connpool.transfer.stores.reading import MAX_READ_BYTES, notFound
 from connpool.transfer.stores.takeover import Takeovers, Tenure
 
 __all__ = ["MemoryStore"]
@@ -197,7 +202,7 @@ class _MemoryPartial:
             self._store._used -= len(self.content)
 
 
-@implementer(IFileStore, IDirectoryStore, ISparseStore)
+@implementer(IFileStore, IDirectoryStore, IReadableStore, ISparseStore)
 class MemoryStore:
     """
     A store in dictionaries: no reactor, no threads, no disk.
@@ -313,6 +318,28 @@ class MemoryStore:
         if content is None:
             return succeed(None)
         return succeed(FileStat(len(content), self._modified[name.path]))
+
+    def listing(self, directory: RelativeName | None, after: str, limit: int) -> Deferred[Listing]:
+        prefix = "" if directory is None else f"{directory.path}/"
+        found: dict[str, ListedEntry] = {}
+        for path, modified in self.directories.items():
+            _note(found, prefix, path, 0, modified or 0, directory=True)
+        for path, content in self.files.items():
+            modified = self._modified.get(path, 0)
+            _note(found, prefix, path, len(content), modified, directory=False)
+        if directory is not None and not found and directory.path not in self.directories:
+            return fail(notFound(directory))
+        names = sorted((each for each in found if each.encode() > after.encode()), key=str.encode)
+        return succeed(Listing(tuple(found[each] for each in names[:limit]), len(names) > limit))
+
+    def read(self, name: RelativeName, start: int, end: int) -> Deferred[FileRange]:
+        content = self.files.get(name.path)
+        if content is None:
+            return fail(notFound(name))
+        modified = self._modified.get(name.path, 0)
+        version = hashlib.blake2b(repr((hash(content), modified)).encode(), digest_size=16).digest()
+        data = content[start : min(end, start + MAX_READ_BYTES)]
+        return succeed(FileRange(data, len(content), modified, version))
 
     def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
         size = offer.size or 0
@@ -473,3 +500,24 @@ def _partialIdOf(principal: str, network: str, resumeKey: bytes) -> str:
 
 def _full(name: RelativeName) -> NoSpace:
     return NoSpace(f'"{name}": the receiver\'s memory is full')
+
+
+def _note(
+    found: dict[str, ListedEntry],
+    prefix: str,
+    path: str,
+    size: int,
+    modified: int,
+    *,
+    directory: bool,
+) -> None:
+    """
+    Note the name that C{path} has directly below C{prefix}.
+    """
+    if not path.startswith(prefix) or path == prefix:
+        return
+    name, deeper, _ = path[len(prefix) :].partition("/")
+    if not deeper:
+        found[name] = ListedEntry(name, directory, size, modified)
+    else:
+        found.setdefault(name, ListedEntry(name, True, 0, 0))

@@ -43,6 +43,7 @@ __all__ = [
     "HEADER",
     "HEADER_BYTES",
     "MAX_BATCH_BYTES",
+    "MAX_CONTENT_BYTES",
     "MAX_CONTROL_BYTES",
     "MAX_DATA_BYTES",
     "MAX_SMALL_BYTES",
@@ -79,6 +80,9 @@ MAX_DATA_BYTES = 4 << 20
 MAX_SMALL_BYTES = 1 << 20
 #: Bytes of the files that one C{PUTS} carries.
 MAX_BATCH_BYTES = 4 << 20
+
+#: Bytes of a file that one C{CONTENT} carries.
+MAX_CONTENT_BYTES = 1 << 20
 
 #: Bytes of a range of blocks in C{ACCEPT}, and of a block number in C{REPAIR} and C{REVOKE}.
 RANGE_BYTES, NUMBER_BYTES = 8, 4
@@ -118,6 +122,10 @@ class Type(enum.IntEnum):
     DIRECTORY = 0x1D
     PUTS = 0x1E
     HOLE = 0x1F
+    LIST = 0x28
+    LISTING = 0x29
+    READ = 0x2A
+    CONTENT = 0x2B
 
 
 @attrs.frozen
@@ -162,6 +170,10 @@ BOUNDS: dict[int, Bounds] = {
     Type.DIRECTORY: Bounds(MAX_CONTROL_BYTES),
     Type.PUTS: Bounds(MAX_CONTROL_BYTES, MAX_BATCH_BYTES),
     Type.HOLE: Bounds(64),
+    Type.LIST: Bounds(MAX_CONTROL_BYTES),
+    Type.LISTING: Bounds(MAX_CONTROL_BYTES),
+    Type.READ: Bounds(MAX_CONTROL_BYTES),
+    Type.CONTENT: Bounds(1024, MAX_CONTENT_BYTES),
 }
 
 _NAMES = {kind.value: kind for kind in Type}

@@ -15,6 +15,7 @@ from connpool.transfer.wire.messages import Error, Hello, encode
 
 __all__ = [
     "CAPABILITIES",
+    "READ",
     "VERSIONS",
     "Agreement",
     "agree",
@@ -29,6 +30,10 @@ VERSIONS = (1,)
 #: makes directories and sets their times.  C{puts}: many small files come in one frame.
 #: C{holes}: ranges of zeros are told, and stored as holes.
 CAPABILITIES = ("join", "best", "earlier", "directories", "puts", "holes")
+
+#: The capability of those who read: files are listed and read.  A receiver has it if anybody
+#: may read there.
+READ = "read"
 
 
 @attrs.frozen

@@ -146,6 +146,7 @@ class Link(Protocol):
     @param minimumRate: bytes/s the peer must keep up inside a frame.
     @ivar holds: reasons not to read.
     @ivar full: whether the peer does not read what we answer.
+    @ivar resumed: called when it has read after that.
     """
 
     log = Logger()
@@ -166,6 +167,7 @@ class Link(Protocol):
         self._over = False
         self._outstanding = 0
         self.full = False
+        self.resumed: Callable[[], Any] = lambda: None
         self._fullSince = 0.0
         self._unread: Any = None
         self._unsent = 0
@@ -223,6 +225,7 @@ class Link(Protocol):
             if self._unread.active():
                 self._unread.cancel()
             self.release()
+            self.resumed()
 
     def stopProducing(self) -> None:
         pass

@@ -36,6 +36,12 @@ from connpool.transfer.wire.fields import (
     Word,
 )
 from connpool.transfer.wire.frames import MAX_SMALL_BYTES, Frame, Type, frame
+from connpool.transfer.wire.readmessages import (
+    Content,
+    ListingMessage,
+    ListMessage,
+    ReadMessage,
+)
 
 if TYPE_CHECKING:
     from connpool.transfer.identities import Identity
@@ -463,6 +469,10 @@ MESSAGES: dict[Type, type[Message]] = {
     Type.DIRECTORY: Directory,
     Type.PUTS: Puts,
     Type.HOLE: Hole,
+    Type.LIST: ListMessage,
+    Type.LISTING: ListingMessage,
+    Type.READ: ReadMessage,
+    Type.CONTENT: Content,
 }
 
 _TIME = struct.Struct(">qI")

@@ -1,0 +1,88 @@
+"""
+C{connpool list}: list what may be read at a receiver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from connpool.commands.output import JSONLines
+from connpool.commands.reading import addConnection, runReading
+
+__all__ = ["addArguments", "run"]
+
+
+def addArguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments of C{connpool list}.
+    """
+    parser.add_argument(
+        "directories",
+        nargs="*",
+        default=[""],
+        metavar="NAME",
+        help="directories",
+    )
+    addConnection(parser)
+    parser.add_argument(
+        "--recursive", action="store_true", help="list what is in directories below, too"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """
+    List.
+
+    @return: the exit code.
+    """
+    from connpool.commands.progress import Progress
+    from connpool.errors import TransferError
+    from connpool.transfer.fetch.remote import Remote, RemoteEntry
+    from connpool.transfer.names import displayName
+
+    async def main(
+        connect: Callable[[], Awaitable[Remote]], progress: Progress, lines: JSONLines | None
+    ) -> int:
+        remote = await connect()
+        codes: set[int] = set()
+
+        def failed(_: str, why: TransferError) -> None:
+            progress.say(str(why))
+            codes.add(why.exitCode)
+
+        out = lines or JSONLines(sys.stdout, "standard output", progress.say)
+        for directory in arguments.directories:
+            where = directory.strip("/")
+            found = remote.tree(where, failed) if arguments.recursive else remote.entries(where)
+            try:
+                async for entry in found:
+                    if lines is not None:
+                        lines.write(_asJSON(entry))
+                    else:
+                        out.say(_line(entry))
+            except TransferError as e:
+                if remote.session.lost is not None:
+                    raise
+                failed(where, e)
+        if not out.whole and not codes:
+            return 1
+        return codes.pop() if len(codes) == 1 else 3 * bool(codes)
+
+    def _asJSON(entry: RemoteEntry) -> dict[str, Any]:
+        return {
+            "name": entry.path,
+            "kind": "directory" if entry.directory else "file",
+            "size": None if entry.directory else entry.size,
+            "modified": entry.modified,
+        }
+
+    def _line(entry: RemoteEntry) -> str:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.modified / 1e9))
+        size = "-" if entry.directory else str(entry.size)
+        return f"{size:>14}  {when}  {displayName(entry.path)}{'/' * entry.directory}"
+
+    return runReading(arguments, "list", main)

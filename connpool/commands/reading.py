@@ -1,0 +1,123 @@
+"""
+The connection of C{connpool list} and C{connpool get} to a receiver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Awaitable, Callable
+
+from connpool.addresses import clientEndpoint
+from connpool.commands.output import JSONLines
+from connpool.commands.progress import Progress
+from connpool.commands.running import runUntilEnded
+from connpool.commands.send import DEFAULT_TO, asTimeout
+from connpool.errors import AddressError, TransferError
+from connpool.standardstreams import canWrite
+from connpool.transfer.fetch.remote import Remote
+from connpool.transfer.send.connections import (
+    Connection,
+    Dialled,
+    SessionFactory,
+    connectionFailure,
+    greetingError,
+)
+from connpool.transfer.send.credentials import readCredentials
+from connpool.transfer.wire.handshake import READ
+
+__all__ = ["addConnection", "runReading"]
+
+
+def addConnection(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the arguments that say where from, and as whom.
+    """
+    parser.add_argument(
+        "--from",
+        dest="source",
+        default=DEFAULT_TO,
+        metavar="HOST:PORT",
+        help="the receiver, or an endpoint such as tls:HOST or unix:/run/s (default %(default)s)",
+    )
+    parser.add_argument(
+        "--ca",
+        metavar="FILE",
+        help="for tls:HOST: trust the certificates in this PEM file (or *.pem in this directory)",
+    )
+    parser.add_argument(
+        "--credentials",
+        metavar="FILE",
+        help="USER:PASSWORD in a file that only you can read (default: the environment variable "
+        "CONNPOOL_CREDENTIALS)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="a JSON line on standard output for each name"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=asTimeout,
+        default=60.0,
+        metavar="SECONDS",
+        help="give up connecting, and a connection on which the receiver says nothing, after so "
+        "many seconds (default %(default)g)",
+    )
+
+
+def runReading(
+    arguments: argparse.Namespace,
+    name: str,
+    main: Callable[[Callable[[], Awaitable[Remote]], Progress, JSONLines | None], Awaitable[int]],
+) -> int:
+    """
+    Connect, and call C{main} with what connects (again), the progress and the JSON lines.
+
+    @param name: of the command.
+    @return: the exit code.
+    """
+    bar = not (arguments.json and sys.stdout and sys.stdout.isatty())
+    with Progress(bar, name) as progress:
+        from twisted.internet import reactor
+
+        try:
+            endpoint = clientEndpoint(reactor, arguments.source, arguments.timeout, ca=arguments.ca)
+            credentials = readCredentials(arguments.credentials, os.environ)
+        except AddressError as e:
+            progress.say(f"--from: {e}")
+            return 2
+        except ValueError as e:
+            progress.say(f"--credentials: {e}")
+            return 2
+        if arguments.json and not canWrite(sys.stdout):
+            progress.say("--json: standard output is closed")
+            return 2
+        factory = SessionFactory(
+            reactor,
+            credentials=credentials,
+            idleTimeout=arguments.timeout,
+            more=(READ,),
+        )
+        dialled = Dialled(endpoint, factory)
+        made: list[Connection] = []
+
+        async def connect() -> Remote:
+            try:
+                made.append(await dialled.open())
+            except Exception as e:
+                raise (greetingError(e) or connectionFailure(e)) from None
+            return Remote(made[-1].session)
+
+        async def run() -> int:
+            try:
+                return await main(connect, progress, lines)
+            except TransferError as e:
+                progress.say(str(e))
+                return e.exitCode
+            finally:
+                for connection in made:
+                    connection.discard()
+
+        lines = JSONLines(sys.stdout, "--json", progress.say) if arguments.json else None
+        code = runUntilEnded(reactor, run, progress)
+        return code or int(lines is not None and not lines.whole)

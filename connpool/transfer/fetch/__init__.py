@@ -1,0 +1,3 @@
+"""
+Reading from a receiver: lists of what it has, and files that come back.
+"""

@@ -1,0 +1,109 @@
+"""
+C{connpool list} and C{connpool get} as a user has them.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+from tests.helpers.processes import connpool, running, within
+from tests.helpers.receiving import content, filerecv
+
+IDENTITIES = """
+[users.alice]
+directory = "alice"
+read = true
+[users.bob]
+directory = "bob"
+"""
+
+
+@pytest.fixture
+def library(tmp_path):
+    """
+    A receiver that alice may read: its address.
+    """
+    root = tmp_path / "root"
+    (root / "alice/docs").mkdir(parents=True)
+    (root / "alice/large").write_bytes(content(9 << 20))
+    for name in ("a", "b"):
+        (root / "alice/docs" / name).write_text(name)
+    (root / "alice/link").symlink_to("/etc/passwd")
+    (tmp_path / "passwords").write_text("alice:one\nbob:two\n")
+    (tmp_path / "table").write_text(IDENTITIES)
+    options = [f"--auth=file:{tmp_path}/passwords", f"--identities={tmp_path}/table"]
+    with filerecv(root, *options, cwd=tmp_path) as (program, place):
+        yield place
+        assert "Traceback" not in program.output
+
+
+def asked(command, place, *arguments, who="alice:one"):
+    return connpool(command, "--from", place, *arguments, CONNPOOL_CREDENTIALS=who)
+
+
+def test_listAndGet(library, tmp_path):
+    done = asked("list", library)
+    assert done.returncode == 0
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["docs/", "large"]
+    done = asked("list", library, "--json", "--recursive")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["name"], line["size"]) for line in lines] == [
+        *(("docs", None), ("large", 9 << 20), ("docs/a", 1), ("docs/b", 1)),
+    ]
+    out = tmp_path / "out"
+    out.mkdir()
+    done = asked("get", library, "large", "--output", out)
+    assert done.returncode == 0
+    assert "1 file, 9.0 MiB in" in done.stderr
+    assert (out / "large").read_bytes() == content(9 << 20)
+    done = asked("get", library, "docs", "--recursive", "--output", out, "--json")
+    assert done.returncode == 0
+    assert {json.loads(line)["status"] for line in done.stdout.splitlines()} == {"stored"}
+    assert (out / "docs/b").read_text() == "b"
+    done = asked("get", library, "large", "--output", out, "--json")
+    assert json.loads(done.stdout)["status"] == "duplicate"
+
+
+def test_whatCannotBeRead(library, tmp_path):
+    done = asked("get", library, "nothing", "link", "../bob", "--output", tmp_path, "--json")
+    assert done.returncode == 4
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {line["error"]["code"] for line in lines} == {"not-found"}
+    said = done.stderr.splitlines()
+    for name, line in zip(("nothing", "link", "../bob"), said, strict=True):
+        assert line == f'connpool get: the receiver says: there is no "{name}"'
+    done = asked("list", library, who="bob:two")
+    assert done.returncode == 4
+    assert "reading is not allowed" in done.stderr
+    assert asked("list", library, who="bob:wrong").returncode == 6
+    assert asked("list", "127.0.0.1:1").returncode == 7
+    assert asked("get", library, "docs/a", "docs/b", "--output", tmp_path / "no").returncode == 2
+
+
+def test_interruptedItGoesOn(library, tmp_path):
+    """
+    Killed while it gets a file, and again from there.
+    """
+    target = tmp_path / "large"
+    hidden = tmp_path / ".large.connpool-part"
+    command = ["get", "large", "--from", library, "--output", str(target)]
+    code = (
+        "import sys, time; from connpool.transfer.fetch import localfile\n"
+        "write = localfile.LocalFile.write\n"
+        "def slowly(self, *details):\n    write(self, *details); time.sleep(0.3)\n"
+        "localfile.LocalFile.write = slowly\n"
+        "from connpool.commands import main; sys.exit(main())"
+    )
+
+    with running(sys.executable, "-c", code, *command, CONNPOOL_CREDENTIALS="alice:one") as getting:
+        assert within(lambda: hidden.exists() and hidden.stat().st_size > 1 << 20, 20)
+        os.kill(getting.process.pid, signal.SIGKILL)
+    assert not target.exists()
+    done = asked("get", library, "large", "--output", target, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["came"] < 9 << 20
+    assert target.read_bytes() == content(9 << 20)
+    assert not hidden.exists()
