@@ -13,7 +13,7 @@ import trustme
 
 from tests.helpers import httpproxies
 from tests.helpers.httpproxies import recipe
-from tests.helpers.processes import environment, finished, twistd, within
+from tests.helpers.processes import CHECKOUT, environment, finished, twistd, within
 from tests.helpers.valve import Valve
 
 SIZE = 3_000_000
@@ -77,12 +77,40 @@ def tusJsClient(url, path, chunk):
 CLIENTS = pytest.mark.parametrize("client", [tuspy, aiotus, tusJsClient])
 
 
+#: A store in memory, which shows its files when the receiver stops.
+SHOWN = """
+import pathlib
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+from connpool.interfaces import IFileStoreFactory
+
+@implementer(IPlugin, IFileStoreFactory)
+class Shown:
+    name = "shown"
+    description = "for tests"
+    takes = frozenset()
+
+    def make(self, arguments):
+        from connpool.transfer.stores import MemoryStore
+
+        class Store(MemoryStore):
+            def close(self):
+                for name, content in self.files.items():
+                    pathlib.Path(arguments, name).write_bytes(content)
+                return super().close()
+
+        return lambda reactor, settings: Store()
+
+shown = Shown()
+"""
+
+
 @contextmanager
-def receiver(directory, valve, *options, url=True):
+def receiver(directory, valve, *options, url=True, **environment):
     words = ["--listen", "tcp:0:interface=127.0.0.1", *options]
     if url:
         words += ["--web-url", f"http://127.0.0.1:{valve.port}/"]
-    with twistd("filerecv", *words, cwd=directory) as program:
+    with twistd("filerecv", *words, cwd=directory, **environment) as program:
         valve.target = int(program.waitFor(r"listens on [^ ]*:(\d+),")[1])
         yield program
 
@@ -110,8 +138,23 @@ def source(tmp_path):
 
 
 @contextmanager
-def sending(client, valve, source, chunk):
-    command = client(f"http://127.0.0.1:{valve.port}/", str(source), chunk)
+def inMemory(directory, valve, *options):
+    """
+    A receiver whose store is in memory; its files are in C{received} in the end.
+    """
+    plugins = directory / "plugins/twisted/plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "shown.py").write_text(SHOWN)
+    (directory / "received").mkdir()
+    path = f"{CHECKOUT}:{directory}/plugins"
+    words = ("--store", f"shown:{directory}/received", *options)
+    with receiver(directory, valve, *words, PYTHONPATH=path) as program:
+        yield program
+
+
+@contextmanager
+def sending(client, valve, source, chunk, url=None):
+    command = client(url or f"http://127.0.0.1:{valve.port}/", str(source), chunk)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
     )
@@ -149,10 +192,11 @@ def test_theReceiverIsKilled(tmp_path, valve, source, client, chunk):
 
 
 @CLIENTS
-def test_theConnectionIsCut(tmp_path, valve, source, client):
+@pytest.mark.parametrize("store", [receiver, inMemory])
+def test_theConnectionIsCut(tmp_path, valve, source, client, store):
     valve.allow(1_000_000)
     # tuspy sends checksums: what came of a request that is cut is dropped then
-    with receiver(tmp_path, valve) as program, sending(client, valve, source, 1 << 18):
+    with store(tmp_path, valve) as program, sending(client, valve, source, 1 << 18):
         for allowed in (2_000_000, 3_000_000, float("inf")):
             valve.waitUntilHeld()
             valve.cut()
@@ -206,27 +250,80 @@ def test_theRecipeForCurl(tmp_path, valve):
     assert valve.passed < SIZE + 100_000
 
 
+@pytest.fixture
+def certificate(tmp_path, monkeypatch):
+    """
+    One that the clients are told to take.
+    """
+    monkeypatch.setenv("NODE_TLS_REJECT_UNAUTHORIZED", "0")
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    path = tmp_path / "files.pem"
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(path))
+    return path
+
+
+@contextmanager
+def through(client, url, source, valve, program):
+    """
+    Send by way of a proxy, with a cut in the middle.
+    """
+    valve.allow(1_500_000)
+    with sending(client, valve, source, 1 << 20, url):
+        valve.waitUntilHeld()
+        valve.cut()
+        valve.allow(float("inf"))
+        yield
+        program.waitFor("received ", 60)
+    assert "Traceback" not in program.output
+
+
 @pytest.mark.peer("nginx")
 @pytest.mark.parametrize("client", [tuspy, tusJsClient])
-def test_behindNginx(tmp_path, valve, source, client, monkeypatch):
+def test_behindNginx(tmp_path, valve, source, client, certificate, monkeypatch):
     # TLS and a path of its own, and the receiver knows nothing of either
     text = httpproxies.RECIPES.replace("proxy_set_header X-Forwarded-For $remote_addr;", "")
     assert text != httpproxies.RECIPES
     monkeypatch.setattr(httpproxies, "RECIPES", text)
-    monkeypatch.setenv("NODE_TLS_REJECT_UNAUTHORIZED", "0")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
-    certificate = tmp_path / "files.pem"
-    issued = trustme.CA().issue_cert("127.0.0.1")
-    issued.private_key_and_cert_chain_pem.write_to_path(str(certificate))
     proxy = tmp_path / "proxy"
     proxy.mkdir()
-    valve.allow(float("inf"))
     with (
         receiver(tmp_path, valve, url=False) as program,
-        httpproxies.nginx(proxy, valve.port, certificate) as port,
+        httpproxies.nginx(proxy, valve.target, certificate) as valve.target,
+        through(client, f"https://127.0.0.1:{valve.port}/up/", source, valve, program),
     ):
-        command = client(f"https://127.0.0.1:{port}/up/", str(source), 1 << 20)
-        ended = finished(*command)
-        assert ended.stdout.splitlines()[-1:] == ["done"], ended.stdout + ended.stderr
-        program.waitFor("received ")
+        pass
+    assert (tmp_path / "received" / source.name).read_bytes() == source.read_bytes()
+
+
+@pytest.mark.peer("haproxy")
+@pytest.mark.parametrize("client", [tuspy, tusJsClient])
+def test_behindHAProxy(tmp_path, valve, source, client, certificate):
+    url = f"https://127.0.0.1:{valve.port}/"
+    with (
+        receiver(tmp_path, valve, "--web-url", url, url=False) as program,
+        httpproxies.haproxy(tmp_path, valve.target, certificate) as valve.target,
+        through(client, url, source, valve, program),
+    ):
+        pass
+    assert (tmp_path / "received" / source.name).read_bytes() == source.read_bytes()
+
+
+@pytest.mark.peer("haproxy")
+@pytest.mark.parametrize("client", [tuspy, tusJsClient])
+def test_behindHAProxyThatPassesConnectionsOn(tmp_path, valve, source, client, certificate):
+    words = recipe("the receiver, told the addresses").replace("\\\n", "").split()
+    options = words[words.index("filerecv") + 1 : words.index("--auth")]
+    listen = options[options.index("--listen") + 1].replace(":8640:", ":0:")
+    listen = listen.replace("/etc/ssl/private/files.pem", str(certificate))
+    words = ("filerecv", "--web", "--allow", "127.0.0.1", "--listen", listen)
+    with twistd(*words, cwd=tmp_path) as program:
+        port = int(program.waitFor(r"listens on [^ ]*:(\d+),")[1])
+        with (
+            httpproxies.haproxy(
+                tmp_path, port, certificate, "HAProxy, by connections"
+            ) as valve.target,
+            through(client, f"https://127.0.0.1:{valve.port}/", source, valve, program),
+        ):
+            pass
     assert (tmp_path / "received" / source.name).read_bytes() == source.read_bytes()

@@ -75,12 +75,12 @@ def nginx(directory, receiver, certificate, keeps=False):
 
 
 @contextmanager
-def haproxy(directory, receiver, certificate):
+def haproxy(directory, receiver, certificate, caption="HAProxy"):
     """
     Run HAProxy with the recipe; arguments as those of L{nginx}.
     """
     port = freePort()
-    text = recipe("HAProxy").replace("bind :443", f"bind 127.0.0.1:{port}")
+    text = recipe(caption).replace("bind :443", f"bind 127.0.0.1:{port}")
     text = text.replace("127.0.0.1:8640", f"127.0.0.1:{receiver}")
     configuration = directory / "haproxy.cfg"
     configuration.write_text(text.replace("/etc/ssl/private/files.pem", str(certificate)))
