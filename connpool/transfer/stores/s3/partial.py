@@ -174,14 +174,16 @@ class S3Partial:
 
     def _takeSlot(self, number: int) -> bool:
         """
-        Give a part a slot, unless it is better to wait until another one is free: that is
-        soon, if a part is on its way.
+        Give a part a slot, unless it is better to wait until another one is free, which needs
+        nothing more of the sender.
         """
         assert self._file is not None
         plan = self._plan
+        if plan.isCrowded(self.held):
+            return False
         if len(plan.here) * plan.bytes >= self._reserved:
             if not self._parts.spool.tryTake(plan.bytes):
-                if any(part.state != "filling" for part in plan.here.values()):
+                if plan.isLeaving:
                     return False
                 # or its lanes would wait for one another; it is given back with the rest
                 self._parts.spool.usedBytes += plan.bytes
@@ -309,6 +311,7 @@ class S3Partial:
         else:
             await self._giveUp()
             raise Expired(f'"{self.offer.name}": the engine has forgotten its parts; send it again')
+        self._room.wake()
         self._pump(everything=everything)
 
     async def _giveUp(self) -> None:

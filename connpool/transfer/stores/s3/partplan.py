@@ -105,6 +105,21 @@ class PartPlan:
             first, last = (number - 1) * self.bytes, number * self.bytes
             yield number, max(start, first), min(end, last)
 
+    @property
+    def isLeaving(self) -> bool:
+        """
+        Tell whether a part is on its way.
+        """
+        return any(part.state == "leaving" for part in self.here.values())
+
+    def isCrowded(self, held: Ranges) -> bool:
+        """
+        Tell whether so many whole parts wait for the engine that no new one shall be begun: a
+        receiver that dies costs no more than these and those that are being filled.
+        """
+        whole = [n for n, part in self.here.items() if held.covers(*self.span(n))]
+        return self.isLeaving and len(whole) >= LEAVING
+
     def departing(self, held: Ranges) -> list[int]:
         """
         Return the parts that may leave now; they count as leaving from now on.

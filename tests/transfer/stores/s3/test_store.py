@@ -350,6 +350,43 @@ async def test_aWriteWaitsForPartsThatLeave(make, engine):
 
 
 @pytest_twisted.ensureDeferred
+async def test_atMostFourPartsWaitForTheEngine(make, engine):
+    content = CONTENT * 4
+    store = make()
+    store.receiver.held = []
+    partial = await bounded(store.open(asked(size=len(content))))
+    await filled(partial, content[: 8 * BLOCK])
+    waiting = partial.write(8 * BLOCK, content[8 * BLOCK : 9 * BLOCK])
+    await until(lambda: len(store.receiver.held) == 4)
+    assertNoResult(waiting)
+    store.receiver.go()
+    await bounded(waiting)
+    partial.record(8, hashlib.sha256(content[8 * BLOCK : 9 * BLOCK]).digest())
+    await filled(partial, content)
+    await bounded(partial.commit(ROOT))
+    assert published(engine) == {"d/big.bin": content}
+
+
+@pytest_twisted.ensureDeferred
+async def test_partsWhoseDigestsComeLate(make, engine):
+    # the engine has them, and the sender is not kept from telling the digests
+    store = make(spoolSize=16 * PART)
+    partial = await bounded(store.open(asked(size=len(CONTENT * 2))))
+    content = CONTENT * 2
+    for number in range(13):
+        waiting = partial.write(number * BLOCK, content[number * BLOCK : (number + 1) * BLOCK])
+        if waiting is not None:
+            await bounded(waiting)
+    for number in range(13):
+        partial.record(
+            number, hashlib.sha256(content[number * BLOCK : (number + 1) * BLOCK]).digest()
+        )
+    await filled(partial, content)
+    await bounded(partial.commit(ROOT))
+    assert published(engine) == {"d/big.bin": content}
+
+
+@pytest_twisted.ensureDeferred
 async def test_lanesDoNotWaitForOneAnother(make, engine):
     # each fills a part of its own, and there is room for two
     store = make(spoolSize=2 * PART)
