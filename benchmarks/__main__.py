@@ -119,7 +119,12 @@ def main(words: list[str] | None = None) -> int:
     chosen = arguments(words)
     setup = setupOf(chosen)
     suite = import_module(f"benchmarks.{chosen.suite}")
-    if chosen.install and (python := environmentOf(chosen.suite, suite)):
+    try:
+        python = environmentOf(chosen.suite, suite) if chosen.install else None
+    except Failed as e:
+        print(e, file=sys.stderr)
+        return 1
+    if python:
         variables = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
         again = [python, "-m", "benchmarks", *words]
         return subprocess.run(again, check=False, env=variables).returncode
@@ -144,6 +149,7 @@ def main(words: list[str] | None = None) -> int:
             with sections[name](setup) as section:
                 # a quick run does not try to decide anything
                 found = run(name, section, setup.rounds, 0 if setup.quick else chosen.pairs)
+            code = code or int(found.failed)
         except Failed as e:
             # the others are measured all the same
             found, code = Measured(name, name, (), {}, missing={name: str(e)}), 1

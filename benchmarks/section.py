@@ -9,12 +9,13 @@ resolved yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Protocol
 
 import attrs
 
+from benchmarks.processes import Failed
 from benchmarks.spread import ENOUGH, Bar, Judged, judge, ratios
 
 __all__ = ["Column", "Contestant", "Figures", "Measured", "Section", "Wanted", "run", "versus"]
@@ -139,6 +140,7 @@ class Measured:
     @ivar key: what it is called on the command line.
     @ivar rows: of those that ran.
     @ivar missing: name to the reason, of those that did not.
+    @ivar failed: whether one of those began.
     """
 
     key: str
@@ -148,6 +150,7 @@ class Measured:
     bars: Sequence[Judged] = ()
     missing: dict[str, str] = attrs.field(factory=dict)
     note: str = ""
+    failed: bool = False
 
     def table(self) -> list[list[str]]:
         """
@@ -161,7 +164,8 @@ class Measured:
 
 def run(key: str, section: Section, rounds: int, upTo: int = ENOUGH) -> Measured:
     """
-    Have the contestants take turns, each other round the other way round.
+    Have the contestants take turns, each other round the other way round.  One that
+    fails is left out, whatever it has done before, and the others go on.
 
     @param key: of the section.
     @param rounds: for everybody.
@@ -177,24 +181,35 @@ def run(key: str, section: Section, rounds: int, upTo: int = ENOUGH) -> Measured
         else:
             missing[each.name] = why
     rows: Rows = {each.name: {} for each in there}
+    failed = False
+
+    def turns(contestants: Sequence[Contestant], rows: Rows) -> None:
+        nonlocal failed
+        for each in contestants:
+            try:
+                figures = each.once()
+            except Failed as e:
+                failed = True
+                missing[each.name] = str(e)
+                there.remove(each)
+                del rows[each.name]
+                continue
+            for figure, value in figures.items():
+                rows[each.name].setdefault(figure, []).append(value)
+
     if section.warm:
-        for each in there:
-            each.once()
+        turns([*there], {each.name: {} for each in there})
+        rows = {each.name: {} for each in there}
     done = 0
     while there and done < rounds:
-        _turns(there if done % 2 else there[::-1], rows)
+        turns(there[:: 1 if done % 2 else -1], rows)
         done += 1
     while done < upTo and (some := _undecided(section, there, rows)):
-        _turns(some if done % 2 else some[::-1], rows)
+        turns(some[:: 1 if done % 2 else -1], rows)
         done += 1
     bars = [judge(wanted.bar(rows)) for wanted in section.bars]
-    return Measured(key, section.title, section.columns, rows, bars, missing, section.note)
-
-
-def _turns(contestants: Iterable[Contestant], rows: Rows) -> None:
-    for each in contestants:
-        for key, value in each.once().items():
-            rows[each.name].setdefault(key, []).append(value)
+    columns, note = section.columns, section.note
+    return Measured(key, section.title, columns, rows, bars, missing, note, failed)
 
 
 def _undecided(section: Section, there: Sequence[Contestant], rows: Rows) -> list[Contestant]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks.processes import CHECKOUT
+from benchmarks.processes import CHECKOUT, Failed
 from benchmarks.section import Section
 
 __all__ = ["ENVIRONMENTS", "Make", "Setup", "environment"]
@@ -72,6 +72,7 @@ def environment(name: str, *requirements: str) -> Path:
     Make a virtual environment below L{ENVIRONMENTS}, unless it is there.
 
     @return: its Python.
+    @raise Failed: it cannot be made.
     """
     where = ENVIRONMENTS / name
     python = where / "bin" / "python"
@@ -81,8 +82,10 @@ def environment(name: str, *requirements: str) -> Path:
         # pip is not to see this checkout as installed
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         where.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "venv", where], check=True, env=clean)
         pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*pip, *requirements], check=True, env=clean)
+        for command in ([sys.executable, "-m", "venv", where], [*pip, *requirements]):
+            if code := subprocess.run(command, check=False, env=clean).returncode:
+                text = " ".join(map(str, command))
+                raise Failed(f"{text}: exit code {code}; is the package index there?")
         done.write_text(wanted)
     return python

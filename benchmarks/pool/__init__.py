@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.pool import measures, peers
 from benchmarks.pool.cases import SAME_NAME, Case, Elsewhere, theLoop
 from benchmarks.pool.sockets import firstByte, requests
+from benchmarks.processes import Failed
 from benchmarks.section import Column, Figures, Section, Wanted
 from benchmarks.setup import Make, Setup, environment
 from benchmarks.spread import ratios
@@ -51,16 +51,19 @@ def _of(name: str) -> Callable[[Figures], list[float]]:
     return lambda row: row[name]
 
 
-_US = Column("us", _us)
+_US = Column("us of CPU", _us)
 
 
-def _python(setup: Setup) -> Path | None:
+def _elsewhere(setup: Setup, what: str, *numbers: int) -> Elsewhere:
     """
-    Return the Python of an environment that has the other connpool.
+    Return the other connpool, in an environment of its own.
     """
     if not setup.install:
-        return None
-    return environment("venv-connpool", SAME_NAME, "twisted")
+        return Elsewhere(None, what)
+    try:
+        return Elsewhere(environment("venv-connpool", SAME_NAME, "twisted"), what, numbers)
+    except Failed as e:
+        return Elsewhere(None, what, without=str(e))
 
 
 def _cases(
@@ -90,7 +93,7 @@ def _fastest(ours: Figures, *others: Figures) -> list[float]:
 def _cycle(setup: Setup) -> Iterator[Section]:
     kinds = [*peers.FLOORS, *peers.OURS, *peers.OTHERS]
     cases = _cases(kinds, measures.cycle, setup.count, limits=_MANY)
-    cases.append(Elsewhere(_python(setup), "cycle", (setup.count,)))
+    cases.append(_elsewhere(setup, "cycle", setup.count))
     floor, attempt = peers.Floor.name, peers.OursTry.name
     bars = [
         Wanted(
@@ -147,7 +150,7 @@ def _contended(clients: int, setup: Setup) -> Iterator[Section]:
     total = clients if setup.quick else max(8_192, clients * 2)
     kinds = [*_RIVALS, peers.AsyncioQueue, peers.TwistedQueue]
     cases = _cases(kinds, measures.contended, clients, total, limits=_MANY)
-    cases.append(Elsewhere(_python(setup), "contended", (clients, total)))
+    cases.append(_elsewhere(setup, "contended", clients, total))
     bars = [
         Wanted(
             f"{clients:,} clients: ours / {_RIVAL}",
@@ -171,9 +174,9 @@ def _storm(setup: Setup) -> Iterator[Section]:
     ours = _cases([peers.Ours], measures.storm, setup.cancels, limits=_MANY)
     few = min(setup.cancels, 20_000)
     others = _cases([*_FEW[1:], peers.RedisPool, peers.AsyncioQueue], measures.storm, few)
-    cases = [*ours, *others, Elsewhere(_python(setup), "storm", (few,))]
+    cases = [*ours, *others, _elsewhere(setup, "storm", few)]
     columns = [
-        Column("us a cancel", _us, "{:.1f}"),
+        Column("us of CPU a cancel", _us, "{:.1f}"),
         Column("cancels", _of("cancels"), "{:,.0f}"),
         Column("lost of 8", _of("lost"), "{:.0f}"),
     ]
@@ -188,7 +191,7 @@ def _storm(setup: Setup) -> Iterator[Section]:
 
 @contextmanager
 def _spike(setup: Setup) -> Iterator[Section]:
-    cases = [*_cases(_RIVALS, measures.spike), Elsewhere(_python(setup), "spike")]
+    cases = [*_cases(_RIVALS, measures.spike), _elsewhere(setup, "spike")]
     columns = [
         Column("dials", _of("dials"), "{:.0f}"),
         Column("opened", _of("opened"), "{:.0f}"),
@@ -201,7 +204,7 @@ def _spike(setup: Setup) -> Iterator[Section]:
 
 @contextmanager
 def _stale(setup: Setup) -> Iterator[Section]:
-    cases = [*_cases(_RIVALS, measures.stale), Elsewhere(_python(setup), "stale")]
+    cases = [*_cases(_RIVALS, measures.stale), _elsewhere(setup, "stale")]
     columns = [
         Column("handed out", _of("handed"), "{:.0f}"),
         Column("dead", _of("dead"), "{:.0f}"),

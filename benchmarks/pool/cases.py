@@ -21,6 +21,9 @@ from benchmarks.processes import CHECKOUT, Failed
 
 __all__ = ["SAME_NAME", "Case", "Elsewhere", "theLoop"]
 
+#: A measure that takes longer hangs: the longest, a million cancels, takes a fifth of it.
+LIMIT_SECONDS = 900
+
 #: The package index's project whose import name is ours.
 SAME_NAME = "connpool==1.0.14"
 
@@ -57,8 +60,11 @@ class Case:
         return None
 
     def once(self) -> dict[str, float]:
-        measuring = self.measure(self.kind, *self.numbers)
-        return theLoop().run_until_complete(measuring)  # type: ignore[no-any-return]  # not typed
+        measuring = asyncio.wait_for(self.measure(self.kind, *self.numbers), LIMIT_SECONDS)
+        try:
+            return theLoop().run_until_complete(measuring)  # type: ignore[no-any-return]  # not typed
+        except TimeoutError:
+            raise Failed(f"{self.name} is not done within {LIMIT_SECONDS} s") from None
 
 
 @attrs.frozen
@@ -68,28 +74,31 @@ class Elsewhere:
 
     @ivar python: of an environment that has it; L{None} if there is none.
     @ivar what: a name in C{measures}.
+    @ivar without: why there is none.
     """
 
     python: Path | None
     what: str
     numbers: tuple[int, ...] = ()
     name: str = "connpool 1.0.14 (package index)"
+    without: str = "it shares our import name and wants an environment (--install makes it)"
 
     def missing(self) -> str | None:
-        if self.python is None:
-            return "it shares our import name and wants an environment (--install makes it)"
-        return None
+        return self.without if self.python is None else None
 
     def once(self) -> dict[str, float]:
         script = CHECKOUT / "benchmarks" / "pool" / "samename.py"
-        done = subprocess.run(
-            [str(self.python), str(script), self.what, *map(str, self.numbers)],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        )
+        try:
+            done = subprocess.run(
+                [str(self.python), str(script), self.what, *map(str, self.numbers)],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_SECONDS,
+                env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            )
+        except subprocess.TimeoutExpired:
+            raise Failed(f"{self.name} is not done within {LIMIT_SECONDS} s") from None
         if done.returncode:
             raise Failed(f"{self.name}: {done.stderr}")
         return json.loads(done.stdout)  # type: ignore[no-any-return]  # JSON is Any

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import select
 import subprocess
 import sys
 import time
@@ -43,10 +44,10 @@ reactor.run()
 
 def _asking() -> Any:
     """
-    Make a factory of protocols that ask and wait for an answer.
+    Make the class of protocols that ask and wait for an answer.
     """
     from twisted.internet.defer import Deferred
-    from twisted.internet.protocol import Factory, Protocol
+    from twisted.internet.protocol import Protocol
 
     class Asking(Protocol):
         answer: Any = None
@@ -61,7 +62,36 @@ def _asking() -> Any:
                 answer, self.answer = self.answer, None
                 answer.callback(data)
 
-    return Factory.forProtocol(Asking)
+    return Asking
+
+
+def _handingOn() -> Any:
+    """
+    Make the class of protocols that are handed on between reads, and do nothing else of
+    what a pool does: each request waits until the read of the last answer is delivered,
+    and the kernel is asked for more.
+    """
+    from twisted.internet.defer import Deferred
+
+    class ByHand(_asking()):  # type: ignore[misc]  # a class made here
+        free: Any = None
+
+        def connectionMade(self) -> None:
+            poll = select.poll()
+            poll.register(self.transport.fileno(), select.POLLIN | select.POLLRDHUP)
+            self.unread = poll.poll
+
+        def handedOn(self) -> Any:
+            self.free = Deferred()
+            return self.free
+
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data)
+            if self.free is not None and not self.unread(0):
+                free, self.free = self.free, None
+                free.callback(None)
+
+    return ByHand
 
 
 @attrs.frozen
@@ -71,6 +101,7 @@ class _Way:
     @ivar count: what the time is divided by.
     @ivar pause: seconds after it.
     @ivar without: why it cannot run.
+    @ivar clock: the seconds that count.
     """
 
     name: str
@@ -78,6 +109,7 @@ class _Way:
     count: int = 1
     pause: float = 0.0
     without: str | None = None
+    clock: Callable[[], float] = time.perf_counter
 
     def missing(self) -> str | None:
         return self.without
@@ -92,9 +124,9 @@ class _Way:
                 await way.run()
 
         async def measure() -> float:
-            start = time.perf_counter()
+            start = self.clock()
             await drive(Driven().run())
-            seconds = time.perf_counter() - start
+            seconds = self.clock() - start
             await asyncio.sleep(way.pause)
             return seconds
 
@@ -117,14 +149,14 @@ def _us(row: Figures) -> list[float]:
 @contextmanager
 def requests(setup: Setup) -> Iterator[Section]:
     """
-    Microseconds for a request and its answer, one after another: on a connection that is
-    held, and with an acquire and a release around each, in which the pool lets the read be
-    delivered and asks the kernel.
+    Microseconds of processor time, the server's included, for a request and its answer,
+    one after another: on a connection that is held, on one that is handed on by hand, and
+    with an acquire and a release around each.
     """
     theLoop()
     from twisted.internet import reactor
-    from twisted.internet.endpoints import TCP4ClientEndpoint
-    from twisted.internet.protocol import Protocol, ServerFactory
+    from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+    from twisted.internet.protocol import Factory, Protocol, ServerFactory
 
     from connpool.pool import ConnectionPool
 
@@ -134,8 +166,9 @@ def requests(setup: Setup) -> Iterator[Section]:
 
     port = reactor.listenTCP(0, ServerFactory.forProtocol(Echo), interface="127.0.0.1")
     endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
-    pool = ConnectionPool(reactor, endpoint, _asking(), maxSize=10)
+    pool = ConnectionPool(reactor, endpoint, Factory.forProtocol(_asking()), maxSize=10)
     count = 100 if setup.quick else 1_000
+    kept: list[Any] = []
 
     async def held() -> None:
         async with pool.lease() as protocol:
@@ -147,21 +180,40 @@ def requests(setup: Setup) -> Iterator[Section]:
             async with pool.lease() as protocol:
                 await protocol.ask()
 
+    async def byHand() -> None:
+        if not kept:
+            kept.append(await connectProtocol(endpoint, _handingOn()()))
+        (protocol,) = kept
+        for _ in range(count):
+            await protocol.ask()
+            await protocol.handedOn()
+
+    clock = time.process_time
     ways = [
-        _Way("one connection that is held", held, count),
-        _Way("ours, acquire and release around each", pooled, count),
+        _Way("one connection that is held", held, count, clock=clock),
+        _Way("one connection, handed on by hand", byHand, count, clock=clock),
+        _Way("ours, acquire and release around each", pooled, count, clock=clock),
     ]
+    names = [way.name for way in ways]
     bars = [
         Wanted(
-            "a request, pooled / held",
-            *((ways[1].name, ways[0].name), lambda a, b: ratios(_us(a), _us(b)), 1.03),
+            f"a request, {text}",
+            *((names[over], names[under]), lambda a, b: ratios(_us(a), _us(b)), 1.03),
             atMost=True,
             unit="x",
         )
+        for text, over, under in (("pooled / held", 2, 0), ("handed on by hand / held", 1, 0))
     ]
     title = "Requests over real sockets, one after another"
-    columns = [Column("us each", _us, "{:.1f}")]
-    yield Section(title, ways, columns, bars)
+    columns = [Column("us of CPU each", _us, "{:.1f}")]
+    note = (
+        "By hand is the least that keeps the rest of a read from the next request: one wait "
+        "for the end of the read and one question to the kernel, without a cap, a queue, a "
+        "timeout, counters or a look at the transport."
+    )
+    yield Section(title, ways, columns, bars, note)
+    for protocol in kept:
+        protocol.transport.loseConnection()
     _closed(pool.close(0), port.stopListening())
 
 
@@ -202,10 +254,12 @@ def firstByte(setup: Setup) -> Iterator[Section]:
 def _firstByte(setup: Setup, ports: list[int], root: Any) -> Iterator[Section]:
     from twisted.internet import reactor, ssl
     from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
+    from twisted.internet.protocol import Factory
 
     from connpool.pool import ConnectionPool, PooledEndpoint
 
-    factory = _asking()
+    factory = Factory.forProtocol(_asking())
+    factory.noisy = False
     ways: list[_Way] = []
     closing: list[Any] = []
     for index, kind in enumerate(("plain", "TLS")):

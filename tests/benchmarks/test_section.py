@@ -138,6 +138,28 @@ def test_listsOfNumbersAreALineEach():
     assert text == '{\n "a": [0.123457, 2],\n "b": {\n  "c": [1.0]\n }\n}\n'
 
 
+def test_whoFailsIsLeftOutAndTheOthersGoOn(monkeypatch, tmp_path, capsys):
+    class Breaking(Contestant):
+        def once(self):
+            if self.runs == 2:
+                raise Failed("it hangs")
+            return super().once()
+
+    @contextlib.contextmanager
+    def making(setup):
+        whole, broken = Contestant("ours", 1.0), Breaking("theirs", 2.0)
+        yield section(whole, broken, bars=[versus("ours", "theirs", 1.0, seconds)])
+
+    suite = types.ModuleType("benchmarks.datagram")
+    suite.SECTIONS, suite.SHORT = {"one": making}, ()
+    monkeypatch.setitem(sys.modules, "benchmarks.datagram", suite)
+    assert main(["datagram", "--rounds", "3", "--out", str(tmp_path)]) == 1
+    assert "left out: theirs: it hangs" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "datagram.json").read_text())["sections"].values()
+    assert found["rounds"] == {"ours": {"s": [1, 1, 1]}}
+    assert [bar["verdict"] for bar in found["bars"]] == ["not measured"]
+
+
 def test_aSectionThatFailedIsNamedAndTheOthersAreMeasured(monkeypatch, tmp_path, capsys):
     @contextlib.contextmanager
     def broken(setup):
