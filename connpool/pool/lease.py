@@ -200,6 +200,14 @@ def _leave(
         owner.leave(connection, lease, failed=True)
 
 
+def _forsake(waiting: Deferred[Any]) -> None:
+    """
+    Nobody waits for an acquire any more.  What it was served meanwhile is unused.
+    """
+    waiting.addCallbacks(Lease.release, lambda _: None)
+    waiting.cancel()
+
+
 class Scope:
     """
     The object that C{async with pool.lease() as protocol} enters: the connection
@@ -241,6 +249,9 @@ class Scope:
             got = await waiting
         except BaseException:
             self._held = None
+            if not waiting.called:
+                # the coroutine is closed, or an asyncio task that cannot wait for this
+                owner.later(_forsake, waiting)
             raise
         self._held = got
         return got.protocol

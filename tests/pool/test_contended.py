@@ -2,6 +2,8 @@
 More acquires than connections: what comes back goes from hand to hand.
 """
 
+import asyncio
+
 import pytest
 from twisted.internet.defer import Deferred
 
@@ -194,4 +196,39 @@ def test_aConnectionThatIsOfNoUseIsNotPassedOn(what):
     lease = successResultOf(waiter)
     assert lease.protocol.transport is setup.endpoint.transports[1]
     lease.release()
+    setup.end()
+
+
+def test_aBlockThatIsClosedWhileItWaitsLeavesTheQueue(caplogs):
+    setup = Setup(maxSize=1)
+    (lease,) = leases(setup, 1)
+    entering = setup.pool.lease().__aenter__()
+    entering.send(None)
+    after = setup.pool.acquire()
+    assert setup.pool.stats().waiting == 2
+    entering.close()
+    setup.turn()
+    assert setup.pool.stats().waiting == 1
+    lease.release()
+    successResultOf(after).release()
+    setup.turn()
+    assert setup.pool.stats().idle == 1  # it is not taken for a leak
+    assert not [text for text in caplogs() if "never given back" in text]
+    setup.end()
+
+
+def test_anAsyncioTaskThatHasToWaitIsToldAndLeavesTheQueue():
+    setup = Setup(maxSize=1)
+    (lease,) = leases(setup, 1)
+
+    async def use():
+        async with setup.pool.lease():
+            pass
+
+    with pytest.raises(RuntimeError, match="Task got bad yield"):
+        asyncio.run(use())
+    setup.turn()
+    assert setup.pool.stats().waiting == 0
+    lease.release()
+    assert setup.pool.stats().idle == 1
     setup.end()

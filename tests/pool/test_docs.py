@@ -4,6 +4,7 @@ The page about the pool: every snippet runs.
 
 import ast
 import re
+import sys
 import textwrap
 from inspect import iscoroutine
 from pathlib import Path
@@ -20,6 +21,7 @@ from connpool.pool import ConnectionPool, KeyedConnectionPool, PooledEndpoint, P
 from connpool.services.poolrelay import Options
 from tests.functional.test_pool_peers import program, redis
 from tests.helpers.ports import freePort
+from tests.helpers.processes import CHECKOUT, finished
 from tests.helpers.waiting import bounded
 from tests.pool.servers import Server, Talker, makeAuthority, plainOrSecure, talkers
 
@@ -123,6 +125,61 @@ async def test_theRecipeForHTTPRuns(tmp_path):
     with program(port, "nginx", "-p", tmp_path, "-c", settings, "-e", tmp_path / "log") as server:
         await server.start()
         await runRecipe(recipe("http").replace("8080", str(port)))
+
+
+ASYNCIO = """
+import asyncio
+from twisted.internet import asyncioreactor
+
+loop = asyncio.new_event_loop()
+asyncio.set_event_loop(loop)
+asyncioreactor.install(loop)
+
+from twisted.internet import reactor
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.protocols.wire import Echo
+
+from connpool.pool import ConnectionPool
+from tests.pool.servers import talkers
+
+port = reactor.listenTCP(0, Factory.forProtocol(Echo), interface="127.0.0.1").getHost().port
+endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+pool = ConnectionPool(reactor, endpoint, talkers(), maxSize=1)
+{recipe}
+first, second = loop.run_until_complete(asyncio.wait_for(main(), 20))
+assert (first, second) == (b"hello", b"again")
+
+async def cancelled():
+    # a task that leaves while it waits, and one that is cancelled after it was served
+    lease = await pool.acquire().asFuture(loop)
+    waiting = asyncio.ensure_future(served(pool.acquire()))
+    await asyncio.sleep(0)
+    assert pool.stats().waiting == 1
+    waiting.cancel()
+    await asyncio.sleep(0.01)
+    assert pool.stats().waiting == 0
+    waiting = asyncio.ensure_future(served(pool.acquire()))
+    await asyncio.sleep(0)
+    lease.release()
+    waiting.cancel()
+    await asyncio.sleep(0.01)
+    assert (pool.stats().leased, pool.stats().leasesLostToGC) == (0, 1)
+
+async def served(acquiring):
+    return await acquiring.asFuture(loop)
+
+loop.run_until_complete(asyncio.wait_for(cancelled(), 20))
+loop.run_until_complete(asyncio.wait_for(pool.close(0).asFuture(loop), 20))
+print("done")
+"""
+
+
+def test_theRecipeForAsyncioRuns():
+    text = ASYNCIO.format(recipe=recipe("asyncio"))
+    done = finished(sys.executable, "-c", text, cwd=CHECKOUT)
+    assert done.stdout == "done\n", done.stderr
+    assert done.returncode == 0
 
 
 def test_everyEndpointStringIsOne():

@@ -145,6 +145,7 @@ def test_aBlockThatIsClosedWhileItWaitsLosesNoConnection():
     setup.turn()
     setup.check()
     assert setup.pool.stats().leased == 0
+    assert setup.pool.stats().leasesLostToGC == 0
 
     async def again():
         async with scope as protocol:
