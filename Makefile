@@ -10,7 +10,7 @@ TESTS := $(VENV)/.tests
 ARCHIVES := $(wildcard tests/transfer/released/*/twisted-connpool-*.tar.xz)
 RELEASED := $(patsubst twisted-connpool-%.tar.xz,$(VENV)/released/%/.installed,$(notdir $(ARCHIVES)))
 
-.PHONY: run test released lint docs dist clean
+.PHONY: run s3-demo test released lint docs dist clean
 
 $(RUNTIME): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; run: make PYTHON=python3.11")'
@@ -30,6 +30,17 @@ $(VENV)/released/%/.installed:
 
 run: $(RUNTIME)
 	$(BIN)/twistd -n --pidfile= filerecv $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# S3 engines, whose programs come in wheels: for the demo, and for tests of the store
+$(VENV)/engines/.installed: examples/s3/engines.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# an engine, two receivers and HAProxy; a file is sent while one receiver is killed
+s3-demo: $(RUNTIME) $(VENV)/engines/.installed
+	$(PIP) -e '.[s3]'
+	CONNPOOL_ENGINES=$(VENV)/engines/bin $(BIN)/python -m examples.s3.demo
 
 # with compiled files, whatever the machine's setting: each of some hundred processes reads them
 test: $(TESTS)

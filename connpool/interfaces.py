@@ -47,6 +47,7 @@ __all__ = [
     "IFileStoreFactory",
     "ILease",
     "ILiveTransfers",
+    "IObservedStore",
     "IPartial",
     "IPartialHolder",
     "IPoolObserver",
@@ -90,7 +91,7 @@ class IStatsSource(Interface):
     name: str = Attribute("The instance's name, unique within its kind in one process.")
     kind: str = Attribute(
         "One of C{pool}, C{transfer}, C{web}, C{datagram}, C{probe}, C{listener}, C{proxy}, "
-        "C{outbox}."
+        "C{outbox}, C{s3}."
     )
 
     def stats() -> Any:
@@ -867,6 +868,14 @@ class IDirectoryStore(Interface):
         @return: fires when it is there; fails with L{Exists} if something else than a
             directory has the name, or is in the way, and as L{IPartial.commit} fails.
         """
+
+
+class IObservedStore(Interface):
+    """
+    The part that an L{IFileStore} provides too if it has numbers to show.
+    """
+
+    sources: Sequence[IStatsSource] = Attribute("Sources of numbers; shown with the receiver's.")
 
 
 class IFileStoreFactory(Interface):

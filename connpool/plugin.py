@@ -7,7 +7,7 @@ environment, so nothing here imports the reactor or a room of ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,9 @@ from twisted.internet.interfaces import (
 from twisted.plugin import IPlugin
 from twisted.python.reflect import namedAny
 from zope.interface import implementer
+from zope.interface.declarations import Declaration
 
-__all__ = ["DaemonMaker", "LazyClient", "LazyServer"]
+__all__ = ["DaemonMaker", "LazyClient", "LazyServer", "LazyStore"]
 
 
 class _Lazy:
@@ -56,6 +57,29 @@ class LazyServer(_Lazy):
 
     def parseStreamServer(self, reactor: Any, *args: Any, **kwargs: Any) -> Any:
         return self._parse(reactor, *args, **kwargs)
+
+
+class LazyStore:
+    """
+    An L{IFileStoreFactory<connpool.interfaces.IFileStoreFactory>} whose module is imported
+    when the store is chosen.
+    """
+
+    def __init__(self, name: str, target: str, description: str, takes: Iterable[str]) -> None:
+        self.name = name
+        self.description = description
+        self.takes = frozenset(takes)
+        self._target = target
+
+    @property
+    def __providedBy__(self) -> Declaration:
+        # asked by Twisted when it writes its cache, and not at each start of a twistd
+        from connpool.interfaces import IFileStoreFactory
+
+        return Declaration(IPlugin, IFileStoreFactory)
+
+    def make(self, arguments: str) -> Any:
+        return namedAny(self._target.replace(":", "."))(arguments)
 
 
 class DaemonMaker(ServiceMaker):

@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "services": GROUND | OUTER,
     "commands": GROUND | OUTER | {"services"},
     "testing": GROUND | {"pool", "transfer", "datagram", "proxyprotocol"},
-    "plugin": set(),
+    # the interface of stores, when it is asked for
+    "plugin": {"interfaces"},
     "__main__": {"commands"},
 }
 

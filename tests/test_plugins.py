@@ -16,6 +16,7 @@ from twisted.python import usage
 from zope.interface.verify import verifyObject
 
 import twisted.plugins.connpool_plugins as dropin
+from connpool.interfaces import IFileStoreFactory
 from tests.helpers.processes import environment
 
 HEAVY = """
@@ -33,18 +34,23 @@ INTERFACES = (
     IServiceMaker,
     IStreamServerEndpointStringParser,
     IStreamClientEndpointStringParserWithReactor,
+    IFileStoreFactory,
 )
 
 
-@pytest.mark.parametrize("plugin", OURS, ids=lambda p: getattr(p, "tapname", None) or p.prefix)
+def wordOf(plugin):
+    """
+    The word that chooses it.
+    """
+    names = ("tapname", "prefix", "name")
+    return next(word for name in names if (word := getattr(plugin, name, None)))
+
+
+@pytest.mark.parametrize("plugin", OURS, ids=wordOf)
 def test_twistedFindsIt(plugin):
     (interface,) = [each for each in INTERFACES if each.providedBy(plugin)]
     verifyObject(interface, plugin)
-    assert any(
-        (getattr(found, "tapname", None) or found.prefix)
-        == (getattr(plugin, "tapname", None) or plugin.prefix)
-        for found in getPlugins(interface)
-    )
+    assert any(wordOf(found) == wordOf(plugin) for found in getPlugins(interface))
 
 
 @pytest.mark.parametrize("maker", SERVICES, ids=lambda maker: maker.tapname)

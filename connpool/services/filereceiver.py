@@ -23,6 +23,7 @@ from connpool.interfaces import (
     IAuthenticator,
     IFileStore,
     ILiveTransfers,
+    IObservedStore,
     IReadableStore,
     IReadiness,
     IRecentTransfers,
@@ -190,6 +191,7 @@ class FileReceiver(MultiService):
             self._authenticator = Authenticator(reactor, checkers, identities)
         self._hook: OnReceived | None = None
         self._store: IFileStore | None = None
+        self._shown: list[ShownSource] = []
         self.reception: Reception | None = None
         self._receiver: NativeReceiver | None = None
         self._web = WebEntrance(
@@ -302,6 +304,11 @@ class FileReceiver(MultiService):
             name=self.name,
         )
         self._web.start(self.reception, self._authenticator)
+        self._shown = [
+            ShownSource(each) for each in getattr(IObservedStore(store, None), "sources", ())
+        ]
+        for each in self._shown:
+            each.setServiceParent(self)
         super().startService()
         self._sayWhere()
         if self._web.choices and not IUploadStore.providedBy(store):
@@ -381,6 +388,8 @@ class FileReceiver(MultiService):
         store, self._store = self._store, None
         if store is not None:
             await store.close()
+        while self._shown:
+            self._shown.pop().disownServiceParent()
 
     def stopService(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._stop())

@@ -19,7 +19,7 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, TypeVar
@@ -124,6 +124,13 @@ class Client:
         self.skew = 0.0
 
     @property
+    def url(self) -> str:
+        """
+        The preferred endpoint.
+        """
+        return self._addresses[0].url
+
+    @property
     def left(self) -> float:
         """
         Seconds that are left.
@@ -158,6 +165,19 @@ class Client:
                     raise
                 else:
                     time.sleep(0.05 + 0.1 * secrets.randbelow(1000) / 1000)
+
+    def drive(self, core: Coroutine[calls.Call[Any], Any, None]) -> None:
+        """
+        Make the calls of a core, one after the other.
+        """
+        answer: Any = None
+        with contextlib.suppress(StopIteration):
+            while True:
+                call = core.send(answer)
+                if isinstance(call, calls.Together):
+                    answer = [self.perform(each) for each in call.calls]
+                else:
+                    answer = self.perform(call)
 
     def _ask(self, address: Address, outgoing: Any) -> Reply:
         cached: dict[Any, Any] = self._connections.__dict__
@@ -238,9 +258,12 @@ class _Probe:
         self._written: set[str] = set()
         self._uploads: set[tuple[str, str]] = set()
 
-    def run(self) -> Engine:
+    def run(
+        self, *, unsafe: bool, then: Callable[[], Coroutine[calls.Call[Any], Any, None]] | None
+    ) -> Engine:
         """
         @raise _Failed: a promise is not kept without which nothing works.
+        @raise StartFailed: it must not be shared; one line.
         """
         self._look()
         submit = self._pool.submit
@@ -252,9 +275,16 @@ class _Probe:
         submit(self._listing).result()
         checksum = self._checksum()
         completes, atomic = self._complete(checksum)
-        unsafe = next((why for each in races if (why := each.result())), "")
+        danger = next((why for each in races if (why := each.result())), "")
         client = self._client
-        return Engine(client.product, checksum, completes, atomic, unsafe, client.skew)
+        if danger and not unsafe:
+            raise StartFailed(
+                f"{client.product} at {client.url} cannot be shared: {danger}; take another "
+                "engine (docs/scale.rst lists some), or write unsafe=yes and run one receiver only"
+            )
+        if then is not None:
+            client.drive(then())
+        return Engine(client.product, checksum, completes, atomic, danger, client.skew)
 
     def _key(self, name: str) -> str:
         key = f"{self._base}{name}"
@@ -433,6 +463,7 @@ def probe(
     context: ssl.SSLContext | None = None,
     *,
     unsafe: bool = False,
+    then: Callable[[], Coroutine[calls.Call[Any], Any, None]] | None = None,
 ) -> Engine:
     """
     Try an engine.
@@ -441,15 +472,18 @@ def probe(
     @param prefix: of the files' keys: empty, or ending with a slash.
     @param context: for TLS.
     @param unsafe: take an engine that several receivers may not share.
+    @param then: makes a core that has the last word, on an engine that will do.
     @raise StartFailed: it will not do; one line.
     """
     client = Client(addresses, place, signer, keys, context, time.monotonic() + MOST_SECONDS)
-    url = addresses[0].url
+    url = client.url
     pool = ThreadPoolExecutor(_THREADS, "s3-probe")
     trials = _Probe(client, pool, place, prefix, len(addresses))
     try:
         # in a thread, because looking up a name has no bound of its own
-        engine = pool.submit(trials.run).result(MOST_SECONDS)
+        return pool.submit(trials.run, unsafe=unsafe, then=then).result(MOST_SECONDS)
+    except StartFailed:
+        raise
     except TimeoutError:
         raise StartFailed(
             f"the engine at {url} did not answer the probe within {MOST_SECONDS:g} s"
@@ -459,9 +493,3 @@ def probe(
     finally:
         pool.submit(trials.clean)
         pool.shutdown(wait=False)
-    if engine.unsafe and not unsafe:
-        raise StartFailed(
-            f"{engine.product} at {url} cannot be shared: {engine.unsafe}; take another engine "
-            "(docs/scale.rst lists some), or write unsafe=yes and run one receiver only"
-        )
-    return engine

@@ -7,26 +7,32 @@ from __future__ import annotations
 import os
 import re
 import ssl
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import attrs
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from connpool.errors import StartFailed
+from connpool.interfaces import IObservedStore, IStatsSource
 from connpool.pool import ConnectionPool
 from connpool.services.options import asSize
 from connpool.services.s3keys import ChainKeys
 from connpool.services.s3probe import Address, Engine, probe
-from connpool.transfer.records import DURABILITIES
+from connpool.transfer.records import DURABILITIES, StoreSettings
 from connpool.transfer.stores.s3.exchange import AddressedEndpoint, ExchangeFactory
+from connpool.transfer.stores.s3.layout import agreement
 from connpool.transfer.stores.s3.requests import Place, SignedRequests
 from connpool.transfer.stores.s3.signing import Signer
+from connpool.transfer.stores.s3.store import S3Store
 
-__all__ = ["Arguments", "connect", "parseArguments"]
+__all__ = ["Arguments", "EngineStore", "S3Stats", "connect", "make", "openStore", "parseArguments"]
 
 #: Connections to the engine at once, and being made at once.
 _CONNECTIONS, _CONNECTING = 64, 8
@@ -193,7 +199,9 @@ def _loopback(name: str) -> bool:
 # -- the engine ------------------------------------------------------------------------------
 
 
-def connect(reactor: Any, arguments: Arguments) -> tuple[SignedRequests, ConnectionPool, Engine]:
+def connect(
+    reactor: Any, arguments: Arguments, settings: StoreSettings
+) -> tuple[SignedRequests, ConnectionPool, Engine]:
     """
     Get keys, probe the engine, and make what asks it from now on; it blocks for seconds.
 
@@ -206,10 +214,11 @@ def connect(reactor: Any, arguments: Arguments) -> tuple[SignedRequests, Connect
     engine = probe(
         *(arguments.addresses, arguments.place, arguments.prefix, signer, keys.first(), context),
         unsafe=arguments.unsafe,
+        then=lambda: agreement(arguments.prefix, settings.names),
     )
     pool = ConnectionPool(
         reactor,
-        [AddressedEndpoint(_endpoint(reactor, a, trust), a.host) for a in arguments.addresses],
+        endpointsOf(reactor, arguments, trust),
         ExchangeFactory(reactor),
         name="s3",
         maxSize=_CONNECTIONS,
@@ -250,8 +259,103 @@ def _trust(bundle: str | None) -> tuple[ssl.SSLContext, Any]:
         raise StartFailed(f"AWS_CA_BUNDLE={bundle} cannot be read: {why}") from None
 
 
-def _endpoint(reactor: Any, address: Address, trust: Any) -> Any:
-    endpoint = HostnameEndpoint(reactor, address.name, address.port)
-    if not address.secure:
-        return endpoint
-    return wrapClientTLS(optionsForClientTLS(address.name, trustRoot=trust), endpoint)
+def endpointsOf(reactor: Any, arguments: Arguments, trust: Any = None) -> list[AddressedEndpoint]:
+    """
+    Return the engine's endpoints, for a pool.
+
+    @param trust: the authorities that are trusted for TLS; L{None} for the system's.
+    """
+    made = []
+    for each in arguments.addresses:
+        endpoint: Any = HostnameEndpoint(reactor, each.name, each.port)
+        if each.secure:
+            endpoint = wrapClientTLS(optionsForClientTLS(each.name, trustRoot=trust), endpoint)
+        made.append(AddressedEndpoint(endpoint, each.host))
+    return made
+
+
+@attrs.frozen
+class S3Stats:
+    """
+    The store on an S3 engine.
+
+    @ivar requests: requests that had an answer of any kind.
+    @ivar retries: requests that were made again.
+    @ivar throttled: answers that asked for fewer requests.
+    @ivar unavailable: calls that were given up after two minutes.
+    @ivar sentBytes: bytes of objects and parts that were stored.
+    @ivar spoolBytes: bytes of the spool that parts take now.
+    """
+
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"spoolBytes"})
+
+    requests: int = 0
+    retries: int = 0
+    throttled: int = 0
+    unavailable: int = 0
+    sentBytes: int = 0
+    spoolBytes: int = 0
+
+
+@implementer(IStatsSource)
+class _Numbers:
+    """
+    The numbers of a store and its requests.
+    """
+
+    name = "s3"
+    kind = "s3"
+
+    def __init__(self, store: S3Store, requests: SignedRequests) -> None:
+        self._store = store
+        self._requests = requests
+
+    def stats(self) -> S3Stats:
+        counted = attrs.asdict(self._requests.stats())
+        return S3Stats(**counted, spoolBytes=self._store.spoolBytes)
+
+
+@implementer(IObservedStore)
+class EngineStore(S3Store):
+    """
+    A store with the numbers of its requests and connections.
+
+    @ivar sources: see L{IObservedStore}.
+    """
+
+    sources: Sequence[IStatsSource] = ()
+
+
+def openStore(reactor: Any, arguments: Arguments, settings: StoreSettings) -> EngineStore:
+    """
+    Open the store; it blocks for seconds.
+
+    @raise StartFailed: one line.
+    """
+    requests, pool, engine = connect(reactor, arguments, settings)
+    store = EngineStore(
+        reactor,
+        requests,
+        settings,
+        prefix=arguments.prefix,
+        spoolDirectory=arguments.spool,
+        spoolSize=arguments.spoolSize,
+        durability=arguments.durability or DURABILITIES[-1],
+        conditional=engine.completes,
+        filesystem="s3, not to be shared" if engine.unsafe else "s3",
+        closed=requests.close,
+    )
+    store.sources = (_Numbers(store, requests), pool)
+    return store
+
+
+def make(text: str) -> Callable[[Any, StoreSettings], S3Store]:
+    """
+    See L{IFileStoreFactory.make<connpool.interfaces.IFileStoreFactory.make>}.
+    """
+    if find_spec("botocore") is None:
+        raise ValueError(
+            "the extra s3 is not installed; install twisted-connpool[s3] from the checkout or wheel"
+        )
+    arguments = parseArguments(text)
+    return lambda reactor, settings: openStore(reactor, arguments, settings)

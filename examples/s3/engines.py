@@ -6,6 +6,7 @@ programs is in C{CONNPOOL_ENGINES}, or they are on the PATH.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -25,8 +26,11 @@ from typing import Any
 
 import attrs
 
-from connpool.transfer.stores.s3.requests import Outgoing, signed
-from connpool.transfer.stores.s3.signing import Keys, Signer
+from connpool.transfer.stores.s3 import calls
+from connpool.transfer.stores.s3.answers import answerOf
+from connpool.transfer.stores.s3.exchange import Reply
+from connpool.transfer.stores.s3.requests import Outgoing, Place, compose, signed
+from connpool.transfer.stores.s3.signing import Keys, Signer, encodedPath
 
 #: Seconds in which an engine has to be up, or gone.
 START_SECONDS, STOP_SECONDS = 30.0, 10.0
@@ -128,26 +132,53 @@ class RunningEngine:
             self.process.wait(STOP_SECONDS)
         self.kill()
 
+    def open(self, method: str, path: str, query: str = "") -> Any:
+        """
+        Make a signed request; the answer is a context manager.
+        """
+        outgoing = Outgoing(method, path, query, [])
+        host = self.url.partition("://")[2]
+        headers = dict(signed(outgoing, host, self.keys, Signer(REGION), time.time()))
+        data = b"" if method == "PUT" else None
+        request = urllib.request.Request(
+            self.url + outgoing.target, data=data, headers=headers, method=method
+        )
+        return urllib.request.urlopen(request, timeout=30)
+
     def makeBucket(self, name: str) -> None:
         """
         Make a bucket.
         """
-        outgoing = Outgoing("PUT", f"/{name}", "", [])
-        host = self.url.partition("://")[2]
-        headers = dict(signed(outgoing, host, self.keys, Signer(REGION), time.time()))
-        request = urllib.request.Request(
-            f"{self.url}/{name}", data=b"", headers=headers, method="PUT"
-        )
         end = time.monotonic() + START_SECONDS
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=10):
+                with self.open("PUT", f"/{name}"):
                     return
             except urllib.error.HTTPError as e:
                 # it answers before all of it is up
                 if e.code < 500 or time.monotonic() > end:
                     raise
                 time.sleep(0.1)
+
+    def names(self, bucket: str, prefix: str) -> list[str]:
+        """
+        Return the keys below a prefix, of a thousand at most.
+        """
+        call = calls.List(prefix)
+        outgoing = compose(call, Place(bucket, bucket))
+        with self.open("GET", outgoing.path, outgoing.query) as answer:
+            reply = Reply(200, {}, answer.read())
+        return [entry.key for entry in answerOf(call, reply).entries]
+
+    def digest(self, bucket: str, key: str) -> bytes:
+        """
+        Return the SHA-256 of an object.
+        """
+        digest = hashlib.sha256()
+        with self.open("GET", encodedPath(bucket, key)) as answer:
+            while piece := answer.read(1 << 20):
+                digest.update(piece)
+        return digest.digest()
 
 
 @contextmanager

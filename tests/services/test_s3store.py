@@ -4,7 +4,9 @@ C{--store s3:…}: arguments, and what they refuse.
 
 import pytest
 
+from connpool.services import s3store
 from connpool.services.s3store import parseArguments
+from connpool.services.thirdparty import makeStore
 from connpool.transfer.stores.s3.requests import Place
 
 LOCAL = "bucket=files,endpoint=http://127.0.0.1:9000"
@@ -109,3 +111,21 @@ def test_nothingSecretOnTheCommandLine(text):
     with pytest.raises(ValueError) as caught:
         parseArguments(text)
     assert "AKIASECRET" not in str(caught.value)
+
+
+def test_withoutTheExtra(monkeypatch):
+    """
+    One line that names it, before anything else is said about the arguments.
+    """
+    monkeypatch.setattr(s3store, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"extra s3 .*twisted-connpool\[s3\]") as caught:
+        makeStore("s3:")
+    assert "\n" not in str(caught.value)
+
+
+def test_asAStoreOfTheReceiver():
+    chosen = makeStore(f"s3:{LOCAL}")
+    assert chosen.name == "s3"
+    assert chosen.takes == {"quota", "keepPartials"}
+    with pytest.raises(ValueError, match="s3: bucket="):
+        makeStore("s3:endpoint=http://127.0.0.1:9000")

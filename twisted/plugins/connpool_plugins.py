@@ -2,10 +2,17 @@
 What this distribution adds to C{twistd} and to endpoint strings.
 """
 
-from connpool.plugin import DaemonMaker, LazyClient, LazyServer
+from connpool.plugin import DaemonMaker, LazyClient, LazyServer, LazyStore
 
 filerecv = DaemonMaker(
     "connpool file receiver", "connpool.services.filerecv", "Receive files.", "filerecv"
+)
+
+s3 = LazyStore(
+    "s3",
+    "connpool.services.s3store:make",
+    "On an S3 engine, shared by several receivers.",
+    ["quota", "keepPartials"],
 )
 
 proxied = LazyServer("proxied", "connpool.proxyprotocol.strings:parseProxied")

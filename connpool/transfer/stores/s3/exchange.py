@@ -17,6 +17,7 @@ request's patience is cut.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from connpool.errors import StoreError
 from connpool.interfaces import IPoolable
 from connpool.transfer.stores.s3.calls import Piece
 
@@ -43,6 +45,10 @@ __all__ = ["AddressedEndpoint", "Broken", "Exchange", "ExchangeFactory", "Reply"
 #: Bytes of a file that are sent at once, before others have their turn: from the page cache
 #: by C{sendfile}, and copied for TLS.
 _SENT_BYTES, _COPIED_BYTES = 1 << 20, 64 * 1024
+
+
+#: Visible ASCII, spaces and ends of lines.
+_LINES = re.compile(r"[\n -~]*").fullmatch
 
 
 class Broken(Exception):
@@ -235,6 +241,7 @@ class Exchange(Protocol):
         @param patience: seconds without a sign of life after which the connection is cut.
         @return: fires with the answer, whatever its status; fails with L{Broken}.
             Cancelling it cuts the connection.
+        @raise StoreError: for a header that cannot be sent.
         """
         assert self._answer is None, "one request at a time"
         self._begin(most, patience)
@@ -242,12 +249,15 @@ class Exchange(Protocol):
         sent = [*headers]
         if size or method in {"PUT", "POST"}:
             sent.append(("content-length", str(size)))
+        head = _headOf(method, target, sent)
         answer: Deferred[Reply] = Deferred(lambda _: self._fail(CancelledError()))
         self._answer = answer
         if self._spoiled:
             self._fail(Broken("the connection is closed", early=True))
             return answer
-        head = self._http.send(h11.Request(method=method, target=target, headers=sent)) or b""
+        # h11 is told what it needs to read the answer: it checks each header that it writes
+        told = [each for each in sent if each[0] in {"host", "content-length"}]
+        self._http.send(h11.Request(method=method, target=target, headers=told))
         if size:
             data: Any = _Length(size)
             self._http.send_with_data_passthrough(h11.Data(data=data))
@@ -403,6 +413,13 @@ class Exchange(Protocol):
         """
         HTTP has none.
         """
+
+
+def _headOf(method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+    if not _LINES(text := "\n".join(lines)) or text.count("\n") != len(headers):
+        raise StoreError("a header has a character that no header may have")
+    return (text.replace("\n", "\r\n") + "\r\n\r\n").encode("ascii")
 
 
 def _isPlain(transport: Any) -> bool:

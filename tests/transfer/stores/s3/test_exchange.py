@@ -10,6 +10,7 @@ from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from connpool.errors import StoreError
 from connpool.interfaces import IPoolable
 from connpool.transfer.stores.s3.calls import Piece
 from connpool.transfer.stores.s3.exchange import Broken, Exchange
@@ -222,3 +223,11 @@ def test_fileThatIsTooShort(wire, large):
     d = wire.ask(Piece(large, 1000, 256 * 1024 + 1))
     assert "ends before" in str(broken(d))
     assert wire.aborted
+
+
+@pytest.mark.parametrize("value", ["a\r\nhost: other", "a\nb", "a\0b", "ä"])
+def test_noHeaderInAHeader(wire, value):
+    with pytest.raises(StoreError, match="no header may have"):
+        wire.exchange.ask("PUT", "/b/k", [("host", "h"), ("x", value)], b"", 1, 1.0)
+    assert wire.transport.value() == b""
+    assert wire.exchange.isReusable()
