@@ -36,6 +36,7 @@ __all__ = [
     "chooseBlockSize",
     "digestNamed",
     "rootOf",
+    "rootOfBlock",
 ]
 
 #: Bytes of a block, doubled until a file has at most L{MAX_BLOCKS}.
@@ -46,6 +47,7 @@ MAX_BLOCKS = 65_536
 _UNKNOWN_BLOCK_SIZE = 16 << 20
 
 _CONTEXT = b"cpt1-root\0"
+_SIZES = struct.Struct(">QQ")
 
 
 @attrs.frozen
@@ -116,4 +118,14 @@ def rootOf(digest: Digest, size: int, blockSize: int, blocks: Iterable[bytes]) -
     """
     The root over the digests of all blocks, in order.
     """
-    return digest.of(_CONTEXT + struct.pack(">QQ", size, blockSize) + b"".join(blocks))
+    return digest.of(_CONTEXT + _SIZES.pack(size, blockSize) + b"".join(blocks))
+
+
+def rootOfBlock(digest: Digest, data: bytes | memoryview) -> bytes:
+    """
+    The root of a file that has one block of L{BLOCK_SIZE} at most: C{data}.
+    """
+    new, size = digest.new, len(data)
+    block = new(data).digest() if size else b""
+    root: bytes = new(_CONTEXT + _SIZES.pack(size, BLOCK_SIZE) + block).digest()
+    return root

@@ -155,13 +155,10 @@ class Reception:
         """
         self._active.pop(incoming, None)
 
-    def nameOf(self, raw: bytes, identity: Identity | None) -> RelativeName:
+    def names(self, identity: Identity | None) -> NameReader:
         """
-        Read the name in an offer.
-
-        @param raw: a name as the sender wrote it.
-        @return: that of the store, in the directory of C{identity}.
-        @raise NameRefused: it is not taken.
+        Return the reader of the names that C{identity} offers: what it reads are the store's,
+        in the directory of C{identity}.
         """
         directory = None if identity is None else identity.directory
         reader = self._names.get(directory)
@@ -169,19 +166,19 @@ class Reception:
             reader = self._names[directory] = NameReader(
                 self.policy.names, dotfiles=self.policy.dotfiles, directory=directory
             )
-        return reader.read(raw)
+        return reader
 
     def offer(self, raw: bytes, identity: Identity | None, ifExists: str, **values: Any) -> Offer:
         """
         Make the offer of a file.
 
-        @param raw: as L{nameOf}.
+        @param raw: its name as the sender wrote it.
         @param ifExists: the rule that the sender asks for; empty for ours.
         @param values: the other attributes of the L{Offer}.
         @raise NameRefused: the name is not taken.
         @raise Forbidden: the rule may not be asked for.
         """
-        name, policy = self.nameOf(raw, identity), self.policy
+        name, policy = self.names(identity).read(raw), self.policy
         rule = policy.ruleFor(ifExists) if ifExists else policy.ifExists
         principal = ANONYMOUS if identity is None else identity.principal
         return Offer(name, principal=principal, identity=identity, ifExists=rule, **values)

@@ -36,12 +36,12 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.interfaces import IBatchStore
-from connpool.transfer.digests import BLOCK_SIZE, rootOf
-from connpool.transfer.identities import Identity
+from connpool.transfer.digests import BLOCK_SIZE, rootOfBlock
+from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.offers import Sender, earlierOf
 from connpool.transfer.receive.reception import Reception, storeFailure
-from connpool.transfer.records import DirectoryMade, Receipt, SmallFile
+from connpool.transfer.records import DirectoryMade, Offer, Receipt, SmallFile
 from connpool.transfer.wire.frames import MAX_BATCH_BYTES, Frame, Type
 from connpool.transfer.wire.link import Link
 from connpool.transfer.wire.messages import (
@@ -61,6 +61,8 @@ from connpool.transfer.wire.messages import (
 __all__ = ["PENDING_BYTES", "SMALL_FILE_BYTES", "Acks", "SmallFiles", "WholeFiles"]
 
 Outcomes = list[Receipt | Failure]
+#: Makes the offer of a file of its message, its bytes and its modification time.
+OfferOf = Callable[[Put | Entry, int, int | None], Offer]
 
 #: Bytes of a file that may come by C{PUT} or C{PUTS}.
 SMALL_FILE_BYTES = 256 * 1024
@@ -106,7 +108,7 @@ class WholeFiles:
         if reception.listeners:
             for file in files:
                 reception.tell("offered", file.offer, peer)
-        size = sum(len(file.data) for file in files)
+        size = sum([len(file.data) for file in files])
         reception.began(len(files))
         held = quotas.charge(accounts, size)
 
@@ -285,10 +287,12 @@ class SmallFiles:
         """
         if frame.length > SMALL_FILE_BYTES:
             raise ProtocolError(f"PUT carries {frame.length} bytes; at most {SMALL_FILE_BYTES}")
-        self._collect(
-            *(frame.stream, message, frame.data, timeOf(message)),
-            *(message.ifExists, message.durability),
-        )
+        try:
+            offerOf = self._offers(message)
+        except TransferError as e:
+            self.refuse(frame.stream, message.name, e)
+            return
+        self._collect(frame.stream, message, frame.data, timeOf(message), offerOf)
         most = min(BATCH_FILES, self._reception.quotas.spare(self._sender.identity))
         if len(self.files) >= most or self._bytes > MAX_BATCH_BYTES:
             self.store()
@@ -298,18 +302,59 @@ class SmallFiles:
         Store the files of a frame.
         """
         entries, data, at = message.entries, frame.files, 0
-        size = sum(entry.size for entry in entries)
-        if size != frame.length:
-            raise ProtocolError(f"PUTS carries {frame.length} bytes, and its files have {size}")
-        largest = max(entry.size for entry in entries)
+        sizes = [entry.size for entry in entries]
+        if sum(sizes) != frame.length:
+            raise ProtocolError(
+                f"PUTS carries {frame.length} bytes, and its files have {sum(sizes)}"
+            )
+        largest = max(sizes)
         if largest > SMALL_FILE_BYTES:
             raise ProtocolError(f"PUTS has {largest} bytes of a file; at most {SMALL_FILE_BYTES}")
-        ifExists, durability = message.ifExists, message.durability
+        try:
+            offerOf = self._offers(message)
+        except TransferError as e:
+            for stream, entry in enumerate(entries, frame.stream):
+                self.refuse(stream, entry.name, e)
+            return
         for stream, entry in enumerate(entries, frame.stream):
-            content = data[at : at + entry.size]
-            at += entry.size
-            self._collect(stream, entry, content, entry.modified, ifExists, durability)
+            end = at + entry.size
+            content = data[at:end]
+            at = end
+            self._collect(stream, entry, content, entry.modified, offerOf)
         self.store()
+
+    def _offers(self, message: Put | Puts) -> OfferOf:
+        """
+        Prepare the offers of files that have all in common but what C{OfferOf} is given.
+
+        @raise Forbidden: the rule may not be asked for.
+        """
+        sender, policy = self._sender, self._reception.policy
+        identity, digest = sender.identity, sender.digest.name
+        principal = ANONYMOUS if identity is None else identity.principal
+        read = self._reception.names(identity).read
+        rule = policy.ruleFor(message.ifExists) if message.ifExists else policy.ifExists
+        durability = message.durability
+
+        def offer(file: Put | Entry, size: int, modified: int | None) -> Offer:
+            # by position: names would take as long as all the rest
+            return Offer(
+                read(file.name),
+                file.transferId.hex(),
+                size,
+                principal,
+                identity,
+                file.key,
+                None,
+                modified,
+                file.executable,
+                digest,
+                BLOCK_SIZE,
+                rule,
+                durability,
+            )
+
+        return offer
 
     def _collect(
         self,
@@ -317,26 +362,12 @@ class SmallFiles:
         message: Put | Entry,
         data: bytes | memoryview,
         modified: int | None,
-        ifExists: str,
-        durability: str,
+        offerOf: OfferOf,
     ) -> None:
-        sender, size = self._sender, len(data)
-        digest = sender.digest
+        size = len(data)
         try:
-            offer = self._reception.offer(
-                message.name,
-                sender.identity,
-                ifExists,
-                transferId=message.transferId.hex(),
-                size=size,
-                key=message.key,
-                modified=modified,
-                executable=message.executable,
-                digest=digest.name,
-                durability=durability,
-            )
-            blocks = [digest.of(data)] if size else []
-            if rootOf(digest, size, BLOCK_SIZE, blocks) != message.root:
+            offer = offerOf(message, size, modified)
+            if rootOfBlock(self._sender.digest, data) != message.root:
                 raise DigestMismatch("the bytes that came are not those that were sent")
         except TransferError as e:
             self.refuse(stream, message.name, e)
@@ -408,7 +439,7 @@ class SmallFiles:
         """
         number, reception, sender = frame.stream, self._reception, self._sender
         try:
-            name = reception.nameOf(message.name, sender.identity)
+            name = reception.names(sender.identity).read(message.name)
             making = self._whole.makeDirectory(
                 name, sender.identity, message.modified, message.durability, sender.peer
             )

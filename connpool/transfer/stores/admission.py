@@ -25,7 +25,6 @@ from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred, succee
 from connpool.errors import Busy, StoreError
 from connpool.interfaces import IPartialHolder
 from connpool.transfer.records import Offer, Receipt, Stump
-from connpool.transfer.stores.commit import temporaryName
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partial import LocalPartial
 from connpool.transfer.stores.partialdir import (
@@ -35,6 +34,7 @@ from connpool.transfer.stores.partialdir import (
     tooManyPartials,
 )
 from connpool.transfer.stores.parts import StoreParts
+from connpool.transfer.stores.publish import temporaryName
 from connpool.transfer.stores.ranges import Ranges
 from connpool.transfer.stores.rehash import blocksIn
 from connpool.transfer.stores.reservations import Reservation, Shortage

@@ -149,7 +149,7 @@ class CaseIndex:
             names = index.names  # another thread may drop it, not change it
             if names is None:
                 return place(*arguments)
-            form = hash(caselessForm(name))
+            form = hash(name.lower() if name.isascii() else caselessForm(name))
             other = names.get(form)
             if other is not None and other != name and self._areNeighbours(directory, other, name):
                 raise neighbourExists(name, other)

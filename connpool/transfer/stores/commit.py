@@ -25,11 +25,11 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from typing import Any, Self, TypeVar, TypeVarTuple
 
 import attrs
@@ -38,10 +38,22 @@ from twisted.python.failure import Failure
 from connpool.errors import SyncFailed, TransferError
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receipt, SmallFile
-from connpool.transfer.stores.directories import LOOK_SECONDS, Directories, Directory
+from connpool.transfer.stores.directories import (
+    LOOK_SECONDS,
+    NOTHING_HANDED_DOWN,
+    Directories,
+    Directory,
+)
 from connpool.transfer.stores.groupcommit import SyncChoice
-from connpool.transfer.stores.publish import TEMPORARY, Published, Publisher, Source, inherit
-from connpool.transfer.stores.receiptlog import ReceiptLog, receiptId
+from connpool.transfer.stores.publish import (
+    TEMPORARY,
+    Published,
+    Publisher,
+    Source,
+    inherit,
+    temporaryName,
+)
+from connpool.transfer.stores.receiptlog import ReceiptLog
 from connpool.transfer.syscalls import (
     CANNOT_SYNC,
     EXISTING,
@@ -51,7 +63,7 @@ from connpool.transfer.syscalls import (
     asTransferError,
 )
 
-__all__ = ["Commit", "receiptOr", "temporaryName"]
+__all__ = ["Commit", "receiptOr"]
 
 #: Durability that is asked for to its index in C{DURABILITIES}; the strongest for C{best}.
 _WANTED = {"none": 0, "data": 1, "full": 2, "best": 2}
@@ -59,21 +71,6 @@ _WANTED = {"none": 0, "data": 1, "full": 2, "best": 2}
 T = TypeVar("T")
 _Ts = TypeVarTuple("_Ts")
 Data = bytes | memoryview
-
-_prefix = secrets.token_hex(8)
-_numbers = count()
-
-
-def temporaryName(offer: Offer) -> str:
-    """
-    The private name of a file that cannot be resumed.
-
-    The same key gives the same name, so that a repetition finds what a
-    process that died had published.
-    """
-    if offer.key is None:
-        return f"{_prefix}-{os.getpid()}-{next(_numbers)}"
-    return receiptId(offer.key, offer.principal).hex()
 
 
 @attrs.define(eq=False)
@@ -101,9 +98,12 @@ class _Item:
 class _Held:
     """
     The directories that a batch uses, held until it is over.
+
+    @ivar granted: by the mode that files are made with, the one that they had.
     """
 
     def __init__(self) -> None:
+        self.granted: dict[int, int] = {}
         self._latest: dict[tuple[Directories, tuple[str, ...]], Directory] = {}
         self._all: list[tuple[Directories, Directory]] = []
 
@@ -170,8 +170,8 @@ class Commit:
         self._reach = reach
         #: whether a name was published on a disk although the private files are in memory
         self._diskElsewhere = False
-        self._fileMode = fileMode
-        self._keepExec = keepExec
+        #: of files without and with an exec bit
+        self._modes = fileMode, fileMode | ((fileMode & 0o444) >> 2 if keepExec else 0)
         self._now = now
         self._choice = SyncChoice()
 
@@ -372,30 +372,37 @@ class Commit:
             if known:
                 item.outcome = self.finished(offer, len(data), item.root)
             if item.outcome is None:
-                item.source = held.enter(self._private, TEMPORARY, self._writeIn, offer, data)
+                item.source = held.enter(
+                    self._private, TEMPORARY, self._writeIn, offer, data, held.granted
+                )
                 if item.level:
                     self._prepare(item, held)
         except (OSError, TransferError) as error:
             item.outcome = self._failure(error, offer)
 
-    def _writeIn(self, directory: Directory, offer: Offer, data: Data) -> Source:
-        name = temporaryName(offer)
+    def _writeIn(
+        self, directory: Directory, offer: Offer, data: Data, granted: dict[int, int]
+    ) -> Source:
+        name, mode = temporaryName(offer), self._modes[offer.executable]
         try:
-            fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
+            fd = self._sys.open(name, NEW, mode, dir_fd=directory.fd)
         except FileExistsError:
             earlier = self._earlier(name, data, directory.fd)
             if earlier is not None:
                 return earlier
             name = secrets.token_hex(16)
-            fd = self._sys.open(name, NEW, 0o600, dir_fd=directory.fd)
+            fd = self._sys.open(name, NEW, mode, dir_fd=directory.fd)
         try:
             if self._sys.pwrite(fd, data, 0) < len(data):
                 self._sys.writeAll(fd, data, 0)
+            if mode not in granted:
+                # the umask is not asked for: doing so would change it for a moment
+                granted[mode] = stat.S_IMODE(self._sys.fstat(fd).st_mode)
         except BaseException:
             self._sys.close(fd)
             self._sys.remove(name, directory.fd)
             raise
-        return Source(fd, directory.fd, name, len(data), fresh=True)
+        return Source(fd, directory.fd, name, len(data), granted[mode], False, True)
 
     def _earlier(self, name: str, data: Data, directory: int) -> Source | None:
         """
@@ -500,7 +507,8 @@ class Commit:
                 for item in here:
                     item.level = level
         rest = [item for item in items if item.outcome is None]
-        noted = [(item.offer, self._receipt(item)) for item in rest]
+        now = self._now()
+        noted = [(item.offer, self._receipt(item, now)) for item in rest]
         failed: Failure | None = None
         try:
             self._receiptLog.append(noted, sync=any(item.level == 2 for item in rest))
@@ -519,12 +527,11 @@ class Commit:
             return
         if not source.linked or isinstance(item.outcome, Receipt):
             self._publisher.discard(source)
-        self._close(source)
+        if source.fd >= 0:
+            self._close(source)
 
     def _close(self, source: Source) -> None:
         fd, source.fd = source.fd, -1
-        if fd < 0:
-            return
         try:  # noqa: SIM105 - once a file: suppress() costs as much as the call
             self._sys.close(fd)
         except OSError:
@@ -533,13 +540,11 @@ class Commit:
     def _dress(self, directory: Directory, item: _Item) -> None:
         source, offer = item.source, item.offer
         assert source is not None
-        mode = self._fileMode
-        if self._keepExec and offer.executable:
-            mode |= (mode & 0o444) >> 2
-        source.mode = mode
-        source.apart = not inherit(
-            self._sys, source.fd, self._directories.inheritance(directory), mode
-        )
+        mode = self._modes[offer.executable]
+        handed = directory.inheritance or self._directories.inheritance(directory)
+        if source.mode != mode or handed is not NOTHING_HANDED_DOWN:
+            source.mode = mode
+            source.apart = not inherit(self._sys, source.fd, handed, mode)
         if offer.modified is not None:
             # the kernel moves what its file system cannot hold to the nearest it can
             self._sys.utime(source.fd, ns=(offer.modified, offer.modified))
@@ -560,7 +565,7 @@ class Commit:
     def _failure(self, error: OSError | TransferError, offer: Offer) -> Failure:
         return Failure(self._translated(error, f'storing "{offer.name}"'))
 
-    def _receipt(self, item: _Item) -> Receipt:
+    def _receipt(self, item: _Item, now: float) -> Receipt:
         offer, root, source = item.offer, item.root, item.source
         assert source is not None
         assert item.published is not None
@@ -578,7 +583,7 @@ class Commit:
             root=None if root is None else root.hex(),
             protocol=offer.protocol,
             principal=offer.principal,
-            finished=self._now(),
+            finished=now,
             sha256=offer.sha256,
             holeBytes=offer.holeBytes,
         )

@@ -53,6 +53,7 @@ from connpool.transfer.syscalls import DIRECTORY, Syscalls, filesystemType
 
 __all__ = [
     "LOOK_SECONDS",
+    "NOTHING_HANDED_DOWN",
     "Directories",
     "Directory",
     "Followed",
@@ -83,6 +84,10 @@ class Inheritance:
 
     group: int | None
     acl: bytes | None
+
+
+#: Most directories hand down nothing; theirs is this very object.
+NOTHING_HANDED_DOWN = Inheritance(None, None)
 
 
 class Directory:
@@ -247,7 +252,8 @@ class Directories:
         if directory.inheritance is None:
             status = self._sys.fstat(directory.fd)
             group = status.st_gid if status.st_mode & stat.S_ISGID else None
-            directory.inheritance = Inheritance(group, defaultAclOf(self._sys, directory.fd))
+            handed = Inheritance(group, defaultAclOf(self._sys, directory.fd))
+            directory.inheritance = NOTHING_HANDED_DOWN if handed == NOTHING_HANDED_DOWN else handed
         return directory.inheritance
 
     def rooted(self) -> None:

@@ -348,7 +348,7 @@ class LocalStore:
         self._refuse()
         commit, reservations = self.parts.commit, self.parts.reservations
         latency = self._threads.latency
-        if not reservations.fits(sum(len(file.data) for file in files)):
+        if not reservations.fits(sum([len(file.data) for file in files])):
             raise reservations.full()
         waiting = {file.offer.durability: file.offer for file in files}.values()
         if not latency.inline or any(map(commit.level, waiting)):

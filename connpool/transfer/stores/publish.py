@@ -38,6 +38,7 @@ import secrets
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 
 import attrs
 
@@ -47,6 +48,7 @@ from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import Offer
 from connpool.transfer.stores.caseindex import Claim
 from connpool.transfer.stores.directories import Directories, Directory, Inheritance
+from connpool.transfer.stores.receiptlog import receiptId
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
 from connpool.transfer.syscalls import NEW, READ, Syscalls, isFile
 
@@ -61,10 +63,14 @@ __all__ = [
     "inherit",
     "isNote",
     "isTaken",
+    "temporaryName",
 ]
 
 #: The directory of private files that cannot be resumed.
 TEMPORARY = (INTERNAL, "temporary")
+
+_prefix = secrets.token_hex(8)
+_numbers = count()
 
 #: Numbers that C{--if-exists rename} tries before it takes a random mark.
 NUMBERED_NAMES = 100
@@ -93,7 +99,7 @@ class Source:
     @ivar fd: the descriptor that wrote it, readable too.
     @ivar directory: descriptor of the directory it lies in.
     @ivar name: its name there.
-    @ivar mode: the permission bits that it shall have.
+    @ivar mode: the permission bits that it has, and in the end shall have.
     @ivar apart: only a copy in the directory of its name can have the group or
         the ACL that files there have.
     @ivar fresh: made a moment ago by this process, so that no earlier run can
@@ -400,6 +406,18 @@ class Publisher:
             self._sys.remove(hidden, directory.fd)
         finally:
             self._directories.release(directory)
+
+
+def temporaryName(offer: Offer) -> str:
+    """
+    The private name of a file that cannot be resumed.
+
+    The same key gives the same name, so that a repetition finds what a
+    process that died had published.
+    """
+    if offer.key is None:
+        return f"{_prefix}-{os.getpid()}-{next(_numbers)}"
+    return receiptId(offer.key, offer.principal).hex()
 
 
 def isNote(name: str) -> bool:

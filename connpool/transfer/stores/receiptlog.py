@@ -34,6 +34,7 @@ import os
 import re
 import time
 from array import array
+from binascii import hexlify
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -275,7 +276,7 @@ class ReceiptLog:
         for offer, receipt in finished:
             if offer.key is not None:
                 body = b'{"key":"%b","receipt":%b}' % (
-                    offer.key.hex().encode(),
+                    hexlify(offer.key),
                     msgspec.json.encode(receipt),
                 )
                 lines.append(
@@ -296,11 +297,15 @@ class ReceiptLog:
         with self._lock:
             self._lookAgain()
             offsets = [file.offsets for file in self._files]
-            return [
-                offer.key is not None
-                and any(each.of(receiptId(offer.key, offer.principal)) for each in offsets)
-                for offer in offers
-            ]
+            found = []
+            for offer in offers:
+                known = False
+                if offer.key is not None:
+                    identity = receiptId(offer.key, offer.principal)
+                    for each in offsets:
+                        known = known or bool(each.of(identity))
+                found.append(known)
+            return found
 
     def find(
         self,
