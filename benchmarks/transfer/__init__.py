@@ -17,6 +17,8 @@ from benchmarks.transfer.web import (
     webSmall,
     webTLS,
 )
+from benchmarks.transfer.webagain import webAgain
+from benchmarks.transfer.webpage import webFolder, webPage
 
 __all__ = ["PEERS", "SECTIONS", "SHORT", "WEB"]
 
@@ -41,6 +43,9 @@ SECTIONS: dict[str, Make] = {
     "web-disk": webDisk,
     "web-small": webSmall,
     "web-durable": webDurable,
+    "web-page": webPage,
+    "web-folder": webFolder,
+    "web-again": webAgain,
     "web-idle": webIdle,
     "web-memory": webMemory,
 }
