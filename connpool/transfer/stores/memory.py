@@ -17,7 +17,6 @@ from connpool.errors import (
     Exists,
     NoSpace,
     StoreError,
-    TooLarge,
     TransferError,
 )
 from connpool.interfaces import (
@@ -40,12 +39,11 @@ from connpool.transfer.records import (
     Offer,
     PartialInfo,
     Receipt,
-    Stump,
 )
 from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.publish import candidates, isTaken
-from connpool.transfer.stores.ranges import Recorded, verifyDeclared
+from connpool.transfer.stores.ranges import Holding, verifyDeclared
 from connpool.transfer.stores.reading import MAX_READ_BYTES, notFound
 from connpool.transfer.stores.takeover import Takeovers, Tenure
 
@@ -53,52 +51,35 @@ __all__ = ["MemoryStore"]
 
 
 @implementer(ISparsePartial)
-class _MemoryPartial:
+class _MemoryPartial(Holding):
     checkpointSeconds = None
 
     def __init__(
         self, store: MemoryStore, offer: Offer, partialId: str, tenure: Tenure | None
     ) -> None:
+        super().__init__(offer)
         self._store = store
         self._tenure = tenure
         self.epoch = 0 if tenure is None else tenure.epoch
-        self.offer = offer
         self.partialId = partialId
         self.content = bytearray()
-        self._has(Recorded(offer.blockSize, offer.size))
-        self.gate: TransferError | None = None
         self.changed = store._now()
-
-    def _has(self, recorded: Recorded) -> None:
-        self._recorded = recorded
-        self.held, self.durable = recorded.held, recorded.durable
-        self.digests = recorded.digests
 
     def takeOver(self, older: _MemoryPartial) -> None:
         self.content = older.content
-        self._has(older._recorded)
-        older.gate = ConflictTakeover(f'"{self.offer.name}": a newer connection took over')
+        self.goOnFrom(older)
+        older._gate = ConflictTakeover(f'"{self.offer.name}": a newer connection took over')
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        if self.gate is not None:
-            raise self.gate
         end = offset + len(data)
-        if self.offer.size is not None and end > self.offer.size:
-            raise TooLarge(
-                f'"{self.offer.name}": more bytes arrive than the {self.offer.size} announced'
-            )
-        if self.held.overlaps(offset, end):
-            raise StoreError(f'"{self.offer.name}": bytes {offset} to {end} are held already')
+        self._verifyFree(offset, end)
         self._reach(end)
         self.content[offset:end] = data
         self.held.add(offset, end)
         self.changed = self._store._now()
 
     def skip(self, start: int, end: int) -> None:
-        if self.gate is not None:
-            raise self.gate
-        if self.held.overlaps(start, end):
-            raise StoreError(f'"{self.offer.name}": bytes {start} to {end} are held already')
+        self._verifyFree(start, end)
         written = min(end, len(self.content)) - start
         self._reach(end)
         if written > 0:
@@ -116,30 +97,14 @@ class _MemoryPartial:
             self.content.extend(bytes(more))
 
     def read(self, start: int, end: int) -> Deferred[bytes]:
-        if self.gate is not None:
-            return fail(self.gate)
+        if self._gate is not None:
+            return fail(self._gate)
         if not self.held.covers(start, end):
             return fail(StoreError(f'"{self.offer.name}": bytes {start} to {end} are not held'))
         return succeed(bytes(self.content[start:end]))
 
-    @property
-    def stump(self) -> Stump | None:
-        return self._recorded.stump
-
-    def record(self, block: int, digest: bytes, end: int | None = None) -> None:
-        if self.gate is not None:
-            raise self.gate
-        self._recorded.record(block, digest, end)
-
-    def discard(self, start: int, end: int) -> Sequence[tuple[int, int]]:
-        if self.gate is not None:
-            raise self.gate
-        self._recorded.discard(start, end)
-        return ()
-
     def declare(self, offer: Offer) -> None:
-        if self.gate is not None:
-            raise self.gate
+        self._verifyOpen()
         if offer.size != self.offer.size:
             verifyDeclared(self.offer, offer, self.held.end)
             self._store._fits(offer, self.content)
@@ -150,40 +115,40 @@ class _MemoryPartial:
         return succeed([])
 
     def checkpoint(self) -> Deferred[None]:
-        if self.gate is not None:
-            return fail(self.gate)
+        if self._gate is not None:
+            return fail(self._gate)
         self._saved()
         return succeed(None)
 
     def suspend(self) -> Deferred[None]:
         if self.offer.resumeKey is None:
             return self.abort()
-        if self.gate is None:
+        if self._gate is None:
             self._saved()
-            self.gate = StoreError(f'"{self.offer.name}" is suspended')
+            self._gate = StoreError(f'"{self.offer.name}" is suspended')
         self._letGo()
         return succeed(None)
 
     def commit(self, root: bytes | None) -> Deferred[Receipt]:
-        if self.gate is not None:
-            return fail(self.gate)
+        if self._gate is not None:
+            return fail(self._gate)
         size = self.held.end if self.offer.size is None else self.offer.size
         if not self.held.covers(0, size):
             return fail(StoreError(f'"{self.offer.name}" is not complete'))
-        self.gate = StoreError(f'"{self.offer.name}" was published')
+        self._gate = StoreError(f'"{self.offer.name}" was published')
         content = bytes(self.content[:size])
         try:
             name, status = self._store._place(self.offer, lambda there: there == content)
         except TransferError as error:
             if isinstance(error, NoSpace):
-                self.gate = None
+                self._gate = None
             return fail(error)
         self._forget()
         return succeed(self._store._publish(self.offer, name, status, content, root))
 
     def abort(self) -> Deferred[None]:
-        if not isinstance(self.gate, ConflictTakeover):
-            self.gate = StoreError(f'"{self.offer.name}" was aborted')
+        if not isinstance(self._gate, ConflictTakeover):
+            self._gate = StoreError(f'"{self.offer.name}" was aborted')
             self._forget()
         return succeed(None)
 
@@ -373,7 +338,7 @@ class MemoryStore:
                     size=partial.offer.size,
                     received=partial.held.total,
                     allocated=len(partial.content),
-                    active=partial.gate is None,
+                    active=partial._gate is None,
                     changed=partial.changed,
                 )
                 for partialId, partial in self._partials.items()
@@ -383,7 +348,7 @@ class MemoryStore:
 
     def delete(self, info: PartialInfo) -> Deferred[None]:
         partial = self._partials.get(info.partialId)
-        if partial is not None and partial.gate is not None:
+        if partial is not None and partial._gate is not None:
             partial._forget()
         return succeed(None)
 

@@ -39,7 +39,6 @@ from connpool.errors import (
     QuotaExceeded,
     StoreError,
     SyncFailed,
-    TooLarge,
     TransferError,
 )
 from connpool.interfaces import ISparsePartial
@@ -49,7 +48,7 @@ from connpool.transfer.stores.journalwriter import JournalWriter
 from connpool.transfer.stores.partialdir import Slot
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Source
-from connpool.transfer.stores.ranges import Ranges, Recorded, verifyDeclared
+from connpool.transfer.stores.ranges import Holding, Ranges, Recorded, verifyDeclared
 from connpool.transfer.stores.rehash import REHASH_SLICE_BYTES, digestsOf
 from connpool.transfer.stores.reservations import Reservation
 from connpool.transfer.stores.sparse import clear, makeHole
@@ -66,7 +65,7 @@ INLINE_BLOCKS = 4096
 
 
 @implementer(ISparsePartial)
-class LocalPartial:
+class LocalPartial(Holding):
     """
     A file on its way into a local store.
 
@@ -86,10 +85,10 @@ class LocalPartial:
         left: Callable[[LocalPartial], None],
         recorded: Recorded | None = None,
     ) -> None:
+        super().__init__(offer, recorded)
         self._parts = parts
         self._sys = parts.syscalls
         self._left = left
-        self.offer = offer
         self._reservation: Reservation | None = reservation
         self.slot = slot
         self._fd = slot.fd
@@ -97,17 +96,11 @@ class LocalPartial:
         if slot.journalFd is not None:
             self._journal = JournalWriter(parts.partials, slot, offer)
         self._source: Source | None = None  # what a failed commit gave to be published
-        self._recorded = recorded or Recorded(offer.blockSize, offer.size)
-        self.held = self._recorded.held
-        self.durable = self._recorded.durable
-        self.digests = self._recorded.digests
         self.epoch = 0
-        self._flying = Ranges()  # their writes are in threads
         self._unread: list[int] = []  # blocks of an earlier process, not hashed yet
         self._learned: dict[int, bytes] | None = None  # such that no journal names
         self._damaged: list[tuple[int, int]] = []
         self._settling: list[Deferred[Sequence[tuple[int, int]]]] = []
-        self._gate: TransferError | None = None
         self._poisoned = self._aborted = self._gone = False
         self._jobs = 0
         self._jobless = Waiters()
@@ -119,9 +112,6 @@ class LocalPartial:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> Deferred[None] | None:
         size = len(data)
         end = offset + size
-        declared = self.offer.size
-        if declared is not None and end > declared:
-            raise TooLarge(f'"{self.offer.name}": more bytes arrive than the {declared} announced')
         self._verifyFree(offset, end)
         assert self._reservation is not None
         self._parts.reservations.cover(self._reservation, size, self.held.total)
@@ -154,12 +144,6 @@ class LocalPartial:
             then=lambda result: self._written(result, start, end),
         )
 
-    def _verifyFree(self, start: int, end: int) -> None:
-        if self._gate is not None:
-            raise self._gate
-        if self.held.overlaps(start, end) or self._flying.overlaps(start, end):
-            raise StoreError(f'"{self.offer.name}": bytes {start} to {end} are held already')
-
     def read(self, start: int, end: int) -> Deferred[bytes]:
         if self._gate is not None:
             return fail(self._gate)
@@ -171,24 +155,8 @@ class LocalPartial:
             run=self._parts.threads.reread,
         )
 
-    @property
-    def stump(self) -> Stump | None:
-        return self._recorded.stump
-
-    def record(self, block: int, digest: bytes, end: int | None = None) -> None:
-        if self._gate is not None:
-            raise self._gate
-        self._recorded.record(block, digest, end)
-
-    def discard(self, start: int, end: int) -> Sequence[tuple[int, int]]:
-        if self._gate is not None:
-            raise self._gate
-        self._recorded.discard(start, end)
-        return ()
-
     def declare(self, offer: Offer) -> None:
-        if self._gate is not None:
-            raise self._gate
+        self._verifyOpen()
         size = offer.size
         if size != self.offer.size:
             verifyDeclared(self.offer, offer, max(self.held.end, self._flying.end))

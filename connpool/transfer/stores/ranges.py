@@ -10,10 +10,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
-from connpool.errors import StoreError, TooLarge
+from connpool.errors import StoreError, TooLarge, TransferError
 from connpool.transfer.records import Offer, Stump
 
-__all__ = ["Ranges", "Recorded", "blockRange", "verifyDeclared"]
+__all__ = ["Holding", "Ranges", "Recorded", "blockRange", "verifyDeclared"]
 
 
 def blockRange(block: int, blockSize: int, size: int | None) -> tuple[int, int]:
@@ -290,3 +290,59 @@ class Recorded:
 
     def _whole(self, block: int) -> tuple[int, int]:
         return blockRange(block, self._blockSize, self.size)
+
+
+class Holding:
+    """
+    The part of a partial that is the same in each store: what it holds, and whether it may
+    still be written.
+
+    @ivar offer: the one that it was opened for, with what was declared since.
+    @ivar _gate: the answer to "may this still be written": L{None}, or why not.
+    @ivar _flying: ranges that are being written.
+    """
+
+    def __init__(self, offer: Offer, recorded: Recorded | None = None) -> None:
+        self.offer = offer
+        self._gate: TransferError | None = None
+        self._flying = Ranges()
+        self._has(recorded or Recorded(offer.blockSize, offer.size))
+
+    def _has(self, recorded: Recorded) -> None:
+        self._recorded = recorded
+        self.held, self.durable = recorded.held, recorded.durable
+        self.digests = recorded.digests
+
+    def goOnFrom(self, older: Holding) -> None:
+        """
+        Hold what C{older} does, which is not written any more.
+        """
+        self._has(older._recorded)
+
+    @property
+    def stump(self) -> Stump | None:
+        return self._recorded.stump
+
+    def record(self, block: int, digest: bytes, end: int | None = None) -> None:
+        self._verifyOpen()
+        self._recorded.record(block, digest, end)
+
+    def discard(self, start: int, end: int) -> Sequence[tuple[int, int]]:
+        self._verifyOpen()
+        self._recorded.discard(start, end)
+        return ()
+
+    def _verifyOpen(self) -> None:
+        if self._gate is not None:
+            raise self._gate
+
+    def _verifyFree(self, start: int, end: int) -> None:
+        """
+        Check that the bytes may be written.
+        """
+        self._verifyOpen()
+        name, size = self.offer.name, self.offer.size
+        if size is not None and end > size:
+            raise TooLarge(f'"{name}": more bytes arrive than the {size} announced')
+        if self.held.overlaps(start, end) or self._flying.overlaps(start, end):
+            raise StoreError(f'"{name}": bytes {start} to {end} are held already')

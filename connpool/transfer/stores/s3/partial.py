@@ -32,13 +32,12 @@ from connpool.errors import (
     NoSpace,
     StoreError,
     SyncFailed,
-    TooLarge,
     TransferError,
     Unavailable,
 )
 from connpool.interfaces import IUploadPartial
 from connpool.transfer.records import Offer, PartialInfo, Receipt, Stump
-from connpool.transfer.stores.ranges import Ranges, Recorded, blockRange, verifyDeclared
+from connpool.transfer.stores.ranges import Holding, Ranges, blockRange, verifyDeclared
 from connpool.transfer.stores.s3.calls import (
     BadDigest,
     Call,
@@ -76,7 +75,7 @@ NAMED = {"native", "classic"}
 
 
 @implementer(IUploadPartial)
-class S3Partial:
+class S3Partial(Holding):
     """
     A file on its way to an engine.
 
@@ -97,25 +96,20 @@ class S3Partial:
         reserved: int,
         upload: Upload | None = None,
     ) -> None:
+        super().__init__(offer)
         self._parts = parts
-        self.offer = offer
         self.tenure = tenure
         self.epoch = 0 if tenure is None else tenure.epoch
         self.pointer = pointer
         self._seen = seen
         self._token = newToken() if upload is None else upload.token
         self._log = None if upload is None else Log(parts.layout, upload)
-        self._recorded = Recorded(offer.blockSize, offer.size)
-        self.held, self.durable = self._recorded.held, self._recorded.durable
-        self.digests = self._recorded.digests
         self._plan = PartPlan(offer.size, offer.blockSize, partBytes)
         self._reserved = reserved
         self._file: SpoolFile | None = parts.spool.file(partBytes)
-        self._gate: TransferError | None = None
         self._tasks = Tasks()
         self._logging = False
         self._room = Waiters()
-        self._flying = Ranges()
         self._void: set[int] = set()
         self._declared = False
         self._tailed: dict[int, tuple[tuple[int, int, bytes], ...]] = {}
@@ -127,20 +121,9 @@ class S3Partial:
 
     # -- bytes
 
-    @property
-    def stump(self) -> Stump | None:
-        return self._recorded.stump
-
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> Deferred[None] | None:
-        if self._gate is not None:
-            raise self._gate
         end = offset + len(data)
-        if self.offer.size is not None and end > self.offer.size:
-            raise TooLarge(
-                f'"{self.offer.name}": more bytes arrive than the {self.offer.size} announced'
-            )
-        if self.held.overlaps(offset, end) or self._flying.overlaps(offset, end):
-            raise StoreError(f'"{self.offer.name}": bytes {offset} to {end} are held already')
+        self._verifyFree(offset, end)
         self.changed = self._parts.now()
         for number, start, stop in self._plan.pieces(offset, end):
             if number not in self._plan.here and not self._takeSlot(number):
@@ -158,8 +141,7 @@ class S3Partial:
             for number, start, stop in self._plan.pieces(offset, end):
                 while number not in self._plan.here and not self._takeSlot(number):
                     await self._room.wait()
-                    if self._gate is not None:
-                        raise self._gate
+                    self._verifyOpen()
                 self._flying.remove(start, stop)
                 self._writeNow(number, start, data[start - offset : stop - offset])
         finally:
@@ -203,14 +185,11 @@ class S3Partial:
         return succeed(b"".join(found))
 
     def record(self, block: int, digest: bytes, end: int | None = None) -> None:
-        if self._gate is not None:
-            raise self._gate
-        self._recorded.record(block, digest, end)
+        super().record(block, digest, end)
         self._pump()
 
     def discard(self, start: int, end: int) -> Sequence[tuple[int, int]]:
-        if self._gate is not None:
-            raise self._gate
+        self._verifyOpen()
         more = Ranges()
         for number in self._plan.discard(start, end):
             more.add(*self._plan.span(number))
@@ -221,8 +200,7 @@ class S3Partial:
         return list(more)
 
     def declare(self, offer: Offer) -> None:
-        if self._gate is not None:
-            raise self._gate
+        self._verifyOpen()
         if offer.size != self.offer.size:
             verifyDeclared(self.offer, offer, self.held.end)
             self._recorded.size = self._plan.size = offer.size
