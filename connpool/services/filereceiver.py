@@ -117,6 +117,7 @@ class FileReceiver(MultiService):
         this machine's own names.
     @param webOrigins: origins of web sites whose pages may send; C{*} for all, with C{checkers}.
     @param webUrl: URL of the receiver as HTTP clients see it, behind a proxy.
+    @param webDownload: give files to identities that may read by HTTP, too.
     @param webSha256: compute the SHA-256 of every file that comes by HTTP.
     @raise WrongSetting: for values that do not go together, or an open door; one line.
     @raise AddressError: for a description or network that is none; one line.
@@ -156,6 +157,7 @@ class FileReceiver(MultiService):
         webOrigins: Sequence[str] = (),
         webUrl: str | None = None,
         webSha256: bool = False,
+        webDownload: bool = False,
     ) -> None:
         super().__init__()
         self.name: str = name
@@ -195,8 +197,9 @@ class FileReceiver(MultiService):
         self.reception: Reception | None = None
         self._receiver: NativeReceiver | None = None
         self._web = WebEntrance(
-            *(reactor, web, webHosts, webOrigins, webUrl, webSha256),
+            *(reactor, web, webHosts, webOrigins, webUrl, webSha256, webDownload),
             credentials=self._authenticator is not None,
+            reading=self._policy.reading,
         )
         self.listening = ListeningService(
             reactor,

@@ -42,6 +42,7 @@ class WebOptions(ServiceOptions):
     optFlags = [
         ["web", None, "Take HTTP from elsewhere too, not only directly on this machine"],
         ["no-web", None, "Take no HTTP"],
+        ["web-download", None, "Give files to identities with read = true by HTTP, too"],
         ["web-sha256", None, "Compute the SHA-256 of every file that comes by HTTP"],
     ]
 
@@ -72,11 +73,12 @@ class WebOptions(ServiceOptions):
             "webOrigins": self.get("web-origin", ()),
             "webUrl": self["web-url"],
             "webSha256": bool(self["web-sha256"]),
+            "webDownload": bool(self["web-download"]),
         }
 
 
 def _settings(
-    hosts: Sequence[str], origins: Sequence[str], url: str | None, sha256: bool
+    hosts: Sequence[str], origins: Sequence[str], url: str | None, sha256: bool, download: bool
 ) -> WebSettings:
     """
     @raise WrongSetting: for a value that is none.
@@ -102,6 +104,7 @@ def _settings(
         origins=tuple(origins),
         url="" if url is None else url.rstrip("/") + "/",
         sha256=sha256,
+        download=download,
     )
 
 
@@ -113,6 +116,7 @@ class WebEntrance:
     @param web: C{True} to take HTTP from everywhere, C{False} from nowhere, L{None} from
         clients that are connected directly on this machine.
     @param credentials: senders are asked who they are.
+    @param reading: somebody may read.
     @raise WrongSetting: for values that do not go together; one line.
     """
 
@@ -124,14 +128,20 @@ class WebEntrance:
         origins: Sequence[str],
         url: str | None,
         sha256: bool,
+        download: bool = False,
         *,
         credentials: bool,
+        reading: bool = False,
     ) -> None:
         self._reactor = reactor
         self._everywhere = bool(web)
-        self._settings = _settings(hosts, origins, url, sha256)
+        self._settings = _settings(hosts, origins, url, sha256, download)
         if web is False and self._settings != WebSettings():
             raise WrongSetting("--web-… options are about HTTP; not with --no-web")
+        if download and not reading:
+            raise WrongSetting(
+                "--web-download: nobody may read; write read = true for somebody in --identities"
+            )
         if "*" in origins and not credentials:
             raise WrongSetting(
                 "--web-origin *: every page that somebody here visits could send; ask for a "

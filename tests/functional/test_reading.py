@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.helpers.processes import connpool, running, within
+from tests.helpers.processes import connpool, finished, running, within
 from tests.helpers.receiving import content, filerecv
 
 IDENTITIES = """
@@ -35,6 +35,7 @@ def library(tmp_path):
     (tmp_path / "passwords").write_text("alice:one\nbob:two\n")
     (tmp_path / "table").write_text(IDENTITIES)
     options = [f"--auth=file:{tmp_path}/passwords", f"--identities={tmp_path}/table"]
+    options.append("--web-download")
     with filerecv(root, *options, cwd=tmp_path) as (program, place):
         yield place
         assert "Traceback" not in program.output
@@ -107,3 +108,23 @@ def test_interruptedItGoesOn(library, tmp_path):
     assert json.loads(done.stdout)["came"] < 9 << 20
     assert target.read_bytes() == content(9 << 20)
     assert not hidden.exists()
+
+
+@pytest.mark.peer("curl")
+def test_curlSavesAndGoesOn(library, tmp_path):
+    url = f"http://{library}"
+
+    def curl(*arguments, who="alice:one"):
+        words = ("-sS", "--path-as-is", "-u", who, "-w", "%{http_code}", *arguments)
+        return finished("curl", *words, cwd=tmp_path)
+
+    assert curl("-O", f"{url}/large").stdout == "200"
+    assert (tmp_path / "large").read_bytes() == content(9 << 20)
+    (tmp_path / "large").write_bytes(content(9 << 20)[: 5 << 20])
+    assert curl("-C", "-", "-O", f"{url}/large").stdout == "206"
+    assert (tmp_path / "large").read_bytes() == content(9 << 20)
+    assert curl("-o", "x", f"{url}/../root/alice/large").stdout == "404"
+    assert curl("-o", "x", f"{url}/link").stdout == "404"
+    assert curl("-o", "x", f"{url}/large", who="bob:two").stdout == "403"
+    listed = json.loads(curl(f"{url}/docs/").stdout.removesuffix("200"))
+    assert [each["name"] for each in listed["entries"]] == ["a", "b"]

@@ -29,6 +29,7 @@ CHECKER = InMemoryUsernamePasswordDatabaseDontUse()
     [
         (["--no-web", "--web-sha256"], {"web": False, "webSha256": True}, "not with --no-web"),
         (["--no-web", "--web-host=x"], {"web": False, "webHosts": ["x"]}, "not with --no-web"),
+        (["--web-download"], {"webDownload": True}, "read = true"),
         (["--web-host=x:80"], {"webHosts": ["x:80"]}, "without the port"),
         (["--web-host="], {"webHosts": [""]}, "--web-host: ''"),
         (["--web-origin=x"], {"webOrigins": ["x"]}, "--web-origin: 'x'"),

@@ -5,7 +5,8 @@ Answers: a status, fields and a body; and the account of a stored file as JSON.
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
 
 import attrs
 
@@ -14,7 +15,7 @@ from connpool.transfer.identities import Identity
 from connpool.transfer.records import Receipt
 from connpool.transfer.web.problems import Fields, Problem, documentOf, fieldsOf, phraseOf, statusOf
 
-__all__ = ["Answer", "accountOf", "jsonAnswer", "problem"]
+__all__ = ["Answer", "Stream", "accountOf", "jsonAnswer", "problem"]
 
 #: Fields of every answer.  With the policy C{no-referrer} browsers would send C{Origin: null}
 #: for a form of our own page.
@@ -29,6 +30,24 @@ _SECURITY = {
 _BODILESS = {204, 304}
 
 
+class Stream(Protocol):
+    """
+    A body that comes in pieces; a plain Python protocol.  What fails on the way breaks the
+    connection.
+    """
+
+    @property
+    def length(self) -> int:
+        """
+        Bytes of all.
+        """
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """
+        The pieces.
+        """
+
+
 @attrs.frozen
 class Answer:
     """
@@ -39,6 +58,7 @@ class Answer:
     @ivar body: all of it.
     @ivar closes: the connection ends after it.
     @ivar code: the error's, for the counts; empty if it is none.
+    @ivar stream: a body that is not all here, instead of C{body}.
     """
 
     status: int
@@ -46,6 +66,7 @@ class Answer:
     body: bytes = b""
     closes: bool = False
     code: str = ""
+    stream: Stream | None = None
 
     def write(self, bare: bool, more: Fields = ()) -> bytes:
         """
@@ -55,7 +76,8 @@ class Answer:
         """
         fields = [*{**_SECURITY, **dict(self.fields)}.items(), *more]
         if self.status not in _BODILESS:
-            fields.append(("Content-Length", str(len(self.body))))
+            length = len(self.body) if self.stream is None else self.stream.length
+            fields.append(("Content-Length", str(length)))
         if self.closes:
             fields.append(("Connection", "close"))
         lines = [f"{name}: {_plain(value)}\r\n" for name, value in fields]

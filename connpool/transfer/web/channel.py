@@ -21,6 +21,7 @@ requests; the deadline of every transfer for bodies; and an answer has to be rea
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import aclosing
 from email.utils import formatdate
 from enum import Enum, auto
 from functools import lru_cache
@@ -30,6 +31,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -42,6 +44,7 @@ from connpool.transfer.web.gate import Caller
 from connpool.transfer.web.head import FieldValues, Head, cutHead, isHTTP2, parseHead
 from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.settings import WebCounts
+from connpool.waiting import Waiters
 
 __all__ = ["HEAD_SECONDS", "IDLE_SECONDS", "LINGER_BYTES", "LINGER_SECONDS", "WebChannel"]
 
@@ -86,6 +89,8 @@ class WebChannel(Protocol):
     @param refuse: makes the answer to something that is no request.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         clock: Any,
@@ -109,6 +114,7 @@ class WebChannel(Protocol):
         self._turn: Any = None
         self._late: Callable[[], None] | None = None
         self._timer: Any = None
+        self._readable = Waiters()
 
     # -- the transport's side
 
@@ -177,6 +183,7 @@ class WebChannel(Protocol):
 
     def _readAgain(self) -> None:
         self._unread = False
+        self._readable.wake()
         if self._unreadCall.active():
             self._unreadCall.cancel()
 
@@ -297,6 +304,35 @@ class WebChannel(Protocol):
         self._head = self._flow = None
         self._write(wire)
         self._counts.answered(answer.status, answer.code)
+        if answer.stream is not None and not (head is not None and head.method == "HEAD"):
+            Deferred.fromCoroutine(self._stream(answer)).addErrback(self._broke)
+        else:
+            self._replied(answer)
+
+    async def _stream(self, answer: Answer) -> None:
+        """
+        Write a body as fast as the client reads it.
+        """
+        assert answer.stream is not None
+        async with aclosing(answer.stream.__aiter__()) as pieces:
+            async for data in pieces:
+                while self._unread and self._state is _State.ANSWERING:
+                    await self._readable.wait()
+                if self._state is not _State.ANSWERING:
+                    return
+                self._write(data)
+                self._counts.sentBytes += len(data)
+        self._replied(attrs.evolve(answer, closes=answer.closes or self._draining))
+
+    def _broke(self, failure: Failure) -> None:
+        """
+        Break the connection: by the length its client knows that it has not got all.
+        """
+        if not isinstance(failure.value, TransferError):
+            self._log.failure("an answer failed", failure)
+        self._abort()
+
+    def _replied(self, answer: Answer) -> None:
         if answer.closes:
             self._close()
             return

@@ -17,6 +17,7 @@ from connpool.logonce import LogRarely
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.web.answers import Answer, problem
 from connpool.transfer.web.channel import WebChannel
+from connpool.transfer.web.download import download, showDirectory
 from connpool.transfer.web.form import storeForm
 from connpool.transfer.web.gate import Caller, Gate
 from connpool.transfer.web.head import METHODS, Head
@@ -73,6 +74,10 @@ class WebDoor:
             Kind.NAME: {"PUT": put},
             Kind.UPLOAD: dict.fromkeys(_OF_UPLOADS, use),
         }
+        if settings.download:
+            self._resources[Kind.NAME] |= dict.fromkeys(("GET", "HEAD"), download)
+            self._resources[Kind.DIRECTORY] |= dict.fromkeys(("GET", "HEAD"), showDirectory)
+            self._resources[Kind.LIST] = dict.fromkeys(("GET", "HEAD"), showDirectory)
         self._logs: dict[str, LogRarely] = {}
 
     def build(self, transport: Any) -> WebChannel:

@@ -31,6 +31,7 @@ _STATUS = {
     # not 429, which stops all other files of some clients
     "quota": 403,
     "expired": 404,
+    "not-found": 404,
     "timeout": 408,
     "too-slow": 408,
     "exists": 409,

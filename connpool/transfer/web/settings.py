@@ -26,12 +26,14 @@ class WebSettings:
     @ivar url: URL of the receiver as clients see it, with a slash at its end; empty if only
         they know it.
     @ivar sha256: every file's SHA-256 is computed and told.
+    @ivar download: files are given to identities that may read.
     """
 
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     url: str = ""
     sha256: bool = False
+    download: bool = False
 
 
 @attrs.define(eq=False)
@@ -43,6 +45,7 @@ class WebStats:
     @ivar requests: answered, by the class of the status.
     @ivar refused: answered with an error, by its code.
     @ivar interim: answers that were not final, C{100 Continue} and others.
+    @ivar sentBytes: bytes of files that were written.
     @ivar unanswered: requests whose client left before it had its answer.
     """
 
@@ -52,6 +55,7 @@ class WebStats:
     requests: dict[str, int] = attrs.field(factory=Counter)
     refused: dict[str, int] = attrs.field(factory=Counter)
     interim: int = 0
+    sentBytes: int = 0
     unanswered: int = 0
 
 

@@ -14,10 +14,12 @@ from connpool.errors import NameRefused
 from connpool.transfer.names import INTERNAL
 from connpool.transfer.web.problems import Problem
 
-__all__ = ["Kind", "Target", "locate", "parseTarget"]
+__all__ = ["TOP_LIST", "Kind", "Target", "locate", "parseTarget"]
 
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)(/[^?#]*)?", re.IGNORECASE)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+#: The list of what is at the top, where C{/} is the page of those who send.
+TOP_LIST = INTERNAL.encode() + b"/list/"
 _UPLOAD = re.compile(INTERNAL.encode() + rb"/u/([A-Za-z0-9_-]{1,128})")
 
 
@@ -30,6 +32,7 @@ class Kind(Enum):
     @cvar NAME: of a file.
     @cvar DIRECTORY: a path that ends with a slash.
     @cvar UPLOAD: an upload that was created before.
+    @cvar LIST: the list of what is at the top.
     @cvar OURS: another name of the receiver's own.
     """
 
@@ -38,6 +41,7 @@ class Kind(Enum):
     NAME = "name"
     DIRECTORY = "directory"
     UPLOAD = "upload"
+    LIST = "list"
     OURS = "ours"
 
 
@@ -89,6 +93,8 @@ def parseTarget(method: str, text: str) -> Target:
     upload = _UPLOAD.fullmatch(path)
     if upload is not None:
         return Target(Kind.UPLOAD, path, depth, upload[1].decode(), authority)
+    if path == TOP_LIST:
+        return Target(Kind.LIST, path, depth, authority=authority)
     if path.partition(b"/")[0].lower() == INTERNAL.encode():
         return Target(Kind.OURS, path, depth, authority=authority)
     kind = Kind.DIRECTORY if path.endswith(b"/") else Kind.NAME
