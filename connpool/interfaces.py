@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from connpool.transfer.identities import Identity
     from connpool.transfer.names import RelativeName
     from connpool.transfer.records import (
+        AskedFile,
         DirectoryMade,
         EndedTransfer,
         FileRange,
@@ -64,6 +65,7 @@ __all__ = [
     "IStatsSource",
     "ITransferListener",
     "ITransferListenerFactory",
+    "IUpdateStore",
     "IUploadPartial",
     "IUploadStore",
 ]
@@ -832,6 +834,25 @@ class IReadableStore(Interface):
         @param end: offset after its last one; at most 4 MiB are read at once.
         @return: fails with L{NotFound} if there is no such file, with L{Busy} while
             somebody writes to it.
+        """
+
+
+class IUpdateStore(Interface):
+    """
+    The part that an L{IFileStore} provides too if it can tell a sender what it has stored
+    already.  Senders are told by a capability.
+    """
+
+    def compare(principal: str, files: Sequence[AskedFile], digest: str) -> Deferred[bytes]:
+        """
+        Compare files with what is published.
+
+        Only that is told which C{principal} itself has stored and nobody changed since; of
+        everything else not even that it exists.
+
+        @param digest: the algorithm of their roots.
+        @return: fires with a byte for each, one of C{DIFFERS} (or missing), C{SAME} and
+            C{UNTOLD} of L{connpool.transfer.records}.
         """
 
 

@@ -34,7 +34,7 @@ MAX_JOBS = 32
 #: What would be misleading to ask of the classic protocol.
 _NOT_CLASSIC = (
     *("dry_run", "json", "receipt", "credentials", "if_exists"),
-    *("rules", "files_from", "bwlimit"),
+    *("rules", "files_from", "bwlimit", "update", "checksum"),
 )
 #: An option is called as what is read of it, but for this.
 _SAID = {"rules": "exclude"}
@@ -173,6 +173,17 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         help="paths of --files-from end with NUL, as those of find -print0 do",
     )
     native.add_argument(
+        "--update",
+        action="store_true",
+        help="ask the receiver first, and send only what it does not have with this size and time; "
+        "it tells of what the same user stored within a week, and the rest is sent",
+    )
+    native.add_argument(
+        "--checksum",
+        action="store_true",
+        help="with --update: compare contents, which are read on both sides, instead of times",
+    )
+    native.add_argument(
         "--dry-run",
         action="store_true",
         help="only ask the receiver what it would take; say why the rest would not go",
@@ -300,6 +311,9 @@ def _send(arguments: argparse.Namespace, progress: Progress) -> int:
             except ValueError as e:
                 progress.say(f"--files-from: {e}")
                 return 2
+        if arguments.checksum and not arguments.update:
+            progress.say("--checksum: it is a way to compare; add --update")
+            return 2
         if arguments.json and not canWrite(sys.stdout):
             progress.say("--json: standard output is closed")
             return 2

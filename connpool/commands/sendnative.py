@@ -143,6 +143,7 @@ class _Run:
                 ifExists=arguments.if_exists,
                 durability=arguments.durability,
                 dry=arguments.dry_run,
+                update=("checksum" if arguments.checksum else "times") * arguments.update,
                 digests=arguments.digests,
                 credentials=arguments.credentials,
                 answered=self._answered,
@@ -206,6 +207,8 @@ class _Run:
             if self._reasons[reason] <= _EXAMPLES:
                 self._progress.say(f"{outcome.name}: {outcome.error}")
         elif receipt is None:
+            if outcome.unchanged:
+                return
             if not self._arguments.json:
                 self._progress.line(f"{outcome.name}: would be taken")
         elif receipt.name != receipt.wanted:
@@ -274,6 +277,7 @@ class _Run:
         ends = Counter(outcome.status for outcome in report.outcomes)
         earlier = Counter(outcome.earlier for outcome in report.outcomes)
         for count, text in (
+            (ends["unchanged"], "{}, unchanged at the receiver and not sent"),
             (ends["skipped"], "{}, skipped: another content has that name at the receiver"),
             (earlier["there"], "{}, stored by an earlier run and still there"),
             (earlier["gone"], "{}, stored by an earlier run and taken away at the receiver since"),
@@ -284,6 +288,13 @@ class _Run:
         ):
             if count:
                 self._progress.line(text.format(_many(count, "file")))
+        if report.cannotTell:
+            self._progress.line("the receiver cannot tell what it has: all files were sent")
+        elif report.untold:
+            self._progress.line(
+                f"{_many(report.untold, 'file')} of which the receiver tells nothing (new, or not "
+                "stored by the same user within a week), sent"
+            )
         if report.directories and not report.outcomes:
             self._progress.line(f"{_many(report.directories, 'directory')}, no files")
         dry = self._arguments.dry_run

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASKABLE_DURABILITIES",
+    "DIFFERS",
     "DURABILITIES",
     "IF_EXISTS",
+    "SAME",
+    "UNTOLD",
+    "AskedFile",
     "DirectoryMade",
     "EndedTransfer",
     "FileRange",
@@ -36,6 +40,10 @@ __all__ = [
 DURABILITIES = ("none", "data", "full")
 #: What may be asked for: C{best} is the strongest that the file system reaches.
 ASKABLE_DURABILITIES = ("best", *DURABILITIES)
+
+#: What is told of a file that a sender asks about: it is missing, or another one is there; it
+#: is there; nothing is told.
+DIFFERS, SAME, UNTOLD = range(3)
 
 #: What happens at publish when the name is taken.
 IF_EXISTS = ("rename", "replace", "refuse", "skip")
@@ -138,6 +146,23 @@ class SmallFile:
     offer: Offer
     data: bytes | memoryview
     root: bytes | None
+
+
+@attrs.frozen
+class AskedFile:
+    """
+    A file that a sender has, and asks about.
+
+    @ivar name: as in the offer; L{None} for one that is not taken.
+    @ivar size: bytes.
+    @ivar modified: nanoseconds since the epoch; L{None} if only C{root} counts.
+    @ivar root: of its content, with the block size of L{chooseBlockSize}; empty: the times count.
+    """
+
+    name: RelativeName | None
+    size: int
+    modified: int | None
+    root: bytes
 
 
 @attrs.frozen

@@ -188,6 +188,74 @@ def test_peerTellsHoles(receiving):
     assert (receiving.root / "sparse").stat().st_blocks * 512 <= 3 * block
 
 
+def test_peerAsks(receiving):
+    sender = peer.Sender(receiving.connect()).greet()
+    sender.answers([sender.put(b"dir/f", b"content")])
+    modified = (receiving.root / "dir/f").stat().st_mtime_ns
+    assert sender.ask(
+        [
+            (b"dir/f", 7, modified, b""),
+            (b"dir/f", 7, None, peer.root(b"content", peer.SMALL_BLOCK)),
+            (b"dir/f", 7, modified + 1, b""),
+            (b"dir/f", 7, None, peer.root(b"contend", peer.SMALL_BLOCK)),
+            (b"none", 7, modified, b""),
+        ]
+    ) == [1, 1, 0, 0, 2]
+    (receiving.root / "theirs").write_bytes(b"content")
+    modified = (receiving.root / "theirs").stat().st_mtime_ns
+    assert sender.ask([(b"theirs", 7, modified, b"")]) == [2]
+    sender.socket.close()
+
+
+def test_peerIsAsked(source, tmp_path):
+    for number in range(700):
+        (source / f"{number}").write_bytes(b"x" * number)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+        served = []
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(30)
+                receiver = peer.Receiver(connection, ["puts", "update"])
+                receiver.files = {b"source/%d" % n: b"x" * n for n in range(0, 700, 2)}
+                receiver.serve()
+                served.append(receiver)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+        state = {"XDG_STATE_HOME": str(tmp_path / "state")}
+        done = connpool("send", "--to", place, "--update", "--durability=none", source, **state)
+        thread.join(30)
+    assert done.returncode == 0, done.stderr
+    (receiver,) = served
+    assert "350 files, unchanged at the receiver" in done.stderr
+    assert "350 files of which the receiver tells nothing" in done.stderr
+    assert receiver.files == {b"source/%d" % n: b"x" * n for n in range(700)}
+
+
+def test_commandSendsWhatChanged(receiving, source):
+    for number in range(50):
+        (source / f"{number}").write_bytes(content(number, number))
+    for option in ([], ["--checksum"]):
+        receiving.send("--update", *option, source)
+        (source / "7").write_bytes(b"other")
+        done = receiving.send("--update", *option, "--json", source)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        counts = {line["status"] for line in lines if line["path"] and line["name"] != "source/7"}
+        assert counts == {"unchanged"}
+        assert "49 files, unchanged at the receiver and not sent" in done.stderr
+        (source / "7").write_bytes(content(7, 7))
+    done = receiving.send("--checksum", source)
+    assert done.returncode == 2
+    assert "add --update" in done.stderr
+    classic = receiving.send("--update", "--protocol=classic", source / "7")
+    assert classic.returncode == 2
+
+
 def test_peerJoinsAndResumes(receiving):
     data = content(2 * MIB)
     block = 1 << 16

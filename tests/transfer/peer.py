@@ -16,8 +16,8 @@ HELLO, AUTH, READY, JOIN, JOINED, PING, PONG, GOAWAY, ERROR = range(1, 10)
 (PUT, OFFER, ACCEPT, REJECT, DATA, DIGESTS, REPAIR, REVOKE, COMMIT, PROGRESS, ACK, RECEIPT) = range(
     0x10, 0x1C
 )
-CANCEL, DIRECTORY, PUTS, HOLE = 0x1C, 0x1D, 0x1E, 0x1F
-CAPABILITIES = ["join", "best", "earlier", "directories", "puts", "holes"]
+CANCEL, DIRECTORY, PUTS, HOLE, ASK, HAVE = range(0x1C, 0x22)
+CAPABILITIES = ["join", "best", "earlier", "directories", "puts", "holes", "update"]
 SMALL_BLOCK = 1 << 20
 
 
@@ -289,6 +289,21 @@ class Sender(Channel):
         assert "holes" in self.capabilities
         self.send(HOLE, stream, [offset, length])
 
+    def ask(self, files):
+        """
+        @param files: name, size, time and root of each.
+        @return: the answers.
+        """
+        assert "update" in self.capabilities
+        self.stream += 1
+        self.send(ASK, self.stream, [[list(file) for file in files]])
+        while True:
+            kind, stream, fields, data, _ = self.receive()
+            if kind == HAVE:
+                assert (stream, fields, len(data)) == (self.stream, [[]], len(files))
+                return list(data)
+            assert kind in (PING, PONG)
+
     def ping(self):
         """
         Until all that was sent here has arrived.
@@ -386,6 +401,11 @@ class Receiver(Channel):
             assert at == len(data)
             self.asked += [fields[1]] * len(fields[2])
             self.send(ACK, 0, [[[stream, len(fields[2])]], "none", "memory", 1])
+        elif kind == ASK:
+            assert "update" in self.capabilities
+            sizes = {name: len(content) for name, content in self.files.items()}
+            have = [1 if sizes.get(file[0]) == file[1] else 2 for file in fields[0]]
+            self.send(HAVE, stream, [], bytes(have))
         elif kind == DIRECTORY:
             # what is in it came before
             assert not self.open

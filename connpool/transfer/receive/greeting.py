@@ -21,7 +21,13 @@ from connpool.errors import (
     TransferError,
     TransferTimeout,
 )
-from connpool.interfaces import IAuthenticator, IDirectoryStore, IReadableStore, ISparseStore
+from connpool.interfaces import (
+    IAuthenticator,
+    IDirectoryStore,
+    IReadableStore,
+    ISparseStore,
+    IUpdateStore,
+)
 from connpool.transfer.digests import Digest, digestNamed
 from connpool.transfer.identities import Identity
 from connpool.transfer.passwords import credentialsAreSafe
@@ -119,7 +125,11 @@ class Greeting:
         policy, store = self._reception.policy, self._reception.store
         lacking = {
             capability
-            for capability, part in (("directories", IDirectoryStore), ("holes", ISparseStore))
+            for capability, part in (
+                ("directories", IDirectoryStore),
+                ("holes", ISparseStore),
+                ("update", IUpdateStore),
+            )
             if not part.providedBy(store)
         }
         self._capabilities = tuple(c for c in CAPABILITIES if c not in lacking)

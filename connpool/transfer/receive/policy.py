@@ -67,6 +67,8 @@ class TransferStats:
     @ivar listings: pages of directories that were read.
     @ivar readRefused: requests to read that did not get what was asked for.
     @ivar skipped: files that were left out because the rule C{skip} keeps another one.
+    @ivar asked: files that senders asked about.
+    @ivar unchanged: those of them that were told to be there.
     @ivar holeBytes: bytes of holes, which did not come and were not written.
     """
 
@@ -82,6 +84,8 @@ class TransferStats:
     skipped: int = 0
     rememberedBytes: int = 0
     holeBytes: int = 0
+    asked: int = 0
+    unchanged: int = 0
     readFiles: int = 0
     readBytes: int = 0
     listings: int = 0

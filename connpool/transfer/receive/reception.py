@@ -60,6 +60,7 @@ class Reception:
     @param store: keeps the files.
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @param listeners: told about every file.
+    @ivar asked: files that senders asked about, and C{unchanged}: those that are there.
     """
 
     kind = "transfer"
@@ -87,6 +88,7 @@ class Reception:
         self._started = self._publishedCount = self._failedCount = self._refused = 0
         self._skipped = 0
         self._reads: Any = None
+        self.asked = self.unchanged = 0
 
     # -- files
 
@@ -284,7 +286,7 @@ class Reception:
             self.quotas.waiting,
             self._skipped,
             remembering.rememberedBytes if remembering is not None else 0,
-            self.quotas.holeBytes,
+            *(self.quotas.holeBytes, self.asked, self.unchanged),
             *(attrs.astuple(self._reads) if self._reads is not None else ()),
         )
 
@@ -396,8 +398,6 @@ class Incoming:
         """
         As L{ISparsePartial.skip}.  A hole counts as its zeros would, but for the rate:
         nothing came.
-
-        @raise TooLarge: past the declared size.
         """
         self._comes(start, end - start)
         self._reception.quotas.skip(self._accounts, end - start)

@@ -44,8 +44,9 @@ from connpool.transfer.receive.quotas import Account
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.smallfiles import SmallFiles
 from connpool.transfer.receive.stream import Stream
+from connpool.transfer.receive.updates import Updates
 from connpool.transfer.wire.frames import HEADER_BYTES, MAX_STREAM, PREAMBLE, Frame, Type
-from connpool.transfer.wire.handshake import READ
+from connpool.transfer.wire.handshake import BEGINNINGS, CAPABLE, FROM_SENDER, ON_JOINED
 from connpool.transfer.wire.link import Deadline, Link
 from connpool.transfer.wire.messages import (
     ROOT,
@@ -63,6 +64,7 @@ from connpool.transfer.wire.messages import (
     extensionOf,
     timeOf,
 )
+from connpool.transfer.wire.update import Ask
 
 if TYPE_CHECKING:
     from connpool.transfer.receive.reading import Requests
@@ -73,24 +75,6 @@ __all__ = ["NativeReceiver", "ReceiverSession"]
 PROGRESS_SECONDS = 1.0
 #: Idle timeouts that input of unknown size may be silent for.
 UNKNOWN_SIZE_TIMEOUTS = 10
-#: The types that begin something, and all that are taken after the greeting and on a
-#: connection that has joined another.
-BEGINNINGS = frozenset({Type.PUT, Type.PUTS, Type.OFFER, Type.DIRECTORY})
-FROM_SENDER = frozenset(
-    {
-        *(Type.PUT, Type.OFFER, Type.DATA, Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL),
-        *(Type.PING, Type.PONG, Type.JOIN, Type.ERROR),
-    }
-)
-ON_JOINED = frozenset({Type.DATA, Type.DIGESTS, Type.PING, Type.PONG, Type.ERROR})
-#: The types that need a capability.
-CAPABLE = {
-    Type.DIRECTORY: "directories",
-    Type.PUTS: "puts",
-    Type.HOLE: "holes",
-    Type.LIST: READ,
-    Type.READ: READ,
-}
 
 
 class NativeReceiver:
@@ -158,6 +142,7 @@ class ReceiverSession:
         self._more: set[Type] = set()
         self._dryRun: DryRun | None = None
         self._requests: Requests | None = None
+        self._updates: Updates | None = None
         self._accounts: list[Account] = []
         self._deadline, self._patience = self._deadlines(None)
         self._ticking: Any = None
@@ -453,7 +438,9 @@ class ReceiverSession:
             self._arrived(frame.length)
         if small.files and frame.type is not Type.PUT:
             small.store()  # what came before is decided before
-        if self._draining:
+        if frame.type is Type.ASK:
+            self._compare(number, message)
+        elif self._draining:
             for stream, entry in enumerate(entries, number):
                 small.refuse(stream, entry.name, Busy("the receiver is stopping"))
         elif frame.type is Type.PUT:
@@ -489,6 +476,12 @@ class ReceiverSession:
             )
             self._link.resumed = requests.writable
         requests.ask(frame.stream, message, self._draining)
+
+    def _compare(self, number: int, message: Ask) -> None:
+        if self._updates is None:
+            self._updates = Updates(self.send, self._reception, self._sender)
+        self._link.waitFor(self._updates.ask(number, message, self._draining))
+        self._keepTelling()
 
     def _offer(self, number: int, message: OfferMessage, small: SmallFiles) -> None:
         if len(self._streams) >= STREAMS:
@@ -559,7 +552,8 @@ class ReceiverSession:
 
     @property
     def _pending(self) -> int:
-        return 0 if self._smallFiles is None else self._smallFiles.pending
+        small = 0 if self._smallFiles is None else self._smallFiles.pending
+        return small + (self._updates is not None and self._updates.busy)
 
     def _keepTelling(self) -> None:
         """
@@ -573,6 +567,8 @@ class ReceiverSession:
         if not self._link.full:
             for stream in list(self._streams.values()):
                 stream.progress()
+            if self._updates is not None:
+                self._updates.progress()
             if self._smallFiles is not None:
                 self._smallFiles.progress()
         self._keepTelling()

@@ -129,6 +129,7 @@ class Sending:
             self._inThread,
             self._reporter.failed,
             self._reporter.passedOver,
+            self._request.update,
         )
         self._session: SenderSession | None = None
         self._cancelled = False
@@ -279,6 +280,7 @@ def sendFiles(
     begun: Callable[[Sending], Any] | None = None,
     idleTimeout: float = 60.0,
     pace: Pace | None = None,
+    update: str = "",
 ) -> Deferred[SendReport]:
     """
     Send files, directories and (C{-}) standard input to a receiver.
@@ -304,6 +306,8 @@ def sendFiles(
         are told to its C{SessionFactory}.
     @param pace: the most bytes a second (L{connpool.transfer.send.pace}); a C{pool}'s is told to
         its C{SessionFactory}, too.
+    @param update: send only what the receiver does not have, or has not told of: by size and
+        time (C{times}), or by content (C{checksum}); empty: all.
     @return: fires with the report, also when files failed.  Cancelling it stops
         sending; the receiver keeps what can be resumed.
     @raise SourceError: the state that files are resumed with is damaged.
@@ -318,7 +322,7 @@ def sendFiles(
         connections,
         paths,
         destination,
-        request=SendRequest(ifExists, durability, dry),
+        request=SendRequest(ifExists, durability, dry, update=update),
         keys=keys,
         retry=retry,
         answered=answered,

@@ -14,10 +14,10 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from connpool.errors import ChangedSource, SourceError, TransferError
-from connpool.transfer.digests import BLOCK_SIZE, Digest, rootOf
+from connpool.transfer.digests import BLOCK_SIZE, Digest, chooseBlockSize, rootOf
 from connpool.transfer.iothreads import InThread
 from connpool.transfer.send.keys import Run
-from connpool.transfer.send.source import openRegular, readWhole
+from connpool.transfer.send.source import openRegular, readRoot, readWhole
 from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, STDIN, Found, Walk
 
 __all__ = ["Job", "JobList", "Small"]
@@ -43,6 +43,8 @@ class Job:
     @ivar fresh: key to use instead of the one that belongs to it: that one got a receipt
         for another content.
     @ivar listed: number of the inode that its directory listed.
+    @ivar asked: whether the receiver was asked if it has it.
+    @ivar checksum: root of the content, where it is asked by that.
     @ivar held: descriptor of a file that was renamed while it was sent.
     """
 
@@ -60,6 +62,8 @@ class Job:
     listed: int | None = None
     held: int | None = None
     root: bytes | None = None
+    asked: bool = False
+    checksum: bytes = b""
 
     def letGo(self) -> None:
         """
@@ -88,12 +92,18 @@ class Small:
     root: bytes
 
 
+class _Unasked:
+    """
+    In the place of a content: the receiver is asked first.
+    """
+
+
 def _absolute(job: Job) -> bytes:
     return os.fsencode(os.path.abspath(job.path))
 
 
 #: Files with what became of their reading, directories and links.
-_Prepared = list[tuple[Job | Found, Small | TransferError | None]]
+_Prepared = list[tuple[Job | Found, "Small | TransferError | _Unasked | None"]]
 
 
 class JobList:
@@ -103,6 +113,9 @@ class JobList:
     @param found: the files; advanced in a thread.
     @param failed: told about a file that cannot be sent.
     @param passedOver: told about a link, which is not sent.
+    @ivar update: whether the receiver is asked about each file first: C{times}, C{checksum}, or
+        empty.
+    @ivar asking: files that it is to be asked about.
     """
 
     def __init__(
@@ -112,6 +125,7 @@ class JobList:
         inThread: InThread,
         failed: Callable[[Job, TransferError], None],
         passedOver: Callable[[Found], None] = lambda _: None,
+        update: str = "",
     ) -> None:
         self._found = found
         self.run = run
@@ -123,6 +137,8 @@ class JobList:
         self._filling = False
         #: by the number of their parts
         self._directories: dict[int, list[Found]] = {}
+        self.update = update
+        self.asking: deque[Job] = deque()
         self.small: deque[Small] = deque()
         self.large: deque[Job] = deque()
         self.later: list[Job] = []
@@ -145,7 +161,7 @@ class JobList:
         """
         return (
             self._exhausted
-            and not (self._again or self.small or self.large or self.later)
+            and not (self._again or self.asking or self.small or self.large or self.later)
             and not self._filling
         )
 
@@ -241,8 +257,10 @@ class JobList:
         """
         Fail what is left.
         """
-        left = [*self._again, *(small.job for small in self.small), *self.large, *self.later]
+        left = [*self._again, *self.asking, *(small.job for small in self.small)]
+        left += [*self.large, *self.later]
         self._again.clear()
+        self.asking.clear()
         self.small.clear()
         self.large.clear()
         self.later.clear()
@@ -299,6 +317,8 @@ class JobList:
                 (self.keep if job.kind == DIRECTORY else self._passedOver)(job)
             elif isinstance(result, Small):
                 self.small.append(result)
+            elif isinstance(result, _Unasked):
+                self.asking.append(job)
             elif result is None:
                 self.large.append(job)
             elif isinstance(result, ChangedSource):
@@ -338,12 +358,14 @@ class JobList:
             except TransferError as e:
                 prepared.append((job, e))
                 continue
-            if result is not None:
+            if isinstance(result, Small):
                 total += len(result.data)
             prepared.append((job, result))
         return prepared
 
-    def _read(self, job: Job, largest: int, digest: Digest, afresh: bool) -> Small | None:
+    def _read(
+        self, job: Job, largest: int, digest: Digest, afresh: bool
+    ) -> Small | _Unasked | None:
         """
         @return: L{None} if it is too large to go in one piece.
         """
@@ -354,6 +376,11 @@ class JobList:
         fd = self._open(job)
         try:
             assert job.status is not None
+            if self.update and not job.asked:
+                if self.update == "checksum":
+                    size = job.status.st_size
+                    job.checksum = readRoot(fd, size, digest, chooseBlockSize(size))
+                return _Unasked()
             if job.status.st_size > largest:
                 return None
             data = readWhole(fd, job.status, largest)

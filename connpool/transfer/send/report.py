@@ -36,6 +36,7 @@ class FileOutcome:
     @ivar earlier: of a file that an earlier, interrupted run had stored already: C{there},
         C{gone} if it was taken away at the receiver since then, C{unknown} if the receiver
         cannot tell; empty if it was stored now.
+    @ivar unchanged: whether it was not sent, because the receiver has it.
     """
 
     path: str
@@ -44,13 +45,16 @@ class FileOutcome:
     error: ConnpoolError | None = None
     asked: str = "best"
     earlier: str = ""
+    unchanged: bool = False
 
     @property
     def status(self) -> str:
         """
         C{stored}, C{duplicate}, C{taken-away} (stored by an earlier run, and not there any
-        more), C{skipped}, C{failed} or C{would-be-taken}.
+        more), C{unchanged}, C{skipped}, C{failed} or C{would-be-taken}.
         """
+        if self.unchanged:
+            return "unchanged"
         if self.receipt is not None:
             return "taken-away" if self.earlier == "gone" else self.receipt.status
         if self.error is None:
@@ -136,6 +140,9 @@ class SendReport:
 
     @ivar outcomes: in the order of the answers.
     @ivar sentBytes: content bytes given to connections, repetitions included.
+    @ivar unchanged: files that were not sent, because the receiver has them.
+    @ivar untold: files that were sent because the receiver tells nothing of them.
+    @ivar cannotTell: whether it is a receiver that never does.
     @ivar holeBytes: bytes of holes, which receivers were told of in their place.
     @ivar resumedBytes: content bytes the receiver held when this call began with their files.
     @ivar doneBytes: bytes of files that are stored.
@@ -167,6 +174,9 @@ class SendReport:
     delayed: dict[Job, Wait] = attrs.field(factory=dict, repr=False)
     pace: Pace | None = attrs.field(default=None, repr=False)
     holeBytes: int = 0
+    unchanged: int = 0
+    untold: int = 0
+    cannotTell: bool = False
 
     @property
     def progress(self) -> int:
@@ -303,6 +313,25 @@ class Reporter:
         Note that a file is not going to be stored.
         """
         self._outcome(job, error=why)
+
+    def unchanged(self, job: Job) -> None:
+        """
+        Note that the receiver has a file.
+        """
+        self.report.unchanged += 1
+        self._outcome(job, unchanged=True)
+
+    def untold(self, count: int) -> None:
+        """
+        Count files of which the receiver tells nothing.
+        """
+        self.report.untold += count
+
+    def cannotTell(self) -> None:
+        """
+        Note that the receiver cannot tell what it has.
+        """
+        self.report.cannotTell = True
 
     def passedOver(self, found: Found) -> None:
         """

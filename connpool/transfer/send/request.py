@@ -23,6 +23,8 @@ class SendRequest:
     @ivar ifExists: one of L{IF_EXISTS}, or empty for the receiver's rule.
     @ivar durability: one of L{ASKABLE_DURABILITIES}.
     @ivar dry: only ask.
+    @ivar update: C{times} or C{checksum}: send only what the receiver does not have, by this;
+        empty: all.
     @ivar blockSize: smallest bytes of a block.
     @ivar extentBytes: bytes of an extent.
     """
@@ -32,6 +34,7 @@ class SendRequest:
     dry: bool = False
     blockSize: int = BLOCK_SIZE
     extentBytes: int = EXTENT_BYTES
+    update: str = ""
 
 
 class RequestedDurability:

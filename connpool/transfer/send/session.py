@@ -85,6 +85,8 @@ _FROM_RECEIVER = frozenset(
     }
 )
 _READ_ANSWERS = frozenset({Type.LISTING, Type.CONTENT})
+#: The answers that belong to a stream and do not end it.
+_FOR_STREAMS = frozenset({*(Type.ACCEPT, Type.REPAIR, Type.PROGRESS, Type.HAVE), *_READ_ANSWERS})
 
 
 class IStream(Protocol):
@@ -281,7 +283,9 @@ class SenderSession:
         self._state = self._open
         self.link.reader.expected = _FROM_RECEIVER
         if READ in self.capabilities:
-            self.link.reader.expected = _FROM_RECEIVER | _READ_ANSWERS
+            self.link.reader.expected |= _READ_ANSWERS
+        if "update" in self.capabilities:
+            self.link.reader.expected |= {Type.HAVE}
         self.link.admit()
         self._deadline.cancel()
         self.link.expectWithin(min(self._idle, max(self.limits.idle, _LEAST_IDLE_SECONDS)))
@@ -413,7 +417,7 @@ class SenderSession:
             stream = self._streams.pop(frame.stream, None)
             if stream is not None:
                 stream.rejected(_refusal(reject), reject.retryable)
-        elif kind in {Type.ACCEPT, Type.REPAIR, Type.PROGRESS, *_READ_ANSWERS}:
+        elif kind in _FOR_STREAMS:
             stream = self._streams.get(frame.stream)
             if stream is not None:
                 stream.frameReceived(frame, message)

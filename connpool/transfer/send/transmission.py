@@ -35,6 +35,7 @@ from connpool.transfer.send.readahead import ReadAhead, stdinDescriptor
 from connpool.transfer.send.source import unchanged
 from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import Exchange, Lane, LargeStream, SmallStream
+from connpool.transfer.send.updating import Updating
 from connpool.transfer.send.walking import STDIN
 from connpool.transfer.send.writer import Writer
 from connpool.transfer.wire.frames import MAX_CONTROL_BYTES, Type
@@ -93,6 +94,7 @@ class Transmission:
         #: connections that are being made
         self._connecting: set[Deferred[Any]] = set()
         self._directories = Directories(exchange)
+        self._updating = Updating(exchange)
         self._over = False
         session.onLost = lambda _: exchange.wake()
         session.onTurn = exchange.turned
@@ -113,11 +115,13 @@ class Transmission:
                 if self._session.lost is not None:
                     raise self._session.lost
                 self._jobs.wake(self._reactor.seconds())
-                did = await self._puts()
+                did = self._updating.sendSome()
+                did = await self._puts() or did
                 did = await self._offers() or did
                 did = await self._extent(lane) or did
                 did = self._commits() or did
                 busy = self._exchange.large or self._exchange.small or self._exchange.running
+                busy = busy or self._updating.waiting
                 did = did or (not busy and self._directories.sendSome())
                 if not did:
                     if self._finished:
@@ -130,12 +134,15 @@ class Transmission:
             self._exchange.wake()
             self._exchange.endLarge()
             self._directories.giveBack()
+            self._updating.giveBack()
             await lane.reader.stop()
             self._session.writer.rest()
 
     @property
     def _finished(self) -> bool:
         if self._exchange.large or self._exchange.small or self._directories.waiting:
+            return False
+        if self._updating.waiting:
             return False
         # a connection that is still being made has nothing of ours
         running = self._exchange.running - len(self._connecting)
@@ -147,7 +154,7 @@ class Transmission:
         jobs, session, limits = self._jobs, self._session, self._session.limits
         did = False
         more = jobs.wantsMore and len(jobs.large) < MAX_OFFERS and not session.stopping
-        if more and not jobs.small:
+        if more and not jobs.small and not self._updating.full:
             # a file that goes in one piece is not more than about a second's worth of a pace
             most = min(limits.small, 8 * session.writer.portion)
             largest = -1 if self._request.dry else most

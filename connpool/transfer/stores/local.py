@@ -63,11 +63,13 @@ from connpool.interfaces import (
     IReadableStore,
     IRememberingStore,
     ISparseStore,
+    IUpdateStore,
 )
 from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
 from connpool.transfer.records import (
     DURABILITIES,
+    AskedFile,
     DirectoryMade,
     FileRange,
     FileStat,
@@ -80,6 +82,7 @@ from connpool.transfer.records import (
 from connpool.transfer.stores.admission import Admission
 from connpool.transfer.stores.caseindex import CaseIndex, keepApart
 from connpool.transfer.stores.commit import Commit, receiptOr
+from connpool.transfer.stores.comparison import Comparison
 from connpool.transfer.stores.directories import (
     LOOK_SECONDS,
     Directories,
@@ -124,9 +127,8 @@ _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 _NOBODY = RelativeName.parse("-")
 
 
-@implementer(
-    IFileStore, IBatchStore, IDirectoryStore, IReadableStore, IRememberingStore, ISparseStore
-)
+@implementer(IFileStore, IBatchStore, IDirectoryStore, IReadableStore)
+@implementer(IRememberingStore, ISparseStore, IUpdateStore)
 class LocalStore:
     """
     A store in a local directory.
@@ -241,6 +243,11 @@ class LocalStore:
             self._foresight = Foresight(
                 sys, self._directories, self._claim, lambda: not self._closed
             )
+            self._comparison = Comparison(
+                *(sys, self._directories, lambda: Followed(private, (INTERNAL, "done"))),
+                lambda: not self._closed,
+            )
+            opened.callback(self._comparison.close)
             partials = PartialDirectory(sys, private)
             publisher = Publisher(
                 sys, private, self._directories, canLink(sys, held[0].fd), self._claim
@@ -386,7 +393,8 @@ class LocalStore:
 
     @property
     def rememberedBytes(self) -> int:
-        return self._names.takenBytes + self._receipts.takenBytes
+        receipts = self._receipts.takenBytes + self._comparison.takenBytes
+        return self._names.takenBytes + receipts
 
     def trouble(self) -> str | None:
         self._lookAround()
@@ -422,6 +430,9 @@ class LocalStore:
     def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
         foreseeing: Deferred[str] = Deferred.fromCoroutine(self._foresee(offer, root, ahead, whole))
         return self._threads.during(foreseeing)
+
+    def compare(self, principal: str, files: Sequence[AskedFile], digest: str) -> Deferred[bytes]:
+        return self._threads.reread(self._comparison.compare, principal, files, digest)
 
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
         return self._threads.run(self._list, principal)

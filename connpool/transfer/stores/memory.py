@@ -27,10 +27,15 @@ from connpool.interfaces import (
     IReadableStore,
     ISparsePartial,
     ISparseStore,
+    IUpdateStore,
 )
-from connpool.transfer.digests import digestNamed, rootOf
+from connpool.transfer.digests import Digest, chooseBlockSize, digestNamed, rootOf
 from connpool.transfer.names import RelativeName, caselessForm, displayName
 from connpool.transfer.records import (
+    DIFFERS,
+    SAME,
+    UNTOLD,
+    AskedFile,
     DirectoryMade,
     FileRange,
     FileStat,
@@ -167,7 +172,7 @@ class _MemoryPartial(Holding):
             self._store._used -= len(self.content)
 
 
-@implementer(IFileStore, IDirectoryStore, IReadableStore, ISparseStore)
+@implementer(IFileStore, IDirectoryStore, IReadableStore, ISparseStore, IUpdateStore)
 class MemoryStore:
     """
     A store in dictionaries: no reactor, no threads, no disk.
@@ -203,6 +208,8 @@ class MemoryStore:
         self._takeovers = Takeovers()
         #: the newest last
         self._receipts: dict[tuple[str, bytes], list[Receipt]] = {}
+        #: the last one for each name
+        self._latest: dict[str, Receipt] = {}
 
     def open(
         self, offer: Offer, holder: IPartialHolder | None = None
@@ -328,6 +335,22 @@ class MemoryStore:
             status = "compare"
         return succeed(status)
 
+    def compare(self, principal: str, files: Sequence[AskedFile], digest: str) -> Deferred[bytes]:
+        return succeed(bytes(self._compare(principal, file, digestNamed(digest)) for file in files))
+
+    def _compare(self, principal: str, file: AskedFile, digest: Digest) -> int:
+        receipt = None if file.name is None else self._latest.get(file.name.path)
+        if file.name is None or receipt is None or receipt.principal != principal:
+            return UNTOLD
+        content = self.files.get(file.name.path)
+        if content is None or len(content) != file.size:
+            return DIFFERS
+        if not file.root:
+            return SAME if self._modified[file.name.path] == file.modified else DIFFERS
+        step = chooseBlockSize(file.size)
+        blocks = [digest.of(content[at : at + step]) for at in range(0, file.size, step)]
+        return SAME if rootOf(digest, file.size, step, blocks) == file.root else DIFFERS
+
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
         return succeed(
             [
@@ -407,6 +430,8 @@ class MemoryStore:
             if self._portable:
                 self._forms.update((caselessForm(path), path) for path in (*paths, name.path))
             self._modified[name.path] = int(now * 1e9) if offer.modified is None else offer.modified
+        if offer.key is not None or status == "stored":
+            self._latest[name.path] = receipt
         if offer.key is not None:
             self._receipts.setdefault((offer.principal, offer.key), []).append(receipt)
         return receipt

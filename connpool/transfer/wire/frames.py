@@ -126,6 +126,8 @@ class Type(enum.IntEnum):
     LISTING = 0x29
     READ = 0x2A
     CONTENT = 0x2B
+    ASK = 0x20
+    HAVE = 0x21
 
 
 @attrs.frozen
@@ -174,6 +176,8 @@ BOUNDS: dict[int, Bounds] = {
     Type.LISTING: Bounds(MAX_CONTROL_BYTES),
     Type.READ: Bounds(MAX_CONTROL_BYTES),
     Type.CONTENT: Bounds(1024, MAX_CONTENT_BYTES),
+    Type.ASK: Bounds(MAX_CONTROL_BYTES),
+    Type.HAVE: Bounds(64, 512),
 }
 
 _NAMES = {kind.value: kind for kind in Type}

@@ -14,7 +14,11 @@ from connpool.transfer.wire.frames import PREAMBLE, Type
 from connpool.transfer.wire.messages import Error, Hello, encode
 
 __all__ = [
+    "BEGINNINGS",
     "CAPABILITIES",
+    "CAPABLE",
+    "FROM_SENDER",
+    "ON_JOINED",
     "READ",
     "VERSIONS",
     "Agreement",
@@ -28,12 +32,33 @@ VERSIONS = (1,)
 #: asked for as the highest that can be reached.  C{earlier}: a receipt that an earlier
 #: offer got says so, and whether the file is there still.  C{directories}: the receiver
 #: makes directories and sets their times.  C{puts}: many small files come in one frame.
-#: C{holes}: ranges of zeros are told, and stored as holes.
-CAPABILITIES = ("join", "best", "earlier", "directories", "puts", "holes")
+#: C{holes}: ranges of zeros are told, and stored as holes.  C{update}: the receiver tells
+#: what it has.
+CAPABILITIES = ("join", "best", "earlier", "directories", "puts", "holes", "update")
 
 #: The capability of those who read: files are listed and read.  A receiver has it if anybody
 #: may read there.
 READ = "read"
+
+#: The types that begin something, and all that are taken after the greeting and on a
+#: connection that has joined another.
+BEGINNINGS = frozenset({Type.PUT, Type.PUTS, Type.OFFER, Type.DIRECTORY, Type.ASK})
+FROM_SENDER = frozenset(
+    {
+        *(Type.PUT, Type.OFFER, Type.DATA, Type.DIGESTS, Type.REVOKE, Type.COMMIT, Type.CANCEL),
+        *(Type.PING, Type.PONG, Type.JOIN, Type.ERROR),
+    }
+)
+ON_JOINED = frozenset({Type.DATA, Type.DIGESTS, Type.PING, Type.PONG, Type.ERROR})
+#: The types that need a capability.
+CAPABLE = {
+    Type.DIRECTORY: "directories",
+    Type.PUTS: "puts",
+    Type.HOLE: "holes",
+    Type.LIST: READ,
+    Type.READ: READ,
+    Type.ASK: "update",
+}
 
 
 @attrs.frozen

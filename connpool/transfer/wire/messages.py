@@ -42,6 +42,7 @@ from connpool.transfer.wire.readmessages import (
     ListMessage,
     ReadMessage,
 )
+from connpool.transfer.wire.update import Ask, Have
 
 if TYPE_CHECKING:
     from connpool.transfer.identities import Identity
@@ -473,6 +474,8 @@ MESSAGES: dict[Type, type[Message]] = {
     Type.LISTING: ListingMessage,
     Type.READ: ReadMessage,
     Type.CONTENT: Content,
+    Type.ASK: Ask,
+    Type.HAVE: Have,
 }
 
 _TIME = struct.Struct(">qI")
