@@ -406,11 +406,19 @@ class Claims:
         Return the receipt of a claim that C{claim} replaced; C{content} is L{None} for any.
         """
         for past in claim.past:
-            if who and past.who == who and content in {None, past.content}:
-                there = past.done or await Head(self.layout.file(claim.path))
-                if there is True or tokenOf(there) == past.token:
-                    return past.receipt
+            same = who and past.who == who and content in {None, past.content}
+            if same and (past.done or await self._landed(claim, past)):
+                return past.receipt
         return None
+
+    async def _landed(self, claim: Claim, past: Past) -> bool:
+        """
+        Tell whether an object came after its claim had been taken over, and stays.
+        """
+        if tokenOf(await Head(self.layout.file(claim.path))) != past.token:
+            return False
+        # an upload that may still be completed might take its place
+        return not claim.upload or await self._finish(claim) is Finished.GONE
 
     async def isElsewhere(self, wanted: Wanted, path: str) -> bool:
         """

@@ -207,30 +207,19 @@ class Names:
         if isinstance(answer, Conflict):
             there = await Head(key)
             if tokenOf(there) != claim.token:
-                return self._lost(offer, there)
+                again = offer.ifExists == "replace" or isinstance(there, Missing)
+                return None if again else Taken()
         return await self._confirm(held)
 
     async def _complete(self, held: Held, offer: Offer) -> _Outcome | None:
-        claim = held.claim
-        there = await Head(self._layout.file(claim.path))
-        if tokenOf(there) != claim.token:
-            if isinstance(there, Found) and there.etag != claim.replaces:
-                return self._lost(offer, there)
-            finished = await self._finish(claim)
-            if finished is Finished.TAKEN:
-                return self._lost(offer, there)
-            if finished is Finished.INVALID:
-                raise Invalid(f'"{offer.name}": parts of it were damaged and come again')
-            if finished is Finished.GONE:
-                raise Expired(f'"{offer.name}": the engine has forgotten its parts; send it again')
+        finished = await self._finish(held.claim)
+        if finished is Finished.TAKEN:
+            return None if offer.ifExists == "replace" else Taken()
+        if finished is Finished.INVALID:
+            raise Invalid(f'"{offer.name}": parts of it were damaged and come again')
+        if finished is Finished.GONE:
+            raise Expired(f'"{offer.name}": the engine has forgotten its parts; send it again')
         return await self._confirm(held)
-
-    def _lost(self, offer: Offer, there: Found | Missing) -> Taken | None:
-        """
-        Tell how to go on where another object was first: L{None} to look again.
-        """
-        looksAgain = offer.ifExists == "replace" or isinstance(there, Missing)
-        return None if looksAgain else Taken()
 
     async def _confirm(self, held: Held) -> Receipt:
         """

@@ -468,6 +468,11 @@ async def finish(layout: Layout, claim: Claim, *, conditional: bool) -> Finished
     commit = _decode(found.body).commit if isinstance(found, Found) else None
     if commit is None:
         return await _ended(layout, claim.token) or Finished.GONE
+    there = await Head(key)
+    if tokenOf(there) == claim.token:
+        return Finished.DONE
+    if isinstance(there, Found) and there.etag != claim.replaces:
+        return Finished.TAKEN
     condition: Condition = Match(claim.replaces) if claim.replaces else ABSENT
     if not conditional:
         condition = None
