@@ -5,7 +5,7 @@ Answers: a status, fields and a body; and the account of a stored file as JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 import attrs
@@ -42,9 +42,9 @@ class Stream(Protocol):
         Bytes of all.
         """
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def pieces(self) -> AsyncGenerator[bytes, None]:
         """
-        The pieces.
+        Read the body, piece by piece.
         """
 
 

@@ -314,7 +314,7 @@ class WebChannel(Protocol):
         Write a body as fast as the client reads it.
         """
         assert answer.stream is not None
-        async with aclosing(answer.stream.__aiter__()) as pieces:
+        async with aclosing(answer.stream.pieces()) as pieces:
             async for data in pieces:
                 while self._unread and self._state is _State.ANSWERING:
                     await self._readable.wait()

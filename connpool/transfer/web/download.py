@@ -133,7 +133,10 @@ class _Content:
         """
         return self.end - self.start
 
-    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """
+        Read the body, piece by piece.
+        """
         at = self.start
         ahead = self._read(at)
         try:
