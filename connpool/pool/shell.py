@@ -362,7 +362,8 @@ class Shell:
         until = NEVER if timeout is None else now + timeout
         waiter = Acquire(self._left, now, until, code, offset, scope)
         if core.calm and until > now < core.armed and core.expect(waiter):
-            if until < core.armed and not core.inventory.returning:
+            # a read that is being delivered ends by itself, before any time is over
+            if until < core.armed and len(core.queue) > core.inventory.returning:
                 self._arm()
             return waiter
         error = refusal(core, now)

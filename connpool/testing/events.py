@@ -78,8 +78,9 @@ def _byte(world: World) -> Iterable[tuple[str, Any]]:
 def _answer(world: World) -> Iterable[tuple[str, Any]]:
     """
     A read in which a lease ends: with more answers in it than one, with one more or
-    an end in the kernel behind it.
+    an end in the kernel behind it, or with somebody who acquires at once.
     """
+    free = world.actors - len(world.asked) - len(world.held) + 1
     for index, held in enumerate(world.held):
         transport = held.lease.protocol.transport
         if transport.connected and transport.reading and not transport.disconnecting:
@@ -87,6 +88,11 @@ def _answer(world: World) -> Iterable[tuple[str, Any]]:
             yield f"answer {index} and more", partial(world.answer, index, "release", more=True)
             yield f"answer {index} and end", partial(world.answer, index, "release", end=True)
             yield f"answer {index} and discard", partial(world.answer, index, "discard")
+            for again in range(1, free + 1):
+                yield (
+                    f"answer {index} and acquire {again}",
+                    partial(world.answer, index, "release", again=again),
+                )
 
 
 def _tick(world: World) -> Iterable[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from connpool.pool.pool import ConnectionPool
 from connpool.pool.states import Phase, State
+from connpool.pool.timers import NEVER
 from connpool.testing.endpoints import FakeEndpoint, FakeTransport
 
 __all__ = ["Event", "World"]
@@ -147,13 +148,16 @@ class World:
         if any(slot.state in unused and slot.guard.transport is transport for slot in slots):
             self.dirty.add(transport)
 
-    def answer(self, index: int, how: str, *, more: bool = False, end: bool = False) -> None:
+    def answer(
+        self, index: int, how: str, *, more: bool = False, end: bool = False, again: int = 0
+    ) -> None:
         """
         An answer comes, and ends the lease that waits for it inside the read.
 
         @param how: C{release} or C{discard}.
         @param more: a second one lies in the kernel behind it, and
         @param end: the peer's end.
+        @param again: how many acquire in the same read, after it ended.
         """
         protocol = self.held[index].lease.protocol
         transport: FakeTransport = protocol.transport
@@ -164,6 +168,8 @@ class World:
             del protocol.dataReceived
             self.reading = transport
             self.giveBack(index, how)
+            for _ in range(again):
+                self.acquire()
             protocol.dataReceived(data)  # there was more than one answer in it
             self.reading = None
 
@@ -231,6 +237,9 @@ class World:
             assert not stats.idle, "an acquire waits beside an idle connection"
             coming = stats.size
             assert coming or self.clock.getDelayedCalls(), "nobody will ever serve who waits"
+            ends = min(waiter.until for waiter in core.queue)
+            wakes = min((call.getTime() for call in self.clock.getDelayedCalls()), default=NEVER)
+            assert wakes <= ends, "nobody tells who waits that its time is over"
 
     def end(self) -> None:
         """

@@ -102,6 +102,21 @@ def test_aDeadlineCountsAlsoWhereTheReadHandsNothingOn(timeout):
     setup.end()
 
 
+def test_aDeadlineCountsWhereMoreAcquireInTheReadThanReturn():
+    setup = Requests()
+    late = []
+
+    def meanwhile():
+        if not late:
+            late.append(setup.pool.acquire(2.0))
+
+    setup.receive(b"more", meanwhile)
+    assertNoResult(late[0])
+    setup.clock.advance(2.0)
+    failureResultOf(late[0], AcquireTimeout)
+    setup.stop()
+
+
 def alone():
     """
     The same without the coroutine, and a lease of the connection.
