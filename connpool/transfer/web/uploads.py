@@ -183,10 +183,7 @@ class Upload:
                 raise Problem(410, "the file is published, and the receiver's", "exists")
             if self._begun:
                 await self._open()
-            intake, self._intake = self._intake, None
-            self._forget()
-            if intake is not None:
-                await intake.incoming.abort(why)
+            await self._leave(why, keep=False)
 
     # -- turns
 
@@ -283,13 +280,12 @@ class Upload:
         self._begun = self._started = True
         self.offer = found.offer
         intake = Intake(found)
+        self._intake = intake
         try:
             await intake.open()
         except Exception as e:
-            self._forget()
-            await found.abort(e)
+            await self._leave(e, keep=False)
             raise
-        self._intake = intake
         uploads.creations.discard(self.token.text)
         partial: Any = found.partial
         partial.settled().addCallbacks(self._wasRead, lambda _: None)
@@ -314,12 +310,21 @@ class Upload:
         d = Deferred.fromCoroutine(leave())
         d.addErrback(lambda f: f.trap(TransferError))
 
-    async def _leave(self, why: TransferError, keep: bool) -> None:
+    async def _leave(self, why: BaseException, keep: bool) -> None:
+        """
+        Let go of the partial.
+
+        @param keep: it can be gone on with.
+        """
         intake, self._intake = self._intake, None
-        if not keep:
-            self._forget()
-        if intake is not None:
-            await (intake.incoming.suspend(why) if keep else intake.incoming.abort(why))
+        self._over = self._over or not keep
+        try:
+            if intake is not None:
+                await (intake.incoming.suspend(why) if keep else intake.incoming.abort(why))
+        finally:
+            # not before: a request that comes meanwhile would find its rest in the store
+            if not keep:
+                self._forget()
 
     async def _safely(self, step: Awaitable[T]) -> T:
         """
@@ -427,23 +432,24 @@ class Uploads:
         @param digests: of the body of the request.
         @raise TransferError: why it would not be taken.
         """
-        sender, length = request.sender, request.head.length
+        sender, size, length = request.sender, offer.size, request.head.length
         token = Token.new(sender.network)
-        offer = attrs.evolve(
-            offer,
-            key=token.key(b"receipt"),
-            resumeKey=token.key(b"resume"),
-            network=token.network,
-            evicts=not sender.shared,
-            digest="blake3",
-            blockSize=chooseBlockSize(offer.size),
-        )
-        upload = Upload(self, token, offer, sender.peer, False)
-        if length == offer.size and length is not None and length <= SMALL_FILE_BYTES:
+        offer = attrs.evolve(offer, key=token.key(b"receipt"))
+        if size is not None and (size == 0 or length == size <= SMALL_FILE_BYTES):
+            upload = Upload(self, token, offer, sender.peer, False)
             if upload.notes.whole:
                 digests.add("sha-256")
             upload.receipt = await WholeFile(request, offer, digests).receive()
             return upload
+        offer = attrs.evolve(
+            offer,
+            resumeKey=token.key(b"resume"),
+            network=token.network,
+            evicts=not sender.shared,
+            digest="blake3",
+            blockSize=chooseBlockSize(size),
+        )
+        upload = Upload(self, token, offer, sender.peer, False)
         try:
             await self._foresee(offer)
             self._admit(upload, offer.evicts)

@@ -20,6 +20,7 @@ from connpool.transfer.digests import DIGESTS as DIGESTED
 from connpool.transfer.digests import rootOf
 from connpool.transfer.identities import Identity
 from connpool.transfer.receive.policy import Policy
+from connpool.transfer.receive.reception import Incoming
 from connpool.transfer.stores import LocalStore, MemoryStore
 from connpool.transfer.stores.partialdir import MAX_PARTIALS
 from connpool.transfer.web.creations import MAX_OWN_CREATIONS
@@ -270,6 +271,72 @@ def test_emptyFiles(door, size):
     assert (offset, told.fields["upload-length"]) == (0, "0")
     assert patch(client, url, 0, b"").status == 204
     assert door.reception.stats().published == 1
+
+
+def test_anEmptyFileInChunks(door):
+    """
+    The offset is the length, so it has to be published.
+    """
+    name = b"Upload-Metadata: filename " + coded(b"x.bin")
+    fields = [TUS, BYTES, b"Upload-Length: 0", name, b"Transfer-Encoding: chunked"]
+    client = door.connect().send(request(b"POST", b"/", None, fields) + b"0\r\n\r\n")
+    assert client.answer().fields["upload-offset"] == "0"
+    assert door.files == {"x.bin": b""}
+    client.send(request(b"POST", b"/", None, fields) + b"1\r\nx\r\n0\r\n\r\n")
+    assert client.answer().status == 413
+    assert door.files == {"x.bin": b""}
+    assert not door.reception.active
+
+
+def test_aSmallFileWithItsCreation(door, monkeypatch):
+    """
+    It is stored in one piece: no partial is opened.
+    """
+    monkeypatch.setattr(door.store, "open", None)
+    client = door.connect()
+    wrong = create(client, 5120, checksum(b"sha1", b"other"), body=CONTENT)
+    assert wrong.status == 460
+    client.send(request(b"POST", b"/", CONTENT, [TUS, BYTES, b"Upload-Length: 5120"])[:-1]).fin()
+    assert client.answer().status == 400
+    assert door.files == {}
+    for name, digest, integrity in (
+        (b"a", [], "unverified"),
+        (b"b", [checksum(b"sha1", CONTENT)], "verified"),
+        (b"c", [checksum(b"crc32", CONTENT)], "unverified"),
+    ):
+        answer = create(door.connect(), 5120, *digest, name=name, body=CONTENT)
+        assert answer.fields["upload-offset"] == "5120"
+        assert answer.json["receipt"]["integrity"] == integrity
+        assert head(door.connect(), urlOf(answer))[0] == 5120
+        assert door.files[name.decode()] == CONTENT
+    assert door.reception.stats().failed == 2
+
+
+def test_aRequestWhileAnUploadIsRemoved(door, monkeypatch):
+    """
+    It does not bring the upload back.
+    """
+    client, other, third = door.connect(), door.connect(), door.connect()
+    url = urlOf(create(client, body=CONTENT[:100]))
+    held = []
+    abort = Incoming.abort
+
+    async def slow(incoming, why):
+        held.append(Deferred())
+        await held[-1]
+        await abort(incoming, why)
+
+    monkeypatch.setattr(Incoming, "abort", slow)
+    client.send(request(b"DELETE", url, None, [TUS]))
+    other.send(request(b"HEAD", url, None, [TUS]))
+    fields = [TUS, BYTES, b"Upload-Offset: 100"]
+    third.send(request(b"PATCH", url, CONTENT[100:], fields))
+    (deferred,) = held
+    deferred.callback(None)
+    other.bare.add(0)
+    assert [each.pump().answer().status for each in (client, other, third)] == [204, 404, 404]
+    assert not door.reception.active
+    assert door.files == {}
 
 
 def test_aLengthThatIsDeclaredLater(door):
