@@ -40,7 +40,7 @@ from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.web.answers import Answer
 from connpool.transfer.web.body import Chunked, Sized
 from connpool.transfer.web.flow import Flow, Sink
-from connpool.transfer.web.gate import Caller
+from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.head import FieldValues, Head, cutHead, isHTTP2, parseHead
 from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.settings import WebCounts
@@ -82,7 +82,7 @@ class WebChannel(Protocol):
     One connection.
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
-    @param caller: the client.
+    @param sender: the client.
     @param deadline: tells the seconds of silence, and the bytes/s, that it is held to.
     @param answer: finds the answer to a request, and the fields of it that depend on the
         origin; never fails.
@@ -94,14 +94,14 @@ class WebChannel(Protocol):
     def __init__(
         self,
         clock: Any,
-        caller: Caller,
+        sender: Sender,
         counts: WebCounts,
         deadline: Callable[[], tuple[float, float]],
         answer: Callable[[Head, WebChannel], Deferred[tuple[Answer, Fields]]],
         refuse: Callable[[TransferError], Answer],
     ) -> None:
         self._clock = clock
-        self._caller = caller
+        self._sender = sender
         self._counts = counts
         self._deadline, self._answer, self._refusal = deadline, answer, refuse
         self._state = _State.HEAD
@@ -163,7 +163,7 @@ class WebChannel(Protocol):
             self._flow.fail(NetworkFailed("the client's connection was lost"))
         self._counts.connections -= 1
         self._counts.unanswered += unanswered
-        self._caller.leave()
+        self._sender.leave()
 
     def pauseProducing(self) -> None:
         """

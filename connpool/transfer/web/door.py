@@ -19,13 +19,13 @@ from connpool.transfer.web.answers import Answer, problem
 from connpool.transfer.web.channel import WebChannel
 from connpool.transfer.web.download import download, showDirectory
 from connpool.transfer.web.form import storeForm
-from connpool.transfer.web.gate import Caller, Gate
+from connpool.transfer.web.gate import Gate, Sender
 from connpool.transfer.web.head import METHODS, Head
 from connpool.transfer.web.origin import Origins, originOf
 from connpool.transfer.web.page import Page
 from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.put import put
-from connpool.transfer.web.request import Request, Resource, Sender
+from connpool.transfer.web.request import Request, Resource
 from connpool.transfer.web.settings import WebCounts, WebSettings
 from connpool.transfer.web.target import Kind, parseTarget
 from connpool.transfer.web.tus import createUpload, isTus, tusOptions, useUpload
@@ -84,13 +84,13 @@ class WebDoor:
         """
         Make the protocol of one connection.
         """
-        caller = Caller(transport)
+        sender = Sender(transport)
         self._counts.connections += 1
         return WebChannel(
-            *(self._clock, caller, self._counts),
-            lambda: self._reception.quotas.deadline(caller.identity),
-            lambda head, channel: Deferred.fromCoroutine(self._answer(head, channel, caller)),
-            lambda why: self._refuse(why, caller),
+            *(self._clock, sender, self._counts),
+            lambda: self._reception.quotas.deadline(sender.identity),
+            lambda head, channel: Deferred.fromCoroutine(self._answer(head, channel, sender)),
+            lambda why: self._refuse(why, sender),
         )
 
     def close(self) -> Deferred[Any]:
@@ -100,7 +100,7 @@ class WebDoor:
         return self._uploads.close()
 
     async def _answer(
-        self, head: Head, channel: WebChannel, caller: Caller
+        self, head: Head, channel: WebChannel, sender: Sender
     ) -> tuple[Answer, Fields]:
         """
         Answer a request.
@@ -113,14 +113,15 @@ class WebDoor:
             target = parseTarget(head.method, head.target)
             self._origins.checkHost(head, target)
             shared = self._origins.shared(head)
-            self._gate.checkPlace(head, caller)
+            self._gate.checkPlace(head, sender)
             self._origins.checkOrigin(head)
             if head.method == "OPTIONS":
                 return self._options(head), shared
             resource = self._resourceFor(head, target.kind)
             # the page tells nothing, and asks for a password itself
             known = target.kind is not Kind.ROOT or head.method not in {"GET", "HEAD"}
-            sender = await self._gate.identify(head, caller) if known else Sender(caller.peer)
+            if known:
+                await self._gate.identify(head, sender)
             request = Request(
                 *(head, target, sender, channel.receive, channel.end),
                 *(self._reception, self._settings),
@@ -128,14 +129,14 @@ class WebDoor:
             return await resource(request), shared
         except TransferError as e:
             if request is None or isinstance(e, Problem):
-                return self._refuse(e, caller), shared
+                return self._refuse(e, sender), shared
             # the reception has logged it
             return problem(e, conditional=b"*" in head.all(b"if-none-match")), shared
         except Exception as e:
-            self._log.failure("answering a request of {peer} failed", peer=caller.peer)
+            self._log.failure("answering a request of {peer} failed", peer=sender.peer)
             return problem(StoreError(f"internal error: {type(e).__name__}")), shared
 
-    def _refuse(self, why: TransferError, caller: Caller) -> Answer:
+    def _refuse(self, why: TransferError, sender: Sender) -> Answer:
         """
         Log a refusal that is about no file, unless there are many like it.
 
@@ -149,7 +150,7 @@ class WebDoor:
                 self._log.info("{text}", text=text + more)
 
             self._logs[code] = LogRarely(say)
-        text = f"refused a request from {caller.peer}: {code}: {why}"
+        text = f"refused a request from {sender.peer}: {code}: {why}"
         self._logs[code].happened(text, self._clock.seconds())
         return problem(why)
 

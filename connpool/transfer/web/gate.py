@@ -27,16 +27,15 @@ from connpool.addresses.networks import networkOf
 from connpool.errors import AuthenticationFailed, Forbidden
 from connpool.interfaces import IAuthenticator
 from connpool.tokenbucket import TokenBuckets
-from connpool.transfer.identities import Identity
+from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import displayName
 from connpool.transfer.passwords import credentialsAreSafe
 from connpool.transfer.receive.quotas import Account
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.web.head import Head
-from connpool.transfer.web.request import Sender
 from connpool.transfer.web.settings import WebSettings
 
-__all__ = ["Caller", "Gate"]
+__all__ = ["Gate", "Sender"]
 
 #: Fields by which proxies say that they forward.
 _FORWARDING = frozenset(
@@ -47,15 +46,15 @@ _FORWARDING = frozenset(
 _GUESS_BURST, _GUESS_INTERVAL_SECONDS, _SLOTS = 10, 6.0, 4096
 
 
-class Caller:
+class Sender:
     """
     The client of one connection.
 
     @param transport: of the connection.
     @ivar peer: its name in logs.
-    @ivar network: its address, of IPv6 the first 64 bits.
     @ivar local: connected directly on this machine.
     @ivar identity: the operator's entry for it; L{None} while there is none.
+    @ivar shared: others may come from the same address: a proxy forwards the present request.
     @ivar authorization: the last C{Authorization} that was right, and whose it is.
     @ivar accounts: in which the connection is counted.
     """
@@ -65,11 +64,25 @@ class Caller:
         host = getattr(address, "host", None) or getattr(address, "name", None) or "unix"
         self.transport = transport
         self.peer = displayName(host)
-        self.network = networkOf(self.peer)
         self.local = clientOf(transport).local
         self.identity: Identity | None = None
+        self.shared = False
         self.authorization: tuple[bytes, Identity] | None = None
         self.accounts: tuple[Account, ...] = ()
+
+    @property
+    def principal(self) -> str:
+        """
+        The owner of its files.
+        """
+        return ANONYMOUS if self.identity is None else self.identity.principal
+
+    @property
+    def network(self) -> str:
+        """
+        The address of one without an entry, of IPv6 the first 64 bits; else empty.
+        """
+        return networkOf(self.peer) if self.identity is None else ""
 
     def leave(self) -> None:
         """
@@ -103,17 +116,17 @@ class Gate:
         self._wrong = TokenBuckets(_SLOTS, 1.0 / _GUESS_INTERVAL_SECONDS, _GUESS_BURST)
         self._key = os.urandom(16)
 
-    def checkPlace(self, head: Head, caller: Caller) -> None:
+    def checkPlace(self, head: Head, sender: Sender) -> None:
         """
         @raise Forbidden: it is not known where the client is.
         """
-        if caller.local and _forwarded(head) and not self._proxied:
+        if sender.local and _forwarded(head) and not self._proxied:
             raise Forbidden(
                 "this request came through a proxy, so it is not local; tell the receiver the "
                 "proxy's address with --web-url https://…"
             )
 
-    async def identify(self, head: Head, caller: Caller) -> Sender:
+    async def identify(self, head: Head, sender: Sender) -> None:
         """
         Find out who is asking.
 
@@ -121,33 +134,32 @@ class Gate:
         @raise Forbidden: they cannot be taken here.
         @raise Busy: the sender has too many connections.
         """
-        identity = caller.identity = await self._identity(head, caller)
+        sender.shared = sender.local and _forwarded(head)
+        identity = sender.identity = await self._identity(head, sender)
         accounts = self._reception.quotas.accounts(identity)
-        if accounts != caller.accounts:
-            caller.leave()
+        if accounts != sender.accounts:
+            sender.leave()
             for account in accounts:
                 account.connect()
-                caller.accounts += (account,)
-        network = caller.network if identity is None else ""
-        return Sender(caller.peer, identity, network, caller.local and _forwarded(head))
+                sender.accounts += (account,)
 
-    async def _identity(self, head: Head, caller: Caller) -> Identity | None:
+    async def _identity(self, head: Head, sender: Sender) -> Identity | None:
         authenticator = self._authenticator
         if authenticator is None:
             return None
-        identity = authenticator.certified(caller.transport)
+        identity = authenticator.certified(sender.transport)
         if identity is not None:
             return identity
         if not authenticator.takesPasswords:
             raise Forbidden("a client certificate that the receiver knows is needed")
         forwarded = _forwarded(head)
-        if not self._safe(caller, forwarded):
+        if not self._safe(sender, forwarded):
             raise Forbidden("credentials are needed, and are taken only within TLS")
         given = head.one(b"authorization")
         if given is None:
             raise AuthenticationFailed("a user and a password are needed")
-        if caller.authorization is not None and caller.authorization[0] == given:
-            return caller.authorization[1]
+        if sender.authorization is not None and sender.authorization[0] == given:
+            return sender.authorization[1]
         user, secret = readCredentials(given)
         # behind a proxy all clients have one address, so guesses are counted for users too
         slot = hash((self._key, user)) % _SLOTS
@@ -155,21 +167,21 @@ class Gate:
         if forwarded and self._wrong.free(slot, now) < 1:
             raise AuthenticationFailed("too many wrong passwords for this user; wait a minute")
         try:
-            identity = await authenticator.password(caller.transport, user, secret)
+            identity = await authenticator.password(sender.transport, user, secret)
         except Exception as e:
             self._wrong.take(slot, 1, now)
-            self._reception.recent.deniedEntry(caller.peer)
+            self._reception.recent.deniedEntry(sender.peer)
             if isinstance(e, AuthenticationFailed):
                 raise
             self._log.failure("credentials could not be checked")
             raise AuthenticationFailed("user or password is wrong") from None
-        caller.authorization = given, identity
+        sender.authorization = given, identity
         return identity
 
-    def _safe(self, caller: Caller, forwarded: bool) -> bool:
-        if forwarded and caller.local:
+    def _safe(self, sender: Sender, forwarded: bool) -> bool:
+        if forwarded and sender.local:
             return self._proxied
-        return credentialsAreSafe(caller.transport)
+        return credentialsAreSafe(sender.transport)
 
 
 def _forwarded(head: Head) -> bool:

@@ -12,43 +12,18 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from connpool.errors import TransferError
-from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import displayName
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.records import Offer
 from connpool.transfer.web.answers import Answer
 from connpool.transfer.web.fields import durabilityOf, preferencesOf, ruleAskedFor
 from connpool.transfer.web.flow import Sink
+from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.head import FieldValues, Head
 from connpool.transfer.web.settings import WebSettings
 from connpool.transfer.web.target import Target
 
-__all__ = ["Request", "Resource", "Sender"]
-
-
-@attrs.frozen
-class Sender:
-    """
-    The client of a request, once it is let in.
-
-    @ivar peer: its name in logs.
-    @ivar identity: the operator's entry for it; L{None} if everybody may send.
-    @ivar network: the address of one without an entry, or its network where a sender has many
-        addresses; else empty.
-    @ivar shared: others may come from the same address: a proxy forwards them.
-    """
-
-    peer: str
-    identity: Identity | None = None
-    network: str = ""
-    shared: bool = False
-
-    @property
-    def principal(self) -> str:
-        """
-        The owner of its files.
-        """
-        return ANONYMOUS if self.identity is None else self.identity.principal
+__all__ = ["Request", "Resource"]
 
 
 @attrs.frozen

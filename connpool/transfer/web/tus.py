@@ -29,11 +29,12 @@ from connpool.transfer.web.answers import Answer, accountOf, jsonAnswer, problem
 from connpool.transfer.web.creations import noUpload
 from connpool.transfer.web.digests import TUS_ALGORITHMS, digestsOfBody, wantedDigest, wholeSHA256
 from connpool.transfer.web.fields import rangeOf
+from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.head import MAX_LENGTH, Head
 from connpool.transfer.web.intake import Notes
 from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.put import stored
-from connpool.transfer.web.request import Request, Sender
+from connpool.transfer.web.request import Request
 from connpool.transfer.web.target import locate
 from connpool.transfer.web.uploads import Upload, Uploads
 

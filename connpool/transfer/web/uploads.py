@@ -45,9 +45,10 @@ from connpool.transfer.receive.smallfiles import SMALL_FILE_BYTES
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.web.creations import CREATION_SECONDS, Creations, Token, noUpload
 from connpool.transfer.web.digests import Digests
+from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.intake import Intake, Notes
 from connpool.transfer.web.problems import Problem
-from connpool.transfer.web.request import Request, Sender
+from connpool.transfer.web.request import Request
 from connpool.transfer.web.wholefile import WholeFile, checkLimits
 
 __all__ = ["OPEN_SECONDS", "Upload", "Uploads"]
