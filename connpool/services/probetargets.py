@@ -30,7 +30,7 @@ from connpool.datagram.prober import (
 from connpool.errors import AddressError
 from connpool.services.options import asCount, asSeconds
 
-__all__ = ["DEFAULTS", "MOST_TARGETS", "REST", "Target", "asTarget", "makeTarget", "readTargets"]
+__all__ = ["DEFAULTS", "MOST_TARGETS", "OTHERS", "Target", "asTarget", "makeTarget", "readTargets"]
 
 #: Targets of one service.
 MOST_TARGETS = 10_000
@@ -41,7 +41,7 @@ MAX_FILE_BYTES = 4 << 20
 MAX_NAME = 200
 
 #: The name under which targets that are not exported one by one are summed.
-REST = "others"
+OTHERS = "others"
 
 
 @attrs.frozen
@@ -166,8 +166,8 @@ def makeTarget(address: str, texts: Mapping[str, str]) -> Target:
     if not least <= size <= MAX_SIZE_BYTES:
         raise ValueError(f"size: {protocol} takes {least} to {MAX_SIZE_BYTES} bytes")
     name = values.pop("name", address)
-    if name == REST:
-        raise ValueError(f"name: {REST!r} is the sum of targets beyond those exported one by one")
+    if name == OTHERS:
+        raise ValueError(f"name: {OTHERS!r} is the sum of targets beyond those exported one by one")
     return Target(name=name, address=address, marking=marking, key=key, **values)
 
 

@@ -21,7 +21,7 @@ from connpool.datagram import Histogram, Report, Sample, makeProber
 from connpool.errors import ConnpoolError
 from connpool.interfaces import IReloadable, IStatsSource
 from connpool.logonce import LogOnce
-from connpool.services.probetargets import REST, Target, asTarget
+from connpool.services.probetargets import OTHERS, Target, asTarget
 
 __all__ = ["MOST_EXPORTED", "ProbeService", "ProbeStats", "Rest", "UDPProbe"]
 
@@ -336,7 +336,7 @@ class Rest(MultiService):
 
     def __init__(self) -> None:
         super().__init__()
-        self.name: str = REST
+        self.name: str = OTHERS
         self.counts = Counts()
 
     def stats(self) -> ProbeStats:

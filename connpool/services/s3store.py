@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import attrs
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from connpool.addresses import clientEndpoint
 from connpool.errors import StartFailed
 from connpool.interfaces import IObservedStore, IStatsSource
 from connpool.pool import ConnectionPool
@@ -267,7 +268,8 @@ def endpointsOf(reactor: Any, arguments: Arguments, trust: Any = None) -> list[A
     """
     made = []
     for each in arguments.addresses:
-        endpoint: Any = HostnameEndpoint(reactor, each.name, each.port)
+        host = f"[{each.name}]" if ":" in each.name else each.name
+        endpoint: Any = clientEndpoint(reactor, f"{host}:{each.port}")
         if each.secure:
             endpoint = wrapClientTLS(optionsForClientTLS(each.name, trustRoot=trust), endpoint)
         made.append(AddressedEndpoint(endpoint, each.host))

@@ -45,9 +45,9 @@ PROFILES = ("portable", "posix")
 INTERNAL = ".connpool"
 
 #: Bytes of one component: C{NAME_MAX} of every Linux file system.
-MAX_COMPONENT = 255
+MAX_COMPONENT_BYTES = 255
 #: Bytes of the whole name, separators included.
-MAX_PATH = 4096
+MAX_PATH_BYTES = 4096
 #: Components of one name: each costs the receiver a directory.
 MAX_DEPTH = 128
 
@@ -77,7 +77,7 @@ _ORDINARY = re.compile(
 )
 
 #: Characters of a name that L{displayName} shows.
-MAX_DISPLAYED = 512
+MAX_DISPLAYED_CHARACTERS = 512
 
 
 def _refuse(text: str | bytes, why: str) -> NameRefused:
@@ -154,8 +154,8 @@ class RelativeName:
         @raise NameRefused: with one line that is safe to print and to send.
         """
         # the length first: nothing below may cost more than the limit allows
-        if len(name) > MAX_PATH:
-            raise _refuse(name, f"it is longer than {MAX_PATH} bytes")
+        if len(name) > MAX_PATH_BYTES:
+            raise _refuse(name, f"it is longer than {MAX_PATH_BYTES} bytes")
         try:
             if isinstance(name, str):
                 text, raw = name, name.encode()
@@ -165,8 +165,8 @@ class RelativeName:
             raise _refuse(name, "it is not valid UTF-8") from None
         if not text:
             raise _refuse(text, "it is empty")
-        if len(raw) > MAX_PATH:
-            raise _refuse(text, f"it is longer than {MAX_PATH} bytes")
+        if len(raw) > MAX_PATH_BYTES:
+            raise _refuse(text, f"it is longer than {MAX_PATH_BYTES} bytes")
         if not _PLAIN.fullmatch(text) and (why := _strangeCharacter(text)):
             raise _refuse(text, why)
         components = tuple(text.split("/"))
@@ -175,8 +175,8 @@ class RelativeName:
         for component in components:
             if component in {"", ".", ".."}:
                 raise _refuse(text, "a part is empty, '.' or '..'; send a relative name")
-            if len(component) > MAX_COMPONENT or len(component.encode()) > MAX_COMPONENT:
-                raise _refuse(text, f"a part is longer than {MAX_COMPONENT} bytes")
+            if len(component.encode()) > MAX_COMPONENT_BYTES:
+                raise _refuse(text, f"a part is longer than {MAX_COMPONENT_BYTES} bytes")
             if component[0] == ".":
                 if component.lower().startswith(INTERNAL):
                     raise _refuse(text, f"{INTERNAL}* belongs to the receiver")
@@ -194,7 +194,7 @@ class RelativeName:
         """
         components = directory.components + self.components
         path = f"{directory.path}/{self.path}"
-        if len(components) > MAX_DEPTH or len(path.encode()) > MAX_PATH:
+        if len(components) > MAX_DEPTH or len(path.encode()) > MAX_PATH_BYTES:
             raise _refuse(self.path, "it is too long or too deep for its directory")
         return self._of(components, path)
 
@@ -212,7 +212,7 @@ class RelativeName:
         found = _EXTENSIONS.search(last, 1)
         stem, extension = (last[: found.start()], found[0]) if found else (last, "")
         tail = f" ({mark}){extension}"
-        room = MAX_COMPONENT - len(tail)  # both are ASCII
+        room = MAX_COMPONENT_BYTES - len(tail)  # both are ASCII
         kept = stem.encode()[:room].decode("utf-8", "ignore")
         # not between a letter and its accent or joiner
         while kept and len(kept) < len(stem) and _joins(stem[len(kept)]):
@@ -263,7 +263,7 @@ class NameReader:
         self._components = found.components[:-1]
         self._path = found.path.removesuffix(found.components[-1])
         # without a slash the whole name must fit, as it was sent, too
-        self._room = MAX_PATH - max(len(self._path.encode()), len(sent))
+        self._room = MAX_PATH_BYTES - max(len(self._path.encode()), len(sent))
         return found
 
 
@@ -287,9 +287,9 @@ def displayName(name: str | bytes) -> str:
     """
     if not isinstance(name, str):
         # lone surrogates stand for bytes that are not UTF-8 (PEP 383)
-        name = bytes(name[: 4 * MAX_DISPLAYED + 1]).decode("utf-8", "surrogateescape")
-    if len(name) > MAX_DISPLAYED:
-        name, more = name[:MAX_DISPLAYED], "…"
+        name = bytes(name[: 4 * MAX_DISPLAYED_CHARACTERS + 1]).decode("utf-8", "surrogateescape")
+    if len(name) > MAX_DISPLAYED_CHARACTERS:
+        name, more = name[:MAX_DISPLAYED_CHARACTERS], "…"
     else:
         more = ""
     if name.isprintable() and "\\" not in name:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from connpool.errors import NameRefused
 from connpool.transfer.names import (
-    MAX_COMPONENT,
+    MAX_COMPONENT_BYTES,
     MAX_DEPTH,
-    MAX_PATH,
+    MAX_PATH_BYTES,
     PROFILES,
     NameReader,
     RelativeName,
@@ -83,7 +83,7 @@ def test_corpus(item: int, profile: str):
                 with pytest.raises(NameRefused) as refusal:
                     RelativeName.parse(form, profile=profile)
                 assert str(refusal.value).isprintable(), hostile
-                assert len(str(refusal.value)) < MAX_PATH
+                assert len(str(refusal.value)) < MAX_PATH_BYTES
 
 
 def test_everyItemIsThere():
@@ -175,7 +175,7 @@ def test_whatIsTakenIsHarmless(name: bytes | str):
         for component in taken.components:
             assert component not in {"", ".", ".."}
             assert not set(component) & {"/", "\0", "\n", "\r", "\x1b"}
-            assert len(component.encode()) <= MAX_COMPONENT
+            assert len(component.encode()) <= MAX_COMPONENT_BYTES
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from connpool.transfer.web.problems import Problem
 __all__ = ["Chunked", "Sized"]
 
 #: Bytes of the line before a chunk, and of all trailers.
-_MAX_CHUNK_LINE = 256
-_MAX_TRAILERS = 16 * 1024
-_MAX_CHUNK = (1 << 63) - 1
+_MAX_CHUNK_LINE_BYTES = 256
+_MAX_TRAILERS_BYTES = 16 * 1024
+_MAX_CHUNK_BYTES = (1 << 63) - 1
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _CHUNK = re.compile(
     rb"([0-9A-Fa-f]{1,16})"
@@ -111,13 +111,13 @@ class Chunked:
             if len(data) - at < 2:
                 return None
             at += 2
-        end = data.find(b"\n", at, at + _MAX_CHUNK_LINE)
+        end = data.find(b"\n", at, at + _MAX_CHUNK_LINE_BYTES)
         if end < 0:
-            if len(data) - at >= _MAX_CHUNK_LINE:
+            if len(data) - at >= _MAX_CHUNK_LINE_BYTES:
                 raise _broken()
             return None
         line = _CHUNK.fullmatch(data, at, end + 1)
-        if line is None or (size := int(line[1], 16)) > _MAX_CHUNK:
+        if line is None or (size := int(line[1], 16)) > _MAX_CHUNK_BYTES:
             raise _broken()
         self._first = False
         self.left = size
@@ -128,9 +128,9 @@ class Chunked:
         if data[at : at + 2] == b"\r\n":
             self.over = True
             return at + 2
-        end = data.find(b"\r\n\r\n", at, at + _MAX_TRAILERS)
+        end = data.find(b"\r\n\r\n", at, at + _MAX_TRAILERS_BYTES)
         if end < 0:
-            if len(data) - at >= _MAX_TRAILERS:
+            if len(data) - at >= _MAX_TRAILERS_BYTES:
                 raise _broken()
             return None
         for line in bytes(data[at:end]).split(b"\r\n"):

@@ -43,7 +43,7 @@ _STATUS = {
     "no-inodes": 507,
 }
 #: Seconds after which a request may be worth repeating.
-_AGAIN = {"busy": 5, "unavailable": 5, "no-space": 60, "no-inodes": 60}
+_RETRY_SECONDS = {"busy": 5, "unavailable": 5, "no-space": 60, "no-inodes": 60}
 
 
 class Problem(TransferError):
@@ -112,8 +112,8 @@ def fieldsOf(why: TransferError, status: int) -> Fields:
     @return: the fields that go with a problem document.
     """
     fields = list(why.fields) if isinstance(why, Problem) else []
-    if why.code in _AGAIN:
-        fields.append(("Retry-After", str(_AGAIN[why.code])))
+    if why.code in _RETRY_SECONDS:
+        fields.append(("Retry-After", str(_RETRY_SECONDS[why.code])))
     if status == 401:
         fields.append(("WWW-Authenticate", 'Basic realm="connpool", charset="UTF-8"'))
     return fields
