@@ -8,26 +8,27 @@ log (L{connpool.transfer.stores.s3.uploadlog}) and the claim
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from operator import attrgetter
+from typing import Any
 
 from connpool.errors import ConflictTakeover, Exists, Expired
 from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.stores.s3.calls import CreateUpload, Found, Get, Missing
+from connpool.transfer.stores.s3 import pointers
+from connpool.transfer.stores.s3.calls import CreateUpload
 from connpool.transfer.stores.s3.claims import metadataOf
 from connpool.transfer.stores.s3.layout import Layout
 from connpool.transfer.stores.s3.naming import Invalid, Moved, Names
 from connpool.transfer.stores.s3.outlook import Outlook
+from connpool.transfer.stores.s3.pointers import Pointer, Seen
 from connpool.transfer.stores.s3.uploadlog import (
-    OVER,
     PUBLISHED,
     REMOVED,
     Begin,
     Commit,
     Log,
-    Pointer,
     Upload,
     clear,
-    point,
     takeOver,
 )
 
@@ -37,23 +38,31 @@ __all__ = ["Lifecycle"]
 class Lifecycle:
     """
     The steps, in one store.
+
+    @param placed: told of an offer whose upload has its pointer; it may refuse that.
     """
 
-    def __init__(self, layout: Layout, names: Names, outlook: Outlook) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        names: Names,
+        outlook: Outlook,
+        placed: Callable[[Offer], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        self._placed = placed
         self._layout = layout
         self._names = names
         self._outlook = outlook
 
-    async def resume(self, pointer: str) -> tuple[Upload | None, Found | Missing]:
+    async def resume(self, pointer: str) -> tuple[Upload | None, Seen]:
         """
         Become the holder of the upload that a pointer names, if it goes on.
 
-        @return: its state, if there is one; and the pointer, for L{begin}.
+        @return: its state, if there is one; and what was read, for L{begin}.
         """
-        seen = await Get(pointer)
-        upload = None
-        if isinstance(seen, Found) and not seen.body.startswith(OVER):
-            upload = await takeOver(self._layout, Pointer.decode(seen.body).token)
+        seen = await pointers.look(pointer)
+        named = seen.pointer
+        upload = None if named is None else await takeOver(self._layout, named.token)
         return upload, seen
 
     async def begin(
@@ -62,7 +71,7 @@ class Lifecycle:
         token: str,
         partBytes: int,
         pointer: str,
-        seen: Found | Missing,
+        seen: Seen,
         *,
         parts: bool,
     ) -> Log:
@@ -80,7 +89,9 @@ class Lifecycle:
         await log.append(begin=begin)
         if pointer:
             try:
-                await point(pointer, Pointer(token, offer.size or 0), seen)
+                await pointers.point(pointer, Pointer(token, offer.size or 0), seen)
+                if self._placed is not None:
+                    await self._placed(offer)
             except Exception:
                 await self.remove(log)
                 raise

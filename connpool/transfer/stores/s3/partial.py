@@ -44,7 +44,6 @@ from connpool.transfer.stores.s3.calls import (
     Done,
     Found,
     Get,
-    Missing,
     Piece,
     Put,
     PutPart,
@@ -63,6 +62,7 @@ from connpool.transfer.stores.s3.parts import (
     one,
     storeError,
 )
+from connpool.transfer.stores.s3.pointers import Seen
 from connpool.transfer.stores.s3.spool import SpoolFile
 from connpool.transfer.stores.s3.uploadlog import Begin, Log, Part, Tail, Upload
 from connpool.transfer.stores.takeover import Tenure
@@ -80,7 +80,7 @@ class S3Partial(Holding):
     A file on its way to an engine.
 
     @param pointer: the key of the object that names its upload; empty if it is not resumed.
-    @param seen: that object, as it was read.
+    @param seen: what was read of it.
     @param reserved: bytes of the spool that are taken for it.
     @param upload: its state, if another partial began it.
     """
@@ -91,7 +91,7 @@ class S3Partial(Holding):
         offer: Offer,
         tenure: Tenure | None,
         pointer: str,
-        seen: Found | Missing,
+        seen: Seen,
         partBytes: int,
         reserved: int,
         upload: Upload | None = None,

@@ -42,6 +42,7 @@ from connpool.transfer.records import (
 )
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, tooManyPartials
+from connpool.transfer.stores.s3 import pointers
 from connpool.transfer.stores.s3.calls import (
     Call,
     Found,
@@ -68,17 +69,15 @@ from connpool.transfer.stores.s3.outlook import Outlook
 from connpool.transfer.stores.s3.partial import S3Partial
 from connpool.transfer.stores.s3.partplan import LEAVING, PART_BYTES, partBytes
 from connpool.transfer.stores.s3.parts import contentOf, hashed
+from connpool.transfer.stores.s3.pointers import NOTHING, Pointer, Seen
 from connpool.transfer.stores.s3.reaper import Reaper
 from connpool.transfer.stores.s3.spool import Spool
 from connpool.transfer.stores.s3.uploadlog import (
-    OVER,
     PUBLISHED,
     Log,
-    Pointer,
     Upload,
     finish,
     readLog,
-    takeOver,
 )
 from connpool.transfer.stores.takeover import Takeovers, Tenure
 
@@ -149,7 +148,7 @@ class S3Store:
         claims = Claims(self.layout, self._finish)
         self.names = Names(claims, self._finish, seconds)
         self._outlook = Outlook(claims, self._finish)
-        self.lifecycle = Lifecycle(self.layout, self.names, self._outlook)
+        self.lifecycle = Lifecycle(self.layout, self.names, self._outlook, self._placed)
         self._reaper = Reaper(self.layout, self.lifecycle, self.keptSeconds)
         self.spool = Spool(spoolDirectory, spoolSize)
         self.threads = IOThreads(reactor)
@@ -241,7 +240,7 @@ class S3Store:
             if holder is not None:
                 await holder.ready()
             receipt = await self.run(self._outlook.earlier(offer))
-            return receipt or await self._make(offer, None, "", Missing(), None)
+            return receipt or await self._make(offer, None, "", NOTHING, None)
         pointer = self.layout.partial(offer.principal, offer.network, offer.resumeKey)
         older = next((each for each in self._partials if each.pointer == pointer), None)
         tenure = await self._takeovers.take(pointer, holder)
@@ -264,7 +263,7 @@ class S3Store:
             older = upload.begin.asOffer()
             if not continues(offer, older):
                 await self.run(self.lifecycle.remove(Log(self.layout, upload)))
-                upload, seen = None, await self.run(_read(pointer))
+                upload, seen = None, await self.run(pointers.look(pointer))
             elif upload.commit is not None:
                 return await self.run(self._complete(upload, older))
         if upload is None:
@@ -286,7 +285,7 @@ class S3Store:
         offer: Offer,
         tenure: Tenure | None,
         pointer: str,
-        seen: Found | Missing,
+        seen: Seen,
         upload: Upload | None,
     ) -> S3Partial:
         size = partBytes(offer.size, offer.blockSize, self._leastPart)
@@ -342,7 +341,8 @@ class S3Store:
 
     async def _listed(self, prefix: str) -> list[PartialInfo]:
         found = []
-        for key, pointer in await self._pointers(prefix):
+        keys = await self._pointers(prefix)
+        for key, pointer in await self._read(keys):
             upload = await readLog(self.layout, pointer.token)
             if upload is None or upload.end or upload.begin is None:
                 continue
@@ -359,33 +359,48 @@ class S3Store:
             )
         return found
 
-    async def _pointers(self, prefix: str) -> list[tuple[str, Pointer]]:
+    async def _pointers(self, prefix: str) -> list[str]:
         """
-        Return the pointers of uploads that go on.
+        Return the keys of the pointers of uploads that go on.
         """
         keys: list[str] = []
         while True:
             page = await List(prefix, keys[-1] if keys else "")
             keys += [entry.key for entry in page.entries]
             if not page.more:
-                break
-        live = []
+                return keys
+
+    async def _read(self, keys: list[str]) -> list[tuple[str, Pointer]]:
+        read = []
         for at in range(0, len(keys), _READS):
             some = keys[at : at + _READS]
             for key, found in zip(some, await together(map(Get, some)), strict=True):
-                if isinstance(found, Found) and not found.body.startswith(OVER):
-                    live.append((key, Pointer.decode(found.body)))
-        return live
+                if isinstance(found, Found):
+                    read.append((key, Pointer.decode(found.body)))
+        return read
 
     async def _verifyQuota(self, offer: Offer) -> None:
         """
         Check that one more upload of a principal may begin.
         """
-        live = await self._pointers(self.layout.partials(offer.principal))
-        if len(live) >= MAX_PARTIALS:
+        keys = await self._pointers(self.layout.partials(offer.principal))
+        if len(keys) >= MAX_PARTIALS:
             raise tooManyPartials()
-        quota, used = self._settings.quota, sum(pointer.size for _, pointer in live)
-        if quota is not None and used + (offer.size or 0) > quota:
+        await self._verifySum(keys, offer.size or 0)
+
+    async def _placed(self, offer: Offer) -> None:
+        """
+        Check the quota again: placed, then counted, receivers together never exceed it.
+        """
+        if self._settings.quota is not None:
+            await self._verifySum(await self._pointers(self.layout.partials(offer.principal)), 0)
+
+    async def _verifySum(self, keys: list[str], more: int) -> None:
+        quota = self._settings.quota
+        if quota is None:
+            return
+        used = sum(pointer.size for _, pointer in await self._read(keys))
+        if used + more > quota:
             raise QuotaExceeded(
                 f"{used} bytes of this sender's unfinished files are stored already, and {quota}"
                 " may be; finish one first"
@@ -395,11 +410,9 @@ class S3Store:
         return self.run(self._delete(info.partialId))
 
     async def _delete(self, key: str) -> None:
-        found = await Get(key)
-        if isinstance(found, Found) and not found.body.startswith(OVER):
-            upload = await takeOver(self.layout, Pointer.decode(found.body).token)
-            if upload is not None:
-                await self.lifecycle.remove(Log(self.layout, upload))
+        upload, _ = await self.lifecycle.resume(key)
+        if upload is not None:
+            await self.lifecycle.remove(Log(self.layout, upload))
 
     def find(
         self, principal: str, resumeKey: bytes, key: bytes, network: str = ""
@@ -407,11 +420,8 @@ class S3Store:
         return self.run(self._find(self.layout.partial(principal, network, resumeKey), key))
 
     async def _find(self, pointer: str, key: bytes) -> Offer | Receipt | None:
-        found = await Get(pointer)
-        if isinstance(found, Missing):
-            return None
-        token = Pointer.decode(found.body.removeprefix(OVER)).token
-        upload = await readLog(self.layout, token)
+        named = (await pointers.look(pointer)).latest
+        upload = None if named is None else await readLog(self.layout, named.token)
         if upload is None or upload.begin is None:
             return None
         offer = upload.begin.asOffer()
@@ -475,7 +485,3 @@ def _ended(running: Deferred[Any]) -> Deferred[None]:
     d: Deferred[None] = Deferred()
     running.addBoth(lambda _: d.callback(None))
     return d
-
-
-async def _read(key: str) -> Found | Missing:
-    return await Get(key)

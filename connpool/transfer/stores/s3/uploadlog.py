@@ -29,9 +29,10 @@ from typing import Any
 import attrs
 import msgspec
 
-from connpool.errors import Busy, ConflictTakeover, StoreError, Unavailable
+from connpool.errors import ConflictTakeover, StoreError, Unavailable
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.stores.s3 import pointers
 from connpool.transfer.stores.s3.calls import (
     ABSENT,
     Abort,
@@ -56,21 +57,18 @@ from connpool.transfer.stores.s3.claims import TRIES, Claim, Finished, Wanted, t
 from connpool.transfer.stores.s3.layout import Layout
 
 __all__ = [
-    "OVER",
     "PUBLISHED",
     "REMOVED",
     "Begin",
     "Commit",
     "Log",
     "Part",
-    "Pointer",
     "Record",
     "Tail",
     "Upload",
     "clear",
     "finish",
     "forget",
-    "point",
     "readLog",
     "takeOver",
 ]
@@ -82,8 +80,6 @@ READS_AT_ONCE = 16
 #: Seconds from the begin of an upload in which no rule of a bucket aborts it: they count days.
 UNTOUCHED_SECONDS = 86_400.0
 
-#: What a pointer begins with when its upload has ended.
-OVER = b"-"
 #: Published, or given up.
 PUBLISHED, REMOVED = "published", "removed"
 
@@ -417,46 +413,6 @@ class Log:
         return damaged
 
 
-@attrs.frozen
-class Pointer:
-    """
-    The content of a pointer: the upload of a resume key.
-
-    @ivar size: bytes that it was declared with; 0 if unknown.
-    """
-
-    token: str
-    size: int
-
-    def encode(self) -> bytes:
-        """
-        Return it as an object has it.
-        """
-        return f"{self.token} {self.size}".encode()
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Pointer:
-        """
-        Read it.
-        """
-        token, _, size = raw.decode("ascii", "replace").partition(" ")
-        return cls(token, int(size) if size.isdecimal() else 0)
-
-
-async def point(pointer: str, to: Pointer, seen: Found | Missing) -> None:
-    """
-    Let a pointer name an upload.
-
-    @param seen: the pointer as it was read before.
-    @raise Busy: somebody else did so meanwhile.
-    """
-    condition = Match(seen.etag) if isinstance(seen, Found) else ABSENT
-    if isinstance(await Put(pointer, to.encode(), condition), Conflict):
-        found = await Get(pointer)
-        if not isinstance(found, Found) or found.body != to.encode():
-            raise Busy("another receiver has just begun this upload; send the file again")
-
-
 async def finish(layout: Layout, claim: Claim, *, conditional: bool) -> Finished:
     """
     Complete the upload of a claim, whosever it is.
@@ -516,17 +472,14 @@ async def _ended(layout: Layout, token: str) -> Finished | None:
 
 async def clear(layout: Layout, upload: Upload) -> None:
     """
-    Remove what an upload that has ended leaves, but for its last record and the pointer, which
-    says from now on that it ended: one who slept since it began the same file finds it changed.
+    Remove what an upload that has ended leaves, but for its last record.
     """
     begin, token = upload.begin, upload.token
     assert begin is not None
     if begin.uploadId:
         await Abort(layout.file(begin.path), begin.uploadId)
     if begin.pointer:
-        found = await Get(begin.pointer)
-        if isinstance(found, Found) and Pointer.decode(found.body).token == token:
-            await Put(begin.pointer, OVER + found.body, Match(found.etag))
+        await pointers.over(begin.pointer, token)
     await removeAll(layout.tails(token))
     await removeAll(layout.log(token), layout.record(token, upload.next - 1))
 
@@ -535,12 +488,8 @@ async def forget(layout: Layout, upload: Upload) -> None:
     """
     Remove all traces of an upload that ended long ago.
     """
-    pointer = "" if upload.begin is None else upload.begin.pointer
-    if pointer:
-        found = await Get(pointer)
-        named = isinstance(found, Found) and Pointer.decode(found.body.removeprefix(OVER))
-        if named and named.token == upload.token:
-            await Delete(pointer)
+    if upload.begin is not None and upload.begin.pointer:
+        await pointers.forget(upload.begin.pointer, upload.token)
     await removeAll(layout.tails(upload.token))
     await removeAll(layout.log(upload.token))
 

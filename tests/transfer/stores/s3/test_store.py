@@ -523,6 +523,18 @@ async def test_quota(make, engine):
     await bounded(partial.suspend())
     with pytest.raises(QuotaExceeded):
         await bounded(make(StoreSettings(quota=len(CONTENT) + 10)).open(asked(resumeKey=KEY)))
+    # of two that begin at once at two receivers, neither or one stays
+    stores = [make(StoreSettings(quota=3 * len(CONTENT))) for _ in range(4)]
+    made = [
+        await bounded(each.open(asked(resumeKey=bytes([n]) * 32))) for n, each in enumerate(stores)
+    ]
+    for each in made:
+        await filled(each, CONTENT[: 2 * BLOCK])
+    for each in stores:
+        await quiet(each)
+    for each in made:
+        await bounded(each.suspend())
+    assert sum(info.size for info in await bounded(store.partials())) <= 3 * len(CONTENT)
     other = await bounded(store.open(asked(resumeKey=KEY, principal="bob")))
     await bounded(other.abort())
 

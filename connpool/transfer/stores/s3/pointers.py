@@ -1,0 +1,139 @@
+"""
+The objects that name the upload of a resume key.
+
+A pointer names the one that goes on.  When that has ended another object says so, and the
+pointer goes: of two receivers that begin the same file, the one that slept through the whole
+life of the other's upload finds that this object has changed.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from connpool.errors import Busy
+from connpool.transfer.stores.s3.calls import (
+    ABSENT,
+    Conflict,
+    Delete,
+    Found,
+    Get,
+    Match,
+    Missing,
+    Put,
+    together,
+)
+
+__all__ = ["NOTHING", "Pointer", "Seen", "forget", "look", "over", "point"]
+
+
+@attrs.frozen
+class Pointer:
+    """
+    The upload of a resume key.
+
+    @ivar size: bytes that it was declared with; 0 if unknown.
+    """
+
+    token: str
+    size: int
+
+    def encode(self) -> bytes:
+        """
+        Return it as an object has it.
+        """
+        return f"{self.token} {self.size}".encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Pointer:
+        """
+        Read it.
+        """
+        token, _, size = raw.decode("ascii", "replace").partition(" ")
+        return cls(token, int(size) if size.isdecimal() else 0)
+
+
+@attrs.frozen
+class Seen:
+    """
+    The objects of a resume key as they were read.
+
+    @ivar ended: the one that names the last upload that ended.
+    """
+
+    live: Found | Missing
+    ended: Found | Missing
+
+    @property
+    def pointer(self) -> Pointer | None:
+        """
+        The upload that goes on.
+        """
+        return Pointer.decode(self.live.body) if isinstance(self.live, Found) else None
+
+    @property
+    def latest(self) -> Pointer | None:
+        """
+        The same, else the last one that ended.
+        """
+        ended = self.ended
+        return self.pointer or (Pointer.decode(ended.body) if isinstance(ended, Found) else None)
+
+
+NOTHING = Seen(Missing(), Missing())
+
+
+def _nameOf(found: Found | Missing) -> bytes:
+    return found.body if isinstance(found, Found) else b""
+
+
+def _endedOf(key: str) -> str:
+    return key.replace("/partials/", "/ended/", 1)
+
+
+async def look(key: str) -> Seen:
+    """
+    Read the objects of a resume key.
+    """
+    live, ended = await together((Get(key), Get(_endedOf(key))))
+    return Seen(live, ended)
+
+
+async def point(key: str, to: Pointer, seen: Seen) -> None:
+    """
+    Let a pointer name an upload.
+
+    @param seen: what was read before it was begun.
+    @raise Busy: somebody else has begun one meanwhile.
+    """
+    busy = Busy("another receiver has just begun this upload; send the file again")
+    condition = Match(seen.live.etag) if isinstance(seen.live, Found) else ABSENT
+    if isinstance(await Put(key, to.encode(), condition), Conflict):
+        found = await Get(key)
+        if not isinstance(found, Found) or found.body != to.encode():
+            raise busy
+    ended = await Get(_endedOf(key))
+    if _nameOf(ended) != _nameOf(seen.ended):
+        await _remove(key, to.token)
+        raise busy
+
+
+async def over(key: str, token: str) -> None:
+    """
+    Say that an upload has ended.
+    """
+    await Put(_endedOf(key), Pointer(token, 0).encode())
+    await _remove(key, token)
+
+
+async def forget(key: str, token: str) -> None:
+    """
+    Remove what names an upload that ended long ago.
+    """
+    await _remove(key, token)
+    await _remove(_endedOf(key), token)
+
+
+async def _remove(key: str, token: str) -> None:
+    found = await Get(key)
+    if isinstance(found, Found) and Pointer.decode(found.body).token == token:
+        await Delete(key)
