@@ -525,16 +525,23 @@ async def test_quota(make, engine):
         await bounded(make(StoreSettings(quota=len(CONTENT) + 10)).open(asked(resumeKey=KEY)))
     # of two that begin at once at two receivers, neither or one stays
     stores = [make(StoreSettings(quota=3 * len(CONTENT))) for _ in range(4)]
-    made = [
-        await bounded(each.open(asked(resumeKey=bytes([n]) * 32))) for n, each in enumerate(stores)
-    ]
+    made = []
+    for number, each in enumerate(stores):
+        made.append(await bounded(each.open(asked(resumeKey=bytes([number]) * 32))))
+    refused = 0
     for each in made:
-        await filled(each, CONTENT[: 2 * BLOCK])
+        try:
+            await filled(each, CONTENT[: 5 * BLOCK])
+            await quiet(stores[made.index(each)])
+            each.discard(0, 0)  # it says what went wrong
+        except QuotaExceeded:
+            refused += 1
     for each in stores:
         await quiet(each)
     for each in made:
         await bounded(each.suspend())
     assert sum(info.size for info in await bounded(store.partials())) <= 3 * len(CONTENT)
+    assert refused
     other = await bounded(store.open(asked(resumeKey=KEY, principal="bob")))
     await bounded(other.abort())
 
