@@ -95,9 +95,10 @@ class Owner(Protocol):
         The server has said something.
         """
 
-    def readDelivered(self, connection: Connection) -> None:
+    def readDelivered(self, connection: Connection, turns: int = ...) -> None:
         """
-        A read is over during which the connection was given back.
+        A read is over during which the connection was given back; or will be when so many
+        turns of the reactor are.
         """
 
     def acquire(self, timeout: Any, code: Any, offset: int, scope: Any = ...) -> Deferred[Any]:
@@ -304,15 +305,15 @@ class Connection(Slot):
         self.life.fail(reason)
         self.life.abort()
 
-    def ebb(self) -> None:
+    def ebb(self, why: str) -> None:
         """
-        The peer sends no more.  Who has the connection may go on with it; nobody
-        can have it after that.
+        It ends soon.  Who has the connection may go on with it; nobody can have it
+        after that.
         """
         self.doom = self.doom or "peer"
         self.plain = False
         if self.state is State.CONNECTING:
-            self.life.fail(Failure(ConnectionDone("the peer sends no more")))
+            self.life.fail(Failure(ConnectionDone(why)))
             self.owner.settle()
 
     def handshaken(self) -> None:

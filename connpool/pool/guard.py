@@ -4,6 +4,7 @@ The protocol around the user's protocol, through which a pool sees a connection.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import (
@@ -44,9 +45,9 @@ class Guarded(Protocol):
         TLS is up.
         """
 
-    def ebb(self) -> None:
+    def ebb(self, why: str) -> None:
         """
-        The peer sends no more.
+        It ends soon.
         """
 
     def lost(self, reason: Failure, protocol: Any) -> None:
@@ -137,20 +138,33 @@ class Guard:
         connection.reading = True
         try:
             self.protocol.dataReceived(data)
-        finally:
-            if connection.state is RETURNING:
-                connection.owner.readDelivered(connection)
-            else:
-                connection.reading = False
+        except BaseException as e:
+            connection.reading = False
+            self._endsSoon(f"its own protocol raised {e!r}")  # the reactor closes it
+            raise
+        if connection.state is RETURNING:
+            connection.owner.readDelivered(connection)
+        else:
+            connection.reading = False
+
+    def _endsSoon(self, why: str) -> bool:
+        """
+        Let nobody have the connection again.
+
+        @return: whether somebody has it now.
+        """
+        connection = self._connection
+        if connection.state is IDLE or connection.state is RETURNING:
+            connection.owner.idleEnd(connection)
+            return False
+        connection.ebb(why)
+        return True
 
     def readConnectionLost(self) -> None:
         """
         The peer sends no more.
         """
-        if self._connection.state in {IDLE, RETURNING}:
-            self._connection.owner.idleEnd(self._connection)
-        else:
-            self._connection.ebb()
+        if self._endsSoon("the peer sends no more"):
             self.protocol.readConnectionLost()
 
     def writeConnectionLost(self) -> None:
@@ -161,9 +175,21 @@ class Guard:
 
     def fileDescriptorReceived(self, descriptor: int) -> None:
         """
-        A descriptor came over a UNIX socket.
+        A descriptor came over a UNIX socket.  The bytes that came with it are
+        delivered after it, so the read under way is not over.
         """
-        self.protocol.fileDescriptorReceived(descriptor)
+        connection = self._connection
+        if connection.state is IDLE or connection.state is RETURNING:
+            os.close(descriptor)
+            connection.owner.idleEnd(connection)
+            return
+        connection.reading = True
+        try:
+            self.protocol.fileDescriptorReceived(descriptor)
+        finally:
+            connection.reading = False
+            if connection.state is RETURNING:
+                connection.owner.readDelivered(connection, 1)
 
     def connectionLost(self, reason: Failure) -> None:
         """

@@ -294,11 +294,11 @@ class Shell:
         if not self.core.calm:
             self.settle()
 
-    def readDelivered(self, connection: Connection) -> None:
+    def readDelivered(self, connection: Connection, turns: int = 0) -> None:
         """
         See L{Owner}.
         """
-        if turns := connection.turnsToReturn:
+        if turns := connection.turnsToReturn or turns:
             self.turns.let(connection, turns)
         elif self._return(connection):
             self.settle()

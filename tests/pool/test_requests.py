@@ -3,11 +3,15 @@ Request after request on one connection: whoever acquires inside the read that b
 an answer waits for its end.
 """
 
+import os
+
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Protocol
+from twisted.internet.interfaces import IFileDescriptorReceiver
+from twisted.internet.protocol import Factory, Protocol
+from zope.interface import implementer
 
-from connpool.pool import AcquireTimeout
+from connpool.pool import AcquireTimeout, ConnectFailed, ConnectionPool
 from tests.helpers.waiting import assertNoResult, failureResultOf, successResultOf
 from tests.pool.building import Setup
 
@@ -187,4 +191,105 @@ def test_cancellingInTheReadLeavesTheConnectionToTheNext():
     setup.check()
     assert setup.pool.stats().leased == 1
     order[2].release()
+    setup.end()
+
+
+class Raising(Asked):
+    """
+    Does not like what comes behind an answer.
+    """
+
+    def dataReceived(self, data):
+        super().dataReceived(data)
+        raise ValueError("garbage")
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_aConnectionWhoseProtocolRaisedIsNotHandedOn(waiting):
+    setup = Setup(maxSize=1, protocol=Raising)
+    lease = successResultOf(setup.pool.acquire())
+    lease.protocol.ask().addCallback(lambda _: lease.release())
+    waiters = [setup.pool.acquire() for _ in range(waiting)]
+    (transport,) = setup.endpoint.transports
+    with pytest.raises(ValueError, match="garbage"):
+        transport.receive(b"answer")
+    setup.clock.pump([0, 0, 0])
+    assert not transport.connected
+    for waiter in waiters:
+        other = successResultOf(waiter)
+        assert other.protocol.transport is not transport
+        other.release()
+    setup.check()
+    setup.end()
+
+
+def test_whoHoldsAConnectionWhoseProtocolRaisedIsTheLast():
+    setup = Setup(maxSize=1, protocol=Raising)
+    lease = successResultOf(setup.pool.acquire())
+    (transport,) = setup.endpoint.transports
+    with pytest.raises(ValueError, match="garbage"):
+        transport.receive(b"answer")
+    lease.release()  # before the reactor has closed it
+    assert setup.pool.stats().closed == {"peer": 1}
+    setup.turn()
+    setup.end()
+
+
+def test_aProtocolThatRaisesInPrepareIsNamed():
+    setup = Setup(maxSize=1, protocol=Raising)
+    prepared = ConnectionPool(
+        setup.clock,
+        setup.endpoint,
+        Factory.forProtocol(Raising),
+        prepare=lambda protocol: Deferred(),
+        name="prepared",
+    )
+    waiter = prepared.acquire()
+    with pytest.raises(ValueError, match="garbage"):
+        setup.endpoint.transports[0].receive(b"hello")
+    error = failureResultOf(waiter, ConnectFailed)
+    assert "its own protocol raised ValueError('garbage')" in str(error)
+    prepared.close(0)
+    setup.clock.pump([1.0] * 20)
+    setup.end()
+
+
+@implementer(IFileDescriptorReceiver)
+class Receiving(Asked):
+    """
+    Is answered by a descriptor.
+    """
+
+    def fileDescriptorReceived(self, descriptor):
+        os.close(descriptor)
+        answer, self.answer = self.answer, None
+        answer.callback(descriptor)
+
+
+def test_theBytesBehindADescriptorReachNobodyElse():
+    setup = Setup(maxSize=1, protocol=Receiving)
+    lease = successResultOf(setup.pool.acquire())
+    lease.protocol.ask().addCallback(lambda _: lease.release())
+    waiter = setup.pool.acquire()
+    (transport,) = setup.endpoint.transports
+    transport.protocol.fileDescriptorReceived(os.dup(0))
+    assertNoResult(waiter)
+    transport.receive(b"came with it")
+    setup.clock.pump([0, 0, 0])
+    assert successResultOf(waiter).protocol.transport is not transport
+    setup.pool.close(0)
+    setup.clock.pump([1.0] * 20)
+    setup.end()
+
+
+def test_aDescriptorOnAnIdleConnectionIsClosedWithIt():
+    setup = Setup(maxSize=1, protocol=Receiving)
+    successResultOf(setup.pool.acquire()).release()
+    (transport,) = setup.endpoint.transports
+    descriptor = os.dup(0)
+    transport.protocol.fileDescriptorReceived(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    setup.turn()
+    assert setup.pool.stats().size == 0
     setup.end()
