@@ -9,7 +9,7 @@ name that nobody can have and what may not be read have one and the same answer.
 
 A session has its requests answered one after the other, in their order.  Nothing stays open
 between them.  While one answer is on its way out the next one is read, and no more than
-that: a reader that does not read keeps two runs in memory.
+that: a reader that does not read keeps two answers in memory.
 """
 
 from __future__ import annotations
