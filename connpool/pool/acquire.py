@@ -25,10 +25,11 @@ class _Unset:
 UNSET: Any = _Unset()
 
 
-def checkedTimeout(timeout: Any) -> Any:
+def checkedTimeout(timeout: Any, name: str = "timeout") -> Any:
     """
     Judge a timeout when it is given, whether or not it will be needed.
 
+    @param name: of the argument.
     @return: C{timeout}.
     @raise ValueError: it is none.
     """
@@ -40,8 +41,7 @@ def checkedTimeout(timeout: Any) -> Any:
         or not (timeout >= 0 and math.isfinite(timeout))
     ):
         raise ValueError(
-            f"timeout={timeout!r} is out of range: it must be seconds, "
-            "0 or more and finite, or None"
+            f"{name}={timeout!r} is out of range: it must be seconds, 0 or more and finite, or None"
         )
     return timeout
 

@@ -4,15 +4,27 @@ The arguments of a pool, judged when they are given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred
 
-from connpool.interfaces import IPoolable, ISingleUseEndpoint
+from connpool.interfaces import IPoolable, IPoolObserver, ISingleUseEndpoint
 from connpool.pool.settings import Settings
 
-__all__ = ["asEndpoints", "checkFactory", "checkSingleUse", "lacking"]
+__all__ = [
+    "asEndpoints",
+    "asObservers",
+    "checkCallable",
+    "checkCount",
+    "checkFactory",
+    "checkLimits",
+    "checkReactor",
+    "checkSingleUse",
+    "lacking",
+]
 
 
 def asEndpoints(endpoint: Any) -> list[Any]:
@@ -57,6 +69,63 @@ def checkFactory(factory: Any) -> None:
         raise TypeError(
             f"factory={factory!r} is no protocol factory; pass Factory.forProtocol({name})"
         )
+
+
+def checkReactor(reactor: Any) -> None:
+    """
+    @raise TypeError: C{reactor} has no time.
+    """
+    if not callable(getattr(reactor, "callLater", None)):
+        raise TypeError(f"reactor={reactor!r} is no reactor; pass twisted.internet.reactor")
+
+
+def checkCallable(name: str, value: Any, remedy: str) -> None:
+    """
+    @raise TypeError: C{value} cannot be called.
+    """
+    if not callable(value):
+        raise TypeError(f"{name}={value!r} is no function; pass {remedy}")
+
+
+def checkCount(name: str, value: Any, most: int, limit: str) -> None:
+    """
+    @raise ValueError: C{value} is no number of connections, at most C{most}.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        allowed = f"a whole number of at most {limit}={most}"
+        raise ValueError(f"{name}={value!r} is out of range: it must be {allowed}")
+
+
+def checkLimits(names: Iterable[str]) -> None:
+    """
+    @raise TypeError: one of C{names} is no limit of a pool.
+    """
+    known = [each.name for each in attrs.fields(Settings)]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name.lower(), [each.lower() for each in known], 1)
+            meant = [each for each in known if each.lower() in near]
+            remedy = f"did you mean {meant[0]}?" if meant else f"there are {', '.join(known)}"
+            raise TypeError(f"{name} is no limit of a pool; {remedy}")
+
+
+def asObservers(observers: Any) -> list[Any]:
+    """
+    @param observers: several, or none.
+    @return: a list of them.
+    @raise TypeError: for what is none.
+    """
+    if not isinstance(observers, Iterable):
+        raise TypeError(f"observers={observers!r} is no list; pass [{observers!r}]")
+    found = []
+    for index, each in enumerate(observers):
+        observer = IPoolObserver(each, None)
+        if observer is None:
+            raise TypeError(
+                f"observers[{index}]={each!r} is no observer; declare @implementer(IPoolObserver)"
+            )
+        found.append(observer)
+    return found
 
 
 def checkSingleUse(endpoints: Sequence[Any], settings: Settings) -> None:

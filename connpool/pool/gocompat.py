@@ -19,6 +19,7 @@ from twisted.internet.interfaces import (
 from zope.interface import Interface, directlyProvides, implementer
 
 from connpool.errors import DoubleRelease, ForeignLease
+from connpool.pool.arguments import checkCallable
 from connpool.pool.lease import Lease
 from connpool.pool.pool import ConnectionPool
 
@@ -50,6 +51,7 @@ class SeedPool:
     """
 
     def __init__(self, reactor: Any, size: int, timeout: float, connect: Callable[[], Any]) -> None:
+        checkCallable("connect", connect, "one that returns a connected protocol")
         self.pool = ConnectionPool(
             reactor, _Calling(connect), _Adopter(self._lost), maxSize=size, idleTimeout=timeout
         )

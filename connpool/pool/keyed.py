@@ -20,6 +20,7 @@ from connpool.errors import PoolClosed
 from connpool.interfaces import IConnecting, IStatsSource
 from connpool.pool import phases
 from connpool.pool.acquire import UNSET, checkedTimeout
+from connpool.pool.arguments import checkCallable
 from connpool.pool.clock import steady
 from connpool.pool.core import Core
 from connpool.pool.keyedstats import COUNTERS_OF_KEYS, GAUGES_OF_KEYS, KeyedPoolStats
@@ -101,12 +102,9 @@ class KeyedConnectionPool:
         self._evictions = 0
         self._feeding = False
         self._closed = False
-        if not callable(endpointFor):
-            raise TypeError(
-                f"endpointFor={endpointFor!r} is no function; pass one from a key to its endpoint"
-            )
+        checkCallable("endpointFor", endpointFor, "one from a key to its endpoint")
         # the limits are checked now, not at the first acquire
-        ConnectionPool(reactor, _Nowhere(), factory, **limits)
+        ConnectionPool(reactor, _Nowhere(), factory, prepare=prepare, **limits)
 
     def acquire(self, key: Hashable, timeout: float | None = UNSET) -> Deferred[Lease]:
         """
@@ -157,6 +155,7 @@ class KeyedConnectionPool:
         if self._closed:
             return fail(self._refusal())
         frame = _getframe(1)
+        checkCallable("f", f, "one that takes a protocol")
         checkedTimeout(timeout)
         try:
             shell = self._pool(key).shell
@@ -299,6 +298,7 @@ class KeyedConnectionPool:
         """
         L{IConnectionPool.drain} of every key.
         """
+        checkedTimeout(timeout)
         self._closed = True
         return _all([pool.drain(timeout) for pool in self.pools().values()])
 
@@ -306,6 +306,7 @@ class KeyedConnectionPool:
         """
         L{IConnectionPool.close} of every key.
         """
+        checkedTimeout(timeout)
         self._closed = True
         return _all([pool.close(timeout) for pool in self.pools().values()])
 

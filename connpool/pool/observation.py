@@ -10,8 +10,8 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from connpool.interfaces import IPoolObserver
 from connpool.pool.acquire import Acquire
+from connpool.pool.arguments import asObservers
 from connpool.pool.connection import Connection, site
 from connpool.pool.core import Core
 from connpool.pool.lease import Lease
@@ -31,7 +31,7 @@ class Watch:
     def __init__(self, pool: Any, core: Core, observers: Iterable[Any]) -> None:
         self._pool = pool
         self._core = core
-        self._observers = [IPoolObserver(each) for each in observers]
+        self._observers = asObservers(observers)
         self.configured()
 
     def configured(self) -> None:

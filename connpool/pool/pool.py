@@ -5,7 +5,6 @@ The pool: what L{Core} decides, done with endpoints, transports and Deferreds.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from sys import _getframe
 from typing import Any
@@ -18,7 +17,14 @@ from connpool.errors import ForeignLease
 from connpool.interfaces import IConnecting, IConnectionPool, ILease, IStatsSource
 from connpool.pool import phases
 from connpool.pool.acquire import UNSET, checkedTimeout
-from connpool.pool.arguments import asEndpoints, checkFactory, checkSingleUse
+from connpool.pool.arguments import (
+    asEndpoints,
+    checkCallable,
+    checkFactory,
+    checkLimits,
+    checkReactor,
+    checkSingleUse,
+)
 from connpool.pool.connection import Connection
 from connpool.pool.core import Core
 from connpool.pool.explaining import explain
@@ -53,7 +59,7 @@ class ConnectionPool:
     @ivar name: the same.
     @ivar shell: the inside, for the rest of this package.
     @raise ValueError: for a limit out of range.
-    @raise TypeError: for what is no endpoint or factory.
+    @raise TypeError: for an argument that is of no use.
     """
 
     kind = "pool"
@@ -69,8 +75,12 @@ class ConnectionPool:
         observers: Iterable[Any] = (),
         **limits: Any,
     ) -> None:
+        checkReactor(reactor)
         endpoints = asEndpoints(endpoint)
         checkFactory(factory)
+        if prepare is not None:
+            checkCallable("prepare", prepare, "one that takes a protocol, or None")
+        checkLimits(limits)
         settings = Settings(**limits)
         checkSingleUse(endpoints, settings)
         self.name = f"{next(_numbers)}" if name is None else name
@@ -133,6 +143,7 @@ class ConnectionPool:
         See L{IConnectionPool.run}.
         """
         frame = _getframe(1)
+        checkCallable("f", f, "one that takes a protocol")
         d = self.shell.acquire(checkedTimeout(timeout), frame.f_code, frame.f_lasti)
         return d.addCallback(use, lambda protocol: f(protocol, *args, **kwargs))
 
@@ -180,7 +191,7 @@ class ConnectionPool:
         """
         See L{IConnectionPool.whenReady}.
         """
-        return self.shell.whenReady(count, timeout)
+        return self.shell.whenReady(count, checkedTimeout(timeout))
 
     def stats(self) -> PoolStats:
         """
@@ -218,6 +229,7 @@ class ConnectionPool:
         """
         See L{IConnectionPool.reconfigure}.
         """
+        checkLimits(changes)
         settings = attrs.evolve(self._core.settings, **changes)
         checkSingleUse([each.endpoint for each in self._core.supply.destinations], settings)
         self._core.configure(settings)
@@ -228,8 +240,8 @@ class ConnectionPool:
         """
         See L{IConnectionPool.purge}.
         """
-        if not (isinstance(over, (int, float)) and 0 <= over < math.inf):
-            raise ValueError(f"over={over!r} is out of range: it must be seconds, 0 or more")
+        if checkedTimeout(over, "over") is None:
+            raise ValueError("over=None is out of range: it must be seconds, 0 or more")
         phases.purge(self._core, self._seconds(), over=over)
         self.shell.watch.tell("poolPurged", self._core.inventory.generation)
         self.shell.settle()
@@ -253,13 +265,14 @@ class ConnectionPool:
         """
         See L{IConnectionPool.drain}.
         """
-        phases.drain(self._core, self._seconds(), timeout)
+        phases.drain(self._core, self._seconds(), checkedTimeout(timeout))
         return self.shell.whenClosed()
 
     def close(self, timeout: float | None = None) -> Deferred[None]:
         """
         See L{IConnectionPool.close}.
         """
+        checkedTimeout(timeout)
         patience = self._core.settings.closeTimeout if timeout is None else timeout
         phases.close(self._core, self._seconds(), patience)
         return self.shell.whenClosed()

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from connpool.interfaces import IConnecting, IReadiness, IStatsSource
+from connpool.pool.acquire import checkedTimeout
 from connpool.pool.keyed import KeyedConnectionPool
 from connpool.pool.pool import ConnectionPool
 
@@ -32,9 +33,11 @@ class ConnectionPoolService(Service):
     def __init__(
         self, pool: ConnectionPool | KeyedConnectionPool, drainTimeout: float | None = 30.0
     ) -> None:
+        if not isinstance(pool, (ConnectionPool, KeyedConnectionPool)):
+            raise TypeError(f"pool={pool!r} is no pool; pass a ConnectionPool")
         self.pool = pool
         self.name = pool.name
-        self._drainTimeout = drainTimeout
+        self._drainTimeout = checkedTimeout(drainTimeout, "drainTimeout")
 
     def startService(self) -> None:
         """

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from connpool.errors import LeaseError
 from connpool.pool import checks, outcomes
 from connpool.pool.acquire import UNSET, Acquire
+from connpool.pool.arguments import checkCount
 from connpool.pool.clock import steady
 from connpool.pool.connection import Connection, site
 from connpool.pool.core import Core
@@ -549,10 +550,8 @@ class Shell:
         See L{IConnectionPool.whenReady}.
         """
         settings = self.core.settings
-        if count is not None and count > settings.maxSize:
-            raise ValueError(
-                f"count={count!r} is out of range: it must be at most maxSize={settings.maxSize}"
-            )
+        if count is not None:
+            checkCount("count", count, settings.maxSize, "maxSize")
         ready = self._readiness.when(settings.minIdle if count is None else count)
         self._readiness.tell()
         if self.core.phase is not Phase.CLOSED:
