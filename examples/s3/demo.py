@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,18 @@ def receivers(
             each.stop()
 
 
-def configuration(front: int, behind: list[Receiver]) -> str:
+@attrs.frozen
+class Server:
+    """
+    A receiver, as HAProxy has to know it.
+    """
+
+    name: str
+    port: int
+    statusPort: int
+
+
+def configuration(front: int, behind: Sequence[Server | Receiver]) -> str:
     """
     Return the configuration beside this file, with ports of this machine.
     """
