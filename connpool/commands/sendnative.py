@@ -34,6 +34,9 @@ __all__ = ["sendNative"]
 
 #: Seconds between two looks at how it goes.
 _TICK_SECONDS = 0.1
+#: Seconds after which it is found out how much there is: to count small files takes a good
+#: part of the time that it takes to send them.
+_COUNT_AFTER_SECONDS = 1.0
 #: Seconds without a byte after which it is said what is waited for.
 _STALLED_SECONDS = 2.0
 #: Seconds between two lines about a wait for one and the same reason, after a few.
@@ -164,7 +167,8 @@ class _Run:
         look.clock = reactor
         look.start(_TICK_SECONDS, now=False)
         # a daemon: a large tree is not counted to its end if all is over
-        threading.Thread(target=self._measure, daemon=True).start()
+        counting = threading.Thread(target=self._measure, daemon=True)
+        count = reactor.callLater(_COUNT_AFTER_SECONDS, counting.start)
         try:
             await sent
         except CancelledError:
@@ -172,6 +176,8 @@ class _Run:
             return INTERRUPTED
         finally:
             look.stop()
+            if count.active():
+                count.cancel()
             self._sayFewer()
             if pool is not None:
                 await pool.close(timeout=5.0)

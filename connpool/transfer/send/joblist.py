@@ -14,16 +14,18 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from connpool.errors import ChangedSource, SourceError, TransferError
-from connpool.transfer.digests import BLOCK_SIZE, Digest, chooseBlockSize, rootOf
+from connpool.transfer.digests import Digest, chooseBlockSize, rootOfBlock
 from connpool.transfer.iothreads import InThread
 from connpool.transfer.send.keys import Run
 from connpool.transfer.send.source import openRegular, readRoot, readWhole
 from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, STDIN, Found, Walk
 
-__all__ = ["Job", "JobList", "Small"]
+__all__ = ["AbsolutePaths", "Job", "JobList", "Small"]
 
 #: The files and bytes that are prepared in one trip to a thread.
 _BATCH_FILES, _BATCH_BYTES = 256, 1 << 20
+#: Bytes of a transfer's id.
+_ID_BYTES = 16
 #: Times that a file is read that somebody writes to.
 _READS = 3
 
@@ -50,7 +52,7 @@ class Job:
 
     path: str
     name: bytes
-    transferId: bytes = attrs.field(factory=lambda: secrets.token_bytes(16))
+    transferId: bytes = attrs.field(factory=lambda: secrets.token_bytes(_ID_BYTES))
     status: os.stat_result | None = None
     key: bytes = b""
     tries: int = 0
@@ -98,8 +100,27 @@ class _Unasked:
     """
 
 
-def _absolute(job: Job) -> bytes:
-    return os.fsencode(os.path.abspath(job.path))
+class AbsolutePaths:
+    """
+    Absolute paths.  Those of one directory mostly come one after the other.
+    """
+
+    def __init__(self) -> None:
+        #: a directory, and its absolute path with a slash at the end; for several threads
+        self._latest: tuple[str | None, bytes] = None, b""
+
+    def of(self, path: str) -> bytes:
+        """
+        Return C{os.path.abspath} of it.
+        """
+        directory, slash, last = path.rpartition("/")
+        if not slash or last in {"", ".", ".."} or path.startswith("//"):
+            return os.fsencode(os.path.abspath(path))
+        latest, absolute = self._latest
+        if directory != latest:
+            absolute = os.fsencode(os.path.join(os.path.abspath(directory or "/"), ""))
+            self._latest = directory, absolute
+        return absolute + os.fsencode(last)
 
 
 #: Files with what became of their reading, directories and links.
@@ -133,6 +154,7 @@ class JobList:
         self._failed = failed
         self._again: deque[Job] = deque()
         self._passedOver = passedOver
+        self._absolute = AbsolutePaths()
         self._ended = False
         self._filling = False
         #: by the number of their parts
@@ -215,7 +237,7 @@ class JobList:
     def _giveKey(self, job: Job, root: bytes = b"", *, afresh: bool = False) -> None:
         assert job.status is not None
         job.key = job.fresh or self.run.key(
-            _absolute(job), job.status, job.name, root, afresh=afresh
+            self._absolute.of(job.path), job.status, job.name, root, afresh=afresh
         )
 
     def resumeKey(self, job: Job) -> bytes:
@@ -223,7 +245,7 @@ class JobList:
         Compute the key of an opened file's partial.
         """
         assert job.status is not None
-        return self.run.resumeKey(_absolute(job), job.status, job.name)
+        return self.run.resumeKey(self._absolute.of(job.path), job.status, job.name)
 
     def moved(self, job: Job) -> None:
         """
@@ -338,6 +360,8 @@ class JobList:
         """
         prepared: _Prepared = []
         total = 0
+        # one look at the system's source of random bytes, which takes its time
+        ids = secrets.token_bytes(_ID_BYTES * _BATCH_FILES)
         while total < _BATCH_BYTES and len(prepared) < _BATCH_FILES:
             if again:
                 job = again.pop(0)
@@ -349,7 +373,8 @@ class JobList:
                 if found.kind != FILE:
                     prepared.append((found, None))
                     continue
-                job = Job(found.path, found.name, listed=found.inode)
+                at = _ID_BYTES * len(prepared)
+                job = Job(found.path, found.name, ids[at : at + _ID_BYTES], listed=found.inode)
                 if found.error is not None:
                     prepared.append((job, found.error))
                     continue
@@ -386,7 +411,6 @@ class JobList:
             data = readWhole(fd, job.status, largest)
         finally:
             os.close(fd)
-        blocks = [digest.of(data)] if data else []
-        root = rootOf(digest, len(data), BLOCK_SIZE, blocks)
+        root = rootOfBlock(digest, data)
         self._giveKey(job, root, afresh=afresh)
         return Small(job, data, root)

@@ -40,6 +40,9 @@ __all__ = ["HeldRun", "Run", "SenderKeys", "stateDirectory"]
 _SECRET_BYTES = 32
 #: Follows the secret of a run whose keys are keyed BLAKE3.
 _BLAKE3 = b"\x02"
+_FINGERPRINT = struct.Struct(">QQQqq")
+#: By the number of parts: it, and their lengths.
+_LENGTHS = [struct.Struct(f">{parts + 1}I") for parts in range(8)]
 
 
 def stateDirectory() -> Path:
@@ -114,14 +117,12 @@ class Run:
         @param afresh: whether a process that goes on with the run of another one takes keys
             of its own: for a receiver that would not tell an old receipt from a new one.
         """
-        fingerprint = struct.pack(
-            ">QQQqq",
-            status.st_dev,
-            status.st_ino,
-            status.st_size,
-            _wrapped(status.st_mtime_ns),
-            _wrapped(status.st_ctime_ns),
-        )
+        what = status.st_dev, status.st_ino, status.st_size
+        times = status.st_mtime_ns, status.st_ctime_ns
+        try:
+            fingerprint = _FINGERPRINT.pack(*what, *times)
+        except struct.error:
+            fingerprint = _FINGERPRINT.pack(*what, *map(_wrapped, times))
         more = [part for part in (root, self._again * afresh) if part]
         key = self._keys(self._own, b"key", self._destination, path, fingerprint, name, *more)
         salt = self._salts.get(path)
@@ -266,7 +267,7 @@ def _hmac(secret: bytes, *parts: bytes) -> bytes:
 
 
 def _blake3(secret: bytes, *parts: bytes) -> bytes:
-    lengths = struct.pack(f">{len(parts) + 1}I", len(parts), *map(len, parts))
+    lengths = _LENGTHS[len(parts)].pack(len(parts), *map(len, parts))
     return blake3(b"".join((lengths, *parts)), key=secret).digest()
 
 

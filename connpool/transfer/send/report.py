@@ -4,7 +4,7 @@ The report of a sending: the outcome of each file, what is under way, what is wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -281,38 +281,42 @@ class Reporter:
         """
         Note that a file has its receipt.
         """
-        wanted = job.name.decode("utf-8")
-        underWay = self.report.underWay.get(job)
+        report = self.report
+        name = wanted = job.name.decode("utf-8")
+        status, integrity, digest = "stored", "verified", session.digest.name
+        if not isinstance(message, Ack):
+            name = message.name.decode("utf-8", "replace")
+            status, integrity = message.status, message.integrity
+            digest = digest if message.digest is None else message.digest
+        underWay = report.underWay.get(job)
+        # by position: there are many, and names would take twice as long
         receipt = Receipt(
-            transferId=job.transferId.hex(),
-            name=wanted if isinstance(message, Ack) else message.name.decode("utf-8", "replace"),
-            wanted=wanted,
-            size=size,
-            status="stored" if isinstance(message, Ack) else message.status,
-            durability=message.durability,
-            filesystem=message.filesystem,
-            integrity="verified" if isinstance(message, Ack) else message.integrity,
-            digest=(
-                session.digest.name
-                if isinstance(message, Ack) or message.digest is None
-                else message.digest
-            ),
-            root=root.hex() if root is not None else None,
-            protocol="native",
-            principal=session.principal,
-            finished=message.finished / 1000,
-            holeBytes=0 if underWay is None else min(underWay.holes, size),
+            job.transferId.hex(),
+            name,
+            wanted,
+            size,
+            status,
+            message.durability,
+            message.filesystem,
+            integrity,
+            digest,
+            root.hex() if root is not None else None,
+            "native",
+            session.principal,
+            message.finished / 1000,
+            None,
+            0 if underWay is None else min(underWay.holes, size),
         )
         if earlier != "gone":
-            self.report.doneBytes += size
-        self.report.slowed = ""
-        self._outcome(job, receipt=receipt, earlier=earlier)
+            report.doneBytes += size
+        report.slowed = ""
+        self._outcome(job, receipt, None, earlier)
 
     def failed(self, job: Job, why: TransferError) -> None:
         """
         Note that a file is not going to be stored.
         """
-        self._outcome(job, error=why)
+        self._outcome(job, None, why)
 
     def unchanged(self, job: Job) -> None:
         """
@@ -360,6 +364,16 @@ class Reporter:
         Note the answer of a dry run.
         """
         self._outcome(job)
+
+    def sentWhole(self, jobs: Sequence[Job], size: int) -> None:
+        """
+        Count files that were given to a connection, each in one piece.
+
+        @param size: bytes of all.
+        """
+        self.report.sentBytes += size
+        for job in jobs if self.report.delayed else ():
+            self.report.delayed.pop(job, None)
 
     def sent(self, job: Job, count: int) -> None:
         """
@@ -414,11 +428,22 @@ class Reporter:
     def _of(self, job: Job) -> UnderWay:
         return self.report.underWay.setdefault(job, UnderWay(job))
 
-    def _outcome(self, job: Job, **what: Any) -> None:
-        name = displayName(job.name or job.path)
-        self.report.underWay.pop(job, None)
-        job.letGo()
-        self.report.delayed.pop(job, None)
-        outcome = FileOutcome(job.path, name, asked=self._durability, **what)
-        self.report.outcomes.append(outcome)
+    def _outcome(
+        self,
+        job: Job,
+        receipt: Receipt | None = None,
+        error: ConnpoolError | None = None,
+        earlier: str = "",
+        *,
+        unchanged: bool = False,
+    ) -> None:
+        report, name = self.report, displayName(job.name or job.path)
+        report.underWay.pop(job, None)
+        if job.held is not None:
+            job.letGo()
+        report.delayed.pop(job, None)
+        outcome = FileOutcome(
+            *(job.path, name, receipt, error, self._durability, earlier, unchanged)
+        )
+        report.outcomes.append(outcome)
         self._answered(outcome)

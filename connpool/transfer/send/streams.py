@@ -93,7 +93,7 @@ def _earlier(receipt: ReceiptMessage | Ack) -> str:
     @return: what became of a file that an earlier run stored: C{gone}, C{there} or
         C{unknown}; empty if it was stored now.
     """
-    value = extensionOf(receipt, "earlier")
+    value = extensionOf(receipt, "earlier") if receipt.extensions else None
     return "" if value is None else _EARLIER.get(value, "unknown")
 
 
@@ -278,6 +278,8 @@ class SmallStream:
     """
     The answer to one C{PUT}.
     """
+
+    __slots__ = ("_durability", "_exchange", "_root", "job", "number", "size")
 
     def __init__(self, exchange: Exchange, small: Small) -> None:
         # not the content: up to 64 MiB are on their way

@@ -212,9 +212,8 @@ class Transmission:
         ifExists: Any = self._request.ifExists
         level: Any = self._exchange.durability.level
         streams = [SmallStream(self._exchange, small) for small in batch]
-        for small in batch:
-            self._reporter.sent(small.job, len(small.data))
-        number, size = streams[0].number, sum(stream.size for stream in streams)
+        number, size = streams[0].number, sum([stream.size for stream in streams])
+        self._reporter.sentWhole([small.job for small in batch], size)
         if len(batch) > 1:
             puts = Puts(ifExists, level, tuple(map(_entry, batch)))
             return encode(Type.PUTS, number, puts, size)

@@ -183,6 +183,8 @@ def _found(
     inode: int | None = None,
     modified: int | None = None,
 ) -> Found:
+    if name.isascii():
+        return Found(path, name.encode(), None, kind, inode, modified)
     raw = os.fsencode(name)
     try:
         raw.decode("utf-8")
