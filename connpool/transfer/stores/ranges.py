@@ -61,15 +61,6 @@ class Ranges(Sequence[tuple[int, int]]):
         ranges.total = sum(ends) - sum(starts)
         return ranges
 
-    def copy(self) -> Ranges:
-        """
-        Return one of its own with the same bytes.
-        """
-        copied = Ranges()
-        copied._starts, copied._ends = self._starts[:], self._ends[:]
-        copied.total = self.total
-        return copied
-
     def __len__(self) -> int:
         return len(self._starts)
 
