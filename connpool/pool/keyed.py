@@ -11,6 +11,7 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from sys import _getframe
+from types import FrameType
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, gatherResults
@@ -110,9 +111,11 @@ class KeyedConnectionPool:
         """
         L{IConnectionPool.acquire} of C{key}'s pool.
         """
+        return self._acquire(key, timeout, _getframe(1))
+
+    def _acquire(self, key: Hashable, timeout: float | None, frame: FrameType) -> Deferred[Lease]:
         if self._closed:
             return fail(self._refusal())
-        frame = _getframe(1)
         checkedTimeout(timeout)
         try:
             shell = self._pool(key).shell
@@ -152,16 +155,8 @@ class KeyedConnectionPool:
         """
         L{IConnectionPool.run} of C{key}'s pool.
         """
-        if self._closed:
-            return fail(self._refusal())
-        frame = _getframe(1)
         checkCallable("f", f, "one that takes a protocol")
-        checkedTimeout(timeout)
-        try:
-            shell = self._pool(key).shell
-        except Exception:
-            return fail()  # there is no endpoint
-        d = shell.acquire(timeout, frame.f_code, frame.f_lasti)
+        d = self._acquire(key, timeout, _getframe(1))
         return d.addCallback(use, lambda protocol: f(protocol, *args, **kwargs))
 
     def pools(self) -> dict[Hashable, ConnectionPool]:
