@@ -43,7 +43,21 @@ def test_absolutePaths(tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     paths = AbsolutePaths()
-    given = ["a", "d/a", "d/b", "./d/c", "d//e", "d/../f", "d/..", "d/.", "d/", "/", "/etc", "//x", "///x"]
+    given = [
+        "a",
+        "d/a",
+        "d/b",
+        "./d/c",
+        "d//e",
+        "d/../f",
+        "d/..",
+        "d/.",
+        "d/",
+        "/",
+        "/etc",
+        "//x",
+        "///x",
+    ]
     given += [f"{tmp_path}/a", f"{tmp_path}/d/a", "d/b", "../x", "d/\udcff", ""]
     for path in [*given, *reversed(given)]:
         assert paths.of(path) == os.fsencode(os.path.abspath(path)), path
