@@ -1,5 +1,6 @@
 """
 C{python -m benchmarks transfer|pool|datagram}: peers side by side, in one run.
+C{python -m benchmarks scale}: the S3 store alone, in virtual time (L{benchmarks.scale}).
 
 Contestants take turns, round by round; figures are medians.  A bar was set beforehand; it
 is met, missed, or not resolved: within a tenth of it 15 pairs are asked for, and never
@@ -116,6 +117,8 @@ def main(words: list[str] | None = None) -> int:
     @return: an exit code: 1 if something did not run, 2 for a mistake on the command line.
     """
     words = sys.argv[1:] if words is None else words
+    if words[:1] == ["scale"]:
+        return int(import_module("benchmarks.scale").main(words[1:]))
     chosen = arguments(words)
     setup = setupOf(chosen)
     suite = import_module(f"benchmarks.{chosen.suite}")

@@ -1,0 +1,18 @@
+"""
+The S3 store in virtual time: every file finds its end, and its own name.
+"""
+
+from benchmarks.__main__ import main
+
+
+def test_aFewUploads(capsys):
+    words = ["--uploads=60", "--receivers=5", "--dead=0.2", "--shared=0.5", "--capacity=150"]
+    assert main(["scale", *words]) == 0
+    text = capsys.readouterr().out
+    assert "20% of the receivers die at once" in text
+    [line] = [each for each in text.splitlines() if each.startswith("     150 |")]
+    cells = [cell.split()[0] for cell in line.split("|")]
+    # it was throttled, names were numbered, and nobody waited for ever
+    assert float(cells[3]) > 1
+    assert float(cells[4]) > 1
+    assert float(cells[7]) < 600
