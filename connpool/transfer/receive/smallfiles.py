@@ -145,7 +145,7 @@ class WholeFiles:
         Give files to the store, together if it can take them so.
         """
         store: Any = self._reception.store
-        if len(files) > 1 and self._takesBatches:
+        if self._takesBatches:
             try:
                 together: Outcomes | Deferred[Outcomes] = store.putAll(files)
                 return together
