@@ -184,6 +184,20 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         help="with --update: compare contents, which are read on both sides, instead of times",
     )
     native.add_argument(
+        "--compress",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="compress (zstd) what shrinks of files that do not go in one piece: where that is "
+        "faster, always, or never (default %(default)s)",
+    )
+    native.add_argument(
+        "--no-compress",
+        dest="compress",
+        action="store_const",
+        const="never",
+        help="the same as --compress never",
+    )
+    native.add_argument(
         "--dry-run",
         action="store_true",
         help="only ask the receiver what it would take; say why the rest would not go",

@@ -146,6 +146,7 @@ class _Run:
                 ifExists=arguments.if_exists,
                 durability=arguments.durability,
                 dry=arguments.dry_run,
+                compress=arguments.compress,
                 update=("checksum" if arguments.checksum else "times") * arguments.update,
                 digests=arguments.digests,
                 credentials=arguments.credentials,
@@ -265,6 +266,8 @@ class _Run:
         count = f"{files}{f' of {total}' * (files < total)} file{'s' * (total > 1)}"
         levels = sorted({_level(receipt) for receipt in receipts})
         resumed = f", {sized(report.resumedBytes)} of it held before" * bool(report.resumedBytes)
+        saved = sized(report.sentBytes - report.savedBytes)
+        resumed += f", compressed to {saved}" * bool(report.savedBytes)
         resumed += f", {sized(report.holeBytes)} of it holes" * bool(report.holeBytes)
         repeated = sum(receipt.status == "duplicate" for receipt in receipts)
         were = "was" if repeated == 1 else "were"

@@ -119,6 +119,7 @@ class Options(StatusOptions, WebOptions, CredentialOptions, AccessOptions):
     ]
 
     optFlags = [
+        ["no-compression", None, "Take no compressed content"],
         ["no-dotfiles", None, "Refuse names with a part that begins with a dot"],
         ["keep-exec", None, "Keep the exec bit of the sender's file"],
     ]
@@ -198,6 +199,7 @@ class Options(StatusOptions, WebOptions, CredentialOptions, AccessOptions):
                 ifExists=self["if-exists"],
                 names=self["names"],
                 dotfiles=not self["no-dotfiles"],
+                compression=not self["no-compression"],
                 idleTimeout=self["idle-timeout"],
                 minimumRate=self["min-rate"],
             ),

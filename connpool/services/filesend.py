@@ -73,6 +73,12 @@ class Options(StatusOptions):
             "Refusals of a file before it is set aside",
         ],
         [
+            "compress",
+            None,
+            defaultOf(FileSender, "compress"),
+            "Compress what shrinks: auto (where that is faster), always or never",
+        ],
+        [
             "bwlimit",
             None,
             defaultOf(FileSender, "bwlimit"),
@@ -130,6 +136,8 @@ class Options(StatusOptions):
         self.setdefault("ignore", [])
         self.convert("ignore", lambda patterns: patterns if Choice.ignoring(patterns) else ())
         self.convert("bwlimit", _asLimit)
+        if self["compress"] not in {"auto", "always", "never"}:
+            raise usage.UsageError("--compress: auto, always or never is asked for")
         self.convert("credentials", lambda path: readCredentials(path, os.environ))
 
 
@@ -164,6 +172,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         keepDirectories=bool(options["keep-directories"]),
         writerWarning=options["writer-warning"],
         bwlimit=options["bwlimit"],
+        compress=options["compress"],
         name=options["name"],
     )
     return observed(options, sender, reactor)

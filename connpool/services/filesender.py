@@ -103,6 +103,7 @@ class FileSender(MultiService):
     @param keepDirectories: keep directories that are empty once their files were sent.
     @param writerWarning: seconds that a file may be open for writing before readiness
         says so.
+    @param compress: as in L{sendFiles}.
     @param bwlimit: bytes a second at most, such as C{2M}, or the path of a file that says so and
         is read again when the service reloads; C{0} for no limit.
     @param name: in logs and metrics.
@@ -132,6 +133,7 @@ class FileSender(MultiService):
         keepDirectories: bool = False,
         writerWarning: float = 600.0,
         bwlimit: str = "0",
+        compress: str = "auto",
         name: str = "filesend",
     ) -> None:
         super().__init__()
@@ -158,6 +160,7 @@ class FileSender(MultiService):
         self._writerWarning = writerWarning
         self._outbox = Outbox(settle, attempts)
         self._bwlimit = bwlimit
+        self._compress = compress
         self._pace = Pace(reactor, readRate(bwlimit))
         self._run: Deferred[None] | None = None
         self.pool: ConnectionPool | None = None
@@ -374,6 +377,7 @@ class FileSender(MultiService):
                 answered=lambda outcome: outcomes.setdefault(outcome.path[prefix:], outcome),
                 pool=pool,
                 jobs=self._jobs,
+                compress=self._compress,
                 pace=self._pace,
                 begun=partial(setattr, self, "_sending"),
             )

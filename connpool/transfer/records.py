@@ -79,6 +79,7 @@ class Offer:
     @ivar dataBytes: bytes of it that are data, about, if its sender says that it has holes;
         L{None}: all.
     @ivar holeBytes: bytes of it that came as holes, once all have come.
+    @ivar savedBytes: bytes of it that did not come, because the others were compressed.
     """
 
     name: RelativeName
@@ -101,6 +102,7 @@ class Offer:
     evicts: bool = True
     dataBytes: int | None = None
     holeBytes: int = 0
+    savedBytes: int = 0
 
 
 @attrs.frozen
@@ -186,6 +188,7 @@ class Receipt:
     @ivar finished: wall-clock time of publishing, seconds since the epoch.
     @ivar sha256: hexadecimal SHA-256 of all bytes, or L{None} if nobody asked for it.
     @ivar holeBytes: bytes of C{size} that were sent as holes, not as content.
+    @ivar savedBytes: bytes that compression kept off the network.
     """
 
     transferId: str
@@ -203,6 +206,7 @@ class Receipt:
     finished: float
     sha256: str | None = None
     holeBytes: int = 0
+    savedBytes: int = 0
 
     def answers(self, size: int | None, root: bytes | None = None) -> bool:
         """

@@ -188,6 +188,58 @@ def test_peerTellsHoles(receiving):
     assert (receiving.root / "sparse").stat().st_blocks * 512 <= 3 * block
 
 
+def test_peerSendsCompressed(receiving):
+    block = 1 << 16
+    data = b"x" * block + b"y" * 5000 + b"z" * (block - 5000) + b"end" * 5000
+    sender = peer.Sender(receiving.connect()).greet()
+    stream, missing = sender.offer(b"packed", data, block)
+    sender.repeated(stream, 0, b"x", block)
+    sender.repeated(stream, block, b"y", 5000)
+    sender.repeated(stream, block + 5000, b"z", block - 5000)
+    sender.send(peer.DIGESTS, stream, [0], b"".join(peer.digests(data, block)[:2]))
+    sender.blocks(stream, data, block, missing[2:])
+    kind, fields = sender.commit(stream, data, block)
+    assert (kind, fields[0]) == (peer.RECEIPT, "stored")
+    sender.socket.close()
+    assert receiving.files() == {"packed": data}
+
+
+def test_commandCompresses(receiving, source):
+    text = b"".join(b"%d: request %d took %d ms\n" % (n, n * 31, n % 977) for n in range(100_000))
+    (source / "log").write_bytes(text)
+    lines = {}
+    for option in (["--compress=always"], ["--no-compress"], []):
+        done = receiving.send("--json", *option, source / "log")
+        assert done.returncode == 0, done.stderr
+        (lines[*option],) = [
+            line for line in map(json.loads, done.stdout.splitlines()) if line["path"]
+        ]
+        (receiving.root / "log").unlink()
+        shutil.rmtree(receiving.tmp_path / "state")
+    saved = {option: line["receipt"]["savedBytes"] for option, line in lines.items()}
+    assert saved["--compress=always",] > len(text) / 2
+    assert saved["--no-compress",] == 0
+    assert saved[()] > len(text) / 2
+    assert len({line["receipt"]["root"] for line in lines.values()}) == 1
+    piped = run(
+        [*CONNPOOL, "send", "--to", receiving.place, "--compress=always", "--name=p", "-"],
+        said=text,
+        env=environment(XDG_STATE_HOME=str(receiving.tmp_path / "piped")),
+    )
+    assert piped.returncode == 0, piped.stderr
+    assert "compressed to" in str(piped.stderr)
+    assert receiving.files() == {"p": text}
+
+
+def test_aReceiverThatTakesNothingCompressed(source, tmp_path):
+    (source / "log").write_bytes(b"the same line\n" * 50_000)
+    with Receiving(tmp_path, "--no-compression") as there:
+        done = there.send("--compress=always", "--json", source / "log")
+        assert done.returncode == 0, done.stderr
+        assert '"savedBytes":0' in done.stdout.replace(" ", "")
+        assert there.files()["log"] == b"the same line\n" * 50_000
+
+
 def test_peerAsks(receiving):
     sender = peer.Sender(receiving.connect()).greet()
     sender.answers([sender.put(b"dir/f", b"content")])

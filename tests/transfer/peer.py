@@ -16,8 +16,8 @@ HELLO, AUTH, READY, JOIN, JOINED, PING, PONG, GOAWAY, ERROR = range(1, 10)
 (PUT, OFFER, ACCEPT, REJECT, DATA, DIGESTS, REPAIR, REVOKE, COMMIT, PROGRESS, ACK, RECEIPT) = range(
     0x10, 0x1C
 )
-CANCEL, DIRECTORY, PUTS, HOLE, ASK, HAVE = range(0x1C, 0x22)
-CAPABILITIES = ["join", "best", "earlier", "directories", "puts", "holes", "update"]
+CANCEL, DIRECTORY, PUTS, HOLE, ASK, HAVE, PACKED = range(0x1C, 0x23)
+CAPABILITIES = ["join", "best", "earlier", "directories", "puts", "holes", "update", "zstd"]
 SMALL_BLOCK = 1 << 20
 
 
@@ -288,6 +288,16 @@ class Sender(Channel):
     def hole(self, stream, offset, length):
         assert "holes" in self.capabilities
         self.send(HOLE, stream, [offset, length])
+
+    def repeated(self, stream, offset, byte, count):
+        """
+        Send C{count} times C{byte}: a zstd frame by hand, one block of repetition (RFC 8878).
+        """
+        assert "zstd" in self.capabilities
+        assert count < 1 << 17
+        frame = b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", count)
+        frame += struct.pack("<I", count << 3 | 3)[:3] + byte
+        self.send(PACKED, stream, [offset, count], frame)
 
     def ask(self, files):
         """

@@ -15,10 +15,10 @@ from connpool.transfer.send.request import SendRequest
 from connpool.transfer.send.source import readRoot
 from connpool.transfer.stores import MemoryStore
 from connpool.transfer.wire import handshake
+from connpool.transfer.wire.content import Hole
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import (
     Extension,
-    Hole,
     OfferMessage,
     ReceiptMessage,
     dataBytesIn,

@@ -29,7 +29,7 @@ from connpool.transfer.stores import MemoryStore
 from tests.helpers.transports import PausableTransport
 
 #: Small enough that a reference transfer of a few KiB has everything.
-SMALL_BLOCKS = SendRequest(durability="none", blockSize=4096, extentBytes=8192)
+SMALL_BLOCKS = SendRequest(durability="none", blockSize=4096, extentBytes=8192, compress="never")
 
 
 class MemoryTransport(PausableTransport):

@@ -132,6 +132,8 @@ class Greeting:
             )
             if not part.providedBy(store)
         }
+        if not policy.compression:
+            lacking.add("zstd")
         self._capabilities = tuple(c for c in CAPABILITIES if c not in lacking)
         if policy.reading and IReadableStore.providedBy(store):
             self._capabilities += (READ,)

@@ -26,12 +26,14 @@ class Policy(Limits):
     @ivar names: C{portable} or C{posix}: which names are taken.
     @ivar dotfiles: whether names may begin with a dot.
     @ivar reading: whether anybody may read; who, and what, is in the entry of each identity.
+    @ivar compression: whether content may come compressed.
     @ivar idleTimeout: and C{minimumRate}: of each sender that has none of its own.
     """
 
     ifExists: str = "rename"
     names: str = "portable"
     dotfiles: bool = True
+    compression: bool = True
     reading: bool = False
     idleTimeout: float = 60.0
     minimumRate: float = 1024.0
@@ -67,6 +69,7 @@ class TransferStats:
     @ivar listings: pages of directories that were read.
     @ivar readRefused: requests to read that did not get what was asked for.
     @ivar skipped: files that were left out because the rule C{skip} keeps another one.
+    @ivar savedBytes: bytes that compression kept off the network.
     @ivar asked: files that senders asked about.
     @ivar unchanged: those of them that were told to be there.
     @ivar holeBytes: bytes of holes, which did not come and were not written.
@@ -84,6 +87,7 @@ class TransferStats:
     skipped: int = 0
     rememberedBytes: int = 0
     holeBytes: int = 0
+    savedBytes: int = 0
     asked: int = 0
     unchanged: int = 0
     readFiles: int = 0

@@ -278,6 +278,7 @@ class Quotas:
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
     @ivar receivedBytes: bytes that were charged.
     @ivar holeBytes: bytes of holes, which did not come.
+    @ivar savedBytes: bytes that did not come because content was compressed.
     """
 
     def __init__(self, policy: Policy, clock: Any) -> None:
@@ -287,7 +288,7 @@ class Quotas:
         self._accounts: dict[str, tuple[Account, ...]] = {}
         #: what waits for a rate, and its timer
         self._waits: dict[Deferred[None], Any] = {}
-        self.receivedBytes = self.holeBytes = 0
+        self.receivedBytes = self.holeBytes = self.savedBytes = 0
 
     def accounts(self, identity: Identity | None) -> tuple[Account, ...]:
         """

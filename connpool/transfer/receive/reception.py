@@ -286,7 +286,7 @@ class Reception:
             self.quotas.waiting,
             self._skipped,
             remembering.rememberedBytes if remembering is not None else 0,
-            *(self.quotas.holeBytes, self.asked, self.unchanged),
+            *(self.quotas.holeBytes, self.quotas.savedBytes, self.asked, self.unchanged),
             *(attrs.astuple(self._reads) if self._reads is not None else ()),
         )
 
@@ -344,7 +344,7 @@ class Incoming:
         self._before = sum(end - start for start, end in partial.held)
         #: bytes that were announced and have not come
         self._expected = max(0, (offer.size or 0) - self._before)
-        self._stalled = self._held = self._holes = 0
+        self._stalled = self._held = self._holes = self.saved = 0
         self._toldAt = 0.0
         #: of the last checkpoint: bytes that had come, and seconds
         self._saved, self._savedAt = 0, reception.clock.seconds()
@@ -522,8 +522,9 @@ class Incoming:
             if IUploadPartial.providedBy(self.partial):
                 if sha256 is not None:
                     self._declare(attrs.evolve(self.offer, sha256=sha256.hex()))
-                if self._holes:
-                    self._declare(attrs.evolve(self.offer, holeBytes=self._holes))
+                if self._holes or self.saved:
+                    offer = attrs.evolve(self.offer, holeBytes=self._holes)
+                    self._declare(attrs.evolve(offer, savedBytes=self.saved))
             receipt = await self.partial.commit(root)
         except BaseException as e:
             again = isinstance(e, TransferError) and e.retryable

@@ -68,6 +68,7 @@ from connpool.transfer.wire.update import Ask
 
 if TYPE_CHECKING:
     from connpool.transfer.receive.reading import Requests
+    from connpool.transfer.receive.unpacking import Unpacking
 
 __all__ = ["NativeReceiver", "ReceiverSession"]
 
@@ -138,7 +139,7 @@ class ReceiverSession:
         self._joiners: list[ReceiverSession] = []
         self._streams: dict[int, Stream] = {}
         self._lastStream = 0
-        self._place: tuple[Stream | None, int] = (None, 0)
+        self._place: tuple[Stream | Unpacking | None, int] = (None, 0)
         self._more: set[Type] = set()
         self._dryRun: DryRun | None = None
         self._requests: Requests | None = None
@@ -374,6 +375,10 @@ class ReceiverSession:
             if not frame.length:
                 raise ProtocolError("DATA carries no bytes")
             self._place = self._find(frame), data.offset
+        elif kind is Type.PACKED:
+            from connpool.transfer.receive.unpacking import unpacking
+
+            self._place = unpacking(self._find(frame), self._link, message, frame.length), 0
         elif kind in BEGINNINGS:
             self._begin(frame, message)
         elif kind is Type.HOLE:
@@ -420,7 +425,7 @@ class ReceiverSession:
         del self._receiver.tickets[self._ticket]
         self._joined = owner
         owner._joiners.append(self)
-        self._link.reader.expected = ON_JOINED | (self._more & {Type.HOLE})
+        self._link.reader.expected = ON_JOINED | (self._more & {Type.HOLE, Type.PACKED})
         self.send(encode(Type.JOINED, 0, Joined()))
 
     def _begin(self, frame: Frame, message: Any) -> None:

@@ -254,6 +254,14 @@ class Stream:
             return None
         return self._upload.write(lane, offset, view)
 
+    def saved(self, count: int) -> None:
+        """
+        Count bytes of content that did not travel, because they came compressed.
+        """
+        if self._upload is not None:
+            self._upload.incoming.saved += count
+            self._reception.quotas.savedBytes += count
+
     def skip(self, lane: Any, start: int, length: int) -> Deferred[None]:
         """
         Take a hole.

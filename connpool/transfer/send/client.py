@@ -281,6 +281,7 @@ def sendFiles(
     idleTimeout: float = 60.0,
     pace: Pace | None = None,
     update: str = "",
+    compress: str = "auto",
 ) -> Deferred[SendReport]:
     """
     Send files, directories and (C{-}) standard input to a receiver.
@@ -308,6 +309,7 @@ def sendFiles(
         its C{SessionFactory}, too.
     @param update: send only what the receiver does not have, or has not told of: by size and
         time (C{times}), or by content (C{checksum}); empty: all.
+    @param compress: compress what shrinks: where that is faster (C{auto}), C{always} or C{never}.
     @return: fires with the report, also when files failed.  Cancelling it stops
         sending; the receiver keeps what can be resumed.
     @raise SourceError: the state that files are resumed with is damaged.
@@ -322,7 +324,7 @@ def sendFiles(
         connections,
         paths,
         destination,
-        request=SendRequest(ifExists, durability, dry, update=update),
+        request=SendRequest(ifExists, durability, dry, update=update, compress=compress),
         keys=keys,
         retry=retry,
         answered=answered,

@@ -80,6 +80,7 @@ class UnderWay:
 
     @ivar sent: bytes sent or held.
     @ivar holes: those that were told as holes.
+    @ivar saved: bytes that compression kept off the network.
     @ivar phase: what the receiver says it is doing.
     @ivar slow: what the receiver says it waits for.
     """
@@ -89,6 +90,7 @@ class UnderWay:
     phase: str = ""
     slow: str = ""
     holes: int = 0
+    saved: int = 0
 
     @property
     def done(self) -> int:
@@ -140,6 +142,7 @@ class SendReport:
 
     @ivar outcomes: in the order of the answers.
     @ivar sentBytes: content bytes given to connections, repetitions included.
+    @ivar savedBytes: bytes of C{sentBytes} that compression kept off the network.
     @ivar unchanged: files that were not sent, because the receiver has them.
     @ivar untold: files that were sent because the receiver tells nothing of them.
     @ivar cannotTell: whether it is a receiver that never does.
@@ -174,6 +177,7 @@ class SendReport:
     delayed: dict[Job, Wait] = attrs.field(factory=dict, repr=False)
     pace: Pace | None = attrs.field(default=None, repr=False)
     holeBytes: int = 0
+    savedBytes: int = 0
     unchanged: int = 0
     untold: int = 0
     cannotTell: bool = False
@@ -306,6 +310,7 @@ class Reporter:
             message.finished / 1000,
             None,
             0 if underWay is None else min(underWay.holes, size),
+            0 if underWay is None else min(underWay.saved, size),
         )
         if earlier != "gone":
             report.doneBytes += size
@@ -393,6 +398,13 @@ class Reporter:
         each = self._of(job)
         each.sent += count
         each.holes += count
+
+    def saved(self, job: Job, count: int) -> None:
+        """
+        Count bytes that compression keeps off the network.
+        """
+        self.report.savedBytes += count
+        self._of(job).saved += count
 
     def resumed(self, job: Job, count: int) -> None:
         """

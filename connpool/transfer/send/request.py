@@ -25,6 +25,7 @@ class SendRequest:
     @ivar dry: only ask.
     @ivar update: C{times} or C{checksum}: send only what the receiver does not have, by this;
         empty: all.
+    @ivar compress: C{auto}, C{always} or C{never} (L{connpool.transfer.send.packing}).
     @ivar blockSize: smallest bytes of a block.
     @ivar extentBytes: bytes of an extent.
     """
@@ -35,6 +36,7 @@ class SendRequest:
     blockSize: int = BLOCK_SIZE
     extentBytes: int = EXTENT_BYTES
     update: str = ""
+    compress: str = "auto"
 
 
 class RequestedDurability:

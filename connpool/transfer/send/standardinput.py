@@ -5,21 +5,30 @@ Standard input on its way out: of unknown size, and read only once.
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from connpool.errors import SourceError, TooLarge
 from connpool.transfer.digests import MAX_BLOCKS, rootOf
 from connpool.transfer.send.readahead import readSome
 from connpool.transfer.send.streams import Exchange, LargeStream
+from connpool.transfer.wire.content import Packed
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import Data, Digests, encode
+
+if TYPE_CHECKING:
+    from connpool.transfer.send.packing import Packer
 
 __all__ = ["sendStandardInput"]
 
 
-async def sendStandardInput(exchange: Exchange, stream: LargeStream, fd: int) -> None:
+async def sendStandardInput(
+    exchange: Exchange, stream: LargeStream, fd: int, packer: Packer | None = None
+) -> None:
     """
     Send what comes, when it comes, until the end of input; what cannot be
     read again is not repaired.
+
+    @param packer: compresses what shrinks; L{None} for nothing.
     """
     session, writer = exchange.session, exchange.session.writer
     while not stream.accepted and not stream.over:
@@ -43,10 +52,22 @@ async def sendStandardInput(exchange: Exchange, stream: LargeStream, fd: int) ->
                 stream.giveUp(why, keep=False)
                 return
             hasher.update(data)
+            packed = None
+            if packer is not None and packer.tries():
+                packed = packer.pack(memoryview(data))
+            began = 0.0 if packer is None else packer.seconds()
             await writer.turn()
-            writer.spend(len(data))
-            async with writer.hold(encode(Type.DATA, stream.number, Data(at), len(data))):
-                await writer.write(memoryview(data))
+            if packed is None:
+                sent, head = data, encode(Type.DATA, stream.number, Data(at), len(data))
+            else:
+                sent = packed
+                head = encode(Type.PACKED, stream.number, Packed(at, len(data)), len(packed))
+                exchange.reporter.saved(stream.job, len(data) - len(packed))
+            writer.spend(len(sent))
+            async with writer.hold(head):
+                await writer.write(memoryview(sent))
+            if packer is not None:
+                packer.wrote(packer.seconds() - began, len(sent))
             if stream.over:
                 return
             at += len(data)

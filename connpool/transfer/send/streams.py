@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -60,6 +60,9 @@ from connpool.transfer.wire.messages import (
 )
 from connpool.waiting import Waiters
 
+if TYPE_CHECKING:
+    from connpool.transfer.send.packing import Packer
+
 __all__ = ["Exchange", "Lane", "LargeStream", "SmallStream"]
 
 #: How often a file is sent again for a reason of its own; when the receiver says that a
@@ -82,6 +85,7 @@ class Lane:
     session: SenderSession
     reader: ReadAhead
     primary: bool = False
+    packer: Packer | None = None
 
 
 #: By the value of a receipt's extension C{earlier}.

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -38,6 +38,8 @@ from connpool.transfer.send.streams import Exchange, Lane, LargeStream, SmallStr
 from connpool.transfer.send.updating import Updating
 from connpool.transfer.send.walking import STDIN
 from connpool.transfer.send.writer import Writer
+from connpool.transfer.wire.content import Hole, Packed
+from connpool.transfer.wire.fields import MAX_PACKED_BYTES
 from connpool.transfer.wire.frames import MAX_CONTROL_BYTES, Type
 from connpool.transfer.wire.messages import (
     BATCH_FILES,
@@ -46,7 +48,6 @@ from connpool.transfer.wire.messages import (
     Digests,
     Entry,
     Extension,
-    Hole,
     OfferMessage,
     Put,
     Puts,
@@ -56,6 +57,9 @@ from connpool.transfer.wire.messages import (
 )
 
 __all__ = ["Transmission"]
+
+if TYPE_CHECKING:
+    from connpool.transfer.send.packing import Packer
 
 #: Large files offered at once: their answers come while another is sent.
 MAX_OFFERS = 16
@@ -108,7 +112,7 @@ class Transmission:
 
         @raise TransferError: what ended the connection.
         """
-        lane = Lane(self._session, ReadAhead(self._exchange.inThread), primary=True)
+        lane = Lane(self._session, ReadAhead(self._exchange.inThread), True, self._packer())
         self._session.start()
         try:
             while True:
@@ -326,27 +330,38 @@ class Transmission:
                 pieces = await self._exchange.inThread(
                     partial(piecesOf, fd, extent.start, extent.end, stream.blockSize)
                 )
-            most = writer.portion
+            most, packer = writer.portion, lane.packer
             reader.start(fd, extent, stream.blockSize, session.digest, most, pieces)
-            for start, end, hole in runsOf(pieces, most):
+            for start, end, hole, tried in runsOf(pieces, most, stream.blockSize, packer):
+                chunk = packed = None
+                if packer is not None and tried:
+                    chunk = await reader.chunk()
+                    packed = packer.pack(chunk.view)
+                began = 0.0 if packer is None else packer.seconds()
                 await writer.turn()
                 if stream.over:
                     return False
-                writer.spend(0 if hole else end - start)
+                count = 0 if hole else end - start
+                writer.spend(count if packed is None else len(packed))
                 # a block that spans frames has its digest after the last one
                 digests: list[bytes] = []
                 first = 0
                 short = False
                 failed: SourceError | None = None
                 # once begun, a frame has all its bytes, whatever they are
-                head = encode(Type.DATA, stream.number, Data(start), end - start)
+                if packed is None:
+                    head = encode(Type.DATA, stream.number, Data(start), end - start)
+                else:
+                    message = Packed(start, count)
+                    head = encode(Type.PACKED, stream.number, message, len(packed))
+                    self._reporter.saved(stream.job, count - len(packed))
                 async with nullcontext() if hole else writer.hold(head):
                     if hole:
                         self._sendHole(writer, stream, start, end)
                     at = start
                     while at < end:
-                        chunk = await reader.chunk()
-                        await writer.write(chunk.view)
+                        chunk = chunk or await reader.chunk()
+                        await writer.write(chunk.view if packed is None else memoryview(packed))
                         at += chunk.length
                         self._reporter.sent(stream.job, len(chunk.view))
                         short = short or chunk.short
@@ -356,13 +371,16 @@ class Transmission:
                             first = first if digests else chunk.block
                             digests.append(chunk.digest)
                         reader.free(chunk)
+                        chunk = None
+                if packer is not None and not hole:
+                    packer.wrote(packer.seconds() - began, len(packed or b"") or count)
                 if failed is not None:
                     stream.giveUp(failed, keep=True)
                     return False
                 if digests:
                     wire = b"".join(digests)
-                    message = Digests(first)
-                    writer.send(encode(Type.DIGESTS, stream.number, message, len(wire)), wire)
+                    told = encode(Type.DIGESTS, stream.number, Digests(first), len(wire))
+                    writer.send(told, wire)
                 if short:
                     self._exchange.changed(stream)
                     return False
@@ -427,9 +445,17 @@ class Transmission:
             self._exchange, job, None, chooseBlockSize(None, self._request.blockSize)
         )
         self._offer(stream)
-        self._exchange.spawn(sendStandardInput(self._exchange, stream, fd))
+        self._exchange.spawn(sendStandardInput(self._exchange, stream, fd, self._packer()))
 
     # -- lanes
+
+    def _packer(self) -> Packer | None:
+        mode = self._request.compress
+        if mode == "never" or "zstd" not in self._session.capabilities:
+            return None
+        from connpool.transfer.send.packing import Packer
+
+        return Packer(mode)
 
     async def _further(self) -> None:
         """
@@ -446,7 +472,7 @@ class Transmission:
             return
         finally:
             self._connecting.discard(connecting)
-        lane = Lane(connection.session, ReadAhead(self._exchange.inThread))
+        lane = Lane(connection.session, ReadAhead(self._exchange.inThread), False, self._packer())
         lane.session.onLost = lambda _: self._exchange.wake()
         try:
             await lane.session.join(self._session.ticket)
@@ -464,14 +490,24 @@ class Transmission:
             connection.discard()
 
 
-def runsOf(pieces: Iterable[tuple[int, int, bool]], most: int) -> Iterator[tuple[int, int, bool]]:
+def runsOf(
+    pieces: Iterable[tuple[int, int, bool]], most: int, blockSize: int, packer: Packer | None
+) -> Iterator[tuple[int, int, bool, bool]]:
     """
     Cut data into frames of C{most} bytes; a hole stays as it is.
+
+    @return: beginning and end of each; whether it is a hole; and whether it is to be
+        compressed, and so a part of one block.
     """
     for start, end, hole in pieces:
-        step = end - start if hole else most
-        for at in range(start, end, step):
-            yield at, min(at + step, end), hole
+        at = start
+        while at < end:
+            until = end if hole else min(at + most, end)
+            tried = packer is not None and not hole and packer.tries()
+            if tried:
+                until = min(until, (at // blockSize + 1) * blockSize, at + MAX_PACKED_BYTES)
+            yield at, until, hole, tried
+            at = until
 
 
 def _needsExtension(job: Job) -> bool:

@@ -586,6 +586,7 @@ class Commit:
             finished=now,
             sha256=offer.sha256,
             holeBytes=offer.holeBytes,
+            savedBytes=offer.savedBytes,
         )
 
 

@@ -419,6 +419,7 @@ class MemoryStore:
             finished=now,
             sha256=offer.sha256,
             holeBytes=offer.holeBytes,
+            savedBytes=offer.savedBytes,
         )
         if status == "stored":
             self._used -= len(self.files.get(name.path, b""))

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "MAX_PACKED_BYTES",
     "Array",
     "AskedDurability",
     "BlockNumber",
@@ -28,6 +29,9 @@ __all__ = [
     "Size",
     "Word",
 ]
+
+#: Bytes that one C{PACKED} has when it is unpacked.
+MAX_PACKED_BYTES = 1 << 20
 
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Word = Annotated[str, Meta(max_length=64)]

@@ -128,6 +128,7 @@ class Type(enum.IntEnum):
     CONTENT = 0x2B
     ASK = 0x20
     HAVE = 0x21
+    PACKED = 0x22
 
 
 @attrs.frozen
@@ -178,8 +179,11 @@ BOUNDS: dict[int, Bounds] = {
     Type.CONTENT: Bounds(1024, MAX_CONTENT_BYTES),
     Type.ASK: Bounds(MAX_CONTROL_BYTES),
     Type.HAVE: Bounds(64, 512),
+    Type.PACKED: Bounds(64, MAX_SMALL_BYTES),
 }
 
+#: Types whose run is passed on as it comes.
+_IN_PIECES = frozenset({Type.DATA, Type.PACKED})
 _NAMES = {kind.value: kind for kind in Type}
 
 
@@ -330,7 +334,7 @@ class FrameReader:
         if bounds.session != (stream == 0):
             raise ProtocolError(f"{kind.name} does not go with stream {stream}")
         whole = length
-        if length and (kind is Type.DATA or not self.wants(kind, stream, length)):
+        if length and (kind in _IN_PIECES or not self.wants(kind, stream, length)):
             whole = 0
         self._fixed = (kind, control, stream, length, whole)
         self._need = HEADER_BYTES + control + whole

@@ -34,7 +34,7 @@ VERSIONS = (1,)
 #: makes directories and sets their times.  C{puts}: many small files come in one frame.
 #: C{holes}: ranges of zeros are told, and stored as holes.  C{update}: the receiver tells
 #: what it has.
-CAPABILITIES = ("join", "best", "earlier", "directories", "puts", "holes", "update")
+CAPABILITIES = ("join", "best", "earlier", "directories", "puts", "holes", "update", "zstd")
 
 #: The capability of those who read: files are listed and read.  A receiver has it if anybody
 #: may read there.
@@ -55,6 +55,7 @@ CAPABLE = {
     Type.DIRECTORY: "directories",
     Type.PUTS: "puts",
     Type.HOLE: "holes",
+    Type.PACKED: "zstd",
     Type.LIST: READ,
     Type.READ: READ,
     Type.ASK: "update",

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from connpool.errors import ProtocolError, Skipped, TransferError
+from connpool.transfer.wire.content import Hole, Packed
 from connpool.transfer.wire.fields import (
     Array,
     AskedDurability,
@@ -67,7 +68,6 @@ __all__ = [
     "Extension",
     "Goaway",
     "Hello",
-    "Hole",
     "Join",
     "Joined",
     "OfferMessage",
@@ -327,17 +327,6 @@ class Data(Message, frozen=True):
     extensions: Extensions = ()
 
 
-class Hole(Message, frozen=True):
-    """
-    A range of zeros, in the place of C{DATA}: whole blocks, or a part of one.  Only for a
-    receiver that has the capability C{holes}.
-    """
-
-    offset: Size
-    length: Annotated[int, Meta(ge=1, le=2**63 - 1)]
-    extensions: Extensions = ()
-
-
 class Digests(Message, frozen=True):
     """
     Digests of the blocks from C{first} on, in the data part.
@@ -476,6 +465,7 @@ MESSAGES: dict[Type, type[Message]] = {
     Type.CONTENT: Content,
     Type.ASK: Ask,
     Type.HAVE: Have,
+    Type.PACKED: Packed,
 }
 
 _TIME = struct.Struct(">qI")
