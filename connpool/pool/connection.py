@@ -22,7 +22,7 @@ from connpool.pool.arguments import lacking
 from connpool.pool.guard import Guard, GuardFactory
 from connpool.pool.states import Slot, State
 from connpool.pool.unread import unreadOf
-from connpool.pool.wires import layers, wireOf
+from connpool.pool.wires import layers, upgraded, wireOf
 
 __all__ = ["Connection", "Owner", "site"]
 
@@ -320,6 +320,11 @@ class Connection(Slot):
         """
         TLS is up.
         """
+        if self.protocol is not None and not self.layered:
+            # startTLS() came after the dial
+            self.layered = True
+            self.turnsToReturn = max(self.turnsToReturn, 1)
+            self.wire = upgraded(self.wire)
         self.life.handshaken()
         self.owner.settle()
 

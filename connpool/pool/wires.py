@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["NO_WIRE", "Wires", "layers", "wireOf"]
+__all__ = ["NO_WIRE", "Wires", "layers", "upgraded", "wireOf"]
 
 
 def layers(transport: Any) -> Iterator[Any]:
@@ -29,6 +29,15 @@ def wireOf(transport: Any) -> Any:
     if len(wires) == 1 and hasattr(wires[0], "producer"):
         return wires[0]
     return Wires(wires)
+
+
+def upgraded(wire: Any) -> Any:
+    """
+    Return the same for a transport on which C{startTLS} was called: TLS has become its
+    protocol.
+    """
+    tls = getattr(wire, "protocol", None)
+    return Wires((tls, wire)) if hasattr(tls, "disconnecting") else wire
 
 
 class Wires:

@@ -5,7 +5,7 @@ lease ends inside the read that brought its answer.
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
+from twisted.internet import reactor, ssl
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory
@@ -195,6 +195,54 @@ def makePool(kind, endpoint, protocol, **limits):
     if kind == "keyed":
         return OneKey(KeyedConnectionPool(reactor, lambda key: endpoint, factory, **limits))
     return ConnectionPool(reactor, endpoint, factory, **limits)
+
+
+@pytest.mark.parametrize("server", [Chatty, Long])
+@pytest.mark.parametrize("when", ["prepare", "lease"])
+@pytest_twisted.inlineCallbacks
+def test_aSurplusAnswerReachesNobodyWhereTLSBeganLater(server, when):
+    yield bounded(ensureDeferred(upgraded(server, when)), 15)
+
+
+async def upgraded(server, when):
+    """
+    The connection is plain when it is dialled, as with SMTP, IMAP and PostgreSQL.
+    """
+    authority = makeAuthority()
+    served = await Server(protocol=server).start(authority)
+    options = ssl.optionsForClientTLS(
+        "localhost",
+        trustRoot=ssl.trustRootFromCertificates(
+            [ssl.Certificate.loadPEM(authority.cert_pem.bytes())]
+        ),
+    )
+
+    def upgrade(protocol):
+        protocol.transport.startTLS(options)
+        return protocol.ask(b"hello")
+
+    prepare = upgrade if when == "prepare" else None
+    pool = makePool("plain", served.endpoint(), Asker, maxSize=1, prepare=prepare)
+    for number in range(6):
+        got = {}
+        if when == "lease" and (not number or not served.live):
+            assert await pool.run(upgrade) == b"re:hello"
+            assert await pool.run(lambda protocol: protocol.ask(b"again")) == b"re:again"
+        ways = [viaCallback(pool, question, got) for question in QUESTIONS[:2]]
+        await DeferredList(ways, consumeErrors=True)
+        wrong = {each: answer for each, answer in got.items() if answer != b"re:" + each}
+        assert not wrong
+        if when == "lease":
+            break  # the next connection is a plain one
+    lease = await pool.acquire()
+    if when == "prepare":  # it is a TLS one
+        lease.protocol.transport.loseConnection()
+        lease.release()
+        assert pool.stats().closing == 1
+    else:
+        lease.discard()
+    await pool.close(0)
+    await served.stop()
 
 
 @pytest.mark.parametrize("server", [Chatty, Splitting, Long])

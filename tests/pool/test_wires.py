@@ -4,7 +4,7 @@ Transports over one another, seen as one.
 
 from types import SimpleNamespace
 
-from connpool.pool.wires import NO_WIRE, Wires, layers, wireOf
+from connpool.pool.wires import NO_WIRE, Wires, layers, upgraded, wireOf
 
 
 def test_theOnlyTransportIsAskedItself():
@@ -33,3 +33,13 @@ def test_whatDoesNotTellIsNotAsked():
     half = SimpleNamespace(disconnecting=True)
     assert (wireOf(half).disconnecting, wireOf(half).producer) == (True, None)
     assert not NO_WIRE.disconnecting
+
+
+def test_whatBeganLaterIsSeen():
+    tls = SimpleNamespace(disconnecting=False)
+    tcp = SimpleNamespace(disconnecting=False, producer=None, protocol=tls)
+    wire = upgraded(wireOf(tcp))
+    assert not wire.disconnecting
+    tls.disconnecting = True
+    assert wire.disconnecting
+    assert upgraded(NO_WIRE) is NO_WIRE
