@@ -217,6 +217,8 @@ def main() -> int:
     if program("weed") is None:
         print("SeaweedFS is missing; run: make s3-demo")
         return 1
+    # whoever stops it, all that it started ends first
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3-demo-")))
         engine = stack.enter_context(seaweedfs(directory / "engine"))
@@ -254,4 +256,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped")
