@@ -33,6 +33,11 @@ from connpool.transfer.web.uploads import Uploads
 
 __all__ = ["WebDoor"]
 
+#: For methods that mean something elsewhere, or with an option.
+_REMEDIES = {
+    "GET": "; files are given out with --web-download of the receiver",
+    "POST": "; a form or an upload goes to a directory: end its URL with /",
+}
 _OF_UPLOADS = ("HEAD", "GET", "PATCH", "DELETE", "PUT", "POST")
 
 
@@ -168,6 +173,6 @@ class WebDoor:
         resource = resources.get(head.method)
         if resource is None:
             allow = ", ".join([*resources, "OPTIONS"])
-            why = f"here {head.method} means nothing; {allow} do"
+            why = f"here {head.method} means nothing; {allow} do{_REMEDIES.get(head.method, '')}"
             raise Problem(405, why, "unsupported", fields=[("Allow", allow)])
         return self._create if resource is storeForm and isTus(head) else resource

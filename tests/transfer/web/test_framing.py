@@ -122,6 +122,13 @@ def test_targetsWithoutAFile(door, method, target, status):
     assert client.put(b"/x", b"abc").status == 201
 
 
+@pytest.mark.parametrize(("method", "remedy"), [(b"GET", "--web-download"), (b"POST", "with /")])
+def test_aMethodThatMeansSomethingElsewhere(door, method, remedy):
+    answer = door.connect().ask(method, b"/x", b"")
+    assert (answer.status, answer.fields["allow"]) == (405, "PUT, OPTIONS")
+    assert remedy in answer.json["detail"]
+
+
 def byH11(raw):
     """
     The head as h11 reads it; L{None} if it does not.
