@@ -244,18 +244,14 @@ class Upload:
         if self._lock.waiting:
             return  # somebody goes on with it
         if self._begun:
-            self._forget()
+            self.forget()
         elif intake is not None:
             self._uploads.emptied(self)
 
-    def drop(self) -> None:
+    def forget(self) -> None:
         """
-        Forget it, of which no byte came.
+        Be gone for those that come; the store may know it.
         """
-        self._stopTimer()
-        self._uploads.forget(self)
-
-    def _forget(self) -> None:
         self._over = True
         self._stopTimer()
         self._uploads.forget(self)
@@ -325,7 +321,7 @@ class Upload:
         finally:
             # not before: a request that comes meanwhile would find its rest in the store
             if not keep:
-                self._forget()
+                self.forget()
 
     async def _safely(self, step: Awaitable[T]) -> T:
         """
@@ -497,7 +493,7 @@ class Uploads:
         try:
             self._admit(upload, True)
         except Busy:
-            self.forget(upload)
+            upload.forget()
 
     def forget(self, upload: Upload) -> None:
         """
@@ -520,11 +516,11 @@ class Uploads:
         owner, end = (upload.offer.principal, upload.offer.network), upload.expires or 0.0
         evicted = self.creations.add(upload.token.text, owner, end, evicts)
         if evicted is not None:
-            self._known[evicted].drop()
+            self._known[evicted].forget()
 
     def _sweep(self) -> None:
         for token in self.creations.expired():
-            self._known[token].drop()
+            self._known[token].forget()
 
     def _found(self, found: Offer | Receipt | None, token: Token, sender: Sender) -> Upload:
         if found is None:
