@@ -48,6 +48,7 @@ __all__ = [
     "IFileStoreFactory",
     "ILease",
     "ILiveTransfers",
+    "INotingStore",
     "IObservedStore",
     "IPartial",
     "IPartialHolder",
@@ -856,6 +857,29 @@ class IUpdateStore(Interface):
         """
 
 
+class INotingStore(Interface):
+    """
+    The part that an L{IFileStore} provides too if it remembers, across restarts, of which files
+    a program is still to be told.
+    """
+
+    def receivedOutbox(more: Callable[[], None]) -> Any:
+        """
+        Open the receipts that a program is still to be told about, once for a store.
+
+        @param more: called when there may be something to take that the store was not asked
+            to publish by this process.
+        @return: an object with C{take()}, which gives the next receipt after something that
+            tells it from others, or L{None}; C{told(that)}; and C{close()}.
+        @raise StartFailed: another process has them; one line.
+        """
+
+    def placeOf(receipt: Receipt) -> Mapping[str, str]:
+        """
+        @return: what a program is told beside the receipt, so that it finds the file.
+        """
+
+
 class IRememberingStore(Interface):
     """
     The part that an L{IFileStore} provides too if it keeps in memory what it would else look
@@ -907,7 +931,8 @@ class IFileStoreFactory(Interface):
     name: str = Attribute("The word that chooses it.")
     description: str = Attribute("One line for operators.")
     takes: AbstractSet[str] = Attribute(
-        "Of C{quota} and C{keepPartials}: those that the stores heed; all heed C{names}."
+        "Of C{quota}, C{keepPartials} and C{onReceived}: those that the stores heed; all heed "
+        "C{names}.  Those that take the last one provide L{INotingStore}."
     )
 
     def make(arguments: str) -> Callable[[Any, StoreSettings], IFileStore]:

@@ -23,6 +23,7 @@ from connpool.interfaces import (
     IAuthenticator,
     IFileStore,
     ILiveTransfers,
+    INotingStore,
     IObservedStore,
     IReadableStore,
     IReadiness,
@@ -352,15 +353,20 @@ class FileReceiver(MultiService):
     def _hooks(self, store: IFileStore) -> list[OnReceived]:
         if self._program is None:
             return []
-        assert isinstance(store, LocalStore)
-        assert self._directory is not None
+        noting: Any = INotingStore(store)
         try:
-            outbox = store.receivedOutbox()
+            outbox = noting.receivedOutbox(self._look)
         except StartFailed as e:
             failStart(f"{self.name}: {e}")
-        self._hook = OnReceived(self._reactor, self._program, self._directory, outbox)
+        self._hook = OnReceived(
+            *(self._reactor, self._program, self._directory, outbox, noting.placeOf)
+        )
         self._reactor.callWhenRunning(self._hook.look)
         return [self._hook]
+
+    def _look(self) -> None:
+        if self._hook is not None:
+            self._hook.look()
 
     def _makeStore(self) -> IFileStore:
         directory = self._directory

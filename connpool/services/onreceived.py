@@ -17,6 +17,7 @@ import errno
 import json
 import os
 from bisect import insort
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -32,7 +33,6 @@ from connpool.errors import WrongSetting
 from connpool.interfaces import ITransferListener
 from connpool.logonce import LogOnce
 from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.stores.receiptcursor import ReceiptCursor
 
 __all__ = ["PROGRAMS_AT_ONCE", "TIME_LIMIT_SECONDS", "OnReceived", "asProgram"]
 
@@ -54,7 +54,7 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 #: What Twisted's child says if it cannot become the program.
 _NOT_BEGUN = b"Upon execvpe "
 
-_Taken = tuple[tuple[int, int], Receipt]
+_Taken = tuple[Any, Receipt]
 
 
 def asProgram(text: str) -> str:
@@ -140,15 +140,24 @@ class OnReceived:
 
     @param reactor: spawns processes, and times them.
     @param program: absolute path.
-    @param directory: of the store, for the program.
+    @param directory: where the program runs; L{None} for wherever this does.
+    @param placeOf: what the program is told beside a receipt.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, program: str, directory: str, outbox: ReceiptCursor) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        program: str,
+        directory: str | None,
+        outbox: Any,
+        placeOf: Callable[[Receipt], Mapping[str, str]],
+    ) -> None:
         self._reactor = reactor
         self._program = program
-        self._directory = os.path.abspath(directory)
+        self._directory = None if directory is None else os.path.abspath(directory)
+        self._placeOf = placeOf
         self._outbox = outbox
         self._running: dict[_Run, Deferred[Any]] = {}
         #: taken and not begun, in their order
@@ -171,7 +180,7 @@ class OnReceived:
                 return
             if taken is None:
                 return
-            known = {**attrs.asdict(taken[1]), "directory": self._directory}
+            known = {**attrs.asdict(taken[1]), **self._placeOf(taken[1])}
             run = _Run(self._reactor, json.dumps(known).encode() + b"\n")
             self._running[run] = run.ended.addCallback(self._ended, run, taken)
             try:

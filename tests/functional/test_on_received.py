@@ -247,7 +247,7 @@ async def test_onlyOneProcessTells(tmp_path, root, told):
 
 
 def test_provides(root, tmp_path, told):
-    verifyObject(ITransferListener, onreceived.OnReceived(None, "/x", "/y", None))
+    verifyObject(ITransferListener, onreceived.OnReceived(None, "/x", "/y", None, None))
 
 
 @pytest.mark.parametrize("path", ["/nonexistent", "/etc/passwd", "/etc"])

@@ -160,7 +160,13 @@ def machine():
 @pytest.fixture
 def hook(machine, place, tmp_path):
     (tmp_path / "program").touch(mode=0o755)
-    return OnReceived(machine, str(tmp_path / "program"), str(tmp_path), place.outbox)
+    return OnReceived(
+        machine,
+        str(tmp_path / "program"),
+        str(tmp_path),
+        place.outbox,
+        lambda _: {"directory": str(tmp_path)},
+    )
 
 
 def runAll(machine):

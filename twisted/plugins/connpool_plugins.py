@@ -12,7 +12,7 @@ s3 = LazyStore(
     "s3",
     "connpool.services.s3store:make",
     "On an S3 engine, shared by several receivers.",
-    ["quota", "keepPartials"],
+    ["quota", "keepPartials", "onReceived"],
 )
 
 proxied = LazyServer("proxied", "connpool.proxyprotocol.strings:parseProxied")

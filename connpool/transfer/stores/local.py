@@ -58,6 +58,7 @@ from connpool.interfaces import (
     IBatchStore,
     IDirectoryStore,
     IFileStore,
+    INotingStore,
     IPartial,
     IPartialHolder,
     IReadableStore,
@@ -128,7 +129,7 @@ _NOBODY = RelativeName.parse("-")
 
 
 @implementer(IFileStore, IBatchStore, IDirectoryStore, IReadableStore)
-@implementer(IRememberingStore, ISparseStore, IUpdateStore)
+@implementer(INotingStore, IRememberingStore, ISparseStore, IUpdateStore)
 class LocalStore:
     """
     A store in a local directory.
@@ -460,13 +461,10 @@ class LocalStore:
         self._recovered = self._seconds()
         return self._threads.run(self.parts.recovery.look, self._recovered).addBoth(self._reapEnded)
 
-    def receivedOutbox(self) -> ReceiptCursor:
-        """
-        Open the receipts that a program is still to be told about.
+    def placeOf(self, receipt: Receipt) -> dict[str, str]:
+        return {"directory": os.path.abspath(self._path)}
 
-        @return: the receipts that a program is still to be told about.
-        @raise StartFailed: another process has them; one line.
-        """
+    def receivedOutbox(self, more: Callable[[], None] = lambda: None) -> ReceiptCursor:
         return ReceiptCursor(self._sys, Followed(self._private, (INTERNAL, "done")))
 
     async def _openNow(self, offer: Offer, holder: IPartialHolder | None) -> IPartial | Receipt:

@@ -84,6 +84,19 @@ class Layout:
         return self.partials(principal) + _hash(network, resumeKey)
 
     @property
+    def notes(self) -> str:
+        """
+        The prefix of the notes of files that a program is to be told about.
+        """
+        return f"{self.private}outbox/"
+
+    def note(self, token: str) -> str:
+        """
+        Return the key of a note.
+        """
+        return self.notes + token
+
+    @property
     def logs(self) -> str:
         """
         The prefix of all logs.

@@ -43,6 +43,7 @@ from connpool.transfer.stores.s3.claims import (
     tokenOf,
     whyNot,
 )
+from connpool.transfer.stores.s3.outbox import Outbox
 
 __all__ = ["LEASE_SECONDS", "Invalid", "Moved", "Names"]
 
@@ -81,6 +82,8 @@ class Names:
         self._finish = finish
         self._seconds = seconds
         self._directories = Recent()
+        #: told of every file, if somebody wants that
+        self.outbox: Outbox | None = None
 
     # -- publishing
 
@@ -196,6 +199,8 @@ class Names:
         key = self._layout.file(claim.path)
         condition: Condition = Match(claim.replaces) if claim.replaces else ABSENT
         put = Put(key, body, condition, metadataOf(claim.token, offer.modified))
+        if self.outbox is not None:
+            await self.outbox.note(claim)
         for _ in range(SENDS):
             answer = await put
             if not isinstance(answer, BadDigest):
@@ -212,6 +217,8 @@ class Names:
         return await self._confirm(held)
 
     async def _complete(self, held: Held, offer: Offer) -> _Outcome | None:
+        if self.outbox is not None:
+            await self.outbox.note(held.claim)
         finished = await self._finish(held.claim)
         if finished is Finished.TAKEN:
             return None if offer.ifExists == "replace" else Taken()
@@ -235,6 +242,8 @@ class Names:
             if not done or claim.token not in done:
                 raise Unavailable(f'"{claim.path}": another receiver took its name; send it again')
         self._claims.stored.add(claim.token)
+        if self.outbox is not None:
+            self.outbox.stored(claim)
         return claim.receipt
 
     # -- directories

@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from connpool.errors import QuotaExceeded, TransferError
-from connpool.interfaces import IFileStore, IPartial, IPartialHolder, IUploadStore
+from connpool.interfaces import IFileStore, INotingStore, IPartial, IPartialHolder, IUploadStore
 from connpool.logonce import LogOnce
 from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.names import RelativeName
@@ -65,6 +65,7 @@ from connpool.transfer.stores.s3.claims import (
 from connpool.transfer.stores.s3.layout import Layout
 from connpool.transfer.stores.s3.lifecycle import Lifecycle
 from connpool.transfer.stores.s3.naming import Names
+from connpool.transfer.stores.s3.outbox import Outbox
 from connpool.transfer.stores.s3.outlook import Outlook
 from connpool.transfer.stores.s3.partial import S3Partial
 from connpool.transfer.stores.s3.partplan import LEAVING, PART_BYTES, partBytes
@@ -94,7 +95,7 @@ _READS = 16
 _R = TypeVar("_R")
 
 
-@implementer(IFileStore, IUploadStore)
+@implementer(IFileStore, INotingStore, IUploadStore)
 class S3Store:
     """
     A store on an S3-compatible engine.
@@ -196,6 +197,13 @@ class S3Store:
         Forget a partial that has ended.
         """
         self._partials.pop(partial, None)
+
+    def receivedOutbox(self, more: Callable[[], None]) -> Outbox:
+        outbox = self.names.outbox = Outbox(self._reactor, self.layout, self.run, more)
+        return outbox
+
+    def placeOf(self, receipt: Receipt) -> dict[str, str]:
+        return {"key": self.layout.file(receipt.name)}
 
     # -- IFileStore
 
