@@ -406,21 +406,19 @@ class Shell:
         A lease ended well.
         """
         core = self.core
-        if core.calm and connection.plain:
-            wire = connection.wire
-            if not wire.disconnecting and wire.producer is None:
-                connection.resume()
-                if connection.state is not LEASED:
-                    return  # the connection was lost before
-                now = self.seconds()
-                if core.queue and not connection.reading:
-                    if self._dispatching or not self._passedOn(connection, now):
-                        core.accept(connection, now)
-                        self.settle()
-                elif core.give(connection, now):
-                    self.settle()
-                return
+        if connection.plain:
+            connection.resume()
         if connection.state is not LEASED:
+            return  # the connection was lost before
+        wire = connection.wire
+        if core.calm and connection.plain and not wire.disconnecting and wire.producer is None:
+            now = self.seconds()
+            if connection.reading or not core.queue:
+                if core.give(connection, now):
+                    self.settle()
+            elif self._dispatching or not self._passedOn(connection, now):
+                core.accept(connection, now)
+                self.settle()
             return
         self.watch.ended(connection, self.seconds(), lease)
         if connection.busy():
@@ -430,7 +428,7 @@ class Shell:
                 "peer" if connection.wire.disconnecting else "discarded",
             )
         elif connection.poolable is None:
-            connection.resume()
+            connection.resume()  # not done yet where it is not plain
             if connection.state is LEASED:
                 core.accept(connection, self.seconds())
         elif connection.reading or self._unread(connection):
