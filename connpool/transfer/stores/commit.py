@@ -51,6 +51,7 @@ from connpool.transfer.stores.publish import (
     Publisher,
     Source,
     inherit,
+    receiptOf,
     temporaryName,
 )
 from connpool.transfer.stores.receiptlog import ReceiptLog
@@ -566,28 +567,12 @@ class Commit:
         return Failure(self._translated(error, f'storing "{offer.name}"'))
 
     def _receipt(self, item: _Item, now: float) -> Receipt:
-        offer, root, source = item.offer, item.root, item.source
+        published, source, directory = item.published, item.source, item.directory
+        assert published is not None
         assert source is not None
-        assert item.published is not None
-        assert item.directory is not None
-        return Receipt(
-            transferId=offer.transferId,
-            name=item.published.name.path,
-            wanted=offer.name.path,
-            size=source.size,
-            status=item.published.status,
-            durability=DURABILITIES[item.level],
-            filesystem=item.directory.filesystem,
-            integrity="unverified" if root is None else "verified",
-            digest=offer.digest,
-            root=None if root is None else root.hex(),
-            protocol=offer.protocol,
-            principal=offer.principal,
-            finished=now,
-            sha256=offer.sha256,
-            holeBytes=offer.holeBytes,
-            savedBytes=offer.savedBytes,
-        )
+        assert directory is not None
+        reached = DURABILITIES[item.level], directory.filesystem, now
+        return receiptOf(item.offer, published, source.size, item.root, *reached)
 
 
 def receiptOr(outcome: Receipt | Failure) -> Receipt:

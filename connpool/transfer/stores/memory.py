@@ -47,7 +47,7 @@ from connpool.transfer.records import (
 )
 from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.journal import continues
-from connpool.transfer.stores.publish import candidates, isTaken
+from connpool.transfer.stores.publish import Published, candidates, isTaken, receiptOf
 from connpool.transfer.stores.ranges import Holding, verifyDeclared
 from connpool.transfer.stores.reading import MAX_READ_BYTES, notFound
 from connpool.transfer.stores.takeover import Takeovers, Tenure
@@ -403,24 +403,8 @@ class MemoryStore:
         self, offer: Offer, name: RelativeName, status: str, content: bytes, root: bytes | None
     ) -> Receipt:
         now = self._now()
-        receipt = Receipt(
-            transferId=offer.transferId,
-            name=name.path,
-            wanted=offer.name.path,
-            size=len(content),
-            status=status,
-            durability="none",
-            filesystem="memory",
-            integrity="unverified" if root is None else "verified",
-            digest=offer.digest,
-            root=None if root is None else root.hex(),
-            protocol=offer.protocol,
-            principal=offer.principal,
-            finished=now,
-            sha256=offer.sha256,
-            holeBytes=offer.holeBytes,
-            savedBytes=offer.savedBytes,
-        )
+        published = Published(name, status)
+        receipt = receiptOf(offer, published, len(content), root, "none", "memory", now)
         if status == "stored":
             self._used -= len(self.files.get(name.path, b""))
             self._take(len(content))

@@ -45,7 +45,7 @@ import attrs
 from connpool.errors import Exists, Skipped, StoreError, TransferError
 from connpool.transfer.holes import dataFrom, dataRanges
 from connpool.transfer.names import INTERNAL, RelativeName, displayName
-from connpool.transfer.records import Offer
+from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.caseindex import Claim
 from connpool.transfer.stores.directories import Directories, Directory, Inheritance
 from connpool.transfer.stores.receiptlog import receiptId
@@ -63,6 +63,7 @@ __all__ = [
     "inherit",
     "isNote",
     "isTaken",
+    "receiptOf",
     "temporaryName",
 ]
 
@@ -131,6 +132,42 @@ class Published:
 
     name: RelativeName
     status: str
+
+
+def receiptOf(
+    offer: Offer,
+    published: Published,
+    size: int,
+    root: bytes | None,
+    durability: str,
+    filesystem: str,
+    finished: float,
+) -> Receipt:
+    """
+    Write the receipt of C{offer}.
+
+    @param root: of the content that came; L{None} if nobody could compare it.
+    @param durability: the level that was reached.
+    @param finished: wall-clock seconds.
+    """
+    return Receipt(
+        transferId=offer.transferId,
+        name=published.name.path,
+        wanted=offer.name.path,
+        size=size,
+        status=published.status,
+        durability=durability,
+        filesystem=filesystem,
+        integrity="unverified" if root is None else "verified",
+        digest=offer.digest,
+        root=None if root is None else root.hex(),
+        protocol=offer.protocol,
+        principal=offer.principal,
+        finished=finished,
+        sha256=offer.sha256,
+        holeBytes=offer.holeBytes,
+        savedBytes=offer.savedBytes,
+    )
 
 
 class Publisher:

@@ -42,6 +42,7 @@ from connpool.transfer.records import (
 )
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, tooManyPartials
+from connpool.transfer.stores.publish import Published, receiptOf
 from connpool.transfer.stores.s3 import pointers
 from connpool.transfer.stores.s3.calls import (
     Call,
@@ -213,22 +214,8 @@ class S3Store:
         """
         asked = self._durability if offer.durability == "best" else offer.durability
         reached = DURABILITIES[min(map(DURABILITIES.index, (asked, self._durability)))]
-        return Receipt(
-            transferId=offer.transferId,
-            name=offer.name.path,
-            wanted=offer.name.path,
-            size=size,
-            status="stored",
-            durability=reached,
-            filesystem=self._filesystem,
-            integrity="unverified" if root is None else "verified",
-            digest=offer.digest,
-            root=None if root is None else root.hex(),
-            protocol=offer.protocol,
-            principal=offer.principal,
-            finished=self.now(),
-            sha256=offer.sha256,
-        )
+        published = Published(offer.name, "stored")
+        return receiptOf(offer, published, size, root, reached, self._filesystem, self.now())
 
     def put(self, offer: Offer, data: bytes | memoryview, root: bytes | None) -> Deferred[Receipt]:
         self.layout.check(offer.name)
