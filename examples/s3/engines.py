@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -66,6 +67,7 @@ class RunningEngine:
     An engine that runs.
 
     @ivar environment: in which programs find its keys.
+    @ivar context: that trusts its certificate, if it has one.
     """
 
     url: str
@@ -73,6 +75,7 @@ class RunningEngine:
     command: list[str]
     more: dict[str, str]
     log: Path
+    context: ssl.SSLContext | None = None
     process: Any = None
 
     @property
@@ -104,7 +107,7 @@ class RunningEngine:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(self.url, timeout=5):
+            with urllib.request.urlopen(self.url, timeout=5, context=self.context):
                 return True
         except urllib.error.HTTPError as e:
             return e.code == 403  # it asks who we are
@@ -143,7 +146,7 @@ class RunningEngine:
         request = urllib.request.Request(
             self.url + outgoing.target, data=data, headers=headers, method=method
         )
-        return urllib.request.urlopen(request, timeout=30)
+        return urllib.request.urlopen(request, timeout=30, context=self.context)
 
     def makeBucket(self, name: str) -> None:
         """
@@ -193,13 +196,20 @@ def running(engine: RunningEngine, bucket: str) -> Iterator[RunningEngine]:
 
 @contextmanager
 def seaweedfs(
-    directory: Path, bucket: str = "files", *, memory: str | None = "300MiB"
+    directory: Path,
+    bucket: str = "files",
+    *,
+    memory: str | None = "300MiB",
+    certificate: Path | None = None,
+    context: ssl.SSLContext | None = None,
 ) -> Iterator[RunningEngine]:
     """
     Run SeaweedFS, which can do all that the store asks for.
 
     @param directory: for its files.
     @param memory: that it tries to stay below.
+    @param certificate: and key, in one file, for TLS.
+    @param context: that trusts it.
     """
     weed = program("weed")
     assert weed is not None, "SeaweedFS is not installed"
@@ -224,8 +234,15 @@ def seaweedfs(
     ]
     more = {} if memory is None else {"GOMEMLIMIT": memory}
     url = f"http://127.0.0.1:{s3}"
+    if certificate is not None:
+        # the port of plain HTTP stays open beside it
+        (secure,) = freePorts(1)
+        command += [f"-s3.port.https={secure}", f"-s3.cert.file={certificate}"]
+        command += [f"-s3.key.file={certificate}"]
+        url = f"https://127.0.0.1:{secure}"
+    engine = RunningEngine(url, keys, command, more, directory / "log", context)
     try:
-        with running(RunningEngine(url, keys, command, more, directory / "log"), bucket) as engine:
+        with running(engine, bucket):
             yield engine
     finally:
         for port in (s3, master, volume, filer, admin):
