@@ -30,6 +30,8 @@ __all__ = [
     "ForeignLease",
     "FrameDamaged",
     "HeaderError",
+    "Held",
+    "HookRefused",
     "LeaseError",
     "LeaseReleased",
     "LookupFailed",
@@ -361,6 +363,25 @@ class Forbidden(TransferError):
 
     code = "forbidden"
     exitCode = 4
+
+
+class HookRefused(TransferError):
+    """
+    A program of the receiver does not let this content be published.
+    """
+
+    code = "hook-refused"
+    exitCode = 4
+
+
+class Held(TransferError):
+    """
+    A program of the receiver did not say whether this content may be published.
+    """
+
+    code = "held"
+    exitCode = 4
+    retryable = True
 
 
 class NotFound(TransferError):

@@ -46,6 +46,8 @@ __all__ = [
     "IDrainableProtocol",
     "IFileStore",
     "IFileStoreFactory",
+    "IInspectablePartial",
+    "IInspectableStore",
     "ILease",
     "ILiveTransfers",
     "INotingStore",
@@ -64,6 +66,7 @@ __all__ = [
     "ISparsePartial",
     "ISparseStore",
     "IStatsSource",
+    "ITransferJudge",
     "ITransferListener",
     "ITransferListenerFactory",
     "IUpdateStore",
@@ -880,6 +883,27 @@ class INotingStore(Interface):
         """
 
 
+class IInspectablePartial(IPartial):
+    """
+    A partial of a store that provides L{IInspectableStore} too.
+    """
+
+    def openContent() -> Deferred[int]:
+        """
+        Open what was written, before it is committed.
+
+        @return: fires with a descriptor, at its beginning and for reading only; the caller
+            closes it.  Fails with a L{TransferError}, as C{commit} would if not all is there.
+        """
+
+
+class IInspectableStore(Interface):
+    """
+    The part that an L{IFileStore} provides too if a file can be read before it is published:
+    C{open} then gives an L{IInspectablePartial}.  Only such stores take judges.
+    """
+
+
 class IRememberingStore(Interface):
     """
     The part that an L{IFileStore} provides too if it keeps in memory what it would else look
@@ -989,6 +1013,26 @@ class ITransferListener(Interface):
     def failed(offer: Offer, peer: str, why: BaseException) -> None:
         """
         A transfer ended without publishing.
+        """
+
+
+class ITransferJudge(ITransferListener):
+    """
+    A listener that is asked, too, before a file gets its name.
+    """
+
+    def beforePublish(
+        offer: Offer, peer: str, content: Callable[[], int | Deferred[int]]
+    ) -> Deferred[None] | None:
+        """
+        Judge a file of which all bytes are here and verified.  A sender whose answer got lost
+        may have the same file judged again.
+
+        @param content: gives a descriptor at the beginning of the content, open for reading
+            only, or a Deferred of one; the caller closes it.
+        @return: L{None}, or a Deferred that fires when it may be published.
+        @raise HookRefused: it is not published, and its sender is told the text.  After any
+            other failure, too, it is not published; then the sender tries again.
         """
 
 

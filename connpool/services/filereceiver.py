@@ -22,6 +22,7 @@ from connpool.errors import Busy, Forbidden, NameRefused, StartFailed, Unsupport
 from connpool.interfaces import (
     IAuthenticator,
     IFileStore,
+    IInspectableStore,
     ILiveTransfers,
     INotingStore,
     IObservedStore,
@@ -29,10 +30,12 @@ from connpool.interfaces import (
     IReadiness,
     IRecentTransfers,
     IStatsSource,
+    ITransferJudge,
     ITransferListener,
     IUploadStore,
 )
 from connpool.services.access import Access
+from connpool.services.beforepublish import BeforePublish
 from connpool.services.credentials import Authenticator
 from connpool.services.hints import curlHint, sendHint, sendHintElsewhere
 from connpool.services.listening import ListeningService, ShownSource, placeOf, readListen
@@ -96,6 +99,8 @@ class FileReceiver(MultiService):
     @param checkers: of passwords, L{ICredentialsChecker}s for C{IUsernamePassword}.
     @param identities: the table of those that may send, where to and how much.
     @param listeners: told about every file, L{ITransferListener}s.
+    @param beforePublish: path of a program that is asked before a file is published.
+    @param judgeTimeout: seconds that it may take.
     @param onReceived: path of a program that is run for every file.
     @param classicFrom: networks that may send classic; loopback always may.
     @param classicSuffix: appended to the name of what came by classic.
@@ -140,6 +145,8 @@ class FileReceiver(MultiService):
         identities: Identities | None = None,
         listeners: Sequence[ITransferListener] = (),
         onReceived: str | None = None,
+        beforePublish: str | None = None,
+        judgeTimeout: float = 300.0,
         classicFrom: Networks | None = None,
         classicSuffix: str = "",
         digests: Sequence[str] = ("blake3", "sha256"),
@@ -193,6 +200,9 @@ class FileReceiver(MultiService):
         if checkers or identities is not None:
             self._authenticator = Authenticator(reactor, checkers, identities)
         self._hook: OnReceived | None = None
+        self._judge: BeforePublish | None = None
+        if beforePublish is not None:
+            self._judge = BeforePublish(reactor, asProgram(beforePublish), judgeTimeout)
         self._store: IFileStore | None = None
         self._shown: list[ShownSource] = []
         self.reception: Reception | None = None
@@ -291,6 +301,12 @@ class FileReceiver(MultiService):
     def startService(self) -> None:
         # not earlier: what the store makes belongs to the user we run as
         self._store = store = self._makeStore()
+        judged = self._judge is not None or any(map(ITransferJudge.providedBy, self._listeners))
+        if judged and not IInspectableStore.providedBy(store):
+            failStart(
+                f"{self.name}: the store {self._storeName} cannot show a file before it is "
+                "published (IInspectableStore); leave out --before-publish and judging listeners"
+            )
         if self._policy.reading and not IReadableStore.providedBy(store):
             failStart(
                 f"{self.name}: --identities lets somebody read, which the store {self._storeName} "
@@ -304,7 +320,7 @@ class FileReceiver(MultiService):
             store,
             self._reactor,
             policy,
-            listeners=[*self._listeners, *self._hooks(store)],
+            listeners=[*self._listeners, *self._hooks(store), *filter(None, [self._judge])],
             name=self.name,
         )
         self._web.start(self.reception, self._authenticator)
@@ -391,6 +407,8 @@ class FileReceiver(MultiService):
         if self.reception is not None:
             self.reception.hurry()
         await self._web.stop()
+        if self._judge is not None:
+            self._judge.stop()
         hook, self._hook = self._hook, None
         if hook is not None:
             await hook.stop()

@@ -91,6 +91,18 @@ class Options(StatusOptions, WebOptions, CredentialOptions, AccessOptions):
             defaultOf(FileReceiver, "keepPartials"),
             "Seconds that an interrupted transfer can be resumed",
         ],
+        [
+            "before-publish",
+            None,
+            None,
+            "Program that is asked before a file is published, with its content on stdin",
+        ],
+        [
+            "judge-timeout",
+            None,
+            defaultOf(FileReceiver, "judgeTimeout"),
+            "Seconds that --before-publish may take for a file",
+        ],
         ["on-received", None, None, "Program to run for every file, with its receipt on stdin"],
         [
             "idle-timeout",
@@ -157,6 +169,7 @@ class Options(StatusOptions, WebOptions, CredentialOptions, AccessOptions):
         self.convert("digests", lambda text: digestsOf(text.split(",")))
         for name, parse in (
             ("idle-timeout", asSeconds),
+            ("judge-timeout", asSeconds),
             ("drain-timeout", asSeconds),
             ("keep-partials", asSeconds),
             ("min-rate", asSize),
@@ -176,6 +189,8 @@ class Options(StatusOptions, WebOptions, CredentialOptions, AccessOptions):
         ):
             if self[name] is not None:
                 self.convert(name, parse)
+        if self["before-publish"] is not None:
+            self.convert("before-publish", asProgram)
         if self["on-received"] is not None:
             self.convert("on-received", asProgram)
         self.createDirectory = self["store"] is None and self["directory"] is None
@@ -207,6 +222,8 @@ class Options(StatusOptions, WebOptions, CredentialOptions, AccessOptions):
             identities=self["identities"],
             listeners=self["listener"],
             onReceived=self["on-received"],
+            beforePublish=self["before-publish"],
+            judgeTimeout=self["judge-timeout"],
             classicFrom=self["classic-from"],
             classicSuffix=self["classic-suffix"],
             digests=self["digests"],

@@ -34,7 +34,16 @@ from connpool.interfaces import ITransferListener
 from connpool.logonce import LogOnce
 from connpool.transfer.records import Offer, Receipt
 
-__all__ = ["PROGRAMS_AT_ONCE", "TIME_LIMIT_SECONDS", "OnReceived", "asProgram"]
+__all__ = [
+    "LAST_WORDS_SECONDS",
+    "NOT_BEGUN",
+    "OUTPUT_BYTES",
+    "PROGRAMS_AT_ONCE",
+    "TIME_LIMIT_SECONDS",
+    "OnReceived",
+    "asProgram",
+    "canRun",
+]
 
 #: Programs that run at once.
 PROGRAMS_AT_ONCE = 2
@@ -52,7 +61,7 @@ OUTPUT_BYTES = 1000
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 
 #: What Twisted's child says if it cannot become the program.
-_NOT_BEGUN = b"Upon execvpe "
+NOT_BEGUN = b"Upon execvpe "
 
 _Taken = tuple[Any, Receipt]
 
@@ -63,12 +72,15 @@ def asProgram(text: str) -> str:
     @raise WrongSetting: if it cannot be run.
     """
     path = os.path.abspath(text)
-    if not _canRun(path):
+    if not canRun(path):
         raise WrongSetting(f"{text!r} is not a program that can be run; chmod +x it")
     return path
 
 
-def _canRun(path: str) -> bool:
+def canRun(path: str) -> bool:
+    """
+    Tell whether a program is there and may be run.
+    """
     return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
@@ -97,7 +109,7 @@ class _Run(ProcessProtocol):
 
     def outReceived(self, data: bytes) -> None:
         if not self._output:
-            self.begun = not data.startswith(_NOT_BEGUN)
+            self.begun = not data.startswith(NOT_BEGUN)
         # the end of what it says tells most; a gigabyte of it costs nothing
         self._output = (self._output + data)[-OUTPUT_BYTES:]
 
@@ -184,7 +196,7 @@ class OnReceived:
             run = _Run(self._reactor, json.dumps(known).encode() + b"\n")
             self._running[run] = run.ended.addCallback(self._ended, run, taken)
             try:
-                if not _canRun(self._program):
+                if not canRun(self._program):
                     raise OSError(errno.ENOENT, "it is gone or not executable; chmod +x it")
                 self._reactor.spawnProcess(
                     run, self._program, [self._program], env=None, path=self._directory

@@ -11,7 +11,7 @@ import attrs
 from connpool.errors import Forbidden
 from connpool.transfer.identities import Limits
 
-__all__ = ["Policy", "TransferStats"]
+__all__ = ["Policy", "ReadCounts", "TransferStats"]
 
 #: The rules that a sender may ask for under each rule of ours, beside that rule itself.
 _MAY_ASK = {"rename": ("refuse", "skip"), "replace": ("rename", "refuse", "skip")}
@@ -51,6 +51,23 @@ class Policy(Limits):
         raise Forbidden(f"the receiver does not let senders {asked!r}; its rule is {rule!r}")
 
 
+@attrs.define
+class ReadCounts:
+    """
+    The counts of what was read from a receiver.
+
+    @ivar files: files whose first bytes were read.
+    @ivar readBytes: bytes of files that were read.
+    @ivar listings: pages of directories.
+    @ivar refused: requests that were not answered with what was asked for.
+    """
+
+    files: int = 0
+    readBytes: int = 0
+    listings: int = 0
+    refused: int = 0
+
+
 @attrs.frozen
 class TransferStats:
     """
@@ -68,6 +85,9 @@ class TransferStats:
     @ivar readBytes: bytes of files that were read.
     @ivar listings: pages of directories that were read.
     @ivar readRefused: requests to read that did not get what was asked for.
+    @ivar judging: files that are being judged before they are published.
+    @ivar judgeRefused: files that a judge refused.
+    @ivar judgeHeld: times that a file was held, because nobody could judge it.
     @ivar skipped: files that were left out because the rule C{skip} keeps another one.
     @ivar savedBytes: bytes that compression kept off the network.
     @ivar asked: files that senders asked about.
@@ -75,7 +95,9 @@ class TransferStats:
     @ivar holeBytes: bytes of holes, which did not come and were not written.
     """
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"active", "rememberedBytes", "waiting"})
+    GAUGES: ClassVar[frozenset[str]] = frozenset(
+        {"active", "judging", "rememberedBytes", "waiting"}
+    )
 
     active: int = 0
     started: int = 0
@@ -94,3 +116,6 @@ class TransferStats:
     readBytes: int = 0
     listings: int = 0
     readRefused: int = 0
+    judging: int = 0
+    judgeRefused: int = 0
+    judgeHeld: int = 0

@@ -38,6 +38,8 @@ from connpool.interfaces import IReadableStore
 from connpool.transfer.digests import Digest
 from connpool.transfer.identities import Identity
 from connpool.transfer.names import RelativeName, displayName
+from connpool.transfer.receive.policy import ReadCounts
+from connpool.transfer.receive.reception import Reception
 from connpool.transfer.records import FileRange, Listing
 from connpool.transfer.wire.frames import MAX_CONTENT_BYTES, Type
 from connpool.transfer.wire.messages import encode, rejectFrame
@@ -50,29 +52,12 @@ from connpool.transfer.wire.readmessages import (
 )
 from connpool.waiting import Waiters
 
-__all__ = ["MAX_REQUESTS", "ReadCounts", "Reader", "Requests"]
+__all__ = ["MAX_REQUESTS", "Reader", "Requests", "readerOf"]
 
 #: Requests of one session that wait for their answers.
 MAX_REQUESTS = 64
 #: Names of a page, and bytes that they may take on the wire.
 PAGE_NAMES, _PAGE_BYTES, _NAME_BYTES = 1000, 60_000, 40
-
-
-@attrs.define
-class ReadCounts:
-    """
-    The counts of what was read from a receiver.
-
-    @ivar files: files whose first bytes were read.
-    @ivar readBytes: bytes of files that were read.
-    @ivar listings: pages of directories.
-    @ivar refused: requests that were not answered with what was asked for.
-    """
-
-    files: int = 0
-    readBytes: int = 0
-    listings: int = 0
-    refused: int = 0
 
 
 @attrs.frozen
@@ -176,6 +161,13 @@ class Reader:
         except TransferError:
             self.counts.refused += 1
             raise
+
+
+def readerOf(reception: Reception, identity: Identity | None, peer: str) -> Reader:
+    """
+    Make the permission to read of one identity.
+    """
+    return Reader(reception.store, identity, reception.policy.dotfiles, reception.reads, peer)
 
 
 @attrs.define(eq=False)

@@ -29,19 +29,20 @@ from connpool.interfaces import (
     IPartial,
     IRememberingStore,
     IStatsSource,
+    ITransferJudge,
     ITransferListener,
     IUploadPartial,
 )
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import NameReader, RelativeName, displayName
-from connpool.transfer.receive.policy import Policy, TransferStats
+from connpool.transfer.receive.policy import Policy, ReadCounts, TransferStats
 from connpool.transfer.receive.quotas import Places, Quotas
 from connpool.transfer.receive.recent import KEPT_TRANSFERS, RecentTransfers
 from connpool.transfer.records import LiveTransfer, Offer, Receipt
 from connpool.waiting import Waiters
 
 if TYPE_CHECKING:
-    from connpool.transfer.receive.reading import Reader
+    from connpool.transfer.receive.judging import Judging
 
 __all__ = ["Incoming", "Reception", "storeFailure"]
 
@@ -87,7 +88,12 @@ class Reception:
         self._active: dict[Incoming, None] = {}
         self._started = self._publishedCount = self._failedCount = self._refused = 0
         self._skipped = 0
-        self._reads: Any = None
+        self.reads = ReadCounts()
+        self.judging: Judging | None = None
+        if judges := [each for each in listeners if ITransferJudge.providedBy(each)]:
+            from connpool.transfer.receive.judging import Judging
+
+            self.judging = Judging(judges)
         self.asked = self.unchanged = 0
 
     # -- files
@@ -185,16 +191,6 @@ class Reception:
         principal = ANONYMOUS if identity is None else identity.principal
         return Offer(name, principal=principal, identity=identity, ifExists=rule, **values)
 
-    def reader(self, identity: Identity | None, peer: str) -> Reader:
-        """
-        Make the permission to read of one identity.
-        """
-        from connpool.transfer.receive.reading import ReadCounts, Reader
-
-        if self._reads is None:
-            self._reads = ReadCounts()
-        return Reader(self.store, identity, self.policy.dotfiles, self._reads, peer)
-
     def refuse(
         self, name: str, peer: str, why: TransferError, transferId: str | None = None
     ) -> None:
@@ -287,7 +283,8 @@ class Reception:
             self._skipped,
             remembering.rememberedBytes if remembering is not None else 0,
             *(self.quotas.holeBytes, self.quotas.savedBytes, self.asked, self.unchanged),
-            *(attrs.astuple(self._reads) if self._reads is not None else ()),
+            *attrs.astuple(self.reads),
+            **(self.judging.counts if self.judging is not None else {}),
         )
 
     @property
@@ -338,7 +335,7 @@ class Incoming:
         self.peer = peer
         self.partial = partial
         self.received = 0
-        self.ended = False
+        self.ended = self.judged = False
         self._places = places
         self._accounts = places.accounts
         self._before = sum(end - start for start, end in partial.held)
@@ -478,8 +475,8 @@ class Incoming:
         """
         The thing that it waits for now: C{rate}, C{disk} or C{peer}.
         """
-        if self._held:
-            return "rate"
+        if self._held or self.judged:
+            return "hook" if self.judged else "rate"
         return "disk" if self.ended or self._stalled else "peer"
 
     def declare(self, size: int) -> None:
@@ -525,6 +522,8 @@ class Incoming:
                 if self._holes or self.saved:
                     offer = attrs.evolve(self.offer, holeBytes=self._holes)
                     self._declare(attrs.evolve(offer, savedBytes=self.saved))
+            if self._reception.judging is not None:
+                await self._reception.judging.judgePartial(self)
             receipt = await self.partial.commit(root)
         except BaseException as e:
             again = isinstance(e, TransferError) and e.retryable

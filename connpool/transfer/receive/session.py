@@ -470,10 +470,10 @@ class ReceiverSession:
         requests = self._requests
         if requests is None:
             # here: a session that only sends does not pass there
-            from connpool.transfer.receive.reading import Requests
+            from connpool.transfer.receive.reading import Requests, readerOf
 
             requests = self._requests = Requests(
-                self._reception.reader(self._sender.identity, self.peer),
+                readerOf(self._reception, self._sender.identity, self.peer),
                 self._sender.digest,
                 self.send,
                 lambda: self._link.full,

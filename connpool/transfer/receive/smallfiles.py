@@ -18,7 +18,7 @@ At either bound the connection is not read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
@@ -57,6 +57,9 @@ from connpool.transfer.wire.messages import (
     rejectFrame,
     timeOf,
 )
+
+if TYPE_CHECKING:
+    from connpool.transfer.receive.judging import Judging
 
 __all__ = ["PENDING_BYTES", "SMALL_FILE_BYTES", "Acks", "SmallFiles", "WholeFiles"]
 
@@ -120,7 +123,8 @@ class WholeFiles:
         def failed(failure: Failure) -> Outcomes:
             return [Failure(storeFailure(failure))] * len(files)
 
-        stored = self._store(files)
+        judging = reception.judging
+        stored = self._store(files) if judging is None else self._judge(files, peer, judging)
         if isinstance(stored, Deferred):
             stored.addErrback(failed)
             stored.addCallback(ended)
@@ -130,6 +134,22 @@ class WholeFiles:
             return stored
         rest = stored if isinstance(stored, Deferred) else succeed(stored)
         return rest.addCallback(lambda outcomes: held.addCallback(lambda _: outcomes))
+
+    def _judge(self, files: Sequence[SmallFile], peer: str, judging: Judging) -> Deferred[Outcomes]:
+        """
+        Store those that may be published.
+        """
+
+        async def storeJudged() -> Outcomes:
+            found: list[Any] = list(await judging.judgeSmall(files, peer))
+            passed = [place for place, why in enumerate(found) if why is None]
+            stored = self._store([files[place] for place in passed]) if passed else []
+            outcomes = stored if isinstance(stored, list) else await stored
+            for place, outcome in zip(passed, outcomes, strict=True):
+                found[place] = outcome
+            return found
+
+        return Deferred.fromCoroutine(storeJudged())
 
     async def _putInOrder(
         self, files: Sequence[SmallFile], identity: Identity | None, peer: str
@@ -486,7 +506,9 @@ class SmallFiles:
         Say that small files wait, and for what.
         """
         if self.pending:
+            judging = self._reception.judging
             slow = self._reception.quotas.slowedBy(self._sender.identity)
+            slow = "hook" if judging is not None and judging.now else slow
             self._send(encode(Type.PING, 0, pingOf(slow)))
 
     def refuse(self, number: int, name: bytes, why: TransferError) -> None:

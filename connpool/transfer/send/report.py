@@ -130,7 +130,7 @@ def waitAfter(why: TransferError, name: str, until: float) -> Wait:
     """
     Wait for another try after an error.
     """
-    kinds = {"no-space": "disk", "quota": "quota", "busy": "place"}
+    kinds = {"no-space": "disk", "quota": "quota", "busy": "place", "held": "hook"}
     kind = "network" if why.exitCode == NetworkFailed.exitCode else why.code
     return Wait(kinds.get(why.code, kind), str(why), name, until)
 

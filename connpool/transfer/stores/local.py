@@ -58,6 +58,7 @@ from connpool.interfaces import (
     IBatchStore,
     IDirectoryStore,
     IFileStore,
+    IInspectableStore,
     INotingStore,
     IPartial,
     IPartialHolder,
@@ -128,7 +129,7 @@ _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 _NOBODY = RelativeName.parse("-")
 
 
-@implementer(IFileStore, IBatchStore, IDirectoryStore, IReadableStore)
+@implementer(IFileStore, IBatchStore, IDirectoryStore, IInspectableStore, IReadableStore)
 @implementer(INotingStore, IRememberingStore, ISparseStore, IUpdateStore)
 class LocalStore:
     """

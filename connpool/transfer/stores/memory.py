@@ -5,7 +5,9 @@ A store in memory, for embedders' tests.
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 
@@ -22,6 +24,8 @@ from connpool.errors import (
 from connpool.interfaces import (
     IDirectoryStore,
     IFileStore,
+    IInspectablePartial,
+    IInspectableStore,
     IPartial,
     IPartialHolder,
     IReadableStore,
@@ -55,7 +59,7 @@ from connpool.transfer.stores.takeover import Takeovers, Tenure
 __all__ = ["MemoryStore"]
 
 
-@implementer(ISparsePartial)
+@implementer(IInspectablePartial, ISparsePartial)
 class _MemoryPartial(Holding):
     checkpointSeconds = None
 
@@ -125,6 +129,17 @@ class _MemoryPartial(Holding):
         self._saved()
         return succeed(None)
 
+    def openContent(self) -> Deferred[int]:
+        if self._gate is not None:
+            return fail(self._gate)
+        size = self.held.end if self.offer.size is None else self.offer.size
+        if not self.held.covers(0, size):
+            return fail(StoreError(f'"{self.offer.name}" is not complete'))
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(self.content[:size])
+            file.flush()
+            return succeed(os.open(file.name, os.O_RDONLY | os.O_CLOEXEC))
+
     def suspend(self) -> Deferred[None]:
         if self.offer.resumeKey is None:
             return self.abort()
@@ -172,7 +187,8 @@ class _MemoryPartial(Holding):
             self._store._used -= len(self.content)
 
 
-@implementer(IFileStore, IDirectoryStore, IReadableStore, ISparseStore, IUpdateStore)
+@implementer(IFileStore, IDirectoryStore, IInspectableStore, IReadableStore)
+@implementer(ISparseStore, IUpdateStore)
 class MemoryStore:
     """
     A store in dictionaries: no reactor, no threads, no disk.

@@ -41,7 +41,7 @@ from connpool.errors import (
     SyncFailed,
     TransferError,
 )
-from connpool.interfaces import ISparsePartial
+from connpool.interfaces import IInspectablePartial, ISparsePartial
 from connpool.transfer.records import Offer, Receipt, Stump
 from connpool.transfer.stores.journal import Committing, blocksRecord, continues, stumpRecord
 from connpool.transfer.stores.journalwriter import JournalWriter
@@ -49,6 +49,7 @@ from connpool.transfer.stores.partialdir import Slot
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.stores.ranges import Holding, Ranges, Recorded, verifyDeclared
+from connpool.transfer.stores.reading import openAgain
 from connpool.transfer.stores.rehash import REHASH_SLICE_BYTES, digestsOf
 from connpool.transfer.stores.reservations import Reservation
 from connpool.transfer.stores.sparse import clear, makeHole
@@ -64,7 +65,7 @@ INLINE_BYTES = 1 << 20
 INLINE_BLOCKS = 4096
 
 
-@implementer(ISparsePartial)
+@implementer(IInspectablePartial, ISparsePartial)
 class LocalPartial(Holding):
     """
     A file on its way into a local store.
@@ -440,6 +441,20 @@ class LocalPartial(Holding):
             ending, self.ending = self.ending, None
             assert ending is not None
             ending.callback(receipt)
+
+    def openContent(self) -> Deferred[int]:
+        return Deferred.fromCoroutine(self._openContent())
+
+    async def _openContent(self) -> int:
+        if self._gate is not None:
+            raise self._gate
+        await self.settled()
+        await self._quiet()
+        size = self.held.end if self.offer.size is None else self.offer.size
+        if not self.held.covers(0, size):
+            raise DigestMismatch(f'"{self.offer.name}": what was stored before was damaged')
+        slot = self.slot
+        return int(await self._job(openAgain, self._sys, self._fd, slot.directory, slot.name, size))
 
     async def _publish(self, root: bytes | None) -> Receipt:
         offer = self.offer

@@ -23,7 +23,7 @@ from connpool.transfer.records import FileRange, ListedEntry, Listing
 from connpool.transfer.stores.directories import Directories, Directory
 from connpool.transfer.syscalls import Syscalls, isFile
 
-__all__ = ["MAX_READ_BYTES", "Reading", "notFound"]
+__all__ = ["MAX_READ_BYTES", "Reading", "notFound", "openAgain"]
 
 #: Bytes that are read at once.
 MAX_READ_BYTES = 4 << 20
@@ -42,6 +42,28 @@ def _versionOf(status: os.stat_result) -> bytes:
     values = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     # a hash: inodes are nobody's business
     return hashlib.blake2b(repr(values).encode(), digest_size=16).digest()
+
+
+def openAgain(sys: Syscalls, fd: int, directory: Directory, name: str, size: int) -> int:
+    """
+    Open a file that has no public name once more, for reading only.
+
+    @param fd: that it is open with.
+    @param name: its private one in C{directory}; if that was taken away, the kernel has
+        another way to it.
+    @param size: bytes that it shall have.
+    """
+    ours = sys.fstat(fd)
+    if ours.st_size != size:
+        # what a sender wrote and took back, or an earlier run left behind
+        sys.ftruncate(fd, size)
+    again = sys.openIfThere(name, _OPEN, directory.fd)
+    if again is not None:
+        theirs = sys.fstat(again)
+        if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+            return again
+        sys.close(again)
+    return sys.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _after(names: list[str], last: bytes, count: int) -> list[tuple[bytes, str]]:

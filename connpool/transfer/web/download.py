@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 
 from connpool.errors import ChangedSource, NotFound
 from connpool.transfer.names import displayName
-from connpool.transfer.receive.reading import Reader
+from connpool.transfer.receive.reading import Reader, readerOf
 from connpool.transfer.records import FileRange, ListedEntry
 from connpool.transfer.web.answers import Answer, jsonAnswer
 from connpool.transfer.web.head import Head
@@ -46,7 +46,7 @@ _LIST_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-a
 
 def _readerOf(request: Request) -> Reader:
     sender = request.sender
-    return request.reception.reader(sender.identity, sender.peer)
+    return readerOf(request.reception, sender.identity, sender.peer)
 
 
 # -- files -------------------------------------------------------------------------------

@@ -36,14 +36,16 @@ _STATUS = {
     "too-slow": 408,
     "exists": 409,
     "too-large": 413,
+    "hook-refused": 422,
     "unsupported": 501,
     "busy": 503,
+    "held": 503,
     "unavailable": 503,
     "no-space": 507,
     "no-inodes": 507,
 }
 #: Seconds after which a request may be worth repeating.
-_RETRY_SECONDS = {"busy": 5, "unavailable": 5, "no-space": 60, "no-inodes": 60}
+_RETRY_SECONDS = {"held": 60, "busy": 5, "unavailable": 5, "no-space": 60, "no-inodes": 60}
 
 
 class Problem(TransferError):

@@ -769,6 +769,8 @@ def test_aPauseIsNoFailure(doors):
 
     class Hears:
         def __getattr__(self, event):
+            if event.startswith("__"):
+                raise AttributeError(event)
             return lambda *details: heard.append(event)
 
     world = doors(listeners=[Hears()], policy=Policy(minimumRate=0, maxTransfers=1))

@@ -1,0 +1,214 @@
+"""
+C{--before-publish PROGRAM}: ask a program before a file gets its name.
+
+The program gets what is known of the file as JSON on descriptor 3 and the content, which it
+cannot change by it, on descriptor 0: no path, nothing on its command line and no shell.  It
+ends with 0 to let the file pass, and with 1 to refuse it for good; the first line that it prints
+is the reason that the sender is told.  Whatever else becomes of it, a signal, another code, a
+program that is not there or takes too long, holds the file: the sender tries again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredSemaphore, maybeDeferred
+from twisted.internet.error import ProcessDone
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from connpool.errors import Held, HookRefused
+from connpool.interfaces import ITransferJudge
+from connpool.services.onreceived import LAST_WORDS_SECONDS, NOT_BEGUN, OUTPUT_BYTES, canRun
+from connpool.transfer.names import displayName
+from connpool.transfer.records import Offer, Receipt
+
+__all__ = ["JUDGES_AT_ONCE", "BeforePublish"]
+
+#: Programs that run at once.
+JUDGES_AT_ONCE = 4
+#: The descriptors of the program.
+_CONTENT, _OUTPUT, _ERRORS, _KNOWN = 0, 1, 2, 3
+
+
+class _Judgement(ProcessProtocol):
+    """
+    One run of the program.
+
+    @ivar ended: fires with the reason of a refusal, or L{None}; fails with L{Held}.
+    """
+
+    def __init__(self, clock: Any, known: bytes, seconds: float) -> None:
+        self._clock = clock
+        self._known = known
+        self._seconds = seconds
+        self._said = {_OUTPUT: b"", _ERRORS: b""}
+        self._killed = ""
+        self.ended: Deferred[str | None] = Deferred()
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        self._late = self._clock.callLater(
+            self._seconds, self.kill, f"it took more than {self._seconds:g} s"
+        )
+        transport.writeToChild(_KNOWN, self._known)
+        transport.closeChildFD(_KNOWN)
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        # the beginning is what counts, and a gigabyte costs nothing
+        self._said[childFD] = (self._said[childFD] + data)[:OUTPUT_BYTES]
+
+    def kill(self, why: str) -> None:
+        """
+        End it.
+        """
+        self._killed = why
+        transport: Any = self.transport
+        transport.signalProcess("KILL")
+
+    def processExited(self, reason: Failure) -> None:
+        # what it started may keep its output open for as long as it likes
+        if self._late.active():
+            self._late.cancel()
+        transport: Any = self.transport
+        self._late = self._clock.callLater(LAST_WORDS_SECONDS, transport.loseConnection)
+
+    def processEnded(self, reason: Failure) -> None:
+        if self._late.active():
+            self._late.cancel()
+        lines = self._said[_OUTPUT].decode("utf-8", "backslashreplace").strip().splitlines()
+        notBegun = any(said.startswith(NOT_BEGUN) for said in self._said.values())
+        if reason.check(ProcessDone):
+            self.ended.callback(None)
+        elif getattr(reason.value, "exitCode", None) == 1 and not notBegun:
+            self.ended.callback(displayName(lines[0]) if lines else "")
+        else:
+            said = self._said[_ERRORS].decode("utf-8", "backslashreplace").strip()
+            why = self._killed or str(reason.value).rstrip(".")
+            self.ended.errback(Held(f"{why}; it said {said!r}" if said else why))
+
+
+@implementer(ITransferJudge)
+class BeforePublish:
+    """
+    Runs a program for each file that would be published.
+
+    @param reactor: spawns processes, and times them.
+    @param program: absolute path.
+    @param seconds: that it may take.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, program: str, seconds: float) -> None:
+        self._reactor = reactor
+        self._program = program
+        self._seconds = seconds
+        self._room = DeferredSemaphore(JUDGES_AT_ONCE)
+        self._running: set[_Judgement] = set()
+        self._stopped = False
+
+    def beforePublish(
+        self, offer: Offer, peer: str, content: Callable[[], int | Deferred[int]]
+    ) -> Deferred[None]:
+        return self._room.run(lambda: Deferred.fromCoroutine(self._judge(offer, peer, content)))
+
+    async def _judge(self, offer: Offer, peer: str, content: Callable[[], Any]) -> None:
+        try:
+            why = await self._run(offer, peer, content)
+        except Held as e:
+            self._log.warn(
+                "{program} for {name}: {why}; the file is held, id {id}",
+                program=self._program,
+                name=str(offer.name),
+                why=str(e),
+                id=offer.transferId,
+            )
+            raise Held("a program could not judge the file now; try again later") from None
+        if why is not None:
+            # without the name: the directory of a sender is the operator's business
+            raise HookRefused(f"a program refuses the file: {why or 'it does not say why'}")
+
+    async def _run(self, offer: Offer, peer: str, content: Callable[[], Any]) -> str | None:
+        if self._stopped:
+            raise Held("the receiver is stopping")
+        if not canRun(self._program):
+            raise Held("it is gone or not executable; chmod +x it")
+        run = _Judgement(self._reactor, _known(offer, peer), self._seconds)
+        fd = await maybeDeferred(content)
+        try:
+            descriptors: dict[int, Any] = {_CONTENT: fd, _OUTPUT: "r", _ERRORS: "r", _KNOWN: "w"}
+            self._running.add(run)
+            self._reactor.spawnProcess(
+                run, self._program, [self._program], env=None, childFDs=descriptors
+            )
+        except OSError as e:
+            self._running.discard(run)
+            raise Held(f"it cannot be run: {e.strerror}") from None
+        finally:
+            os.close(fd)
+        try:
+            return await run.ended
+        finally:
+            self._running.discard(run)
+
+    def stop(self) -> None:
+        """
+        Judge nothing more: what is being judged is held.
+        """
+        self._stopped = True
+        for run in list(self._running):
+            run.kill("the receiver is stopping")
+
+    def offered(self, offer: Offer, peer: str) -> None:
+        """
+        Not our concern.
+        """
+
+    def refused(self, name: str, peer: str, why: Exception) -> None:
+        """
+        Not our concern.
+        """
+
+    def started(self, offer: Offer, peer: str) -> None:
+        """
+        Not our concern.
+        """
+
+    def progressed(self, offer: Offer, peer: str, done: int) -> None:
+        """
+        Not a file yet.
+        """
+
+    def published(self, receipt: Receipt) -> None:
+        """
+        It was judged before.
+        """
+
+    def failed(self, offer: Offer, peer: str, why: BaseException) -> None:
+        """
+        Not our concern.
+        """
+
+
+def _known(offer: Offer, peer: str) -> bytes:
+    """
+    @return: what the program is told, one line of JSON.
+    """
+    known = {
+        "transferId": offer.transferId,
+        "name": offer.name.path,
+        "size": offer.size,
+        "principal": offer.principal,
+        "peer": peer,
+        "protocol": offer.protocol,
+        "modified": offer.modified,
+        "executable": offer.executable,
+        "sha256": offer.sha256,
+    }
+    return json.dumps(known).encode() + b"\n"
