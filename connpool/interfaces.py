@@ -237,7 +237,7 @@ class IConnectionPool(Interface):
     def tryAcquire() -> ILease | None:
         """
         @return: a lease of an idle connection, or L{None}.  It never waits,
-            never dials, and may overtake waiters inside their callbacks.
+            never dials, and overtakes nobody who waits.
         """
 
     def lease(timeout: float | None = ...) -> Any:
