@@ -377,7 +377,7 @@ class MemoryStore:
                     size=partial.offer.size,
                     received=partial.held.total,
                     allocated=len(partial.content),
-                    active=partial._gate is None,
+                    active=partial.writable,
                     changed=partial.changed,
                 )
                 for partialId, partial in self._partials.items()
@@ -387,7 +387,7 @@ class MemoryStore:
 
     def delete(self, info: PartialInfo) -> Deferred[None]:
         partial = self._partials.get(info.partialId)
-        if partial is not None and partial._gate is not None:
+        if partial is not None and not partial.writable:
             partial._forget()
         return succeed(None)
 

@@ -304,6 +304,13 @@ class Holding:
         self.held, self.durable = recorded.held, recorded.durable
         self.digests = recorded.digests
 
+    @property
+    def writable(self) -> bool:
+        """
+        Tell whether it may still be written.
+        """
+        return self._gate is None
+
     def goOnFrom(self, older: Holding) -> None:
         """
         Hold what C{older} does, which is not written any more.

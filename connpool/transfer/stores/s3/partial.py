@@ -175,11 +175,15 @@ class S3Partial(Holding):
 
     def read(self, start: int, end: int) -> Deferred[bytes]:
         found = []
+        which = f'"{self.offer.name}": bytes {start} to {end} are'
+        if not self.held.covers(start, end):
+            why = self._gate or StoreError(f"{which} not held")
+            return Deferred.fromCoroutine(failing(why))
         for number, first, last in self._plan.pieces(start, end):
             part = self._plan.here.get(number)
-            if part is None or not self.held.covers(first, last) or self._file is None:
-                why = f'"{self.offer.name}": bytes {start} to {end} are at the engine already'
-                return Deferred.fromCoroutine(failing(self._gate or StoreError(why)))
+            if part is None or self._file is None:
+                why = self._gate or StoreError(f"{which} at the engine already")
+                return Deferred.fromCoroutine(failing(why))
             at = self._plan.span(number)[0]
             found.append(self._file.read(part.slot, first - at, last - at))
         return succeed(b"".join(found))

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -412,7 +413,18 @@ class S3Store:
     def find(
         self, principal: str, resumeKey: bytes, key: bytes, network: str = ""
     ) -> Deferred[Offer | Receipt | None]:
-        return self.run(self._find(self.layout.partial(principal, network, resumeKey), key))
+        pointer = self.layout.partial(principal, network, resumeKey)
+        here = next((each for each in self._partials if each.pointer == pointer), None)
+        if here is not None and here.writable:
+            return succeed(here.offer if here.offer.key == key else None)
+
+        def known(found: Offer | Receipt | None) -> Offer | Receipt | None:
+            # the log does not say what its asker has to know
+            if not isinstance(found, Offer):
+                return found
+            return attrs.evolve(found, resumeKey=resumeKey, network=network)
+
+        return self.run(self._find(pointer, key)).addCallback(known)
 
     async def _find(self, pointer: str, key: bytes) -> Offer | Receipt | None:
         named = (await pointers.look(pointer)).latest
