@@ -10,11 +10,14 @@ from collections import Counter
 
 import attrs
 import pytest
+import trustme
 from twisted.internet import reactor, threads
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 
 from connpool.services import FileReceiver
+from connpool.tlstransport import TLSClientEndpoint
 from connpool.transfer import digests, sendFiles
 from connpool.transfer.iothreads import Latency
 from connpool.transfer.send import readahead
@@ -38,6 +41,9 @@ MOST = {
     "Deferred": 2.5,
     "thread": 0.3,
 }
+#: The same within TLS, where a piece is 256 KiB.  Measured: about 4.3 reads, 4.9 writes, 6 digests,
+#: 4.5 turns; a record is 16 KiB, and there are none of those.
+MOST_WITHIN_TLS = {**MOST, "read": 8, "write": 8, "wakeup to write": 8, "digest": 12, "turn": 12}
 
 
 class Counting:
@@ -95,6 +101,35 @@ def source(tmp_path):
     path = tmp_path / "large"
     path.write_bytes(os.urandom(MIB) * COUNT)
     return path
+
+
+async def test_largeFileWithinTLS(tmp_path, source, monkeypatch):
+    authority, pem = trustme.CA(), tmp_path / "own.pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    root = tmp_path / "root"
+    root.mkdir()
+    listen = f"secured:tcp:0:interface=127.0.0.1:certificate={pem}:privateKey={pem}"
+    service = FileReceiver(reactor, str(root), listen=[listen])
+    service.startService()
+    try:
+        host = service.listening.getHosts()[0]
+        roots = trustRootFromCertificates([Certificate.loadPEM(authority.cert_pem.bytes())])
+        endpoint = TLSClientEndpoint(
+            reactor,
+            optionsForClientTLS("localhost", trustRoot=roots),
+            TCP4ClientEndpoint(reactor, "127.0.0.1", host.port),
+        )
+        counting = Counting(monkeypatch)
+        report = await bounded(sendFiles(reactor, endpoint, [str(source)], durability="none"), 30)
+        assert report.exitCode == 0
+        monkeypatch.undo()
+    finally:
+        await bounded(service.stopService())
+    found = {what: count / COUNT for what, count in counting.calls.items()}
+    assert {"read", "write", "turn", "digest"} <= found.keys()
+    most = MOST_WITHIN_TLS
+    assert {what: count for what, count in found.items() if count > most[what]} == {}
+    assert (root / "large").read_bytes() == source.read_bytes()
 
 
 @pytest.mark.parametrize("protocol", ["native", "classic"])
