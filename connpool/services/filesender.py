@@ -41,6 +41,7 @@ from connpool.interfaces import (
 )
 from connpool.logonce import LogOnce
 from connpool.pool import ConnectionPool, ConnectionPoolService
+from connpool.services.logs import logTogether
 from connpool.services.options import asDestination, readRate
 from connpool.services.startfailure import failStart
 from connpool.services.threadwork import ThreadWork
@@ -176,6 +177,7 @@ class FileSender(MultiService):
         self._unreadable = self._weak = self._longOpen = self._unsure = ""
         # a file that showed that the receiver fails; whether another is next
         self._failing: tuple[str, bool] | None = None
+        self._lines: list[dict[str, str]] = []
 
     def startService(self) -> None:
         try:
@@ -438,6 +440,8 @@ class FileSender(MultiService):
                 stored[name] = receipt
         if stored:
             over = await self._remove(stored, before, kept) and over
+        lines, self._lines = self._lines, []
+        logTogether(self._log, lines, name=self.name)
         if self._failing is not None:
             path, rotate = self._failing
             self._outbox.hold(path, self._reactor.seconds(), rotate)
@@ -455,14 +459,8 @@ class FileSender(MultiService):
         @return: whether all of them are gone from the folder.
         """
         sent = [
-            Sent(
-                name,
-                before[name],
-                receipt.size,
-                receipt.digest or "",
-                bytes.fromhex(receipt.root or ""),
-            )
-            for name, receipt in stored.items()
+            Sent(name, before[name], each.size, each.digest or "", bytes.fromhex(each.root or ""))
+            for name, each in stored.items()
         ]
         departures = await self._inThread(self._folder.remove, sent)
         now = self._reactor.seconds()
@@ -495,10 +493,9 @@ class FileSender(MultiService):
         return over
 
     def _logSent(self, name: str, receipt: Receipt) -> None:
-        text = "{name} sent {file}, id {id}"
-        if name in self._staying:
-            text = "{name} sent {file}; it stays, id {id}"
-        self._log.info(text, name=self.name, file=displayName(name), id=receipt.transferId)
+        file, stays = displayName(name), "; it stays" * (name in self._staying)
+        text = f"{self.name} sent {file}{stays}, id {receipt.transferId}"
+        self._lines.append({"text": text, "file": file, "id": receipt.transferId})
 
     async def _remember(self, kept: Mapping[str, tuple[int, ...] | None]) -> None:
         rows = [row for item in kept.items() if (row := self._outbox.keep(*item)) is not None]

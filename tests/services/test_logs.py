@@ -11,13 +11,14 @@ from twisted.logger import (
     Logger,
     LogLevel,
     LogPublisher,
+    formatEvent,
     jsonFileLogObserver,
     textFileLogObserver,
 )
 from twisted.python.failure import Failure
 
 from connpool.services import logs
-from connpool.services.logs import FILES, jsonLine, rotating, rotatingJSON, textLines
+from connpool.services.logs import FILES, jsonLine, logTogether, rotating, rotatingJSON, textLines
 from connpool.transfer import Receipt
 
 RECEIPT = Receipt(
@@ -97,6 +98,29 @@ def test_aLineForEachFileOfABatch():
     assert found[0] == alone
     text = textLines(event).splitlines()
     assert [each.partition("connpool.test#info] ")[2] for each in text] == lines
+
+
+def test_whatIsLoggedTogether():
+    """
+    A line each, with what is its own and what all have; one event for Twisted's own logs.
+    """
+    caught = []
+    log = Logger("connpool.test", observer=caught.append)
+    lines = [{"text": f"sent {name}", "file": name, "id": name * 32} for name in "ab"]
+    logTogether(log, lines, name="out")
+    logTogether(log, [], name="out")
+    [event] = caught
+    found = [json.loads(each) for each in jsonLine(event).splitlines()]
+    assert [{key: each[key] for key in ("text", "file", "id")} for each in found] == lines
+    assert {each["name"] for each in found} == {"out"}
+    text = textLines(event).splitlines()
+    assert [each.partition("connpool.test#info] ")[2] for each in text] == ["sent a", "sent b"]
+    assert formatEvent(event) == "sent a\nsent b"
+
+
+@pytest.mark.parametrize("lines", [None, 5, (), (1, 2), [{}]])
+def test_whatIsNotLoggedTogetherIsOneLine(lines):
+    assert json.loads(line("{text}", text="one", lines=lines))["text"] == "one"
 
 
 @pytest.mark.parametrize("receipts", [None, 5, (1, 2)])
