@@ -34,7 +34,7 @@ MAX_JOBS = 32
 #: What would be misleading to ask of the classic protocol.
 _NOT_CLASSIC = (
     *("dry_run", "json", "receipt", "credentials", "if_exists"),
-    *("rules", "files_from", "bwlimit", "update", "checksum"),
+    *("rules", "files_from", "bwlimit", "update", "checksum", "growing"),
 )
 #: An option is called as what is read of it, but for this.
 _SAID = {"rules": "exclude"}
@@ -182,6 +182,12 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         "--checksum",
         action="store_true",
         help="with --update: compare contents, which are read on both sides, instead of times",
+    )
+    native.add_argument(
+        "--growing",
+        action="store_true",
+        help="send a file that gets longer meanwhile, such as a log, as it was when it was opened "
+        "(else: begin it again, twice)",
     )
     native.add_argument(
         "--compress",

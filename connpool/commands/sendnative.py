@@ -147,6 +147,7 @@ class _Run:
                 durability=arguments.durability,
                 dry=arguments.dry_run,
                 compress=arguments.compress,
+                growing=arguments.growing,
                 update=("checksum" if arguments.checksum else "times") * arguments.update,
                 digests=arguments.digests,
                 credentials=arguments.credentials,
@@ -286,6 +287,7 @@ class _Run:
         ends = Counter(outcome.status for outcome in report.outcomes)
         earlier = Counter(outcome.earlier for outcome in report.outcomes)
         for count, text in (
+            (sum(o.grew for o in report.outcomes), "{} got longer meanwhile: sent as first seen"),
             (ends["unchanged"], "{}, unchanged at the receiver and not sent"),
             (ends["skipped"], "{}, skipped: another content has that name at the receiver"),
             (earlier["there"], "{}, stored by an earlier run and still there"),
@@ -446,7 +448,9 @@ def _line(status: str, **more: Any) -> dict[str, Any]:
     """
     @return: a line that is not about the outcome of a file, with the keys of those that are.
     """
-    nothing = dict.fromkeys(("path", "name", "earlier", "good", "asked", "receipt", "error"))
+    nothing = dict.fromkeys(
+        ("path", "name", "earlier", "good", "asked", "grew", "receipt", "error")
+    )
     return {**nothing, "status": status, **more}
 
 
@@ -460,6 +464,7 @@ def _asJSON(outcome: FileOutcome) -> dict[str, Any]:
         "earlier": outcome.earlier or None,
         "good": outcome.good,
         "asked": outcome.asked,
+        "grew": outcome.grew,
         "receipt": None if receipt is None else attrs.asdict(receipt),
         "error": None if error is None else {"code": error.code, "text": str(error)},
     }

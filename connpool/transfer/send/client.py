@@ -130,6 +130,8 @@ class Sending:
             self._reporter.failed,
             self._reporter.passedOver,
             self._request.update,
+            growing=self._request.growing,
+            seconds=reactor.seconds,
         )
         self._session: SenderSession | None = None
         self._cancelled = False
@@ -282,6 +284,7 @@ def sendFiles(
     pace: Pace | None = None,
     update: str = "",
     compress: str = "auto",
+    growing: bool = False,
 ) -> Deferred[SendReport]:
     """
     Send files, directories and (C{-}) standard input to a receiver.
@@ -310,6 +313,7 @@ def sendFiles(
     @param update: send only what the receiver does not have, or has not told of: by size and
         time (C{times}), or by content (C{checksum}); empty: all.
     @param compress: compress what shrinks: where that is faster (C{auto}), C{always} or C{never}.
+    @param growing: send a file that only gets longer, such as a log, as it was when it was opened.
     @return: fires with the report, also when files failed.  Cancelling it stops
         sending; the receiver keeps what can be resumed.
     @raise SourceError: the state that files are resumed with is damaged.
@@ -324,7 +328,9 @@ def sendFiles(
         connections,
         paths,
         destination,
-        request=SendRequest(ifExists, durability, dry, update=update, compress=compress),
+        request=SendRequest(
+            ifExists, durability, dry, update=update, compress=compress, growing=growing
+        ),
         keys=keys,
         retry=retry,
         answered=answered,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -17,7 +18,7 @@ from connpool.errors import ChangedSource, SourceError, TransferError
 from connpool.transfer.digests import Digest, chooseBlockSize, rootOfBlock
 from connpool.transfer.iothreads import InThread
 from connpool.transfer.send.keys import Run
-from connpool.transfer.send.source import openRegular, readRoot, readWhole
+from connpool.transfer.send.source import grew, openRegular, readRoot, readWhole, unchanged
 from connpool.transfer.send.walking import DIRECTORY, FILE, LINK, STDIN, Found, Walk
 
 __all__ = ["AbsolutePaths", "Job", "JobList", "Small"]
@@ -26,8 +27,9 @@ __all__ = ["AbsolutePaths", "Job", "JobList", "Small"]
 _BATCH_FILES, _BATCH_BYTES = 256, 1 << 20
 #: Bytes of a transfer's id.
 _ID_BYTES = 16
-#: Times that a file is read that somebody writes to.
-_READS = 3
+#: Times that a file is begun that somebody writes to; seconds from the first time to the second,
+#: at least, and twice as many to the third.
+CHANGED_TRIES, _CHANGED_SECONDS = 3, 0.5
 
 
 @attrs.define(eq=False)
@@ -45,6 +47,8 @@ class Job:
     @ivar fresh: key to use instead of the one that belongs to it: that one got a receipt
         for another content.
     @ivar listed: number of the inode that its directory listed.
+    @ivar begun: when it was opened last.
+    @ivar grew: whether it got longer since it was opened first, and is sent as it was then.
     @ivar asked: whether the receiver was asked if it has it.
     @ivar checksum: root of the content, where it is asked by that.
     @ivar held: descriptor of a file that was renamed while it was sent.
@@ -64,6 +68,8 @@ class Job:
     listed: int | None = None
     held: int | None = None
     root: bytes | None = None
+    begun: float = 0.0
+    grew: bool = False
     asked: bool = False
     checksum: bytes = b""
 
@@ -134,6 +140,7 @@ class JobList:
     @param found: the files; advanced in a thread.
     @param failed: told about a file that cannot be sent.
     @param passedOver: told about a link, which is not sent.
+    @param growing: whether a file that only gets longer is sent as it was at first.
     @ivar update: whether the receiver is asked about each file first: C{times}, C{checksum}, or
         empty.
     @ivar asking: files that it is to be asked about.
@@ -147,6 +154,9 @@ class JobList:
         failed: Callable[[Job, TransferError], None],
         passedOver: Callable[[Found], None] = lambda _: None,
         update: str = "",
+        *,
+        growing: bool = False,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._found = found
         self.run = run
@@ -160,6 +170,8 @@ class JobList:
         #: by the number of their parts
         self._directories: dict[int, list[Found]] = {}
         self.update = update
+        self._growing = growing
+        self._seconds = seconds
         self.asking: deque[Job] = deque()
         self.small: deque[Small] = deque()
         self.large: deque[Job] = deque()
@@ -220,6 +232,7 @@ class JobList:
         return fd
 
     def _open(self, job: Job) -> int:
+        before, job.begun = job.status, self._seconds()
         if job.held is not None:
             fd, job.held = job.held, None
             job.status = os.fstat(fd)
@@ -232,6 +245,8 @@ class JobList:
         if job.listed != job.status.st_ino:
             self.moved(job)
             job.listed = None
+        if self._growing and before is not None and grew(fd, before):
+            job.status = before
         return fd
 
     def _giveKey(self, job: Job, root: bytes = b"", *, afresh: bool = False) -> None:
@@ -259,6 +274,22 @@ class JobList:
         Begin a file again: its connection broke, or it changed.
         """
         self._again.append(job)
+
+    def changed(self, job: Job) -> float | None:
+        """
+        Begin a file again that changed, when whoever writes to it may be done: not before as
+        long has passed as the last try took.
+
+        @return: the time at which; L{None} if that was tried often enough.
+        """
+        job.tries += 1
+        if job.tries >= CHANGED_TRIES:
+            return None
+        now: float = self._seconds()
+        job.status = None
+        due: float = now + max(_CHANGED_SECONDS * 2 ** (job.tries - 1), now - job.begun)
+        self.delay(job, due)
+        return due
 
     def delay(self, job: Job, due: float) -> None:
         """
@@ -345,10 +376,7 @@ class JobList:
                 self.large.append(job)
             elif isinstance(result, ChangedSource):
                 self.moved(job)
-                job.tries += 1
-                if job.tries < _READS:
-                    self._again.append(job)
-                else:
+                if self.changed(job) is None:
                     self._failed(job, result)
             else:
                 self._failed(job, result)
@@ -408,7 +436,8 @@ class JobList:
                 return _Unasked()
             if job.status.st_size > largest:
                 return None
-            data = readWhole(fd, job.status, largest)
+            data = readWhole(fd, job.status, largest, self._growing)
+            job.grew = self._growing and not unchanged(fd, job.status)
         finally:
             os.close(fd)
         root = rootOfBlock(digest, data)

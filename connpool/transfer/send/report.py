@@ -37,6 +37,7 @@ class FileOutcome:
         C{gone} if it was taken away at the receiver since then, C{unknown} if the receiver
         cannot tell; empty if it was stored now.
     @ivar unchanged: whether it was not sent, because the receiver has it.
+    @ivar grew: whether it got longer meanwhile, and was sent as it was at first.
     """
 
     path: str
@@ -46,6 +47,7 @@ class FileOutcome:
     asked: str = "best"
     earlier: str = ""
     unchanged: bool = False
+    grew: bool = False
 
     @property
     def status(self) -> str:
@@ -455,7 +457,8 @@ class Reporter:
             job.letGo()
         report.delayed.pop(job, None)
         outcome = FileOutcome(
-            *(job.path, name, receipt, error, self._durability, earlier, unchanged)
+            *(job.path, name, receipt, error, self._durability, earlier, unchanged),
+            grew=job.grew,
         )
         report.outcomes.append(outcome)
         self._answered(outcome)

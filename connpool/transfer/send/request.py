@@ -26,6 +26,7 @@ class SendRequest:
     @ivar update: C{times} or C{checksum}: send only what the receiver does not have, by this;
         empty: all.
     @ivar compress: C{auto}, C{always} or C{never} (L{connpool.transfer.send.packing}).
+    @ivar growing: send a file that only gets longer as it was when it was opened.
     @ivar blockSize: smallest bytes of a block.
     @ivar extentBytes: bytes of an extent.
     """
@@ -37,6 +38,7 @@ class SendRequest:
     extentBytes: int = EXTENT_BYTES
     update: str = ""
     compress: str = "auto"
+    growing: bool = False
 
 
 class RequestedDurability:

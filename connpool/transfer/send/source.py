@@ -17,6 +17,7 @@ from connpool.transfer.holes import MAX_HOLE_BLOCK_BYTES, isHole, zeroDigest
 __all__ = [
     "FileVersion",
     "Source",
+    "grew",
     "openRegular",
     "openSource",
     "readRoot",
@@ -54,6 +55,15 @@ def unchanged(fd: int, status: os.stat_result) -> bool:
     )
 
 
+def grew(fd: int, before: os.stat_result) -> bool:
+    """
+    Tell whether an open file may have got longer since C{before}, and nothing else.
+    """
+    now = os.fstat(fd)
+    same = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
+    return same and now.st_size >= before.st_size
+
+
 def wasRenamed(fd: int, path: str) -> bool:
     """
     Tell whether an open file has another name now than C{path}: then it is still the one that
@@ -67,12 +77,13 @@ def wasRenamed(fd: int, path: str) -> bool:
     return ours.st_nlink > 0 and (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
 
-def readWhole(fd: int, status: os.stat_result, largest: int) -> bytes:
+def readWhole(fd: int, status: os.stat_result, largest: int, growing: bool = False) -> bytes:
     """
     Read a small file.  One whose size says 0 may have some all the same: the
     kernel makes that of C{/proc} when it is read.
 
     @param largest: bytes that may be read.
+    @param growing: whether one that got longer since C{status} is taken as it was then.
     @raise ChangedSource: somebody writes to it.
     @raise SourceError: it cannot be read, or its size is not true.
     """
@@ -86,6 +97,8 @@ def readWhole(fd: int, status: os.stat_result, largest: int) -> bytes:
     except OSError as e:
         raise SourceError(f"cannot read it: {e.strerror}") from None
     if not unchanged(fd, status):
+        if growing and grew(fd, status) and data[:size] == os.pread(fd, size, 0):
+            return data[:size]
         raise ChangedSource("the file changed while it was read, 3 times; send it again")
     if len(data) != size and (size or len(data) > largest):
         raise SourceError(

@@ -31,7 +31,7 @@ from connpool.transfer.digests import Digest, blockCount, digestNamed, rootOf
 from connpool.transfer.holes import holeRuns, zeroDigest
 from connpool.transfer.iothreads import InThread
 from connpool.transfer.send.extents import Extents
-from connpool.transfer.send.joblist import Job, JobList, Small
+from connpool.transfer.send.joblist import CHANGED_TRIES, Job, JobList, Small
 from connpool.transfer.send.readahead import ReadAhead, blockDigests
 from connpool.transfer.send.report import Reporter
 from connpool.transfer.send.request import RequestedDurability, SendRequest
@@ -65,9 +65,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange", "Lane", "LargeStream", "SmallStream"]
 
-#: How often a file is sent again for a reason of its own; when the receiver says that a
+#: How often a file is sent again when the receiver says that a
 #: later try may succeed; and for a full disk, which few find space on within seconds.
-CHANGED_TRIES, LATER_TRIES, FULL_TRIES = 3, 5, 2
+LATER_TRIES, FULL_TRIES = 5, 2
 #: The text with which receivers of version 0.1.0 refuse a file, also under the rule C{skip}.
 _SKIPPED = "already exists on the receiver with different content"
 #: Bytes that are read again between two signs of life.
@@ -256,19 +256,17 @@ class Exchange:
         if stream.over:
             return
         job = stream.job
-        why = ChangedSource(
-            f"the file changed while it was sent, {CHANGED_TRIES} times; send it again"
-        )
+        why = ChangedSource("the file changed while it was sent")
         if job.path != STDIN and stream.fd is not None and wasRenamed(stream.fd, job.path):
             job.held = os.dup(stream.fd)
         else:
             self.jobs.moved(job)
         stream.cancel(why, keep=True)
-        job.tries += 1
-        if job.tries < CHANGED_TRIES:
-            self.jobs.again(job)
+        due = self.jobs.changed(job)
+        if due is None:
+            self.failed(job, ChangedSource(f"{why}, {CHANGED_TRIES} times; send it again"))
         else:
-            self.failed(job, why)
+            self.reporter.delayed(job, why, due)
 
     def failed(self, job: Job, why: TransferError) -> None:
         """
@@ -496,7 +494,7 @@ class LargeStream:
             left = [block for block in range(count) if not digests[block]]
             for at in range(0, len(left), step):
                 blocks = left[at : at + step]
-                found = await self._digests(digest, size, blocks)
+                found = await self.readDigests(digest, size, blocks)
                 for block, each in zip(blocks, found, strict=True):
                     digests[block] = each
                 # it shall not take us for gone
@@ -514,7 +512,12 @@ class LargeStream:
                 earlier = "unknown"  # a process before this one, and it cannot say more
             self._judge(receipt, rootOf(digest, size, blockSize, digests), earlier)
 
-    async def _digests(self, digest: Digest, size: int, blocks: Iterable[int]) -> list[bytes]:
+    async def readDigests(self, digest: Digest, size: int, blocks: Iterable[int]) -> list[bytes]:
+        """
+        Read blocks of the file.
+
+        @raise SourceError: it cannot be read.
+        """
         assert self.fd is not None
         self.hold(1)
         try:
@@ -578,7 +581,7 @@ class LargeStream:
         for at in range(0, len(blocks), step):
             some = blocks[at : at + step]
             try:
-                digests = await self._digests(session.digest, extents.size, some)
+                digests = await self.readDigests(session.digest, extents.size, some)
             except SourceError as e:
                 self.giveUp(e, keep=True)
                 return

@@ -32,7 +32,7 @@ from connpool.transfer.send.directories import Directories
 from connpool.transfer.send.extents import Extent, Extents
 from connpool.transfer.send.joblist import Job, Small
 from connpool.transfer.send.readahead import ReadAhead, stdinDescriptor
-from connpool.transfer.send.source import unchanged
+from connpool.transfer.send.source import grew, unchanged
 from connpool.transfer.send.standardinput import sendStandardInput
 from connpool.transfer.send.streams import Exchange, Lane, LargeStream, SmallStream
 from connpool.transfer.send.updating import Updating
@@ -99,6 +99,8 @@ class Transmission:
         self._connecting: set[Deferred[Any]] = set()
         self._directories = Directories(exchange)
         self._updating = Updating(exchange)
+        #: those that grew, and whose prefix is the same
+        self._verified: set[LargeStream] = set()
         self._over = False
         session.onLost = lambda _: exchange.wake()
         session.onTurn = exchange.turned
@@ -426,11 +428,28 @@ class Transmission:
     def _commit(self, stream: LargeStream, extents: Extents) -> None:
         assert stream.job.status is not None
         assert stream.fd is not None
-        if not unchanged(stream.fd, stream.job.status):
-            self._exchange.changed(stream)
+        if stream in self._verified:
+            self._verified.discard(stream)
+        elif not unchanged(stream.fd, stream.job.status):
+            if self._request.growing and grew(stream.fd, stream.job.status):
+                stream.settling = True
+                self._exchange.spawn(self._verifyPrefix(stream, extents))
+            else:
+                self._exchange.changed(stream)
             return
         stream.commit(extents.size, extents.root())
         self._reporter.phase(stream.job, "publish", "")
+
+    async def _verifyPrefix(self, stream: LargeStream, extents: Extents) -> None:
+        from connpool.transfer.send.growing import prefixHolds
+
+        holds = await prefixHolds(self._reactor, self._session, stream, extents)
+        stream.settling = False
+        if holds:
+            stream.job.grew = True
+            self._verified.add(stream)
+        else:
+            self._exchange.changed(stream)
 
     # -- standard input
 

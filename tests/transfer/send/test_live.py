@@ -5,6 +5,7 @@ What a sending shows of itself.
 import os
 
 import pytest
+from twisted.internet import task
 from zope.interface.verify import verifyObject
 
 from connpool.errors import SourceError
@@ -16,7 +17,8 @@ from connpool.transfer.send.keys import SenderKeys
 
 @pytest.fixture
 def sending(tmp_path):
-    return Sending(None, None, [], "host:1", keys=SenderKeys(tmp_path), inThread=lambda *_: None)
+    keys = SenderKeys(tmp_path)
+    return Sending(task.Clock(), None, [], "host:1", keys=keys, inThread=lambda *_: None)
 
 
 @pytest.fixture
