@@ -27,6 +27,7 @@ from connpool.interfaces import ITransferJudge
 from connpool.services.onreceived import LAST_WORDS_SECONDS, NOT_BEGUN, OUTPUT_BYTES, canRun
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Offer, Receipt
+from connpool.waiting import Waiters
 
 __all__ = ["JUDGES_AT_ONCE", "BeforePublish"]
 
@@ -112,6 +113,7 @@ class BeforePublish:
         self._room = DeferredSemaphore(JUDGES_AT_ONCE)
         self._running: set[_Judgement] = set()
         self._stopped = False
+        self._idle = Waiters()
 
     def beforePublish(
         self, offer: Offer, peer: str, content: Callable[[], int | Deferred[int]]
@@ -149,6 +151,7 @@ class BeforePublish:
             )
         except OSError as e:
             self._running.discard(run)
+            self._idle.wake()
             raise Held(f"it cannot be run: {e.strerror}") from None
         finally:
             os.close(fd)
@@ -156,14 +159,17 @@ class BeforePublish:
             return await run.ended
         finally:
             self._running.discard(run)
+            self._idle.wake()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """
         Judge nothing more: what is being judged is held.
         """
         self._stopped = True
         for run in list(self._running):
             run.kill("the receiver is stopping")
+        while self._running:
+            await self._idle.wait()
 
     def offered(self, offer: Offer, peer: str) -> None:
         """

@@ -408,7 +408,7 @@ class FileReceiver(MultiService):
             self.reception.hurry()
         await self._web.stop()
         if self._judge is not None:
-            self._judge.stop()
+            await self._judge.stop()
         hook, self._hook = self._hook, None
         if hook is not None:
             await hook.stop()

@@ -11,6 +11,7 @@ import sys
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer_only
 from zope.interface.verify import verifyObject
@@ -149,7 +150,7 @@ async def test_aProgramThatCannotBeRunHolds(tmp_path, body):
 async def test_aStopHolds(tmp_path):
     judge = BeforePublish(reactor, program(tmp_path, "exec sleep 60"), 60.0)
     d = judge.beforePublish(OFFER, "x", lambda: contentOf(b""))
-    judge.stop()
+    await bounded(Deferred.fromCoroutine(judge.stop()))
     with pytest.raises(Held):
         await bounded(d)
     with pytest.raises(Held):
@@ -209,6 +210,31 @@ def test_aSenderIsTold(tmp_path):
         done = connpool("send", "--to", place, "--protocol", "classic", tmp_path / "bad")
         assert done.returncode == 7
         assert set(receiving.files()) == {"good"}
+
+
+@pytest.mark.parametrize("size", [100, 5 << 20], ids=["small", "large"])
+def test_aStopWhileAFileIsJudged(tmp_path, size):
+    """
+    The program is ended, and the file is neither published nor sent again.
+    """
+    path = program(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 120")
+    source = tmp_path / "source"
+    source.write_bytes(content(size))
+    receiving = Receiving(tmp_path, f"--before-publish={path}", "--drain-timeout=0.5")
+    command = [*CONNPOOL, "send", "--to", receiving.place, "--durability", "none", str(source)]
+    with receiving, running(*command, XDG_STATE_HOME=str(tmp_path / "state")) as sender:
+        assert within(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 30)
+        os.kill(sender.process.pid, signal.SIGKILL)
+        assert receiving.program.stop() in {0, -signal.SIGTERM}
+        assert "Traceback" not in receiving.program.output
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+    program(tmp_path, "exit 0")
+    with receiving:
+        done = receiving.send(source)
+        assert done.returncode == 0
+        assert ("held before" in done.stderr) is (size > 1 << 20)
+        assert receiving.files() == {"source": content(size)}
 
 
 def test_startErrors(tmp_path):
