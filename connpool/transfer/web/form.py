@@ -117,26 +117,22 @@ async def storeForm(request: Request) -> Answer:
 class _Reading:
     """
     The reading of one form.
-
-    @ivar told: receipts and problem documents, in order.
-    @ivar status: of the first problem; 0 if there is none.
     """
 
     def __init__(self, request: Request, boundary: bytes) -> None:
         self._request = request
-        self._identity = request.sender.identity
-        self.told: list[dict[str, Any]] = []
-        self.status = 0
+        #: receipts and problem documents, in order
+        self._told: list[dict[str, Any]] = []
         self._lock = DeferredLock()
         self._events: list[tuple[str, Any]] = []
         self._field, self._value = b"", b""
         self._headers: dict[bytes, bytes] = {}
-        self._parts = self._plain = self._fieldBytes = 0
+        self._parts = self._plain = 0
         self._ended = False
-        self._file: WholeFile | None = None
         #: where the bytes of the present part go: to a file, a field, or nowhere
-        self._place = ""
-        self._path = self._name = b""
+        self._into: WholeFile | bytearray | None = None
+        #: of the present file; and the one that a field before it has, as some clients do
+        self._name = self._path = b""
         self._isPath = False
         self._parser = MultipartParser(
             boundary,
@@ -213,34 +209,32 @@ class _Reading:
 
     async def _take(self, events: list[tuple[str, Any]]) -> None:
         for kind, value in events:
+            into = self._into
             if kind == "begin":
                 await self._begin(parametersOf(value))
             elif kind == "end":
                 await self._end()
-            elif self._place == "field":
-                self._fieldBytes += value[2] - value[1]
-                if self._fieldBytes > MAX_FIELD_BYTES:
+            elif isinstance(into, bytearray):
+                into += value[0][value[1] : value[2]]
+                if len(into) > MAX_FIELD_BYTES:
                     raise Problem(413, f"a field has at most {MAX_FIELD_BYTES} bytes", "too-large")
-                self._path += bytes(memoryview(value[0])[value[1] : value[2]])
-            elif self._file is not None:
+            elif into is not None:
                 try:
-                    written = self._file.write(memoryview(value[0])[value[1] : value[2]])
+                    written = into.write(memoryview(value[0])[value[1] : value[2]])
                     if written is not None:
                         await written
                 except TransferError as e:
-                    await self._failed(e)
+                    await self._drop(e)
+                    self._tell(e)
 
     async def _begin(self, parameters: dict[bytes, bytes]) -> None:
-        self._place, self._fieldBytes = "", 0
         try:
             name = nameIn(parameters)
             if name is None:
                 self._plain += 1
                 if self._plain > MAX_FIELDS:
                     raise Problem(413, f"a form has at most {MAX_FIELDS} fields", "too-large")
-                # some clients tell the place of the next file in a folder so
-                self._place = "field"
-                self._path = b""
+                self._into = bytearray()
                 self._isPath = parameters.get(b"name") == b"relativePath"
                 return
             path, self._path = self._path, b""
@@ -254,43 +248,38 @@ class _Reading:
             self._tell(e)
 
     async def _open(self, name: bytes) -> None:
-        # one of the form's own: a form has no key
+        # a form has no key; this one has the receipt noted before it is told
         offer = self._request.offer(name, key=secrets.token_bytes(32))
         file = WholeFile(self._request, offer, Digests({}))
         await file.begin()
-        self._file = file
+        self._into = file
 
     async def _end(self) -> None:
-        if self._place == "field" and not self._isPath:
-            self._path = b""
-        file, self._file = self._file, None
-        if file is not None:
+        into, self._into = self._into, None
+        if isinstance(into, bytearray):
+            self._path = bytes(into) if self._isPath else b""
+        elif into is not None:
             try:
-                receipt = await file.commit({})
-                self.told.append(accountOf(receipt, self._identity))
+                receipt = await into.commit({})
+                self._told.append(accountOf(receipt, self._request.sender.identity))
             except TransferError as e:
                 self._tell(e)
 
-    async def _failed(self, why: TransferError) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            await file.abort(why)
-        self._tell(why)
+    async def _drop(self, why: BaseException) -> None:
+        into, self._into = self._into, None
+        if isinstance(into, WholeFile):
+            await into.abort(why)
 
     def _tell(self, why: TransferError) -> None:
-        status = statusOf(why)
-        if status >= 400:
-            self.status = self.status or status
-        self.told.append({**documentOf(why, status), "name": displayName(self._name)})
+        document = documentOf(why, statusOf(why))
+        self._told.append({**document, "name": displayName(self._name)})
 
     async def abort(self, why: BaseException) -> None:
         """
         Remove the file that was under way.
         """
         await self._lock.run(lambda: None)
-        file, self._file = self._file, None
-        if file is not None:
-            await file.abort(why)
+        await self._drop(why)
 
     def answer(self) -> Answer:
         """
@@ -298,15 +287,16 @@ class _Reading:
 
         @raise Problem: there was none.
         """
-        if not self.told:
+        if not self._told:
             raise Problem(400, "the form has no file")
-        new = any(each["status"] == "stored" for each in self.told)
-        status = self.status or (201 if new else 200)
+        became = [each["status"] for each in self._told]
+        failed = [status for status in became if isinstance(status, int)]
+        status = failed[0] if failed else 201 if "stored" in became else 200
         if any(b"text/html" in value.lower() for value in self._request.head.all(b"accept")):
-            rows = "".join(_rows(self.told))
+            rows = "".join(_rows(self._told))
             fields = [("Content-Type", "text/html; charset=utf-8")]
             return Answer(status, fields, _RESULTS.format(rows).encode())
-        return jsonAnswer(status, self.told)
+        return jsonAnswer(status, self._told)
 
 
 def _rows(told: list[dict[str, Any]]) -> Iterator[str]:
