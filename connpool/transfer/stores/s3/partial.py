@@ -108,6 +108,7 @@ class S3Partial(Holding):
         self._reserved = reserved
         self._file: SpoolFile | None = parts.spool.file(partBytes)
         self._tasks = Tasks()
+        self._commits = Tasks()
         self._logging = False
         self._room = Waiters()
         self._void: set[int] = set()
@@ -469,6 +470,7 @@ class S3Partial(Holding):
 
     async def _leave(self, keep: bool) -> None:
         self._room.wake()
+        await self._commits.idle()
         await self._tasks.idle()
         if self._file is None:
             return
@@ -511,6 +513,7 @@ class S3Partial(Holding):
         if self._gate is not None:
             return Deferred.fromCoroutine(failing(self._gate))
         self._gate = StoreError(f'"{self.offer.name}" is being published')
+        self._commits.begin()
         return Deferred.fromCoroutine(self._commit(root))
 
     async def _commit(self, root: bytes | None) -> Receipt:
@@ -522,17 +525,16 @@ class S3Partial(Holding):
             if not self.held.covers(0, size):
                 raise StoreError(f'"{self.offer.name}" is not complete')
             self._plan.size = self._recorded.size = size
-            self._tasks.begin()
-            try:
-                publish = self._publishSingle if self._single else self._publishParts
-                receipt = await publish(size, root)
-            finally:
-                self._tasks.end()
+            publish = self._publishSingle if self._single else self._publishParts
+            receipt = await publish(size, root)
+            self._release()
+            return receipt
         except NoSpace:
-            self._gate = self._failure = None
+            if not isinstance(self._gate, ConflictTakeover):
+                self._gate = self._failure = None
             raise
-        self._release()
-        return receipt
+        finally:
+            self._commits.end()
 
     async def _publishSingle(self, size: int, root: bytes | None) -> Receipt:
         parts, offer, file = self._parts, self.offer, self._file
@@ -554,10 +556,8 @@ class S3Partial(Holding):
     async def _publishParts(self, size: int, root: bytes | None) -> Receipt:
         parts, offer, plan = self._parts, self.offer, self._plan
         while plan.missing():
-            self._tasks.end()  # its own
             self._pump(everything=True)
             await self._tasks.idle()
-            self._tasks.begin()
             if self._failure is not None:
                 raise self._failure
         async with Locked(self._lock):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from connpool.transfer.stores.s3.calls import Entry, List
+from connpool.transfer.stores.s3.calls import ABSENT, Done, Found, Get, List, Match, Put
+from connpool.transfer.stores.s3.claims import newToken
 from connpool.transfer.stores.s3.layout import Layout
 from connpool.transfer.stores.s3.lifecycle import Lifecycle
 from connpool.transfer.stores.s3.uploadlog import Log, Upload, clear, forget, readLog, takeOver
@@ -22,7 +23,7 @@ FINISH_SECONDS = 60.0
 
 class Reaper:
     """
-    One pass over all logs.
+    Passes over all logs.
 
     @param keepSeconds: that a partial is kept after its last record, and the last record of an
         upload after its end.
@@ -33,27 +34,51 @@ class Reaper:
         self._lifecycle = lifecycle
         self._keep = keepSeconds
 
-    async def tokens(self) -> AsyncIterator[str]:
+    async def mayBegin(self, seconds: float) -> bool:
         """
-        Yield the token of every log.
-        """
-        after = ""
-        while entries := (await List(self._layout.logs, after, 1)).entries:
-            token = entries[0].key.removeprefix(self._layout.logs).partition("/")[0]
-            yield token
-            after = self._layout.log(token) + "~"
+        Tell whether a pass is due, of all receivers together; if so, it is this one's.
 
-    async def lookAfter(self, token: str) -> bool:
+        @param seconds: from one pass to the next.
+        """
+        key, mark = f"{self._layout.private}reaper", newToken().encode()
+        found = await Get(key)
+        if isinstance(found, Found) and found.age < seconds:
+            return False
+        condition = Match(found.etag) if isinstance(found, Found) else ABSENT
+        return isinstance(await Put(key, mark, condition), Done)
+
+    async def logs(self) -> AsyncIterator[tuple[str, int, float]]:
+        """
+        Yield the token of every log, the number of its records, and the seconds since the last
+        of them.
+        """
+        token, count, newest, date, after = "", 0, 0.0, 0.0, ""
+        more = True
+        while more:
+            page = await List(self._layout.logs, after)
+            more, date = page.more, page.date
+            for entry in page.entries:
+                after = entry.key
+                of = after.removeprefix(self._layout.logs).partition("/")[0]
+                if of != token:
+                    if token:
+                        yield token, count, date - newest
+                    token, count, newest = of, 0, 0.0
+                count += 1
+                newest = max(newest, entry.modified)
+        if token:
+            yield token, count, date - newest
+
+    async def lookAfter(self, token: str, count: int, age: float) -> bool:
         """
         Finish what is to be finished, and remove what is too old.
 
+        @param count: the number of its records.
+        @param age: seconds since the last one.
         @return: whether something was done.
         """
-        entries, age = await self._age(token)
-        if not entries or age < FINISH_SECONDS:
-            return False
-        if len(entries) == 1 and age < self._keep:
-            return False  # just begun, or ended long ago
+        if age < FINISH_SECONDS or (count == 1 and age < self._keep):
+            return False  # in use, or just begun, or ended long ago
         upload = await readLog(self._layout, token)
         if upload is None or upload.begin is None or (upload.end and age >= self._keep):
             if age >= self._keep:
@@ -76,16 +101,3 @@ class Reaper:
         receipt = await self._lifecycle.publish(log, offer, content, commit.receipt)
         await self._lifecycle.retire(log, content, receipt)
         return True
-
-    async def _age(self, token: str) -> tuple[list[Entry], float]:
-        """
-        Return the records of a log, and the seconds since the last one.
-        """
-        entries: list[Entry] = []
-        while True:
-            page = await List(self._layout.log(token), entries[-1].key if entries else "")
-            entries += page.entries
-            if not page.more:
-                break
-        newest = max((entry.modified for entry in entries), default=0.0)
-        return entries, page.date - newest

@@ -463,11 +463,14 @@ class S3Store:
 
     async def reap(self) -> None:
         """
-        Finish uploads whose receivers died, and remove those that are too old.
+        Finish uploads whose receivers died, and remove those that are too old, unless another
+        receiver has just done so.
         """
-        async for token in self._reaper.tokens():
+        if not await self._reaper.mayBegin(REAP_SECONDS * 0.75):
+            return
+        async for token, count, age in self._reaper.logs():
             try:
-                await self._reaper.lookAfter(token)
+                await self._reaper.lookAfter(token, count, age)
             except TransferError as why:
                 self._log.info("old upload {token}: {why}", token=token, why=why)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from typing import Any
+from bisect import bisect_left, bisect_right, insort
+from typing import Any, cast
 
 import attrs
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -58,6 +59,27 @@ class Multipart:
     parts: dict[int, tuple[str, bytes]] = attrs.field(factory=dict)
 
 
+class Sorted(dict[str, Any]):
+    """
+    A dictionary that knows its keys in order.
+
+    @ivar order: the keys.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key not in self:
+            insort(self.order, key)
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        del self.order[bisect_left(self.order, key)]
+
+
 def etagOf(body: bytes) -> str:
     return f'"{hashlib.md5(body).hexdigest()}"'
 
@@ -84,8 +106,10 @@ class MemoryEngine:
     def __init__(self, *, conditional: bool = True) -> None:
         self.now = 1_000_000.0
         self.conditional = conditional
-        self.objects: dict[str, Object] = {}
+        self.objects: dict[str, Object] = Sorted()
         self.uploads: dict[str, Multipart] = {}
+        #: all that were begun, by key
+        self.named: dict[str, list[str]] = {}
         self.numbers = 0
         self.wrote: Any = lambda key, before, after: None
         self.calls: dict[str, int] = {}
@@ -179,13 +203,20 @@ class MemoryEngine:
         return Done(self._set(call.key, body, etagOf(body), call.metadata))
 
     def _Delete(self, call: Delete) -> Any:
-        before = self.objects.pop(call.key, None)
+        before = self.objects.get(call.key)
         if before is not None:
+            del self.objects[call.key]
             self.wrote(call.key, before, None)
         return Done()
 
     def _List(self, call: List) -> Listed:
-        keys = sorted(k for k in self.objects if k.startswith(call.prefix) and k > call.startAfter)
+        order = cast("Sorted", self.objects).order
+        start = max(bisect_left(order, call.prefix), bisect_right(order, call.startAfter))
+        keys = []
+        for at in range(start, min(len(order), start + call.limit + 1)):
+            if not order[at].startswith(call.prefix):
+                break
+            keys.append(order[at])
         shown = tuple(
             Entry(k, len(self.objects[k].body), self.objects[k].etag, self.objects[k].modified)
             for k in keys[: call.limit]
@@ -193,7 +224,7 @@ class MemoryEngine:
         return Listed(shown, len(keys) > call.limit, self.now)
 
     def _ListUploads(self, call: ListUploads) -> Uploads:
-        return Uploads(tuple(i for i, upload in self.uploads.items() if upload.key == call.key))
+        return Uploads(tuple(i for i in self.named.get(call.key, ()) if i in self.uploads))
 
     def _ListParts(self, call: ListParts) -> Any:
         upload = self.uploads.get(call.uploadId)
@@ -204,6 +235,7 @@ class MemoryEngine:
     def _CreateUpload(self, call: CreateUpload) -> Created:
         self.numbers += 1
         uploadId = f"upload{self.numbers}"
+        self.named.setdefault(call.key, []).append(uploadId)
         self.uploads[uploadId] = Multipart(call.key, dict(call.metadata))
         return Created(uploadId)
 

@@ -325,8 +325,8 @@ class World:
 
     async def reaping(self) -> None:
         reaper = Receiver(self).reaper
-        async for token in reaper.tokens():
-            await reaper.lookAfter(token)
+        async for log in reaper.logs():
+            await reaper.lookAfter(*log)
 
     # -- what must hold
 

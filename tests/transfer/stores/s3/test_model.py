@@ -31,16 +31,16 @@ def runs(rule, kind, *, same=False, **values):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["small", "mixed", pytest.param("large", marks=pytest.mark.slow)])
 def test_oneThingGoesWrong(rule, kind):
-    assert schedules(runs(rule, kind, twice=kind != "large"), 1) > 20
+    assert schedules(runs(rule, kind, twice=True), 1) > 20
 
 
 @pytest.mark.parametrize("conditional", [True, False])
 @pytest.mark.parametrize("rule", RULES)
 def test_muchGoesWrong(rule, conditional):
     for kind in KINDS:
-        atRandom(runs(rule, kind, conditional=conditional, twice=True), range(60))
+        atRandom(runs(rule, kind, conditional=conditional, twice=True), range(30))
 
 
 def test_aModelThatFindsNothingIsWrong(monkeypatch):
