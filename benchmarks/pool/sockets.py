@@ -197,12 +197,15 @@ def requests(setup: Setup) -> Iterator[Section]:
     names = [way.name for way in ways]
     bars = [
         Wanted(
-            f"a request, {text}",
+            text,
             *((names[over], names[under]), lambda a, b: ratios(_us(a), _us(b)), 1.03),
             atMost=True,
             unit="x",
         )
-        for text, over, under in (("pooled / held", 2, 0), ("handed on by hand / held", 1, 0))
+        for text, over, under in (
+            ("a request, pooled / held", 2, 0),
+            ("a request without a pool, by hand / held", 1, 0),
+        )
     ]
     title = "Requests over real sockets, one after another"
     columns = [Column("us of CPU each", _us, "{:.1f}")]
