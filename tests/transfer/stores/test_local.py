@@ -1019,7 +1019,7 @@ def test_noPathReachesTheKernel():
     for path in directory.glob("*.py"):
         text = path.read_text()
         assert not re.search(r"\bos\.path\b|pathlib|\bPath\(|shutil", text), path
-        if path.name != "syscalls.py":
+        if path.name not in {"memory.py", "syscalls.py"}:  # memory opens a file without a name
             calls = r"open|link|rename|replace|unlink|remove|mkdir|makedirs|stat|listdir|scandir"
             assert not re.search(rf"\bos\.({calls}|write|truncate|chmod|utime)\(", text), path
         if path.name not in {"memory.py", "syscalls.py"}:
