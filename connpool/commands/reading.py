@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 
+from twisted.internet.defer import CancelledError
+
 from connpool.addresses import clientEndpoint
 from connpool.commands.output import JSONLines
 from connpool.commands.progress import Progress
@@ -114,6 +116,9 @@ def runReading(
             except TransferError as e:
                 progress.say(str(e))
                 return e.exitCode
+            except CancelledError:
+                progress.say("interrupted; run the same command to go on from there")
+                raise
             finally:
                 for connection in made:
                     connection.discard()

@@ -12,6 +12,7 @@ that no judge has let pass, so a death in between is a hold.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import tempfile
@@ -36,20 +37,24 @@ def contentOf(data: bytes | memoryview) -> int:
 
     @return: a descriptor at its beginning.
     """
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("content", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            _writeAll(fd, data)
-            seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
-            os.lseek(fd, 0, os.SEEK_SET)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+    with contextlib.suppress(AttributeError, OSError):  # a system without them, or against them
+        return _sealed(data)
     with tempfile.NamedTemporaryFile() as file:
         _writeAll(file.fileno(), data)
         return os.open(file.name, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _sealed(data: bytes | memoryview) -> int:
+    fd = os.memfd_create("content", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        _writeAll(fd, data)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _writeAll(fd: int, data: bytes | memoryview) -> None:

@@ -17,6 +17,7 @@ from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.session import NativeReceiver
 from connpool.transfer.wire.frames import Type
 from tests.transfer.web.kit import World as Doors
+from tests.transfer.web.test_tus import create, patch, urlOf
 from tests.transfer.world import World
 
 BLOCK = 4096
@@ -243,6 +244,24 @@ def test_byHTTP(content, expectFailure):
 
     assert doors.files == {"good": content}
     assert [data for _, _, data in judge.seen] == [content] * 4
+    doors.close()
+
+
+def test_anUploadInSeveralRequests():
+    """
+    What is held is asked for again by its last byte; what is refused is gone.
+    """
+    judge = Judge()
+    doors = Doors(policy=Policy(minimumRate=0), listeners=[judge])
+    for name, statuses in ((b"good", [204]), (b"bad", [422, 404]), (b"hold", [503, 503])):
+        client = doors.connect()
+        url = urlOf(create(client, len(LARGE), name=name))
+        for at, status in zip((0, len(LARGE) - 1), statuses, strict=False):
+            assert patch(client, url, at, LARGE[at:]).status == status
+    assert doors.files == {"good": LARGE}
+    judge.beforePublish = lambda *_: None
+    assert patch(doors.connect(), url, len(LARGE) - 1, LARGE[-1:]).status == 204
+    assert doors.files == {"good": LARGE, "hold": LARGE}
     doors.close()
 
 
