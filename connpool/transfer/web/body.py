@@ -49,9 +49,15 @@ class Sized:
         @return: the part of C{data} that is content, and what follows the body.
         """
         view = memoryview(data)[: self.left]
-        self.left -= len(view)
-        self.over = not self.left
+        self.skip(len(view))
         return view, data[len(view) :] if len(view) < len(data) else b""
+
+    def skip(self, count: int) -> None:
+        """
+        Note that C{count} bytes of content came another way.
+        """
+        self.left -= count
+        self.over = not self.left
 
 
 class Chunked:

@@ -6,7 +6,8 @@ Theory of operation
 One request at a time: nothing is read or parsed behind a request until it is answered.  A
 head is cut out and judged (L{connpool.transfer.web.head}); the door finds a resource that
 answers it, in a coroutine.  The resource asks for the body when it is ready for it; only then
-is C{100 Continue} sent, and the body read.
+is C{100 Continue} sent, and the body read, a long one of known length past the transport
+(L{connpool.transfer.web.longbody}).
 
 The connection ends after an error of framing, after a request whose body was not read to its
 end, and when the client or a drain wants it.  It is closed by halves: the answer is written,
@@ -42,8 +43,10 @@ from connpool.transfer.web.body import Chunked, Sized
 from connpool.transfer.web.flow import Flow, Sink
 from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.head import FieldValues, Head, cutHead, isHTTP2, parseHead
+from connpool.transfer.web.longbody import LongBody
 from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.settings import WebCounts
+from connpool.transfer.wire.borrowed import lends
 from connpool.waiting import Waiters
 
 __all__ = ["HEAD_SECONDS", "IDLE_SECONDS", "LINGER_BYTES", "LINGER_SECONDS", "WebChannel"]
@@ -110,7 +113,8 @@ class WebChannel(Protocol):
         self._flow: Flow | None = None
         self._paused = self._unread = self._draining = self._halfClosed = False
         self._written = self._dropped = 0
-        self._idle = False
+        self._idle = self._ended = False
+        self._long: LongBody | None = None
         self._turn: Any = None
         self._late: Callable[[], None] | None = None
         self._timer: Any = None
@@ -154,6 +158,7 @@ class WebChannel(Protocol):
     def connectionLost(self, reason: Failure | None = None) -> None:
         unanswered = self._state is _State.ANSWERING
         self._state = _State.OVER
+        self._giveBack()
         for call in (self._timer, self._turn):
             if call is not None and call.active():
                 call.cancel()
@@ -367,14 +372,51 @@ class WebChannel(Protocol):
             if not pause and self._flow is not None:
                 transport: Any = self.transport
                 transport.bufferSize = self._flow.readBytes
+            if self._borrows(pause):
+                return
         else:
             # what was sent ahead is looked at first
             waits = self._unread or self._turn is not None
             pause = waits and self._state is _State.HEAD
+        self._giveBack()
+        self._pause(pause)
+
+    def _pause(self, pause: bool) -> None:
         if pause != self._paused:
             self._paused = pause
-            transport = self.transport
+            transport: Any = self.transport
             (transport.pauseProducing if pause else transport.resumeProducing)()
+
+    def _borrows(self, pause: bool) -> bool:
+        """
+        Read a long body from the socket itself.
+
+        @param pause: whether nothing of it is wanted now.
+        @return: whether that is what goes on.
+        """
+        flow, transport = self._flow, self.transport
+        if flow is None or not flow.flows:
+            return False
+        if self._long is None:
+            if pause or not flow.long or self._buffer or self._ended:
+                return False
+            if not lends(self._clock, transport):
+                return False
+            self._pause(True)
+            self._long = LongBody(self._clock, transport, flow, self._borrowedEnd)
+        self._long.steer()
+        return True
+
+    def _giveBack(self) -> None:
+        long, self._long = self._long, None
+        if long is not None:
+            long.close()
+
+    def _borrowedEnd(self) -> None:
+        # nothing more comes, and it is the transport that is told so
+        self._ended = True
+        self._giveBack()
+        self._steer()
 
     # -- ends
 

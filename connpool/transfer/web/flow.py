@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
 
 from connpool.errors import StoreError, TransferError
 from connpool.transfer.web.body import Chunked, Sized
@@ -67,19 +68,39 @@ class Flow:
         return self._sink is not None and self._why is None
 
     @property
+    def flows(self) -> bool:
+        """
+        Tell whether more of it is going to be read.
+        """
+        return self._going and not self._body.over
+
+    @property
     def wants(self) -> bool:
         """
         Tell whether more of it may be read now.
         """
-        return self._going and not self._body.over and self._outstanding <= MAX_OUTSTANDING_BYTES
+        return self.flows and self._outstanding <= MAX_OUTSTANDING_BYTES
 
     @property
     def readBytes(self) -> int:
         """
         The size of the transport's reads.
         """
-        long = isinstance(self._body, Sized) and self._body.left >= _LONG_BYTES
-        return _LARGE_READ_BYTES if long else _SMALL_READ_BYTES
+        return _LARGE_READ_BYTES if self.left >= _LONG_BYTES else _SMALL_READ_BYTES
+
+    @property
+    def left(self) -> int:
+        """
+        Bytes of a body of known length that have not come; 0 for another one.
+        """
+        return self._body.left if isinstance(self._body, Sized) else 0
+
+    @property
+    def long(self) -> bool:
+        """
+        Tell whether what is left is worth borrowing a socket for.
+        """
+        return self.left >= _LONG_BYTES
 
     def begin(self, sink: Sink) -> Deferred[FieldValues]:
         """
@@ -112,23 +133,43 @@ class Flow:
             self._give(run)
         return rest
 
-    def _give(self, run: memoryview) -> None:
+    def take(self, view: memoryview, free: Callable[[], None]) -> None:
+        """
+        Take bytes of a body of known length, no more than are L{left}; L{steer} is to be
+        called then.
+
+        @param free: called when C{view} is not needed any more.
+        """
+        assert isinstance(self._body, Sized)
+        if self._deadline is not None:
+            self._deadline.arrived(len(view))
+        self._body.skip(len(view))
+        self._give(view, free)
+
+    def _give(self, run: memoryview, free: Callable[[], None] = lambda: None) -> None:
         assert self._sink is not None
         try:
             taking = self._sink(run)
         except TransferError as e:
+            free()
             self.fail(e)
             return
         if taking is None:
+            free()
             return
         count = len(run)
         self._outstanding += count
 
-        def taken(_: None) -> None:
+        def taken(result: Any) -> None:
             self._outstanding -= count
-            self.steer()
+            free()
+            if isinstance(result, Failure):
+                why: Any = result.value
+                self.fail(why)
+            else:
+                self.steer()
 
-        taking.addCallbacks(taken, lambda failure: self.fail(failure.value))
+        taking.addBoth(taken)
 
     def steer(self) -> None:
         """
