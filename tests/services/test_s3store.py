@@ -126,6 +126,6 @@ def test_withoutTheExtra(monkeypatch):
 def test_asAStoreOfTheReceiver():
     chosen = makeStore(f"s3:{LOCAL}")
     assert chosen.name == "s3"
-    assert chosen.takes == {"quota", "keepPartials"}
+    assert chosen.takes == {"quota", "keepPartials", "onReceived"}
     with pytest.raises(ValueError, match="s3: bucket="):
         makeStore("s3:endpoint=http://127.0.0.1:9000")
