@@ -119,6 +119,10 @@ class Reader:
 
     def _page(self, name: RelativeName | None, after: str, limit: int) -> Deferred[Listing]:
         page: Deferred[Listing] = self.store.listing(name, after, limit)
+        identity = self.identity
+        if identity is not None and name == identity.directory:
+            # its own directory is made with its first file
+            page.addErrback(_empty)
         return page
 
     async def read(self, raw: bytes | str, start: int, end: int) -> FileRange:
@@ -161,6 +165,11 @@ class Reader:
         except TransferError:
             self.counts.refused += 1
             raise
+
+
+def _empty(failure: Failure) -> Listing:
+    failure.trap(NotFound)
+    return Listing((), more=False)
 
 
 def readerOf(reception: Reception, identity: Identity | None, peer: str) -> Reader:

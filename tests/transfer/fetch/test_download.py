@@ -144,6 +144,14 @@ def test_anIdentityReadsItsOwnDirectory(library):
     assert library.names("d") == ["d/b"]
 
 
+def test_aDirectoryThatIsNotMadeYetIsEmpty():
+    library = Library(Identity("new", RelativeName.parse("new"), read="own"))
+    assert library.names() == []
+    with pytest.raises(NotFound):
+        library.names("sub")
+    library.close()
+
+
 def test_orEverythingIfThatIsWritten(tmp_path):
     library = Library(Identity("eve", RelativeName.parse("eve"), read="everything"))
     assert library.names() == ["alice", "bob"]
