@@ -24,7 +24,13 @@ from zope.interface import implementer
 
 from connpool.errors import Held, HookRefused
 from connpool.interfaces import ITransferJudge
-from connpool.services.onreceived import LAST_WORDS_SECONDS, NOT_BEGUN, OUTPUT_BYTES, canRun
+from connpool.services.onreceived import (
+    LAST_WORDS_SECONDS,
+    NOT_BEGUN,
+    OUTPUT_BYTES,
+    UnconcernedListener,
+    canRun,
+)
 from connpool.transfer.names import displayName
 from connpool.transfer.records import Offer, Receipt
 from connpool.waiting import Waiters
@@ -95,7 +101,7 @@ class _Judgement(ProcessProtocol):
 
 
 @implementer(ITransferJudge)
-class BeforePublish:
+class BeforePublish(UnconcernedListener):
     """
     Runs a program for each file that would be published.
 
@@ -171,34 +177,9 @@ class BeforePublish:
         while self._running:
             await self._idle.wait()
 
-    def offered(self, offer: Offer, peer: str) -> None:
-        """
-        Not our concern.
-        """
-
-    def refused(self, name: str, peer: str, why: Exception) -> None:
-        """
-        Not our concern.
-        """
-
-    def started(self, offer: Offer, peer: str) -> None:
-        """
-        Not our concern.
-        """
-
-    def progressed(self, offer: Offer, peer: str, done: int) -> None:
-        """
-        Not a file yet.
-        """
-
     def published(self, receipt: Receipt) -> None:
         """
         It was judged before.
-        """
-
-    def failed(self, offer: Offer, peer: str, why: BaseException) -> None:
-        """
-        Not our concern.
         """
 
 

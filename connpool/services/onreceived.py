@@ -41,6 +41,7 @@ __all__ = [
     "PROGRAMS_AT_ONCE",
     "TIME_LIMIT_SECONDS",
     "OnReceived",
+    "UnconcernedListener",
     "asProgram",
     "canRun",
 ]
@@ -145,8 +146,39 @@ class _Run(ProcessProtocol):
             self.ended.callback(f"{why}; it said {said!r}" if said else why)
 
 
+class UnconcernedListener:
+    """
+    The events of L{ITransferListener} that concern neither program.
+    """
+
+    def offered(self, offer: Offer, peer: str) -> None:
+        """
+        Not our concern.
+        """
+
+    def refused(self, name: str, peer: str, why: Exception) -> None:
+        """
+        Not our concern.
+        """
+
+    def started(self, offer: Offer, peer: str) -> None:
+        """
+        Not our concern.
+        """
+
+    def progressed(self, offer: Offer, peer: str, done: int) -> None:
+        """
+        Not a file yet.
+        """
+
+    def failed(self, offer: Offer, peer: str, why: BaseException) -> None:
+        """
+        Not our concern.
+        """
+
+
 @implementer(ITransferListener)
-class OnReceived:
+class OnReceived(UnconcernedListener):
     """
     Runs a program for each receipt of an outbox.
 
@@ -261,28 +293,3 @@ class OnReceived:
         if self._next is None and not self._stopped:
             # a store writes down after this turn what need not be synced
             self._next = self._reactor.callLater(0, self.look)
-
-    def offered(self, offer: Offer, peer: str) -> None:
-        """
-        Not our concern.
-        """
-
-    def refused(self, name: str, peer: str, why: Exception) -> None:
-        """
-        Not our concern.
-        """
-
-    def started(self, offer: Offer, peer: str) -> None:
-        """
-        Not our concern.
-        """
-
-    def progressed(self, offer: Offer, peer: str, done: int) -> None:
-        """
-        Not a file yet.
-        """
-
-    def failed(self, offer: Offer, peer: str, why: BaseException) -> None:
-        """
-        Not our concern.
-        """

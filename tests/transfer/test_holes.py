@@ -238,15 +238,6 @@ def test_aHoleThatWasDataAndTheReverse(world, source, before):
 # -- hostile senders
 
 
-@pytest.fixture
-def strict(tmp_path):
-    made = World(tmp_path / "state", Policy())
-    yield made
-    made.settle(200)
-    assert not made.store._partials
-    made.close()
-
-
 def raw(world, *capabilities):
     made = connect(world)
     made.capabilities = capabilities or ("join", "holes")

@@ -240,15 +240,6 @@ def test_bombs():
 # -- hostile senders
 
 
-@pytest.fixture
-def strict(tmp_path):
-    made = World(tmp_path / "state", Policy())
-    yield made
-    made.settle(200)
-    assert not made.store._partials
-    made.close()
-
-
 def raw(world, *capabilities):
     made = connect(world)
     made.capabilities = capabilities or ("join", "zstd")
