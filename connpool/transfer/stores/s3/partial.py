@@ -162,7 +162,7 @@ class S3Partial(Holding):
         """
         assert self._file is not None
         plan = self._plan
-        if plan.isCrowded(self.held):
+        if plan.isCrowded(self.held, busy=self._logging):
             return False
         if len(plan.here) * plan.bytes >= self._reserved:
             if not self._parts.spool.tryTake(plan.bytes):
@@ -318,6 +318,7 @@ class S3Partial(Holding):
                     await self._append(everything)
         finally:
             self._logging = False
+        self._room.wake()
         self._pump(everything=everything)
 
     async def _append(self, everything: bool) -> None:

@@ -112,13 +112,15 @@ class PartPlan:
         """
         return any(part.state == "leaving" for part in self.here.values())
 
-    def isCrowded(self, held: Ranges) -> bool:
+    def isCrowded(self, held: Ranges, *, busy: bool) -> bool:
         """
         Tell whether so many whole parts wait for the engine that no new one shall be begun: a
         receiver that dies costs no more than these and those that are being filled.
+
+        @param busy: whether the log is being written.
         """
         whole = [n for n, part in self.here.items() if held.covers(*self.span(n))]
-        return self.isLeaving and len(whole) >= LEAVING
+        return (busy or self.isLeaving) and len(whole) >= LEAVING
 
     def departing(self, held: Ranges) -> list[int]:
         """
