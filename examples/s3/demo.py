@@ -227,7 +227,7 @@ def main() -> int:
         kind, front = stack.enter_context(balancer(directory, behind))
         print(f"two receivers share it, behind {kind} at 127.0.0.1:{front}")
         source = directory / "holiday.mov"
-        source.write_bytes(secrets.token_bytes(1 << 20) * (FILE_BYTES >> 20))
+        source.write_bytes(secrets.token_bytes(FILE_BYTES))
         print(f"$ connpool send --to 127.0.0.1:{front} --bwlimit {RATE} holiday.mov")
         began = time.monotonic()
         sender = subprocess.Popen(

@@ -84,7 +84,7 @@ async def test_receiversThatEnd(weed, tmp_path, prefix):
         for number in range(RUNS):
             end = ENDS[number % len(ENDS)]
             path = tmp_path / f"file{number}"
-            path.write_bytes(chance.randbytes(1 << 20) * (FILE_BYTES >> 20) + chance.randbytes(9))
+            path.write_bytes(chance.randbytes(FILE_BYTES + 9))
             size = path.stat().st_size
             before = {each.name: each.received() for each in running}
             sent = Sent(front, path)
