@@ -346,6 +346,8 @@ class World:
             # of what was there when it was made the newer one may take the place
             newer = self.issued is not None and written > self.issued
             told = told if newer else []
+        if (key, before.body) in self.consumed:
+            told = []  # it had been taken away, and a late PUT brought it back
         self.verify(not told, f"{after.body!r} clobbers {before.body!r}")
 
     def check(self) -> None:
