@@ -116,6 +116,7 @@ class BulkTLSTransport(BufferingTLSTransport):
         below = self._below
         return (
             self._handshakeDone
+            and self._end is None
             and not (self.disconnecting or self._lostTLSConnection or self._appSendBuffer)
             and self._tlsConnection.get_protocol_version_name() == "TLSv1.3"
             and not ISSLTransport.providedBy(below)

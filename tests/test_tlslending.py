@@ -151,6 +151,8 @@ def test_aProperEndWithinTheRun(lent):
     lent.line.sendall(lent.wire())
     assert lent.read(100) == b"a part"
     assert lent.reader.recv_into(memoryview(bytearray(100))) == 0
+    lent.reader.close()
+    assert not lent.tls.lendable
     lent.giveBack()
     lent.end()
     assert isinstance(lent.app.lost, ConnectionDone)
