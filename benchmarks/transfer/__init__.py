@@ -5,7 +5,7 @@ File transfer beside what is used otherwise: what a user waits for.
 from benchmarks.setup import Make
 from benchmarks.transfer.bytes import durable, large, small, tls
 from benchmarks.transfer.outbox import outbox
-from benchmarks.transfer.path import delay, resume
+from benchmarks.transfer.path import compress, delay, resume
 from benchmarks.transfer.service import connections, crowd, memory
 from benchmarks.transfer.startup import startup
 from benchmarks.transfer.web import (
@@ -36,6 +36,7 @@ SECTIONS: dict[str, Make] = {
     "connections": connections,
     "memory": memory,
     "delay": delay,
+    "compress": compress,
     "resume": resume,
     "startup": startup,
     "web": web,

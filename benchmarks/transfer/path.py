@@ -1,5 +1,5 @@
 """
-Sections about the path between the two: delay, resume.
+Sections about the path between the two: delay, compress, resume.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from benchmarks.section import Column, Figures, Section, Wanted
 from benchmarks.setup import Setup
 from benchmarks.transfer.ours import Ours
 from benchmarks.transfer.relay import Relay
-from benchmarks.transfer.sources import FileSource, Source, TreeSource
+from benchmarks.transfer.sources import FileSource, LogSource, Source, TreeSource
 from benchmarks.transfer.tools import START, Place, net, whole
 
-__all__ = ["delay", "resume"]
+__all__ = ["compress", "delay", "resume"]
 
 #: Seconds that a byte takes one way.
 _ONE_WAY = 0.1
@@ -31,7 +31,7 @@ _TRIP = 2 * _ONE_WAY
 @attrs.frozen
 class _Delayed:
     """
-    A tree sent directly or through a relay.
+    Something sent directly or through a relay.
     """
 
     name: str
@@ -101,6 +101,57 @@ def delay(setup: Setup) -> Iterator[Section]:
             columns = (Column("s", net), Column("whole command s", whole), START)
             yield Section(title, rows, columns, bars)
             relay.close()
+
+
+#: Bytes a second of a narrow path: 100 Mbit/s.
+_NARROW_RATE = 12.5e6
+
+
+@contextmanager
+def compress(setup: Setup) -> Iterator[Section]:
+    """
+    Text over a narrow path, and bytes that do not shrink over a wide one.
+    """
+    with setup.work(setup.memory) as work:
+        tiny = FileSource(work / "tiny", 1)
+        text = LogSource(work / "text", min(setup.large, 128) << 20)
+        noise = FileSource(work / "noise", setup.large << 20)
+        with (
+            Ours("compressed", Place(work / "a", text, tiny)) as packed,
+            Ours("as it is", Place(work / "b", text, tiny), "--no-compress") as plain,
+        ):
+            relays = [Relay(tool.port, rate=_NARROW_RATE) for tool in (packed, plain)]
+            rows = [
+                _Delayed(f"text over 100 Mbit/s, {tool.name}", tool, text, tiny, relay.port)
+                for tool, relay in zip((packed, plain), relays, strict=True)
+            ]
+            rows += [
+                _Delayed(f"random over loopback, {tool.name}", tool, noise, tiny, tool.port)
+                for tool in (packed, plain)
+            ]
+
+            def gain(soon: Figures, late: Figures) -> list[float]:
+                return [b / a for a, b in zip(net(soon), net(late), strict=True)]
+
+            def loss(tried: Figures, never: Figures) -> list[float]:
+                return [a / b for a, b in zip(net(tried), net(never), strict=True)]
+
+            names = tuple(row.name for row in rows)
+            bars = [
+                Wanted(
+                    "text over 100 Mbit/s: as it is / compressed", names[:2], gain, 3.0, unit="x"
+                ),
+                Wanted(
+                    "random over loopback: compressed / as it is",
+                    *(names[2:], loss, 1.03),
+                    atMost=True,
+                    unit="x",
+                ),
+            ]
+            columns = (Column("s", net), Column("whole command s", whole), START)
+            yield Section("Compression", rows, columns, bars)
+            for relay in relays:
+                relay.close()
 
 
 @attrs.frozen

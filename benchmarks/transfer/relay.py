@@ -45,12 +45,14 @@ class Relay:
     """
     @param target: a port of 127.0.0.1.
     @param seconds: that each byte is held for, in each direction.
+    @param rate: bytes a second that pass towards the target; 0 for no limit.
     @ivar port: of this relay.
     """
 
-    def __init__(self, target: int, seconds: float = 0.0) -> None:
+    def __init__(self, target: int, seconds: float = 0.0, rate: float = 0.0) -> None:
         self._target = target
         self._seconds = seconds
+        self._rate = rate
         self._watch = Watch(0)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -87,12 +89,18 @@ class Relay:
 
     def _pass(self, source: socket.socket, target: socket.socket, watch: Watch | None) -> None:
         queue: deque[tuple[float, bytes]] = deque()
-        there, room = threading.Semaphore(0), threading.Semaphore(_READS)
+        rate = 0.0 if watch is None else self._rate
+        # a path that is narrow does not keep much
+        there, room = threading.Semaphore(0), threading.Semaphore(4 if rate else _READS)
 
         def write() -> None:
+            free = time.monotonic()
             while True:
                 there.acquire()
                 due, data = queue.popleft()
+                if rate:
+                    free = max(free, time.monotonic()) + len(data) / rate
+                    time.sleep(max(0.0, free - time.monotonic()))
                 if self._seconds:
                     time.sleep(max(0.0, due - time.monotonic()))
                 with suppress(OSError):

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 from pathlib import Path
 
 from benchmarks.processes import Failed
 
-__all__ = ["FileSource", "Source", "TreeSource", "same"]
+__all__ = ["FileSource", "LogSource", "Source", "TreeSource", "same"]
 
 _CHUNK = 1 << 20
 _number = itertools.count()
+_WORDS = ("static", "images", "users", "orders", "search", "login", "api", "v1", "reports", "2026")
 
 
 class Source:
@@ -52,6 +54,28 @@ class FileSource(Source):
             for offset in range(0, size, _CHUNK):
                 # no two blocks alike
                 file.write((offset.to_bytes(8) + block[8:])[: size - offset])
+
+
+class LogSource(Source):
+    """
+    One file of text: the log of a server.
+    """
+
+    def __init__(self, where: Path, size: int) -> None:
+        super().__init__(where)
+        self.size = size
+        some = random.Random(1)
+        paths = [f"/{'/'.join(some.choices(_WORDS, k=some.randint(1, 4)))}" for _ in range(400)]
+        left = size
+        with self.path.open("wb") as file:
+            while left:
+                lines = [
+                    f"192.0.2.{some.randrange(256)} - - [29/Nov/2026:05:{some.randrange(60):02}:"
+                    f'{some.randrange(60):02} +0000] "GET {some.choice(paths)} HTTP/1.1" '
+                    f"{some.choice((200, 200, 304, 404))} {some.randrange(100_000)}\n"
+                    for _ in range(1000)
+                ]
+                left -= file.write("".join(lines).encode()[:left])
 
 
 class TreeSource(Source):

@@ -28,8 +28,9 @@ _LEAST_BYTES, _SAMPLE_BYTES = 1024, 8192
 _WORTH = 0.9
 #: Bytes that go as they are after one that does not shrink, twice as many each time, and at most.
 _SKIPPED_BYTES, _MOST_SKIPPED_BYTES = 4 << 20, 64 << 20
-#: Bytes that a measured speed is about, and those that are compressed before anything is known.
-_MEASURED_BYTES, _UNKNOWN_BYTES = 16 << 20, 16 << 20
+#: Bytes that a measured speed is about, and those on the way before anything is known: buffers
+#: on it take as much at once.
+_MEASURED_BYTES, _UNKNOWN_BYTES = 16 << 20, 8 << 20
 #: Levels of zstd, and the nanoseconds a byte on the way from which on the slower one is worth it.
 _QUICK_LEVEL, _THOROUGH_LEVEL, _THOROUGH_NANOSECONDS = 3, 6, 60
 
@@ -74,7 +75,7 @@ class Packer:
         self.seconds = seconds
         #: in a row; and bytes that are sent as they are before the next try
         self._misses = self._rest = 0
-        self._begun = 0
+        self._gone = 0
         self._way, self._work = _Speed(), _Speed()
         self._ratio = 0.5
 
@@ -83,7 +84,7 @@ class Packer:
         Tell whether what comes next is to be given to L{pack}.
         """
         if self._rest <= 0 and not self._pays():
-            self._rest = _MOST_SKIPPED_BYTES
+            self._rest = _SKIPPED_BYTES
         return self._rest <= 0
 
     def pack(self, view: memoryview) -> bytes | None:
@@ -99,7 +100,6 @@ class Packer:
             began = self.seconds()
             packed = pack(view, _THOROUGH_LEVEL if slow else _QUICK_LEVEL)
             self._work.took(self.seconds() - began, len(view))
-            self._begun += len(view)
             ratio = len(packed) / len(view)
             self._ratio = (self._ratio + ratio) / 2
             if ratio < _WORTH:
@@ -114,9 +114,10 @@ class Packer:
         Note that the connection took C{count} bytes in so long.
         """
         self._way.took(seconds, count)
+        self._gone += count
         self._rest -= count
 
     def _pays(self) -> bool:
-        if self._always or self._begun < _UNKNOWN_BYTES:
+        if self._always or self._gone < _UNKNOWN_BYTES:
             return True
         return self._work.each < self._way.each * (1 - self._ratio)
