@@ -259,7 +259,8 @@ def test_partsOfABlock(strict):
     packed(peer, 1, 2000, whole[2000:3000])  # not where it stands: ignored
     peer.data(1, 1000, whole[1000:2000])
     packed(peer, 1, 2000, whole[2000:BLOCK])
-    packed(peer, 1, BLOCK, whole[BLOCK:])
+    packed(peer, 1, BLOCK, whole[BLOCK : 2 * BLOCK])
+    packed(peer, 1, 2 * BLOCK, whole[2 * BLOCK :])
     packed(peer, 1, 0, whole[:BLOCK])  # there already
     for block in range(3):
         peer.digests(1, block, whole[block * BLOCK : (block + 1) * BLOCK])
@@ -287,11 +288,19 @@ def refused(peer):
         (20, pack(content(20), 3)),  # longer than what it is of
         (MAX_PACKED_BYTES, b"\0" * 1000),
         (9000, pack(text(9000), 3)),  # past the end of the file
+        (BLOCK + 1, pack(text(BLOCK + 1), 3)),  # more than the block
     ],
 )
 def test_hostileFrames(strict, size, wire):
     peer = raw(strict).offer(1, size=8192)
     refused(packed(peer, 1, 0, b"", size, wire))
+
+
+def test_overTheEndOfABlock(strict):
+    peer = raw(strict).offer(1, size=8192).data(1, 0, bytes(10))
+    refused(packed(peer, 1, 10, text(BLOCK)))
+    past = raw(strict).offer(1, size=8192)
+    refused(packed(past, 1, 8192, text(BLOCK)))
 
 
 def test_noBytes(strict):

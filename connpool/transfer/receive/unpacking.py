@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred
 
 from connpool.errors import ProtocolError
+from connpool.transfer.records import Offer
 from connpool.transfer.wire.content import Packed
 from connpool.transfer.wire.packed import Unpacker
 
@@ -19,6 +20,8 @@ class _Stream(Protocol):
     """
     The stream that the content belongs to.
     """
+
+    offer: Offer
 
     @property
     def receiving(self) -> bool:
@@ -93,8 +96,15 @@ def unpacking(
 
     @param length: bytes of its run.
     @return: what its run goes to; L{None} if the stream has ended.
-    @raise ProtocolError: it is not smaller than what comes out.
+    @raise ProtocolError: it is not smaller than what comes out, or that is more than a block.
     """
     if not 0 < length < message.size:
         raise ProtocolError(f"PACKED has {length} bytes for {message.size}")
-    return None if stream is None else Unpacking(stream, link, message, length)
+    if stream is None:
+        return None
+    blockSize = stream.offer.blockSize
+    if message.offset % blockSize + message.size > blockSize:
+        raise ProtocolError(
+            f"PACKED has {message.size} bytes from {message.offset} on: they are not of one block"
+        )
+    return Unpacking(stream, link, message, length)
