@@ -47,6 +47,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--web", action="store_true", help="of transfer: the sections about HTTP alone"
     )
+    parser.add_argument(
+        "--s3", action="store_true", help="of transfer: the sections about an S3 engine alone"
+    )
     parser.add_argument("--rounds", type=int, help="rounds that everybody takes (default 5)")
     parser.add_argument(
         "--pairs",
@@ -135,7 +138,16 @@ def main(words: list[str] | None = None) -> int:
     if chosen.web and not hasattr(suite, "WEB"):
         print(f"--web: {chosen.suite} has no sections about HTTP", file=sys.stderr)
         return 2
-    asked = dict.fromkeys([*(chosen.only or []), *(suite.WEB if chosen.web else ())])
+    if chosen.s3 and not hasattr(suite, "S3"):
+        print(f"--s3: {chosen.suite} has no sections about an S3 engine", file=sys.stderr)
+        return 2
+    asked = dict.fromkeys(
+        [
+            *(chosen.only or []),
+            *(suite.WEB if chosen.web else ()),
+            *(suite.S3 if chosen.s3 else ()),
+        ]
+    )
     wanted = list(asked) or list(sections)
     for name in wanted:
         if name not in sections:

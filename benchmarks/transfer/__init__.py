@@ -6,6 +6,7 @@ from benchmarks.setup import Make
 from benchmarks.transfer.bytes import durable, large, small, tls
 from benchmarks.transfer.outbox import outbox
 from benchmarks.transfer.path import compress, delay, resume
+from benchmarks.transfer.s3 import s3Large, s3Small
 from benchmarks.transfer.service import connections, crowd, memory
 from benchmarks.transfer.startup import startup
 from benchmarks.transfer.web import (
@@ -20,7 +21,7 @@ from benchmarks.transfer.web import (
 from benchmarks.transfer.webagain import webAgain
 from benchmarks.transfer.webpage import webFolder, webPage
 
-__all__ = ["PEERS", "SECTIONS", "SHORT", "WEB"]
+__all__ = ["PEERS", "S3", "SECTIONS", "SHORT", "WEB"]
 
 #: What C{--install} installs.
 PEERS = ("copyparty", "pyftpdlib", "trustme", "xxhash")
@@ -49,10 +50,15 @@ SECTIONS: dict[str, Make] = {
     "web-again": webAgain,
     "web-idle": webIdle,
     "web-memory": webMemory,
+    "s3": s3Large,
+    "s3-small": s3Small,
 }
 
 #: Those of HTTP.
 WEB = tuple(name for name in SECTIONS if name.startswith("web"))
+
+#: Those of the store on an S3 engine.
+S3 = tuple(name for name in SECTIONS if name.startswith("s3"))
 
 #: Those of the short table and the short chart.
 SHORT = ("large", "tls", "small", "durable", "startup")
