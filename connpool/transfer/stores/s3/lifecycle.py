@@ -16,7 +16,7 @@ from connpool.errors import ConflictTakeover, Exists, Expired
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.s3 import pointers
 from connpool.transfer.stores.s3.calls import CreateUpload
-from connpool.transfer.stores.s3.claims import metadataOf
+from connpool.transfer.stores.s3.claims import Wanted, metadataOf
 from connpool.transfer.stores.s3.layout import Layout
 from connpool.transfer.stores.s3.naming import Invalid, Moved, Names
 from connpool.transfer.stores.s3.outlook import Outlook
@@ -139,6 +139,20 @@ class Lifecycle:
         """
         await log.end(PUBLISHED, Commit(content, receipt, ()))
         await clear(self._layout, log.upload)
+
+    async def tell(self, wanted: Wanted, receipt: Receipt) -> None:
+        """
+        Note a file that was stored in one piece under its resume key, as an upload that has ended.
+        """
+        offer, token = wanted.offer, wanted.token
+        assert offer.resumeKey is not None
+        pointer = self._layout.partial(offer.principal, offer.network, offer.resumeKey)
+        await Log(self._layout, Upload(token)).append(
+            begin=Begin.of(offer, "", "", 0, pointer),
+            commit=Commit(wanted.content, receipt, ()),
+            end=PUBLISHED,
+        )
+        await pointers.over(pointer, token)
 
     async def remove(self, log: Log) -> None:
         """

@@ -223,7 +223,13 @@ class S3Store:
         data = bytes(data)
         content = contentOf(offer, root) or hashed(data)
         wanted = Wanted(offer, content, self.receipt(offer, len(data), root), newToken())
-        return self.threads.during(self.run(self.names.publish(wanted, data)))
+        return self.threads.during(self.run(self._put(wanted, data)))
+
+    async def _put(self, wanted: Wanted, data: bytes) -> Receipt:
+        receipt = await self.names.publish(wanted, data)
+        if wanted.offer.resumeKey is not None:
+            await self.lifecycle.tell(wanted, receipt)
+        return receipt
 
     def open(
         self, offer: Offer, holder: IPartialHolder | None = None
