@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import signal
+from pathlib import Path
 
 import pytest
 import pytest_twisted
@@ -36,8 +37,11 @@ FILE_BYTES, RATE = 96 << 20, 24 << 20
 ENDS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
 #: One connection: what it was filling, and what was on its way.
 MOST_TWICE_BYTES = (1 + LEAVING) * PART_BYTES
-#: A receiver that is stopped never reads what lies in the sockets on the way to it.
-SOCKET_BYTES = 8 << 20
+#: A receiver that is stopped never reads what lies in the sockets on the way to it: both
+#: ends of the connection to HAProxy, and of the one from there.
+SOCKET_BYTES = 2 * sum(
+    int(Path(f"/proc/sys/net/ipv4/tcp_{side}mem").read_text().split()[2]) for side in "rw"
+)
 
 
 class Sent:
