@@ -955,8 +955,9 @@ class IFileStoreFactory(Interface):
     name: str = Attribute("The word that chooses it.")
     description: str = Attribute("One line for operators.")
     takes: AbstractSet[str] = Attribute(
-        "Of C{quota}, C{keepPartials} and C{onReceived}: those that the stores heed; all heed "
-        "C{names}.  Those that take the last one provide L{INotingStore}."
+        "Of C{quota}, C{keepPartials}, C{onReceived} and C{beforePublish}: those that the stores "
+        "heed; all heed C{names}.  Those that take C{onReceived} provide L{INotingStore}, those "
+        "that take C{beforePublish} L{IInspectableStore}."
     )
 
     def make(arguments: str) -> Callable[[Any, StoreSettings], IFileStore]:

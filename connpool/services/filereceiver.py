@@ -65,6 +65,10 @@ CROWDED = Busy("the receiver has as many connections as it takes; try later, or 
 
 #: Where a receiver listens if it is not told otherwise.
 DEFAULT_LISTEN = ("tcp:8640:interface=127.0.0.1",)
+_SHOWS_NOTHING = (
+    "the store {} cannot show a file before it is published (IInspectableStore); leave out "
+    "--before-publish and judging listeners"
+)
 
 
 def digestsOf(names: Sequence[str]) -> Sequence[str]:
@@ -183,7 +187,8 @@ class FileReceiver(MultiService):
         self._digests = digestsOf(digests)
         self._credentials = bool(checkers)
         if store is not None and not isinstance(store, ChosenStore):
-            store = ChosenStore("given", store)
+            # it says so itself, once it is open
+            store = ChosenStore("given", store, frozenset({"beforePublish"}))
         self._chosen = store
         self._storeName = "" if store is None else store.name
         self._program = None if onReceived is None else asProgram(onReceived)
@@ -195,6 +200,7 @@ class FileReceiver(MultiService):
             "minFree": minFree,
             "ttl": keepPartials,
         }
+        self._judged = beforePublish is not None or any(map(ITransferJudge.providedBy, listeners))
         self._check(identities)
         self._authenticator: IAuthenticator | None = None
         if checkers or identities is not None:
@@ -260,6 +266,8 @@ class FileReceiver(MultiService):
             if given[name] != signature(FileReceiver).parameters[name].default:
                 option = re.sub("[A-Z]", lambda found: f"-{found[0].lower()}", name)
                 raise WrongSetting(f"--{option} is about the local store; not with --store")
+        if self._judged and "beforePublish" not in self._chosen.takes:
+            raise WrongSetting(_SHOWS_NOTHING.format(self._storeName))
 
     def _checkExposure(self, identities: Identities | None) -> None:
         """
@@ -301,12 +309,8 @@ class FileReceiver(MultiService):
     def startService(self) -> None:
         # not earlier: what the store makes belongs to the user we run as
         self._store = store = self._makeStore()
-        judged = self._judge is not None or any(map(ITransferJudge.providedBy, self._listeners))
-        if judged and not IInspectableStore.providedBy(store):
-            failStart(
-                f"{self.name}: the store {self._storeName} cannot show a file before it is "
-                "published (IInspectableStore); leave out --before-publish and judging listeners"
-            )
+        if self._judged and not IInspectableStore.providedBy(store):
+            failStart(f"{self.name}: {_SHOWS_NOTHING.format(self._storeName)}")
         if self._policy.reading and not IReadableStore.providedBy(store):
             failStart(
                 f"{self.name}: --identities lets somebody read, which the store {self._storeName} "

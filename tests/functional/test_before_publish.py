@@ -16,10 +16,11 @@ from twisted.internet.task import Clock
 from zope.interface import implementer_only
 from zope.interface.verify import verifyObject
 
-from connpool.errors import Held, HookRefused, StartFailed
+from connpool.errors import Held, HookRefused, StartFailed, WrongSetting
 from connpool.interfaces import IFileStore, ITransferJudge
 from connpool.services import FileReceiver
 from connpool.services.beforepublish import BeforePublish
+from connpool.services.thirdparty import ChosenStore
 from connpool.transfer import Offer, RelativeName
 from connpool.transfer.receive.judging import contentOf
 from connpool.transfer.stores import MemoryStore
@@ -259,3 +260,29 @@ def test_aStoreThatShowsNothingTakesNoJudges(tmp_path, listeners):
     receiver = FileReceiver(Clock(), store=lambda *_: Sealed(), **chosen)
     with pytest.raises(StartFailed, match="--before-publish"):
         receiver.startService()
+
+
+@pytest.mark.parametrize("listeners", [False, True])
+def test_aPluginSaysBeforeItIsOpened(tmp_path, listeners):
+    path = program(tmp_path, "exit 0")
+    judge = BeforePublish(reactor, path, 1.0)
+    chosen = {"listeners": [judge]} if listeners else {"beforePublish": path}
+    opened = []
+    store = ChosenStore("sealed", lambda *_: opened.append(1), frozenset({"quota"}))
+    with pytest.raises(WrongSetting, match="the store sealed cannot show a file"):
+        FileReceiver(Clock(), store=store, **chosen)
+    assert not opened
+    able = ChosenStore("able", lambda *_: MemoryStore(), frozenset({"beforePublish"}))
+    FileReceiver(Clock(), store=able, **chosen)
+
+
+def test_anS3StoreIsOneLineBeforeItsEngineIsAsked(tmp_path):
+    path = program(tmp_path, "exit 0")
+    # nobody is there to answer
+    store = "--store=s3:bucket=files,endpoint=http://127.0.0.1:1"
+    ended = finished(*TWISTD, "-n", "filerecv", store, f"--before-publish={path}", cwd=tmp_path)
+    assert ended.returncode == 1
+    said = ended.stderr.splitlines()
+    assert "the store s3 cannot show a file before it is published" in said[-1]
+    assert "127.0.0.1:1" not in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
