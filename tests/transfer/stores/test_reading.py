@@ -14,31 +14,53 @@ from connpool.errors import NotFound
 from connpool.interfaces import IReadableStore
 from connpool.transfer import RelativeName
 from connpool.transfer.stores import LocalStore, MemoryStore
+from connpool.transfer.stores.s3.store import S3Store
 from tests.helpers.waiting import bounded
 from tests.transfer.stores.kit import offer, storeBy
+from tests.transfer.stores.s3.engine import MemoryEngine
 
 #: A time that every store keeps.
 MODIFIED = 1_000_000_000_000_000_000
 
 
 class MemoryUnderTest:
+    #: whether a listing has the time that a sender gave
+    listsTimes = True
+
     def __init__(self, root):
         self.store = MemoryStore()
 
 
 class LocalUnderTest:
+    listsTimes = True
+
     def __init__(self, root):
         self.store = LocalStore(reactor, root)
 
 
-@pytest.fixture(params=[MemoryUnderTest, LocalUnderTest], ids=["memory", "local"])
-def readable(request, root):
+class S3UnderTest:
+    # when they were stored
+    listsTimes = False
+
+    def __init__(self, root):
+        self.store = S3Store(reactor, MemoryEngine(), prefix="in/", spoolDirectory=str(root))
+
+
+@pytest.fixture(
+    params=[MemoryUnderTest, LocalUnderTest, S3UnderTest], ids=["memory", "local", "s3"]
+)
+def tested(request, root):
     """
     A store that can be read; another one joins by a class here.
     """
-    store = request.param(root).store
-    yield store
-    pytest_twisted.blockon(bounded(store.close()))
+    case = request.param(root)
+    yield case
+    pytest_twisted.blockon(bounded(case.store.close()))
+
+
+@pytest.fixture
+def readable(tested):
+    return tested.store
 
 
 def name(text):
@@ -99,7 +121,8 @@ async def test_anotherContentIsAnotherVersion(readable):
 
 
 @pytest_twisted.ensureDeferred
-async def test_aDirectoryInPages(readable):
+async def test_aDirectoryInPages(tested):
+    readable = tested.store
     names = [f"{number:03}" for number in range(25)] + ["B", "a", "é"]
     for each in names:
         await put(readable, f"d/{each}")
@@ -117,12 +140,36 @@ async def test_aDirectoryInPages(readable):
     kinds = {each.name: (each.directory, each.size) for each in found}
     assert kinds["a"] == (False, 7)
     assert kinds["sub"] == (True, 0)
-    assert {each.modified for each in found if not each.directory} == {MODIFIED}
+    times = {each.modified for each in found if not each.directory}
+    assert times == {MODIFIED} if tested.listsTimes else MODIFIED not in times
     top = await listed(readable)
     assert [(each.name, each.directory) for each in top.entries] == [("d", True)]
     assert (await listed(readable, "d", "zzzé")).entries[-1].name == "é"
     assert not (await listed(readable, "d", "é")).entries
     assert not (await listed(readable, "d", "é")).more
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+@pytest_twisted.ensureDeferred
+async def test_directoriesAreSortedByTheirNames(readable, limit):
+    """
+    Not by the keys of what they hold: C{a/b} comes after C{a.txt}.
+    """
+    for each in ("a/b", "a/c", "a!", "a.b", "a.b.c", "a-c/d", "a.txt", "a0", "b.x/y", "b.y", "b"):
+        await put(readable, each)
+    await put(readable, "d/b-/x")
+    await put(readable, "d/b--")
+    found, after, more = [], "", True
+    while more and len(found) < 30:
+        page = await listed(readable, None, after, limit)
+        found += page.entries
+        after, more = page.entries[-1].name, page.more
+    shown = [each.name + "/" * each.directory for each in found]
+    assert shown == [
+        *("a/", "a!", "a-c/", "a.b", "a.b.c", "a.txt", "a0", "b", "b.x/", "b.y", "d/"),
+    ]
+    below = [each.name for each in (await listed(readable, "d", "", limit)).entries]
+    assert below == ["b-", "b--"][:limit]
 
 
 @pytest_twisted.ensureDeferred

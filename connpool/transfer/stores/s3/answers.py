@@ -302,8 +302,11 @@ def _readList(_: Any, reply: Reply) -> calls.Listed:
         )
         for each in root.iter("Contents")
     ]
+    prefixes = tuple(
+        _decoded(root, each.findtext("Prefix") or "") for each in root.iter("CommonPrefixes")
+    )
     more = root.findtext("IsTruncated") == "true"
-    return calls.Listed(tuple(entries), more, secondsOf(reply.headers.get("date", "")))
+    return calls.Listed(tuple(entries), more, secondsOf(reply.headers.get("date", "")), prefixes)
 
 
 def _decoded(root: Element, text: str) -> str:

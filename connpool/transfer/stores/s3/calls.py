@@ -171,13 +171,16 @@ class Listed:
     """
     A page of a listing, in the order of the keys' bytes.
 
-    @ivar more: whether the listing goes on after the last of C{entries}.
+    @ivar more: whether the listing goes on after the last of C{entries} and C{prefixes}.
     @ivar date: the time of the answer, by the engine's clock.
+    @ivar prefixes: up to and with the delimiter that was asked for: each stands for all keys
+        that begin so.
     """
 
     entries: tuple[Entry, ...]
     more: bool
     date: float
+    prefixes: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -302,11 +305,13 @@ class List(Call[Listed]):
 
     @ivar startAfter: the key after which it begins; empty for the first.
     @ivar limit: at most 1,000.
+    @ivar delimiter: keys that have it after the prefix are told as one; empty for none.
     """
 
     prefix: str
     startAfter: str = ""
     limit: int = 1000
+    delimiter: str = ""
 
 
 @attrs.frozen

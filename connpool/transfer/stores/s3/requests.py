@@ -215,6 +215,7 @@ def compose(
                 [
                     *(("list-type", "2"), ("encoding-type", "url"), ("prefix", call.prefix)),
                     *([("start-after", call.startAfter)] if call.startAfter else []),
+                    *([("delimiter", call.delimiter)] if call.delimiter else []),
                     ("max-keys", str(call.limit)),
                 ]
             ),

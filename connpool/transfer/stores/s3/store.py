@@ -29,13 +29,22 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from connpool.errors import QuotaExceeded, TransferError
-from connpool.interfaces import IFileStore, INotingStore, IPartial, IPartialHolder, IUploadStore
+from connpool.interfaces import (
+    IFileStore,
+    INotingStore,
+    IPartial,
+    IPartialHolder,
+    IReadableStore,
+    IUploadStore,
+)
 from connpool.logonce import LogOnce
 from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import (
     DURABILITIES,
+    FileRange,
     FileStat,
+    Listing,
     Offer,
     PartialInfo,
     Receipt,
@@ -44,7 +53,7 @@ from connpool.transfer.records import (
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, tooManyPartials
 from connpool.transfer.stores.publish import Published, receiptOf
-from connpool.transfer.stores.s3 import pointers
+from connpool.transfer.stores.s3 import pointers, reading
 from connpool.transfer.stores.s3.calls import (
     Call,
     Found,
@@ -57,7 +66,6 @@ from connpool.transfer.stores.s3.calls import (
     together,
 )
 from connpool.transfer.stores.s3.claims import (
-    MODIFIED,
     Claim,
     Claims,
     Finished,
@@ -97,7 +105,7 @@ _READS = 16
 _R = TypeVar("_R")
 
 
-@implementer(IFileStore, INotingStore, IUploadStore)
+@implementer(IFileStore, INotingStore, IReadableStore, IUploadStore)
 class S3Store:
     """
     A store on an S3-compatible engine.
@@ -321,9 +329,13 @@ class S3Store:
         there = await Head(self.layout.file(name.path))
         if isinstance(there, Missing):
             return None
-        modified = there.metadata.get(MODIFIED, "")
-        told = modified.removeprefix("-").isdecimal()
-        return FileStat(there.size, int(modified) if told else int(there.modified * 1e9))
+        return FileStat(there.size, reading.modifiedOf(there))
+
+    def listing(self, directory: RelativeName | None, after: str, limit: int) -> Deferred[Listing]:
+        return self.run(reading.listing(self.layout, directory, after, limit))
+
+    def read(self, name: RelativeName, start: int, end: int) -> Deferred[FileRange]:
+        return self.run(reading.read(self.layout, name, start, end))
 
     def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
         self.layout.check(offer.name)

@@ -212,16 +212,25 @@ class MemoryEngine:
     def _List(self, call: List) -> Listed:
         order = cast("Sorted", self.objects).order
         start = max(bisect_left(order, call.prefix), bisect_right(order, call.startAfter))
-        keys = []
-        for at in range(start, min(len(order), start + call.limit + 1)):
-            if not order[at].startswith(call.prefix):
+        keys: list[str] = []
+        for at in range(start, len(order)):
+            if not order[at].startswith(call.prefix) or len(keys) > call.limit:
                 break
-            keys.append(order[at])
+            key = order[at]
+            if call.delimiter and (end := key.find(call.delimiter, len(call.prefix))) >= 0:
+                key = key[: end + 1]
+            if key not in keys[-1:]:
+                keys.append(key)
         shown = tuple(
             Entry(k, len(self.objects[k].body), self.objects[k].etag, self.objects[k].modified)
             for k in keys[: call.limit]
+            if not self._stands(k, call)
         )
-        return Listed(shown, len(keys) > call.limit, self.now)
+        prefixes = tuple(k for k in keys[: call.limit] if self._stands(k, call))
+        return Listed(shown, len(keys) > call.limit, self.now, prefixes)
+
+    def _stands(self, key: str, call: List) -> bool:
+        return bool(call.delimiter) and call.delimiter in key[len(call.prefix) :]
 
     def _ListUploads(self, call: ListUploads) -> Uploads:
         return Uploads(tuple(i for i in self.named.get(call.key, ()) if i in self.uploads))

@@ -181,11 +181,14 @@ def test_listing():
     body = f"""<ListBucketResult xmlns="{NAMESPACE}"><IsTruncated>true</IsTruncated>
       <EncodingType>url</EncodingType>
       <Contents><Key>a+b%2Bc/%C3%A4</Key><Size>12</Size><ETag>"e"</ETag>
-        <LastModified>2026-11-29T05:00:00.000Z</LastModified></Contents></ListBucketResult>"""
+        <LastModified>2026-11-29T05:00:00.000Z</LastModified></Contents>
+      <Prefix>a</Prefix><CommonPrefixes><Prefix>a+b/</Prefix></CommonPrefixes>
+      <CommonPrefixes><Prefix>%C3%A4/</Prefix></CommonPrefixes></ListBucketResult>"""
     listed = answerOf(calls.List("a"), reply(200, body.encode(), date=DATE))
     assert listed.more
     assert listed.date == secondsOf(DATE)
     assert listed.entries == (calls.Entry("a b+c/ä", 12, '"e"', secondsOf(DATE)),)
+    assert listed.prefixes == ("a b/", "ä/")
 
 
 def test_uploadsOfOneKey():

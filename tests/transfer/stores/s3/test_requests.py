@@ -315,6 +315,10 @@ def test_bucketOfAKey():
         "/inner?encoding-type=url&list-type=2&max-keys=7"
         "&prefix=.connpool%2Fp%2F&start-after=.connpool%2Fp%2Fx"
     )
+    listed = compose(calls.List("p/", limit=7, delimiter="/"), PLACE)
+    assert listed.target == (
+        "/files?delimiter=%2F&encoding-type=url&list-type=2&max-keys=7&prefix=p%2F"
+    )
 
 
 def test_checksums():
