@@ -81,8 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
         }
 
     def _line(entry: RemoteEntry) -> str:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.modified / 1e9))
+        when = "-"
+        if entry.modified:
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.modified / 1e9))
         size = "-" if entry.directory else str(entry.size)
-        return f"{size:>14}  {when}  {displayName(entry.path)}{'/' * entry.directory}"
+        return f"{size:>14}  {when:<16}  {displayName(entry.path)}{'/' * entry.directory}"
 
     return runReading(arguments, "list", main)

@@ -311,7 +311,8 @@ class ListedEntry:
     @ivar name: its last component.
     @ivar directory: whether it is a directory, else a regular file.
     @ivar size: bytes; 0 of a directory.
-    @ivar modified: nanoseconds since the epoch.
+    @ivar modified: nanoseconds since the epoch; 0 if it is not known, as of directories that
+        are nothing but a beginning of names.
     """
 
     name: str

@@ -205,7 +205,7 @@ def _asPage(target: bytes, path: bytes, entries: list[ListedEntry], more: bool) 
         f'<tr><td><a href="{base}{quote(each.name)}{slash}">'
         f"{html.escape(displayName(each.name))}{slash}</a>"
         f"<td align=right>{'' if each.directory else each.size}"
-        f"<td>{formatdate(max(0, each.modified // 10**9), usegmt=True)}"
+        f"<td>{formatdate(max(0, each.modified // 10**9), usegmt=True) if each.modified else ''}"
         for each in entries
         for slash in ["/" * each.directory]
     ]

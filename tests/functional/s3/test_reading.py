@@ -154,6 +154,8 @@ def test_listAndGet(library, tmp_path):
         assert [(line["name"], line["size"]) for line in lines] == [
             *(("docs", None), ("large", len(LARGE)), ("docs/a", 1), ("docs/b", 1)),
         ]
+    shown = asked("list", library[0]).stdout.splitlines()
+    assert shown[0].split() == ["-", "-", "docs/"]
     out = tmp_path / "out"
     out.mkdir()
     for words in (["large"], ["docs", "--recursive"]):

@@ -22,6 +22,7 @@ which no sender brings about, the object is listed.
 from __future__ import annotations
 
 import hashlib
+import re
 
 from connpool.errors import Busy, NameRefused, Unavailable
 from connpool.transfer.names import RelativeName
@@ -56,7 +57,7 @@ async def read(layout: Layout, name: RelativeName, start: int, end: int) -> File
     """
     key = _keyOf(layout, name)
     end = min(end, start + MAX_READ_BYTES, _MOST_BYTES)
-    there = await Get(key, (start, end)) if start < end else await Head(key)
+    there = await Get(key, (start, end)) if 0 <= start < end else await Head(key)
     if isinstance(there, Found) and start < end and not there.body:
         # past the end: such an answer says nothing else of the object
         there = await Head(key)
@@ -86,14 +87,16 @@ async def listing(
     """
     prefix = layout.prefix if directory is None else f"{_keyOf(layout, directory)}/"
     found: dict[str, ListedEntry] = {}
-    start, more, isThere = prefix + after if after else "", True, directory is None
+    # no path: some engines would read it as one
+    begin = re.split(r"[/\\]", after)[0]
+    start, more, isThere = prefix + begin if begin else "", True, directory is None
     while more and len(found) <= limit:
         page = await List(prefix, start, min(limit + 1, PAGE_NAMES), delimiter="/")
         before, start, more = start, _endOf(page), page.more
         if more and start.encode() <= before.encode():
             raise Unavailable("the engine's listing of this directory does not go on")
         isThere = isThere or bool(start)
-        for each in _entriesOf(page, len(prefix)):
+        for each in _entriesOf(page, prefix):
             if each.name.encode() > after.encode():
                 found.setdefault(each.name, each)
     if more:
@@ -114,12 +117,14 @@ def _endOf(page: Listed) -> str:
     return max(ends, key=str.encode, default="")
 
 
-def _entriesOf(page: Listed, length: int) -> list[ListedEntry]:
+def _entriesOf(page: Listed, prefix: str) -> list[ListedEntry]:
+    length = len(prefix)
     files = [
         ListedEntry(each.key[length:], False, each.size, int(each.modified * 1e9))
         for each in page.entries
+        if each.key.startswith(prefix)
     ]
-    directories = [_directory(each[length:-1]) for each in page.prefixes]
+    directories = [_directory(each[length:-1]) for each in page.prefixes if each.startswith(prefix)]
     return [each for each in files + directories if _isName(each.name)]
 
 

@@ -8,7 +8,7 @@ from twisted.internet import reactor
 
 from connpool.errors import Busy, NotFound, Unavailable
 from connpool.transfer import RelativeName
-from connpool.transfer.stores.s3.calls import Found, Listed, Put
+from connpool.transfer.stores.s3.calls import Entry, Found, Listed, Put
 from connpool.transfer.stores.s3.store import S3Store
 from tests.helpers.waiting import bounded, failureResultOf, successResultOf
 from tests.transfer.stores.s3.engine import MemoryEngine
@@ -124,6 +124,18 @@ def test_lessThanWasAskedForIsNoContent(store, engine):
 def test_aListingThatDoesNotGoOn(store, engine):
     engine.answers["List"] = [Listed((), more=True, date=0.0)]
     failureResultOf(store.listing(None, "", 10), Unavailable)
+
+
+def test_anEngineThatMistakesThePlace(store, engine):
+    """
+    Names are not paths to it, and what lies elsewhere is not shown.
+    """
+    put(store, engine, "d/x")
+    for after in ("../../x", "a/../../", "..\\x", "/"):
+        assert [each.name for each in listed(store, "d", after).entries] == ["x"]
+    elsewhere = Entry("away/from/here", 1, '"e"', 0.0)
+    engine.answers["List"] = [Listed((elsewhere,), False, 0.0, ("away/from/",))]
+    assert listed(store, "d").entries == ()
 
 
 def test_aPageCostsAFewCalls(store, engine):
