@@ -291,7 +291,7 @@ def _readHead(_: Any, reply: Reply) -> calls.Found:
     return _found(reply, _number(reply.headers.get("content-length")), b"")
 
 
-def _readList(_: Any, reply: Reply) -> calls.Listed:
+def _readList(call: calls.List, reply: Reply) -> calls.Listed:
     root = _document(reply)
     entries = [
         calls.Entry(
@@ -306,6 +306,10 @@ def _readList(_: Any, reply: Reply) -> calls.Listed:
         _decoded(root, each.findtext("Prefix") or "") for each in root.iter("CommonPrefixes")
     )
     more = root.findtext("IsTruncated") == "true"
+    last = entries[-1].key if entries else ""
+    if more and not prefixes and last.encode() <= call.startAfter.encode():
+        # who reads page after page would do so for ever
+        raise Again("a listing that has more does not go on")
     return calls.Listed(tuple(entries), more, secondsOf(reply.headers.get("date", "")), prefixes)
 
 

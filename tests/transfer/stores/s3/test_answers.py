@@ -191,6 +191,16 @@ def test_listing():
     assert listed.prefixes == ("a b/", "ä/")
 
 
+@pytest.mark.parametrize("key", [None, "a/1", "a/2"])
+def test_aListingGoesOn(key):
+    contents = f"<Contents><Key>{key}</Key><Size>1</Size></Contents>" if key else ""
+    body = f"<ListBucketResult><IsTruncated>true</IsTruncated>{contents}</ListBucketResult>"
+    with pytest.raises(Again, match="does not go on"):
+        answerOf(calls.List("a/", "a/2"), reply(200, body.encode()))
+    last = body.replace("true", "false").encode()
+    assert not answerOf(calls.List("a/", "a/2"), reply(200, last)).more
+
+
 def test_uploadsOfOneKey():
     body = f"""<ListMultipartUploadsResult xmlns="{NAMESPACE}"><EncodingType>url</EncodingType>
       <Upload><Key>a</Key><UploadId>1</UploadId></Upload>
