@@ -2,6 +2,7 @@
 HAProxy in front of several receivers, as the documentation sets it up.
 """
 
+import os
 import signal
 import subprocess
 import time
@@ -107,7 +108,7 @@ def test_aStopLetsTransfersEnd(tmp_path, made, front):
     the stick table has the first one for him.
     """
     large = tmp_path / "large"
-    large.write_bytes(b"large " * 3_000_000)
+    large.write_bytes(os.urandom(18_000_000))
     with send(front, large, "--bwlimit", "2M") as running:
         busy = whose(made, running, "*.journal")
         (other,) = [each for each in made if each is not busy]
@@ -131,7 +132,7 @@ def test_aStoppedReceiverLosesItsTransfers(tmp_path, made, front):
     One that does not answer any more: its senders are cut off, and go on elsewhere.
     """
     large = tmp_path / "large"
-    large.write_bytes(b"large " * 2_000_000)
+    large.write_bytes(os.urandom(12_000_000))
     with send(front, large, "--bwlimit", "2M") as running:
         busy = whose(made, running, "*.journal")
         (other,) = [each for each in made if each is not busy]
