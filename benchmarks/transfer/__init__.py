@@ -2,11 +2,14 @@
 File transfer beside what is used otherwise: what a user waits for.
 """
 
-from benchmarks.setup import Make
+from contextlib import AbstractContextManager
+
+from benchmarks.processes import Failed
+from benchmarks.section import Section
+from benchmarks.setup import Make, Setup
 from benchmarks.transfer.bytes import durable, large, small, tls
 from benchmarks.transfer.outbox import outbox
 from benchmarks.transfer.path import compress, delay, resume
-from benchmarks.transfer.s3 import s3Large, s3Small
 from benchmarks.transfer.service import connections, crowd, memory
 from benchmarks.transfer.startup import startup
 from benchmarks.transfer.web import (
@@ -24,7 +27,23 @@ from benchmarks.transfer.webpage import webFolder, webPage
 __all__ = ["PEERS", "S3", "SECTIONS", "SHORT", "WEB"]
 
 #: What C{--install} installs.
-PEERS = ("copyparty", "pyftpdlib", "trustme", "xxhash")
+PEERS = ("botocore", "copyparty", "h11", "pyftpdlib", "trustme", "xxhash")
+
+
+def _onEngine(name: str) -> Make:
+    """
+    Return a section that needs the extra C{s3}, for those who do not have that, too.
+    """
+
+    def make(setup: Setup) -> AbstractContextManager[Section]:
+        try:
+            from benchmarks.transfer import s3
+        except ModuleNotFoundError as e:
+            raise Failed(f"{e.name} is not installed; see the extra s3") from None
+        return getattr(s3, name)(setup)
+
+    return make
+
 
 #: A new one is a line here, and a function that yields a section.
 SECTIONS: dict[str, Make] = {
@@ -50,8 +69,8 @@ SECTIONS: dict[str, Make] = {
     "web-again": webAgain,
     "web-idle": webIdle,
     "web-memory": webMemory,
-    "s3": s3Large,
-    "s3-small": s3Small,
+    "s3": _onEngine("s3Large"),
+    "s3-small": _onEngine("s3Small"),
 }
 
 #: Those of HTTP.
