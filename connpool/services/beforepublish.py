@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, maybeDeferred
-from twisted.internet.error import ProcessDone
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -74,9 +75,10 @@ class _Judgement(ProcessProtocol):
         """
         End it.
         """
-        self._killed = why
         transport: Any = self.transport
-        transport.signalProcess("KILL")
+        with suppress(ProcessExitedAlready):  # then it has said what it thinks
+            transport.signalProcess("KILL")
+            self._killed = why
 
     def processExited(self, reason: Failure) -> None:
         # what it started may keep its output open for as long as it likes
@@ -150,6 +152,8 @@ class BeforePublish(UnconcernedListener):
         run = _Judgement(self._reactor, _known(offer, peer), self._seconds)
         fd = await maybeDeferred(content)
         try:
+            if self._stopped:
+                raise Held("the receiver is stopping")
             descriptors: dict[int, Any] = {_CONTENT: fd, _OUTPUT: "r", _ERRORS: "r", _KNOWN: "w"}
             self._running.add(run)
             self._reactor.spawnProcess(

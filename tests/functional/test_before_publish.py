@@ -18,7 +18,7 @@ from zope.interface.verify import verifyObject
 
 from connpool.errors import Held, HookRefused, StartFailed, WrongSetting
 from connpool.interfaces import IFileStore, ITransferJudge
-from connpool.services import FileReceiver
+from connpool.services import FileReceiver, beforepublish
 from connpool.services.beforepublish import BeforePublish
 from connpool.services.thirdparty import ChosenStore
 from connpool.transfer import Offer, RelativeName
@@ -156,6 +156,44 @@ async def test_aStopHolds(tmp_path):
         await bounded(d)
     with pytest.raises(Held):
         await bounded(judge.beforePublish(OFFER, "x", lambda: contentOf(b"")))
+
+
+@pytest_twisted.ensureDeferred
+async def test_aStopAfterItHasSpoken(tmp_path, monkeypatch):
+    """
+    What it leaves behind keeps its output open; what it said counts.
+    """
+    body = f"sleep 30 & echo $! > {tmp_path}/left; echo bad; exit 1"
+    judge = BeforePublish(reactor, program(tmp_path, body), 60.0)
+    exited = Deferred()
+
+    class Watched(beforepublish._Judgement):
+        def processExited(self, reason):
+            super().processExited(reason)
+            exited.callback(None)
+
+    monkeypatch.setattr(beforepublish, "_Judgement", Watched)
+    d = judge.beforePublish(OFFER, "x", lambda: contentOf(b""))
+    await bounded(exited)
+    await bounded(Deferred.fromCoroutine(judge.stop()))
+    os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
+    with pytest.raises(HookRefused, match="bad"):
+        await bounded(d)
+
+
+@pytest_twisted.ensureDeferred
+async def test_aStopBeforeItBegins(tmp_path):
+    """
+    No program outlives a receiver that stopped while it got the content ready.
+    """
+    judge = BeforePublish(reactor, program(tmp_path, f"touch {tmp_path}/ran"), 60.0)
+    content = Deferred()
+    d = judge.beforePublish(OFFER, "x", lambda: content)
+    await bounded(Deferred.fromCoroutine(judge.stop()))
+    content.callback(os.open("/dev/null", os.O_RDONLY))
+    with pytest.raises(Held):
+        await bounded(d)
+    assert not (tmp_path / "ran").exists()
 
 
 # -- a receiver ---------------------------------------------------------------------------
