@@ -163,12 +163,16 @@ class Upload:
                 await self._open(digests.vouches)
             intake = self._intake
             if intake is None:
+                await self._receiveNothing(request, digests)
                 return told
             if declared:
                 assert size is not None
+                if size == told:
+                    # said before the file is whole: what was told stays, should they differ
+                    await self._receiveNothing(request, digests)
                 intake.incoming.declare(size)
                 self.offer = intake.incoming.offer
-            came = await self._receive(intake, request, digests)
+            came = not (declared and size == told) and await self._receive(intake, request, digests)
             if intake.offset == self.offer.size and (came or declared):
                 await self._publish(intake, sha256)
             return await self._told()
@@ -366,6 +370,12 @@ class Upload:
         await self._safely(intake.keep(digests.vouches))
         return intake.offset > before
 
+    async def _receiveNothing(self, request: Request, digests: Digests) -> None:
+        def take(view: memoryview) -> None:
+            raise TooLarge(f"the file was whole, and {len(view)} bytes came")
+
+        digests.compare(await request.receive(take))
+
     async def _receiveAgain(self, intake: Intake, request: Request, digests: Digests) -> bool:
         """
         Take the last byte once more: nothing else is missing but the name.
@@ -378,10 +388,10 @@ class Upload:
                 raise TooLarge("one byte is missing, and more came")
 
         trailers = await request.receive(take)
-        if not came:
-            return False
         digests.update(came)
         digests.compare(trailers)
+        if not came:
+            return False
         if await self._safely(intake.lastByte()) != came:
             raise DigestMismatch("the last byte is not the one that came before")
         return True
