@@ -13,12 +13,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, maybeDeferred
-from twisted.internet.error import ProcessDone, ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.error import ProcessDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -26,9 +24,9 @@ from zope.interface import implementer
 from connpool.errors import Held, HookRefused
 from connpool.interfaces import ITransferJudge
 from connpool.services.onreceived import (
-    LAST_WORDS_SECONDS,
     NOT_BEGUN,
     OUTPUT_BYTES,
+    BoundedRun,
     UnconcernedListener,
     canRun,
 )
@@ -44,7 +42,7 @@ JUDGES_AT_ONCE = 4
 _CONTENT, _OUTPUT, _ERRORS, _KNOWN = 0, 1, 2, 3
 
 
-class _Judgement(ProcessProtocol):
+class _Judgement(BoundedRun):
     """
     One run of the program.
 
@@ -52,18 +50,13 @@ class _Judgement(ProcessProtocol):
     """
 
     def __init__(self, clock: Any, known: bytes, seconds: float) -> None:
-        self._clock = clock
+        super().__init__(clock, seconds)
         self._known = known
-        self._seconds = seconds
         self._said = {_OUTPUT: b"", _ERRORS: b""}
-        self._killed = ""
-        self.ended: Deferred[str | None] = Deferred()
 
     def connectionMade(self) -> None:
+        super().connectionMade()
         transport: Any = self.transport
-        self._late = self._clock.callLater(
-            self._seconds, self.kill, f"it took more than {self._seconds:g} s"
-        )
         transport.writeToChild(_KNOWN, self._known)
         transport.closeChildFD(_KNOWN)
 
@@ -71,25 +64,7 @@ class _Judgement(ProcessProtocol):
         # the beginning is what counts, and a gigabyte costs nothing
         self._said[childFD] = (self._said[childFD] + data)[:OUTPUT_BYTES]
 
-    def kill(self, why: str) -> None:
-        """
-        End it.
-        """
-        transport: Any = self.transport
-        with suppress(ProcessExitedAlready):  # then it has said what it thinks
-            transport.signalProcess("KILL")
-            self._killed = why
-
-    def processExited(self, reason: Failure) -> None:
-        # what it started may keep its output open for as long as it likes
-        if self._late.active():
-            self._late.cancel()
-        transport: Any = self.transport
-        self._late = self._clock.callLater(LAST_WORDS_SECONDS, transport.loseConnection)
-
-    def processEnded(self, reason: Failure) -> None:
-        if self._late.active():
-            self._late.cancel()
+    def over(self, reason: Failure) -> None:
         lines = self._said[_OUTPUT].decode("utf-8", "backslashreplace").strip().splitlines()
         notBegun = any(said.startswith(NOT_BEGUN) for said in self._said.values())
         if reason.check(ProcessDone):
@@ -98,7 +73,7 @@ class _Judgement(ProcessProtocol):
             self.ended.callback(displayName(lines[0]) if lines else "")
         else:
             said = self._said[_ERRORS].decode("utf-8", "backslashreplace").strip()
-            why = self._killed or str(reason.value).rstrip(".")
+            why = self.killed or str(reason.value).rstrip(".")
             self.ended.errback(Held(f"{why}; it said {said!r}" if said else why))
 
 

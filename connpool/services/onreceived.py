@@ -18,12 +18,13 @@ import json
 import os
 from bisect import insort
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.error import ProcessDone
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -40,6 +41,7 @@ __all__ = [
     "OUTPUT_BYTES",
     "PROGRAMS_AT_ONCE",
     "TIME_LIMIT_SECONDS",
+    "BoundedRun",
     "OnReceived",
     "UnconcernedListener",
     "asProgram",
@@ -85,44 +87,34 @@ def canRun(path: str) -> bool:
     return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
-class _Run(ProcessProtocol):
+class BoundedRun(ProcessProtocol):
     """
-    One run of the program.
+    One run of a program, which is killed when it has taken too long.
 
-    @ivar ended: fires with why it failed; L{None} if it did not.
-    @ivar begun: whether it was the program that ran.
+    @param seconds: that it may take.
+    @ivar killed: the reason why it was killed; empty if it was not.
+    @ivar ended: for L{over} to fire.
     """
 
-    begun = True
-
-    def __init__(self, clock: Any, text: bytes) -> None:
-        self._text = text
-        self._output = b""
+    def __init__(self, clock: Any, seconds: float) -> None:
         self._clock = clock
+        self._seconds = seconds
+        self.killed = ""
         self.ended: Deferred[str | None] = Deferred()
 
     def connectionMade(self) -> None:
-        transport: Any = self.transport
-        self._late = self._clock.callLater(TIME_LIMIT_SECONDS, self.kill)
-        self._killed = False
-        transport.write(self._text)
-        transport.closeStdin()
+        self._late = self._clock.callLater(
+            self._seconds, self.kill, f"it took more than {self._seconds:g} s"
+        )
 
-    def outReceived(self, data: bytes) -> None:
-        if not self._output:
-            self.begun = not data.startswith(NOT_BEGUN)
-        # the end of what it says tells most; a gigabyte of it costs nothing
-        self._output = (self._output + data)[-OUTPUT_BYTES:]
-
-    errReceived = outReceived
-
-    def kill(self) -> None:
+    def kill(self, why: str) -> None:
         """
         End it.
         """
-        self._killed = True
         transport: Any = self.transport
-        transport.signalProcess("KILL")
+        with suppress(ProcessExitedAlready):  # then it has said what it thinks
+            transport.signalProcess("KILL")
+            self.killed = why
 
     def processExited(self, reason: Failure) -> None:
         # what it started may keep its output open for as long as it likes
@@ -134,12 +126,51 @@ class _Run(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         if self._late.active():
             self._late.cancel()
+        self.over(reason)
+
+    def over(self, reason: Failure) -> None:
+        """
+        Decide by how it ended and what it said.
+        """
+        raise NotImplementedError  # each program's end means something else
+
+
+class _Run(BoundedRun):
+    """
+    One run of the program.
+
+    @ivar ended: fires with why it failed; L{None} if it did not.
+    @ivar begun: whether it was the program that ran.
+    """
+
+    begun = True
+
+    def __init__(self, clock: Any, text: bytes) -> None:
+        super().__init__(clock, TIME_LIMIT_SECONDS)
+        self._text = text
+        self._output = b""
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        transport: Any = self.transport
+        transport.write(self._text)
+        transport.closeStdin()
+
+    def outReceived(self, data: bytes) -> None:
+        if not self._output:
+            self.begun = not data.startswith(NOT_BEGUN)
+        # the end of what it says tells most; a gigabyte of it costs nothing
+        self._output = (self._output + data)[-OUTPUT_BYTES:]
+
+    errReceived = outReceived
+
+    def over(self, reason: Failure) -> None:
         if reason.check(ProcessDone):
             self.begun = True
             self.ended.callback(None)
             return
         said = self._output.decode("utf-8", "backslashreplace").strip()
-        why = "was killed" if self._killed else str(reason.value).rstrip(".")
+        why = "was killed" if self.killed else str(reason.value).rstrip(".")
         if not self.begun:
             self.ended.callback(said.splitlines()[-1])
         else:

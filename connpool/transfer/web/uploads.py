@@ -165,14 +165,15 @@ class Upload:
             if intake is None:
                 await self._receiveNothing(request, digests)
                 return told
+            whole = declared and size == told
+            if whole:
+                # before it is declared: what was told stays, should the digests differ
+                await self._receiveNothing(request, digests)
             if declared:
                 assert size is not None
-                if size == told:
-                    # said before the file is whole: what was told stays, should they differ
-                    await self._receiveNothing(request, digests)
                 intake.incoming.declare(size)
                 self.offer = intake.incoming.offer
-            came = not (declared and size == told) and await self._receive(intake, request, digests)
+            came = not whole and await self._receive(intake, request, digests)
             if intake.offset == self.offer.size and (came or declared):
                 await self._publish(intake, sha256)
             return await self._told()
