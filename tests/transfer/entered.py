@@ -26,8 +26,10 @@ def enter(frame, event, argument):
 
 def answer(service):
     for _ in sys.stdin:
-        print(*sorted(entered), flush=True)
+        passed = sorted(entered)
+        # before it is told: whoever reads it goes on at once
         entered.clear()
+        print(*passed, flush=True)
     reactor.callFromThread(service.stopService)
     reactor.callFromThread(reactor.stop)
 
