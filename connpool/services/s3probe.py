@@ -29,7 +29,7 @@ import attrs
 from connpool.errors import ConnpoolError, StartFailed
 from connpool.transfer.stores.s3 import calls
 from connpool.transfer.stores.s3.answers import Again, answerOf, secondsOf
-from connpool.transfer.stores.s3.exchange import Reply
+from connpool.transfer.stores.s3.replies import Reply
 from connpool.transfer.stores.s3.requests import CHECKSUMS, Place, checksumOf, compose, signed
 from connpool.transfer.stores.s3.signing import Keys, Signer
 

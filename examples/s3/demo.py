@@ -91,6 +91,14 @@ class Receiver:
         """
         self.process.send_signal(number)
 
+    @property
+    def isStopped(self) -> bool:
+        """
+        Tell whether a signal has stopped it.
+        """
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
+
     def stop(self) -> None:
         """
         End it, however it is.

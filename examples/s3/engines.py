@@ -29,7 +29,7 @@ import attrs
 
 from connpool.transfer.stores.s3 import calls
 from connpool.transfer.stores.s3.answers import answerOf
-from connpool.transfer.stores.s3.exchange import Reply
+from connpool.transfer.stores.s3.replies import Reply
 from connpool.transfer.stores.s3.requests import Outgoing, Place, compose, signed
 from connpool.transfer.stores.s3.signing import Keys, Signer, encodedPath
 

@@ -19,7 +19,7 @@ import attrs
 
 from connpool.errors import NoSpace, StoreError
 from connpool.transfer.stores.s3 import calls
-from connpool.transfer.stores.s3.exchange import Reply
+from connpool.transfer.stores.s3.replies import Reply
 
 __all__ = ["MOST_XML_BYTES", "Again", "EngineError", "answerOf", "errorOf", "parseXML", "secondsOf"]
 

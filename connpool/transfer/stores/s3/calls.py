@@ -5,9 +5,9 @@ Theory of operation
 ===================
 The cores of this room (L{claims<connpool.transfer.stores.s3.claims>},
 L{uploadlog<connpool.transfer.stores.s3.uploadlog>}) are coroutines that await nothing but a
-L{Call}, or several by L{together}.  So whoever runs one decides when and by whom a call is
-carried out: L{performed} by signed requests, the tests of the model in memory, one call at a
-time and in every order.
+L{Call}, several by L{together}, or a Deferred of what another one of the same process is about
+to do.  So whoever runs one decides when and by whom a call is carried out: L{performed} by
+signed requests, the tests of the model in memory, one call at a time and in every order.
 
 An answer that a core decides upon is a value.  Three things no core can decide: the engine
 cannot be reached or refuses for a while (L{Unavailable<connpool.errors.Unavailable>}), is full
@@ -450,6 +450,8 @@ async def _drive(core: Coroutine[Call[Any], Any, _R], requests: Requests) -> _R:
         try:
             if isinstance(call, Together):
                 answer = await _all([requests.perform(each) for each in call.calls])
+            elif isinstance(call, Deferred):
+                answer = await call
             else:
                 answer = await requests.perform(call)
         except GeneratorExit:

@@ -3,11 +3,11 @@ One HTTP/1.1 connection to an S3 engine: a request, its answer, the next request
 
 Theory of operation
 ===================
-C{h11} frames the requests and reads the answers; the bytes of a body pass by it.  A body in
-memory is written with its head.  A body in a file goes from the page cache to a plain socket
-by C{sendfile}, over a duplicate of the socket, while the transport goes on reading: an engine
-may answer before it has seen the whole body.  Through TLS, and on reactors without
-descriptors, it is written in pieces as fast as the transport takes them.
+A body in memory is sent with its head, at once where the socket takes it.  A body in a file
+goes from the page cache to a plain socket by C{sendfile}, over a duplicate of the socket, while
+the transport goes on reading: an engine may answer before it has seen the whole body.  Through
+TLS, and on reactors without descriptors, it is written in pieces as fast as the transport takes
+them.
 
 An answer that comes amid a body ends the request, and the connection, which has a piece of a
 body in it, is not used again.  A connection without a sign of life in either direction for the
@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import attrs
-import h11
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
@@ -39,8 +39,9 @@ from zope.interface import implementer
 from connpool.errors import StoreError
 from connpool.interfaces import IPoolable
 from connpool.transfer.stores.s3.calls import Piece
+from connpool.transfer.stores.s3.replies import Broken, Reply, ReplyReader
 
-__all__ = ["AddressedEndpoint", "Broken", "Exchange", "ExchangeFactory", "Reply"]
+__all__ = ["AddressedEndpoint", "Exchange", "ExchangeFactory"]
 
 #: Bytes of a file that are sent at once, before others have their turn: from the page cache
 #: by C{sendfile}, and copied for TLS.
@@ -49,46 +50,6 @@ _SENT_BYTES, _COPIED_BYTES = 1 << 20, 64 * 1024
 
 #: Visible ASCII, spaces and ends of lines.
 _LINES = re.compile(r"[\n -~]*").fullmatch
-
-
-class Broken(Exception):
-    """
-    The connection ended, or was silent for too long, before the answer was whole.
-
-    @ivar silent: whether it was silent; then its server should not be asked again at once.
-    @ivar early: whether nothing of an answer came on a connection that was used before: the
-        server had probably closed it already.
-    """
-
-    def __init__(self, why: str, *, silent: bool = False, early: bool = False) -> None:
-        super().__init__(why)
-        self.silent = silent
-        self.early = early
-
-
-@attrs.frozen
-class Reply:
-    """
-    An answer as HTTP has it.
-
-    @ivar headers: by name, in lower case; of several with one name the last.
-    """
-
-    status: int
-    headers: dict[str, str]
-    body: bytes = attrs.field(repr=False)
-
-
-class _Length:
-    """
-    A body that is sent elsewhere, as h11 counts it.
-    """
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
 
 
 @implementer(IWriteDescriptor)
@@ -207,21 +168,17 @@ class Exchange(Protocol):
     def __init__(self, reactor: Any, host: str) -> None:
         self.host = host
         self._reactor = reactor
-        self._http = h11.Connection(h11.CLIENT)
         self._answer: Deferred[Reply] | None = None
         self._writer: _FileWriter | _FileProducer | None = None
         self._silence: Any = None
-        self._used = False
-        self._spoiled = False
-        self._begin(0, 1.0)
+        self._used = self._spoiled = False
+        #: whether the transport may have something to write
+        self._buffers = False
 
-    def _begin(self, most: int, patience: float) -> None:
-        self._most = most
-        self._patience = patience
-        self._status = 0
-        self._headers: dict[str, str] = {}
-        self._body = bytearray()
-        self._came = False
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        isPlain = not ISSLTransport.providedBy(transport)
+        self._isPlain = isPlain and hasattr(transport, "getHandle")
 
     def ask(
         self,
@@ -244,7 +201,6 @@ class Exchange(Protocol):
         @raise StoreError: for a header that cannot be sent.
         """
         assert self._answer is None, "one request at a time"
-        self._begin(most, patience)
         size = body.length if isinstance(body, Piece) else len(body)
         sent = [*headers]
         if size or method in {"PUT", "POST"}:
@@ -255,24 +211,29 @@ class Exchange(Protocol):
         if self._spoiled:
             self._fail(Broken("the connection is closed", early=True))
             return answer
-        # h11 is told what it needs to read the answer: it checks each header that it writes
-        told = [each for each in sent if each[0] in {"host", "content-length"}]
-        self._http.send(h11.Request(method=method, target=target, headers=told))
-        if size:
-            data: Any = _Length(size)
-            self._http.send_with_data_passthrough(h11.Data(data=data))
-        self._http.send(h11.EndOfMessage())
+        self._reader, self._patience = ReplyReader(method, most), patience
         self._silence = self._reactor.callLater(patience, self._silent)
-        transport: Any = self.transport
         if not isinstance(body, Piece):
-            transport.write(head + body)
-        elif IReactorFDSet.providedBy(self._reactor) and _isPlain(transport):
+            self._write(head + body)
+        elif self._isPlain and IReactorFDSet.providedBy(self._reactor):
             self._writer = _FileWriter(self._reactor, self, head, body)
         else:
             self._writer = _FileProducer(self, head, body)
             if self._answer is None:
                 self._closeWriter()
         return answer
+
+    def _write(self, data: bytes) -> None:
+        """
+        Write a request; to a socket that takes it without a turn of the reactor.
+        """
+        transport: Any = self.transport
+        if self._isPlain and not self._buffers:
+            with suppress(OSError):  # the transport finds out, or waits
+                data = data[transport.getHandle().send(data) :]
+        if data:
+            self._buffers = True
+            transport.write(data)
 
     # -- what becomes of the body
 
@@ -316,49 +277,25 @@ class Exchange(Protocol):
             self._spoil()
             return
         self._silence.reset(self._patience)
-        self._came = True
-        self._receive(data)
+        self._read(self._reader.feed, data)
 
-    def _receive(self, data: bytes) -> None:
+    def _read(self, read: Callable[..., Reply | None], *data: bytes) -> None:
         try:
-            self._http.receive_data(data)
-            while self._answer is not None:
-                event = self._http.next_event()
-                if isinstance(event, h11.Response):
-                    self._status = event.status_code
-                    self._headers = {
-                        name.decode("latin-1"): value.decode("latin-1")
-                        for name, value in event.headers
-                    }
-                elif isinstance(event, h11.Data):
-                    self._body += event.data
-                    if len(self._body) > self._most:
-                        self.cut(f"the answer is longer than {self._most} bytes")
-                elif isinstance(event, h11.EndOfMessage):
-                    self._finish()
-                elif not isinstance(event, h11.InformationalResponse):
-                    return
-        except h11.RemoteProtocolError as e:
-            self.cut(f"the answer is not HTTP: {e}")
-
-    def _finish(self) -> None:
-        if self._writer is not None or self._http.our_state is not h11.DONE:
-            self._spoil()
-        elif self._http.their_state is h11.DONE:
-            self._http.start_next_cycle()
-        else:
-            self._spoil()
-        reply = Reply(self._status, self._headers, bytes(self._body))
-        self._end().callback(reply)
+            reply = read(*data)
+        except Broken as e:
+            self._fail(e)
+            return
+        if reply is not None:
+            if self._writer is not None or self._reader.last:
+                self._spoil()
+            self._end().callback(reply)
 
     def connectionLost(self, reason: Failure = ConnectionDone) -> None:  # type: ignore[assignment]  # Twisted's own default
         self._spoiled = True
-        if self._answer is None:
-            return
-        if self._came:
-            self._receive(b"")  # an answer may end with the connection
         if self._answer is not None:
-            early = self._used and not self._came
+            self._read(self._reader.end)
+        if self._answer is not None:
+            early = self._used and not self._reader.begun
             why = str(reason.value).rstrip(".")
             self._fail(Broken(f"the connection was lost: {why}", early=early))
 
@@ -420,10 +357,6 @@ def _headOf(method: str, target: str, headers: Sequence[tuple[str, str]]) -> byt
     if not _LINES(text := "\n".join(lines)) or text.count("\n") != len(headers):
         raise StoreError("a header has a character that no header may have")
     return (text.replace("\n", "\r\n") + "\r\n\r\n").encode("ascii")
-
-
-def _isPlain(transport: Any) -> bool:
-    return not ISSLTransport.providedBy(transport) and hasattr(transport, "getHandle")
 
 
 @attrs.frozen

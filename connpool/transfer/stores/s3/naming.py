@@ -44,6 +44,7 @@ from connpool.transfer.stores.s3.claims import (
     whyNot,
 )
 from connpool.transfer.stores.s3.outbox import Outbox
+from connpool.waiting import Waiters
 
 __all__ = ["LEASE_SECONDS", "Invalid", "Moved", "Names"]
 
@@ -82,6 +83,7 @@ class Names:
         self._finish = finish
         self._seconds = seconds
         self._directories = Recent()
+        self._claiming: dict[str, Waiters] = {}
         #: told of every file, if somebody wants that
         self.outbox: Outbox | None = None
 
@@ -253,11 +255,18 @@ class Names:
         Claim the directories that a file lies in.
         """
         for depth in range(1, len(name.components)):
-            await self._claimDirectory("/".join(name.components[:depth]))
+            path = "/".join(name.components[:depth])
+            if path in self._claiming:
+                await self._claiming[path].wait()  # hundreds of files may come for a new one
+            if path not in self._directories:
+                others = self._claiming.setdefault(path, Waiters())
+                try:
+                    await self._claimDirectory(path)
+                finally:
+                    self._claiming.pop(path, None)
+                    others.wake()
 
     async def _claimDirectory(self, path: str) -> None:
-        if path in self._directories:
-            return
         key = self._layout.claim(path)
         condition: Condition = ABSENT
         raw = Claim(path).encode()

@@ -38,7 +38,8 @@ from connpool.interfaces import IConnectionPool
 from connpool.logonce import LogOnce
 from connpool.transfer.stores.s3 import calls
 from connpool.transfer.stores.s3.answers import Again, answerOf, secondsOf
-from connpool.transfer.stores.s3.exchange import Broken, Exchange, Reply
+from connpool.transfer.stores.s3.exchange import Exchange
+from connpool.transfer.stores.s3.replies import Broken, Reply
 from connpool.transfer.stores.s3.signing import Keys, Signer, encodedPath, encodedQuery
 
 __all__ = [

@@ -15,7 +15,7 @@ from connpool.transfer.stores.s3.answers import (
     parseXML,
     secondsOf,
 )
-from connpool.transfer.stores.s3.exchange import Reply
+from connpool.transfer.stores.s3.replies import Reply
 
 PUT = calls.Put("k", b"x")
 PUT_ABSENT = calls.Put("k", b"x", calls.ABSENT)

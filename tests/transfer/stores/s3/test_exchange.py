@@ -13,7 +13,8 @@ from zope.interface.verify import verifyObject
 from connpool.errors import StoreError
 from connpool.interfaces import IPoolable
 from connpool.transfer.stores.s3.calls import Piece
-from connpool.transfer.stores.s3.exchange import Broken, Exchange
+from connpool.transfer.stores.s3.exchange import Exchange
+from connpool.transfer.stores.s3.replies import Broken
 
 OK = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 2\r\n\r\nok'
 

@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 from connpool.errors import ConnectFailed, NoSpace, PoolClosed, PoolDown, StoreError, Unavailable
 from connpool.transfer.stores.s3 import calls
-from connpool.transfer.stores.s3.exchange import Broken, Reply
+from connpool.transfer.stores.s3.replies import Broken, Reply
 from connpool.transfer.stores.s3.requests import (
     MOST_SECONDS,
     Place,

@@ -167,6 +167,30 @@ async def test_twoRequestsForASmallFile(make, engine):
 
 
 @pytest_twisted.ensureDeferred
+async def test_aNewDirectoryIsClaimedOnce(make, engine):
+    """
+    However many files come for it at once; if the claim fails each tries it, all at once.
+    """
+    store = make()
+    store.receiver.held, store.receiver.holds = [], {"Put"}
+    waiting = [store.put(offer(f"new/{n}", size=1), b"x", None) for n in range(20)]
+    ((_, call),) = store.receiver.held
+    assert call.key == store.layout.claim("new")
+    store.receiver.go()
+    for each in waiting:
+        assert (await bounded(each)).status == "stored"
+    assert store.receiver.count("Put") == 1 + 2 * 20
+    engine.down = Unavailable("away")
+    store.receiver.held, store.receiver.holds = [], {"Put"}
+    waiting = [store.put(offer(f"newer/{n}", size=1), b"x", None) for n in range(20)]
+    store.receiver.go()
+    for each in waiting:
+        with pytest.raises(Unavailable):
+            await bounded(each)
+    assert store.receiver.count("Put") == 1 + 2 * 20 + 20
+
+
+@pytest_twisted.ensureDeferred
 async def test_anotherReceiverGoesOn(make, engine):
     first, second = make(), make()
     partial = await bounded(first.open(asked()))
