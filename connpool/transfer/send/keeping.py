@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import attrs
 
+from connpool.transfer.names import displayName
 from connpool.transfer.send.freenames import moveFree, namesFor, syncDirectory
 
 __all__ = ["Keeping"]
@@ -53,19 +54,20 @@ class Keeping:
         """
         See that a source can be moved to C{path} in the directory.
 
-        @raise OSError: it cannot.
+        @raise OSError: it cannot; never L{FileNotFoundError}, which is about the source.
         """
-        if self._deviceNow() != self._device:
-            # what was mounted there is not any more
-            raise OSError(
-                errno.ENODEV,
-                "the directory of --move-to is on another file system than at the start; mount it",
-                self.directory,
-            )
         target = os.path.dirname(os.path.join(self.directory, path))
-        os.makedirs(target, _DIRECTORY_MODE, exist_ok=True)
-        if not os.access(target, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), target)
+        try:
+            if self._deviceNow() != self._device:
+                # what was mounted there is not any more
+                raise OSError(errno.ENODEV, "it is on another file system than at the start")
+            os.makedirs(target, _DIRECTORY_MODE, exist_ok=True)
+            if not os.access(target, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), target)
+        except OSError as e:
+            where = displayName(os.fsencode(e.filename or self.directory))
+            remedy = "; make or mount it" * (e.errno in {errno.ENOENT, errno.ENODEV})
+            raise OSError(errno.ENODEV, f"--move-to: {where}: {e.strerror}{remedy}") from None
 
     def move(
         self,

@@ -560,9 +560,22 @@ class LocalStore:
 
     def _reapEnded(self, result: Any) -> None:
         self._recovering = False
-        for failure in [result] if isinstance(result, Failure) else result:
-            self._log.failure("cannot finish or remove what was left", failure=failure)
+        if isinstance(result, Failure):
+            self._log.failure("cannot look for what was left", failure=result)
+        elif result:
+            self._log.warn(
+                "cannot finish or remove {count} of the remains of earlier processes: {why}",
+                count=len(result),
+                why=_asText(result[0]),
+            )
 
     def _letGo(self, ignored: object) -> None:
         self._threads.stop()
         self._opened.close()
+
+
+def _asText(why: OSError | TransferError) -> str:
+    if isinstance(why, TransferError):
+        return str(why)
+    name = f"{displayName(why.filename)}: " if isinstance(why.filename, str) else ""
+    return f"{name}{why.strerror}"

@@ -22,8 +22,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from twisted.python.failure import Failure
-
 from connpool.errors import Busy, TransferError
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import Receipt
@@ -76,7 +74,7 @@ class Recovery:
         #: what was too old at the last look, to how it was and since when
         self._overdue: dict[Any, tuple[Any, float]] = {}
 
-    def look(self, uptime: float) -> list[Failure]:
+    def look(self, uptime: float) -> list[OSError | TransferError]:
         """
         Finish or remove what is there; blocks on the disk.
 
@@ -85,7 +83,7 @@ class Recovery:
         """
         before, self._overdue = self._overdue, {}
         now = self._now()
-        failures: list[Failure] = []
+        failures: list[OSError | TransferError] = []
 
         def isOver(key: Any, how: Any, age: float, most: float) -> bool:
             if age <= most:
@@ -97,8 +95,8 @@ class Recovery:
         def attempt(function: Callable[..., None], *arguments: Any) -> None:
             try:
                 function(*arguments)
-            except (OSError, TransferError):
-                failures.append(Failure())
+            except (OSError, TransferError) as e:
+                failures.append(e)
 
         def lookAtPartials() -> None:
             for entry in self._partials.everything():

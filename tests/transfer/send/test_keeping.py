@@ -124,6 +124,34 @@ def test_aDirectoryThatIsNoLongerMounted(place, elsewhere, monkeypatch):
     assert place.files() == {"a": b"x"}
 
 
+def test_aDirectoryThatIsGone(place, tmp_path):
+    """
+    The source is not taken for one that has vanished, and sent again for ever.
+    """
+    done = tmp_path / "done"
+    done.mkdir()
+    removal = place.build(keep=Keeping(str(done)))
+    sent = place.put("a")
+    done.rmdir()
+    departure = removal.remove([sent])["a"]
+    assert departure.fate is Fate.FAILED
+    assert departure.error.strerror == (
+        f"--move-to: {done}: No such file or directory; make or mount it"
+    )
+    assert place.files() == {"a": b"x"}
+    done.mkdir()
+    assert removal.remove([sent])["a"].fate is Fate.GONE
+    assert files(done) == {"a": b"x"}
+
+
+def test_anErrorSaysWhatIsInTheWay(place, tmp_path):
+    done = tmp_path / "done"
+    done.mkdir()
+    (done / "d").write_bytes(b"")
+    departure = place.build(keep=Keeping(str(done))).remove([place.put("d/a")])["d/a"]
+    assert departure.error.strerror == f"--move-to: {done}/d: File exists"
+
+
 def test_aFileSystemWithoutLinks(place, elsewhere, monkeypatch):
     def link(*_paths, **_how):
         raise PermissionError(errno.EPERM, "Operation not permitted")
