@@ -31,7 +31,7 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
         help="where they go: a directory, or for one file its new name (default: the current one)",
     )
     parser.add_argument(
-        "--recursive", action="store_true", help="the names are directories: get all below them"
+        "--recursive", action="store_true", help="get all that is below a directory"
     )
     parser.add_argument(
         "--replace",
@@ -88,17 +88,18 @@ class _Run:
         from connpool.commands.progress import sized
 
         began = time.monotonic()
-        self._remote = await self._connect()
         output = self._arguments.output
+        mistake = self._mistake(output)
+        if mistake is not None:
+            self._progress.say(f"--output: {mistake}")
+            return 2
+        self._remote = await self._connect()
         for name in self._arguments.names:
             path = name.strip("/")
             if self._arguments.recursive:
                 await self._getTree(path)
             elif os.path.isdir(output):
                 await self._getOne(path, os.path.join(output, os.path.basename(path)))
-            elif len(self._arguments.names) > 1:
-                self._progress.say(f"--output: {output} is no directory, and there are more files")
-                return 2
             else:
                 await self._getOne(path, output)
         if self._count:
@@ -113,8 +114,21 @@ class _Run:
             )
         return self._codes.pop() if len(self._codes) == 1 else 3 * bool(self._codes)
 
+    def _mistake(self, output: str) -> str | None:
+        """
+        @return: why nothing can go to C{output}, if that is known before anything comes.
+        """
+        if output == "-":
+            return "files do not go to standard output; ./- is a file of that name"
+        if self._arguments.recursive or os.path.isdir(output):
+            return None
+        if len(self._arguments.names) > 1:
+            return f"{output} is no directory, and there are more files"
+        parent = os.path.dirname(output) or "."
+        return None if os.path.isdir(parent) else f"there is no directory {parent}; make it first"
+
     async def _getTree(self, path: str) -> None:
-        from connpool.errors import TransferError
+        from connpool.errors import NotFound, TransferError
 
         top = os.path.dirname(path)
         found: list[str] = []
@@ -122,6 +136,8 @@ class _Run:
             # all of it first: what is got is long on its way, and a list is soon over
             tree = self._remote.tree(path, self._failed)
             found += [entry.path async for entry in tree if not entry.directory]
+        except NotFound:
+            found.append(path)  # a file, or nothing
         except TransferError as e:
             self._failed(path, e)
         for each in found:
@@ -134,11 +150,17 @@ class _Run:
             await self._getOne(each, target)
 
     async def _getOne(self, name: str, target: str) -> None:
-        from connpool.errors import TransferError
+        from connpool.errors import NotFound, TransferError
         from connpool.transfer.names import displayName
 
         try:
-            fetched = await self._persistently(name, target)
+            try:
+                fetched = await self._persistently(name, target)
+            except NotFound:
+                if await self._remote.isDirectory(name):
+                    shown = displayName(name) or "/"
+                    raise NotFound(f'"{shown}" is a directory; add --recursive') from None
+                raise
         except TransferError as e:
             self._failed(name, e)
             return
@@ -205,7 +227,7 @@ class _Run:
 
         shown = displayName(name)
         text = str(why)
-        self._progress.say(text if shown and shown in text else f"{shown}: {text}")
+        self._progress.say(text if shown in text else f"{shown}: {text}")
         self._codes.add(why.exitCode)
         if self._lines is not None:
             nothing = dict.fromkeys(("path", "size", "came", "digest", "root"))

@@ -21,11 +21,11 @@ def addArguments(parser: argparse.ArgumentParser) -> None:
     Add the arguments of C{connpool list}.
     """
     parser.add_argument(
-        "directories",
+        "names",
         nargs="*",
         default=[""],
         metavar="NAME",
-        help="directories",
+        help="directories, or files (default: the top)",
     )
     addConnection(parser)
     parser.add_argument(
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     @return: the exit code.
     """
     from connpool.commands.progress import Progress
-    from connpool.errors import TransferError
+    from connpool.errors import NotFound, TransferError
     from connpool.transfer.fetch.remote import Remote, RemoteEntry
     from connpool.transfer.names import displayName
 
@@ -55,15 +55,22 @@ def run(arguments: argparse.Namespace) -> int:
             codes.add(why.exitCode)
 
         out = lines or JSONLines(sys.stdout, "standard output", progress.say)
-        for directory in arguments.directories:
-            where = directory.strip("/")
-            found = remote.tree(where, failed) if arguments.recursive else remote.entries(where)
+
+        def show(entry: RemoteEntry) -> None:
+            if lines is not None:
+                lines.write(_asJSON(entry))
+            else:
+                out.say(_line(entry))
+
+        for name in arguments.names:
+            where = name.strip("/")
             try:
-                async for entry in found:
-                    if lines is not None:
-                        lines.write(_asJSON(entry))
-                    else:
-                        out.say(_line(entry))
+                found = remote.tree(where, failed) if arguments.recursive else remote.entries(where)
+                try:
+                    async for entry in found:
+                        show(entry)
+                except NotFound:
+                    show(await remote.file(where))
             except TransferError as e:
                 if remote.session.lost is not None:
                     raise

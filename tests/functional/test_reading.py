@@ -84,6 +84,44 @@ def test_whatCannotBeRead(library, tmp_path):
     assert asked("get", library, "docs/a", "docs/b", "--output", tmp_path / "no").returncode == 2
 
 
+def test_filesAndDirectories(library, tmp_path):
+    """
+    A directory where a file is asked for is told, and a file where a directory could be is taken.
+    """
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, shown in (("docs", "docs"), ("/", "/")):
+        done = asked("get", library, name, "--output", out)
+        assert done.returncode == 4
+        assert done.stderr == f'connpool get: "{shown}" is a directory; add --recursive\n'
+    done = asked("get", library, "docs/a", "--recursive", "--output", out)
+    assert done.returncode == 0
+    assert (out / "a").read_text() == "a"
+    done = asked("get", library, "nothing", "--recursive", "--output", out)
+    assert (done.returncode, done.stderr) == (
+        *(4, 'connpool get: the receiver says: there is no "nothing"\n'),
+    )
+    for how in ((), ("--recursive",)):
+        done = asked("list", library, "docs/a", "nothing", *how)
+        assert done.returncode == 4
+        assert [line.split()[-1] for line in done.stdout.splitlines()] == ["docs/a"]
+        assert done.stderr == 'connpool list: the receiver says: there is no "nothing"\n'
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        ("no/x", "there is no directory no; make it first"),
+        ("no/", "there is no directory no; make it first"),
+        ("-", "files do not go to standard output; ./- is a file of that name"),
+    ],
+)
+def test_nowhereToPutIt(tmp_path, output, why):
+    done = connpool("get", "--from", "127.0.0.1:1", "a", "--output", output, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"connpool get: --output: {why}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_interruptedItGoesOn(library, tmp_path):
     """
     Killed while it gets a file, and again from there.

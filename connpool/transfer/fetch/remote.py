@@ -14,6 +14,7 @@ from connpool.errors import (
     DigestMismatch,
     NameRefused,
     NetworkFailed,
+    NotFound,
     ProtocolError,
     TransferError,
     Unsupported,
@@ -163,6 +164,27 @@ class Remote:
             raise DigestMismatch(f"bytes {start} to {end} arrived damaged")
         return Answer(content, frame.data)
 
+    async def file(self, path: str) -> RemoteEntry:
+        """
+        Find out about a file.
+
+        @raise TransferError: why not.
+        """
+        content = (await self.read(path, 0, 0, None)).content
+        return RemoteEntry(path, False, content.size, content.modified)
+
+    async def isDirectory(self, path: str) -> bool:
+        """
+        Tell whether it is one that can be listed; empty for the top.
+
+        @raise TransferError: why that cannot be told.
+        """
+        try:
+            await self._ask(Type.LIST, ListMessage(path.encode(), b"", 1), Type.LISTING)
+        except NotFound:
+            return False
+        return True
+
     async def entries(self, directory: str) -> AsyncIterator[RemoteEntry]:
         """
         List a directory; empty for the top.
@@ -188,7 +210,8 @@ class Remote:
         """
         List a directory and all below it.
 
-        @param failed: told of a directory that cannot be listed.
+        @param failed: told of a directory below that cannot be listed.
+        @raise TransferError: why the directory itself cannot.
         """
         todo = [path]
         while todo:
@@ -200,7 +223,7 @@ class Remote:
                     if entry.directory:
                         below.append(entry.path)
             except TransferError as e:
-                if self.session.lost is not None:
+                if self.session.lost is not None or where == path:
                     raise
                 failed(where, e)
             todo += reversed(below)

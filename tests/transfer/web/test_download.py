@@ -137,6 +137,50 @@ def test_goingOnWithTheSameVersionOnly(client):
     assert (answer.status, answer.body) == (200, CONTENT[::-1])
 
 
+CONDITIONS = [
+    (304, b"If-None-Match: TAG"),
+    (304, b"If-None-Match: W/TAG"),
+    (304, b'If-None-Match: "0", TAG'),
+    (304, b"If-None-Match: *"),
+    (200, b'If-None-Match: "0"'),
+    (200, b"If-None-Match: "),
+    (304, b"If-Modified-Since: DATE"),
+    (200, b"If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT"),
+    (200, b"If-Modified-Since: yesterday"),
+    (200, b"If-Modified-Since: Sun, 06 Nov 99999999999 08:49:37 GMT"),
+    (200, b'If-None-Match: "0"', b"If-Modified-Since: DATE"),
+    (200, b"If-Match: TAG"),
+    (200, b"If-Match: *"),
+    (412, b'If-Match: "0"'),
+    (412, b'If-Match: "0"', b"If-None-Match: TAG"),
+    (304, b"If-Match: TAG", b"If-None-Match: TAG"),
+    (200, b"If-Unmodified-Since: DATE"),
+    (412, b"If-Unmodified-Since: Sun, 06 Nov 1994 08:49:37 GMT"),
+    (200, b"If-Match: TAG", b"If-Unmodified-Since: Sun, 06 Nov 1994 08:49:37 GMT"),
+    (200, b"If-Unmodified-Since: x"),
+]
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("asked", CONDITIONS, ids=str)
+def test_conditions(client, asked, method):
+    """
+    A client that has this version does not get it again, and one that wants another learns so.
+    """
+    client.world.store._modified["alice/a"] = 10**18
+    have = get(client, b"/a").fields
+    status, *fields = asked
+    for name, value in ((b"TAG", have["etag"]), (b"DATE", have["last-modified"])):
+        fields = [field.replace(name, value.encode()) for field in fields]
+    # a condition comes before the range
+    answer = client.ask(method, b"/a", None, [*fields, b"Range: bytes=0-"])
+    assert answer.status == (206 if status == 200 else status)
+    if status == 304:
+        assert answer.body == b""
+        assert answer.fields["etag"] == have["etag"]
+        assert "content-disposition" not in answer.fields
+
+
 def test_anEmptyFile(client):
     client.world.store.files["alice/e"] = b""
     assert get(client, b"/e").body == b""
