@@ -15,7 +15,7 @@ from twisted.internet.endpoints import (
 from twisted.internet.interfaces import IReactorPluggableNameResolver, IStreamClientEndpoint
 from zope.interface import directlyProvides, providedBy
 
-from connpool.addresses.descriptions import tokenize
+from connpool.addresses.descriptions import complaint, tokenize
 from connpool.addresses.goaddress import isDomainName, parseLiteral
 from connpool.addresses.hostport import parsePortNumber, splitHostPort
 from connpool.addresses.names import resolverOf
@@ -80,8 +80,7 @@ def clientEndpoint(
         except Exception as e:
             kind = text.partition(":")[0]
             if not (isinstance(e, ValueError) and "Unknown endpoint type" in str(e)):
-                why = str(e).partition("\n")[0] or type(e).__name__
-                raise AddressError(f"{text!r} is not a {kind}: endpoint: {why}") from None
+                raise AddressError(f"{text!r} is not a {kind}: endpoint: {complaint(e)}") from None
         host, port = splitHostPort(text)
     _noCA(ca, text)
     return _connecting(reactor, text, host, port, timeout, None)

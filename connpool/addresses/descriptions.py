@@ -7,6 +7,7 @@ Twisted has no descriptions for, datagrams, is C{udp:}.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import attrs
@@ -15,11 +16,13 @@ from connpool.addresses.hostport import parsePortNumber
 from connpool.addresses.networks import Networks
 from connpool.errors import AddressError
 
-__all__ = ["Listen", "parseListen", "tokenize"]
+__all__ = ["Listen", "complaint", "parseListen", "tokenize"]
 
 #: Server endpoint strings that wrap another one: C{secured:tcp:443:…}.
 WRAPPERS = frozenset({"proxied", "secured"})
 
+_UNKNOWN_KEYWORD = re.compile(r"unexpected keyword argument '(\w+)'")
+_TCP_EXAMPLE = r"write for example tcp:8640:interface=127.0.0.1 or tcp:8640:interface=\:\:1"
 _LOOPBACK = Networks.parse(["127.0.0.0/8", "::1"])
 
 #: Kinds whose first argument is a TCP port.
@@ -150,24 +153,36 @@ def parseListen(description: str) -> Listen:
         # Twisted takes numbers only
         description, arguments[0] = _withNumber(description, kind, arguments[0])
     if not arguments and not keywords:
-        raise AddressError(
-            f"{description!r} is not an endpoint; write for example "
-            r"tcp:8640:interface=127.0.0.1 or tcp:8640:interface=\:\:1"
-        )
+        raise AddressError(f"{description!r} is not an endpoint; {_TCP_EXAMPLE}")
     listen = Listen(description, tuple(wrappers), kind, tuple(arguments), keywords)
     return _datagram(listen) if listen.datagram else listen
+
+
+def complaint(error: Exception) -> str:
+    r"""
+    Say what an endpoint's parser did not like, in one line.  Those of Twisted speak of the
+    arguments of Python functions.
+    """
+    why = str(error).partition("\n")[0] or type(error).__name__
+    unknown = _UNKNOWN_KEYWORD.search(why)
+    if unknown is not None:
+        return f"it takes no {unknown[1]}="
+    if isinstance(error, TypeError) or why.startswith("invalid literal"):
+        return r"a part is missing, wrong or too much (a colon in an address is written \:)"
+    return why
 
 
 def _withNumber(description: str, kind: str, port: str) -> tuple[str, str]:
     """
     @return: the description and its port, with the number of a service in place of
-        its name; as they were if there is no such service.
+        its name.
+    @raise AddressError: there is no such port.
     """
-    if port.isdigit():
-        return description, port
     try:
-        number = str(parsePortNumber(port))
-    except AddressError:
+        number = str(parsePortNumber(port, least=0))
+    except AddressError as e:
+        raise AddressError(f"{description!r}: {e}; {_TCP_EXAMPLE}") from None
+    if port.isdigit():
         return description, port
     return description.replace(f"{kind}:{port}", f"{kind}:{number}", 1), number
 

@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool.addresses import Listen, parseListen, placeOf
+from connpool.addresses.descriptions import complaint
 from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDrainable, IReloadable, IStatsSource
 from connpool.services.access import Access, Gate, ListenerStats
@@ -73,8 +74,7 @@ def _tryEndpoint(listen: Listen) -> None:
     except Exception as e:
         if isinstance(e, LookupError) and listen.kind == "systemd":
             return  # systemd passes sockets at the start, not to compose --check
-        why = str(e).partition("\n")[0] or type(e).__name__
-        raise AddressError(f"{text!r}: {why}") from None
+        raise AddressError(f"{text!r}: {complaint(e)}") from None
 
 
 def describeListenError(description: str, error: BaseException | None) -> str:

@@ -163,3 +163,9 @@ def test_theAlertIsOneThatOpenSSLKnows():
         connection.do_handshake()
     assert isinstance(connectionLoss(caught.value), Forbidden)
     assert ACCESS_DENIED.startswith(TLS_ALERT)
+
+
+def test_noWordOfPython():
+    for text, why in (("unix:/a:foo=1", "it takes no foo="), ("unix:/a:b:c:d", "a part is miss")):
+        with pytest.raises(AddressError, match=why):
+            clientEndpoint(Clock(), text)
