@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from connpool.errors import Held, HookRefused
 from connpool.interfaces import ITransferJudge
-from connpool.services.onreceived import (
+from connpool.services.programs import (
     NOT_BEGUN,
     OUTPUT_BYTES,
     BoundedRun,

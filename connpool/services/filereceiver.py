@@ -39,7 +39,8 @@ from connpool.services.beforepublish import BeforePublish
 from connpool.services.credentials import Authenticator
 from connpool.services.hints import curlHint, sendHint, sendHintElsewhere
 from connpool.services.listening import ListeningService, ShownSource, placeOf, readListen
-from connpool.services.onreceived import OnReceived, asProgram
+from connpool.services.onreceived import OnReceived
+from connpool.services.programs import asProgram
 from connpool.services.startfailure import failStart
 from connpool.services.thirdparty import ChosenStore
 from connpool.services.web import WebEntrance

@@ -11,7 +11,6 @@ from twisted.python import usage
 
 from connpool.services.credentials import CredentialOptions
 from connpool.services.filereceiver import DEFAULT_LISTEN, FileReceiver, digestsOf
-from connpool.services.onreceived import asProgram
 from connpool.services.options import (
     AccessOptions,
     asCount,
@@ -21,6 +20,7 @@ from connpool.services.options import (
     asSize,
     defaultOf,
 )
+from connpool.services.programs import asProgram
 from connpool.services.status import StatusOptions, observed
 from connpool.services.thirdparty import makeListener, makeStore
 from connpool.services.web import WebOptions

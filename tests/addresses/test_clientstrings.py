@@ -9,6 +9,7 @@ from service_identity import VerificationError
 from twisted.internet import reactor
 from twisted.internet.endpoints import HostnameEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock
 
 from connpool.addresses import clientEndpoint
 from connpool.addresses.clientstrings import clientString
