@@ -5,19 +5,16 @@ The connection of C{connpool list} and C{connpool get} to a receiver.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Awaitable, Callable
 
 from twisted.internet.defer import CancelledError
 
-from connpool.addresses import clientEndpoint
+from connpool.commands.connecting import DEFAULT_TO, asTimeout, endpointOf, prepareNative
 from connpool.commands.output import JSONLines
 from connpool.commands.progress import Progress
 from connpool.commands.running import runUntilEnded
-from connpool.commands.send import DEFAULT_TO, asTimeout
-from connpool.errors import AddressError, TransferError
-from connpool.standardstreams import canWrite
+from connpool.errors import TransferError, WrongSetting
 from connpool.transfer.fetch.remote import Remote
 from connpool.transfer.send.connections import (
     Connection,
@@ -26,7 +23,6 @@ from connpool.transfer.send.connections import (
     connectionFailure,
     greetingError,
 )
-from connpool.transfer.send.credentials import readCredentials
 from connpool.transfer.wire.handshake import READ
 
 __all__ = ["addConnection", "runReading"]
@@ -38,7 +34,6 @@ def addConnection(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument(
         "--from",
-        dest="source",
         default=DEFAULT_TO,
         metavar="HOST:PORT",
         help="the receiver, or an endpoint such as tls:HOST or unix:/run/s (default %(default)s)",
@@ -83,20 +78,14 @@ def runReading(
         from twisted.internet import reactor
 
         try:
-            endpoint = clientEndpoint(reactor, arguments.source, arguments.timeout, ca=arguments.ca)
-            credentials = readCredentials(arguments.credentials, os.environ)
-        except AddressError as e:
-            progress.say(f"--from: {e}")
-            return 2
-        except ValueError as e:
-            progress.say(f"--credentials: {e}")
-            return 2
-        if arguments.json and not canWrite(sys.stdout):
-            progress.say("--json: standard output is closed")
+            endpoint = endpointOf(reactor, arguments, "from")
+            prepareNative(arguments)
+        except WrongSetting as e:
+            progress.say(str(e))
             return 2
         factory = SessionFactory(
             reactor,
-            credentials=credentials,
+            credentials=arguments.credentials,
             idleTimeout=arguments.timeout,
             more=(READ,),
         )

@@ -5,28 +5,25 @@ C{connpool send}: send files.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from functools import partial
 from typing import Any
 
-from connpool.addresses import clientEndpoint
+from connpool.commands.connecting import DEFAULT_TO, asTimeout, endpointOf, prepareNative
 from connpool.commands.progress import Progress
 from connpool.errors import (
-    AddressError,
     TransferError,
     Unconfirmed,
     Unsupported,
     WrongSetting,
 )
 from connpool.sizes import asRate
-from connpool.standardstreams import canWrite
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import displayName
 from connpool.transfer.records import ASKABLE_DURABILITIES, IF_EXISTS
 
-__all__ = ["DEFAULT_TO", "addArguments", "asTimeout", "run"]
+__all__ = ["addArguments", "run"]
 
 #: Connections a user may ask for.
 MAX_JOBS = 32
@@ -38,21 +35,6 @@ _NOT_CLASSIC = (
 )
 #: An option is called as what is read of it, but for this.
 _SAID = {"rules": "exclude"}
-
-DEFAULT_TO = "127.0.0.1:8640"
-
-
-def asTimeout(text: str) -> float:
-    """
-    Read seconds above 0, for argparse.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 86_400:
-        raise argparse.ArgumentTypeError("seconds above 0 are asked for, a day at most")
-    return value
 
 
 def addArguments(parser: argparse.ArgumentParser) -> None:
@@ -303,52 +285,50 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _send(arguments: argparse.Namespace, progress: Progress) -> int:
-    if arguments.null and arguments.files_from is None:
-        progress.say("-0: it is about the paths of --files-from")
-        return 2
-    if arguments.files_from is None and not arguments.paths:
-        progress.say("name a PATH, or a list of files with --files-from")
-        return 2
     from twisted.internet import reactor
 
     try:
-        endpoint = clientEndpoint(reactor, arguments.to, arguments.timeout, ca=arguments.ca)
-    except AddressError as e:
-        progress.say(f"--to: {e}")
+        if arguments.null and arguments.files_from is None:
+            raise WrongSetting("-0: it is about the paths of --files-from")
+        if arguments.files_from is None and not arguments.paths:
+            raise WrongSetting("name a PATH, or a list of files with --files-from")
+        endpoint = endpointOf(reactor, arguments, "to")
+        (_checkNative if arguments.protocol == "native" else _checkClassic)(arguments)
+    except WrongSetting as e:
+        progress.say(str(e))
         return 2
     if arguments.protocol == "native":
         from connpool.commands.sendnative import sendNative
-        from connpool.transfer.send.credentials import readCredentials
 
-        try:
-            arguments.credentials = readCredentials(arguments.credentials, os.environ)
-        except ValueError as e:
-            progress.say(f"--credentials: {e}")
-            return 2
-        if arguments.files_from is not None:
-            try:
-                _listed(arguments)
-            except ValueError as e:
-                progress.say(f"--files-from: {e}")
-                return 2
-        if arguments.checksum and not arguments.update:
-            progress.say("--checksum: it is a way to compare; add --update")
-            return 2
-        if arguments.json and not canWrite(sys.stdout):
-            progress.say("--json: standard output is closed")
-            return 2
         return sendNative(reactor, endpoint, arguments, progress)
-
-    for name in _NOT_CLASSIC:
-        if getattr(arguments, name):
-            option = _SAID.get(name, name.replace("_", "-"))
-            progress.say(f"--{option}: the classic protocol cannot do that")
-            return 2
     from connpool.commands.running import runUntilEnded
 
     return runUntilEnded(
         reactor, lambda: _sendAll(reactor, endpoint, arguments, progress), progress
     )
+
+
+def _checkNative(arguments: argparse.Namespace) -> None:
+    """
+    Read what the options name.
+
+    @raise WrongSetting: why not, in one line.
+    """
+    if arguments.checksum and not arguments.update:
+        raise WrongSetting("--checksum: it is a way to compare; add --update")
+    prepareNative(arguments)
+    if arguments.files_from is not None:
+        try:
+            _listed(arguments)
+        except ValueError as e:
+            raise WrongSetting(f"--files-from: {e}") from None
+
+
+def _checkClassic(arguments: argparse.Namespace) -> None:
+    for name in _NOT_CLASSIC:
+        if getattr(arguments, name):
+            option = _SAID.get(name, name.replace("_", "-"))
+            raise WrongSetting(f"--{option}: the classic protocol cannot do that")
 
 
 async def _sendAll(

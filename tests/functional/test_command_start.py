@@ -77,7 +77,7 @@ print(*sorted(set(sys.modules) - before))
 def test_sendingImportsWhatItNeeds(tmp_path):
     (tmp_path / "f").write_bytes(b"x")
     # found out after everything was imported, and before anybody is connected to
-    words = ["send", "--credentials", str(tmp_path / "nothing")]
+    words = ["send", "--receipt", str(tmp_path / "nothing/at-all")]
     done = subprocess.run(
         [sys.executable, "-c", LOADED, *words, str(tmp_path / "f")],
         check=True,

@@ -56,7 +56,10 @@ from connpool.transfer.stores.ranges import Holding, verifyDeclared
 from connpool.transfer.stores.reading import MAX_READ_BYTES, notFound
 from connpool.transfer.stores.takeover import Takeovers, Tenure
 
-__all__ = ["MemoryStore"]
+__all__ = ["MEMORY_CAPACITY_BYTES", "MemoryStore"]
+
+#: What a store in memory holds if nothing else is said.
+MEMORY_CAPACITY_BYTES = 1 << 30
 
 
 @implementer(IInspectablePartial, ISparsePartial)
@@ -197,7 +200,8 @@ class MemoryStore:
     @ivar directories: path of every directory to its modification time, nanoseconds since
         the epoch; L{None} if no sender told it.
     @param capacity: bytes it holds before it says L{NoSpace}; L{None} for no
-        limit.
+        limit, so that a sender decides how much memory it takes: a file takes that of its
+        holes, too.
     @param names: one of C{PROFILES}: with C{portable} a name is taken if
         another one in its directory differs only in case or composition;
         C{posix} keeps them apart.
@@ -206,7 +210,7 @@ class MemoryStore:
     def __init__(
         self,
         *,
-        capacity: int | None = None,
+        capacity: int | None = MEMORY_CAPACITY_BYTES,
         names: str = "portable",
         now: Callable[[], float] = time.time,
     ) -> None:

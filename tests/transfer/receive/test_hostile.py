@@ -11,6 +11,7 @@ from connpool.transfer.receive import greeting, smallfiles
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import DirectoryMade
 from connpool.transfer.stores import MemoryStore
+from connpool.transfer.stores.memory import MEMORY_CAPACITY_BYTES
 from connpool.transfer.wire.frames import HEADER, MAX_DATA_BYTES, PREAMBLE, Type
 from connpool.transfer.wire.handshake import transcriptOf
 from connpool.transfer.wire.link import TURN_SECONDS
@@ -537,6 +538,21 @@ def test_aFullStore(tmp_path):
     client.transport.loseConnection()
     world.pump()
     assert not store.files.get("f")
+    world.close()
+
+
+def test_anOffsetTakesNoMemory(tmp_path):
+    """
+    A store in memory has a limit also where nobody set one.
+    """
+    store = MemoryStore()
+    world = World(tmp_path / "state", Policy(), store=store)
+    client = connect(world).greet().offer(1, size=1 << 50)
+    assert client.last(Type.REJECT).code == "no-space"
+    # of a size that nobody knows yet
+    client.offer(2, size=None, blockSize=1 << 20).data(2, MEMORY_CAPACITY_BYTES, b"x")
+    assert client.last(Type.REJECT).code == "no-space"
+    assert client.put(3, b"a", b"x").last()
     world.close()
 
 
