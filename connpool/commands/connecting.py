@@ -1,5 +1,5 @@
 """
-Where C{connpool send}, C{list} and C{get} connect, and as whom.
+The options of C{connpool send}, C{list} and C{get} that say where to connect, and as whom.
 """
 
 from __future__ import annotations
