@@ -374,15 +374,16 @@ class Transmission:
                             digests.append(chunk.digest)
                         reader.free(chunk)
                         chunk = None
+                    if digests and failed is None:
+                        told = Digests(first)
+                        wire = b"".join(digests)
+                        frame = encode(Type.DIGESTS, stream.number, told, len(wire)) + wire
+                        await writer.write(memoryview(frame))
                 if packer is not None and not hole:
                     packer.wrote(packer.seconds() - began, len(packed or b"") or count)
                 if failed is not None:
                     stream.giveUp(failed, keep=True)
                     return False
-                if digests:
-                    wire = b"".join(digests)
-                    told = encode(Type.DIGESTS, stream.number, Digests(first), len(wire))
-                    writer.send(told, wire)
                 if short:
                     self._exchange.changed(stream)
                     return False

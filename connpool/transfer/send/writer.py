@@ -7,6 +7,8 @@ Frames of control are written through the transport.  The bytes of C{DATA} bypas
 it on a plain socket: when the transport has nothing left to write, its socket is
 duplicated and they go out by C{send} from the buffer it was read into, no
 copy in between.  Our own TLS is bypassed likewise: its bytes are encrypted there.
+The duplicate is kept for the next data part, until it is said that none comes
+(L{Writer.rest}); that of TLS, until something is written through the transport.
 Until the data part is complete, control frames wait here, so they
 never come between its bytes.  Elsewhere (the TLS of others, reactors without descriptors)
 the bytes are written through the transport, as fast as that takes it.
@@ -99,6 +101,8 @@ class Writer:
         """
         if self._registered:
             self._registered = False
+            if not self._held:
+                self._giveBack()
             self._transport.unregisterProducer()
             self._blocked = False
 
@@ -116,6 +120,8 @@ class Writer:
     def _send(self, wire: bytes) -> None:
         if self._plain and self._registered:
             self._blocked = True
+        elif not self._plain:
+            self._giveBack()
         self.written += len(wire)
         self._transport.write(wire)
 
@@ -180,7 +186,9 @@ class Writer:
                     await deferLater(self._reactor, 0)
                     await self.flushed()
                 self._waited = False
-                if not lends(self._reactor, self._transport):
+                if self._borrowed is not None:
+                    await self._write(memoryview(header))
+                elif not lends(self._reactor, self._transport):
                     self._send(header)
                 elif self._plain:
                     self._borrow()
@@ -192,15 +200,19 @@ class Writer:
                 yield
             finally:
                 self._held = False
-                borrowed, self._borrowed = self._borrowed, None
-                if borrowed is not None:
-                    borrowed.close()
+                if not self._registered:
+                    self._giveBack()
                 queued, self._queued = self._queued, []
                 if queued:
                     self.send(*queued)
 
     def _borrow(self) -> None:
         self._borrowed = BorrowedWriter(self._reactor, self._transport, self._cut)
+
+    def _giveBack(self, why: BaseException | None = None) -> None:
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            borrowed.close(why)
 
     async def _writeOut(self, header: bytes) -> None:
         """
@@ -244,9 +256,8 @@ class Writer:
         if self._closed is None:
             self._closed = why
             self._queued = []
+            self._giveBack(why)
             self.rest()
-            if self._borrowed is not None:
-                self._borrowed.close(why)
             self._waiters.fail(why)
             for turn in list(self._turns):
                 turn.cancel()

@@ -46,6 +46,8 @@ __all__ = ["BorrowedReader", "BorrowedWriter", "Borrower", "isPlain", "lends", "
 _BUFFERS, _BUFFER_BYTES = 4, 1 << 20
 #: Bytes to be woken for, and the bytes of a read after which as many again come soon.
 WAKE_BYTES, FAST_BYTES = 256 * 1024, 32 * 1024
+#: Bytes that are read where the length of what comes is not known: frames beside data parts.
+_SMALL_READ_BYTES = 8 * 1024
 #: Seconds between two looks whether something was read.
 LOOK_SECONDS = 0.025
 #: Buffers kept for the next connection, whichever it is.
@@ -83,7 +85,8 @@ class Borrower(Protocol):
     @property
     def wanted(self) -> int:
         """
-        Bytes that may be read, more than none: the rest of the data part.
+        Bytes that are due: the rest of the data part.  None behind one: then a little of what
+        comes is read, whatever it is, and any byte wakes.
         """
 
     def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
@@ -171,8 +174,9 @@ class BorrowedReader(_BorrowedSocket):
 
     def doRead(self) -> None:
         buffer = _buffers.take()
+        wanted = self._borrower.wanted
         # the data parts of native end where a block does: so pieces end there, too
-        most = (self._borrower.wanted - 1) % _BUFFER_BYTES + 1
+        most = (wanted - 1) % _BUFFER_BYTES + 1 if wanted else _SMALL_READ_BYTES
         try:
             count = self._socket.recv_into(buffer[:most])
         except (BlockingIOError, InterruptedError):
@@ -191,7 +195,7 @@ class BorrowedReader(_BorrowedSocket):
         self._borrower.borrowed(buffer[:count], lambda: self._released(buffer))
         if self._socket.fileno() >= 0:
             fast = count >= min(FAST_BYTES, most)
-            self._expect(min(WAKE_BYTES, self._borrower.wanted) if fast else 1)
+            self._expect(min(WAKE_BYTES, self._borrower.wanted) or 1 if fast else 1)
             self._lookAhead()
 
     def _lookAhead(self) -> None:

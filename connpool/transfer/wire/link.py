@@ -10,7 +10,8 @@ answer.
 
 For the rest of a long C{DATA} the transport is paused and its socket is read
 directly (L{connpool.transfer.wire.borrowed}); the session gets views of the buffers
-and says when it is done with each.
+and says when it is done with each.  The frames behind it are read there as well, until one
+comes that is not of a large file.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ TURN_SECONDS = 0.05
 _WORTH_BORROWING_BYTES = 128 * 1024
 #: The transport's reads: large for many small files, small before a long C{DATA}.
 _LARGE_READ_BYTES, _SMALL_READ_BYTES = 1 << 20, 8 * 1024
+#: Frames behind which a long C{DATA} is likely.
+_LARGE_FILE = {Type.DATA, Type.PACKED, Type.HOLE, Type.DIGESTS}
+_SMALL_FILES = {Type.PUT, Type.PUTS}
 #: The transport's reads until the peer is known: as much may be kept of a stranger.
 _GREETING_READ_BYTES = 16 * 1024
 
@@ -173,6 +177,7 @@ class Link(Protocol):
         self._unsent = 0
         self._borrowed: BorrowedReader | None = None
         self._canBorrow = True
+        self._large = False
         self.idleTimeout = idleTimeout
         self._heard = 0.0
         self._quiet: Any = None
@@ -368,8 +373,9 @@ class Link(Protocol):
                 if event is None:
                     self._events = None
                 elif isinstance(event, Frame):
-                    if event.type is Type.PUT:
+                    if event.type in _SMALL_FILES:
                         transport.bufferSize = _LARGE_READ_BYTES
+                    self._large = event.type in _LARGE_FILE
                     self._session.frameReceived(event)
                 else:
                     self._piece(event.data)
@@ -429,8 +435,15 @@ class Link(Protocol):
 
     def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
         """
-        Take C{view} of the data part, which the borrowed socket read.
+        Take C{view} of the data part, or of the frames behind it, which the borrowed socket read.
         """
+        if not self.reader.left:
+            data = bytes(view)
+            done()
+            self.dataReceived(data)
+            if self.ended is None and not self._large:
+                self.giveBack()
+            return
         self._heard = self._reactor.seconds()
         self._deadline.arrived(len(view))
         self.reader.skip(len(view))
@@ -445,9 +458,8 @@ class Link(Protocol):
             return
         if not self.reader.left:
             self._session.turn()
-            self.giveBack()
-        else:
-            self.steer()
+            self._watched = self._setDeadline()
+        self.steer()
 
     def borrowedEnd(self) -> None:
         """

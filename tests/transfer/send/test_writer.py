@@ -3,7 +3,7 @@ The writing half of a sender's connection, where it goes through the transport.
 """
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.interfaces import IReactorFDSet, ISSLTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from zope.interface import directlyProvides
@@ -56,3 +56,84 @@ def test_aRunGoesInPiecesThatTheTransportAskedFor():
     assert b"".join(pieces) == data
     assert len(pieces) == -(-len(data) // PIECE_BYTES)
     assert max(map(len, pieces)) == PIECE_BYTES
+
+
+class Lender:
+    """
+    A transport that lends its TLS, and says when it does.
+    """
+
+    lendable = True
+    producer = None
+
+    def __init__(self):
+        directlyProvides(self, ISSLTransport)
+        self.said = []
+
+    def registerProducer(self, producer, streaming):
+        pass
+
+    def unregisterProducer(self):
+        self.said.append("closable")
+
+    def lendWriter(self):
+        self.said.append("lent")
+        return self
+
+    def close(self):
+        self.said.append("back")
+
+    def writeOut(self, data, written):
+        self.said.append(data)
+        written()
+
+    def write(self, data):
+        self.said.append(data)
+
+    def send(self, view):
+        self.said.append(bytes(view))
+        return len(view)
+
+
+async def _parts(writer, *parts):
+    for part in parts:
+        async with writer.hold(b"header"):
+            await writer.write(memoryview(part))
+
+
+def lent():
+    transport, clock = Lender(), Clock()
+    directlyProvides(clock, IReactorFDSet)
+    writer = Writer(clock, transport, lambda why: None)
+    writer.start(b"first")
+
+    def send(*parts):
+        sending = Deferred.fromCoroutine(_parts(writer, *parts))
+        clock.pump([0] * len(parts))
+        successResultOf(sending)
+
+    return transport, writer, send
+
+
+def test_oneLoanIsEnoughForManyParts():
+    transport, writer, send = lent()
+    send(b"one", b"two")
+    assert transport.said == [b"first", b"header", "lent", b"one", b"header", b"two"]
+    writer.rest()
+    assert transport.said[-2:] == ["back", "closable"]
+
+
+def test_aFrameBetweenTwoPartsGoesThroughTheTransportThatLent():
+    transport, writer, send = lent()
+    send(b"one")
+    writer.send(b"frame")
+    send(b"two")
+    assert transport.said[2:6] == ["lent", b"one", "back", b"frame"]
+    assert transport.said[6:] == [b"header", "lent", b"two"]
+
+
+def test_whatIsLentIsBackBeforeTheConnectionCloses():
+    transport, writer, send = lent()
+    send(b"one")
+    writer.close(ConnectionError())
+    assert transport.said[-2:] == ["back", "closable"]

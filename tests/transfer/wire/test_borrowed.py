@@ -51,7 +51,11 @@ class Run:
     One borrowed socket, and the peer that it is connected to.
 
     @ivar wanted: bytes that are still due.
+    @ivar lingers: whether the socket stays borrowed then.
+    @ivar behind: bytes that were read then.
     """
+
+    lingers, behind = False, 0
 
     def __init__(self, due):
         self.wanted = due
@@ -69,11 +73,15 @@ class Run:
         self.reader.steer(True)
 
     def borrowed(self, view, done):
+        if not self.wanted:
+            self.behind += len(view)
+            done()
+            return
         assert len(view) <= self.wanted
         self.content += view
         self.wanted -= len(view)
         done()
-        if not self.wanted:
+        if not self.wanted and not self.lingers:
             self.reader.close()
 
     def borrowedEnd(self):
@@ -212,3 +220,15 @@ def test_piecesEndWhereTheRunsBlocksDo(runs):
     assert run.wanted == 3 * MIB
     run.reader.doRead()
     assert run.wanted == 3 * MIB - 1000
+
+
+def test_behindTheRunALittleIsReadAndAnyByteWakes(runs):
+    run = runs(FAST_BYTES)
+    run.lingers = True
+    run.send(bytes(FAST_BYTES + 20_000))
+    run.reader.doRead()
+    assert run.wanted == 0
+    assert run.expected == 1
+    run.reader.doRead()
+    assert run.behind == 8192
+    assert run.expected == 1
