@@ -71,6 +71,8 @@ SECTIONS: dict[str, Make] = {
     "web-memory": webMemory,
     "s3": _onEngine("s3Large"),
     "s3-small": _onEngine("s3Small"),
+    "s3-memory": _onEngine("s3Memory"),
+    "s3-again": _onEngine("s3Again"),
 }
 
 #: Those of HTTP.

@@ -47,10 +47,11 @@ class Relay:
     @param seconds: that each byte is held for, in each direction.
     @param rate: bytes a second that pass towards the target; 0 for no limit.
     @ivar port: of this relay.
+    @ivar target: of the next connection.
     """
 
     def __init__(self, target: int, seconds: float = 0.0, rate: float = 0.0) -> None:
-        self._target = target
+        self.target = target
         self._seconds = seconds
         self._rate = rate
         self._watch = Watch(0)
@@ -81,7 +82,7 @@ class Relay:
                 return
             watch, self._watch = self._watch, Watch(0)
             watch.accepted = time.perf_counter()
-            server = socket.create_connection(("127.0.0.1", self._target))
+            server = socket.create_connection(("127.0.0.1", self.target))
             for each in (client, server):
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for way in ((client, server, watch), (server, client, None)):

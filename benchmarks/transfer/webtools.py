@@ -20,7 +20,19 @@ from benchmarks.transfer.others import PEERS, Nginx
 from benchmarks.transfer.ours import Ours, OursTLS
 from benchmarks.transfer.tools import Place, Tool
 
-__all__ = ["Copyparty", "FsyncLoop", "NginxTree", "Put", "PutTLS", "Tus", "TusServer", "installTus"]
+__all__ = [
+    "Copyparty",
+    "FsyncLoop",
+    "NginxTree",
+    "Put",
+    "PutTLS",
+    "Tus",
+    "TusServer",
+    "installNode",
+    "installTus",
+    "patched",
+    "tusFields",
+]
 
 _NODE = ENVIRONMENTS / "npm-tus"
 _CURL = ("curl", "-sSf", "-H", "Expect:")
@@ -28,13 +40,31 @@ _CURL = ("curl", "-sSf", "-H", "Expect:")
 
 def installTus() -> None:
     """
-    Install @tus/server below L{ENVIRONMENTS}, unless it is there or npm is not.
+    Install @tus/server, unless it is there or npm is not.
     """
-    if shutil.which("npm") and not (_NODE / "node_modules").exists():
-        _NODE.mkdir(parents=True, exist_ok=True)
-        packages = ["@tus/server@2", "@tus/file-store@2"]
-        npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", _NODE]
+    installNode(_NODE, "@tus/server@2", "@tus/file-store@2")
+
+
+def installNode(where: Path, *packages: str) -> None:
+    """
+    Install packages below a directory, unless they are there or npm is not.
+    """
+    if shutil.which("npm") and not (where / "node_modules").exists():
+        where.mkdir(parents=True, exist_ok=True)
+        npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", where]
         subprocess.run([*npm, *packages], check=True, timeout=300)
+
+
+def tusFields(source: Path, name: str) -> list[str]:
+    """
+    Return the fields that create a tus upload.
+    """
+    coded = base64.b64encode(name.encode()).decode()
+    return [
+        "Tus-Resumable: 1.0.0",
+        f"Upload-Length: {source.stat().st_size}",
+        f"Upload-Metadata: filename {coded}",
+    ]
 
 
 def putTree(source: Path, base: str, config: Path) -> list[Any]:
@@ -56,17 +86,11 @@ def patched(url: str, source: Path, *fields: str) -> list[Any]:
     """
     Return the command that creates a tus upload, and sends all of it in one PATCH.
     """
-    name = base64.b64encode(source.name.encode()).decode()
     curl = shlex.join([*_CURL, "-H", "Tus-Resumable: 1.0.0"])
-    create = shlex.join(
-        [
-            *("-X", "POST", "-o", "/dev/null", "-w", "%header{location}"),
-            *("-H", f"Upload-Length: {source.stat().st_size}"),
-            *("-H", f"Upload-Metadata: filename {name}"),
-            *(word for field in fields for word in ("-H", field)),
-            url,
-        ]
-    )
+    headers = [
+        word for field in (*tusFields(source, source.name)[1:], *fields) for word in ("-H", field)
+    ]
+    create = shlex.join(["-X", "POST", "-o", "/dev/null", "-w", "%header{location}", *headers, url])
     kind = shlex.quote("Content-Type: application/offset+octet-stream")
     script = (
         f'set -e; at=$({curl} {create}); case "$at" in http*) ;; *) at={url}$at ;; esac; '
