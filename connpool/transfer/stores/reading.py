@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import stat
+from bisect import bisect_right
 from collections.abc import Iterator
 from heapq import nsmallest
 
@@ -23,10 +24,12 @@ from connpool.transfer.records import FileRange, ListedEntry, Listing
 from connpool.transfer.stores.directories import Directories, Directory
 from connpool.transfer.syscalls import Syscalls, isFile
 
-__all__ = ["MAX_READ_BYTES", "Reading", "notFound", "openAgain"]
+__all__ = ["AHEAD_NAMES", "MAX_READ_BYTES", "Reading", "notFound", "openAgain"]
 
 #: Bytes that are read at once.
 MAX_READ_BYTES = 4 << 20
+#: Names of a directory that are kept for the next pages of its list, at most.
+AHEAD_NAMES = 16_384
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -66,19 +69,35 @@ def openAgain(sys: Syscalls, fd: int, directory: Directory, name: str, size: int
     return sys.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _after(names: list[str], last: bytes, count: int) -> list[tuple[bytes, str]]:
-    raw = ((os.fsencode(name), name) for name in names)
-    return nsmallest(count, (each for each in raw if each[0] > last))
-
-
 @attrs.frozen
+class _Ahead:
+    """
+    Names that follow one another in a directory.
+
+    @ivar version: of the directory when it was read.
+    @ivar after: the name that they follow, in the order of their bytes.
+    @ivar whole: whether they are the last ones.
+    """
+
+    version: tuple[int, ...]
+    after: bytes
+    names: list[bytes]
+    whole: bool
+
+
+@attrs.define
 class Reading:
     """
     The reads of a store; each runs in a thread.
+
+    A page of a listing needs the smallest names of all that are in the directory.  So that a
+    large one is not read once for each page, the next L{AHEAD_NAMES} names of the directory
+    that was listed last are kept until its end, as long as it does not change.
     """
 
     _sys: Syscalls
     _directories: Directories
+    _ahead: _Ahead | None = attrs.field(default=None, init=False)
 
     @contextlib.contextmanager
     def _within(
@@ -102,21 +121,38 @@ class Reading:
         """
         last = after.encode()
         with self._within(() if name is None else name.components, name) as directory:
+            found: list[ListedEntry] = []
             try:
-                names = self._sys.listdir(directory.fd)
+                while page := self._follow(last, directory, limit + 1):
+                    last = page[-1]
+                    for each in page:
+                        entry = self._entry(os.fsdecode(each), directory)
+                        if entry is not None and len(found) == limit:
+                            return Listing(tuple(found), more=True)
+                        if entry is not None:
+                            found.append(entry)
             except OSError:
                 raise notFound(name) from None
-            found: list[ListedEntry] = []
-            # more than asked for: some of them are nothing to be read
-            while page := _after(names, last, 2 * limit):
-                last = page[-1][0]
-                for _, each in page:
-                    entry = self._entry(each, directory)
-                    if entry is not None and len(found) == limit:
-                        return Listing(tuple(found), more=True)
-                    if entry is not None:
-                        found.append(entry)
+            self._ahead = None
             return Listing(tuple(found), more=False)
+
+    def _follow(self, last: bytes, directory: Directory, count: int) -> list[bytes]:
+        """
+        @return: up to C{count} names behind C{last}, sorted.
+        """
+        status = self._sys.fstat(directory.fd)
+        version = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+        ahead = self._ahead
+        # a list that begins sees all: a time is too coarse for what came a moment ago
+        if last and ahead is not None and ahead.version == version and ahead.after <= last:
+            at = bisect_right(ahead.names, last)
+            if ahead.whole or at + count <= len(ahead.names):
+                return ahead.names[at : at + count]
+        with self._sys.scandir(directory.fd) as entries:
+            raw = (os.fsencode(each.name) for each in entries)
+            names = nsmallest(AHEAD_NAMES, (each for each in raw if each > last))
+        self._ahead = _Ahead(version, last, names, len(names) < AHEAD_NAMES)
+        return names[:count]
 
     def _entry(self, name: str, directory: Directory) -> ListedEntry | None:
         try:

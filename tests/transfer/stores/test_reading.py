@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 from connpool.errors import NotFound
 from connpool.interfaces import IReadableStore
 from connpool.transfer import RelativeName
-from connpool.transfer.stores import LocalStore, MemoryStore
+from connpool.transfer.stores import LocalStore, MemoryStore, reading
 from connpool.transfer.stores.s3.store import S3Store
 from tests.helpers.waiting import bounded
 from tests.transfer.stores.kit import offer, storeBy
@@ -185,6 +185,38 @@ async def test_whatIsNotThere(readable):
         assert await missing(readable.read(name(path), 0, 1)) == f'there is no "{path}"'
     for path in ("b", "d/a", "d/a/x"):
         assert await missing(readable.listing(name(path), "", 10)) == f'there is no "{path}"'
+
+
+@pytest.mark.parametrize("ahead", [7, 100, 1000])
+@pytest_twisted.ensureDeferred
+async def test_aLargeDirectoryIsNotReadForEachPage(local, root, monkeypatch, ahead):
+    monkeypatch.setattr(reading, "AHEAD_NAMES", ahead)
+    (root / "d").mkdir()
+    for number in range(200):
+        (root / f"d/{number:03}").touch()
+    read = []
+    scandir = local.parts.syscalls.scandir
+    local.parts.syscalls.scandir = lambda fd: read.append(fd) or scandir(fd)
+
+    async def rest(after):
+        found, more = [], True
+        while more:
+            page = await listed(local, "d", after, 10)
+            found += [each.name for each in page.entries]
+            after, more = page.entries[-1].name, page.more
+        return found
+
+    assert await rest("") == [f"{number:03}" for number in range(200)]
+    assert len(read) <= {7: 60, 100: 3, 1000: 1}[ahead]
+    # what comes and goes meanwhile is seen
+    await listed(local, "d", "", 10)
+    (root / "d/0095").touch()
+    (root / "d/010").unlink()
+    os.utime(root / "d", ns=(1, 1))  # in another tick of the clock
+    assert (await rest("009"))[:2] == ["0095", "011"]
+    # another directory in between
+    assert [each.name for each in (await listed(local)).entries] == ["d"]
+    assert (await rest("197")) == ["198", "199"]
 
 
 # -- what lies in a local directory beside files -----------------------------------------
