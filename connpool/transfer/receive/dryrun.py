@@ -83,7 +83,7 @@ class DryRun:
         @return: whether it depends on C{root}, which is L{None}.
         @raise TransferError: why it would not be taken.
         """
-        reception, size = self._reception, offer.size or 0
+        reception, size = self._reception, 1 if offer.size is None else offer.size
         quotas = reception.quotas
         quotas.checkSize(offer)
         quotas.check(quotas.accounts(offer.identity), 1 + self._files, size + self._bytes)

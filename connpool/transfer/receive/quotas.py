@@ -218,7 +218,8 @@ class Account:
         Decide whether more may come.
 
         @param files: that are going to come, beside those that have a place.
-        @param size: bytes that are going to come, beside those promised.
+        @param size: bytes that are going to come, beside those promised; 1 for a number that
+            nobody knows yet.
         @param now: seconds.
         @raise QuotaExceeded: a file more, or so many bytes, would be too much
             for 24 hours.
@@ -233,8 +234,7 @@ class Account:
                 )
         if self._bytes is not None and limits.maxBytes is not None:
             left = limits.maxBytes - self._bytes.sum(now) - self._promised
-            # also an offer of no bytes is told when there is no room at all
-            if max(size, 1) > left:
+            if size > max(0, left):
                 raise QuotaExceeded(
                     f"{max(0, left)} of {limits.maxBytes} bytes{whose} are left of these 24 hours "
                     f"and {size} are needed; more in {_hours(self._bytes, now)} hours"

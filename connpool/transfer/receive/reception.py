@@ -356,8 +356,9 @@ class Incoming:
 
         @raise QuotaExceeded: if these are too many; then nothing is held any more.
         """
+        size = 1 if self.offer.size is None else self._expected
         try:
-            self._reception.quotas.check(self._accounts, 0, self._expected)
+            self._reception.quotas.check(self._accounts, 0, size)
         except TransferError:
             await (self.partial.suspend() if self._before else self.partial.abort())
             raise

@@ -33,7 +33,7 @@ def checkLimits(reception: Reception, offer: Offer) -> None:
     """
     quotas = reception.quotas
     quotas.checkSize(offer)
-    quotas.check(quotas.accounts(offer.identity), 1, offer.size or 0)
+    quotas.check(quotas.accounts(offer.identity), 1, 1 if offer.size is None else offer.size)
 
 
 class WholeFile:

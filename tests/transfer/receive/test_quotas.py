@@ -56,8 +56,13 @@ def test_bytesOfADay():
     account.promise(-60)
     account.check(1, 40, 0.0)
     account.came(40, 0.0)
-    with pytest.raises(QuotaExceeded, match=r"more in 25\.0 hours"):
-        account.check(1, 0, 0.0)
+    with pytest.raises(QuotaExceeded, match=r"0 of 100 .* and 1 are needed; more in 25\.0 hours"):
+        account.check(1, 1, 0.0)
+    # an empty file, a directory, and what came before the last connection was lost
+    account.check(1, 0, 0.0)
+    account.promise(1)
+    account.check(1, 0, 0.0)
+    account.promise(-1)
     account.check(1, 100, DAY + HOUR)
 
 
