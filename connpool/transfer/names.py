@@ -239,10 +239,11 @@ class NameReader:
         self._dotfiles = dotfiles
         self._directory = directory
         #: the latest one as it was sent, and what it came to
-        self._sent: bytes | None = None
+        self._sent = b""
         self._components: tuple[str, ...] = ()
         self._path = ""
-        self._room = 0
+        #: bytes of a name in it; none before there is a latest one
+        self._most = 0
 
     def read(self, name: bytes) -> RelativeName:
         """
@@ -250,20 +251,22 @@ class NameReader:
 
         @raise NameRefused: as L{RelativeName.parse} and L{RelativeName.under}.
         """
-        last = name.rpartition(b"/")[2]
-        # with its slash: /x is not in the directory that x is in
-        sent = name.removesuffix(last)
-        if sent == self._sent and len(last) <= self._room and _ORDINARY.fullmatch(last):
-            text = last.decode("ascii")
+        at = len(self._sent)
+        # the pattern has no slash: nothing but a last component follows
+        known = len(name) <= self._most and name.startswith(self._sent)
+        if known and _ORDINARY.fullmatch(name, at):
+            text = name[at:].decode("ascii")
             return RelativeName._of((*self._components, text), self._path + text)
         found = RelativeName.parse(name, profile=self._profile, dotfiles=self._dotfiles)
         if self._directory is not None:
             found = found.under(self._directory)
-        self._sent = sent
+        # with its slash: /x is not in the directory that x is in
+        self._sent = name[: name.rfind(b"/") + 1]
         self._components = found.components[:-1]
         self._path = found.path.removesuffix(found.components[-1])
         # without a slash the whole name must fit, as it was sent, too
-        self._room = MAX_PATH_BYTES - max(len(self._path.encode()), len(sent))
+        longer = max(0, len(self._path.encode()) - len(self._sent))
+        self._most = MAX_PATH_BYTES - longer
         return found
 
 

@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import sys
@@ -251,6 +252,29 @@ def test_onlyUnderTwistdItIsADaemon(monkeypatch, argv, environ, allowed):
     root = asDaemon(make, parent.subOptions, reactor)
     assert list(root) == [service]
     assert root._allowRoot is allowed
+
+
+@pytest.fixture
+def threshold():
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.mark.parametrize(("before", "after"), [(700, 10_000), (20_000, 20_000), (0, 0)])
+def test_aDaemonLooksLessOftenForGarbage(monkeypatch, threshold, before, after):
+    """
+    And what somebody else chose stays; so does all in the process of another.
+    """
+    monkeypatch.setattr(daemon_, "raiseDescriptors", lambda: None)
+    gc.set_threshold(before)
+    alone, parent = Options(), Parent()
+    alone.parseOptions([])
+    asDaemon(lambda *_: Service(), alone, Reactor())
+    assert gc.get_threshold()[0] == before
+    parent.parseOptions(["inbox"])
+    asDaemon(lambda *_: Service(), parent.subOptions, Reactor())
+    assert gc.get_threshold()[0] == after
 
 
 def test_everyPluginOfOursIsADaemon():

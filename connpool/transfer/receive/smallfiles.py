@@ -36,7 +36,7 @@ from connpool.errors import (
     TransferError,
 )
 from connpool.interfaces import IBatchStore
-from connpool.transfer.digests import BLOCK_SIZE, rootOfBlock
+from connpool.transfer.digests import BLOCK_SIZE, rootsOfBlocks
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.offers import Sender, earlierOf
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 __all__ = ["PENDING_BYTES", "SMALL_FILE_BYTES", "Acks", "SmallFiles", "WholeFiles"]
 
 Outcomes = list[Receipt | Failure]
-#: Makes the offer of a file of its message, its bytes and its modification time.
-OfferOf = Callable[[Put | Entry, int, int | None], Offer]
+#: Takes a file: its stream, its message, its content and its modification time.
+Collect = Callable[[int, Put | Entry, bytes | memoryview, int | None], None]
 
 #: Bytes of a file that may come by C{PUT} or C{PUTS}.
 SMALL_FILE_BYTES = 256 * 1024
@@ -290,6 +290,7 @@ class SmallFiles:
     def __attrs_post_init__(self) -> None:
         self.acks = Acks(self._clock, self._send)
         self._whole = WholeFiles(self._reception)
+        self._rootOf = rootsOfBlocks(self._sender.digest)
 
     def stop(self) -> None:
         """
@@ -308,11 +309,11 @@ class SmallFiles:
         if frame.length > SMALL_FILE_BYTES:
             raise ProtocolError(f"PUT carries {frame.length} bytes; at most {SMALL_FILE_BYTES}")
         try:
-            offerOf = self._offers(message)
+            collect = self._collector(message)
         except TransferError as e:
             self.refuse(frame.stream, message.name, e)
             return
-        self._collect(frame.stream, message, frame.data, timeOf(message), offerOf)
+        collect(frame.stream, message, frame.data, timeOf(message))
         most = min(BATCH_FILES, self._reception.quotas.spare(self._sender.identity))
         if len(self.files) >= most or self._bytes > MAX_BATCH_BYTES:
             self.store()
@@ -331,35 +332,44 @@ class SmallFiles:
         if largest > SMALL_FILE_BYTES:
             raise ProtocolError(f"PUTS has {largest} bytes of a file; at most {SMALL_FILE_BYTES}")
         try:
-            offerOf = self._offers(message)
+            collect = self._collector(message)
         except TransferError as e:
             for stream, entry in enumerate(entries, frame.stream):
                 self.refuse(stream, entry.name, e)
             return
         for stream, entry in enumerate(entries, frame.stream):
             end = at + entry.size
-            content = data[at:end]
+            collect(stream, entry, data[at:end], entry.modified)
             at = end
-            self._collect(stream, entry, content, entry.modified, offerOf)
         self.store()
 
-    def _offers(self, message: Put | Puts) -> OfferOf:
+    def _collector(self, message: Put | Puts) -> Collect:
         """
-        Prepare the offers of files that have all in common but what C{OfferOf} is given.
+        Get ready for files that have all in common but what C{Collect} is given.
 
         @raise Forbidden: the rule may not be asked for.
         """
         sender, policy = self._sender, self._reception.policy
-        identity, digest = sender.identity, sender.digest.name
+        identity, digest, rootOf = sender.identity, sender.digest.name, self._rootOf
         principal = ANONYMOUS if identity is None else identity.principal
         read = self._reception.names(identity).read
         rule = policy.ruleFor(message.ifExists) if message.ifExists else policy.ifExists
         durability = message.durability
 
-        def offer(file: Put | Entry, size: int, modified: int | None) -> Offer:
+        def collect(
+            stream: int, file: Put | Entry, data: bytes | memoryview, modified: int | None
+        ) -> None:
+            size, root = len(data), file.root
+            try:
+                name = read(file.name)
+                if rootOf(data) != root:
+                    raise DigestMismatch("the bytes that came are not those that were sent")
+            except TransferError as e:
+                self.refuse(stream, file.name, e)
+                return
             # by position: names would take as long as all the rest
-            return Offer(
-                read(file.name),
+            offer = Offer(
+                name,
                 file.transferId.hex(),
                 size,
                 principal,
@@ -373,28 +383,11 @@ class SmallFiles:
                 rule,
                 durability,
             )
+            self.files.append(SmallFile(offer, data, root))
+            self._streams.append(stream)
+            self._bytes += size
 
-        return offer
-
-    def _collect(
-        self,
-        stream: int,
-        message: Put | Entry,
-        data: bytes | memoryview,
-        modified: int | None,
-        offerOf: OfferOf,
-    ) -> None:
-        size = len(data)
-        try:
-            offer = offerOf(message, size, modified)
-            if rootOfBlock(self._sender.digest, data) != message.root:
-                raise DigestMismatch("the bytes that came are not those that were sent")
-        except TransferError as e:
-            self.refuse(stream, message.name, e)
-            return
-        self.files.append(SmallFile(offer, data, message.root))
-        self._streams.append(stream)
-        self._bytes += size
+        return collect
 
     # -- what becomes of it
 
@@ -534,6 +527,8 @@ class Acks:
         self._send = send
         self.collected: list[list[int]] = []
         self._receipt: Receipt | DirectoryMade | None = None
+        #: the stream that makes the last range longer
+        self._next = 0
         self._call: Any = None
 
     def add(self, number: int, receipt: Receipt | DirectoryMade) -> None:
@@ -541,18 +536,18 @@ class Acks:
         Note that stream C{number} is stored.
         """
         before = self._receipt
-        if before is not None and (before.durability, before.filesystem) != (
-            receipt.durability,
-            receipt.filesystem,
+        if before is not None and (
+            before.durability != receipt.durability or before.filesystem != receipt.filesystem
         ):
             self.flush()
         self._receipt = receipt
-        if self.collected and sum(self.collected[-1]) == number:
+        if number == self._next and self.collected:
             self.collected[-1][1] += 1
         else:
             self.collected.append([number, 1])
             if len(self.collected) >= _ACK_RANGES:
                 self.flush()
+        self._next = number + 1
         if self._call is None:
             self._call = self._clock.callLater(0, self.flush)
 

@@ -15,7 +15,7 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from connpool.errors import ChangedSource, SourceError, TransferError
-from connpool.transfer.digests import Digest, chooseBlockSize, rootOfBlock
+from connpool.transfer.digests import Digest, chooseBlockSize, rootsOfBlocks
 from connpool.transfer.iothreads import InThread
 from connpool.transfer.send.keys import Run
 from connpool.transfer.send.source import grew, openRegular, readRoot, readWhole, unchanged
@@ -390,6 +390,7 @@ class JobList:
         total = 0
         # one look at the system's source of random bytes, which takes its time
         ids = secrets.token_bytes(_ID_BYTES * _BATCH_FILES)
+        rootOf = rootsOfBlocks(digest)
         while total < _BATCH_BYTES and len(prepared) < _BATCH_FILES:
             if again:
                 job = again.pop(0)
@@ -407,7 +408,7 @@ class JobList:
                     prepared.append((job, found.error))
                     continue
             try:
-                result = self._read(job, largest, digest, afresh)
+                result = self._read(job, largest, digest, rootOf, afresh)
             except TransferError as e:
                 prepared.append((job, e))
                 continue
@@ -417,7 +418,12 @@ class JobList:
         return prepared
 
     def _read(
-        self, job: Job, largest: int, digest: Digest, afresh: bool
+        self,
+        job: Job,
+        largest: int,
+        digest: Digest,
+        rootOf: Callable[[bytes], bytes],
+        afresh: bool,
     ) -> Small | _Unasked | None:
         """
         @return: L{None} if it is too large to go in one piece.
@@ -440,6 +446,6 @@ class JobList:
             job.grew = self._growing and not unchanged(fd, job.status)
         finally:
             os.close(fd)
-        root = rootOfBlock(digest, data)
+        root = rootOf(data)
         self._giveKey(job, root, afresh=afresh)
         return Small(job, data, root)

@@ -26,10 +26,10 @@ import math
 import os
 import secrets
 import stat
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from time import monotonic, perf_counter
 from typing import Any, Self, TypeVar, TypeVarTuple
 
 import attrs
@@ -105,7 +105,8 @@ class _Held:
 
     def __init__(self) -> None:
         self.granted: dict[int, int] = {}
-        self._latest: dict[tuple[Directories, tuple[str, ...]], Directory] = {}
+        #: of both trees: nothing that is published begins as what is private does
+        self._latest: dict[tuple[str, ...], Directory] = {}
         self._all: list[tuple[Directories, Directory]] = []
 
     def enter(
@@ -118,14 +119,14 @@ class _Held:
         """
         As L{Directories.enter}, but keep the directory for the files that follow.
         """
-        directory = self._latest.get((tree, components))
-        if directory is not None and time.monotonic() - directory.looked < LOOK_SECONDS:
+        directory = self._latest.get(components)
+        if directory is not None and monotonic() - directory.looked < LOOK_SECONDS:
             try:
                 return use(directory, *arguments)
             except FileNotFoundError:
                 tree.forget(directory)
         result, directory = tree.enter(components, use, *arguments)
-        self._latest[tree, components] = directory
+        self._latest[components] = directory
         self._all.append((tree, directory))
         return result
 
@@ -314,7 +315,7 @@ class Commit:
                         self._name(item, held)
                         if item.source is not None and item.source.fresh:
                             self._close(item.source)  # many descriptors would be open at once
-                    if time.perf_counter() >= until:
+                    if perf_counter() >= until:
                         break
                 self._publish(items, held)
             finally:
@@ -445,7 +446,7 @@ class Commit:
         # they lie on one file system, unless somebody mounted another meanwhile
         alike = len({source.directory for source in sources}) == 1
         together = self._choice.together(len(items)) and alike
-        began = time.perf_counter()
+        began = perf_counter()
         if together:
             try:
                 self._sys.syncfs(sources[0].fd)
@@ -461,7 +462,7 @@ class Commit:
                     self._sync(source.fd)
                 except TransferError as error:
                     item.outcome = Failure(error)
-        self._choice.took(together, len(items), time.perf_counter() - began)
+        self._choice.took(together, len(items), perf_counter() - began)
 
     def _name(self, item: _Item, held: _Held) -> None:
         """

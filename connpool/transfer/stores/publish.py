@@ -150,23 +150,24 @@ def receiptOf(
     @param durability: the level that was reached.
     @param finished: wall-clock seconds.
     """
+    # by position: names would take as long as all the rest
     return Receipt(
-        transferId=offer.transferId,
-        name=published.name.path,
-        wanted=offer.name.path,
-        size=size,
-        status=published.status,
-        durability=durability,
-        filesystem=filesystem,
-        integrity="unverified" if root is None else "verified",
-        digest=offer.digest,
-        root=None if root is None else root.hex(),
-        protocol=offer.protocol,
-        principal=offer.principal,
-        finished=finished,
-        sha256=offer.sha256,
-        holeBytes=offer.holeBytes,
-        savedBytes=offer.savedBytes,
+        offer.transferId,
+        published.name.path,
+        offer.name.path,
+        size,
+        published.status,
+        durability,
+        filesystem,
+        "unverified" if root is None else "verified",
+        offer.digest,
+        None if root is None else root.hex(),
+        offer.protocol,
+        offer.principal,
+        finished,
+        offer.sha256,
+        offer.holeBytes,
+        offer.savedBytes,
     )
 
 

@@ -37,6 +37,7 @@ from array import array
 from binascii import hexlify
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
@@ -84,6 +85,7 @@ _IDENTITY_MASK, _OFFSET_MASK = 0xFFFFFFFF << 32, 0xFFFFFFFF
 
 _NAME = re.compile(r"done-([0-9]+)\Z")
 _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_encode = msgspec.json.Encoder().encode
 _ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -154,18 +156,23 @@ class ReceiptOffsets:
         """
         Note an offset; C{identity} is at least 4 bytes that look random.
         """
-        self._recent[identity] = int.from_bytes(identity[:4], "big") << 32 | offset & _OFFSET_MASK
+        self._recent[identity] = offset & _OFFSET_MASK
+
+    def among(self, identities: AbstractSet[bytes]) -> set[bytes]:
+        """
+        Return those for which L{of} returns something.
+        """
+        found = self._recent.keys() & identities
+        return found | {each for each in identities if self.of(each)} if self._sorted else found
 
     def of(self, identity: bytes) -> Sequence[int]:
         """
         Return offsets at which its receipt may lie.
         """
-        place = self._recent.get(identity)
-        if place is None and not self._sorted:
-            return ()
-        found = [] if place is None else [place & _OFFSET_MASK]
+        recent = self._recent.get(identity)
+        found = [] if recent is None else [recent]
         if self._sorted:
-            whose = int.from_bytes(identity[:4], "big") << 32
+            whose = _whose(identity)
             at = bisect_left(self._sorted, whose)
             while at < len(self._sorted) and self._sorted[at] & _IDENTITY_MASK == whose:
                 found.append(self._sorted[at] & _OFFSET_MASK)
@@ -178,7 +185,8 @@ class ReceiptOffsets:
 
         @return: what L{restore} takes.
         """
-        self._sorted = array("Q", sorted([*self._sorted, *self._recent.values()]))
+        recent = [_whose(identity) | offset for identity, offset in self._recent.items()]
+        self._sorted = array("Q", sorted([*self._sorted, *recent]))
         self._recent = {}
         data = array("Q", [self.known, *self._sorted]).tobytes()
         return array("Q", [crc32(data)]).tobytes() + data
@@ -196,6 +204,13 @@ class ReceiptOffsets:
         self.known = offsets[1]
         self._sorted = offsets[2:]
         return True
+
+
+def _whose(identity: bytes) -> int:
+    """
+    Return the part of a place that says whose it may be.
+    """
+    return int.from_bytes(identity[:4], "big") << 32
 
 
 @attrs.define(eq=False)
@@ -275,10 +290,7 @@ class ReceiptLog:
         lines = []
         for offer, receipt in finished:
             if offer.key is not None:
-                body = b'{"key":"%b","receipt":%b}' % (
-                    hexlify(offer.key),
-                    msgspec.json.encode(receipt),
-                )
+                body = b'{"key":"%b","receipt":%b}' % (hexlify(offer.key), _encode(receipt))
                 lines.append(
                     (receiptId(offer.key, offer.principal), b"\n%08x %b\n" % (crc32(body), body))
                 )
@@ -294,18 +306,14 @@ class ReceiptLog:
         """
         Tell of each of some offers whether L{find} is worth a call: with one look for all.
         """
+        whose = [
+            b"" if offer.key is None else receiptId(offer.key, offer.principal) for offer in offers
+        ]
+        asked = set(whose)
         with self._lock:
             self._lookAgain()
-            offsets = [file.offsets for file in self._files]
-            found = []
-            for offer in offers:
-                known = False
-                if offer.key is not None:
-                    identity = receiptId(offer.key, offer.principal)
-                    for each in offsets:
-                        known = known or bool(each.of(identity))
-                found.append(known)
-            return found
+            known = set[bytes]().union(*(file.offsets.among(asked) for file in self._files))
+        return [each in known for each in whose]
 
     def find(
         self,

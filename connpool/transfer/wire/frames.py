@@ -282,11 +282,11 @@ class FrameReader:
         @raise ProtocolError: when a header breaks a bound, or L{FrameDamaged};
             nothing after it is read.
         """
-        held, at = self._held, 0
+        held, view, at = self._held, memoryview(data), 0
         while held:
             # the rest of one frame only, so that a long buffer is not copied twice
             take = self._need - len(held)
-            held += data[at : at + take]
+            held += view[at : at + take]
             at += take
             if len(held) < self._need:
                 return
@@ -296,7 +296,7 @@ class FrameReader:
             whole = memoryview(held)
             held = self._held = bytearray()
             yield self._close(whole, HEADER_BYTES)[0]
-        yield from self._cut(memoryview(data)[at:])
+        yield from self._cut(view[at:])
 
     def _cut(self, view: memoryview) -> Iterator[Frame | Piece]:
         at, end = 0, len(view)

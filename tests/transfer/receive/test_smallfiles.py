@@ -520,7 +520,7 @@ def test_aFileOfABatchCostsFewCalls(tmp_path, monkeypatch):
 
 #: Functions of ours that are entered for one file of a batch, decoding and answer included;
 #: and for one that is sent, finding it and its answer included.
-CALLS_PER_FILE, SENT_CALLS_PER_FILE = 38, 33
+CALLS_PER_FILE, SENT_CALLS_PER_FILE = 36, 30
 
 
 def test_aFileThatIsSentCostsFewCalls(world, source):
