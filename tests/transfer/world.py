@@ -197,7 +197,7 @@ class World:
 
     def __init__(self, state=None, policy=None, store=None, **receiver):
         self.clock = task.Clock()
-        self.store = store or MemoryStore(now=self.clock.seconds)
+        self.store = store or MemoryStore(capacity=None, now=self.clock.seconds)
         self.state = state
         self.policy = policy or Policy(minimumRate=0)
         self.receiver_ = receiver
