@@ -1,21 +1,23 @@
 """
-Answers: a status, fields and a body; and the account of a stored file as JSON.
+Answers: a status, fields and a body; problem documents (RFC 9457), and receipts as JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import attrs
 
-from connpool.errors import Skipped, TransferError
+from connpool.errors import Exists, Skipped, TransferError
 from connpool.transfer.identities import Identity
 from connpool.transfer.records import Receipt
-from connpool.transfer.web.problems import Fields, Problem, documentOf, fieldsOf, phraseOf, statusOf
 
-__all__ = ["Answer", "Stream", "accountOf", "jsonAnswer", "problem"]
+__all__ = ["Answer", "Fields", "Problem", "Stream", "accountOf", "jsonAnswer", "problem"]
+
+Fields = Sequence[tuple[str, str]]
 
 #: Fields of every answer.  With the policy C{no-referrer} browsers would send C{Origin: null}
 #: for a form of our own page.
@@ -28,24 +30,77 @@ _SECURITY = {
 }
 #: Statuses whose answers have no body.
 _BODILESS = {204, 304}
+_PHRASES = {460: "Checksum Mismatch", **{int(each): each.phrase for each in HTTPStatus}}
+
+#: Error code to status, for every method and resource.
+_STATUS = {
+    "name-refused": 400,
+    "protocol": 400,
+    "digest-mismatch": 400,
+    "network": 400,
+    "cancelled": 400,
+    # clients that resume retry 409 and 423, and would take one another over for ever
+    "conflict-takeover": 400,
+    "auth-failed": 401,
+    "forbidden": 403,
+    # not 429, which stops all other files of some clients
+    "quota": 403,
+    "expired": 404,
+    "not-found": 404,
+    "timeout": 408,
+    "too-slow": 408,
+    "exists": 409,
+    "too-large": 413,
+    "hook-refused": 422,
+    "unsupported": 501,
+    "busy": 503,
+    "held": 503,
+    "unavailable": 503,
+    "no-space": 507,
+    "no-inodes": 507,
+}
+#: Seconds after which a request may be worth repeating.
+_RETRY_SECONDS = {"held": 60, "busy": 5, "unavailable": 5, "no-space": 60, "no-inodes": 60}
+_MAX_DETAIL_CHARACTERS = 1024
+
+
+class Problem(TransferError):
+    """
+    A request that is answered with a status of its own.
+
+    @ivar closes: the connection ends with the answer: where the next request begins is not
+        known, or not worth to know.
+    @ivar fields: more fields of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        code: str = "protocol",
+        *,
+        closes: bool = False,
+        fields: Fields = (),
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code  # type: ignore[misc]  # its own, not its class's
+        self.closes = closes
+        self.fields = fields
 
 
 class Stream(Protocol):
     """
     A body that comes in pieces; a plain Python protocol.  What fails on the way breaks the
     connection.
+
+    @ivar length: bytes of all.
     """
 
     @property
-    def length(self) -> int:
-        """
-        Bytes of all.
-        """
+    def length(self) -> int: ...
 
-    def pieces(self) -> AsyncGenerator[bytes, None]:
-        """
-        Read the body, piece by piece.
-        """
+    def pieces(self) -> AsyncGenerator[bytes, None]: ...
 
 
 @attrs.frozen
@@ -53,9 +108,7 @@ class Answer:
     """
     An answer that is final.
 
-    @ivar status: of HTTP.
     @ivar fields: beside those that every answer has; one of these is replaced.
-    @ivar body: all of it.
     @ivar closes: the connection ends after it.
     @ivar code: the error's, for the counts; empty if it is none.
     @ivar stream: a body that is not all here, instead of C{body}.
@@ -74,15 +127,16 @@ class Answer:
         @param more: fields beside those of the answer.
         @return: the bytes of the answer.
         """
+        bodiless = self.status in _BODILESS
         fields = [*{**_SECURITY, **dict(self.fields)}.items(), *more]
-        if self.status not in _BODILESS:
+        if not bodiless:
             length = len(self.body) if self.stream is None else self.stream.length
             fields.append(("Content-Length", str(length)))
         if self.closes:
             fields.append(("Connection", "close"))
         lines = [f"{name}: {_plain(value)}\r\n" for name, value in fields]
-        head = f"HTTP/1.1 {self.status} {phraseOf(self.status)}\r\n{''.join(lines)}\r\n"
-        return head.encode("ascii") + (b"" if bare or self.status in _BODILESS else self.body)
+        head = f"HTTP/1.1 {self.status} {_PHRASES[self.status]}\r\n{''.join(lines)}\r\n"
+        return head.encode("ascii") + (b"" if bare or bodiless else self.body)
 
 
 def _plain(value: str) -> str:
@@ -102,15 +156,44 @@ def jsonAnswer(
     return Answer(status, [("Content-Type", kind), *fields], body, **more)
 
 
+def statusOf(why: TransferError, *, conditional: bool = False, upload: bool = False) -> int:
+    """
+    @param conditional: the request asked by a condition that nothing is replaced.
+    @param upload: the request is about an upload that can be resumed.
+    @return: the status that C{why} is answered with.
+    """
+    if isinstance(why, Problem):
+        return why.status
+    if isinstance(why, Skipped):
+        return 200  # as the client or the operator wanted it
+    if isinstance(why, Exists) and (conditional or upload):
+        return 412 if conditional else 422
+    return _STATUS.get(why.code, 500)
+
+
+def documentOf(why: TransferError, status: int) -> dict[str, Any]:
+    """
+    @return: the problem document; of a file that was skipped, its account.
+    """
+    detail = " ".join(str(why).split())[:_MAX_DETAIL_CHARACTERS]
+    if isinstance(why, Skipped):
+        return {"status": "skipped", "detail": detail, "code": why.code}
+    return {"title": _PHRASES[status], "status": status, "detail": detail, "code": why.code}
+
+
 def problem(why: TransferError, **context: bool) -> Answer:
     """
     @param context: as L{statusOf} takes it.
     @return: the answer that says why a request failed.
     """
     status = statusOf(why, **context)
-    closes = status == 408 or (isinstance(why, Problem) and why.closes)
+    fields, closes = (why.fields, why.closes) if isinstance(why, Problem) else ((), False)
+    if why.code in _RETRY_SECONDS:
+        fields = [*fields, ("Retry-After", str(_RETRY_SECONDS[why.code]))]
+    if status == 401:
+        fields = [*fields, ("WWW-Authenticate", 'Basic realm="connpool", charset="UTF-8"')]
     kind = "application/json" if isinstance(why, Skipped) else "application/problem+json"
-    fields = fieldsOf(why, status)
+    closes = closes or status == 408
     return jsonAnswer(status, documentOf(why, status), fields, kind, closes=closes, code=why.code)
 
 

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import re
 
-from connpool.transfer.web.problems import Problem
+from connpool.transfer.web.answers import Problem
+from connpool.transfer.web.head import MAX_LENGTH, FieldValues, readFields
 
 __all__ = ["Chunked", "Sized"]
 
 #: Bytes of the line before a chunk, and of all trailers.
 _MAX_CHUNK_LINE_BYTES = 256
 _MAX_TRAILERS_BYTES = 16 * 1024
-_MAX_CHUNK_BYTES = (1 << 63) - 1
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _CHUNK = re.compile(
     rb"([0-9A-Fa-f]{1,16})"
     rb'(?:[ \t]*;[ \t]*%s(?:[ \t]*=[ \t]*(?:%s|"[\t !#-\[\]-~\x80-\xff]*"))?)*\r\n'
     % (_TOKEN, _TOKEN)
 )
-_TRAILER = re.compile(rb"(%s):[ \t]*([\t -~\x80-\xff]*?)[ \t]*" % _TOKEN)
 #: Fields that mean nothing behind a body, and something else to whoever merges them.
 _NO_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host", b"content-range"})
 
@@ -34,30 +33,28 @@ class Sized:
     """
     A body of known length.
 
-    @ivar over: all of it came.
     @ivar left: bytes that have not come.
-    @ivar trailers: none.
     """
+
+    trailers: FieldValues = {}  # a Mapping
 
     def __init__(self, length: int) -> None:
         self.left = length
-        self.over = not length
-        self.trailers: dict[bytes, list[bytes]] = {}
+
+    @property
+    def over(self) -> bool:
+        """
+        Tell whether all of it came.
+        """
+        return not self.left
 
     def feed(self, data: bytes | bytearray) -> tuple[memoryview, bytes | bytearray]:
         """
         @return: the part of C{data} that is content, and what follows the body.
         """
         view = memoryview(data)[: self.left]
-        self.skip(len(view))
+        self.left -= len(view)
         return view, data[len(view) :] if len(view) < len(data) else b""
-
-    def skip(self, count: int) -> None:
-        """
-        Note that C{count} bytes of content came another way.
-        """
-        self.left -= count
-        self.over = not self.left
 
 
 class Chunked:
@@ -65,48 +62,43 @@ class Chunked:
     A chunked body.
 
     @ivar over: all of it came.
-    @ivar left: bytes of the present chunk that have not come.
     @ivar trailers: fields behind the body.
     """
 
     def __init__(self) -> None:
         self.over = False
-        self.left = 0
-        self.trailers: dict[bytes, list[bytes]] = {}
+        self.trailers: FieldValues = {}
+        #: of the present chunk
+        self._left = 0
         self._kept = b""
         self._first = True
         self._last = False
 
     def feed(self, data: bytes | bytearray) -> tuple[memoryview, bytes | bytearray]:
         """
-        @return: the part of C{data} that is content, and what follows the body.
+        @return: as L{Sized.feed}.
         @raise Problem: it is not as it has to be.
         """
-        if self._kept:
-            data = self._kept + bytes(data)
-            self._kept = b""
+        data = self._kept + bytes(data)
+        self._kept = b""
         found: list[memoryview] = []
         view = memoryview(data)
         at = 0
-        while not self.over:
-            if self.left:
-                run = view[at : at + self.left]
-                if not run:
-                    break
-                found.append(run)
-                at += len(run)
-                self.left -= len(run)
+        while not self.over and at < len(data):
+            if self._left:
+                found.append(view[at : at + self._left])
+                at += len(found[-1])
+                self._left -= len(found[-1])
                 continue
             after = self._trailers(data, at) if self._last else self._line(data, at)
             if after is None:
-                self._kept = bytes(view[at:])
-                at = len(data)
-                break
-            at = after
+                self._kept, at = data[at:], len(data)
+            else:
+                at = after
         content = found[0] if len(found) == 1 else memoryview(b"".join(found))
-        return content, data[at:] if at < len(data) else b""
+        return content, data[at:]
 
-    def _line(self, data: bytes | bytearray, at: int) -> int | None:
+    def _line(self, data: bytes, at: int) -> int | None:
         """
         @return: the place behind the line before a chunk; L{None} if it is not there yet.
         """
@@ -114,8 +106,6 @@ class Chunked:
             # the end of the chunk before
             if data[at : at + 2] != b"\r\n"[: len(data) - at]:
                 raise _broken()
-            if len(data) - at < 2:
-                return None
             at += 2
         end = data.find(b"\n", at, at + _MAX_CHUNK_LINE_BYTES)
         if end < 0:
@@ -123,14 +113,14 @@ class Chunked:
                 raise _broken()
             return None
         line = _CHUNK.fullmatch(data, at, end + 1)
-        if line is None or (size := int(line[1], 16)) > _MAX_CHUNK_BYTES:
+        if line is None or (size := int(line[1], 16)) > MAX_LENGTH:
             raise _broken()
         self._first = False
-        self.left = size
+        self._left = size
         self._last = not size
         return end + 1
 
-    def _trailers(self, data: bytes | bytearray, at: int) -> int | None:
+    def _trailers(self, data: bytes, at: int) -> int | None:
         if data[at : at + 2] == b"\r\n":
             self.over = True
             return at + 2
@@ -139,11 +129,9 @@ class Chunked:
             if len(data) - at >= _MAX_TRAILERS_BYTES:
                 raise _broken()
             return None
-        for line in bytes(data[at:end]).split(b"\r\n"):
-            found = _TRAILER.fullmatch(line)
-            if found is None or found[1].lower() in _NO_TRAILERS:
-                raise _broken()
-            self.trailers.setdefault(found[1].lower(), []).append(found[2])
+        self.trailers = readFields(data[at:end])
+        if not _NO_TRAILERS.isdisjoint(self.trailers):
+            raise _broken()
         self.over = True
         return end + 4
 

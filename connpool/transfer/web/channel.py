@@ -6,8 +6,7 @@ Theory of operation
 One request at a time: nothing is read or parsed behind a request until it is answered.  A
 head is cut out and judged (L{connpool.transfer.web.head}); the door finds a resource that
 answers it, in a coroutine.  The resource asks for the body when it is ready for it; only then
-is C{100 Continue} sent, and the body read, a long one of known length past the transport
-(L{connpool.transfer.web.longbody}).
+is C{100 Continue} sent, and the body read, a long one of known length past the transport.
 
 The connection ends after an error of framing, after a request whose body was not read to its
 end, and when the client or a drain wants it.  It is closed by halves: the answer is written,
@@ -38,29 +37,24 @@ from zope.interface import implementer
 
 from connpool.errors import NetworkFailed, TransferError
 from connpool.interfaces import IDrainableProtocol
-from connpool.transfer.web.answers import Answer
-from connpool.transfer.web.body import Chunked, Sized
+from connpool.transfer.web.answers import Answer, Fields, Problem, Stream
 from connpool.transfer.web.flow import Flow, Sink
 from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.head import FieldValues, Head, cutHead, isHTTP2, parseHead
-from connpool.transfer.web.longbody import LongBody
-from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.settings import WebCounts
-from connpool.transfer.wire.borrowed import lends
+from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.waiting import Waiters
 
 __all__ = ["HEAD_SECONDS", "IDLE_SECONDS", "LINGER_BYTES", "LINGER_SECONDS", "WebChannel"]
 
 #: Seconds for a whole head, and between two requests.
-HEAD_SECONDS = 10.0
-IDLE_SECONDS = 75.0
+HEAD_SECONDS, IDLE_SECONDS = 10.0, 75.0
 #: Bytes and seconds that are listened to after the last answer.
-LINGER_BYTES = 8 << 20
-LINGER_SECONDS = 5.0
+LINGER_BYTES, LINGER_SECONDS = 8 << 20, 5.0
 #: Seconds, and bytes/s beside them, in which an answer has to be read.
 _UNREAD_SECONDS, _LEAST_READ_BYTES_PER_SECOND = 60.0, 1024
-#: The transport's reads for heads.
-_HEAD_READ_BYTES = 64 * 1024
+#: A body with as much to come is worth borrowing the socket for.
+_LONG_BYTES = 128 * 1024
 #: The first frames of an HTTP/2 server, SETTINGS and then GOAWAY with the error
 #: HTTP_1_1_REQUIRED (RFC 9113 section 6.8).
 _HTTP_1_1_REQUIRED = bytes(3) + b"\4" + bytes(5) + b"\0\0\10\7" + bytes(5) + bytes(7) + b"\r"
@@ -94,6 +88,8 @@ class WebChannel(Protocol):
 
     _log = Logger()
 
+    transport: Any
+
     def __init__(
         self,
         clock: Any,
@@ -111,23 +107,25 @@ class WebChannel(Protocol):
         self._buffer = bytearray()
         self._head: Head | None = None
         self._flow: Flow | None = None
-        self._paused = self._unread = self._draining = self._halfClosed = False
+        #: the present request is a HEAD
+        self._bare = False
+        self._paused = self._draining = self._halfClosed = self._ended = False
         self._written = self._dropped = 0
-        self._idle = self._ended = False
-        self._long: LongBody | None = None
+        #: of a long body
+        self._reader: BorrowedReader | None = None
         self._turn: Any = None
-        self._late: Callable[[], None] | None = None
         self._timer: Any = None
+        self._late: Callable[[], None] = self._abort
+        #: while the client does not read what we write: ends it
+        self._unread: Any = None
         self._readable = Waiters()
 
     # -- the transport's side
 
     def connectionMade(self) -> None:
-        transport: Any = self.transport
-        transport.bufferSize = _HEAD_READ_BYTES
-        if hasattr(transport, "setTcpNoDelay"):
-            transport.setTcpNoDelay(True)
-        transport.registerProducer(self, True)
+        if hasattr(self.transport, "setTcpNoDelay"):
+            self.transport.setTcpNoDelay(True)
+        self.transport.registerProducer(self, True)
         self._await(HEAD_SECONDS, self._headLate)
 
     def dataReceived(self, data: bytes) -> None:
@@ -138,7 +136,7 @@ class WebChannel(Protocol):
         elif self._state is not _State.OVER:
             if self._flow is not None and self._flow.wants and not self._buffer:
                 # a run of a body goes to its sink without a copy
-                self._feed(data)
+                self._feed(self._flow, data)
             else:
                 self._buffer += data
             self._work()
@@ -146,7 +144,7 @@ class WebChannel(Protocol):
     def readConnectionLost(self) -> None:
         self._halfClosed = True
         if self._state is _State.LINGERING:
-            self._finish()
+            self.transport.loseConnection()
         else:
             self._work()
 
@@ -162,8 +160,7 @@ class WebChannel(Protocol):
         for call in (self._timer, self._turn):
             if call is not None and call.active():
                 call.cancel()
-        if self._unread:
-            self._readAgain()
+        self._readAgain()
         if self._flow is not None:
             self._flow.fail(NetworkFailed("the client's connection was lost"))
         self._counts.connections -= 1
@@ -174,23 +171,21 @@ class WebChannel(Protocol):
         """
         The client does not read what we write.
         """
-        if not self._unread:
-            self._unread = True
+        if self._unread is None:
             seconds = _UNREAD_SECONDS + self._written / _LEAST_READ_BYTES_PER_SECOND
-            self._unreadCall = self._clock.callLater(seconds, self._abort)
+            self._unread = self._clock.callLater(seconds, self._abort)
             self._steer()
 
     def resumeProducing(self) -> None:
         self._written = 0
-        if self._unread:
-            self._readAgain()
-            self._work()
+        self._readAgain()
+        self._work()
 
     def _readAgain(self) -> None:
-        self._unread = False
+        call, self._unread = self._unread, None
+        if call is not None and call.active():
+            call.cancel()
         self._readable.wake()
-        if self._unreadCall.active():
-            self._unreadCall.cancel()
 
     def stopProducing(self) -> None:
         pass
@@ -212,8 +207,6 @@ class WebChannel(Protocol):
         if head.expects and not self._buffer and self._state is _State.ANSWERING:
             self._write(_CONTINUE)
             self._counts.interim += 1
-        transport: Any = self.transport
-        transport.bufferSize = flow.readBytes
         done = flow.begin(sink)
         self._pour()
         flow.steer()
@@ -233,7 +226,7 @@ class WebChannel(Protocol):
         """
         Do what the bytes that are here allow.
         """
-        if self._state is _State.HEAD and not self._unread and self._turn is None:
+        if self._state is _State.HEAD and self._unread is None and self._turn is None:
             self._cut()
         self._pour()
         self._steer()
@@ -244,53 +237,45 @@ class WebChannel(Protocol):
         """
         while self._flow is not None and self._flow.wants and self._buffer:
             data, self._buffer = bytes(self._buffer), bytearray()
-            self._feed(data)
+            self._feed(self._flow, data)
         if self._halfClosed and self._flow is not None and self._flow.wants:
             self._flow.fail(NetworkFailed("the body ended before its time"))
 
-    def _feed(self, data: bytes) -> None:
-        flow = self._flow
-        assert flow is not None
+    def _feed(self, flow: Flow, data: bytes) -> None:
         # what follows the body is there before anybody hears that it is over
         self._buffer += flow.feed(data)
         flow.steer()
 
     def _cut(self) -> None:
-        raw = None
         try:
             raw = cutHead(self._buffer)
             if raw is None:
                 if self._halfClosed:
                     self._close()
-                elif self._idle and self._buffer:
-                    self._idle = False
+                elif self._buffer and self._late != self._headLate:
                     self._await(HEAD_SECONDS, self._headLate)
                 return
-            self._late = None
+            self._late = self._answering
             self._written = 0
             if isHTTP2(raw):
                 self._write(_HTTP_1_1_REQUIRED)
                 self._close()
                 return
+            self._bare = raw.startswith(b"HEAD ")
             head = self._head = parseHead(raw)
         except Problem as e:
-            self._refuse(e, bare=raw is not None and raw.startswith(b"HEAD "))
+            self._refuse(e)
             return
         self._state = _State.ANSWERING
-        body = Chunked() if head.length is None else Sized(head.length)
-        self._flow = Flow(self._clock, body, self._deadline, self._steer)
+        self._flow = Flow(self._clock, head.length, self._deadline, self._steer)
         self._answer(head, self).addCallback(self._reply)
 
-    def _refuse(self, why: Problem, *, bare: bool = False) -> None:
+    def _refuse(self, why: Problem) -> None:
         """
         Answer something that is no request, and end the connection.
-
-        @param bare: the answer has no body.
         """
-        self._head = None
         self._state = _State.ANSWERING
-        answer = self._refusal(why)
-        self._reply((attrs.evolve(answer, body=b"") if bare else answer, ()))
+        self._reply((self._refusal(why), ()))
 
     def _reply(self, answered: tuple[Answer, Fields]) -> None:
         """
@@ -299,29 +284,26 @@ class WebChannel(Protocol):
         answer, more = answered
         if self._state is not _State.ANSWERING:
             return  # the client has left
-        head, flow = self._head, self._flow
-        unread = head is None or head.closes or flow is None or not flow.over
-        last = self._draining or (self._halfClosed and not self._buffer)
-        if (last or unread) and not answer.closes:
-            answer = attrs.evolve(answer, closes=True)
-        more = [*more, ("Date", _date(int(self._clock.seconds())))]
-        wire = answer.write(head is not None and head.method == "HEAD", more)
+        head, flow, bare = self._head, self._flow, self._bare
         self._head = self._flow = None
-        self._write(wire)
+        self._bare = False
+        unread = head is None or head.closes or flow is None or not flow.over
+        if unread or self._draining or (self._halfClosed and not self._buffer):
+            answer = attrs.evolve(answer, closes=True)
+        self._write(answer.write(bare, [*more, ("Date", _date(int(self._clock.seconds())))]))
         self._counts.answered(answer.status, answer.code)
-        if answer.stream is not None and not (head is not None and head.method == "HEAD"):
-            Deferred.fromCoroutine(self._stream(answer)).addErrback(self._broke)
-        else:
+        if answer.stream is None or bare:
             self._replied(answer)
+        else:
+            Deferred.fromCoroutine(self._stream(answer, answer.stream)).addErrback(self._broke)
 
-    async def _stream(self, answer: Answer) -> None:
+    async def _stream(self, answer: Answer, stream: Stream) -> None:
         """
         Write a body as fast as the client reads it.
         """
-        assert answer.stream is not None
-        async with aclosing(answer.stream.pieces()) as pieces:
+        async with aclosing(stream.pieces()) as pieces:
             async for data in pieces:
-                while self._unread and self._state is _State.ANSWERING:
+                while self._unread is not None and self._state is _State.ANSWERING:
                     await self._readable.wait()
                 if self._state is not _State.ANSWERING:
                     return
@@ -342,9 +324,6 @@ class WebChannel(Protocol):
             self._close()
             return
         self._state = _State.HEAD
-        transport: Any = self.transport
-        transport.bufferSize = _HEAD_READ_BYTES
-        self._idle = True
         if self._buffer:
             # others have their turn before what was sent ahead
             self._turn = self._clock.callLater(0, self._next)
@@ -358,64 +337,70 @@ class WebChannel(Protocol):
 
     def _write(self, data: bytes) -> None:
         self._written += len(data)
-        transport: Any = self.transport
-        transport.write(data)
+        self.transport.write(data)
 
     def _steer(self) -> None:
         """
         Read, or do not.
         """
-        if self._state is _State.OVER:
-            return
+        flow = self._flow
         if self._state is _State.ANSWERING:
-            pause = self._flow is None or not self._flow.wants
-            if not pause and self._flow is not None:
-                transport: Any = self.transport
-                transport.bufferSize = self._flow.readBytes
-            if self._borrows(pause):
+            if flow is not None and flow.flows and self._borrows(flow):
                 return
-        else:
+            pause = flow is None or not flow.wants
+        elif self._state is not _State.OVER:
             # what was sent ahead is looked at first
-            waits = self._unread or self._turn is not None
+            waits = self._unread is not None or self._turn is not None
             pause = waits and self._state is _State.HEAD
+        else:
+            return
         self._giveBack()
         self._pause(pause)
 
     def _pause(self, pause: bool) -> None:
         if pause != self._paused:
             self._paused = pause
-            transport: Any = self.transport
-            (transport.pauseProducing if pause else transport.resumeProducing)()
+            (self.transport.pauseProducing if pause else self.transport.resumeProducing)()
 
-    def _borrows(self, pause: bool) -> bool:
-        """
-        Read a long body from the socket itself.
+    # -- a long body, read from the socket itself (L{connpool.transfer.wire.borrowed})
 
-        @param pause: whether nothing of it is wanted now.
-        @return: whether that is what goes on.
+    def _borrows(self, flow: Flow) -> bool:
         """
-        flow, transport = self._flow, self.transport
-        if flow is None or not flow.flows:
-            return False
-        if self._long is None:
-            if pause or not flow.long or self._buffer or self._ended:
-                return False
-            if not lends(self._clock, transport):
+        @return: whether the body goes on that way.
+        """
+        if self._reader is None:
+            plain = self._buffer or self._ended or not flow.wants or flow.left < _LONG_BYTES
+            if plain or not lends(self._clock, self.transport):
                 return False
             self._pause(True)
-            self._long = LongBody(self._clock, transport, flow, self._borrowedEnd)
-        self._long.steer()
+            self._reader = BorrowedReader(self._clock, self.transport, self)
+        self._reader.steer(flow.wants)
         return True
 
     def _giveBack(self) -> None:
-        long, self._long = self._long, None
-        if long is not None:
-            long.close()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
 
-    def _borrowedEnd(self) -> None:
+    @property
+    def wanted(self) -> int:
+        return self._flow.left if self._flow is not None else 0
+
+    def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
+        if self._flow is not None:
+            self._flow.take(view, done)
+            self._flow.steer()
+
+    def borrowedEnd(self) -> None:
         # nothing more comes, and it is the transport that is told so
         self._ended = True
         self._giveBack()
+        self._steer()
+
+    def failed(self, why: BaseException | None) -> None:
+        self._abort()
+
+    def steer(self) -> None:
         self._steer()
 
     # -- ends
@@ -428,26 +413,20 @@ class WebChannel(Protocol):
             return
         self._state = _State.LINGERING
         self._buffer.clear()
-        transport: Any = self.transport
-        transport.unregisterProducer()
-        if self._unread:
-            self._readAgain()
+        self.transport.unregisterProducer()
+        self._readAgain()
         # an answer that was not read yet keeps its time
         unread = self._written / _LEAST_READ_BYTES_PER_SECOND
         self._await(LINGER_SECONDS + unread, self._abort)
         self._steer()
+        halves = hasattr(self.transport, "loseWriteConnection")
         if self._halfClosed:
-            self._finish()
-        elif not ISSLTransport.providedBy(transport) and hasattr(transport, "loseWriteConnection"):
-            transport.loseWriteConnection()
-
-    def _finish(self) -> None:
-        transport: Any = self.transport
-        transport.loseConnection()
+            self.transport.loseConnection()
+        elif halves and not ISSLTransport.providedBy(self.transport):
+            self.transport.loseWriteConnection()
 
     def _abort(self) -> None:
-        transport: Any = self.transport
-        transport.abortConnection()
+        self.transport.abortConnection()
 
     def _await(self, seconds: float, late: Callable[[], None]) -> None:
         """
@@ -461,12 +440,15 @@ class WebChannel(Protocol):
             self._timer.reset(seconds)
 
     def _tick(self) -> None:
-        late, self._late = self._late, None
-        if late is not None:
-            late()
+        self._late()
+
+    def _answering(self) -> None:
+        """
+        Nothing is late: an answer takes its time.
+        """
 
     def _headLate(self) -> None:
-        if self._unread:
+        if self._unread is not None:
             # we do not read either, and another deadline runs
             self._await(HEAD_SECONDS, self._headLate)
         elif self._buffer:

@@ -18,8 +18,8 @@ from zlib import crc32
 import http_sf
 
 from connpool.errors import DigestMismatch, Unsupported
+from connpool.transfer.web.answers import Problem
 from connpool.transfer.web.head import FieldValues, Head
-from connpool.transfer.web.problems import Problem
 
 __all__ = [
     "TUS_ALGORITHMS",
@@ -83,17 +83,14 @@ class Digests:
     ) -> None:
         self._told = dict(told)
         self._behind = behind
-        self._hashers: dict[str, Any] = {}
+        self._hashers = {name: _HASHES[name]() for name in (*told, *also)}
         self.computed: dict[str, bytes] = {}
-        self.add(*told, *also)
 
-    def add(self, *algorithms: str) -> None:
+    def add(self, name: str) -> None:
         """
-        Compute these, too.
+        Compute this one, too.
         """
-        for name in algorithms:
-            if name not in self._hashers:
-                self._hashers[name] = _HASHES[name]()
+        self._hashers.setdefault(name, _HASHES[name]())
 
     def __bool__(self) -> bool:
         """
@@ -126,7 +123,7 @@ class Digests:
         if self._behind is not None:
             behind, self._behind = self._behind, None
             self._told.update(behind(trailers))
-        elif digestsIn(trailers):
+        elif trailers and _digestsIn(trailers):
             raise Problem(400, "a digest behind the body is announced by Trailer: Repr-Digest")
         self.computed = {name: hasher.digest() for name, hasher in self._hashers.items()}
         for name, digest in self._told.items():
@@ -139,11 +136,10 @@ def digestsOfFile(head: Head) -> Digests:
     @return: the digests of the file that a C{PUT} brings, those that the client wants to know
         among them.
     """
-    wanted = wantedDigest(head)
-    announced = any(b"digest" in value.lower() for value in head.all(b"trailer"))
-    told = digestsIn(head.fields)
-    also = _REGISTERED if announced else () if wanted is None else (wanted,)
-    return Digests(told, digestsIn if announced else None, also)
+    told, wanted = _digestsIn(head.fields), wantedDigest(head)
+    if any(b"digest" in name for name in head.words(b"trailer")):
+        return Digests(told, _digestsIn, _REGISTERED)
+    return Digests(told, None, () if wanted is None else (wanted,))
 
 
 def digestsOfBody(head: Head) -> Digests:
@@ -153,11 +149,9 @@ def digestsOfBody(head: Head) -> Digests:
     value = head.one(_CHECKSUM)
     if value is not None:
         return Digests(_readChecksum(value))
-    trailers = {name.strip().lower() for name in b",".join(head.all(b"trailer")).split(b",")}
-    if _CHECKSUM in trailers:
+    if _CHECKSUM in head.words(b"trailer"):
         return Digests({}, _checksumBehind, _HASHES)
-    values = head.all(b"content-digest")
-    return Digests(_read("Content-Digest", values) if values else {})
+    return Digests(_read(b"content-digest", head.fields))
 
 
 def wholeSHA256(head: Head) -> bytes | None:
@@ -165,52 +159,57 @@ def wholeSHA256(head: Head) -> bytes | None:
     @return: the digest that a file shall have, of which the request brings a part; L{None} if
         the client does not say.
     """
-    values = head.all(b"repr-digest")
-    told = _read("Repr-Digest", values) if values else {}
+    told = _read(b"repr-digest", head.fields)
     if told.keys() - {"sha-256"}:
         raise Problem(400, "Repr-Digest of an upload is by sha-256", Unsupported.code)
     return told.get("sha-256")
 
 
-def digestsIn(fields: FieldValues) -> dict[str, bytes]:
+def _digestsIn(fields: FieldValues) -> dict[str, bytes]:
     """
     @param fields: of a head or a trailer.
     @return: the digests that a file shall have, by algorithm.  The content of a C{PUT} is all
         of the file, so both fields say the same.
     """
-    found: dict[str, bytes] = {}
-    for name in ("Repr-Digest", "Content-Digest"):
-        values = fields.get(name.lower().encode())
-        for algorithm, digest in _read(name, values).items() if values else ():
-            if found.setdefault(algorithm, digest) != digest:
-                raise Problem(400, f"Repr-Digest and Content-Digest differ in {algorithm}")
+    found = _read(b"repr-digest", fields)
+    for algorithm, digest in _read(b"content-digest", fields).items():
+        if found.setdefault(algorithm, digest) != digest:
+            raise Problem(400, f"Repr-Digest and Content-Digest differ in {algorithm}")
     return found
 
 
-def _dictionary(name: str, values: Iterable[bytes]) -> Mapping[str, Any]:
+def _dictionary(name: bytes, fields: FieldValues) -> Mapping[str, Any]:
+    """
+    @return: the members of a field, none if it is not there.
+    """
+    values = fields.get(name)
+    if not values:
+        return {}
     try:
         found: Any = http_sf.parse(b", ".join(values), tltype="dictionary")
     except http_sf.StructuredFieldError as e:
-        raise Problem(400, f"{name} is no dictionary (RFC 9651): {e}") from None
+        raise Problem(400, f"{name.decode()} is no dictionary (RFC 9651): {e}") from None
     # members have parameters beside them
     return {key: each[0] if isinstance(each, tuple) else each for key, each in found.items()}
 
 
-def _read(name: str, values: Iterable[bytes]) -> dict[str, bytes]:
+def _read(name: bytes, fields: FieldValues) -> dict[str, bytes]:
     """
     @param name: of the field.
-    @return: its digests, of those that are known.
+    @return: its digests, of those that are known; none if it is not there.
     @raise Problem: one of them cannot be a digest of its algorithm, or none is known.
     """
-    members = _dictionary(name, values)
+    members = _dictionary(name, fields)
     found = {each: members[each] for each in _REGISTERED if each in members}
     for algorithm, digest in found.items():
         length = _HASHES[algorithm]().digest_size
         if not isinstance(digest, bytes) or len(digest) != length:
-            raise Problem(400, f"{name}: {algorithm} has {length} bytes, in base64, in colons")
-    if not found:
+            raise Problem(
+                400, f"{name.decode()}: {algorithm} has {length} bytes, in base64, in colons"
+            )
+    if not found and name in fields:
         known = " and ".join(_REGISTERED)
-        raise Problem(400, f"{name}: digests are taken by {known}", Unsupported.code)
+        raise Problem(400, f"{name.decode()}: digests are taken by {known}", Unsupported.code)
     return found
 
 
@@ -241,12 +240,11 @@ def wantedDigest(head: Head) -> str | None:
     """
     @return: the algorithm that C{Want-Repr-Digest} likes best of ours; L{None} if it wants none.
     """
-    values = head.all(b"want-repr-digest")
-    weights = _dictionary("Want-Repr-Digest", values) if values else {}
+    weights = _dictionary(b"want-repr-digest", head.fields)
     wanted = {
-        name: weight
-        for name, weight in weights.items()
-        if name in _REGISTERED and isinstance(weight, int) and weight > 0
+        name: weights[name]
+        for name in _REGISTERED
+        if isinstance(weights.get(name), int) and weights[name] > 0
     }
     return max(wanted, key=lambda name: wanted[name], default=None)
 

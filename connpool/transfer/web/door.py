@@ -15,7 +15,7 @@ from connpool.errors import StoreError, TransferError
 from connpool.interfaces import IAuthenticator
 from connpool.logonce import LogRarely
 from connpool.transfer.receive.reception import Reception
-from connpool.transfer.web.answers import Answer, problem
+from connpool.transfer.web.answers import Answer, Fields, Problem, problem
 from connpool.transfer.web.channel import WebChannel
 from connpool.transfer.web.download import download, showDirectory
 from connpool.transfer.web.form import storeForm
@@ -23,12 +23,11 @@ from connpool.transfer.web.gate import Gate, Sender
 from connpool.transfer.web.head import METHODS, Head
 from connpool.transfer.web.origin import Origins, originOf
 from connpool.transfer.web.page import Page
-from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.put import put
 from connpool.transfer.web.request import Request, Resource
 from connpool.transfer.web.settings import WebCounts, WebSettings
 from connpool.transfer.web.target import Kind, parseTarget
-from connpool.transfer.web.tus import createUpload, isTus, tusOptions, useUpload
+from connpool.transfer.web.tus import isTus, resume, tusOptions
 from connpool.transfer.web.uploads import Uploads
 
 __all__ = ["WebDoor"]
@@ -70,14 +69,13 @@ class WebDoor:
         self._origins = Origins(withOwnHosts(hosts), frozenset({*settings.origins, *own}))
         self._uploads = uploads = Uploads(reception, clock)
         page = Page(uploads.supported).answer
-        self._create = partial(createUpload, uploads)
-        use: Resource = partial(useUpload, uploads)
+        self._resume: Resource = partial(resume, uploads)
         # PUT without a name is told what is wrong with that
         self._resources: dict[Kind, dict[str, Resource]] = {
             Kind.ROOT: {"GET": page, "HEAD": page, "POST": storeForm, "PUT": put},
             Kind.DIRECTORY: {"POST": storeForm, "PUT": put},
             Kind.NAME: {"PUT": put},
-            Kind.UPLOAD: dict.fromkeys(_OF_UPLOADS, use),
+            Kind.UPLOAD: dict.fromkeys(_OF_UPLOADS, self._resume),
         }
         if settings.download:
             self._resources[Kind.NAME] |= dict.fromkeys(("GET", "HEAD"), download)
@@ -160,11 +158,11 @@ class WebDoor:
         return problem(why)
 
     def _options(self, head: Head) -> Answer:
-        preflight = self._origins.preflight(head)
-        if preflight is not None:
-            return Answer(204, preflight)
-        offered = tusOptions(self._reception.policy) if self._uploads.supported else ()
-        return Answer(204, [("Allow", ", ".join(METHODS)), *offered])
+        fields = self._origins.preflight(head)
+        if not fields:
+            offered = tusOptions(self._reception.policy) if self._uploads.supported else ()
+            fields = [("Allow", ", ".join(METHODS)), *offered]
+        return Answer(204, fields)
 
     def _resourceFor(self, head: Head, kind: Kind) -> Resource:
         resources = self._resources.get(kind)
@@ -175,4 +173,4 @@ class WebDoor:
             allow = ", ".join([*resources, "OPTIONS"])
             why = f"here {head.method} means nothing; {allow} do{_REMEDIES.get(head.method, '')}"
             raise Problem(405, why, "unsupported", fields=[("Allow", allow)])
-        return self._create if resource is storeForm and isTus(head) else resource
+        return self._resume if resource is storeForm and isTus(head) else resource

@@ -26,9 +26,8 @@ from connpool.errors import ChangedSource, NotFound
 from connpool.transfer.names import displayName
 from connpool.transfer.receive.reading import Reader, readerOf
 from connpool.transfer.records import FileRange, ListedEntry
-from connpool.transfer.web.answers import Answer, jsonAnswer
+from connpool.transfer.web.answers import Answer, Fields, Problem, jsonAnswer
 from connpool.transfer.web.head import Head
-from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.request import Request
 from connpool.transfer.web.target import TOP_LIST
 

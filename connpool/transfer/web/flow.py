@@ -19,9 +19,6 @@ __all__ = ["Flow", "Sink"]
 
 #: Bytes that may wait for the disk or a digest before no more is read.
 MAX_OUTSTANDING_BYTES = 4 << 20
-#: A body with more to come is read in large pieces.
-_LONG_BYTES = 128 * 1024
-_LARGE_READ_BYTES, _SMALL_READ_BYTES = 1 << 20, 64 * 1024
 
 #: Takes a run of content; returns L{None} when it is done with it, or a Deferred that fires
 #: when it is.
@@ -33,7 +30,7 @@ class Flow:
     The body of one request.
 
     @param clock: times its deadline.
-    @param body: cuts it out of the stream.
+    @param length: of the body; L{None} if it is chunked.
     @param deadline: tells the seconds without a byte that end it, and the bytes/s that it must
         keep up.
     @param changed: told that C{wants} may have changed.
@@ -42,13 +39,13 @@ class Flow:
     def __init__(
         self,
         clock: Any,
-        body: Sized | Chunked,
+        length: int | None,
         deadline: Callable[[], tuple[float, float]],
         changed: Callable[[], None],
     ) -> None:
-        self._body = body
-        self._changed = changed
+        self._body = Chunked() if length is None else Sized(length)
         self._newDeadline = lambda: Deadline(clock, *deadline(), self.fail)
+        self._changed = changed
         #: there is none for a body that is here already
         self._deadline: Deadline | None = None
         self._sink: Sink | None = None
@@ -64,15 +61,11 @@ class Flow:
         return self._body.over
 
     @property
-    def _going(self) -> bool:
-        return self._sink is not None and self._why is None
-
-    @property
     def flows(self) -> bool:
         """
         Tell whether more of it is going to be read.
         """
-        return self._going and not self._body.over
+        return self._sink is not None and self._why is None and not self._body.over
 
     @property
     def wants(self) -> bool:
@@ -82,25 +75,11 @@ class Flow:
         return self.flows and self._outstanding <= MAX_OUTSTANDING_BYTES
 
     @property
-    def readBytes(self) -> int:
-        """
-        The size of the transport's reads.
-        """
-        return _LARGE_READ_BYTES if self.left >= _LONG_BYTES else _SMALL_READ_BYTES
-
-    @property
     def left(self) -> int:
         """
         Bytes of a body of known length that have not come; 0 for another one.
         """
         return self._body.left if isinstance(self._body, Sized) else 0
-
-    @property
-    def long(self) -> bool:
-        """
-        Tell whether what is left is worth borrowing a socket for.
-        """
-        return self.left >= _LONG_BYTES
 
     def begin(self, sink: Sink) -> Deferred[FieldValues]:
         """
@@ -135,7 +114,7 @@ class Flow:
 
     def take(self, view: memoryview, free: Callable[[], None]) -> None:
         """
-        Take bytes of a body of known length, no more than are L{left}; L{steer} is to be
+        Take bytes of a body of known length, no more than are C{left}; L{steer} is to be
         called then.
 
         @param free: called when C{view} is not needed any more.
@@ -143,7 +122,7 @@ class Flow:
         assert isinstance(self._body, Sized)
         if self._deadline is not None:
             self._deadline.arrived(len(view))
-        self._body.skip(len(view))
+        self._body.left -= len(view)
         self._give(view, free)
 
     def _give(self, run: memoryview, free: Callable[[], None] = lambda: None) -> None:
@@ -183,7 +162,7 @@ class Flow:
         elif self._deadline is not None:
             self._deadline.stop()
         done = self._done
-        if self._going and self.over and not self._outstanding and done is not None:
+        if done is not None and self._why is None and self.over and not self._outstanding:
             self._done = None
             done.callback(self._body.trailers)
         self._changed()

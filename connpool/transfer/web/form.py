@@ -23,11 +23,17 @@ from twisted.internet.defer import Deferred, DeferredLock
 
 from connpool.errors import NameRefused, TransferError
 from connpool.transfer.names import displayName
-from connpool.transfer.web.answers import Answer, accountOf, jsonAnswer
+from connpool.transfer.web.answers import (
+    Answer,
+    Problem,
+    accountOf,
+    documentOf,
+    jsonAnswer,
+    statusOf,
+)
 from connpool.transfer.web.digests import Digests
-from connpool.transfer.web.problems import Problem, documentOf, statusOf
+from connpool.transfer.web.put import WholeFile
 from connpool.transfer.web.request import Request
-from connpool.transfer.web.wholefile import WholeFile
 
 __all__ = ["storeForm"]
 

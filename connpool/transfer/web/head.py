@@ -15,13 +15,13 @@ CVE-2025-22871 and CVE-2025-43859.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
-from connpool.transfer.web.problems import Problem
+from connpool.transfer.web.answers import Problem
 
-__all__ = ["MAX_HEAD_BYTES", "METHODS", "FieldValues", "Head", "cutHead", "isHTTP2", "parseHead"]
+__all__ = ["METHODS", "FieldValues", "Head", "cutHead", "isHTTP2", "parseHead", "readFields"]
 
 #: Bytes of a head, its empty line included.
 MAX_HEAD_BYTES = 16 * 1024
@@ -39,7 +39,7 @@ _END = b"\r\n\r\n"
 #: Control characters but the tab, line ends that are not CR LF, and a line that continues
 #: the one before (RFC 9112 section 5.2).
 _STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n|\n[ \t]")
-_LINE = re.compile(rb"([^ ]+) ([!-~]+) HTTP/(\d\.\d)")
+_LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(\d\.\d)")
 _NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 _HOST = re.compile(
@@ -85,6 +85,24 @@ class Head:
             raise Problem(400, f"the field {name.decode()} comes twice; send it once")
         return found[0] if found else None
 
+    def words(self, name: bytes) -> set[bytes]:
+        """
+        @param name: lower case.
+        @return: the members of a field that is a list, in lower case.
+        """
+        return _members(self.all(name))
+
+    @property
+    def wantsPage(self) -> bool:
+        """
+        Tell whether it is a browser's, which shows the answer.
+        """
+        return any(b"text/html" in value.lower() for value in self.all(b"accept"))
+
+
+def _members(values: Iterable[bytes]) -> set[bytes]:
+    return {member.strip() for value in values for member in value.lower().split(b",")}
+
 
 def _broken(why: str, status: int = 400, code: str = "protocol") -> Problem:
     return Problem(status, why, code, closes=True)
@@ -118,6 +136,27 @@ def isHTTP2(head: bytes) -> bool:
     return head == b"PRI * HTTP/2.0\r\n\r\n"
 
 
+def readFields(raw: bytes) -> dict[bytes, list[bytes]]:
+    """
+    Read the fields of a head or a trailer.
+
+    @param raw: all lines, without the empty one.
+    @raise Problem: they can be read in two ways.
+    """
+    if _STRAY.search(raw):
+        raise _broken("fields are lines that end with CR LF, with no other control characters")
+    lines = raw.split(b"\r\n") if raw else []
+    if len(lines) > MAX_FIELDS:
+        raise _broken(f"a head has at most {MAX_FIELDS} fields", 431)
+    fields: dict[bytes, list[bytes]] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or not _NAME.fullmatch(name):
+            raise _broken("a field is NAME: VALUE, with no space before the colon")
+        fields.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    return fields
+
+
 def parseHead(raw: bytes) -> Head:
     """
     Read a head.
@@ -125,18 +164,18 @@ def parseHead(raw: bytes) -> Head:
     @param raw: as L{cutHead} gives it.
     @raise Problem: it is not taken.
     """
-    if _STRAY.search(raw):
-        raise _broken("a head is lines that end with CR LF, with no other control characters")
-    first, *lines = raw[: -len(_END)].split(b"\r\n")
-    if len(lines) > MAX_FIELDS:
-        raise _broken(f"a head has at most {MAX_FIELDS} fields", 431)
-    method, target, version = _readLine(first)
-    fields: dict[bytes, list[bytes]] = {}
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not _NAME.fullmatch(name):
-            raise _broken("a field is NAME: VALUE, with no space before the colon")
-        fields.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    first, _, rest = raw[: -len(_END)].partition(b"\r\n")
+    line = _LINE.fullmatch(first)
+    if line is None:
+        raise _broken("the first line is METHOD TARGET HTTP/1.1, with one space between")
+    method, target, version = line[1].decode("ascii"), line[2].decode("ascii"), line[3]
+    if version not in {b"1.1", b"1.0"}:
+        raise _broken("only HTTP/1.1 and HTTP/1.0 are spoken here", 505, "unsupported")
+    if method not in METHODS:
+        raise _broken(f"methods are {', '.join(METHODS)}, in capitals", 501, "unsupported")
+    if len(target) > MAX_TARGET_BYTES:
+        raise _broken(f"a target has at most {MAX_TARGET_BYTES} bytes", 414)
+    fields = readFields(rest)
     old = version == b"1.0"
     hosts = fields.get(b"host", ())
     if len(hosts) != 1 and not (old and not hosts):
@@ -144,27 +183,12 @@ def parseHead(raw: bytes) -> Head:
     if hosts and not _HOST.fullmatch(hosts[0]):
         raise _broken("Host is not an address or a name with a port")
     length = _judgeFraming(fields, old)
-    expects = _expects(fields) and not old and length != 0
-    options = b",".join(fields.get(b"connection", ())).lower().split(b",")
-    closes = old or any(option.strip() == b"close" for option in options)
+    expected = [value.lower() for value in fields.get(b"expect", ())]
+    if expected not in ([], [b"100-continue"]):
+        raise _broken("the only expectation is 100-continue", 417, "unsupported")
+    expects = bool(expected) and not old and length != 0
+    closes = old or b"close" in _members(fields.get(b"connection", ()))
     return Head(method, target, fields, length, expects, closes)
-
-
-def _readLine(line: bytes) -> tuple[str, str, bytes]:
-    """
-    @return: the method, the target and the version.
-    """
-    found = _LINE.fullmatch(line)
-    if found is None:
-        raise _broken("the first line is METHOD TARGET HTTP/1.1, with one space between")
-    method, target, version = found.groups()
-    if version not in {b"1.1", b"1.0"}:
-        raise _broken("only HTTP/1.1 and HTTP/1.0 are spoken here", 505, "unsupported")
-    if method.decode("latin-1") not in METHODS:
-        raise _broken(f"methods are {', '.join(METHODS)}, in capitals", 501, "unsupported")
-    if len(target) > MAX_TARGET_BYTES:
-        raise _broken(f"a target has at most {MAX_TARGET_BYTES} bytes", 414)
-    return method.decode("ascii"), target.decode("ascii"), version
 
 
 def _judgeFraming(fields: FieldValues, old: bool) -> int | None:
@@ -186,10 +210,3 @@ def _judgeFraming(fields: FieldValues, old: bool) -> int | None:
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]) or int(lengths[0]) > MAX_LENGTH:
         raise _broken("Content-Length is one decimal number below 2^63")
     return int(lengths[0])
-
-
-def _expects(fields: FieldValues) -> bool:
-    asked = [value.lower() for value in fields.get(b"expect", ())]
-    if asked and asked != [b"100-continue"]:
-        raise _broken("the only expectation is 100-continue", 417, "unsupported")
-    return bool(asked)

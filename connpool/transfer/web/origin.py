@@ -20,14 +20,13 @@ us is worth nothing to another site.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 
 import attrs
 
 from connpool.addresses.hosts import hostOf, isOwnHost
+from connpool.transfer.web.answers import Fields, Problem
 from connpool.transfer.web.head import METHODS, Head
-from connpool.transfer.web.problems import Fields, Problem
 from connpool.transfer.web.target import Target
 
 __all__ = ["Origins", "originOf"]
@@ -55,7 +54,7 @@ def originOf(url: str) -> str:
     """
     @return: the origin of a URL, lower case, without the scheme's own port.
     """
-    found = re.match(r"(https?)://([^/?#@\s]+)", url.lower())
+    found = _ORIGIN.match(url.lower())
     if found is None:
         raise ValueError(f"{url!r} does not begin with http:// or https:// and a host")
     scheme, host = found.groups()
@@ -100,11 +99,17 @@ class Origins:
         """
         if head.method in _SAFE:
             return
-        origins = head.all(b"origin")
+        host, origins = (head.one(b"host") or b"").decode("latin-1"), head.all(b"origin")
         if origins:
-            allowed = len(origins) == 1 and self._permits(head, origins[0].decode("latin-1"))
+            origin = origins[0].decode("latin-1")
+            found = _ORIGIN.fullmatch(origin)  # "null" among others is none
+            own = found is not None and bool(host) and found[2] == host
+            allowed = len(origins) == 1 and (own or self._lists(origin))
         else:
-            allowed = self._isNoPage(head)
+            allowed = head.words(b"sec-fetch-site").isdisjoint({b"cross-site", b"same-site"})
+            for referer in head.all(b"referer"):
+                found = _ORIGIN.match(referer.decode("latin-1").lower())
+                allowed = allowed and found is not None and found[2] == host.lower()
         if not allowed:
             raise Problem(
                 403,
@@ -112,26 +117,8 @@ class Origins:
                 "forbidden",
             )
 
-    def _permits(self, head: Head, origin: str) -> bool:
-        found = _ORIGIN.fullmatch(origin)
-        if found is None:
-            return False  # "null" among others
-        host = head.one(b"host")
-        return (host is not None and found[2] == host.decode("latin-1")) or self._lists(origin)
-
     def _lists(self, origin: str) -> bool:
         return origin in self.listed or ("*" in self.listed and bool(_ORIGIN.fullmatch(origin)))
-
-    def _isNoPage(self, head: Head) -> bool:
-        sites = {value.strip().lower() for value in head.all(b"sec-fetch-site")}
-        if sites & {b"cross-site", b"same-site"}:
-            return False
-        host = head.one(b"host") or b""
-        for referer in head.all(b"referer"):
-            found = re.match(r"https?://([^/?#@\s]+)", referer.decode("latin-1"), re.IGNORECASE)
-            if found is None or found[1].lower() != host.decode("latin-1").lower():
-                return False
-        return True
 
     def shared(self, head: Head) -> Fields:
         """
@@ -139,24 +126,20 @@ class Origins:
         """
         if not self.listed:
             return ()
-        origins = head.all(b"origin")
-        vary = [("Vary", "Origin")]
-        if len(origins) != 1 or not self._lists(origins[0].decode("latin-1")):
-            return vary
-        return [
-            *vary,
-            ("Access-Control-Allow-Origin", origins[0].decode("latin-1")),
-            ("Access-Control-Expose-Headers", _EXPOSED),
-        ]
+        vary = ("Vary", "Origin")
+        origin = b" ".join(head.all(b"origin")).decode("latin-1")
+        if not self._lists(origin):
+            return [vary]
+        allowed = ("Access-Control-Allow-Origin", origin)
+        return [vary, allowed, ("Access-Control-Expose-Headers", _EXPOSED)]
 
-    def preflight(self, head: Head) -> Sequence[tuple[str, str]] | None:
+    def preflight(self, head: Head) -> Fields:
         """
-        @return: the fields of the answer to a preflight of a listed origin; L{None} if it is
-            not one.
+        @return: the fields of the answer to a preflight of a listed origin; none for another
+            request.
         """
-        asked = head.method == "OPTIONS" and head.all(b"access-control-request-method")
-        if not asked or len(self.shared(head)) < 2:
-            return None
+        if not head.all(b"access-control-request-method") or len(self.shared(head)) < 2:
+            return ()
         return [
             ("Access-Control-Allow-Methods", ", ".join(METHODS)),
             ("Access-Control-Allow-Headers", _ALLOWED),

@@ -5,7 +5,7 @@ A request whose head was taken, as its resource sees it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
@@ -14,16 +14,15 @@ from twisted.internet.defer import Deferred
 from connpool.errors import TransferError
 from connpool.transfer.names import displayName
 from connpool.transfer.receive.reception import Reception
-from connpool.transfer.records import Offer
-from connpool.transfer.web.answers import Answer
-from connpool.transfer.web.fields import durabilityOf, preferencesOf, ruleAskedFor
+from connpool.transfer.records import ASKABLE_DURABILITIES, IF_EXISTS, Offer
+from connpool.transfer.web.answers import Answer, Problem
 from connpool.transfer.web.flow import Sink
 from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.head import FieldValues, Head
 from connpool.transfer.web.settings import WebSettings
 from connpool.transfer.web.target import Target
 
-__all__ = ["Request", "Resource"]
+__all__ = ["Request", "Resource", "preferencesOf"]
 
 
 @attrs.frozen
@@ -56,11 +55,10 @@ class Request:
         @param values: further attributes of the offer.
         @raise TransferError: it is refused, which is counted and logged.
         """
-        preferences = preferencesOf(self.head)
-        rule = ruleAskedFor(self.head, preferences) or ""
+        rule, durability = _termsOf(self.head)
         values = {
             "transferId": secrets.token_hex(16),
-            "durability": durabilityOf(preferences),
+            "durability": durability,
             "protocol": "web",
             **values,
         }
@@ -76,3 +74,32 @@ class Request:
 #: problem document.  Every such error but a L{Problem} has been counted and logged by the
 #: reception, with the file that it is about.
 Resource = Callable[[Request], Awaitable[Answer]]
+
+
+def _termsOf(head: Head) -> tuple[str, str]:
+    """
+    @return: the rule for a name that is taken, empty for that of the receiver, and the
+        durability.
+    """
+    if head.all(b"if-match") or head.all(b"if-unmodified-since"):
+        raise Problem(412, "files have no versions here that a condition could name", "exists")
+    preferred = preferencesOf(head)
+    for name, choices in (("if-exists", IF_EXISTS), ("durability", ASKABLE_DURABILITIES)):
+        if preferred.get(name, choices[0]) not in choices:
+            raise Problem(400, f"Prefer: {name} is one of {', '.join(choices)}")
+    # another value names versions that the client knows, and none of ours is among them
+    refuses = b"*" in head.words(b"if-none-match")
+    rule = "refuse" if refuses else preferred.get("if-exists", "")
+    return rule, preferred.get("durability", "full")
+
+
+def preferencesOf(head: Head) -> Mapping[str, str]:
+    """
+    @return: the preferences of C{Prefer} (RFC 7240), without their parameters; of one that
+        comes twice the first counts.
+    """
+    found: dict[str, str] = {}
+    for part in b",".join(head.all(b"prefer")).decode("latin-1").split(","):
+        name, _, value = part.partition(";")[0].partition("=")
+        found.setdefault(name.strip().lower(), value.strip().strip('"'))
+    return found

@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from connpool.interfaces import IStatsSource
 
-__all__ = ["WebCounts", "WebSettings", "WebStats"]
+__all__ = ["WebCounts", "WebSettings"]
 
 
 @attrs.frozen(kw_only=True)
@@ -36,10 +36,11 @@ class WebSettings:
     download: bool = False
 
 
+@implementer(IStatsSource)
 @attrs.define(eq=False)
-class WebStats:
+class WebCounts:
     """
-    The counts of a web door.
+    The counts of a web door, there before the door itself is loaded.
 
     @ivar connections: open now.
     @ivar requests: answered, by the class of the status.
@@ -50,6 +51,8 @@ class WebStats:
     """
 
     GAUGES: ClassVar[frozenset[str]] = frozenset({"connections"})
+    kind: ClassVar[str] = "web"
+    name: ClassVar[str] = "web"
 
     connections: int = 0
     requests: dict[str, int] = attrs.field(factory=Counter)
@@ -57,16 +60,6 @@ class WebStats:
     interim: int = 0
     sentBytes: int = 0
     unanswered: int = 0
-
-
-@implementer(IStatsSource)
-class WebCounts(WebStats):
-    """
-    The counts of a web door as they grow: there before the door itself is loaded.
-    """
-
-    kind = "web"
-    name = "web"
 
     def answered(self, status: int, code: str) -> None:
         """
@@ -78,5 +71,5 @@ class WebCounts(WebStats):
         if code:
             self.refused[code] += 1
 
-    def stats(self) -> WebStats:
-        return WebStats(**attrs.asdict(self))
+    def stats(self) -> WebCounts:
+        return attrs.evolve(self, requests=dict(self.requests), refused=dict(self.refused))

@@ -5,14 +5,14 @@ The target of a request: the page, an upload, or the name of a file or directory
 from __future__ import annotations
 
 import re
-from enum import Enum
+from enum import Enum, auto
 from urllib.parse import quote, unquote_to_bytes
 
 import attrs
 
 from connpool.errors import NameRefused
 from connpool.transfer.names import INTERNAL
-from connpool.transfer.web.problems import Problem
+from connpool.transfer.web.answers import Problem
 
 __all__ = ["TOP_LIST", "Kind", "Target", "locate", "parseTarget"]
 
@@ -36,13 +36,13 @@ class Kind(Enum):
     @cvar OURS: another name of the receiver's own.
     """
 
-    SERVER = "*"
-    ROOT = "/"
-    NAME = "name"
-    DIRECTORY = "directory"
-    UPLOAD = "upload"
-    LIST = "list"
-    OURS = "ours"
+    SERVER = auto()
+    ROOT = auto()
+    NAME = auto()
+    DIRECTORY = auto()
+    UPLOAD = auto()
+    LIST = auto()
+    OURS = auto()
 
 
 @attrs.frozen
@@ -50,7 +50,6 @@ class Target:
     """
     A target that was read.
 
-    @ivar kind: what it names.
     @ivar path: the name in bytes, percent signs decoded once, without the slash it begins
         with; nothing of it was checked.
     @ivar depth: directories between it and C{/}, as the client counts them.
@@ -86,19 +85,16 @@ def parseTarget(method: str, text: str) -> Target:
         raise NameRefused("a name in a URL has no ? and no #; write %3F and %23")
     if _BAD_ESCAPE.search(text):
         raise NameRefused("a percent sign in a URL begins %XX; write %25 for the sign itself")
-    path = unquote_to_bytes(text[1:])
-    depth = text.count("/") - 1
+    path, token = unquote_to_bytes(text[1:]), ""
     if not path:
-        return Target(Kind.ROOT, authority=authority)
-    upload = _UPLOAD.fullmatch(path)
-    if upload is not None:
-        return Target(Kind.UPLOAD, path, depth, upload[1].decode(), authority)
-    if path == TOP_LIST:
-        return Target(Kind.LIST, path, depth, authority=authority)
-    if path.partition(b"/")[0].lower() == INTERNAL.encode():
-        return Target(Kind.OURS, path, depth, authority=authority)
-    kind = Kind.DIRECTORY if path.endswith(b"/") else Kind.NAME
-    return Target(kind, path, depth, authority=authority)
+        kind = Kind.ROOT
+    elif path.partition(b"/")[0].lower() == INTERNAL.encode():
+        kind = Kind.LIST if path == TOP_LIST else Kind.OURS
+        if upload := _UPLOAD.fullmatch(path):
+            kind, token = Kind.UPLOAD, upload[1].decode()
+    else:
+        kind = Kind.DIRECTORY if path.endswith(b"/") else Kind.NAME
+    return Target(kind, path, text.count("/") - 1, token, authority)
 
 
 def locate(path: str, depth: int, base: str = "") -> str:

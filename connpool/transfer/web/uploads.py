@@ -30,26 +30,20 @@ from twisted.internet.defer import Deferred, DeferredLock, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from connpool.errors import (
-    Busy,
-    ConflictTakeover,
-    DigestMismatch,
-    TooLarge,
-    TransferError,
-)
+from connpool.errors import Busy, ConflictTakeover, DigestMismatch, TooLarge, TransferError
 from connpool.interfaces import IUploadStore
 from connpool.transfer.digests import chooseBlockSize
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.reception import Reception, storeFailure
 from connpool.transfer.receive.smallfiles import SMALL_FILE_BYTES
 from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.web.answers import Problem
 from connpool.transfer.web.creations import CREATION_SECONDS, Creations, Token, noUpload
 from connpool.transfer.web.digests import Digests
 from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.intake import Intake, Notes
-from connpool.transfer.web.problems import Problem
+from connpool.transfer.web.put import WholeFile, checkLimits
 from connpool.transfer.web.request import Request
-from connpool.transfer.web.wholefile import WholeFile, checkLimits
 
 __all__ = ["OPEN_SECONDS", "Upload", "Uploads"]
 
@@ -61,33 +55,36 @@ _DROPPED_BYTES = 64 << 20
 T = TypeVar("T")
 
 
+@attrs.define(eq=False)
 class Upload:
     """
     One upload.
 
-    @param begun: whether it has a partial, or had one.
     @ivar offer: its terms, as far as they are known.
     @ivar receipt: if it is published.
     """
 
     _log = Logger()
 
-    def __init__(
-        self, uploads: Uploads, token: Token, offer: Offer, peer: str, begun: bool
-    ) -> None:
-        self._uploads = uploads
-        self.token = token
-        self.offer = offer
-        self._peer = peer
-        self._begun = self._started = begun
-        self.receipt: Receipt | None = None
-        self._created = uploads.clock.seconds()
-        self._intake: Intake | None = None
-        self._lock = DeferredLock()
-        #: breaks off the request that brings bytes
-        self._end: Callable[[TransferError], Any] | None = None
-        self._timer: Any = None
-        self._over = False
+    _uploads: Uploads
+    token: Token
+    offer: Offer
+    _peer: str
+    #: whether it has a partial, or had one before this process
+    _begun: bool = False
+    receipt: Receipt | None = None
+    _created: float = attrs.field(init=False)
+    #: whether the reception was told of it
+    _started: bool = attrs.field(init=False)
+    _intake: Intake | None = attrs.field(default=None, init=False)
+    _lock: DeferredLock = attrs.field(factory=DeferredLock, init=False)
+    #: breaks off the request that brings bytes
+    _end: Callable[[TransferError], Any] | None = attrs.field(default=None, init=False)
+    _timer: Any = attrs.field(default=None, init=False)
+    _over: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._created, self._started = self._uploads.clock.seconds(), self._begun
 
     @property
     def expires(self) -> float | None:
@@ -97,7 +94,7 @@ class Upload:
         if self.receipt is not None:
             return None
         if not self._begun:
-            return float(self._created + CREATION_SECONDS)
+            return self._created + CREATION_SECONDS
         store: Any = self._uploads.reception.store
         kept = store.keptSeconds
         return None if kept is None else float(self._uploads.clock.seconds() + kept)
@@ -148,34 +145,35 @@ class Upload:
                 await self._open()
             if self.receipt is not None:
                 if at + (length or 0) != self.receipt.size:
-                    raise mismatch(self.receipt.size)
+                    raise _mismatch(self.receipt.size)
                 return self.receipt.size  # its answer was lost
-            declared = size is not None and self.offer.size is None
-            if size is not None and size != self.offer.size and not declared:
-                raise Problem(400, f"the length is {self.offer.size} bytes, and stays")
-            total = self.offer.size if size is None else size
+            declares = size is not None and self.offer.size is None
+            total = size if declares else self.offer.size
+            if size not in {None, total}:
+                raise Problem(400, f"the length is {total} bytes, and stays")
             if length is not None and total is not None and at + length > total:
                 raise TooLarge(f"{at + length} bytes are more than the {total} of the file")
             told = await self._told()
             if at != told:
-                raise mismatch(told)
-            if length != 0 or declared:
+                raise _mismatch(told)
+            if length != 0 or declares:
                 await self._open(digests.vouches)
             intake = self._intake
+            # before it is declared: what was told stays, should the digests differ
+            whole = declares and size == told
+            if intake is None or whole:
+                await self._collect(request, digests, 0)
             if intake is None:
-                await self._receiveNothing(request, digests)
                 return told
-            whole = declared and size == told
-            if whole:
-                # before it is declared: what was told stays, should the digests differ
-                await self._receiveNothing(request, digests)
-            if declared:
+            if declares:
                 assert size is not None
                 intake.incoming.declare(size)
                 self.offer = intake.incoming.offer
             came = not whole and await self._receive(intake, request, digests)
-            if intake.offset == self.offer.size and (came or declared):
-                await self._publish(intake, sha256)
+            if intake.offset == self.offer.size and (came or declares):
+                self._uploads.mayPublish(self.offer)
+                self.receipt = await self._safely(intake.commit(sha256))
+                self._intake = None
             return await self._told()
 
     async def remove(self, why: TransferError) -> None:
@@ -204,8 +202,8 @@ class Upload:
         if older is not None:
             older(ConflictTakeover("a newer request has taken this upload over"))
         await self._lock.acquire()
-        self._stopTimer()
         try:
+            self._stopTimer()
             if self._over:
                 raise noUpload()
             yield
@@ -214,15 +212,25 @@ class Upload:
                 self._end = None
             self._lock.release()
             if self.receipt is not None:
-                self._uploads.forget(self)
+                self.forget()
             elif not (self._lock.locked or self._over):
-                self._stopTimer()
-                self._timer = self._uploads.clock.callLater(OPEN_SECONDS, self.pause)
+                self.waits()
+
+    def waits(self) -> None:
+        """
+        Let go of it in a while, unless somebody goes on with it.
+        """
+        self._stopTimer()
+        clock = self._uploads.clock
+        if self._begun:
+            self._timer = clock.callLater(OPEN_SECONDS, self.pause)
+        else:
+            rest = self._created + CREATION_SECONDS - clock.seconds()
+            self._timer = clock.callLater(max(0.0, rest), self.forget)
 
     def _stopTimer(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        self._timer = None
 
     def pause(self) -> Deferred[None]:
         """
@@ -257,7 +265,7 @@ class Upload:
         """
         Be gone for those that come; the store may know it.
         """
-        self._over = True
+        self._over = self._over or self.receipt is None
         self._stopTimer()
         self._uploads.forget(self)
 
@@ -281,10 +289,9 @@ class Upload:
             return
         self._begun = self._started = True
         self.offer = found.offer
-        intake = Intake(found)
-        self._intake = intake
+        self._intake = Intake(found)
         try:
-            await intake.open()
+            await self._intake.open()
         except Exception as e:
             await self._leave(e, keep=False)
             raise
@@ -352,7 +359,11 @@ class Upload:
         @return: whether a byte came.
         """
         if intake.offset == self.offer.size:
-            return await self._receiveAgain(intake, request, digests)
+            # the last byte once more: nothing else is missing but the name
+            came = await self._collect(request, digests, 1)
+            if came and await self._safely(intake.lastByte()) != came:
+                raise DigestMismatch("the last byte is not the one that came before")
+            return bool(came)
         before = intake.offset
         intake.begin(digests)
         try:
@@ -371,39 +382,24 @@ class Upload:
         await self._safely(intake.keep(digests.vouches))
         return intake.offset > before
 
-    async def _receiveNothing(self, request: Request, digests: Digests) -> None:
-        def take(view: memoryview) -> None:
-            raise TooLarge(f"the file was whole, and {len(view)} bytes came")
-
-        digests.compare(await request.receive(take))
-
-    async def _receiveAgain(self, intake: Intake, request: Request, digests: Digests) -> bool:
+    async def _collect(self, request: Request, digests: Digests, most: int) -> bytearray:
         """
-        Take the last byte once more: nothing else is missing but the name.
+        Take a body of at most C{most} bytes, all that are missing.
         """
         came = bytearray()
 
         def take(view: memoryview) -> None:
             came.extend(view)
-            if len(came) > 1:
-                raise TooLarge("one byte is missing, and more came")
+            if len(came) > most:
+                raise TooLarge(f"{most} bytes were missing, and more came")
 
         trailers = await request.receive(take)
         digests.update(came)
         digests.compare(trailers)
-        if not came:
-            return False
-        if await self._safely(intake.lastByte()) != came:
-            raise DigestMismatch("the last byte is not the one that came before")
-        return True
-
-    async def _publish(self, intake: Intake, sha256: bytes | None) -> None:
-        self._uploads.mayPublish(self.offer)
-        self.receipt = await self._safely(intake.commit(sha256))
-        self._intake = None
+        return came
 
 
-def mismatch(offset: int) -> Problem:
+def _mismatch(offset: int) -> Problem:
     """
     The answer to a request whose offset is not the upload's.
     """
@@ -416,21 +412,16 @@ class Uploads:
     The uploads of a door.
 
     @param clock: L{twisted.internet.interfaces.IReactorTime}.
+    @ivar supported: whether the store can keep uploads.
     @ivar creations: those without a byte.
     """
 
     def __init__(self, reception: Reception, clock: Any) -> None:
         self.reception = reception
         self.clock = clock
+        self.supported = bool(IUploadStore.providedBy(reception.store))
+        self.creations = Creations()
         self._known: dict[str, Upload] = {}
-        self.creations = Creations(clock.seconds)
-
-    @property
-    def supported(self) -> bool:
-        """
-        Tell whether the store can keep uploads.
-        """
-        return bool(IUploadStore.providedBy(self.reception.store))
 
     async def create(self, request: Request, offer: Offer, digests: Digests) -> Upload:
         """
@@ -444,11 +435,10 @@ class Uploads:
         token = Token.new(sender.network)
         offer = attrs.evolve(offer, key=token.key(b"receipt"))
         if size is not None and (size == 0 or length == size <= SMALL_FILE_BYTES):
-            upload = Upload(self, token, offer, sender.peer, False)
-            if upload.notes.whole:
+            if Notes.read(offer.metadata).whole:
                 digests.add("sha-256")
-            upload.receipt = await WholeFile(request, offer, digests).receive()
-            return upload
+            receipt = await WholeFile(request, offer, digests).receive()
+            return Upload(self, token, offer, sender.peer, receipt=receipt)
         offer = attrs.evolve(
             offer,
             resumeKey=token.key(b"resume"),
@@ -457,14 +447,15 @@ class Uploads:
             digest="blake3",
             blockSize=chooseBlockSize(size),
         )
-        upload = Upload(self, token, offer, sender.peer, False)
+        upload = Upload(self, token, offer, sender.peer)
         try:
-            await self._foresee(offer)
+            # what would be refused with all of its bytes
+            checkLimits(self.reception, offer)
+            await self.reception.store.foresee(offer, None, 0, False)
             self._admit(upload, offer.evicts)
         except TransferError as e:
             self.reception.refuse(str(offer.name), sender.peer, e, offer.transferId)
             raise
-        self._known[token.text] = upload
         return upload
 
     async def find(self, text: str, sender: Sender) -> Upload:
@@ -476,7 +467,6 @@ class Uploads:
         @raise Busy: another process has it.
         """
         token = Token.read(text)
-        self._sweep()
         upload = self._known.get(text)
         if upload is None:
             store: Any = self.reception.store
@@ -488,6 +478,18 @@ class Uploads:
             raise noUpload()
         return upload
 
+    def _found(self, found: Offer | Receipt | None, token: Token, sender: Sender) -> Upload:
+        if found is None:
+            raise noUpload()
+        if isinstance(found, Receipt):
+            name = RelativeName.parse(found.wanted, profile="posix")
+            offer = Offer(name, found.transferId, found.size, found.principal)
+            return Upload(self, token, offer, sender.peer, begun=True, receipt=found)
+        offer = attrs.evolve(found, identity=sender.identity, evicts=not sender.shared)
+        self.mayPublish(offer)
+        upload = self._known[token.text] = Upload(self, token, offer, sender.peer, begun=True)
+        return upload
+
     def mayPublish(self, offer: Offer) -> None:
         """
         Ask the policy again.
@@ -496,6 +498,14 @@ class Uploads:
         """
         path = offer.name.path.encode("utf-8", "surrogateescape")
         self.reception.offer(path, None, offer.ifExists, transferId=offer.transferId)
+
+    def _admit(self, upload: Upload, evicts: bool) -> None:
+        owner = upload.offer.principal, upload.offer.network
+        evicted = self.creations.add(upload.token.text, owner, evicts)
+        if evicted is not None:
+            self._known[evicted].forget()
+        self._known[upload.token.text] = upload
+        upload.waits()
 
     def emptied(self, upload: Upload) -> None:
         """
@@ -516,41 +526,9 @@ class Uploads:
 
     def close(self) -> Deferred[Any]:
         """
-        Pause all.
+        Pause all, and forget those without a byte.
 
         @return: fires when that is done.
         """
-        return gatherResults([each.pause() for each in [*self._known.values()]])
-
-    def _admit(self, upload: Upload, evicts: bool) -> None:
-        self._sweep()
-        owner, end = (upload.offer.principal, upload.offer.network), upload.expires or 0.0
-        evicted = self.creations.add(upload.token.text, owner, end, evicts)
-        if evicted is not None:
-            self._known[evicted].forget()
-
-    def _sweep(self) -> None:
-        for token in self.creations.expired():
-            self._known[token].forget()
-
-    def _found(self, found: Offer | Receipt | None, token: Token, sender: Sender) -> Upload:
-        if found is None:
-            raise noUpload()
-        if isinstance(found, Receipt):
-            name = RelativeName.parse(found.wanted, profile="posix")
-            offer = Offer(name, found.transferId, found.size, found.principal)
-            upload = Upload(self, token, offer, sender.peer, True)
-            upload.receipt = found
-            return upload
-        offer = attrs.evolve(found, identity=sender.identity, evicts=not sender.shared)
-        self.mayPublish(offer)
-        upload = Upload(self, token, offer, sender.peer, True)
-        self._known[token.text] = upload
-        return upload
-
-    async def _foresee(self, offer: Offer) -> None:
-        """
-        Refuse what would be refused with all of its bytes.
-        """
-        checkLimits(self.reception, offer)
-        await self.reception.store.foresee(offer, None, 0, False)
+        pausing = gatherResults([each.pause() for each in [*self._known.values()]])
+        return pausing.addCallback(lambda _: [each.forget() for each in [*self._known.values()]])

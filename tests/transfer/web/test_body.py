@@ -6,8 +6,8 @@ import h11
 import hypothesis
 from hypothesis import strategies as st
 
+from connpool.transfer.web.answers import Problem
 from connpool.transfer.web.body import Chunked, Sized
-from connpool.transfer.web.problems import Problem
 
 
 def read(body, raw, size):

@@ -15,7 +15,7 @@ from connpool.transfer.web.channel import (
     LINGER_BYTES,
     LINGER_SECONDS,
 )
-from connpool.transfer.web.wholefile import WholeFile
+from connpool.transfer.web.put import WholeFile
 from tests.transfer.web.kit import request
 
 GET = request(b"GET", b"/")

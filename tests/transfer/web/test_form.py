@@ -5,8 +5,8 @@ Files that come by a form.
 import pytest
 
 from connpool.transfer.receive.policy import Policy
+from connpool.transfer.web.answers import Problem
 from connpool.transfer.web.form import MAX_FIELD_BYTES, MAX_FIELDS, MAX_PARTS, parametersOf
-from connpool.transfer.web.problems import Problem
 from tests.transfer.hostile import CORPUS
 from tests.transfer.web.kit import HOST, request
 

@@ -7,8 +7,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from connpool.transfer.web.answers import Problem
 from connpool.transfer.web.head import parseHead
-from connpool.transfer.web.problems import Problem
 from tests.transfer.web.corpus import FRAMING, HIDDEN
 from tests.transfer.web.kit import request
 

@@ -8,11 +8,11 @@ import pytest
 
 from connpool import errors
 from connpool.errors import Exists, Skipped, TransferError
-from connpool.transfer.web.answers import Answer, problem
-from connpool.transfer.web.fields import modifiedOf, preferencesOf
+from connpool.transfer.web.answers import Answer, problem, statusOf
 from connpool.transfer.web.head import Head
 from connpool.transfer.web.origin import originOf
-from connpool.transfer.web.problems import statusOf
+from connpool.transfer.web.put import modifiedOf
+from connpool.transfer.web.request import preferencesOf
 from connpool.transfer.web.target import Kind, locate, parseTarget
 
 
