@@ -66,11 +66,8 @@ _MAX_DETAIL_CHARACTERS = 1024
 
 class Problem(TransferError):
     """
-    A request that is answered with a status of its own.
-
-    @ivar closes: the connection ends with the answer: where the next request begins is not
-        known, or not worth to know.
-    @ivar fields: more fields of the answer.
+    A request that is answered with a status of its own; C{closes} if the connection ends with it,
+    where the next request begins being unknown or not worth to know.
     """
 
     def __init__(
@@ -91,10 +88,8 @@ class Problem(TransferError):
 
 class Stream(Protocol):
     """
-    A body that comes in pieces; a plain Python protocol.  What fails on the way breaks the
-    connection.
-
-    @ivar length: bytes of all.
+    A body of C{length} bytes that comes in pieces; a plain Python protocol.  What fails on the way
+    breaks the connection.
     """
 
     @property
@@ -123,9 +118,8 @@ class Answer:
 
     def write(self, bare: bool, more: Fields = ()) -> bytes:
         """
-        @param bare: leave the body out: the request was a C{HEAD}.
-        @param more: fields beside those of the answer.
-        @return: the bytes of the answer.
+        Return the bytes of the answer, with C{more} fields; without the body if it is C{bare}, for
+        the request was a C{HEAD}.
         """
         bodiless = self.status in _BODILESS
         fields = [*{**_SECURITY, **dict(self.fields)}.items(), *more]
@@ -158,9 +152,8 @@ def jsonAnswer(
 
 def statusOf(why: TransferError, *, conditional: bool = False, upload: bool = False) -> int:
     """
-    @param conditional: the request asked by a condition that nothing is replaced.
-    @param upload: the request is about an upload that can be resumed.
-    @return: the status that C{why} is answered with.
+    Return the status of an error; C{conditional}: the request asked that nothing is replaced,
+    C{upload}: it is about an upload that can be resumed.
     """
     if isinstance(why, Problem):
         return why.status
@@ -183,8 +176,7 @@ def documentOf(why: TransferError, status: int) -> dict[str, Any]:
 
 def problem(why: TransferError, **context: bool) -> Answer:
     """
-    @param context: as L{statusOf} takes it.
-    @return: the answer that says why a request failed.
+    Return the answer that says why a request failed; C{context} is that of L{statusOf}.
     """
     status = statusOf(why, **context)
     fields, closes = (why.fields, why.closes) if isinstance(why, Problem) else ((), False)
@@ -199,8 +191,7 @@ def problem(why: TransferError, **context: bool) -> Answer:
 
 def accountOf(receipt: Receipt, identity: Identity | None) -> dict[str, Any]:
     """
-    @return: a receipt as its sender sees it: the directory of a sender is the operator's
-        business.
+    Return a receipt as its sender sees it: the directory of a sender is the operator's business.
     """
     account = attrs.asdict(receipt, recurse=False)
     if identity is not None and identity.directory is not None:

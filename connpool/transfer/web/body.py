@@ -31,9 +31,7 @@ _NO_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host", b"co
 
 class Sized:
     """
-    A body of known length.
-
-    @ivar left: bytes that have not come.
+    A body of known length, of which C{left} bytes have not come.
     """
 
     trailers: FieldValues = {}  # a Mapping
@@ -59,10 +57,7 @@ class Sized:
 
 class Chunked:
     """
-    A chunked body.
-
-    @ivar over: all of it came.
-    @ivar trailers: fields behind the body.
+    A chunked body; C{over} when all of it came, with the fields behind it in C{trailers}.
     """
 
     def __init__(self) -> None:
@@ -76,8 +71,7 @@ class Chunked:
 
     def feed(self, data: bytes | bytearray) -> tuple[memoryview, bytes | bytearray]:
         """
-        @return: as L{Sized.feed}.
-        @raise Problem: it is not as it has to be.
+        Do as L{Sized.feed}; raise a L{Problem} if it is not as it has to be.
         """
         data = self._kept + bytes(data)
         self._kept = b""

@@ -29,9 +29,7 @@ _SECRET_CHARACTERS = 43
 @attrs.frozen
 class Token:
     """
-    The secret of an upload.
-
-    @ivar text: as it stands in the upload's URL.
+    The secret of an upload, with its C{text} as it stands in the upload's URL.
     """
 
     text: str = attrs.field(repr=False)
@@ -40,9 +38,7 @@ class Token:
     @classmethod
     def new(cls, network: str) -> Token:
         """
-        Make one.
-
-        @param network: of a sender without credentials; else empty.
+        Make one; C{network} is that of a sender without credentials, else empty.
         """
         secret = secrets.token_bytes(_SECRET_BYTES)
         tag = blake2b(network.encode(), digest_size=_NETWORK_BYTES).digest() if network else b""
@@ -52,8 +48,6 @@ class Token:
     def read(cls, text: str) -> Token:
         """
         Read one.
-
-        @raise Problem: it is none.
         """
         coded = text[:_SECRET_CHARACTERS]
         try:
@@ -101,12 +95,8 @@ class Creations:
 
     def add(self, token: str, owner: tuple[str, str], evicts: bool) -> str | None:
         """
-        Remember one.
-
-        @param owner: the principal and the network.
-        @param evicts: whether the oldest of its owner may make way for it.
-        @return: one that is forgotten instead.
-        @raise Busy: there are too many.
+        Remember one of an owner, a principal and a network.  Return one that is forgotten instead,
+        if C{evicts} lets the oldest of the owner make way.
         """
         evicted = None
         own = self._own.get(owner, {})

@@ -114,11 +114,8 @@ class Digests:
 
     def compare(self, trailers: FieldValues) -> None:
         """
-        Compare the digests that were told with those of the bytes that came.
-
-        @param trailers: the fields behind the body.
-        @raise DigestMismatch: they differ.
-        @raise Problem: the client had announced another one, or had not announced it.
+        Compare the digests that were told, those behind the body too, with those of the bytes that
+        came; each must have been announced.
         """
         if self._behind is not None:
             behind, self._behind = self._behind, None
@@ -133,8 +130,7 @@ class Digests:
 
 def digestsOfFile(head: Head) -> Digests:
     """
-    @return: the digests of the file that a C{PUT} brings, those that the client wants to know
-        among them.
+    Return the digests of the file that a C{PUT} brings, those that the client wants to know too.
     """
     told, wanted = _digestsIn(head.fields), wantedDigest(head)
     if any(b"digest" in name for name in head.words(b"trailer")):
@@ -156,8 +152,7 @@ def digestsOfBody(head: Head) -> Digests:
 
 def wholeSHA256(head: Head) -> bytes | None:
     """
-    @return: the digest that a file shall have, of which the request brings a part; L{None} if
-        the client does not say.
+    Return the digest that the whole file shall have, of which the request brings a part.
     """
     told = _read(b"repr-digest", head.fields)
     if told.keys() - {"sha-256"}:
@@ -167,9 +162,8 @@ def wholeSHA256(head: Head) -> bytes | None:
 
 def _digestsIn(fields: FieldValues) -> dict[str, bytes]:
     """
-    @param fields: of a head or a trailer.
-    @return: the digests that a file shall have, by algorithm.  The content of a C{PUT} is all
-        of the file, so both fields say the same.
+    Return the digests that a file shall have, by algorithm.  The content of a C{PUT} is all of the
+    file, so both fields say the same.
     """
     found = _read(b"repr-digest", fields)
     for algorithm, digest in _read(b"content-digest", fields).items():
@@ -195,9 +189,7 @@ def _dictionary(name: bytes, fields: FieldValues) -> Mapping[str, Any]:
 
 def _read(name: bytes, fields: FieldValues) -> dict[str, bytes]:
     """
-    @param name: of the field.
-    @return: its digests, of those that are known; none if it is not there.
-    @raise Problem: one of them cannot be a digest of its algorithm, or none is known.
+    Return the digests of a field, of those that are known; none if it is not there.
     """
     members = _dictionary(name, fields)
     found = {each: members[each] for each in _REGISTERED if each in members}

@@ -42,11 +42,8 @@ _OF_UPLOADS = ("HEAD", "GET", "PATCH", "DELETE", "PUT", "POST")
 
 class WebDoor:
     """
-    Makes channels for connections that begin with an HTTP request.
-
-    @param clock: L{twisted.internet.interfaces.IReactorTime}.
-    @param authenticator: L{None} if everybody may send, as C{anonymous}.
-    @param counts: grow with what is answered.
+    Makes channels for connections that begin with an HTTP request.  Without an authenticator
+    everybody may send, as C{anonymous}.
     """
 
     _log = Logger()
@@ -106,9 +103,7 @@ class WebDoor:
         self, head: Head, channel: WebChannel, sender: Sender
     ) -> tuple[Answer, Fields]:
         """
-        Answer a request.
-
-        @return: the answer, and fields that depend on the request's origin.
+        Return the answer to a request, and the fields that depend on the request's origin.
         """
         shared: Fields = ()
         request = None
@@ -141,9 +136,7 @@ class WebDoor:
 
     def _refuse(self, why: TransferError, sender: Sender) -> Answer:
         """
-        Log a refusal that is about no file, unless there are many like it.
-
-        @return: the answer.
+        Answer a refusal that is about no file, and log it unless there are many like it.
         """
         code = why.code
         if code not in self._logs:

@@ -56,8 +56,6 @@ def _readerOf(request: Request) -> Reader:
 async def download(request: Request) -> Answer:
     """
     Give a file, or one range of it.
-
-    @raise TransferError: why not.
     """
     reader, raw = _readerOf(request), request.target.path
     found = await reader.read(raw, 0, 0)
@@ -132,8 +130,8 @@ def _mayRange(head: Head, tag: str) -> bool:
 
 def _rangeOf(head: Head, size: int) -> tuple[int, int] | None:
     """
-    @return: the offsets of the one range that is asked for, equal ones if there is nothing
-        there; L{None} to give all, which is what several ranges get.
+    Return the offsets of the one range that is asked for, equal ones if nothing is there; L{None}
+    to give all, which is what several ranges get.
     """
     value = head.one(b"range")
     found = None if value is None else _RANGE.fullmatch(value)
@@ -197,8 +195,6 @@ class _Content:
 async def showDirectory(request: Request) -> Answer:
     """
     List a directory: for browsers as a page, else as JSON.
-
-    @raise TransferError: why not.
     """
     reader, path = _readerOf(request), request.target.path.removesuffix(b"/")
     if request.target.path == TOP_LIST:
@@ -212,7 +208,7 @@ async def showDirectory(request: Request) -> Answer:
         page = await reader.listing(path, after, min(_PAGE_NAMES, MAX_NAMES - len(entries)))
         entries += page.entries
         more = page.more
-    if any(b"text/html" in value.lower() for value in request.head.all(b"accept")):
+    if request.head.wantsPage:
         return _asPage(request.target.path, path, entries, more)
     document: dict[str, Any] = {
         "path": path.decode("utf-8", "replace"),

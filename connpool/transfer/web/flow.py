@@ -27,13 +27,8 @@ Sink = Callable[[memoryview], "Deferred[None] | None"]
 
 class Flow:
     """
-    The body of one request.
-
-    @param clock: times its deadline.
-    @param length: of the body; L{None} if it is chunked.
-    @param deadline: tells the seconds without a byte that end it, and the bytes/s that it must
-        keep up.
-    @param changed: told that C{wants} may have changed.
+    The body of one request, held to the C{deadline} of seconds without a byte and bytes/s;
+    C{changed} is told that L{wants} may have changed.
     """
 
     def __init__(
@@ -83,10 +78,8 @@ class Flow:
 
     def begin(self, sink: Sink) -> Deferred[FieldValues]:
         """
-        Let the body flow, once L{steer} is called.
-
-        @return: fires with the trailers when the sink is done with all of it; fails with a
-            L{TransferError} if it breaks off.
+        Let the body flow, once L{steer} is called; as L{connpool.transfer.web.request.Request} says
+        of C{receive}.
         """
         assert self._sink is None, "a body is taken once"
         if self._why is not None:
@@ -97,9 +90,8 @@ class Flow:
 
     def feed(self, data: bytes | bytearray) -> bytes | bytearray:
         """
-        Take bytes of the stream.
-
-        @return: those behind the body; after keeping them, L{steer} is to be called.
+        Take bytes of the stream, and return those behind the body; after keeping them, L{steer} is
+        to be called.
         """
         if self._deadline is not None:
             self._deadline.arrived(len(data))
@@ -114,10 +106,8 @@ class Flow:
 
     def take(self, view: memoryview, free: Callable[[], None]) -> None:
         """
-        Take bytes of a body of known length, no more than are C{left}; L{steer} is to be
-        called then.
-
-        @param free: called when C{view} is not needed any more.
+        Take bytes of a body of known length, no more than are L{left}, and call C{free} when they
+        are not needed any more; L{steer} is to be called then.
         """
         assert isinstance(self._body, Sized)
         if self._deadline is not None:

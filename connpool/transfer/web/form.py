@@ -64,9 +64,7 @@ _RESULTS = """<!doctype html><html lang="en"><meta charset="utf-8">
 
 def parametersOf(value: bytes) -> dict[bytes, bytes]:
     """
-    @param value: of a C{Content-Disposition}.
-    @return: its parameters, names in lower case.
-    @raise Problem: it is not that of a part of a form.
+    Return the parameters of a C{Content-Disposition} of a part of a form, names in lower case.
     """
     kind, semicolon, rest = value.partition(b";")
     found: dict[bytes, bytes] = {}
@@ -113,11 +111,10 @@ async def storeForm(request: Request) -> Answer:
     reading = _Reading(request, boundary[1] or boundary[2])
     try:
         await request.receive(reading.write)
-        reading.close()
+        return reading.answer()
     except BaseException as e:
         await reading.abort(e)
         raise
-    return reading.answer()
 
 
 class _Reading:
@@ -130,7 +127,8 @@ class _Reading:
         #: receipts and problem documents, in order
         self._told: list[dict[str, Any]] = []
         self._lock = DeferredLock()
-        self._events: list[tuple[str, Any]] = []
+        #: the disposition of a part that begins, a slice of its bytes, or L{None} for its end
+        self._events: list[bytes | list[Any] | None] = []
         self._field, self._value = b"", b""
         self._headers: dict[bytes, bytes] = {}
         self._parts = self._plain = 0
@@ -149,7 +147,7 @@ class _Reading:
                 "on_header_end": self._headerEnd,
                 "on_headers_finished": self._begun,
                 "on_part_data": self._data,
-                "on_part_end": lambda: self._events.append(("end", None)),
+                "on_part_end": lambda: self._events.append(None),
                 "on_end": self._over,
             },
             max_header_count=_MAX_HEADERS,
@@ -178,14 +176,14 @@ class _Reading:
         coding = self._headers.get(b"content-transfer-encoding", b"").strip().lower()
         if coding not in _PLAIN_CODINGS:
             raise Problem(415, "parts come as they are, without Content-Transfer-Encoding")
-        self._events.append(("begin", self._headers.get(b"content-disposition", b"")))
+        self._events.append(self._headers.get(b"content-disposition", b""))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        kind, last = self._events[-1] if self._events else ("", [])
-        if kind == "data" and last[0] is data and last[2] == start:
+        last = self._events[-1] if self._events else None
+        if isinstance(last, list) and last[0] is data and last[2] == start:
             last[2] = end
         else:
-            self._events.append(("data", [data, start, end]))
+            self._events.append([data, start, end])
 
     def _over(self) -> None:
         self._ended = True
@@ -194,91 +192,72 @@ class _Reading:
         """
         Take the bytes that follow.
         """
-        data = bytes(view)
         try:
-            self._parser.write(data)
+            self._parser.write(bytes(view))
         except FormParserError as e:
             raise Problem(400, f"the form is broken: {e}") from None
         events, self._events = self._events, []
         return self._lock.run(lambda: Deferred.fromCoroutine(self._take(events)))
 
-    def close(self) -> None:
-        """
-        The body is over.
-
-        @raise Problem: the form is not.
-        """
-        if not self._ended:
-            raise Problem(400, "the form ended before its last boundary")
-
     # -- what becomes of the parts
 
-    async def _take(self, events: list[tuple[str, Any]]) -> None:
-        for kind, value in events:
-            into = self._into
-            if kind == "begin":
-                await self._begin(parametersOf(value))
-            elif kind == "end":
-                await self._end()
-            elif isinstance(into, bytearray):
-                into += value[0][value[1] : value[2]]
-                if len(into) > MAX_FIELD_BYTES:
-                    raise Problem(413, f"a field has at most {MAX_FIELD_BYTES} bytes", "too-large")
-            elif into is not None:
-                try:
-                    written = into.write(memoryview(value[0])[value[1] : value[2]])
-                    if written is not None:
-                        await written
-                except TransferError as e:
-                    await self._drop(e)
-                    self._tell(e)
+    async def _take(self, events: list[bytes | list[Any] | None]) -> None:
+        for event in events:
+            try:
+                if event is None:
+                    await self._end()
+                elif isinstance(event, bytes):
+                    await self._begin(parametersOf(event))
+                else:
+                    await self._write(memoryview(event[0])[event[1] : event[2]])
+            except Problem:
+                raise
+            except TransferError as e:
+                await self._drop(e)
+                document = documentOf(e, statusOf(e))
+                self._told.append({**document, "name": displayName(self._name)})
 
     async def _begin(self, parameters: dict[bytes, bytes]) -> None:
-        try:
-            name = nameIn(parameters)
-            if name is None:
-                self._plain += 1
-                if self._plain > MAX_FIELDS:
-                    raise Problem(413, f"a form has at most {MAX_FIELDS} fields", "too-large")
-                self._into = bytearray()
-                self._isPath = parameters.get(b"name") == b"relativePath"
-                return
-            path, self._path = self._path, b""
-            self._name = name if path in {b"", b"null"} else path
-            # no file was chosen, else
-            if self._name:
-                await self._open(self._name)
-        except Problem:
-            raise
-        except TransferError as e:
-            self._tell(e)
+        name = nameIn(parameters)
+        if name is None:
+            self._plain += 1
+            if self._plain > MAX_FIELDS:
+                raise Problem(413, f"a form has at most {MAX_FIELDS} fields", "too-large")
+            self._into = bytearray()
+            self._isPath = parameters.get(b"name") == b"relativePath"
+            return
+        path, self._path = self._path, b""
+        self._name = name if path in {b"", b"null"} else path
+        if self._name:  # else no file was chosen
+            # a form has no key; this one has the receipt noted before it is told
+            offer = self._request.offer(self._name, key=secrets.token_bytes(32))
+            file = WholeFile(self._request, offer, Digests({}))
+            await file.begin()
+            self._into = file
 
-    async def _open(self, name: bytes) -> None:
-        # a form has no key; this one has the receipt noted before it is told
-        offer = self._request.offer(name, key=secrets.token_bytes(32))
-        file = WholeFile(self._request, offer, Digests({}))
-        await file.begin()
-        self._into = file
+    async def _write(self, view: memoryview) -> None:
+        into = self._into
+        if isinstance(into, WholeFile):
+            written = into.write(view)
+            if written is not None:
+                await written
+        elif into is not None:
+            into += view
+            if len(into) > MAX_FIELD_BYTES:
+                raise Problem(413, f"a field has at most {MAX_FIELD_BYTES} bytes", "too-large")
 
     async def _end(self) -> None:
         into, self._into = self._into, None
         if isinstance(into, bytearray):
             self._path = bytes(into) if self._isPath else b""
         elif into is not None:
-            try:
-                receipt = await into.commit({})
-                self._told.append(accountOf(receipt, self._request.sender.identity))
-            except TransferError as e:
-                self._tell(e)
+            receipt = await into.commit({})
+            self._told.append(accountOf(receipt, self._request.sender.identity))
 
     async def _drop(self, why: BaseException) -> None:
         into, self._into = self._into, None
         if isinstance(into, WholeFile):
             await into.abort(why)
-
-    def _tell(self, why: TransferError) -> None:
-        document = documentOf(why, statusOf(why))
-        self._told.append({**document, "name": displayName(self._name)})
 
     async def abort(self, why: BaseException) -> None:
         """
@@ -290,23 +269,21 @@ class _Reading:
     def answer(self) -> Answer:
         """
         Tell what became of the files.
-
-        @raise Problem: there was none.
         """
+        if not self._ended:
+            raise Problem(400, "the form ended before its last boundary")
         if not self._told:
             raise Problem(400, "the form has no file")
         became = [each["status"] for each in self._told]
         failed = [status for status in became if isinstance(status, int)]
         status = failed[0] if failed else 201 if "stored" in became else 200
-        if any(b"text/html" in value.lower() for value in self._request.head.all(b"accept")):
-            rows = "".join(_rows(self._told))
-            fields = [("Content-Type", "text/html; charset=utf-8")]
-            return Answer(status, fields, _RESULTS.format(rows).encode())
-        return jsonAnswer(status, self._told)
+        if not self._request.head.wantsPage:
+            return jsonAnswer(status, self._told)
+        fields = [("Content-Type", "text/html; charset=utf-8")]
+        return Answer(status, fields, _RESULTS.format("".join(_rows(self._told))).encode())
 
 
 def _rows(told: list[dict[str, Any]]) -> Iterator[str]:
     for each in told:
-        name = displayName(each.get("name", ""))
-        text = f"{name}: {each.get('detail') or each['status']}".removeprefix(": ")
-        yield f"<li>{html.escape(text)}</li>"
+        text = f"{displayName(each.get('name', ''))}: {each.get('detail') or each['status']}"
+        yield f"<li>{html.escape(text.removeprefix(': '))}</li>"

@@ -16,8 +16,8 @@ and these very bytes; any other is asked again.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
+from contextlib import suppress
 from typing import Any
 
 from twisted.logger import Logger
@@ -50,7 +50,6 @@ class Sender:
     """
     The client of one connection.
 
-    @param transport: of the connection.
     @ivar peer: its name in logs.
     @ivar local: connected directly on this machine.
     @ivar identity: the operator's entry for it; L{None} while there is none.
@@ -96,8 +95,6 @@ class Sender:
 class Gate:
     """
     The gate of a door.
-
-    @param authenticator: L{None} if everybody may send.
     """
 
     _log = Logger()
@@ -120,7 +117,8 @@ class Gate:
         """
         @raise Forbidden: it is not known where the client is.
         """
-        if sender.local and _forwarded(head) and not self._proxied:
+        sender.shared = sender.local and _forwarded(head)
+        if sender.shared and not self._proxied:
             raise Forbidden(
                 "this request came through a proxy, so it is not local; tell the receiver the "
                 "proxy's address with --web-url https://…"
@@ -128,32 +126,27 @@ class Gate:
 
     async def identify(self, head: Head, sender: Sender) -> None:
         """
-        Find out who is asking.
-
-        @raise AuthenticationFailed: the credentials are missing or wrong.
-        @raise Forbidden: they cannot be taken here.
-        @raise Busy: the sender has too many connections.
+        Find out who is asking, and count the connection among theirs.
         """
-        sender.shared = sender.local and _forwarded(head)
-        identity = sender.identity = await self._identity(head, sender)
-        accounts = self._reception.quotas.accounts(identity)
+        if self._authenticator is not None:
+            sender.identity = await self._identity(self._authenticator, head, sender)
+        accounts = self._reception.quotas.accounts(sender.identity)
         if accounts != sender.accounts:
             sender.leave()
             for account in accounts:
                 account.connect()
                 sender.accounts += (account,)
 
-    async def _identity(self, head: Head, sender: Sender) -> Identity | None:
-        authenticator = self._authenticator
-        if authenticator is None:
-            return None
+    async def _identity(
+        self, authenticator: IAuthenticator, head: Head, sender: Sender
+    ) -> Identity:
         identity = authenticator.certified(sender.transport)
         if identity is not None:
             return identity
         if not authenticator.takesPasswords:
             raise Forbidden("a client certificate that the receiver knows is needed")
-        forwarded = _forwarded(head)
-        if not self._safe(sender, forwarded):
+        # a shared one came through the proxy that the operator has declared
+        if not (sender.shared or credentialsAreSafe(sender.transport)):
             raise Forbidden("credentials are needed, and are taken only within TLS")
         given = head.one(b"authorization")
         if given is None:
@@ -162,9 +155,8 @@ class Gate:
             return sender.authorization[1]
         user, secret = readCredentials(given)
         # behind a proxy all clients have one address, so guesses are counted for users too
-        slot = hash((self._key, user)) % _SLOTS
-        now = self._clock.seconds()
-        if forwarded and self._wrong.free(slot, now) < 1:
+        slot, now = hash((self._key, user)) % _SLOTS, self._clock.seconds()
+        if _forwarded(head) and self._wrong.free(slot, now) < 1:
             raise AuthenticationFailed("too many wrong passwords for this user; wait a minute")
         try:
             identity = await authenticator.password(sender.transport, user, secret)
@@ -178,11 +170,6 @@ class Gate:
         sender.authorization = given, identity
         return identity
 
-    def _safe(self, sender: Sender, forwarded: bool) -> bool:
-        if forwarded and sender.local:
-            return self._proxied
-        return credentialsAreSafe(sender.transport)
-
 
 def _forwarded(head: Head) -> bool:
     """
@@ -193,16 +180,13 @@ def _forwarded(head: Head) -> bool:
 
 def readCredentials(value: bytes) -> tuple[str, bytes]:
     """
-    @param value: of C{Authorization}: C{Basic} (RFC 7617), or C{Bearer} with the same base64.
-    @return: user and password.
-    @raise AuthenticationFailed: it is neither.
+    Return the user and the password of C{Authorization}: C{Basic} (RFC 7617), or C{Bearer} with the
+    same base64.
     """
     scheme, _, coded = value.partition(b" ")
     if scheme.lower() in {b"basic", b"bearer"}:
-        try:
+        with suppress(ValueError):
             user, colon, secret = base64.b64decode(coded.strip(), validate=True).partition(b":")
             if colon:
                 return user.decode("utf-8"), secret
-        except (binascii.Error, UnicodeDecodeError):
-            pass
     raise AuthenticationFailed("credentials are Basic or Bearer, base64 of USER:PASSWORD in UTF-8")

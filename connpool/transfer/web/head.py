@@ -69,16 +69,13 @@ class Head:
 
     def all(self, name: bytes) -> Sequence[bytes]:
         """
-        @param name: lower case.
-        @return: the values of a field.
+        Return the values of a field; its name is in lower case, as below.
         """
         return self.fields.get(name, ())
 
     def one(self, name: bytes) -> bytes | None:
         """
-        @param name: lower case.
-        @return: the value of a field that may come once; L{None} if it is not there.
-        @raise Problem: if it comes twice.
+        Return the value of a field that may come once; L{None} if it is not there.
         """
         found = self.all(name)
         if len(found) > 1:
@@ -87,8 +84,7 @@ class Head:
 
     def words(self, name: bytes) -> set[bytes]:
         """
-        @param name: lower case.
-        @return: the members of a field that is a list, in lower case.
+        Return the members of a field that is a list, in lower case.
         """
         return _members(self.all(name))
 
@@ -110,10 +106,8 @@ def _broken(why: str, status: int = 400, code: str = "protocol") -> Problem:
 
 def cutHead(buffer: bytearray) -> bytes | None:
     """
-    Take the head from the beginning of C{buffer}.
-
-    @return: the head with its empty line; L{None} if it is not complete.
-    @raise Problem: if it is too long.
+    Take the head with its empty line from the beginning of C{buffer}; L{None} if it is not
+    complete.
     """
     if buffer.startswith(b"\r\n"):
         # RFC 9112 section 2.2: at least one empty line is skipped; more are a fault
@@ -138,10 +132,7 @@ def isHTTP2(head: bytes) -> bool:
 
 def readFields(raw: bytes) -> dict[bytes, list[bytes]]:
     """
-    Read the fields of a head or a trailer.
-
-    @param raw: all lines, without the empty one.
-    @raise Problem: they can be read in two ways.
+    Read the lines of fields of a head or a trailer, unless they can be read in two ways.
     """
     if _STRAY.search(raw):
         raise _broken("fields are lines that end with CR LF, with no other control characters")
@@ -159,10 +150,7 @@ def readFields(raw: bytes) -> dict[bytes, list[bytes]]:
 
 def parseHead(raw: bytes) -> Head:
     """
-    Read a head.
-
-    @param raw: as L{cutHead} gives it.
-    @raise Problem: it is not taken.
+    Read a head that L{cutHead} gave.
     """
     first, _, rest = raw[: -len(_END)].partition(b"\r\n")
     line = _LINE.fullmatch(first)
@@ -193,7 +181,7 @@ def parseHead(raw: bytes) -> Head:
 
 def _judgeFraming(fields: FieldValues, old: bool) -> int | None:
     """
-    @return: bytes of the body; L{None} if it is chunked.
+    Return the bytes of the body; L{None} if it is chunked.
     """
     lengths = fields.get(b"content-length", ())
     codings = fields.get(b"transfer-encoding", ())

@@ -69,12 +69,7 @@ class Notes:
 
 class Intake:
     """
-    The bytes of one upload.
-
-    @param incoming: the reception's hand on its partial.
-    @ivar notes: as they are kept with the upload.
-    @ivar offset: the end of the bytes that came.
-    @ivar failed: the error of the store, after which this is of no use.
+    The bytes of one upload, up to C{offset}; C{incoming} is the reception's hand on its partial.
     """
 
     def __init__(self, incoming: Incoming) -> None:
@@ -85,7 +80,8 @@ class Intake:
         self._blockSize = incoming.offer.blockSize
         self.notes = Notes.read(incoming.offer.metadata)
         self.offset = self._recorded = 0
-        self.failed: TransferError | None = None
+        #: the error of the store, after which this is of no use
+        self._failed: TransferError | None = None
         #: of the block that the offset is in, and of the whole file if all of it came here
         self._block = self._digest.new()
         self._whole: Any = hashlib.sha256() if self.notes.whole else None
@@ -99,11 +95,8 @@ class Intake:
     async def open(self) -> None:
         """
         Go on from what was recorded; bytes behind it are discarded, and come again.
-
-        @raise DigestMismatch: the unfinished block is damaged.
         """
-        partial, size = self._partial, self.incoming.offer.size
-        block = 0
+        partial, size, block = self._partial, self.incoming.offer.size, 0
         while block in partial.digests:
             block += 1
         start = block * self._blockSize
@@ -128,9 +121,7 @@ class Intake:
 
     def begin(self, digests: Digests) -> None:
         """
-        Let a request follow the one before.
-
-        @param digests: of its bytes.
+        Let a request follow the one before; C{digests} are of its bytes.
         """
         self._digests = digests
         whole = None if self._whole is None else self._whole.copy()
@@ -138,13 +129,9 @@ class Intake:
 
     def write(self, view: memoryview) -> Deferred[None] | None:
         """
-        Take the bytes that follow.
-
-        @return: L{None} when C{view} is not needed any more, else a Deferred that fires then.
-        @raise TransferError: as L{Incoming.write}.
+        Take the bytes that follow, as L{connpool.transfer.web.put.WholeFile.write}.
         """
-        if self.failed is not None:
-            raise self.failed
+        self._check()
         assert self._digests is not None
         if len(view) and not self._digests.vouches:
             self._unverified()
@@ -188,10 +175,7 @@ class Intake:
 
     async def keep(self, verified: bool) -> None:
         """
-        Record what the request has brought.
-
-        @param verified: whether a digest that matched vouches for it.
-        @raise TransferError: it could not be written.
+        Record what the request has brought, C{verified} if a digest that matched vouches for it.
         """
         await self.quiet()
         if not verified and self.offset > self._before[0]:
@@ -206,8 +190,6 @@ class Intake:
     async def drop(self) -> None:
         """
         Discard what the request has brought.
-
-        @raise TransferError: the store failed before.
         """
         await self.quiet()
         end = self.offset
@@ -217,24 +199,19 @@ class Intake:
         if end > self.offset:
             self._partial.discard(self.offset, end)
 
-    # -- all of them
-
     async def quiet(self) -> None:
         """
         Wait until all that came is written.
-
-        @raise TransferError: it could not be.
         """
-        while self.failed is None and self._written < self.offset:
+        while self._failed is None and self._written < self.offset:
             await self._changed.wait()
         self._check()
 
+    # -- all of them
+
     async def checkpoint(self) -> int:
         """
-        Make safe what is recorded.
-
-        @return: the offset, which a restart keeps.
-        @raise TransferError: the store failed.
+        Make safe what is recorded, and return the offset, which a restart keeps.
         """
         await self._partial.checkpoint()
         self._check()
@@ -249,10 +226,7 @@ class Intake:
 
     async def commit(self, sha256: bytes | None = None) -> Receipt:
         """
-        Publish the file, all of which is recorded.
-
-        @param sha256: digest that the client has told of the whole file.
-        @raise TransferError: it is not published.
+        Publish the file, all of which is recorded; C{sha256} is what the client has told of it.
         """
         partial, block = self._partial, self.offset // self._blockSize
         await partial.settled()
@@ -260,15 +234,14 @@ class Intake:
             raise _damaged()
         if self.offset % self._blockSize and block not in partial.digests:
             partial.record(block, self._block.digest())
-        computed = None
+        computed = root = None
         if self.notes.whole or sha256 is not None:
             if self._whole is None:
                 self._whole = hashlib.sha256()
                 await self._readBack(0, self.offset, self._whole)
             computed = self._whole.digest()
-        if sha256 is not None and computed != sha256:
+        if sha256 not in {None, computed}:
             raise DigestMismatch("the bytes that came have another sha-256 than was told")
-        root = None
         if self.notes.verified or sha256 is not None:
             blocks = (partial.digests[block] for block in range(len(partial.digests)))
             root = rootOf(self._digest, self.offset, self._blockSize, blocks)
@@ -288,17 +261,16 @@ class Intake:
         """
         Record the blocks that are finished and written.
         """
-        if self._digests or self.failed is not None:
+        if self._digests or self._failed is not None:
             return
-        written = self._written
         try:
-            while self._finished and self._finished[0][2] <= written:
+            while self._finished and self._finished[0][2] <= self._written:
                 block, digest, self._recorded = self._finished.popleft()
                 self._partial.record(block, digest)
         except TransferError as e:
             self._fail(e)
-            return
-        self.incoming.checkpoint(lambda failure: self._fail(storeFailure(failure)))
+        else:
+            self.incoming.checkpoint(lambda failure: self._fail(storeFailure(failure)))
 
     def _unverified(self) -> None:
         if self.notes.verified:
@@ -306,12 +278,11 @@ class Intake:
             self.incoming.note(self.notes.text)
 
     def _check(self) -> None:
-        if self.failed is not None:
-            raise self.failed
+        if self._failed is not None:
+            raise self._failed
 
     def _fail(self, why: TransferError) -> None:
-        if self.failed is None:
-            self.failed = why
+        self._failed = self._failed or why
         self._changed.wake()
 
     async def _readBack(self, start: int, end: int, hasher: Any) -> None:
@@ -319,8 +290,7 @@ class Intake:
         Hash bytes that came before.
         """
         for at in range(start, end, _READ_BYTES):
-            data = await self._partial.read(at, min(at + _READ_BYTES, end))
-            hasher.update(data)
+            hasher.update(await self._partial.read(at, min(at + _READ_BYTES, end)))
 
 
 def _damaged() -> DigestMismatch:

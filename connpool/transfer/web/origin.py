@@ -69,10 +69,8 @@ def _isOwn(host: str, hosts: frozenset[str]) -> bool:
 @attrs.frozen
 class Origins:
     """
-    The hosts and origins that an operator lets in.
-
-    @ivar hosts: names under which we are asked, from L{connpool.addresses.hosts.withOwnHosts}.
-    @ivar listed: origins of other sites whose pages may send; C{*} for all.
+    The names under which we are asked, and the origins of other sites whose pages may send; C{*}
+    for all.
     """
 
     hosts: frozenset[str] = frozenset({"localhost"})
@@ -135,8 +133,7 @@ class Origins:
 
     def preflight(self, head: Head) -> Fields:
         """
-        @return: the fields of the answer to a preflight of a listed origin; none for another
-            request.
+        Return the fields of the answer to a preflight of a listed origin; none for another request.
         """
         if not head.all(b"access-control-request-method") or len(self.shared(head)) < 2:
             return ()

@@ -54,7 +54,7 @@ class Page:
         """
         Give the document to a browser, and a line to others.
         """
-        if not any(b"text/html" in value.lower() for value in request.head.all(b"accept")):
+        if not request.head.wantsPage:
             text = b"Files are received here. Send one with: curl -T FILE URL/\n"
             return Answer(200, [("Content-Type", "text/plain; charset=utf-8")], text)
         fields = [

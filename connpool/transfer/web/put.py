@@ -58,8 +58,7 @@ def stored(
     request: Request, receipt: Receipt, digests: Mapping[str, bytes], fields: Fields = ()
 ) -> Answer:
     """
-    @param digests: that were computed.
-    @return: the answer to a file that is stored.
+    Return the answer to a file that is stored, with the digests that were computed.
     """
     account = accountOf(receipt, request.sender.identity)
     place = locate(account["name"], request.target.depth, request.settings.url)
@@ -71,8 +70,8 @@ def stored(
 
 def rangeOf(head: Head) -> tuple[int, int, int] | None:
     """
-    @return: the first and the last byte in C{Content-Range}, and the size of the file, if
-        the body can be that; else L{None}.
+    Return the first and the last byte in C{Content-Range}, and the size of the file, if the body
+    can be that; else L{None}.
     """
     found = _RANGE.fullmatch(head.one(b"content-range") or b"")
     if found is None:
@@ -85,11 +84,9 @@ def rangeOf(head: Head) -> tuple[int, int, int] | None:
 
 def _sizeOf(head: Head) -> int | None:
     """
-    C{Content-Range} is looked at: a client that resumes sends the rest of a file with it, and
-    a server that ignores it stores the rest as the file.
-
-    @return: the bytes of the file; L{None} if the client does not know.
-    @raise Problem: it is not a whole file.
+    Return the bytes of the file; L{None} if the client does not know.  C{Content-Range} is looked
+    at: a client that resumes sends the rest of a file with it, and a server that ignores it stores
+    the rest as the file.
     """
     if not head.all(b"content-range"):
         return head.length
@@ -121,8 +118,6 @@ def modifiedOf(head: Head) -> int | None:
 def checkLimits(reception: Reception, offer: Offer) -> None:
     """
     Refuse what would be refused with all of its bytes.
-
-    @raise TransferError: why.
     """
     quotas = reception.quotas
     quotas.checkSize(offer)
@@ -132,9 +127,6 @@ def checkLimits(reception: Reception, offer: Offer) -> None:
 class WholeFile:
     """
     A file on its way in.
-
-    @param request: brings it.
-    @param digests: of its bytes.
     """
 
     def __init__(self, request: Request, offer: Offer, digests: Digests) -> None:
@@ -155,8 +147,6 @@ class WholeFile:
     async def receive(self) -> Receipt:
         """
         Take the body of the request, and publish it.
-
-        @raise TransferError: it is not stored.
         """
         try:
             await self.begin()
@@ -168,8 +158,6 @@ class WholeFile:
     async def begin(self) -> None:
         """
         Find out whether it is taken.
-
-        @raise TransferError: why not.
         """
         reception, offer = self._reception, self._offer
         if self._data is None:
@@ -188,10 +176,7 @@ class WholeFile:
 
     def write(self, view: memoryview) -> Deferred[None] | None:
         """
-        Take the bytes that follow.
-
-        @return: L{None} when C{view} is not needed any more, else a Deferred that fires then.
-        @raise TransferError: as L{Incoming.write}.
+        Take the bytes that follow, as a L{Sink<connpool.transfer.web.flow.Sink>} does.
         """
         written: Deferred[None] | None = None
         if self._data is None:
@@ -205,10 +190,7 @@ class WholeFile:
 
     async def commit(self, trailers: FieldValues) -> Receipt:
         """
-        Publish it.
-
-        @param trailers: the fields behind its bytes.
-        @raise TransferError: it is not published.
+        Publish it; C{trailers} are the fields behind its bytes.
         """
         offer, size, digests = self._offer, self._offset, self._digests
         if offer.size is not None and size != offer.size:

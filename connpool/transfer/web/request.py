@@ -49,11 +49,8 @@ class Request:
 
     def offer(self, name: bytes = b"", **values: Any) -> Offer:
         """
-        Make the offer of a file, on the terms that the request asks for.
-
-        @param name: below the target.
-        @param values: further attributes of the offer.
-        @raise TransferError: it is refused, which is counted and logged.
+        Make the offer of a file with a C{name} below the target, on the terms that the request asks
+        for; a refusal is counted and logged.
         """
         rule, durability = _termsOf(self.head)
         values = {
@@ -78,8 +75,7 @@ Resource = Callable[[Request], Awaitable[Answer]]
 
 def _termsOf(head: Head) -> tuple[str, str]:
     """
-    @return: the rule for a name that is taken, empty for that of the receiver, and the
-        durability.
+    Return the rule for a name that is taken, empty for that of the receiver, and the durability.
     """
     if head.all(b"if-match") or head.all(b"if-unmodified-since"):
         raise Problem(412, "files have no versions here that a condition could name", "exists")
@@ -95,8 +91,8 @@ def _termsOf(head: Head) -> tuple[str, str]:
 
 def preferencesOf(head: Head) -> Mapping[str, str]:
     """
-    @return: the preferences of C{Prefer} (RFC 7240), without their parameters; of one that
-        comes twice the first counts.
+    Return the preferences of C{Prefer} (RFC 7240), without their parameters; of one that comes
+    twice the first counts.
     """
     found: dict[str, str] = {}
     for part in b",".join(head.all(b"prefer")).decode("latin-1").split(","):

@@ -63,9 +63,7 @@ class WebCounts:
 
     def answered(self, status: int, code: str) -> None:
         """
-        Count a final answer.
-
-        @param code: the error's; empty if it is none.
+        Count a final answer; C{code} is the error's, empty if it is none.
         """
         self.requests[f"{status // 100}xx"] += 1
         if code:

@@ -67,9 +67,6 @@ class Target:
 def parseTarget(method: str, text: str) -> Target:
     """
     Read a target.
-
-    @raise Problem: it is no target.
-    @raise NameRefused: it has what no name has.
     """
     if text == "*":
         if method != "OPTIONS":
@@ -99,12 +96,8 @@ def parseTarget(method: str, text: str) -> Target:
 
 def locate(path: str, depth: int, base: str = "") -> str:
     """
-    @param path: of a file or an upload, from the top.
-    @param depth: of the request's own target.
-    @param base: URL of the top as clients see it, with a slash at its end; empty if only
-        clients know it.
-    @return: a reference to C{path}: relative to the request's URL, so that it is right behind
-        every proxy, unless there is a base.
+    Return a reference to a file or an upload: relative to the request's URL, so that it is right
+    behind every proxy, unless there is a C{base}, the URL of the top as clients see it.
     """
     quoted = quote(path.encode("utf-8", "surrogateescape"), safe="/")
     # ./ keeps a colon in the first part from being read as a scheme

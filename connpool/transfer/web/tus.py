@@ -202,8 +202,7 @@ def _told(status: int, request: Request, upload: Upload, fields: Fields, offset:
 
 def _readMetadata(value: bytes) -> dict[str, bytes]:
     """
-    @param value: of C{Upload-Metadata}: keys, each with its value in base64.
-    @raise Problem: it is something else.
+    Return the keys of C{Upload-Metadata}, each with its value, which is in base64.
     """
     found: dict[str, bytes] = {}
     for pair in value.split(b",") if value.strip() else ():

@@ -58,10 +58,7 @@ T = TypeVar("T")
 @attrs.define(eq=False)
 class Upload:
     """
-    One upload.
-
-    @ivar offer: its terms, as far as they are known.
-    @ivar receipt: if it is published.
+    One upload: its terms, as far as they are known, and its receipt if it is published.
     """
 
     _log = Logger()
@@ -110,10 +107,8 @@ class Upload:
 
     async def offset(self) -> int:
         """
-        Find out how far it is, and break off what brings bytes.
-
-        @return: the bytes that are safe; all of them only if the file is published.
-        @raise TransferError: it cannot be told now, or there is no such upload any more.
+        Break off what brings bytes, and return how many are safe; all of them only if the file is
+        published.
         """
         async with self._turn():
             if self._begun:
@@ -130,14 +125,9 @@ class Upload:
         sha256: bytes | None = None,
     ) -> int:
         """
-        Take the body of a request; if that completes the file, publish it.
-
-        @param at: the offset at which the client has its first byte.
-        @param digests: of the body.
-        @param size: of the file, if the request says it.
-        @param sha256: of the whole file, if the request says it.
-        @return: as L{offset}.
-        @raise TransferError: why not; what of it is kept, L{offset} tells.
+        Take the body of a request whose first byte belongs C{at} an offset, and return as
+        L{offset}; if that completes the file, publish it.  The request may say the size and the
+        SHA-256 of the whole file.
         """
         async with self._turn(request.end):
             length = request.head.length
@@ -179,8 +169,6 @@ class Upload:
     async def remove(self, why: TransferError) -> None:
         """
         Remove every trace of it.
-
-        @raise TransferError: it is published, or there is no such upload any more.
         """
         async with self._turn():
             if self.receipt is not None:
@@ -194,9 +182,7 @@ class Upload:
     @asynccontextmanager
     async def _turn(self, end: Callable[[TransferError], Any] | None = None) -> AsyncIterator[None]:
         """
-        Have it alone.
-
-        @param end: breaks this off, if it brings bytes.
+        Have it alone; C{end} breaks this off, if it brings bytes.
         """
         older, self._end = self._end, end
         if older is not None:
@@ -234,9 +220,7 @@ class Upload:
 
     def pause(self) -> Deferred[None]:
         """
-        Let go of the partial, which is no failure.
-
-        @return: fires when that is done.
+        Let go of the partial, which is no failure; fires when that is done.
         """
         d: Deferred[None] = self._lock.run(lambda: Deferred.fromCoroutine(self._pause()))
         return d.addErrback(self._notPaused)
@@ -321,9 +305,7 @@ class Upload:
 
     async def _leave(self, why: BaseException, keep: bool) -> None:
         """
-        Let go of the partial.
-
-        @param keep: it can be gone on with.
+        Let go of the partial; C{keep}: it can be gone on with.
         """
         intake, self._intake = self._intake, None
         self._over = self._over or not keep
@@ -409,11 +391,7 @@ def _mismatch(offset: int) -> Problem:
 
 class Uploads:
     """
-    The uploads of a door.
-
-    @param clock: L{twisted.internet.interfaces.IReactorTime}.
-    @ivar supported: whether the store can keep uploads.
-    @ivar creations: those without a byte.
+    The uploads of a door, if the store keeps some: then they are C{supported}.
     """
 
     def __init__(self, reception: Reception, clock: Any) -> None:
@@ -426,10 +404,6 @@ class Uploads:
     async def create(self, request: Request, offer: Offer, digests: Digests) -> Upload:
         """
         Begin an upload; a small one of which the request brings all is stored at once.
-
-        @param offer: without keys.
-        @param digests: of the body of the request.
-        @raise TransferError: why it would not be taken.
         """
         sender, size, length = request.sender, offer.size, request.head.length
         token = Token.new(sender.network)
@@ -460,11 +434,7 @@ class Uploads:
 
     async def find(self, text: str, sender: Sender) -> Upload:
         """
-        Find an upload.
-
-        @param text: the token in its URL.
-        @raise Problem: there is none, or it is somebody else's.
-        @raise Busy: another process has it.
+        Find an upload by the token in its URL; a foreign one is none.
         """
         token = Token.read(text)
         upload = self._known.get(text)
@@ -493,8 +463,6 @@ class Uploads:
     def mayPublish(self, offer: Offer) -> None:
         """
         Ask the policy again.
-
-        @raise TransferError: the file may not be stored any more.
         """
         path = offer.name.path.encode("utf-8", "surrogateescape")
         self.reception.offer(path, None, offer.ifExists, transferId=offer.transferId)
@@ -526,9 +494,11 @@ class Uploads:
 
     def close(self) -> Deferred[Any]:
         """
-        Pause all, and forget those without a byte.
-
-        @return: fires when that is done.
+        Pause all, and forget those without a byte; fires when that is done.
         """
-        pausing = gatherResults([each.pause() for each in [*self._known.values()]])
-        return pausing.addCallback(lambda _: [each.forget() for each in [*self._known.values()]])
+
+        def over(_: Any) -> None:
+            for each in [*self._known.values()]:
+                each.forget()
+
+        return gatherResults([each.pause() for each in [*self._known.values()]]).addCallback(over)

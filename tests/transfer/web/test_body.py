@@ -4,6 +4,7 @@ Bodies cut out of the stream.
 
 import h11
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 
 from connpool.transfer.web.answers import Problem
@@ -35,6 +36,18 @@ def test_inPieces():
         body = Sized(15)
         assert read(body, b"hello0123456789GET /", size) == (b"hello0123456789", b"GET /")
         assert body.over
+
+
+def test_spacesInATrailerAreReadOnce():
+    """
+    They are no riddle whose solution takes minutes.
+    """
+    for value in (b"a" + b" " * 15_000 + b"b", b" " * 15_000):
+        body = Chunked()
+        body.feed(b"0\r\nX:" + value + b"\r\n\r\n")
+        assert body.trailers == {b"x": [value.strip()]}
+        with pytest.raises(Problem):
+            Chunked().feed(b"0\r\nX:" + value + b"\0\r\n\r\n")
 
 
 def byH11(raw):
