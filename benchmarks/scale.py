@@ -25,12 +25,10 @@ from connpool.errors import TransferError, Unavailable
 from connpool.transfer import RelativeName
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.s3.calls import Conflict, Done, PutPart, Together
-from connpool.transfer.stores.s3.claims import Claim, Claims, Finished, newToken
-from connpool.transfer.stores.s3.layout import Layout
+from connpool.transfer.stores.s3.layout import Layout, newToken
 from connpool.transfer.stores.s3.lifecycle import Lifecycle
 from connpool.transfer.stores.s3.naming import Moved, Names
-from connpool.transfer.stores.s3.outlook import Outlook
-from connpool.transfer.stores.s3.uploadlog import Log, Part, finish
+from connpool.transfer.stores.s3.uploadlog import Part
 from tests.transfer.stores.s3.engine import MemoryEngine
 
 #: Seconds that the engine takes for a request, and for 8 MiB more.
@@ -77,9 +75,7 @@ class Receiver:
     """
 
     names: Names
-    outlook: Outlook
     lifecycle: Lifecycle
-    layout: Layout
     free: int = CONNECTIONS
     waiting: list[Callable[[], None]] = attrs.field(factory=list)
     alive: bool = True
@@ -168,14 +164,8 @@ class Simulation:
         heapq.heappush(self._events, (self.now + delay, self._number, event))
 
     def _receiver(self) -> Receiver:
-        layout = self._layout
-
-        async def finishing(claim: Claim) -> Finished:
-            return await finish(layout, claim, conditional=True)
-
-        claims = Claims(layout, finishing)
-        names, outlook = Names(claims, finishing, lambda: self.now), Outlook(claims, finishing)
-        return Receiver(names, outlook, Lifecycle(layout, names, outlook), layout)
+        names = Names(self._layout, lambda: self.now)
+        return Receiver(names, Lifecycle(names))
 
     def _pick(self) -> Receiver:
         return self.random.choice([each for each in self.receivers if each.alive])
@@ -253,38 +243,36 @@ class Simulation:
             resumeKey=sender.key,
             digest="blake3",
         )
-        earlier = await receiver.outlook.earlier(offer)
+        earlier = await receiver.names.earlier(offer)
         if earlier is not None:
             return earlier
         pointer = self._layout.partial(offer.principal, "", sender.key)
         lifecycle = receiver.lifecycle
         upload, seen = await lifecycle.resume(pointer)
-        log = None if upload is None else Log(self._layout, upload)
         for number in range(1, self._parts + 1):
-            if log is not None and (number in log.upload.parts or log.upload.commit is not None):
+            if upload is not None and (number in upload.parts or upload.commit is not None):
                 continue
             await Sleep(self._rate * self.random.uniform(0.8, 1.2))
-            if log is None:
-                log = await lifecycle.begin(offer, newToken(), 1, pointer, seen, parts=True)
-            begin = log.upload.begin
-            assert begin is not None
+            if upload is None:
+                upload = await lifecycle.begin(offer, newToken(), 1, pointer, seen, parts=True)
+            begin = upload.begin
             body = PART + b"%d" % number
             key = self._layout.file(begin.path)
             answer = await PutPart(key, begin.uploadId, number, body, zlib.crc32(body))
             assert isinstance(answer, Done)
-            await log.append(parts=(Part(number, answer.etag, 1, zlib.crc32(body)),))
+            await upload.append(parts=(Part(number, answer.etag, 1, zlib.crc32(body)),))
             if sender.orphaned is not None and sender.wentOn is None:
                 sender.wentOn = self.now
-        assert log is not None
+        assert upload is not None
         content = f"blake3:{sender.key.hex()}"
         receipt = Receipt(
             *(offer.transferId, offer.name.path, offer.name.path, size, "stored", "full", "s3"),
             *("verified", "blake3", sender.key.hex(), "native", offer.principal, self.now),
         )
-        receipt = await lifecycle.publish(log, offer, content, receipt)
+        receipt = await lifecycle.publish(upload, offer, content, receipt)
         if sender.orphaned is not None and sender.wentOn is None:
             sender.wentOn = self.now
-        await lifecycle.retire(log, content, receipt)
+        await lifecycle.retire(upload, content, receipt)
         return receipt
 
     # -- the engine

@@ -4,9 +4,14 @@ The Deferreds that wait for one event.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
 from twisted.internet.defer import Deferred
 
-__all__ = ["Waiters"]
+__all__ = ["Tasks", "Waiters"]
+
+_T = TypeVar("_T")
 
 
 class Waiters:
@@ -58,3 +63,37 @@ class Waiters:
 
     def _left(self, d: Deferred[None]) -> None:
         self._waiting.pop(d, None)
+
+
+class Tasks:
+    """
+    The work that is under way.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._idle = Waiters()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def during(self, work: Deferred[_T] | Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:
+        """
+        Count C{work} until it is over.
+        """
+        self._count += 1
+        d = work if isinstance(work, Deferred) else Deferred.fromCoroutine(work)
+        return d.addBoth(self._over)
+
+    async def idle(self) -> None:
+        """
+        Wait until there is none.
+        """
+        while self._count:
+            await self._idle.wait()
+
+    def _over(self, result: _T) -> _T:
+        self._count -= 1
+        if not self._count:
+            self._idle.wake()
+        return result

@@ -314,7 +314,7 @@ class _Numbers:
 
     def stats(self) -> S3Stats:
         counted = attrs.asdict(self._requests.stats())
-        return S3Stats(**counted, spoolBytes=self._store.spoolBytes)
+        return S3Stats(**counted, spoolBytes=self._store.spool.usedBytes)
 
 
 @implementer(IObservedStore)

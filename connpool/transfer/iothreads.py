@@ -24,10 +24,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from twisted.internet import threads
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.python.threadpool import ThreadPool
 
-from connpool.waiting import Waiters
+from connpool.waiting import Tasks
 
 __all__ = ["IOThreads", "InThread", "Latency", "inThread"]
 
@@ -107,8 +107,7 @@ class IOThreads:
         self._given = given
         #: name to pool and the trigger that stops it
         self._own: dict[str, tuple[ThreadPool, Any]] = {}
-        self._working = 0
-        self._idle = Waiters()
+        self._tasks = Tasks()
         self.latency = Latency()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
@@ -127,16 +126,13 @@ class IOThreads:
         """
         Count C{d} as work until it fires.
         """
-        self._working += 1
-        return d.addBoth(self._worked)
+        return self._tasks.during(d)
 
     def quiet(self) -> Deferred[None]:
         """
         Return a Deferred that fires when no work is left.
         """
-        if not self._working:
-            return succeed(None)
-        return self._idle.wait()
+        return Deferred.fromCoroutine(self._tasks.idle())
 
     def stop(self) -> None:
         """
@@ -157,9 +153,3 @@ class IOThreads:
                 self._own[name] = made, trigger
             pool = self._own[name][0]
         return self.during(threads.deferToThreadPool(self._reactor, pool, *call))
-
-    def _worked(self, result: T) -> T:
-        self._working -= 1
-        if not self._working:
-            self._idle.wake()
-        return result

@@ -21,7 +21,7 @@ L{Conflict} may be by one's own object, and no core believes it without a look.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import attrs
@@ -59,10 +59,13 @@ __all__ = [
     "Requests",
     "Together",
     "Uploads",
+    "pages",
     "performed",
     "together",
 ]
 
+#: Calls of one core that are made at once.
+AT_ONCE = 16
 _A = TypeVar("_A")
 _R = TypeVar("_R")
 
@@ -397,11 +400,25 @@ class Together(Call[list[Any]]):
 
 async def together(calls: Iterable[Call[_A]]) -> list[_A]:
     """
-    Make calls at once, in any order.
+    Make calls in any order, some at once.
 
     @return: the answer of each.
     """
-    return await Together(tuple(calls))
+    waiting, answers = tuple(calls), []
+    for at in range(0, len(waiting), AT_ONCE):
+        answers += await Together(waiting[at : at + AT_ONCE])
+    return answers
+
+
+async def pages(prefix: str) -> AsyncIterator[Listed]:
+    """
+    List all keys, page by page.
+    """
+    page = await List(prefix)
+    yield page
+    while page.more:
+        page = await List(prefix, page.entries[-1].key)
+        yield page
 
 
 # -- the seam --------------------------------------------------------------------------------

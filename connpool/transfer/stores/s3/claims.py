@@ -41,57 +41,33 @@ lies where a directory has to be is not seen.
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from itertools import islice
-from typing import Any
 
 import attrs
-import msgspec
 
-from connpool.errors import (
-    Busy,
-    Exists,
-    StoreError,
-    TransferError,
-)
+from connpool.errors import Busy, Exists, TransferError
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.publish import candidates, isTaken
+from connpool.transfer.stores.s3 import calls
 from connpool.transfer.stores.s3.calls import (
+    ABSENT,
+    Conflict,
+    Done,
     Found,
     Get,
     Head,
+    Match,
     Missing,
-    together,
 )
-from connpool.transfer.stores.s3.layout import Layout
+from connpool.transfer.stores.s3.layout import Layout, decoded
+from connpool.transfer.stores.s3.uploadlog import PUBLISHED, Record, readLog
 
-__all__ = [
-    "MODIFIED",
-    "TOKEN",
-    "TRIES",
-    "WRITING_SECONDS",
-    "Claim",
-    "Claims",
-    "Finish",
-    "Finished",
-    "Free",
-    "Held",
-    "Past",
-    "Recent",
-    "Taken",
-    "Wanted",
-    "batches",
-    "metadataOf",
-    "newToken",
-    "tokenOf",
-    "whoOf",
-    "whyNot",
-]
+__all__ = ["Claim", "Claims", "Finished", "Free", "Held", "Past", "Taken", "Wanted"]
 
 #: The names of an object's metadata: its claim's token, and the time that its sender gave it,
 #: nanoseconds since the epoch.
@@ -100,6 +76,8 @@ MODIFIED = "mtime"
 
 #: Seconds after which a claim without an object may be taken over, by the engine's clock.
 WRITING_SECONDS = 30.0
+#: Seconds from the begin of an upload in which no rule of a bucket aborts it: they count days.
+UNTOUCHED_SECONDS = 86_400.0
 #: Variants of a name that are looked at in one go.
 VARIANTS_AT_ONCE = 16
 #: Replaced claims that a claim remembers.
@@ -108,13 +86,6 @@ REMEMBERED = 16
 TRIES = 16
 #: Directories and finished tokens that a process remembers.
 KNOWN = 1 << 16
-
-
-def newToken() -> str:
-    """
-    Make a mark of one try to store a file.
-    """
-    return secrets.token_hex(16)
 
 
 @attrs.frozen
@@ -156,24 +127,6 @@ class Claim:
     record: int = 0
     replaces: str = ""
     past: tuple[Past, ...] = ()
-
-    def encode(self) -> bytes:
-        """
-        Return it as an object has it.
-        """
-        return msgspec.json.encode(self)
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Claim:
-        """
-        Read it.
-        """
-        try:
-            return msgspec.json.decode(raw, type=cls)
-        except msgspec.MsgspecError:
-            raise StoreError(
-                "a claim in the bucket cannot be read; is it of a newer version?"
-            ) from None
 
 
 @attrs.frozen
@@ -275,8 +228,11 @@ class Finished(Enum):
     INVALID = "invalid"
 
 
-#: Completes the upload that a claim names, as L{connpool.transfer.stores.s3.uploadlog.finish}.
-Finish = Callable[[Claim], Coroutine[Any, Any, Finished]]
+def contentOf(offer: Offer, root: bytes | None) -> str | None:
+    """
+    Return the text that is the same for the same content; L{None} where there is no root.
+    """
+    return None if root is None else f"{offer.digest}:{root.hex()}"
 
 
 def metadataOf(token: str, modified: int | None) -> dict[str, str]:
@@ -310,21 +266,21 @@ class Claims:
     """
     The decisions by claims that are there.
 
-    @param finish: completes an upload that a claim names.
+    @param conditional: whether the engine has a condition for CompleteMultipartUpload.
     @ivar layout: the keys.
     @ivar stored: the tokens of files that this process has stored.
     """
 
-    def __init__(self, layout: Layout, finish: Finish) -> None:
+    def __init__(self, layout: Layout, *, conditional: bool) -> None:
         self.layout = layout
-        self._finish = finish
         self.stored = Recent()
+        self._conditional = conditional
 
     async def look(self, names: list[RelativeName]) -> list[tuple[RelativeName, Found | Missing]]:
         """
         Read the claims of several names.
         """
-        answers = await together(Get(self.layout.claim(name.path)) for name in names)
+        answers = await calls.together(Get(self.layout.claim(name.path)) for name in names)
         return list(zip(names, answers, strict=True))
 
     async def isThere(self, claim: Claim) -> bool:
@@ -337,7 +293,7 @@ class Claims:
         """
         Decide by a claim that is there.
         """
-        claim = Claim.decode(found.body)
+        claim = decoded(found.body, Claim)
         if claim.receipt is None:
             return Taken(directory=True, neighbour="" if claim.path == path else claim.path)
         receipt = await self.remembered(claim, wanted.who, wanted.content)
@@ -354,7 +310,7 @@ class Claims:
                 if claim.record == wanted.record and current:
                     return Held(claim, None)
                 return Free(found.etag, replaces, claim.past, claim.receipt)
-            finished = await self._finish(claim)
+            finished = await self.finish(claim)
             if finished is Finished.INVALID:
                 return Taken(passing=True)
             done = finished is Finished.DONE
@@ -377,8 +333,13 @@ class Claims:
             return Taken(passing=True) if young else free
         if claim.path != path:
             return Taken(neighbour=claim.path)
-        if tokenOf(there) != claim.token and young:
-            return Taken(passing=True)
+        if tokenOf(there) != claim.token:
+            # a stranger's; or the claim was taken over after it was read
+            now = await Get(self.layout.claim(path))
+            if isinstance(now, Found) and now.etag != found.etag:
+                return await self.judge(wanted, path, now)
+            if young:
+                return Taken(passing=True)
         if wanted.offer.ifExists == "replace":
             return free
         if tokenOf(there) == claim.token and claim.content == wanted.content:
@@ -420,7 +381,57 @@ class Claims:
         if tokenOf(await Head(self.layout.file(claim.path))) != past.token:
             return False
         # an upload that may still be completed might take its place
-        return not claim.upload or await self._finish(claim) is Finished.GONE
+        return not claim.upload or await self.finish(claim) is Finished.GONE
+
+    async def finish(self, claim: Claim) -> Finished:
+        """
+        Complete the upload of a claim, whosever it is.
+        """
+        key, answer = self.layout.file(claim.path), None
+        found = await Get(self.layout.record(claim.token, claim.record))
+        commit = decoded(found.body, Record).commit if isinstance(found, Found) else None
+        if commit is None:
+            return await self._ended(claim) or Finished.GONE
+        condition = Match(claim.replaces) if claim.replaces else ABSENT
+        for _ in range(TRIES):
+            there = await Head(key)
+            if tokenOf(there) == claim.token:
+                return Finished.DONE
+            if isinstance(there, Found):
+                if there.etag != claim.replaces:
+                    return Finished.TAKEN
+            elif claim.replaces and answer is not None:
+                return Finished.TAKEN
+            # else a consumer may just have taken away whatever was there
+            answer = await calls.Complete(
+                *(key, claim.upload, commit.parts), condition if self._conditional else None
+            )
+            if not isinstance(answer, Conflict):
+                break
+        if isinstance(answer, Done):
+            return Finished.DONE
+        if isinstance(answer, Conflict):
+            return Finished.TAKEN
+        if isinstance(answer, calls.InvalidPart):
+            return Finished.INVALID
+        if tokenOf(await Head(key)) == claim.token:
+            return Finished.DONE
+        ended = await self._ended(claim)
+        if ended is not None:
+            return ended
+        begun = await Get(self.layout.record(claim.token, 1))
+        young = isinstance(begun, Found) and begun.age < UNTOUCHED_SECONDS
+        # completed by somebody, and taken away by a consumer; or aborted by a rule of the bucket
+        return Finished.DONE if young else Finished.GONE
+
+    async def _ended(self, claim: Claim) -> Finished | None:
+        """
+        Return the end of an upload; L{None} if it has none.
+        """
+        upload = await readLog(self.layout, claim.token)
+        if upload is None or not upload.end:
+            return None
+        return Finished.DONE if upload.end == PUBLISHED else Finished.GONE
 
     async def isElsewhere(self, wanted: Wanted, path: str) -> bool:
         """
@@ -437,7 +448,7 @@ class Claims:
                 after = True
                 if isinstance(found, Missing):
                     return False
-                claim = Claim.decode(found.body)
+                claim = decoded(found.body, Claim)
                 mine = {(claim.who, claim.content)} | {(p.who, p.content) for p in claim.past}
                 if name.path != path and (wanted.who, wanted.content) in mine:
                     return True
@@ -456,7 +467,7 @@ class Claims:
             return
         done = claim.token in self.stored
         if claim.upload and not done:
-            done = await self._finish(claim) is not Finished.INVALID
+            done = await self.finish(claim) is not Finished.INVALID
         if await self.isThere(claim):
             raise Exists(f'"{displayName(part)}" is not a directory on the receiver')
         if not done and age < WRITING_SECONDS:

@@ -1,22 +1,45 @@
 """
-The keys of the objects.
+The keys of the objects, and how they are read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import secrets
+from typing import TypeVar
 
 import attrs
 import msgspec
 
-from connpool.errors import NameRefused, StartFailed
+from connpool.errors import NameRefused, StartFailed, StoreError
 from connpool.transfer.names import INTERNAL, RelativeName, caselessForm, displayName
 from connpool.transfer.stores.s3.calls import ABSENT, Conflict, Found, Get, Put
 
-__all__ = ["MAX_KEY_BYTES", "Layout", "agreement"]
+__all__ = ["Layout", "agreement", "decoded", "newToken"]
 
 #: The longest key that S3 has.
 MAX_KEY_BYTES = 1024
+_T = TypeVar("_T")
+
+
+def newToken() -> str:
+    """
+    Make a mark that nobody else has.
+    """
+    return secrets.token_hex(16)
+
+
+def decoded(raw: bytes, kind: type[_T]) -> _T:
+    """
+    Read an object of this store.
+
+    @raise StoreError: it is none.
+    """
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.MsgspecError:
+        what = f"a {kind.__name__.lower()} in the bucket cannot be read"
+        raise StoreError(f"{what}; is it of a newer version?") from None
 
 
 def _hash(*texts: str | bytes) -> str:
@@ -42,6 +65,20 @@ class Layout:
         The prefix of what is not published.
         """
         return f"{INTERNAL}/{self.prefix}"
+
+    @property
+    def notes(self) -> str:
+        """
+        The prefix of the notes of files that a program is to be told about.
+        """
+        return f"{self.private}outbox/"
+
+    @property
+    def logs(self) -> str:
+        """
+        The prefix of all logs.
+        """
+        return f"{self.private}log/"
 
     def check(self, name: RelativeName) -> None:
         """
@@ -83,37 +120,12 @@ class Layout:
         """
         return self.partials(principal) + _hash(network, resumeKey)
 
-    @property
-    def notes(self) -> str:
+    def record(self, token: str, number: int | None = None) -> str:
         """
-        The prefix of the notes of files that a program is to be told about.
+        Return the key of a record of an upload, or the prefix of all; they are in the order of
+        the numbers.
         """
-        return f"{self.private}outbox/"
-
-    def note(self, token: str) -> str:
-        """
-        Return the key of a note.
-        """
-        return self.notes + token
-
-    @property
-    def logs(self) -> str:
-        """
-        The prefix of all logs.
-        """
-        return f"{self.private}log/"
-
-    def log(self, token: str) -> str:
-        """
-        Return the prefix of the log of an upload.
-        """
-        return f"{self.logs}{token}/"
-
-    def record(self, token: str, number: int) -> str:
-        """
-        Return the key of a record; the keys of a log are in the order of the numbers.
-        """
-        return f"{self.log(token)}{number:08}"
+        return f"{self.logs}{token}/" + ("" if number is None else f"{number:08}")
 
     def tails(self, token: str) -> str:
         """

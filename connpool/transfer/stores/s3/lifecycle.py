@@ -8,27 +8,22 @@ log (L{connpool.transfer.stores.s3.uploadlog}) and the claim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from operator import attrgetter
-from typing import Any
 
-from connpool.errors import ConflictTakeover, Exists, Expired
-from connpool.transfer.records import Offer, Receipt
-from connpool.transfer.stores.s3 import pointers
-from connpool.transfer.stores.s3.calls import CreateUpload
+from connpool.errors import ConflictTakeover, Exists, Expired, QuotaExceeded
+from connpool.transfer.records import Offer, PartialInfo, Receipt
+from connpool.transfer.stores.partialdir import MAX_PARTIALS, tooManyPartials
+from connpool.transfer.stores.s3 import calls, pointers
 from connpool.transfer.stores.s3.claims import Wanted, metadataOf
-from connpool.transfer.stores.s3.layout import Layout
 from connpool.transfer.stores.s3.naming import Invalid, Moved, Names
-from connpool.transfer.stores.s3.outlook import Outlook
 from connpool.transfer.stores.s3.pointers import Pointer, Seen
 from connpool.transfer.stores.s3.uploadlog import (
     PUBLISHED,
     REMOVED,
     Begin,
     Commit,
-    Log,
     Upload,
-    clear,
+    readLog,
     takeOver,
 )
 
@@ -39,20 +34,13 @@ class Lifecycle:
     """
     The steps, in one store.
 
-    @param placed: told of an offer whose upload has its pointer; it may refuse that.
+    @param quota: bytes that the unfinished files of one principal may have; L{None} for all.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        names: Names,
-        outlook: Outlook,
-        placed: Callable[[Offer], Coroutine[Any, Any, None]] | None = None,
-    ) -> None:
-        self._placed = placed
-        self._layout = layout
+    def __init__(self, names: Names, quota: int | None = None) -> None:
+        self._layout = names.layout
         self._names = names
-        self._outlook = outlook
+        self._quota = quota
 
     async def resume(self, pointer: str) -> tuple[Upload | None, Seen]:
         """
@@ -62,83 +50,78 @@ class Lifecycle:
         """
         seen = await pointers.look(pointer)
         named = seen.pointer
-        upload = None if named is None else await takeOver(self._layout, named.token)
-        return upload, seen
+        return None if named is None else await takeOver(self._layout, named.token), seen
 
     async def begin(
-        self,
-        offer: Offer,
-        token: str,
-        partBytes: int,
-        pointer: str,
-        seen: Seen,
-        *,
-        parts: bool,
-    ) -> Log:
+        self, offer: Offer, token: str, partBytes: int, pointer: str, seen: Seen, *, parts: bool
+    ) -> Upload:
         """
         Begin the log of an upload, and let the pointer name it.
 
         @param parts: whether the engine is told of parts to come.
         @raise Busy: another receiver was first.
         """
-        log = Log(self._layout, Upload(token))
-        if parts:
-            begin = await self._multipart(offer, token, partBytes, pointer)
-        else:
-            begin = Begin.of(offer, "", "", partBytes, pointer)
-        await log.append(begin=begin)
+        upload = Upload(self._layout, token)
+        begin = Begin.of(offer, "", "", partBytes, pointer)
+        await upload.append(begin=await self._multipart(offer, token, begin) if parts else begin)
         if pointer:
             try:
                 await pointers.point(pointer, Pointer(token, offer.size or 0), seen)
-                if self._placed is not None:
-                    await self._placed(offer)
+                if self._quota is not None:
+                    # placed, then counted: so receivers together never exceed it
+                    await self._verifySum(await self._pointers(offer.principal))
             except Exception:
-                await self.remove(log)
+                await self.remove(upload)
                 raise
-        return log
+        return upload
 
-    async def bind(self, log: Log, offer: Offer) -> None:
+    async def bind(self, upload: Upload, offer: Offer) -> None:
         """
         Tell the engine of parts to come, of an upload that was begun without.
         """
-        begin = log.upload.begin
-        assert begin is not None
-        made = await self._multipart(offer, log.upload.token, begin.partBytes, begin.pointer)
-        await log.append(begin=made)
+        await upload.append(begin=await self._multipart(offer, upload.token, upload.begin))
 
-    async def _multipart(self, offer: Offer, token: str, partBytes: int, pointer: str) -> Begin:
-        path = await self._outlook.bind(offer)
+    async def _multipart(self, offer: Offer, token: str, begin: Begin) -> Begin:
+        path = await self._names.bind(offer)
         metadata = metadataOf(token, offer.modified)
-        made = await CreateUpload(self._layout.file(path), metadata)
-        return Begin.of(offer, path, made.uploadId, partBytes, pointer)
+        made = await calls.CreateUpload(self._layout.file(path), metadata)
+        return Begin.of(offer, path, made.uploadId, begin.partBytes, begin.pointer)
 
-    async def publish(self, log: Log, offer: Offer, content: str, receipt: Receipt) -> Receipt:
+    async def publish(
+        self, upload: Upload, offer: Offer, content: str, receipt: Receipt
+    ) -> Receipt:
         """
         Publish an upload all of whose parts are there.
 
+        @param content: as in L{Wanted}; this and C{receipt} are those of the commit, if there
+            is one already.
         @raise Invalid: some of them have to come again; they are no longer in the log.
         """
-        upload = log.upload
-        assert upload.begin is not None
         if upload.commit is None:
             recorded = sorted(upload.parts.values(), key=attrgetter("number"))
             parts = tuple((each.number, each.etag, each.crc) for each in recorded)
-            await log.append(commit=Commit(content, receipt, parts))
+            await upload.append(commit=Commit(content, receipt, parts))
+        commit, begin = upload.commit, upload.begin
+        assert commit is not None
+        wanted = Wanted(
+            *(offer, commit.content, commit.receipt),
+            *(upload.token, begin.uploadId, upload.commitAt),
+        )
         try:
-            return await self._names.commit(upload.wanted(offer), upload.begin.path)
+            return await self._names.commit(wanted, begin.path)
         except Invalid:
-            await log.voidDamaged()
+            await upload.voidDamaged()
             raise
         except (Moved, Exists, Expired):
-            await self.remove(log)
+            await self.remove(upload)
             raise
 
-    async def retire(self, log: Log, content: str, receipt: Receipt) -> None:
+    async def retire(self, upload: Upload, content: str, receipt: Receipt) -> None:
         """
         Note that the receipt was given, and remove what the upload leaves.
         """
-        await log.end(PUBLISHED, Commit(content, receipt, ()))
-        await clear(self._layout, log.upload)
+        await upload.close(PUBLISHED, Commit(content, receipt, ()))
+        await self.clear(upload)
 
     async def tell(self, wanted: Wanted, receipt: Receipt) -> None:
         """
@@ -147,19 +130,113 @@ class Lifecycle:
         offer, token = wanted.offer, wanted.token
         assert offer.resumeKey is not None
         pointer = self._layout.partial(offer.principal, offer.network, offer.resumeKey)
-        await Log(self._layout, Upload(token)).append(
+        await Upload(self._layout, token).append(
             begin=Begin.of(offer, "", "", 0, pointer),
             commit=Commit(wanted.content, receipt, ()),
             end=PUBLISHED,
         )
         await pointers.over(pointer, token)
 
-    async def remove(self, log: Log) -> None:
+    async def remove(self, upload: Upload) -> None:
         """
         Give an upload up.  If another receiver has it meanwhile nothing happens.
         """
         try:
-            await log.end(REMOVED)
+            await upload.close(REMOVED)
         except ConflictTakeover:
             return
-        await clear(self._layout, log.upload)
+        await self.clear(upload)
+
+    async def clear(self, upload: Upload) -> None:
+        """
+        Remove what an upload that has ended leaves, but for its last record.
+        """
+        begin, token = upload.begin, upload.token
+        if begin.uploadId:
+            await calls.Abort(self._layout.file(begin.path), begin.uploadId)
+        if begin.pointer:
+            await pointers.over(begin.pointer, token)
+        await _removeAll(self._layout.tails(token))
+        last = self._layout.record(token, upload.next - 1)
+        await _removeAll(self._layout.record(token), last)
+
+    async def forget(self, token: str, upload: Upload | None) -> None:
+        """
+        Remove all traces of an upload that ended long ago.
+        """
+        if upload is not None and upload.begin.pointer:
+            await pointers.forget(upload.begin.pointer, token)
+        await _removeAll(self._layout.tails(token))
+        await _removeAll(self._layout.record(token))
+
+    # -- the uploads of a principal
+
+    async def find(self, pointer: str, key: bytes) -> Offer | Receipt | None:
+        """
+        Return the offer of the upload that a pointer names, or its receipt if it was published.
+
+        @param key: its idempotence key, or nothing is told.
+        """
+        seen = await pointers.look(pointer)
+        named = seen.pointer or Pointer.of(seen.ended)
+        upload = None if named is None else await readLog(self._layout, named.token)
+        offer = None if upload is None else upload.begin.asOffer()
+        if upload is None or offer is None or offer.key != key:
+            return None
+        if not upload.end:
+            return offer
+        ended = upload.commit if upload.end == PUBLISHED else None
+        return None if ended is None else ended.receipt
+
+    async def partials(self, principal: str | None) -> list[PartialInfo]:
+        """
+        Return the uploads of a principal, or of all.
+        """
+        found = []
+        keys = await self._pointers(principal)
+        for key, pointer in await self._read(keys):
+            upload = await readLog(self._layout, pointer.token)
+            if upload is None or upload.end:
+                continue
+            offer = upload.begin.asOffer()
+            received = sum(part.size for part in upload.parts.values())
+            tails = (span for tail in upload.tails.values() for span in tail.spans)
+            received += sum(end - start for start, end, _ in tails)
+            of = key, offer.principal, offer.name.path, offer.size, received, received
+            found.append(PartialInfo(*of, active=False, changed=upload.changed))
+        return found
+
+    async def verifyQuota(self, offer: Offer) -> None:
+        """
+        Check that one more upload of a principal may begin.
+        """
+        keys = await self._pointers(offer.principal)
+        if len(keys) >= MAX_PARTIALS:
+            raise tooManyPartials()
+        await self._verifySum(keys, offer.size or 0)
+
+    async def _verifySum(self, keys: list[str], more: int = 0) -> None:
+        if self._quota is None:
+            return
+        used = sum(pointer.size for _, pointer in await self._read(keys))
+        if used + more > self._quota:
+            raise QuotaExceeded(
+                f"{used} bytes of this sender's unfinished files are stored already, and"
+                f" {self._quota} may be; finish one first"
+            )
+
+    async def _pointers(self, principal: str | None) -> list[str]:
+        prefix = self._layout.partials(principal)
+        return [each.key async for page in calls.pages(prefix) for each in page.entries]
+
+    async def _read(self, keys: list[str]) -> list[tuple[str, Pointer]]:
+        found = map(Pointer.of, await calls.together(map(calls.Get, keys)))
+        return [(key, each) for key, each in zip(keys, found, strict=True) if each is not None]
+
+
+async def _removeAll(prefix: str, but: str = "") -> None:
+    """
+    Remove the objects whose keys begin with C{prefix}, but for one.
+    """
+    async for page in calls.pages(prefix):
+        await calls.together(calls.Delete(each.key) for each in page.entries if each.key != but)

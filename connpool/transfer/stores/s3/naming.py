@@ -8,45 +8,28 @@ from collections.abc import Awaitable, Callable
 from itertools import takewhile
 
 import attrs
+import msgspec
 
 from connpool.errors import Busy, Expired, SyncFailed, TransferError, Unavailable
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.publish import isTaken
-from connpool.transfer.stores.s3.calls import (
-    ABSENT,
-    BadDigest,
-    Body,
-    Condition,
-    Conflict,
-    Done,
-    Found,
-    Get,
-    Head,
-    Match,
-    Missing,
-    Put,
-)
+from connpool.transfer.stores.s3 import calls, claims
+from connpool.transfer.stores.s3.calls import ABSENT, Conflict, Done, Found, Get, Head, Match, Put
 from connpool.transfer.stores.s3.claims import (
-    TRIES,
     Claim,
-    Claims,
-    Finish,
     Finished,
-    Free,
     Held,
-    Recent,
     Taken,
     Wanted,
     batches,
-    metadataOf,
     tokenOf,
-    whyNot,
 )
+from connpool.transfer.stores.s3.layout import Layout, decoded
 from connpool.transfer.stores.s3.outbox import Outbox
 from connpool.waiting import Waiters
 
-__all__ = ["LEASE_SECONDS", "Invalid", "Moved", "Names"]
+__all__ = ["Names"]
 
 #: Seconds after which a writer looks whether its claim was taken over, by its own clock.
 LEASE_SECONDS = 20.0
@@ -69,27 +52,26 @@ class Invalid(Unavailable):
     """
 
 
-class Names:
+class Names(claims.Claims):
     """
     The names that files get.
 
-    @param finish: completes an upload that a claim names.
     @param seconds: own monotonic time.
     """
 
-    def __init__(self, claims: Claims, finish: Finish, seconds: Callable[[], float]) -> None:
-        self._claims = claims
-        self._layout = claims.layout
-        self._finish = finish
+    def __init__(
+        self, layout: Layout, seconds: Callable[[], float], *, conditional: bool = True
+    ) -> None:
+        super().__init__(layout, conditional=conditional)
         self._seconds = seconds
-        self._directories = Recent()
+        self._directories = claims.Recent()
         self._claiming: dict[str, Waiters] = {}
         #: told of every file, if somebody wants that
         self.outbox: Outbox | None = None
 
     # -- publishing
 
-    async def publish(self, wanted: Wanted, body: Body) -> Receipt:
+    async def publish(self, wanted: Wanted, body: calls.Body) -> Receipt:
         """
         Store a file that is one object.
 
@@ -107,13 +89,13 @@ class Names:
         for names in batches(offer):
             # the wanted one is mostly free
             first = names == [offer.name]
-            looked = [(offer.name, Missing())] if first else await self._claims.look(names)
+            looked = [(offer.name, calls.Missing())] if first else await self.look(names)
             for name, found in looked:
                 outcome = await self._at(wanted, name.path, found, write)
                 if isinstance(outcome, Receipt):
                     return outcome
                 if first:
-                    why = whyNot(offer, outcome)
+                    why = claims.whyNot(offer, outcome)
         raise why
 
     async def commit(self, wanted: Wanted, bound: str) -> Receipt:
@@ -128,61 +110,61 @@ class Names:
         await self._claimDirectories(offer.name)
         for names in batches(offer):
             before = list(takewhile(lambda name: name.path != bound, names))
-            for name, found in await self._claims.look(before):
+            for name, found in await self.look(before):
                 if isinstance(found, Found):
-                    judged = await self._claims.judge(wanted, name.path, found)
+                    judged = await self.judge(wanted, name.path, found)
                     if isinstance(judged, Receipt):
                         return judged
             if before != names:
                 break
         outcome = await self._at(
-            wanted, bound, Missing(), lambda held: self._complete(held, wanted.offer)
+            wanted, bound, calls.Missing(), lambda held: self._complete(held, wanted.offer)
         )
         if isinstance(outcome, Receipt):
             return outcome
         if offer.ifExists == "rename":
             raise Moved(f'"{offer.name}": another file got the name meanwhile; send it again')
-        raise whyNot(offer, outcome)
+        raise claims.whyNot(offer, outcome)
 
     async def _at(
         self,
         wanted: Wanted,
         path: str,
-        found: Found | Missing,
+        found: Found | calls.Missing,
         write: Callable[[Held], Awaitable[_Outcome | None]],
     ) -> _Outcome:
         """
         Try to get one name.
         """
-        for _ in range(TRIES):
+        for _ in range(claims.TRIES):
             held = await self._claim(wanted, path, found)
             if not isinstance(held, Held):
                 return held
             outcome = await write(held)
             if outcome is not None:
                 return outcome
-            found = await Get(self._layout.claim(path))
+            found = await Get(self.layout.claim(path))
         return Taken(passing=True)
 
     async def _claim(
-        self, wanted: Wanted, path: str, found: Found | Missing
+        self, wanted: Wanted, path: str, found: Found | calls.Missing
     ) -> Held | Receipt | Taken:
-        key = self._layout.claim(path)
-        for _ in range(TRIES):
-            condition: Condition = ABSENT
-            if isinstance(found, Missing):
+        key = self.layout.claim(path)
+        for _ in range(claims.TRIES):
+            condition: calls.Condition = ABSENT
+            if isinstance(found, calls.Missing):
                 claim = wanted.claim(path, await self._replaced(wanted.offer, path), ())
             else:
-                judged = await self._claims.judge(wanted, path, found)
-                if not isinstance(judged, Free):
+                judged = await self.judge(wanted, path, found)
+                if not isinstance(judged, claims.Free):
                     return judged
-                if await self._claims.isElsewhere(wanted, path):
+                if await self.isElsewhere(wanted, path):
                     return Taken()
                 claim = wanted.claim(path, judged.replaces, judged.past)
                 if judged.receipt is not None:
                     claim = attrs.evolve(claim, receipt=judged.receipt)
                 condition = Match(judged.etag)
-            since, raw = self._seconds(), claim.encode()
+            since, raw = self._seconds(), msgspec.json.encode(claim)
             if isinstance(await Put(key, raw, condition), Done):
                 return Held(claim, since)
             found = await Get(key)
@@ -193,19 +175,19 @@ class Names:
     async def _replaced(self, offer: Offer, path: str) -> str:
         if offer.ifExists != "replace":
             return ""
-        there = await Head(self._layout.file(path))
+        there = await Head(self.layout.file(path))
         return there.etag if isinstance(there, Found) else ""
 
-    async def _write(self, held: Held, offer: Offer, body: Body) -> _Outcome | None:
+    async def _write(self, held: Held, offer: Offer, body: calls.Body) -> _Outcome | None:
         claim = held.claim
-        key = self._layout.file(claim.path)
-        condition: Condition = Match(claim.replaces) if claim.replaces else ABSENT
-        put = Put(key, body, condition, metadataOf(claim.token, offer.modified))
+        key = self.layout.file(claim.path)
+        condition: calls.Condition = Match(claim.replaces) if claim.replaces else ABSENT
+        put = Put(key, body, condition, claims.metadataOf(claim.token, offer.modified))
         if self.outbox is not None:
             await self.outbox.note(claim)
         for _ in range(SENDS):
             answer = await put
-            if not isinstance(answer, BadDigest):
+            if not isinstance(answer, calls.BadDigest):
                 break
         else:
             raise SyncFailed(
@@ -214,14 +196,14 @@ class Names:
         if isinstance(answer, Conflict):
             there = await Head(key)
             if tokenOf(there) != claim.token:
-                again = offer.ifExists == "replace" or isinstance(there, Missing)
+                again = offer.ifExists == "replace" or isinstance(there, calls.Missing)
                 return None if again else Taken()
         return await self._confirm(held)
 
     async def _complete(self, held: Held, offer: Offer) -> _Outcome | None:
         if self.outbox is not None:
             await self.outbox.note(held.claim)
-        finished = await self._finish(held.claim)
+        finished = await self.finish(held.claim)
         if finished is Finished.TAKEN:
             return None if offer.ifExists == "replace" else Taken()
         if finished is Finished.INVALID:
@@ -238,12 +220,12 @@ class Names:
         assert claim.receipt is not None
         since = held.since
         if since is None or claim.replaces or self._seconds() - since >= LEASE_SECONDS:
-            found = await Get(self._layout.claim(claim.path))
-            now = Claim.decode(found.body) if isinstance(found, Found) else None
+            found = await Get(self.layout.claim(claim.path))
+            now = decoded(found.body, Claim) if isinstance(found, Found) else None
             done = now is not None and {now.token} | {each.token for each in now.past if each.done}
             if not done or claim.token not in done:
                 raise Unavailable(f'"{claim.path}": another receiver took its name; send it again')
-        self._claims.stored.add(claim.token)
+        self.stored.add(claim.token)
         if self.outbox is not None:
             self.outbox.stored(claim)
         return claim.receipt
@@ -267,21 +249,117 @@ class Names:
                     others.wake()
 
     async def _claimDirectory(self, path: str) -> None:
-        key = self._layout.claim(path)
-        condition: Condition = ABSENT
-        raw = Claim(path).encode()
-        for _ in range(TRIES):
+        key = self.layout.claim(path)
+        condition: calls.Condition = ABSENT
+        raw = msgspec.json.encode(Claim(path))
+        for _ in range(claims.TRIES):
             if isinstance(await Put(key, raw, condition), Done):
                 break
             found = await Get(key)
-            if isinstance(found, Missing):
+            if isinstance(found, calls.Missing):
                 condition = ABSENT
                 continue
-            claim = Claim.decode(found.body)
+            claim = decoded(found.body, Claim)
             if claim.receipt is None and claim.path == path:
                 break
-            await self._claims.refuseInTheWay(path, claim, found.age)
+            await self.refuseInTheWay(path, claim, found.age)
             condition = Match(found.etag)
         else:
             raise Busy(f'"{displayName(path)}": others are changing it; send it again')
         self._directories.add(path)
+
+    # -- before anything is stored
+
+    async def earlier(self, offer: Offer) -> Receipt | None:
+        """
+        Return the receipt that an earlier offer of the same sender and key got.
+        """
+        who = claims.whoOf(offer)
+        if not who or offer.size is None:
+            return None
+        for names in batches(offer):
+            for _, found in await self.look(names):
+                if isinstance(found, calls.Missing):
+                    return None
+                receipt = await self._receiptIn(decoded(found.body, Claim), who, offer.size)
+                if receipt is not None:
+                    return receipt
+        return None
+
+    async def _receiptIn(self, claim: Claim, who: str, size: int) -> Receipt | None:
+        receipt = claim.receipt
+        if receipt is not None and claim.who == who and receipt.answers(size):
+            if claim.token in self.stored:
+                return receipt
+            if tokenOf(await Head(self.layout.file(claim.path))) == claim.token:
+                return receipt
+            if claim.upload and await self.finish(claim) is Finished.DONE:
+                return receipt
+        receipt = await self.remembered(claim, who, None)
+        return receipt if receipt is not None and receipt.answers(size) else None
+
+    async def bind(self, offer: Offer) -> str:
+        """
+        Choose the name under which the parts of a large file will lie: with C{rename} one
+        that nobody seems to have; the commit decides.
+        """
+        if offer.ifExists != "rename":
+            return offer.name.path
+        for names in batches(offer):
+            for name, found in await self.look(names):
+                if not await self._seemsTaken(name.path, found):
+                    return name.path
+        raise isTaken(offer)
+
+    async def _seemsTaken(self, path: str, found: Found | calls.Missing) -> bool:
+        there = await Head(self.layout.file(path))
+        if isinstance(there, Found):
+            return True
+        if isinstance(found, Found):
+            claim = decoded(found.body, Claim)
+            if claim.receipt is None or (claim.path != path and await self.isThere(claim)):
+                return True
+            known = claim.upload or claim.token in self.stored
+            if not known and found.age < claims.WRITING_SECONDS:
+                return True
+        return bool((await calls.ListUploads(self.layout.file(path))).uploadIds)
+
+    async def foresee(self, offer: Offer, content: str | None) -> str:
+        """
+        Say what would become of a file; see L{connpool.interfaces.IFileStore.foresee}.
+
+        @param content: as in L{Wanted}; L{None} if nobody knows.
+        """
+        for depth in range(1, len(offer.name.components)):
+            path = "/".join(offer.name.components[:depth])
+            found = await Get(self.layout.claim(path))
+            if isinstance(found, Found):
+                claim = decoded(found.body, Claim)
+                if claim.receipt is not None or claim.path != path:
+                    await self.refuseInTheWay(path, claim, found.age)
+        why: TransferError = isTaken(offer)
+        for names in batches(offer):
+            for name, found in await self.look(names):
+                there = await Head(self.layout.file(name.path))
+                taken = Taken()
+                if isinstance(found, Found):
+                    claim = decoded(found.body, Claim)
+                    if claim.receipt is None:
+                        other = claim.path != name.path
+                        taken = Taken(directory=True, neighbour=claim.path if other else "")
+                    elif claim.path != name.path and await self.isThere(claim):
+                        taken = Taken(neighbour=claim.path)
+                    elif isinstance(there, calls.Missing) or offer.ifExists == "replace":
+                        return "stored"
+                    elif (
+                        offer.size in {None, there.size}
+                        and tokenOf(there) == claim.token
+                        and content in {None, claim.content}
+                    ):
+                        known = content is not None or offer.ifExists == "rename"
+                        return "duplicate" if known else "compare"
+                elif isinstance(there, calls.Missing) or offer.ifExists == "replace":
+                    return "stored"
+                if name is offer.name:
+                    why = claims.whyNot(offer, taken)
+        raise why

@@ -17,14 +17,16 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from connpool.errors import TransferError
 from connpool.transfer.records import Receipt
-from connpool.transfer.stores.s3.calls import Call, Delete, Done, Found, Get, Head, List, Match, Put
+from connpool.transfer.stores.s3 import calls
+from connpool.transfer.stores.s3.calls import Call, Done, Found, Get, Head, Match, Put
 from connpool.transfer.stores.s3.claims import Claim, tokenOf
-from connpool.transfer.stores.s3.layout import Layout
+from connpool.transfer.stores.s3.layout import Layout, decoded
 
 __all__ = ["Outbox"]
 
@@ -64,7 +66,7 @@ class Outbox:
         """
         Put the note of a file that is about to be stored; a core.
         """
-        await Put(self._layout.note(claim.token), claim.encode())
+        await Put(self._layout.notes + claim.token, msgspec.json.encode(claim))
 
     def stored(self, claim: Claim) -> None:
         """
@@ -76,29 +78,20 @@ class Outbox:
             self._more()
 
     def take(self) -> tuple[str, Receipt] | None:
-        """
-        @return: the next receipt and what L{told} wants; L{None} if there is none now.
-        """
         return self._ready.popleft() if self._ready else None
 
     def told(self, position: str) -> None:
-        """
-        The program was told.
-        """
         self._own.discard(position)
         self._run(self._remove(position)).addErrback(lambda _: None)  # it comes again
 
     def close(self) -> None:
-        """
-        Take nothing more.
-        """
         self._closed = True
         if self._next is not None:
             self._next.cancel()
             self._next = None
 
     async def _remove(self, token: str) -> None:
-        await Delete(self._layout.note(token))
+        await calls.Delete(self._layout.notes + token)
 
     def _look(self) -> None:
         self._next = None
@@ -115,30 +108,24 @@ class Outbox:
         """
         Take the notes of receivers that died; a core.
         """
-        after = ""
-        while True:
-            page = await List(self._layout.notes, after)
+        async for page in calls.pages(self._layout.notes):
             for entry in page.entries:
                 token = entry.key.removeprefix(self._layout.notes)
                 age = page.date - entry.modified
                 if age >= TAKEN_OVER_SECONDS and token not in self._own:
-                    await self._takeNote(token, age)
-            if not page.more:
-                return
-            after = page.entries[-1].key
+                    await self._takeNote(entry.key, token, age)
 
-    async def _takeNote(self, token: str, age: float) -> None:
-        key = self._layout.note(token)
+    async def _takeNote(self, key: str, token: str, age: float) -> None:
         found = await Get(key)
         if not isinstance(found, Found):
             return
-        claim = Claim.decode(found.body)
+        claim = decoded(found.body, Claim)
         there = await Head(self._layout.file(claim.path))
         if tokenOf(there) != token:
             if age >= FORGOTTEN_SECONDS:
-                await Delete(key)
+                await calls.Delete(key)
             return
         # the same for whoever reads it, and young again; of two that do so one succeeds
         mark = "".join(random.choices(" \n", k=64)).encode()  # noqa: S311 - no secret
-        if isinstance(await Put(key, claim.encode() + mark, Match(found.etag)), Done):
+        if isinstance(await Put(key, msgspec.json.encode(claim) + mark, Match(found.etag)), Done):
             self.stored(claim)

@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock, succeed
+import attrs
+from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 from zope.interface import implementer
 
 from connpool.errors import (
@@ -36,42 +37,51 @@ from connpool.errors import (
     Unavailable,
 )
 from connpool.interfaces import IUploadPartial
+from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.records import Offer, PartialInfo, Receipt, Stump
 from connpool.transfer.stores.ranges import Holding, Ranges, blockRange, verifyDeclared
-from connpool.transfer.stores.s3.calls import (
-    BadDigest,
-    Call,
-    Done,
-    Found,
-    Get,
-    Piece,
-    Put,
-    PutPart,
-)
-from connpool.transfer.stores.s3.claims import Wanted, newToken
-from connpool.transfer.stores.s3.naming import SENDS
+from connpool.transfer.stores.s3.calls import BadDigest, Call, Done, Found, Get, Piece, Put, PutPart
+from connpool.transfer.stores.s3.claims import Wanted, contentOf
+from connpool.transfer.stores.s3.layout import newToken
+from connpool.transfer.stores.s3.lifecycle import Lifecycle
+from connpool.transfer.stores.s3.naming import SENDS, Names
 from connpool.transfer.stores.s3.partplan import Leaving, PartPlan
-from connpool.transfer.stores.s3.parts import (
-    Locked,
-    Parts,
-    Tasks,
-    contentOf,
-    failing,
-    hashed,
-    intact,
-    one,
-    storeError,
-)
 from connpool.transfer.stores.s3.pointers import Seen
-from connpool.transfer.stores.s3.spool import SpoolFile
-from connpool.transfer.stores.s3.uploadlog import Begin, Log, Part, Tail, Upload
+from connpool.transfer.stores.s3.spool import Spool, hashed
+from connpool.transfer.stores.s3.uploadlog import Begin, Part, Tail, Upload
 from connpool.transfer.stores.takeover import Tenure
-from connpool.waiting import Waiters
+from connpool.waiting import Tasks, Waiters
 
-__all__ = ["S3Partial"]
+__all__ = ["S3Partial", "StoreParts"]
 
 #: Protocols whose senders say the name of a file when they ask for its receipt.
 NAMED = {"native", "classic"}
+
+
+@attrs.frozen
+class StoreParts:
+    """
+    The parts of a store that its partials need.
+
+    @ivar run: runs a core.
+    @ivar afterwards: runs one for which nobody waits.
+    @ivar call: makes one call.
+    @ivar receipt: makes the receipt of a file: of its offer, size and root.
+    @ivar left: forgets a partial that has ended.
+    @ivar now: wall-clock time.
+    """
+
+    names: Names
+    lifecycle: Lifecycle
+    spool: Spool
+    threads: IOThreads
+    tailSeconds: float
+    run: Callable[[Coroutine[Call[Any], Any, Any]], Deferred[Any]]
+    afterwards: Callable[[Coroutine[Call[Any], Any, Any]], None]
+    call: Callable[[Call[Any]], Deferred[Any]]
+    receipt: Callable[[Offer, int, bytes | None], Receipt]
+    left: Callable[[S3Partial], None]
+    now: Callable[[], float]
 
 
 @implementer(IUploadPartial)
@@ -87,7 +97,7 @@ class S3Partial(Holding):
 
     def __init__(
         self,
-        parts: Parts,
+        parts: StoreParts,
         offer: Offer,
         tenure: Tenure | None,
         pointer: str,
@@ -103,13 +113,14 @@ class S3Partial(Holding):
         self.pointer = pointer
         self._seen = seen
         self._token = newToken() if upload is None else upload.token
-        self._log = None if upload is None else Log(parts.layout, upload)
+        self._upload = upload
         self._plan = PartPlan(offer.size, offer.blockSize, partBytes)
         self._reserved = reserved
-        self._file: SpoolFile | None = parts.spool.file(partBytes)
+        self._file = parts.spool.file(partBytes)
         self._tasks = Tasks()
         self._commits = Tasks()
         self._logging = False
+        self._final = False
         self._room = Waiters()
         self._void: set[int] = set()
         self._declared = False
@@ -130,14 +141,13 @@ class S3Partial(Holding):
             if number not in self._plan.here and not self._takeSlot(number):
                 self._flying.add(start, end)
                 rest = memoryview(data)[start - offset :]
-                return Deferred.fromCoroutine(self._writeLater(start, rest))
+                return self._tasks.during(self._writeLater(start, rest))
             self._writeNow(number, start, memoryview(data)[start - offset : stop - offset])
         self._pump()
         return None
 
     async def _writeLater(self, offset: int, data: memoryview) -> None:
         end = offset + len(data)
-        self._tasks.begin()
         try:
             for number, start, stop in self._plan.pieces(offset, end):
                 while number not in self._plan.here and not self._takeSlot(number):
@@ -147,10 +157,8 @@ class S3Partial(Holding):
                 self._writeNow(number, start, data[start - offset : stop - offset])
         finally:
             self._flying.remove(offset, end)
-            self._tasks.end()
 
     def _writeNow(self, number: int, start: int, data: memoryview) -> None:
-        assert self._file is not None
         within = start - self._plan.span(number)[0]
         self._file.write(self._plan.here[number].slot, within, data)
         self.held.add(start, start + len(data))
@@ -160,7 +168,6 @@ class S3Partial(Holding):
         Give a part a slot, unless it is better to wait until another one is free, which needs
         nothing more of the sender.
         """
-        assert self._file is not None
         plan = self._plan
         if plan.isCrowded(self.held, busy=self._logging):
             return False
@@ -178,13 +185,11 @@ class S3Partial(Holding):
         found = []
         which = f'"{self.offer.name}": bytes {start} to {end} are'
         if not self.held.covers(start, end):
-            why = self._gate or StoreError(f"{which} not held")
-            return Deferred.fromCoroutine(failing(why))
+            return fail(self._gate or StoreError(f"{which} not held"))
         for number, first, last in self._plan.pieces(start, end):
             part = self._plan.here.get(number)
-            if part is None or self._file is None:
-                why = self._gate or StoreError(f"{which} at the engine already")
-                return Deferred.fromCoroutine(failing(why))
+            if part is None or not self._file.isOpen:
+                return fail(self._gate or StoreError(f"{which} at the engine already"))
             at = self._plan.span(number)[0]
             found.append(self._file.read(part.slot, first - at, last - at))
         return succeed(b"".join(found))
@@ -223,66 +228,64 @@ class S3Partial(Holding):
         """
         Tell whether it is put as it is.
         """
-        size, begin = self._plan.size, self._log and self._log.upload.begin
-        return size is not None and size <= self._plan.bytes and not (begin and begin.uploadId)
+        size, upload = self._plan.size, self._upload
+        multipart = upload is not None and upload.begin.uploadId
+        return size is not None and size <= self._plan.bytes and not multipart
 
-    def _pump(self, *, everything: bool = False) -> None:
+    def _pump(self) -> None:
         """
         Begin what can be done now.
-
-        @param everything: also log what nobody has verified.
         """
-        if self._single or (self._gate is not None and not everything):
+        if self._single or (self._gate is not None and not self._final):
             return
         for number in self._plan.departing(self.held):
-            self._task(self._send(number, everything))
-        if not self._logging and self._unlogged(everything):
+            self._tasks.during(self._trying(self._send(number)))
+        if not self._logging and self._unlogged():
             self._logging = True
-            self._task(self._note(everything))
+            self._tasks.during(self._trying(self._note()))
 
-    def _task(self, task: Coroutine[Any, Any, None]) -> None:
-        self._tasks.begin()
-        Deferred.fromCoroutine(task).addErrback(self._failed).addBoth(lambda _: self._tasks.end())
+    async def _trying(self, task: Coroutine[Any, Any, None]) -> None:
+        try:
+            await task
+        except TransferError as why:
+            self._fail(why)
+        except Exception as error:  # whatever it is, the sender has to know
+            text = f"the store failed: {type(error).__name__}: {error}"
+            self._fail(StoreError(f'"{self.offer.name}": {text}'))
 
-    def _failed(self, failure: Any) -> None:
-        why = storeError(failure.value, self.offer)
+    def _fail(self, why: TransferError) -> None:
         self._failure = self._failure or why
         self._close(why)
         self._room.wake()
 
-    async def _begun(self, *, multipart: bool = True) -> Log:
+    async def _begun(self, *, multipart: bool = True) -> Upload:
         """
         Begin the upload at the engine, unless it is; the lock is held.
         """
         parts = self._parts
         if self._over:
             raise Expired(f'"{self.offer.name}": its upload was given up')
-        if self._log is None:
+        if self._upload is None:
             beginning = parts.lifecycle.begin(
                 *(self.offer, self._token, self._plan.bytes, self.pointer, self._seen),
                 parts=multipart,
             )
-            self._log = await parts.run(beginning)
+            self._upload = await parts.run(beginning)
             self._declared = False
-        begin = self._log.upload.begin
-        if multipart and begin is not None and not begin.uploadId:
-            await parts.run(parts.lifecycle.bind(self._log, self.offer))
-        return self._log
+        if multipart and not self._upload.begin.uploadId:
+            await parts.run(parts.lifecycle.bind(self._upload, self.offer))
+        return self._upload
 
-    async def _send(self, number: int, everything: bool) -> None:
-        part, file = self._plan.here[number], self._file
-        assert file is not None
-        start, end = self._plan.span(number)
-        version, length = part.version, end - start
-        async with Locked(self._lock):
-            log = await self._begun()
-        begin = log.upload.begin
-        assert begin is not None
+    async def _send(self, number: int) -> None:
+        part, file, length = self._plan.here[number], self._file, self._plan.length(number)
+        version = part.version
+        async with self._lock:
+            begin = (await self._begun()).begin
         crc = await self._parts.threads.run(file.crc, part.slot, length)
-        key, body = self._parts.layout.file(begin.path), Piece(file.fd, file.at(part.slot), length)
+        key = self._parts.names.layout.file(begin.path)
+        body = Piece(file.fd, file.at(part.slot), length)
         for _ in range(SENDS):
-            call = PutPart(key, begin.uploadId, number, body, crc)
-            answer = await self._parts.run(one(call))
+            answer = await self._parts.call(PutPart(key, begin.uploadId, number, body, crc))
             if not isinstance(answer, BadDigest) or part.version != version:
                 break
         if part.version != version:
@@ -295,45 +298,45 @@ class S3Partial(Holding):
             await self._giveUp()
             raise Expired(f'"{self.offer.name}": the engine has forgotten its parts; send it again')
         self._room.wake()
-        self._pump(everything=everything)
+        self._pump()
 
     async def _giveUp(self) -> None:
         self._over = True
-        async with Locked(self._lock):
-            log, self._log = self._log, None
-            if log is not None:
-                await self._parts.run(self._parts.lifecycle.remove(log))
+        async with self._lock:
+            upload, self._upload = self._upload, None
+            if upload is not None:
+                await self._parts.run(self._parts.lifecycle.remove(upload))
 
-    def _unlogged(self, everything: bool) -> list[int]:
-        unasked = everything or self.offer.digest is None
+    def _unlogged(self) -> list[int]:
+        # of a file that is complete, and of one without digests, nothing is verified block by block
+        unasked = self._final or self.offer.digest is None
         return self._plan.settled(None if unasked else self.digests)
 
-    async def _note(self, everything: bool) -> None:
+    async def _note(self) -> None:
         """
         Write records as long as there is something for them.
         """
         try:
-            while self._unlogged(everything):
-                async with Locked(self._lock):
-                    await self._append(everything)
+            while self._unlogged():
+                async with self._lock:
+                    await self._append()
         finally:
             self._logging = False
         self._room.wake()
-        self._pump(everything=everything)
+        self._pump()
 
-    async def _append(self, everything: bool) -> None:
-        plan, known, log = self._plan, self.digests, await self._begun()
-        here = {n: (plan.here[n], plan.here[n].version) for n in self._unlogged(everything)}
+    async def _append(self) -> None:
+        plan, known, upload = self._plan, self.digests, await self._begun()
+        here = {n: (plan.here[n], plan.here[n].version) for n in self._unlogged()}
         parts = []
         for number, (part, _) in here.items():
             blocks = tuple((b, known[b]) for b in plan.blocks(number) if b in known)
             parts.append(Part(number, part.etag, plan.length(number), part.crc, blocks))
-        await self._record(log, parts=tuple(parts))
+        await self._record(upload, parts=tuple(parts))
         for number, (part, version) in here.items():
             if part.version != version:
                 self._void.add(number)
                 continue
-            assert self._file is not None
             self._file.give(part.slot)
             del plan.here[number]
             plan.logged.add(number)
@@ -341,49 +344,44 @@ class S3Partial(Holding):
             self.durable.add(*plan.span(number))
         self._room.wake()
 
-    async def _record(self, log: Log, **values: Any) -> None:
+    async def _record(self, upload: Upload, **values: Any) -> None:
         """
         Append a record, with what else has changed.
         """
-        begin, void = log.upload.begin, frozenset(self._void)
-        assert begin is not None
+        begin, void = upload.begin, frozenset(self._void)
         if self._declared:
             self._declared = False
             place = begin.path, begin.uploadId, begin.partBytes, begin.pointer
             values["begin"] = Begin.of(self.offer, *place)
-        await self._parts.run(log.append(void=tuple(void), **values))
+        await self._parts.run(upload.append(void=tuple(void), **values))
         self._void -= void
 
     # -- tails
 
     def checkpoint(self) -> Deferred[None]:
         if self._gate is not None:
-            return Deferred.fromCoroutine(failing(self._gate))
-        return Deferred.fromCoroutine(self._saveTails())
+            return fail(self._gate)
+        return self._tasks.during(self._saveTails())
 
     async def _saveTails(self) -> None:
         """
         Let the engine have the verified blocks of parts that are not in the log.
         """
-        if not self.pointer or self._file is None:
+        if not self.pointer or not self._file.isOpen:
             return
-        self._tasks.begin()
-        try:
-            async with Locked(self._lock):
-                spans = {n: self._tailOf(n) for n in sorted(self._plan.here)}
-                new = {n: has for n, has in spans.items() if has and has != self._tailed.get(n)}
-                if not (new or self._declared or self._void):
-                    return
-                log = await self._begun(multipart=not self._single)
-                tails = [await self._saveTail(number, spans) for number, spans in new.items()]
-                await self._record(log, tails=tuple(tails))
-                self._tailed.update(new)
-                for spans_ in new.values():
-                    for start, end, _ in spans_:
-                        if self.held.covers(start, end):
-                            self.durable.add(start, end)
-        finally:
-            self._tasks.end()
+        async with self._lock:
+            spans = {n: self._tailOf(n) for n in sorted(self._plan.here)}
+            new = {n: has for n, has in spans.items() if has and has != self._tailed.get(n)}
+            if not (new or self._declared or self._void):
+                return
+            upload = await self._begun(multipart=not self._single)
+            tails = [await self._saveTail(number, spans) for number, spans in new.items()]
+            await self._record(upload, tails=tuple(tails))
+            self._tailed.update(new)
+            for spans_ in new.values():
+                for start, end, _ in spans_:
+                    if self.held.covers(start, end):
+                        self.durable.add(start, end)
 
     def _tailOf(self, number: int) -> tuple[tuple[int, int, bytes], ...]:
         found = []
@@ -396,15 +394,14 @@ class S3Partial(Holding):
 
     async def _saveTail(self, number: int, spans: tuple[tuple[int, int, bytes], ...]) -> Tail:
         file, slot = self._file, self._plan.here[number].slot
-        assert file is not None
         at = self._plan.span(number)[0]
         first, last = spans[0][0], spans[-1][1]
         body: Piece | bytes = Piece(file.fd, file.at(slot) + first - at, last - first)
         if sum(end - start for start, end, _ in spans) < last - first:
             body = b"".join(file.read(slot, start - at, end - at) for start, end, _ in spans)
-        key = f"{self._parts.layout.tails(self._token)}{number:05}-{secrets.token_hex(4)}"
-        put: Call[Any] = Put(key, body)
-        if not isinstance(await self._parts.run(one(put)), Done):
+        tails = self._parts.names.layout.tails(self._token)
+        key = f"{tails}{number:05}-{secrets.token_hex(4)}"
+        if not isinstance(await self._parts.call(Put(key, body)), Done):
             raise Unavailable(f'"{self.offer.name}": a tail was not stored; send it again')
         return Tail(number, key, spans)
 
@@ -412,8 +409,8 @@ class S3Partial(Holding):
         """
         Hold what an earlier partial has stored.
         """
-        assert self._log is not None
-        upload, held = self._log.upload, Ranges()
+        upload, held = self._upload, Ranges()
+        assert upload is not None
         digests: dict[int, bytes] = {}
         for number, part in upload.parts.items():
             digests.update(part.blocks)
@@ -421,7 +418,7 @@ class S3Partial(Holding):
             self._plan.logged.add(number)
         self._recorded.resume(digests, None, held)
         for number, tail in sorted(upload.tails.items()):
-            found = await self._parts.run(one(Get(tail.key)))
+            found = await self._parts.call(Get(tail.key))
             if isinstance(found, Found) and self._takeSlot(number):
                 await self._parts.threads.run(self._restore, tail, found.body)
         for number in upload.tails:
@@ -432,10 +429,9 @@ class S3Partial(Holding):
         """
         Put back what is intact of a tail; in a thread.
         """
-        assert self._file is not None
         assert self.offer.digest is not None
         at = self._plan.span(tail.number)[0]
-        for start, data, digest in intact(tail, body, self.offer.digest):
+        for start, data, digest in tail.intact(body, self.offer.digest):
             self._file.write(self._plan.here[tail.number].slot, start - at, data)
             block, end = start // self.offer.blockSize, start + len(data)
             whole = end == blockRange(block, self.offer.blockSize, self.offer.size)[1]
@@ -473,7 +469,7 @@ class S3Partial(Holding):
         self._room.wake()
         await self._commits.idle()
         await self._tasks.idle()
-        if self._file is None:
+        if not self._file.isOpen:
             return
         try:
             if keep and self.pointer and (self.digests or self.stump):
@@ -485,16 +481,15 @@ class S3Partial(Holding):
         self._release()
 
     async def _save(self) -> None:
-        if not self._single and self._unlogged(False):
-            async with Locked(self._lock):
-                await self._append(False)
+        if not self._single and self._unlogged():
+            async with self._lock:
+                await self._append()
         await self._saveTails()
 
     def _release(self) -> None:
-        if self._file is None:
+        if not self._file.isOpen:
             return
         self._file.close()
-        self._file = None
         self._parts.spool.give(self._reserved)
         if self.tenure is not None:
             self.tenure.release()
@@ -512,10 +507,9 @@ class S3Partial(Holding):
 
     def commit(self, root: bytes | None) -> Deferred[Receipt]:
         if self._gate is not None:
-            return Deferred.fromCoroutine(failing(self._gate))
+            return fail(self._gate)
         self._gate = StoreError(f'"{self.offer.name}" is being published')
-        self._commits.begin()
-        return Deferred.fromCoroutine(self._commit(root))
+        return self._commits.during(self._commit(root))
 
     async def _commit(self, root: bytes | None) -> Receipt:
         try:
@@ -535,13 +529,12 @@ class S3Partial(Holding):
                 self._gate = self._failure = None
             raise
         finally:
-            self._commits.end()
+            self._final = False
 
     async def _publishSingle(self, size: int, root: bytes | None) -> Receipt:
         parts, offer, file = self._parts, self.offer, self._file
-        assert file is not None
         if self.pointer and offer.protocol not in NAMED:
-            async with Locked(self._lock):
+            async with self._lock:
                 await self._begun(multipart=False)
         body: Piece | bytes = b""
         if size:
@@ -550,30 +543,31 @@ class S3Partial(Holding):
         if content is None:
             content = await parts.threads.run(hashed, body)
         wanted = Wanted(offer, content, parts.receipt(offer, size, root), newToken())
-        receipt = await parts.run(parts.names.publish(wanted, body))
+        receipt: Receipt = await parts.run(parts.names.publish(wanted, body))
         self._retire(content, receipt)
         return receipt
 
     async def _publishParts(self, size: int, root: bytes | None) -> Receipt:
         parts, offer, plan = self._parts, self.offer, self._plan
+        self._final = True
         while plan.missing():
-            self._pump(everything=True)
+            self._pump()
             await self._tasks.idle()
             if self._failure is not None:
                 raise self._failure
-        async with Locked(self._lock):
-            log = await self._begun()
+        async with self._lock:
+            upload = await self._begun()
             if self._void or self._declared:
-                await self._record(log)
+                await self._record(upload)
         content = contentOf(offer, root)
         if content is None:
-            etags = [log.upload.parts[number].etag for number in sorted(plan.logged)]
+            etags = [upload.parts[number].etag for number in sorted(plan.logged)]
             content = "parts:" + hashlib.sha256("".join(etags).encode()).hexdigest()
-        receipt = parts.receipt(offer, size, root)
-        receipt = await parts.run(parts.lifecycle.publish(log, offer, content, receipt))
+        wanted = parts.receipt(offer, size, root)
+        receipt: Receipt = await parts.run(parts.lifecycle.publish(upload, offer, content, wanted))
         self._retire(content, receipt)
         return receipt
 
     def _retire(self, content: str, receipt: Receipt) -> None:
-        if self._log is not None:
-            self._parts.afterwards(self._parts.lifecycle.retire(self._log, content, receipt))
+        if self._upload is not None:
+            self._parts.afterwards(self._parts.lifecycle.retire(self._upload, content, receipt))

@@ -11,19 +11,10 @@ from __future__ import annotations
 import attrs
 
 from connpool.errors import Busy
-from connpool.transfer.stores.s3.calls import (
-    ABSENT,
-    Conflict,
-    Delete,
-    Found,
-    Get,
-    Match,
-    Missing,
-    Put,
-    together,
-)
+from connpool.transfer.stores.s3 import calls
+from connpool.transfer.stores.s3.calls import ABSENT, Conflict, Found, Get, Match, Missing, Put
 
-__all__ = ["NOTHING", "Pointer", "Seen", "forget", "look", "over", "point"]
+__all__ = ["Pointer", "Seen"]
 
 
 @attrs.frozen
@@ -35,7 +26,7 @@ class Pointer:
     """
 
     token: str
-    size: int
+    size: int = 0
 
     def encode(self) -> bytes:
         """
@@ -44,11 +35,13 @@ class Pointer:
         return f"{self.token} {self.size}".encode()
 
     @classmethod
-    def decode(cls, raw: bytes) -> Pointer:
+    def of(cls, found: Found | Missing) -> Pointer | None:
         """
-        Read it.
+        Read it, if it is there.
         """
-        token, _, size = raw.decode("ascii", "replace").partition(" ")
+        if not isinstance(found, Found):
+            return None
+        token, _, size = found.body.decode("ascii", "replace").partition(" ")
         return cls(token, int(size) if size.isdecimal() else 0)
 
 
@@ -60,30 +53,15 @@ class Seen:
     @ivar ended: the one that names the last upload that ended.
     """
 
-    live: Found | Missing
-    ended: Found | Missing
+    live: Found | Missing = attrs.field(factory=Missing)
+    ended: Found | Missing = attrs.field(factory=Missing)
 
     @property
     def pointer(self) -> Pointer | None:
         """
         The upload that goes on.
         """
-        return Pointer.decode(self.live.body) if isinstance(self.live, Found) else None
-
-    @property
-    def latest(self) -> Pointer | None:
-        """
-        The same, else the last one that ended.
-        """
-        ended = self.ended
-        return self.pointer or (Pointer.decode(ended.body) if isinstance(ended, Found) else None)
-
-
-NOTHING = Seen(Missing(), Missing())
-
-
-def _nameOf(found: Found | Missing) -> bytes:
-    return found.body if isinstance(found, Found) else b""
+        return Pointer.of(self.live)
 
 
 def _endedOf(key: str) -> str:
@@ -94,7 +72,7 @@ async def look(key: str) -> Seen:
     """
     Read the objects of a resume key.
     """
-    live, ended = await together((Get(key), Get(_endedOf(key))))
+    live, ended = await calls.together((Get(key), Get(_endedOf(key))))
     return Seen(live, ended)
 
 
@@ -107,12 +85,10 @@ async def point(key: str, to: Pointer, seen: Seen) -> None:
     """
     busy = Busy("another receiver has just begun this upload; send the file again")
     condition = Match(seen.live.etag) if isinstance(seen.live, Found) else ABSENT
-    if isinstance(await Put(key, to.encode(), condition), Conflict):
-        found = await Get(key)
-        if not isinstance(found, Found) or found.body != to.encode():
-            raise busy
-    ended = await Get(_endedOf(key))
-    if _nameOf(ended) != _nameOf(seen.ended):
+    isLost = isinstance(await Put(key, to.encode(), condition), Conflict)
+    if isLost and Pointer.of(await Get(key)) != to:
+        raise busy
+    if Pointer.of(await Get(_endedOf(key))) != Pointer.of(seen.ended):
         await _remove(key, to.token)
         raise busy
 
@@ -121,7 +97,7 @@ async def over(key: str, token: str) -> None:
     """
     Say that an upload has ended.
     """
-    await Put(_endedOf(key), Pointer(token, 0).encode())
+    await Put(_endedOf(key), Pointer(token).encode())
     await _remove(key, token)
 
 
@@ -134,6 +110,6 @@ async def forget(key: str, token: str) -> None:
 
 
 async def _remove(key: str, token: str) -> None:
-    found = await Get(key)
-    if isinstance(found, Found) and Pointer.decode(found.body).token == token:
-        await Delete(key)
+    named = Pointer.of(await Get(key))
+    if named is not None and named.token == token:
+        await calls.Delete(key)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from connpool.transfer.stores.s3.calls import ABSENT, Done, Found, Get, List, Match, Put
-from connpool.transfer.stores.s3.claims import newToken
-from connpool.transfer.stores.s3.layout import Layout
+from connpool.transfer.stores.s3.calls import ABSENT, Done, Found, Get, Match, Put, pages
+from connpool.transfer.stores.s3.layout import Layout, newToken
 from connpool.transfer.stores.s3.lifecycle import Lifecycle
-from connpool.transfer.stores.s3.uploadlog import Log, Upload, clear, forget, readLog, takeOver
+from connpool.transfer.stores.s3.uploadlog import readLog, takeOver
 
-__all__ = ["FINISH_SECONDS", "Reaper"]
+__all__ = ["Reaper"]
 
 #: Seconds after which a commit that is not over is finished by somebody else.
 FINISH_SECONDS = 60.0
@@ -52,20 +51,15 @@ class Reaper:
         Yield the token of every log, the number of its records, and the seconds since the last
         of them.
         """
-        token, count, newest, date, after = "", 0, 0.0, 0.0, ""
-        more = True
-        while more:
-            page = await List(self._layout.logs, after)
-            more, date = page.more, page.date
+        token, count, newest, date = "", 0, 0.0, 0.0
+        async for page in pages(self._layout.logs):
             for entry in page.entries:
-                after = entry.key
-                of = after.removeprefix(self._layout.logs).partition("/")[0]
-                if of != token:
-                    if token:
-                        yield token, count, date - newest
-                    token, count, newest = of, 0, 0.0
-                count += 1
-                newest = max(newest, entry.modified)
+                of = entry.key.removeprefix(self._layout.logs).partition("/")[0]
+                if token and of != token:
+                    yield token, count, page.date - newest
+                    count, newest = 0, 0.0
+                token, count, newest = of, count + 1, max(newest, entry.modified)
+            date = page.date
         if token:
             yield token, count, date - newest
 
@@ -77,27 +71,30 @@ class Reaper:
         @param age: seconds since the last one.
         @return: whether something was done.
         """
-        if age < FINISH_SECONDS or (count == 1 and age < self._keep):
+        isOld = age >= self._keep
+        if age < FINISH_SECONDS or (count == 1 and not isOld):
             return False  # in use, or just begun, or ended long ago
         upload = await readLog(self._layout, token)
-        if upload is None or upload.begin is None or (upload.end and age >= self._keep):
-            if age >= self._keep:
-                await forget(self._layout, upload or Upload(token))
-            return age >= self._keep
-        if upload.end:
-            await clear(self._layout, upload)
-            return True
-        if upload.commit is None and age < self._keep:
+        if isOld and (upload is None or upload.end):
+            await self._lifecycle.forget(token, upload)
+        elif upload is None:
             return False
-        taken = await takeOver(self._layout, token)
-        if taken is None or taken.begin is None:
+        elif upload.end:
+            await self._lifecycle.clear(upload)
+        elif upload.commit is None and not isOld:
             return False
-        log = Log(self._layout, taken)
-        if taken.commit is None:
-            await self._lifecycle.remove(log)
+        else:
+            return await self._end(token)
+        return True
+
+    async def _end(self, token: str) -> bool:
+        upload = await takeOver(self._layout, token)
+        if upload is None:
+            return False
+        if upload.commit is None:
+            await self._lifecycle.remove(upload)
             return True
-        commit = taken.commit
-        offer, content = taken.begin.asOffer(), commit.content
-        receipt = await self._lifecycle.publish(log, offer, content, commit.receipt)
-        await self._lifecycle.retire(log, content, receipt)
+        offer, commit = upload.begin.asOffer(), upload.commit
+        receipt = await self._lifecycle.publish(upload, offer, commit.content, commit.receipt)
+        await self._lifecycle.retire(upload, commit.content, receipt)
         return True

@@ -4,6 +4,7 @@ The disk on which parts wait until the engine has them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,9 +13,10 @@ import zlib
 from twisted.internet.defer import Deferred
 
 from connpool.errors import NoSpace, StartFailed
+from connpool.transfer.stores.s3.calls import Piece
 from connpool.transfer.syscalls import asTransferError
 
-__all__ = ["Spool", "SpoolFile"]
+__all__ = ["Spool", "SpoolFile", "hashed"]
 
 _CHUNK_BYTES = 1 << 20
 #: The most that is taken without being asked to.
@@ -171,6 +173,13 @@ class SpoolFile:
                 break
         return found
 
+    @property
+    def isOpen(self) -> bool:
+        """
+        Tell whether it is still there.
+        """
+        return self.fd >= 0
+
     def close(self) -> None:
         """
         Remove it.
@@ -178,3 +187,15 @@ class SpoolFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def hashed(body: bytes | Piece) -> str:
+    """
+    Return a text that is the same for the same bytes.
+    """
+    hasher, at = hashlib.sha256(body if isinstance(body, bytes) else b""), 0
+    while isinstance(body, Piece) and at < body.length:
+        data = os.pread(body.fd, min(_CHUNK_BYTES, body.length - at), body.start + at)
+        hasher.update(data)
+        at += len(data) or body.length
+    return f"bytes:{hasher.hexdigest()}"

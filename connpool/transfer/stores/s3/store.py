@@ -26,17 +26,12 @@ from typing import Any, TypeVar
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from connpool.errors import QuotaExceeded, TransferError
-from connpool.interfaces import (
-    IFileStore,
-    INotingStore,
-    IPartial,
-    IPartialHolder,
-    IReadableStore,
-    IUploadStore,
-)
+from connpool import interfaces
+from connpool.errors import TransferError
+from connpool.interfaces import IPartial, IPartialHolder
 from connpool.logonce import LogOnce
 from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.names import RelativeName
@@ -51,45 +46,20 @@ from connpool.transfer.records import (
     StoreSettings,
 )
 from connpool.transfer.stores.journal import continues
-from connpool.transfer.stores.partialdir import MAX_PARTIALS, tooManyPartials
 from connpool.transfer.stores.publish import Published, receiptOf
 from connpool.transfer.stores.s3 import pointers, reading
-from connpool.transfer.stores.s3.calls import (
-    Call,
-    Found,
-    Get,
-    Head,
-    List,
-    Missing,
-    Requests,
-    performed,
-    together,
-)
-from connpool.transfer.stores.s3.claims import (
-    Claim,
-    Claims,
-    Finished,
-    Wanted,
-    newToken,
-)
-from connpool.transfer.stores.s3.layout import Layout
+from connpool.transfer.stores.s3.calls import Call, Found, Head, Requests, performed
+from connpool.transfer.stores.s3.claims import Wanted, contentOf
+from connpool.transfer.stores.s3.layout import Layout, newToken
 from connpool.transfer.stores.s3.lifecycle import Lifecycle
 from connpool.transfer.stores.s3.naming import Names
 from connpool.transfer.stores.s3.outbox import Outbox
-from connpool.transfer.stores.s3.outlook import Outlook
-from connpool.transfer.stores.s3.partial import S3Partial
+from connpool.transfer.stores.s3.partial import S3Partial, StoreParts
 from connpool.transfer.stores.s3.partplan import LEAVING, PART_BYTES, partBytes
-from connpool.transfer.stores.s3.parts import contentOf, hashed
-from connpool.transfer.stores.s3.pointers import NOTHING, Pointer, Seen
+from connpool.transfer.stores.s3.pointers import Seen
 from connpool.transfer.stores.s3.reaper import Reaper
-from connpool.transfer.stores.s3.spool import Spool
-from connpool.transfer.stores.s3.uploadlog import (
-    PUBLISHED,
-    Log,
-    Upload,
-    finish,
-    readLog,
-)
+from connpool.transfer.stores.s3.spool import Spool, hashed
+from connpool.transfer.stores.s3.uploadlog import Upload
 from connpool.transfer.stores.takeover import Takeovers, Tenure
 
 __all__ = ["REAP_SECONDS", "TAIL_SECONDS", "S3Store"]
@@ -100,12 +70,11 @@ REAP_SECONDS = 600.0
 TAIL_SECONDS = 30.0
 #: Parts that an upload may have in the spool: so many on their way, as many that fill.
 SLOTS = 2 * LEAVING
-#: Pointers that are read at once.
-_READS = 16
 _R = TypeVar("_R")
 
 
-@implementer(IFileStore, INotingStore, IReadableStore, IUploadStore)
+@implementer(interfaces.IFileStore, interfaces.INotingStore)
+@implementer(interfaces.IReadableStore, interfaces.IUploadStore)
 class S3Store:
     """
     A store on an S3-compatible engine.
@@ -144,42 +113,31 @@ class S3Store:
         seconds: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
+        settings = settings or StoreSettings()
         self._reactor = reactor
         self._requests = requests
-        self._settings = settings or StoreSettings()
-        self.keptSeconds = self._settings.keepPartials
+        self.keptSeconds = settings.keepPartials
         self._durability = durability
         self._filesystem = filesystem
         self._whenClosed = closed
         self._leastPart = leastPart
-        self.tailSeconds = tailSeconds
-        self.now = now
-        self.layout = Layout(prefix, self._settings.names == "portable")
-        self._conditional = conditional
-        claims = Claims(self.layout, self._finish)
-        self.names = Names(claims, self._finish, seconds)
-        self._outlook = Outlook(claims, self._finish)
-        self.lifecycle = Lifecycle(self.layout, self.names, self._outlook, self._placed)
-        self._reaper = Reaper(self.layout, self.lifecycle, self.keptSeconds)
+        self._now = now
+        self.layout = Layout(prefix, settings.names == "portable")
+        self._names = Names(self.layout, seconds, conditional=conditional)
+        self._lifecycle = Lifecycle(self._names, settings.quota)
+        self._reaper = Reaper(self.layout, self._lifecycle, self.keptSeconds)
         self.spool = Spool(spoolDirectory, spoolSize)
-        self.threads = IOThreads(reactor)
+        self._threads = IOThreads(reactor)
+        self._parts = StoreParts(
+            *(self._names, self._lifecycle, self.spool, self._threads, tailSeconds, self.run),
+            *(self._afterwards, requests.perform, self._receipt, self._left, now),
+        )
         self._takeovers = Takeovers()
         self._partials: dict[S3Partial, None] = {}
-        self._working: set[Deferred[Any]] = set()
         self._isClosed = False
         self._reaping = LogOnce(lambda what: self._log.warn("old uploads: {what}", what=what))
         self._nextReap: Any = None
         self._reapLater()
-
-    async def _finish(self, claim: Claim) -> Finished:
-        return await finish(self.layout, claim, conditional=self._conditional)
-
-    @property
-    def spoolBytes(self) -> int:
-        """
-        Bytes of the spool that are given away.
-        """
-        return self.spool.usedBytes
 
     def run(self, core: Coroutine[Call[Any], Any, _R]) -> Deferred[_R]:
         """
@@ -187,29 +145,22 @@ class S3Store:
         """
         return performed(core, self._requests)
 
-    def afterwards(self, core: Coroutine[Call[Any], Any, Any]) -> None:
+    def _afterwards(self, core: Coroutine[Call[Any], Any, Any]) -> None:
         """
         Run a core for which nobody waits.
         """
-        running = self.run(core)
-        self._working.add(running)
 
-        def ended(result: Any) -> None:
-            self._working.discard(running)
-            failure = getattr(result, "check", None)
-            if failure is not None and not failure(TransferError):
-                self._log.failure("clearing up failed", failure=result)
+        def failed(failure: Failure) -> None:
+            if not failure.check(TransferError):
+                self._log.failure("clearing up failed", failure=failure)
 
-        running.addBoth(ended)
+        self._threads.during(self.run(core)).addErrback(failed)
 
-    def left(self, partial: S3Partial) -> None:
-        """
-        Forget a partial that has ended.
-        """
+    def _left(self, partial: S3Partial) -> None:
         self._partials.pop(partial, None)
 
     def receivedOutbox(self, more: Callable[[], None]) -> Outbox:
-        outbox = self.names.outbox = Outbox(self._reactor, self.layout, self.run, more)
+        outbox = self._names.outbox = Outbox(self._reactor, self.layout, self.run, more)
         return outbox
 
     def placeOf(self, receipt: Receipt) -> dict[str, str]:
@@ -217,40 +168,37 @@ class S3Store:
 
     # -- IFileStore
 
-    def receipt(self, offer: Offer, size: int, root: bytes | None) -> Receipt:
-        """
-        Make the receipt of a file.
-        """
+    def _receipt(self, offer: Offer, size: int, root: bytes | None) -> Receipt:
         asked = self._durability if offer.durability == "best" else offer.durability
         reached = DURABILITIES[min(map(DURABILITIES.index, (asked, self._durability)))]
         published = Published(offer.name, "stored")
-        return receiptOf(offer, published, size, root, reached, self._filesystem, self.now())
+        return receiptOf(offer, published, size, root, reached, self._filesystem, self._now())
 
     def put(self, offer: Offer, data: bytes | memoryview, root: bytes | None) -> Deferred[Receipt]:
         self.layout.check(offer.name)
         data = bytes(data)
         content = contentOf(offer, root) or hashed(data)
-        wanted = Wanted(offer, content, self.receipt(offer, len(data), root), newToken())
-        return self.threads.during(self.run(self._put(wanted, data)))
+        wanted = Wanted(offer, content, self._receipt(offer, len(data), root), newToken())
+        return self._threads.during(self.run(self._put(wanted, data)))
 
     async def _put(self, wanted: Wanted, data: bytes) -> Receipt:
-        receipt = await self.names.publish(wanted, data)
+        receipt = await self._names.publish(wanted, data)
         if wanted.offer.resumeKey is not None:
-            await self.lifecycle.tell(wanted, receipt)
+            await self._lifecycle.tell(wanted, receipt)
         return receipt
 
     def open(
         self, offer: Offer, holder: IPartialHolder | None = None
     ) -> Deferred[IPartial | Receipt]:
-        return self.threads.during(Deferred.fromCoroutine(self._open(offer, holder)))
+        return self._threads.during(Deferred.fromCoroutine(self._open(offer, holder)))
 
     async def _open(self, offer: Offer, holder: IPartialHolder | None) -> S3Partial | Receipt:
         self.layout.check(offer.name)
         if offer.resumeKey is None:
             if holder is not None:
                 await holder.ready()
-            receipt = await self.run(self._outlook.earlier(offer))
-            return receipt or await self._make(offer, None, "", NOTHING, None)
+            receipt = await self.run(self._names.earlier(offer))
+            return receipt or await self._make(offer, None, "", Seen(), None)
         pointer = self.layout.partial(offer.principal, offer.network, offer.resumeKey)
         older = next((each for each in self._partials if each.pointer == pointer), None)
         tenure = await self._takeovers.take(pointer, holder)
@@ -265,29 +213,30 @@ class S3Store:
         return opened
 
     async def _resume(self, offer: Offer, tenure: Tenure, pointer: str) -> S3Partial | Receipt:
-        receipt = await self.run(self._outlook.earlier(offer))
+        receipt = await self.run(self._names.earlier(offer))
         if receipt is not None:
             return receipt
-        upload, seen = await self.run(self.lifecycle.resume(pointer))
-        if upload is not None and upload.begin is not None:
+        upload, seen = await self.run(self._lifecycle.resume(pointer))
+        if upload is not None:
             older = upload.begin.asOffer()
             if not continues(offer, older):
-                await self.run(self.lifecycle.remove(Log(self.layout, upload)))
+                await self.run(self._lifecycle.remove(upload))
                 upload, seen = None, await self.run(pointers.look(pointer))
             elif upload.commit is not None:
-                return await self.run(self._complete(upload, older))
+                return await self._complete(upload, older)
         if upload is None:
-            await self.run(self._verifyQuota(offer))
+            await self.run(self._lifecycle.verifyQuota(offer))
         return await self._make(offer, tenure, pointer, seen, upload)
 
     async def _complete(self, upload: Upload, offer: Offer) -> Receipt:
         """
         Publish what was to be published when its receiver died.
         """
-        log, commit = Log(self.layout, upload), upload.commit
+        commit = upload.commit
         assert commit is not None
-        receipt = await self.lifecycle.publish(log, offer, commit.content, commit.receipt)
-        self.afterwards(self.lifecycle.retire(log, commit.content, receipt))
+        publishing = self._lifecycle.publish(upload, offer, commit.content, commit.receipt)
+        receipt = await self.run(publishing)
+        self._afterwards(self._lifecycle.retire(upload, commit.content, receipt))
         return receipt
 
     async def _make(
@@ -299,14 +248,14 @@ class S3Store:
         upload: Upload | None,
     ) -> S3Partial:
         size = partBytes(offer.size, offer.blockSize, self._leastPart)
-        if upload is not None and upload.begin is not None:
+        if upload is not None:
             size = upload.begin.partBytes
         room = min(SLOTS * size, self.spool.size // size * size or self.spool.size)
         if offer.size is not None:
             room = min(room, offer.size)
         await self.spool.take(room)
         try:
-            partial = S3Partial(self, offer, tenure, pointer, seen, size, room, upload)
+            partial = S3Partial(self._parts, offer, tenure, pointer, seen, size, room, upload)
         except BaseException:
             self.spool.give(room)
             raise
@@ -327,7 +276,7 @@ class S3Store:
 
     async def _stat(self, name: RelativeName) -> FileStat | None:
         there = await Head(self.layout.file(name.path))
-        if isinstance(there, Missing):
+        if not isinstance(there, Found):
             return None
         return FileStat(there.size, reading.modifiedOf(there))
 
@@ -339,7 +288,7 @@ class S3Store:
 
     def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
         self.layout.check(offer.name)
-        return self.run(self._outlook.foresee(offer, contentOf(offer, root)))
+        return self.run(self._names.foresee(offer, contentOf(offer, root)))
 
     def partials(self, principal: str | None = None) -> Deferred[list[PartialInfo]]:
         return Deferred.fromCoroutine(self._list(principal))
@@ -350,83 +299,16 @@ class S3Store:
             for each in self._partials
             if principal in {None, each.offer.principal}
         }
-        listed = await self.run(self._listed(self.layout.partials(principal)))
+        listed = await self.run(self._lifecycle.partials(principal))
         return [*active.values(), *(each for each in listed if each.partialId not in active)]
-
-    async def _listed(self, prefix: str) -> list[PartialInfo]:
-        found = []
-        keys = await self._pointers(prefix)
-        for key, pointer in await self._read(keys):
-            upload = await readLog(self.layout, pointer.token)
-            if upload is None or upload.end or upload.begin is None:
-                continue
-            offer = upload.begin.asOffer()
-            received = sum(part.size for part in upload.parts.values())
-            tails = (span for tail in upload.tails.values() for span in tail.spans)
-            received += sum(end - start for start, end, _ in tails)
-            found.append(
-                PartialInfo(
-                    *(key, offer.principal, offer.name.path, offer.size, received, received),
-                    active=False,
-                    changed=upload.changed,
-                )
-            )
-        return found
-
-    async def _pointers(self, prefix: str) -> list[str]:
-        """
-        Return the keys of the pointers of uploads that go on.
-        """
-        keys: list[str] = []
-        while True:
-            page = await List(prefix, keys[-1] if keys else "")
-            keys += [entry.key for entry in page.entries]
-            if not page.more:
-                return keys
-
-    async def _read(self, keys: list[str]) -> list[tuple[str, Pointer]]:
-        read = []
-        for at in range(0, len(keys), _READS):
-            some = keys[at : at + _READS]
-            for key, found in zip(some, await together(map(Get, some)), strict=True):
-                if isinstance(found, Found):
-                    read.append((key, Pointer.decode(found.body)))
-        return read
-
-    async def _verifyQuota(self, offer: Offer) -> None:
-        """
-        Check that one more upload of a principal may begin.
-        """
-        keys = await self._pointers(self.layout.partials(offer.principal))
-        if len(keys) >= MAX_PARTIALS:
-            raise tooManyPartials()
-        await self._verifySum(keys, offer.size or 0)
-
-    async def _placed(self, offer: Offer) -> None:
-        """
-        Check the quota again: placed, then counted, receivers together never exceed it.
-        """
-        if self._settings.quota is not None:
-            await self._verifySum(await self._pointers(self.layout.partials(offer.principal)), 0)
-
-    async def _verifySum(self, keys: list[str], more: int) -> None:
-        quota = self._settings.quota
-        if quota is None:
-            return
-        used = sum(pointer.size for _, pointer in await self._read(keys))
-        if used + more > quota:
-            raise QuotaExceeded(
-                f"{used} bytes of this sender's unfinished files are stored already, and {quota}"
-                " may be; finish one first"
-            )
 
     def delete(self, info: PartialInfo) -> Deferred[None]:
         return self.run(self._delete(info.partialId))
 
     async def _delete(self, key: str) -> None:
-        upload, _ = await self.lifecycle.resume(key)
+        upload, _ = await self._lifecycle.resume(key)
         if upload is not None:
-            await self.lifecycle.remove(Log(self.layout, upload))
+            await self._lifecycle.remove(upload)
 
     def find(
         self, principal: str, resumeKey: bytes, key: bytes, network: str = ""
@@ -442,20 +324,7 @@ class S3Store:
                 return found
             return attrs.evolve(found, resumeKey=resumeKey, network=network)
 
-        return self.run(self._find(pointer, key)).addCallback(known)
-
-    async def _find(self, pointer: str, key: bytes) -> Offer | Receipt | None:
-        named = (await pointers.look(pointer)).latest
-        upload = None if named is None else await readLog(self.layout, named.token)
-        if upload is None or upload.begin is None:
-            return None
-        offer = upload.begin.asOffer()
-        if offer.key != key:
-            return None
-        if upload.end:
-            ended = upload.commit if upload.end == PUBLISHED else None
-            return None if ended is None else ended.receipt
-        return offer
+        return self.run(self._lifecycle.find(pointer, key)).addCallback(known)
 
     # -- time
 
@@ -465,19 +334,15 @@ class S3Store:
 
     def _reapNow(self) -> None:
         self._nextReap = None
-        reaping = self.run(self.reap())
-        self._working.add(reaping)
+        self._threads.during(self.run(self.reap())).addBoth(self._reaped)
 
-        def ended(result: Any) -> None:
-            self._working.discard(reaping)
-            if result is None:
-                self._reaping.over()
-            elif not self._isClosed:
-                self._reaping.met(str(result.value))
-            if not self._isClosed:
-                self._reapLater()
-
-        reaping.addBoth(ended)
+    def _reaped(self, failure: Failure | None) -> None:
+        if failure is None:
+            self._reaping.over()
+        elif not self._isClosed:
+            self._reaping.met(str(failure.value))
+        if not self._isClosed:
+            self._reapLater()
 
     async def reap(self) -> None:
         """
@@ -501,15 +366,7 @@ class S3Store:
             self._nextReap.cancel()
             self._nextReap = None
         await DeferredList([each.suspend() for each in list(self._partials)])
-        await self.threads.quiet()
-        waiting = [running.addErrback(lambda _: None) for running in self._working]
-        await DeferredList([succeed(None), *map(_ended, waiting)])
-        self.threads.stop()
+        await self._threads.quiet()
+        self._threads.stop()
         if self._whenClosed is not None:
             await self._whenClosed()
-
-
-def _ended(running: Deferred[Any]) -> Deferred[None]:
-    d: Deferred[None] = Deferred()
-    running.addBoth(lambda _: d.callback(None))
-    return d

@@ -42,6 +42,7 @@ from connpool.transfer.stores.s3.calls import (
     PutPart,
     Uploads,
 )
+from connpool.transfer.stores.s3.claims import TOKEN
 
 
 @attrs.define
@@ -110,7 +111,7 @@ class MemoryEngine:
         self.uploads: dict[str, Multipart] = {}
         #: all that were begun, by key
         self.named: dict[str, list[str]] = {}
-        self.numbers = 0
+        self.numbers: dict[str, int] = {}
         self.wrote: Any = lambda key, before, after: None
         self.calls: dict[str, int] = {}
         self.down: Exception | None = None
@@ -242,8 +243,10 @@ class MemoryEngine:
         return Parts(tuple((n, etag) for n, (etag, _) in sorted(upload.parts.items())))
 
     def _CreateUpload(self, call: CreateUpload) -> Created:
-        self.numbers += 1
-        uploadId = f"upload{self.numbers}"
+        # not by the order of all: that of receivers that know nothing of each other says nothing
+        token = call.metadata.get(TOKEN, "")
+        self.numbers[token] = self.numbers.get(token, 0) + 1
+        uploadId = f"upload{token}-{self.numbers[token]}"
         self.named.setdefault(call.key, []).append(uploadId)
         self.uploads[uploadId] = Multipart(call.key, dict(call.metadata))
         return Created(uploadId)

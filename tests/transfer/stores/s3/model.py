@@ -2,16 +2,21 @@
 Receivers, a helper, a reaper and a consumer at one engine, in every order.
 
 Every participant is a core of the store (a coroutine of calls).  At each step the schedule
-chooses who goes on, and how: a call is carried out, or its receiver dies before or after it,
-or the answer is lost and the call is carried out later, at any time or never.  A choice that
-is not the first one of its step costs; schedules are all those that cost no more than a bound.
+chooses who goes on, and how: a call is carried out, once or twice, or its receiver dies before
+or after it, or the answer is lost and the call is carried out later, at any time or never.
+
+L{explore} tries every order, and every choice of at most so many accidents.  Orders that lead
+to the same state are one from there on: a state is that of the engine, what each participant
+was answered so far, and what the checks remember.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -22,13 +27,12 @@ from connpool.transfer.stores.s3.calls import (
     Delete,
     PutPart,
 )
-from connpool.transfer.stores.s3.claims import Claims, Wanted
-from connpool.transfer.stores.s3.layout import Layout
+from connpool.transfer.stores.s3.claims import Wanted
+from connpool.transfer.stores.s3.layout import Layout, newToken
 from connpool.transfer.stores.s3.lifecycle import Lifecycle
 from connpool.transfer.stores.s3.naming import Names
-from connpool.transfer.stores.s3.outlook import Outlook
 from connpool.transfer.stores.s3.reaper import Reaper
-from connpool.transfer.stores.s3.uploadlog import Log, Part, finish
+from connpool.transfer.stores.s3.uploadlog import Part, Upload
 from tests.transfer.stores.kit import offer, receipt
 from tests.transfer.stores.s3.engine import MemoryEngine
 
@@ -39,19 +43,21 @@ KEY = b"k" * 32
 class Sent:
     """
     A file that a sender wants to store.
+
+    @ivar parts: of an upload; 0 for one that is put as it is.
     """
 
     offer: Offer
     content: bytes
-    large: bool
+    parts: int
     receipts: list[Receipt] = attrs.field(factory=list)
     refused: list[TransferError] = attrs.field(factory=list)
 
 
-def sent(
-    name: str, content: bytes, *, large: bool = False, key: bytes = KEY, **values: Any
-) -> Sent:
-    return Sent(offer(name, size=len(content), key=key, **values), content, large)
+def sent(name: str, content: bytes, *, parts: int = 0, key: bytes = KEY, **values: Any) -> Sent:
+    # nothing at random: what is the same in two runs has to look the same
+    asked = offer(name, size=len(content), key=key, transferId="0" * 32, **values)
+    return Sent(asked, content, parts)
 
 
 class Receiver:
@@ -61,62 +67,56 @@ class Receiver:
 
     def __init__(self, world: World) -> None:
         self.layout = layout = world.layout
-        self.token = world.token
-        conditional = world.engine.conditional
-
-        def finishing(claim: Any) -> Any:
-            return finish(layout, claim, conditional=conditional)
-
-        claims = Claims(layout, finishing)
-        self.names = Names(claims, finishing, lambda: world.engine.now)
-        self.outlook = Outlook(claims, finishing)
-        self.lifecycle = Lifecycle(layout, self.names, self.outlook)
+        engine = world.engine
+        self.names = Names(layout, lambda: engine.now, conditional=engine.conditional)
+        self.lifecycle = Lifecycle(self.names)
         self.reaper = Reaper(layout, self.lifecycle, 1000.0)
 
     async def store(self, file: Sent) -> Receipt:
-        if file.large:
+        if file.parts:
             return await self.storeLarge(file)
-        wanted = Wanted(file.offer, content(file), self.receipt(file), self.token())
+        wanted = Wanted(file.offer, content(file), self.receipt(file), newToken())
         return await self.names.publish(wanted, file.content)
 
     def receipt(self, file: Sent) -> Receipt:
         self_ = file.offer
         return receipt(
-            transferId=self.token(), name=self_.name.path, wanted=self_.name.path, size=self_.size
+            transferId=newToken(), name=self_.name.path, wanted=self_.name.path, size=self_.size
         )
 
     async def storeLarge(self, file: Sent) -> Receipt:
         pointer = self.layout.partial(file.offer.principal, "", file.offer.key or b"")
-        earlier = await self.outlook.earlier(file.offer)
+        earlier = await self.names.earlier(file.offer)
         if earlier is not None:
             return earlier
         upload, seen = await self.lifecycle.resume(pointer)
         if upload is None:
-            log = await self.lifecycle.begin(
-                file.offer, self.token(), 1 << 20, pointer, seen, parts=True
+            upload = await self.lifecycle.begin(
+                file.offer, newToken(), 1 << 20, pointer, seen, parts=True
             )
-        else:
-            log = Log(self.layout, upload)
-        await self.fill(file, log)
-        stored = await self.lifecycle.publish(log, file.offer, content(file), self.receipt(file))
+        await self.fill(file, upload)
+        wanted = self.receipt(file)
+        stored = await self.lifecycle.publish(upload, file.offer, content(file), wanted)
         # the sender is told now; what follows may be lost
         file.receipts.append(stored)
-        await self.lifecycle.retire(log, content(file), stored)
+        await self.lifecycle.retire(upload, content(file), stored)
         return stored
 
-    async def fill(self, file: Sent, log: Log) -> None:
-        half = len(file.content) // 2
-        begin = log.upload.begin
-        assert begin is not None
-        for number, body in ((1, file.content[:half]), (2, file.content[half:])):
-            if number in log.upload.parts or log.upload.commit is not None:
+    async def fill(self, file: Sent, upload: Upload) -> None:
+        length = len(file.content) // file.parts
+        for number in range(1, file.parts + 1):
+            body = file.content[(number - 1) * length : number * length]
+            if number in upload.parts or upload.commit is not None:
                 continue
-            key = self.layout.file(begin.path)
-            answer = await PutPart(key, begin.uploadId, number, body, zlib.crc32(body))
+            key = self.layout.file(upload.begin.path)
+            answer = await PutPart(key, upload.begin.uploadId, number, body, zlib.crc32(body))
             if not hasattr(answer, "etag"):
-                await self.lifecycle.remove(log)
+                await self.lifecycle.remove(upload)
                 raise Unavailable("gone")
-            await log.append(parts=(Part(number, answer.etag, len(body), zlib.crc32(body)),))
+            await upload.append(parts=(Part(number, answer.etag, len(body), zlib.crc32(body)),))
+
+
+Choose = Callable[["World", int, int], int]
 
 
 def content(file: Sent) -> str:
@@ -124,18 +124,38 @@ def content(file: Sent) -> str:
 
 
 class Participant:
+    """
+    A core that is run call by call.
+
+    @ivar seen: a digest of all that it was answered, which decides everything it does.
+    @cvar turn: whose turn it is.
+    """
+
+    turn: Participant
+
     def __init__(self, name: str, core: Any, file: Sent | None = None) -> None:
         self.name = name
         self.core = core
         self.file = file
+        self.seen = hashlib.blake2b(name.encode(), digest_size=8)
+        self.made = 0
         self.call: Any = None
         self.waiting: list[Any] = []  # of several at once
         self.answers: list[Any] = []
-        self.half: Any = None  # a Complete that has looked
+        self.half = False  # a Complete has looked
         self.alive = True
         self.advance(None)
 
+    def lost(self) -> None:
+        """
+        Go on without an answer.
+        """
+        self.seen.update(b"lost")
+        self.half = False
+        self.advance(None, Unavailable("no answer"))
+
     def advance(self, answer: Any, error: BaseException | None = None) -> None:
+        Participant.turn = self
         try:
             asked = self.core.send(answer) if error is None else self.core.throw(error)
         except StopIteration as stopped:
@@ -160,6 +180,7 @@ class Participant:
             self.file.receipts.append(value)
 
     def answered(self, answer: Any) -> None:
+        self.seen.update(repr(answer).encode() + getattr(answer, "body", b""))
         self.answers.append(answer)
         if self.waiting:
             self.call = self.waiting.pop(0)
@@ -167,18 +188,28 @@ class Participant:
             self.advance(self.answers if self.several else answer)
 
 
+def token(size: int) -> str:
+    """
+    Make a token, for C{secrets.token_hex}: the same ones in each order.
+    """
+    of = Participant.turn
+    of.made += 1
+    return hashlib.blake2b(f"{of.name} {of.made}".encode(), digest_size=size).hexdigest()
+
+
 class World:
     """
     One run.
 
     @param twice: whether the first file comes twice at once, by two receivers.
-    @param choose: C{choose(count)}: which of so many, 0 being the usual one.
+    @param choose: C{choose(world, orders, all)}: which of C{all}, 0 being the usual one; those
+        from C{orders} on are accidents.
     """
 
     def __init__(
         self,
         files: list[Sent],
-        choose: Callable[[int], int],
+        choose: Choose,
         *,
         conditional: bool = True,
         consumes: int = 0,
@@ -186,6 +217,7 @@ class World:
         sleeps: int = 0,
         lates: int = 1,
         deaths: int = 1,
+        doubles: int = 1,
         twice: bool = False,
     ) -> None:
         self.layout = Layout("in/")
@@ -199,6 +231,7 @@ class World:
             "sleep": sleeps,
             "late": lates,
             "die": deaths,
+            "double": doubles,
         }
         self.late: list[Any] = []
         self.ever: dict[str, list[bytes]] = {}
@@ -207,77 +240,101 @@ class World:
         self.issued: int | None = None
         self.written: dict[str, int] = {}
         self.story: list[str] = []
-        self.tokens = 0
-        self.trials = {id(file): 0 for file in files}
+        self.stopped = False
+        self.trials = [0 for _ in files]
         # with twice, the sender of the first one has lost a connection and comes by another
         self.people = [self.trial(file) for file in (files[:1] * twice + files)]
 
-    def token(self) -> str:
-        """
-        Make a token, the same ones in each run: listings are in their order.
-        """
-        self.tokens += 1
-        return f"{self.tokens:032x}"
-
     def trial(self, file: Sent) -> Participant:
-        self.trials[id(file)] += 1
-        name = f"{file.content.decode()}{self.trials[id(file)]}"
+        at = next(at for at, each in enumerate(self.files) if each is file)
+        self.trials[at] += 1
+        name = f"{at}{file.content.decode()}{self.trials[at]}"
         return Participant(name, Receiver(self).store(file), file)
 
     # -- what may happen
 
     def run(self) -> None:
-        current = 0
+        current = self.people[0]
         while True:
             people = [each for each in self.people if each.alive]
             if not people:
                 again = [f for f in self.files if not f.receipts and not self.over(f)]
-                if not again:
-                    break
-                self.engine.now += 10  # senders wait before they come again
-                self.people += [self.trial(file) for file in again]
-                continue
-            current = min(current, len(people) - 1)
-            options: list[Callable[[], None]] = [lambda p=people[current]: self.step(p)]
-            others = [each for each in people if each is not people[current]]
-            options += [lambda p=each: self.step(p) for each in others]
-            if self.left["die"]:
-                options += [lambda p=people[current]: self.die(p, after=False)]
-                options += [lambda p=people[current]: self.die(p, after=True)]
-            if self.left["late"] and changes(people[current].call):
-                options += [lambda p=people[current]: self.lose(p)]
-            options += [lambda c=late: self.carryOutLate(c) for late in self.late]
-            options += [lambda k=key: self.consume(k) for key in self.consumable()]
-            if self.left["reap"]:
-                options += [self.reap]
-            if self.left["sleep"]:
-                options += [self.sleep]
-            picked = self.choose(len(options))
+                if again:
+                    self.engine.now += 10  # senders wait before they come again
+                    self.people += [self.trial(file) for file in again]
+                    continue
+            if current not in people:
+                current = people[0] if people else None
+            # whoever went on last goes on, unless somebody else does
+            people.sort(key=lambda each: each is not current)
+            going = [lambda p=each: self.step(p) for each in people] or [self.stop]
+            options = [*going, *self.accidents(people)]
+            picked = self.choose(self, len(going), len(options))
             options[picked]()
-            if 0 < picked <= len(others):
-                current = (
-                    [each for each in self.people if each.alive].index(others[picked - 1])
-                    if (others[picked - 1].alive)
-                    else 0
-                )
+            if self.stopped:
+                break
+            if picked < len(people):
+                current = people[picked]
             self.check()
         self.finally_()
 
+    def accidents(self, people: list[Participant]) -> list[Callable[[], None]]:
+        options = []
+        for each in people:
+            if self.left["die"]:
+                options += [lambda p=each: self.die(p, after=False)]
+                options += [lambda p=each: self.die(p, after=True)]
+            if self.left["late"] and changes(each.call):
+                options += [lambda p=each: self.lose(p)]
+            if self.left["double"] and changes(each.call):
+                options += [lambda p=each: self.double(p)]
+        options += [lambda c=late: self.carryOutLate(c) for late in self.late]
+        options += [lambda k=key: self.consume(k) for key in self.consumable()]
+        if self.left["reap"]:
+            options += [self.reap]
+        if self.left["sleep"] and people:
+            options += [self.sleep]
+        return options
+
+    def state(self) -> bytes:
+        """
+        Return a digest of all that decides how it can go on.
+        """
+        engine = self.engine
+        people = [(p.name, p.seen.digest(), p.half) for p in self.people if p.alive]
+        late = [
+            (call, getattr(call, "body", b""), [k for k, at in self.written.items() if at > since])
+            for call, since in self.late
+        ]
+        files = [(f.receipts, [type(why) for why in f.refused]) for f in self.files]
+        told = repr(
+            (
+                *(sorted(people), late, files, self.trials, self.ever, self.consumed, self.left),
+                *(engine.now, sorted(engine.objects.items()), sorted(engine.uploads.items())),
+            )
+        )
+        return hashlib.blake2b(told.encode(), digest_size=12).digest()
+
     def over(self, file: Sent) -> bool:
-        return self.trials[id(file)] > 12 or any(not why.retryable for why in file.refused)
+        at = next(at for at, each in enumerate(self.files) if each is file)
+        return self.trials[at] > 12 or any(not why.retryable for why in file.refused)
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def step(self, person: Participant) -> None:
         call = person.call
         self.story.append(f"{person.name}: {call}")
-        if person.half is not None:
-            person.half = None
-            person.answered(self.engine.end(call))
-            return
-        answer = self.engine.begin(call)
-        if answer is None:
-            person.half = call
-            return
-        person.answered(answer)
+        answer = self.engine.end(call) if person.half else self.engine.begin(call)
+        person.half = answer is None
+        if answer is not None:
+            person.answered(answer)
+
+    def double(self, person: Participant) -> None:
+        self.left["double"] -= 1
+        self.story.append(f"{person.name} makes a call twice")
+        self.engine.carryOut(person.call)
+        self.step(person)
 
     def die(self, person: Participant, *, after: bool) -> None:
         self.left["die"] -= 1
@@ -291,8 +348,7 @@ class World:
         self.left["late"] -= 1
         self.story.append(f"{person.name} has no answer to {person.call}")
         self.late.append((person.call, len(self.story)))
-        person.half = None
-        person.advance(None, Unavailable("no answer"))
+        person.lost()
 
     def carryOutLate(self, late: Any) -> None:
         call, self.issued = late
@@ -321,7 +377,7 @@ class World:
         self.left["reap"] -= 1
         self.story.append("a reaper comes, much later")
         self.engine.now += 2000
-        self.people.append(Participant("reaper", self.reaping()))
+        self.people.append(Participant(f"reaper{self.left['reap']}", self.reaping()))
 
     async def reaping(self) -> None:
         reaper = Receiver(self).reaper
@@ -368,7 +424,7 @@ class World:
             )
 
     def finally_(self) -> None:
-        for file in self.files:
+        for at, file in enumerate(self.files):
             for stored in file.receipts:
                 key = "in/" + stored.name
                 there = self.engine.objects.get(key)
@@ -387,7 +443,7 @@ class World:
             if not file.receipts:
                 self.verify(
                     bool(file.refused)
-                    and (file.offer.ifExists in ("refuse", "skip") or self.trials[id(file)] <= 12),
+                    and (file.offer.ifExists in ("refuse", "skip") or self.trials[at] <= 12),
                     f"{file.content!r} found no end: {file.refused}",
                 )
 
@@ -407,45 +463,55 @@ def changes(call: Any) -> bool:
     return type(call).__name__ in {"Put", "PutPart", "Complete", "Delete", "Abort", "CreateUpload"}
 
 
-def schedules(run: Callable[[Callable[[int], int]], None], cost: int) -> int:
+def explore(run: Callable[[Choose], None], accidents: int) -> int:
     """
-    Run every schedule that costs at most C{cost}.
+    Run in every order, with every choice of at most so many accidents.
 
-    @return: how many these are.
+    @return: how many states there are.
     """
-    count = 0
-    stack: list[list[int]] = [[]]
+    seen: set[bytes] = set()
+    stack: list[tuple[int, ...]] = [()]
     while stack:
-        prefix = stack.pop()
-        made: list[int] = []
-        counts: list[int] = []
+        prefix, path, met = stack.pop(), [], 0
 
-        def choose(options: int, prefix=prefix, made=made, counts=counts) -> int:
-            picked = prefix[len(made)] if len(made) < len(prefix) else 0
-            made.append(picked)
-            counts.append(options)
+        def choose(world: World, orders: int, all_: int, prefix=prefix, path=path) -> int:
+            nonlocal met
+            picked = 0
+            if len(path) < len(prefix):
+                picked = prefix[len(path)]
+            else:
+                state = world.state() + bytes([met])
+                if state in seen:
+                    raise _Known
+                seen.add(state)
+                most = all_ if met < accidents else orders
+                stack.extend((*path, other) for other in range(1, most))
+            path.append(picked)
+            met += picked >= orders
             return picked
 
-        run(choose)
-        count += 1
-        if sum(map(bool, prefix)) < cost:
-            for at in range(len(prefix), len(counts)):
-                stack += [[*made[:at], other] for other in range(1, counts[at])]
-    return count
+        with contextlib.suppress(_Known):
+            run(choose)
+    return len(seen)
 
 
-def atRandom(run: Callable[[Callable[[int], int]], None], seeds: Iterator[int] | range) -> int:
+class _Known(Exception):
+    """
+    From here on everything was tried.
+    """
+
+
+def atRandom(run: Callable[[Choose], None], seeds: range) -> None:
     """
     Run one schedule for each seed, which leaves the usual way often.
     """
     for seed in seeds:
         picks = random.Random(seed)
 
-        def choose(options: int, picks=picks) -> int:
-            return 0 if picks.random() < 0.7 else picks.randrange(options)
+        def choose(world: World, orders: int, all_: int, picks=picks) -> int:
+            return 0 if picks.random() < 0.7 else picks.randrange(all_)
 
         try:
             run(choose)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
-    return len(seeds) if isinstance(seeds, range) else 0

@@ -113,7 +113,7 @@ def die(store):
     if store._nextReap is not None:
         store._nextReap.cancel()
         store._nextReap = None
-    store.threads.stop()
+    store._threads.stop()
 
 
 def asked(**values):
@@ -339,7 +339,7 @@ async def test_aFileThatIsBeingPublishedIsNotTakenOver(make, engine, size):
     assert await bounded(again) == receipt
     assert published(engine) == {"d/big.bin": CONTENT[:size]}
     await bounded(store.close())
-    assert store.spoolBytes == 0
+    assert store.spool.usedBytes == 0
     last = [key for key in engine.objects if "/log/" in key]
     assert len(last) <= 1
 
@@ -393,11 +393,11 @@ async def test_aWriteWaitsForPartsThatLeave(make, engine):
     await bounded(waiting)
     partial.record(4, hashlib.sha256(CONTENT[4 * BLOCK : 5 * BLOCK]).digest())
     assertNoResult(other)
-    assert store.spoolBytes == 2 * PART
+    assert store.spool.usedBytes == 2 * PART
     await filled(partial)
     await bounded(partial.commit(ROOT))
     await bounded((await bounded(other)).abort())
-    assert store.spoolBytes == 0
+    assert store.spool.usedBytes == 0
     with pytest.raises(NoSpace, match="spool-size"):
         await store.spool.take(2 * PART + 1)
 
@@ -447,7 +447,7 @@ async def test_lanesDoNotWaitForOneAnother(make, engine):
     for number in (0, 2, 4, 6):
         assert partial.write(number * BLOCK, CONTENT[number * BLOCK : number * BLOCK + 10]) is None
     await bounded(partial.abort())
-    assert store.spoolBytes == 0
+    assert store.spool.usedBytes == 0
 
 
 @pytest_twisted.ensureDeferred
