@@ -12,7 +12,9 @@ import socket
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-__all__ = ["hostOf", "isOwnHost", "withOwnHosts"]
+from connpool.addresses.goaddress import isDomainName
+
+__all__ = ["hostOf", "isHost", "isOwnHost", "withOwnHosts"]
 
 _PORT = re.compile(r"(:[0-9]*)?")
 
@@ -27,6 +29,13 @@ def hostOf(header: str) -> str:
         return host[1:] if host.startswith("[") and _PORT.fullmatch(port) else ""
     host, colon, port = host.partition(":")
     return host.removesuffix(".") if _PORT.fullmatch(colon + port) else ""
+
+
+def isHost(text: str) -> bool:
+    """
+    Tell whether clients could ask for a server by this name or address.
+    """
+    return isDomainName(text) or _isAddress(text)
 
 
 def withOwnHosts(names: Iterable[str]) -> frozenset[str]:

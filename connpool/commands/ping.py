@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import json
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -330,6 +329,9 @@ def _ping(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     a = arguments
     if len(a.targets) > 1:
         raiseDescriptors()
+    if a.plot is not None:
+        # an hour of measuring is not to be lost for a typing error
+        _writeTo(a.plot, "")
     live = Live(a, len(a.targets))
     samples = None if a.samples is None else SampleFile(a.samples)
     run: list[Run] = []
@@ -390,8 +392,16 @@ def _asJSON(name: str, result: Any) -> dict[str, Any]:
 def _plot(report: Any, path: str) -> None:
     from connpool.datagram import plot
 
+    _writeTo(path, plot(report))
+
+
+def _writeTo(path: str, picture: str) -> None:
+    """
+    @param picture: empty to find out whether one could be written; an older one stays then.
+    """
     try:
-        Path(path).write_text(plot(report), encoding="utf-8")
+        with open(path, "w" if picture else "a", encoding="utf-8") as file:
+            file.write(picture)
     except OSError as e:
         raise ProbeFailed(f"--plot: cannot write {path}: {e.strerror}") from None
 

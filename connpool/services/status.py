@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from connpool.addresses import Listen, Networks
+from connpool.addresses.hosts import isHost
 from connpool.errors import StartFailed, WrongSetting
 from connpool.services.access import Access
 from connpool.services.checkers import passwordChecker
@@ -62,6 +63,10 @@ class StatusOptions(ServiceOptions):
         """
         Another name under which this machine is asked for them (repeatable).
         """
+        if not isHost(name):
+            raise usage.UsageError(
+                f"--status-host: {name!r} is not a name; write it without the port"
+            )
         self.collect("status-host", name)
 
     def postOptions(self) -> None:

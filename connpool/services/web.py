@@ -11,7 +11,7 @@ from typing import Any
 from twisted.python import usage
 
 from connpool.addresses import Listen, clientOf
-from connpool.addresses.hosts import hostOf
+from connpool.addresses.hosts import isHost
 from connpool.errors import WrongSetting
 from connpool.interfaces import IAuthenticator
 from connpool.services.options import ServiceOptions
@@ -84,7 +84,7 @@ def _settings(
     @raise WrongSetting: for a value that is none.
     """
     for host in hosts:
-        if not host or hostOf(host) != host.lower().removesuffix("."):
+        if not isHost(host):
             raise WrongSetting(f"--web-host: {host!r} is not a name; write it without the port")
     for origin in origins:
         found = _ORIGIN.fullmatch(origin)

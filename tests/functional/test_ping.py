@@ -284,6 +284,18 @@ def test_aMistakeThatIsFoundLater(words, code, says):
     assert result.stderr.count("\n") == 1
 
 
+def test_aPlotThatCannotBeWritten(tmp_path):
+    """
+    It is found out before anything is measured.
+    """
+    path = tmp_path / "no/s.svg"
+    result = connpool("ping", "127.0.0.1:9", "--count", "0", "--plot", path, timeout=30)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"connpool ping: --plot: cannot write {path}: No such file or directory\n"
+    )
+
+
 def test_samplesThatCannotBeWritten(tmp_path):
     with pathTo(lambda number: [0.0]) as target:
         path = tmp_path / "no" / "s.csv"

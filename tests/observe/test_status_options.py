@@ -47,6 +47,7 @@ def test_taken(argv):
         (["--status=tcp:0", "--status-allow=10.0.0.1/8"], "--status-allow"),
         (["--status-allow=10.0.0.0/8"], "give that too"),
         (["--status-host=a"], "give that too"),
+        (["--status-host=a:80"], "'a:80' is not a name; write it without the port"),
         (["--status-auth=file:x"], "give that too"),
         (["--status=unix:x", "--status-auth=memory:a:b"], "use file:"),
         (["--status=unix:x", "--status-auth=file:/nonexistent"], "cannot read"),

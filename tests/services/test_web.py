@@ -31,6 +31,7 @@ CHECKER = InMemoryUsernamePasswordDatabaseDontUse()
         (["--no-web", "--web-host=x"], {"web": False, "webHosts": ["x"]}, "not with --no-web"),
         (["--web-download"], {"webDownload": True}, "read = true"),
         (["--web-host=x:80"], {"webHosts": ["x:80"]}, "without the port"),
+        (["--web-host=a b"], {"webHosts": ["a b"]}, "is not a name"),
         (["--web-host="], {"webHosts": [""]}, "--web-host: ''"),
         (["--web-origin=x"], {"webOrigins": ["x"]}, "--web-origin: 'x'"),
         (["--web-origin=https://x/"], {"webOrigins": ["https://x/"]}, "without a path"),
