@@ -62,6 +62,7 @@ __all__ = [
     "IReflector",
     "IReloadable",
     "IRememberingStore",
+    "ISharedUploadStore",
     "ISingleUseEndpoint",
     "ISparsePartial",
     "ISparseStore",
@@ -802,6 +803,21 @@ class IUploadStore(Interface):
             published; else with the offer of the partial, as it was opened or declared last
             but without its identity; else with L{None}.  Fails with L{Busy} while another
             process has the partial open.
+        """
+
+
+class ISharedUploadStore(IUploadStore):
+    """
+    The part that an L{IUploadStore} provides too if others share it, to whom the next request
+    about an upload may come.
+    """
+
+    def begin(offer: Offer) -> Deferred[None]:
+        """
+        Let the others find an upload that has no byte yet.
+
+        @param offer: new, and with a resume key.
+        @return: fires when they do; fails as C{open}.
         """
 
 

@@ -6,7 +6,8 @@ Theory of operation
 The token of an upload is the secret that its URL carries.  The keys by which the store knows
 it are derived from the token, so nothing that is stored, logged or counted gives a URL.
 
-An upload without a byte is in memory alone, for an hour.  The first byte opens its partial,
+An upload without a byte is in memory alone, for an hour, unless the store is shared with other
+processes: then it is the store's from the beginning.  The first byte opens its partial,
 which stays open for L{OPEN_SECONDS} after a request and is paused then; a later request finds
 it in the store, by its token.
 
@@ -31,7 +32,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from connpool.errors import Busy, ConflictTakeover, DigestMismatch, TooLarge, TransferError
-from connpool.interfaces import IUploadStore
+from connpool.interfaces import ISharedUploadStore, IUploadStore
 from connpool.transfer.digests import chooseBlockSize
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.reception import Reception, storeFailure
@@ -209,7 +210,9 @@ class Upload:
         self._stopTimer()
         clock = self._uploads.clock
         if self._begun:
-            self._timer = clock.callLater(OPEN_SECONDS, self.pause)
+            # the next request may come to another process
+            wait = 0.0 if self._uploads.shared else OPEN_SECONDS
+            self._timer = clock.callLater(wait, self.pause)
         else:
             rest = self._created + CREATION_SECONDS - clock.seconds()
             self._timer = clock.callLater(max(0.0, rest), self.forget)
@@ -237,7 +240,7 @@ class Upload:
         intake, self._intake = self._intake, None
         if intake is not None:
             await intake.incoming.suspend(None)
-            self._begun = intake.offset > 0
+            self._begun = intake.offset > 0 or self._uploads.shared
         if self._lock.waiting:
             return  # somebody goes on with it
         if self._begun:
@@ -398,6 +401,7 @@ class Uploads:
         self.reception = reception
         self.clock = clock
         self.supported = bool(IUploadStore.providedBy(reception.store))
+        self.shared = bool(ISharedUploadStore.providedBy(reception.store))
         self.creations = Creations()
         self._known: dict[str, Upload] = {}
 
@@ -422,10 +426,14 @@ class Uploads:
             blockSize=chooseBlockSize(size),
         )
         upload = Upload(self, token, offer, sender.peer)
+        store: Any = self.reception.store
         try:
             # what would be refused with all of its bytes
             checkLimits(self.reception, offer)
-            await self.reception.store.foresee(offer, None, 0, False)
+            await store.foresee(offer, None, 0, False)
+            if self.shared and length == 0:
+                await store.begin(offer)  # the first byte may come to another process
+                return Upload(self, token, offer, sender.peer, begun=True)
             self._admit(upload, offer.evicts)
         except TransferError as e:
             self.reception.refuse(str(offer.name), sender.peer, e, offer.transferId)

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import pytest
 
+from examples.s3 import demo
 from examples.s3.demo import balancer, receivers
 from tests.helpers.processes import finished, twistd, within
 
@@ -100,6 +101,49 @@ def test_anUploadGoesOnElsewhere(weed, prefix, running, front):
             busy.process.wait(10)
             assert resumed(front, path) == offset
             busy.start()
+    assert same(weed, f"{prefix}upload.bin", CONTENT)
+
+
+def test_anUploadWithoutAByteGoesOnElsewhere(weed, prefix, running, front):
+    """
+    Whichever receiver made it is another process when the first byte comes.
+    """
+    name = base64.b64encode(b"upload.bin").decode()
+    headers = {"Upload-Length": str(len(CONTENT)), "Upload-Metadata": f"filename {name}"}
+    made = ask(front, "POST", "/", headers)
+    assert made.status == 201
+    path = "/" + made.headers["Location"].removeprefix("./")
+    for each in running:
+        each.signal(signal.SIGKILL)
+        each.process.wait(10)
+        each.start()
+    assert resumed(front, path) == 0
+    patch = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
+    assert ask(front, "PATCH", path, patch, CONTENT).status == 204
+    assert same(weed, f"{prefix}upload.bin", CONTENT)
+
+
+def test_eachRequestGoesToAnotherReceiver(weed, prefix, tmp_path, running, monkeypatch):
+    """
+    A balancer need not keep the requests about an upload together.
+    """
+    sticky = demo.configuration
+
+    def spread(front, behind):
+        text = sticky(front, behind).replace("balance leastconn", "balance roundrobin")
+        return "".join(f"{line}\n" for line in text.splitlines() if "stick" not in line)
+
+    monkeypatch.setattr(demo, "configuration", spread)
+    with balancer(tmp_path, running) as (_, front):
+        name = base64.b64encode(b"upload.bin").decode()
+        headers = {"Upload-Length": str(len(CONTENT)), "Upload-Metadata": f"filename {name}"}
+        path = "/" + ask(front, "POST", "/", headers).headers["Location"].removeprefix("./")
+        for offset in range(0, len(CONTENT), 5 << 20):
+            fields = {"Content-Type": "application/offset+octet-stream"}
+            fields["Upload-Offset"] = str(offset)
+            piece = CONTENT[offset : offset + (5 << 20)]
+            assert ask(front, "PATCH", path, fields, piece).status == 204, offset
+    assert all(each.received() > 0 for each in running)
     assert same(weed, f"{prefix}upload.bin", CONTENT)
 
 

@@ -74,7 +74,7 @@ _R = TypeVar("_R")
 
 
 @implementer(interfaces.IFileStore, interfaces.INotingStore)
-@implementer(interfaces.IReadableStore, interfaces.IUploadStore)
+@implementer(interfaces.IReadableStore, interfaces.ISharedUploadStore)
 class S3Store:
     """
     A store on an S3-compatible engine.
@@ -325,6 +325,17 @@ class S3Store:
             return attrs.evolve(found, resumeKey=resumeKey, network=network)
 
         return self.run(self._lifecycle.find(pointer, key)).addCallback(known)
+
+    def begin(self, offer: Offer) -> Deferred[None]:
+        return self._threads.during(self.run(self._begin(offer)))
+
+    async def _begin(self, offer: Offer) -> None:
+        assert offer.resumeKey is not None
+        self.layout.check(offer.name)
+        await self._lifecycle.verifyQuota(offer)
+        size = partBytes(offer.size, offer.blockSize, self._leastPart)
+        pointer = self.layout.partial(offer.principal, offer.network, offer.resumeKey)
+        await self._lifecycle.begin(offer, newToken(), size, pointer, Seen(), parts=False)
 
     # -- time
 

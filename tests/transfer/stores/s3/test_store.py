@@ -23,7 +23,7 @@ from connpool.errors import (
     SyncFailed,
     Unavailable,
 )
-from connpool.interfaces import IFileStore, IUploadPartial, IUploadStore
+from connpool.interfaces import IFileStore, ISharedUploadStore, IUploadPartial
 from connpool.transfer import Receipt
 from connpool.transfer.records import StoreSettings
 from connpool.transfer.stores.s3.calls import BadDigest, NoSuchUpload, performed
@@ -148,7 +148,7 @@ def quiet(store):
 async def test_interfaces(make):
     store = make()
     verifyObject(IFileStore, store)
-    verifyObject(IUploadStore, store)
+    verifyObject(ISharedUploadStore, store)
     partial = await bounded(store.open(asked()))
     verifyObject(IUploadPartial, partial)
     await bounded(partial.abort())
@@ -210,6 +210,27 @@ async def test_anotherReceiverGoesOn(make, engine):
     assert [key for key in engine.objects if "/log/" in key and not key.endswith("/log/")][1:] == []
     assert engine.uploads == {}
     assert await bounded(make().find("anonymous", SECRET, KEY)) == receipt
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("size", [5, len(CONTENT), None])
+async def test_anUploadWithoutAByteIsEverybodys(make, engine, size):
+    one, two = make(), make()
+    content = CONTENT[:size]
+    of = asked(size=size, protocol="web")
+    await bounded(one.begin(of))
+    found = await bounded(two.find(of.principal, SECRET, KEY))
+    assert (found.name, found.size) == (of.name, size)
+    await bounded((await bounded(one.open(of))).suspend())
+    partial = await bounded(two.open(found))
+    assert partial.held.total == 0
+    await filled(partial, content)
+    await bounded(partial.commit(ROOT))
+    assert published(engine) == {"d/big.bin": content}
+    for number in range(100):
+        await bounded(one.begin(asked(resumeKey=b"%d" % number)))
+    with pytest.raises(QuotaExceeded):
+        await bounded(two.begin(asked(resumeKey=b"one more")))
 
 
 @pytest_twisted.ensureDeferred
