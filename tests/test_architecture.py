@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "tlslending": set(),
     "tlstransport": {"tlslending"},
     "interfaces": {"errors"},
-    "addresses": {"errors", "interfaces", "regularfiles", "tlstransport", "tlslending"},
+    "addresses": {"errors", "interfaces", "later", "regularfiles", "tlstransport", "tlslending"},
     "proxyprotocol": GROUND,
     "pool": GROUND,
     "transfer": GROUND,

@@ -285,4 +285,4 @@ def memory(setup: Setup) -> Iterator[Section]:
             Wanted("for each transfer", (row.name,), active, 4, None, True, True, "MiB"),
         ]
         title = "Memory of the receiving service; eight transfers at once"
-        yield Section(title, [row], columns, bars, rounds=1, warm=False)
+        yield Section(title, [row], columns, bars, rounds=1)

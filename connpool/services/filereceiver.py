@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.application.service import MultiService
@@ -35,11 +35,9 @@ from connpool.interfaces import (
     IUploadStore,
 )
 from connpool.services.access import Access
-from connpool.services.beforepublish import BeforePublish
 from connpool.services.credentials import Authenticator
 from connpool.services.hints import curlHint, sendHint, sendHintElsewhere
 from connpool.services.listening import ListeningService, ShownSource, placeOf, readListen
-from connpool.services.onreceived import OnReceived
 from connpool.services.programs import asProgram
 from connpool.services.startfailure import failStart
 from connpool.services.thirdparty import ChosenStore
@@ -57,6 +55,10 @@ from connpool.transfer.stores import LocalStore
 from connpool.transfer.wire.frames import PREAMBLE
 from connpool.transfer.wire.handshake import refusal
 from connpool.transfer.wire.link import Link
+
+if TYPE_CHECKING:
+    from connpool.services.beforepublish import BeforePublish
+    from connpool.services.onreceived import OnReceived
 
 __all__ = ["DEFAULT_LISTEN", "FileReceiver", "digestsOf"]
 
@@ -209,6 +211,8 @@ class FileReceiver(MultiService):
         self._hook: OnReceived | None = None
         self._judge: BeforePublish | None = None
         if beforePublish is not None:
+            from connpool.services.beforepublish import BeforePublish
+
             self._judge = BeforePublish(reactor, asProgram(beforePublish), judgeTimeout)
         self._store: IFileStore | None = None
         self._shown: list[ShownSource] = []
@@ -379,6 +383,8 @@ class FileReceiver(MultiService):
             outbox = noting.receivedOutbox(self._look)
         except StartFailed as e:
             failStart(f"{self.name}: {e}")
+        from connpool.services.onreceived import OnReceived
+
         self._hook = OnReceived(
             *(self._reactor, self._program, self._directory, outbox, noting.placeOf)
         )

@@ -23,7 +23,6 @@ from twisted.internet.endpoints import quoteStringArgument
 from connpool.addresses import Listen, joinHostPort
 from connpool.addresses.tls import certificateNames, readCertificates
 from connpool.errors import AddressError
-from connpool.proxyprotocol.strings import parseTrust
 from connpool.services.access import Access
 
 __all__ = ["commandLine", "curlHint", "localHost", "localPlace", "sendHint", "sendHintElsewhere"]
@@ -259,6 +258,8 @@ def _header(listen: Listen, address: Any, access: Access) -> str | None:
     """
     if "proxied" not in listen.wrappers:
         return ""
+    from connpool.proxyprotocol.strings import parseTrust  # not for those that trust no proxy
+
     trusted, _, _ = parseTrust("proxied:", dict(listen.keywords))
     if not isinstance(address, IPv4Address | IPv6Address):
         # the header of such a client names no address

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from twisted.internet.task import Clock
 from twisted.python import usage
 
-from connpool.addresses import Listen, Networks, clientEndpoint
+from connpool.addresses import Listen, Networks
 from connpool.errors import AddressError, ConnpoolError, WrongSetting
 from connpool.regularfiles import readRegular
 from connpool.services import earlysignals
@@ -101,6 +101,8 @@ def asDestination(text: str, ca: str | None = None) -> str:
     @return: C{text}, which L{clientEndpoint} takes.
     @raise ValueError: if it does not.
     """
+    from connpool.addresses import clientEndpoint  # a receiver connects to nothing
+
     with contextlib.suppress(AttributeError):  # a parser that wants a real reactor
         clientEndpoint(_NoReactor(), text, ca=ca)
     return text

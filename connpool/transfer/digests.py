@@ -15,17 +15,13 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import Any
 
 import attrs
 import blake3
 
 from connpool.errors import Unsupported
-
-try:
-    import xxhash
-except ImportError:  # the extra "xxhash"
-    xxhash = None  # type: ignore[assignment]  # optional
 
 __all__ = [
     "BLOCK_SIZE",
@@ -73,13 +69,19 @@ class Digest:
         return self.new(data).digest()  # type: ignore[no-any-return]  # hashers have no common type
 
 
+def _xxh3(data: bytes | memoryview = b"") -> Any:
+    from xxhash import xxh3_128  # few ask for it
+
+    return xxh3_128(data)
+
+
 #: What this installation can compute, preferred ones first.
 DIGESTS: dict[str, Digest] = {
     "blake3": Digest("blake3", blake3.blake3, 32),
     "sha256": Digest("sha256", hashlib.sha256, 32),
 }
-if xxhash is not None:
-    DIGESTS["xxh3"] = Digest("xxh3", xxhash.xxh3_128, 16, strong=False)
+if find_spec("xxhash") is not None:  # the extra "xxhash"
+    DIGESTS["xxh3"] = Digest("xxh3", _xxh3, 16, strong=False)
 
 
 def digestNamed(name: str) -> Digest:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -127,6 +126,8 @@ class Identities:
         @param asSize: reads a size that is a text; raises L{ValueError}.
         @raise IdentitiesError: if the table has a mistake.
         """
+        import tomllib  # most receivers have no table
+
         try:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as e:

@@ -90,3 +90,42 @@ def test_sendingImportsWhatItNeeds(tmp_path):
     assert "connpool.transfer.send.transmission" in loaded
     assert not ELSEWHERE & set(loaded)
     assert len(loaded) <= MODULES, len(loaded)
+
+
+#: What a receiver has no use for while it waits: for each, somebody has to send a large file, ask
+#: for it, or stand in the way.
+NOT_YET = {
+    *("automat", "tomllib", "xxhash", "zstandard", "h11", "twisted.web", "prometheus_client"),
+    *("connpool.proxyprotocol", "connpool.tlstransport", "connpool.observe"),
+    *("connpool.addresses.clientstrings", "connpool.addresses.names"),
+    *("connpool.services.onreceived", "connpool.services.beforepublish"),
+    *("connpool.transfer.receive.stream", "connpool.transfer.receive.upload"),
+    *("connpool.transfer.stores.memory", "connpool.transfer.stores.s3", "connpool.transfer.send"),
+}
+WAITING = """
+import sys
+from twisted.internet import reactor
+from connpool.services.filerecv import Options, makeService
+options = Options()
+options.parseOptions(["--directory", ".", "--listen", "tcp:0:interface=127.0.0.1"])
+service = makeService(options)
+service.startService()
+reactor.callLater(0, reactor.stop)
+reactor.run()
+print(*sys.modules)
+"""
+
+
+def test_aWaitingReceiverImportsWhatItNeeds(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "connpool.transfer.receive.session" in loaded
+    assert sorted(NOT_YET & loaded) == []

@@ -22,11 +22,11 @@ import attrs
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.python.failure import Failure
 
+from connpool.transfer import stores
 from connpool.transfer.receive import smallfiles
 from connpool.transfer.receive.reception import Reception, storeFailure
 from connpool.transfer.receive.smallfiles import SmallFiles
 from connpool.transfer.records import Offer
-from connpool.transfer.stores.memory import MemoryStore
 from connpool.transfer.wire.frames import Type
 from connpool.transfer.wire.messages import ROOT, Accept, Extension, encode, rejectFrame
 
@@ -52,7 +52,7 @@ class DryRun:
         self._reception = reception
         self._small = small
         self._send = send
-        self._taken = MemoryStore(names=reception.policy.names)
+        self._taken = stores.MemoryStore(names=reception.policy.names)
         self._turn = DeferredLock()
         self._files = self._bytes = 0
 

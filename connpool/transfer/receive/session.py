@@ -43,7 +43,6 @@ from connpool.transfer.receive.offers import Sender
 from connpool.transfer.receive.quotas import Account
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.smallfiles import SmallFiles
-from connpool.transfer.receive.stream import Stream
 from connpool.transfer.receive.updates import Updates
 from connpool.transfer.wire.frames import HEADER_BYTES, MAX_STREAM, PREAMBLE, Frame, Type
 from connpool.transfer.wire.handshake import BEGINNINGS, CAPABLE, FROM_SENDER, ON_JOINED
@@ -68,6 +67,7 @@ from connpool.transfer.wire.update import Ask
 
 if TYPE_CHECKING:
     from connpool.transfer.receive.reading import Requests
+    from connpool.transfer.receive.stream import Stream
     from connpool.transfer.receive.unpacking import Unpacking
 
 __all__ = ["NativeReceiver", "ReceiverSession"]
@@ -147,9 +147,7 @@ class ReceiverSession:
         self._accounts: list[Account] = []
         self._deadline, self._patience = self._deadlines(None)
         self._ticking: Any = None
-        self._draining = False
-        self._closing = False
-        self._over = False
+        self._draining = self._closing = self._over = False
         self._why: TransferError | None = None
 
     # -- the connection
@@ -512,6 +510,8 @@ class ReceiverSession:
                 self._dryRun = DryRun(reception, small, self.send)
             self._dryRun.answer(number, offer, extensionOf(message, ROOT))
             return
+        from connpool.transfer.receive.stream import Stream  # not before a large file comes
+
         stream = self._streams[number] = Stream(self, number, offer, sender, reception, self._clock)
         self.receivingChanged()
         d = Deferred.fromCoroutine(stream.begin())

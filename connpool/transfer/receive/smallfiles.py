@@ -41,7 +41,6 @@ from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.receive.offers import Sender, earlierOf
 from connpool.transfer.receive.reception import Reception, storeFailure
-from connpool.transfer.receive.stream import receiptFrame
 from connpool.transfer.records import DirectoryMade, Offer, Receipt, SmallFile
 from connpool.transfer.wire.frames import MAX_BATCH_BYTES, Frame, Type
 from connpool.transfer.wire.link import Link
@@ -54,6 +53,7 @@ from connpool.transfer.wire.messages import (
     Puts,
     encode,
     pingOf,
+    receiptFrame,
     rejectFrame,
     timeOf,
 )

@@ -28,7 +28,6 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 
 from connpool.errors import Cancelled, DigestMismatch, ProtocolError, TransferError
-from connpool.transfer.identities import Identity
 from connpool.transfer.receive.offers import Sender, earlierOf
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.upload import Upload
@@ -45,45 +44,17 @@ from connpool.transfer.wire.messages import (
     Accept,
     Cancel,
     Commit,
-    Extension,
     Progress,
-    ReceiptMessage,
     Repair,
     encode,
+    receiptFrame,
     rejectFrame,
 )
 
-__all__ = ["COMPARE_BYTES_PER_SECOND", "Owner", "Phase", "Stream", "receiptFrame"]
+__all__ = ["COMPARE_BYTES_PER_SECOND", "Owner", "Phase", "Stream"]
 
 #: Speed at which a sender compares its file with the blocks that are held, at least.
 COMPARE_BYTES_PER_SECOND = 8 << 20
-
-
-def receiptFrame(
-    number: int, receipt: Receipt, identity: Identity | None, there: bytes | None = None
-) -> bytes:
-    """
-    Say that the file of stream C{number} is stored, with its name as the sender may use it:
-    the directory of a sender is the operator's business.
-
-    @param there: value of the extension C{earlier}, for a receipt that an earlier offer got.
-    """
-    name = receipt.name
-    if identity is not None and identity.directory is not None:
-        name = name.removeprefix(identity.directory.path + "/")
-    message = ReceiptMessage(
-        receipt.status,  # type: ignore[arg-type]  # records have it as text
-        name.encode("utf-8"),
-        receipt.size,
-        receipt.durability,  # type: ignore[arg-type]  # records have it as text
-        receipt.filesystem,
-        receipt.integrity,  # type: ignore[arg-type]  # records have it as text
-        receipt.digest,
-        bytes.fromhex(receipt.root) if receipt.root is not None else None,
-        int(receipt.finished * 1000),
-        () if there is None else (Extension("earlier", False, there),),
-    )
-    return encode(Type.RECEIPT, number, message)
 
 
 class Phase(Enum):

@@ -320,10 +320,9 @@ def test_aBufferIsNeededUntilItsLastPieceIsWritten(worlds, error):
 
 
 def test_aSenderSeesNamesBelowItsOwnDirectory():
-    from connpool.transfer.receive.stream import receiptFrame
     from connpool.transfer.records import Receipt
     from connpool.transfer.wire.frames import FrameReader
-    from connpool.transfer.wire.messages import decode
+    from connpool.transfer.wire.messages import decode, receiptFrame
 
     receipt = Receipt(
         *("0" * 32, "alice/a/b", "alice/a/b", 1, "stored", "none", "memory"),
