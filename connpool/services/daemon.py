@@ -123,7 +123,7 @@ class Daemon(MultiService):
         if os.geteuid() == 0 and not self._allowRoot:
             failStart(
                 f"{self._label}: runs as root; give it a user with twistd --uid USER or with "
-                "User= in its unit, or say --allow-root"
+                "User= in its unit, or say --allow-root (CONNPOOL_ALLOW_ROOT=1)"
             )
         # first: logrotate's signal may come while a store is being read
         self._on(signal.SIGHUP, self._reload)
