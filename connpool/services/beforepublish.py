@@ -30,7 +30,7 @@ from connpool.services.programs import (
     UnconcernedListener,
     canRun,
 )
-from connpool.transfer.names import displayName
+from connpool.transfer.names import displayText
 from connpool.transfer.records import Offer, Receipt
 from connpool.waiting import Waiters
 
@@ -70,7 +70,7 @@ class _Judgement(BoundedRun):
         if reason.check(ProcessDone):
             self.ended.callback(None)
         elif getattr(reason.value, "exitCode", None) == 1 and not notBegun:
-            self.ended.callback(displayName(lines[0]) if lines else "")
+            self.ended.callback(displayText(lines[0]) if lines else "")
         else:
             said = self._said[_ERRORS].decode("utf-8", "backslashreplace").strip()
             why = self.killed or str(reason.value).rstrip(".")

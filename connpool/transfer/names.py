@@ -35,6 +35,7 @@ __all__ = [
     "RelativeName",
     "caselessForm",
     "displayName",
+    "displayText",
 ]
 
 #: What a name is checked against.
@@ -298,6 +299,14 @@ def displayName(name: str | bytes) -> str:
     if name.isprintable() and "\\" not in name:
         return name + more
     return "".join(map(_shown, name)) + more
+
+
+def displayText(text: str) -> str:
+    """
+    A text of a peer or a program for a person: as L{displayName} has it, but for the
+    backslashes, for the names in it are escaped already.
+    """
+    return displayName(text).replace("\\\\", "\\")
 
 
 def _shown(character: str) -> str:

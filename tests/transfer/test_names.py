@@ -23,6 +23,7 @@ from connpool.transfer.names import (
     RelativeName,
     caselessForm,
     displayName,
+    displayText,
 )
 from tests.transfer.hostile import CORPUS, DOTFILES
 
@@ -257,3 +258,13 @@ def test_aReaderDoesNotTakeAnAbsoluteNameForALaterOne():
         with pytest.raises(NameRefused):
             reader.read(name)
     assert reader.read(b"d/b").path == "d/b"
+
+
+def test_displayText():
+    """
+    Names in a text were escaped by whoever wrote it.
+    """
+    assert displayText('there is no "a\\x0ab"') == 'there is no "a\\x0ab"'
+    assert displayText("\x1b[31m\\\\x\\\n") == r"\x1b[31m\\x\\x0a"
+    for text in ("\\", "\\\\", "\\\x1b", "a\\b"):
+        assert displayText(text) == text.replace("\x1b", "\\x1b")

@@ -35,7 +35,7 @@ from connpool.errors import (
 from connpool.interfaces import IAuthenticator
 from connpool.transfer.digests import digestNamed
 from connpool.transfer.identities import Identity
-from connpool.transfer.names import displayName
+from connpool.transfer.names import displayName, displayText
 from connpool.transfer.receive import smallfiles
 from connpool.transfer.receive.dryrun import DryRun
 from connpool.transfer.receive.greeting import STREAMS, Greeting
@@ -400,7 +400,7 @@ class ReceiverSession:
         elif kind is Type.ERROR:
             error: Error = message
             self._why = NetworkFailed(
-                f"the sender gave up: {displayName(error.code)}: {displayName(error.detail)}"
+                f"the sender gave up: {displayName(error.code)}: {displayText(error.detail)}"
             )
             self._link.close()
 

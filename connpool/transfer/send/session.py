@@ -31,7 +31,7 @@ from connpool.errors import (
 )
 from connpool.interfaces import IPoolable
 from connpool.transfer.digests import Digest, digestNamed
-from connpool.transfer.names import displayName
+from connpool.transfer.names import displayName, displayText
 from connpool.transfer.passwords import credentialsAreSafe
 from connpool.transfer.send.credentials import Credentials
 from connpool.transfer.send.writer import Writer
@@ -119,7 +119,7 @@ def errorFor(code: str, detail: str) -> TransferError:
     """
     An error the receiver reported, as the class that has its code.
     """
-    text = f"the receiver says: {displayName(detail) or displayName(code)}"
+    text = f"the receiver says: {displayText(detail) or displayName(code)}"
     for name in errors.__all__:
         kind = getattr(errors, name)
         if issubclass(kind, TransferError) and kind.code == code:
