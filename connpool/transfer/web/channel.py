@@ -40,7 +40,7 @@ from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.web.answers import Answer, Fields, Problem, Stream
 from connpool.transfer.web.flow import Flow, Sink
 from connpool.transfer.web.gate import Sender
-from connpool.transfer.web.head import FieldValues, Head, cutHead, isHTTP2, parseHead
+from connpool.transfer.web.head import FieldValues, Head, cutHead, parseHead
 from connpool.transfer.web.settings import WebCounts
 from connpool.transfer.wire.borrowed import BorrowedReader, lends
 from connpool.waiting import Waiters
@@ -55,6 +55,8 @@ LINGER_BYTES, LINGER_SECONDS = 8 << 20, 5.0
 _UNREAD_SECONDS, _LEAST_READ_BYTES_PER_SECOND = 60.0, 1024
 #: A body with as much to come is worth borrowing the socket for.
 _LONG_BYTES = 128 * 1024
+#: RFC 9113 section 3.4, up to its empty line.
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 #: The first frames of an HTTP/2 server, SETTINGS and then GOAWAY with the error
 #: HTTP_1_1_REQUIRED (RFC 9113 section 6.8).
 _HTTP_1_1_REQUIRED = bytes(3) + b"\4" + bytes(5) + b"\0\0\10\7" + bytes(5) + bytes(7) + b"\r"
@@ -149,9 +151,7 @@ class WebChannel(Protocol):
             self._work()
 
     def writeConnectionLost(self) -> None:
-        """
-        Ours to close, and closed.
-        """
+        pass  # ours to close, and closed
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         unanswered = self._state is _State.ANSWERING
@@ -257,7 +257,7 @@ class WebChannel(Protocol):
                 return
             self._late = self._answering
             self._written = 0
-            if isHTTP2(raw):
+            if raw == _HTTP2_PREFACE:
                 self._write(_HTTP_1_1_REQUIRED)
                 self._close()
                 return
@@ -388,7 +388,7 @@ class WebChannel(Protocol):
 
     def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
         if self._flow is not None:
-            self._flow.take(view, done)
+            self._flow.feed(view, done)
             self._flow.steer()
 
     def borrowedEnd(self) -> None:
@@ -443,9 +443,7 @@ class WebChannel(Protocol):
         self._late()
 
     def _answering(self) -> None:
-        """
-        Nothing is late: an answer takes its time.
-        """
+        pass  # an answer takes its time
 
     def _headLate(self) -> None:
         if self._unread is not None:

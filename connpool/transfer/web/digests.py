@@ -9,27 +9,19 @@ length, so the length of a digest is looked at here.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from zlib import crc32
 
+import attrs
 import http_sf
 
 from connpool.errors import DigestMismatch, Unsupported
 from connpool.transfer.web.answers import Problem
 from connpool.transfer.web.head import FieldValues, Head
 
-__all__ = [
-    "TUS_ALGORITHMS",
-    "Digests",
-    "digestsOfBody",
-    "digestsOfFile",
-    "wantedDigest",
-    "wholeSHA256",
-    "writeDigests",
-]
+__all__ = ["TUS_ALGORITHMS", "Digests", "wantedDigest", "wholeSHA256", "writeDigests"]
 
 
 class _CRC32:
@@ -65,26 +57,47 @@ TUS_ALGORITHMS = {name.replace("-", ""): name for name in _HASHES}
 _CHECKSUM = b"upload-checksum"
 
 
+@attrs.define(eq=False)
 class Digests:
     """
     The digests of the bytes of one request.
 
-    @param told: those that the head has, by algorithm.
-    @param behind: reads those of the fields behind the body; L{None} if none are announced.
-    @param also: algorithms beside the told ones.
     @ivar computed: the digests of what came, once L{compare} was called.
     """
 
-    def __init__(
-        self,
-        told: Mapping[str, bytes],
-        behind: Callable[[FieldValues], Mapping[str, bytes]] | None = None,
-        also: Iterable[str] = (),
-    ) -> None:
-        self._told = dict(told)
-        self._behind = behind
-        self._hashers = {name: _HASHES[name]() for name in (*told, *also)}
-        self.computed: dict[str, bytes] = {}
+    #: those that the head has, by algorithm, and the reader of those behind the body, if such
+    #: are announced
+    _told: dict[str, bytes] = attrs.field(factory=dict)
+    _behind: Callable[[FieldValues], Mapping[str, bytes]] | None = None
+    #: algorithms beside the told ones
+    _also: Iterable[str] = ()
+    computed: dict[str, bytes] = attrs.field(factory=dict, init=False)
+    _hashers: dict[str, Any] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._hashers = {name: _HASHES[name]() for name in (*self._told, *self._also)}
+
+    @classmethod
+    def ofFile(cls, head: Head) -> Digests:
+        """
+        Return those of the file that a C{PUT} brings, those that the client wants to know too.
+        """
+        told, wanted = _digestsIn(head.fields), wantedDigest(head)
+        if any(b"digest" in name for name in head.words(b"trailer")):
+            return cls(told, _digestsIn, _REGISTERED)
+        return cls(told, None, () if wanted is None else (wanted,))
+
+    @classmethod
+    def ofBody(cls, head: Head) -> Digests:
+        """
+        Return those of the body of a request that brings a part of a file.
+        """
+        value = head.one(_CHECKSUM)
+        if value is not None:
+            return cls(_readChecksum(value))
+        if _CHECKSUM in head.words(b"trailer"):
+            return cls({}, _checksumBehind, _HASHES)
+        return cls(_read(b"content-digest", head.fields))
 
     def add(self, name: str) -> None:
         """
@@ -114,8 +127,8 @@ class Digests:
 
     def compare(self, trailers: FieldValues) -> None:
         """
-        Compare the digests that were told, those behind the body too, with those of the bytes that
-        came; each must have been announced.
+        Compare the digests that were told, those behind the body too, with those of the bytes
+        that came; each must have been announced.
         """
         if self._behind is not None:
             behind, self._behind = self._behind, None
@@ -126,28 +139,6 @@ class Digests:
         for name, digest in self._told.items():
             if self.computed[name] != digest:
                 raise DigestMismatch(f"the bytes that came have another {name} than was told")
-
-
-def digestsOfFile(head: Head) -> Digests:
-    """
-    Return the digests of the file that a C{PUT} brings, those that the client wants to know too.
-    """
-    told, wanted = _digestsIn(head.fields), wantedDigest(head)
-    if any(b"digest" in name for name in head.words(b"trailer")):
-        return Digests(told, _digestsIn, _REGISTERED)
-    return Digests(told, None, () if wanted is None else (wanted,))
-
-
-def digestsOfBody(head: Head) -> Digests:
-    """
-    @return: the digests of the body of a request that brings a part of a file.
-    """
-    value = head.one(_CHECKSUM)
-    if value is not None:
-        return Digests(_readChecksum(value))
-    if _CHECKSUM in head.words(b"trailer"):
-        return Digests({}, _checksumBehind, _HASHES)
-    return Digests(_read(b"content-digest", head.fields))
 
 
 def wholeSHA256(head: Head) -> bytes | None:
@@ -214,7 +205,7 @@ def _readChecksum(value: bytes) -> dict[str, bytes]:
     length = _HASHES[name]().digest_size
     try:
         digest = base64.b64decode(coded, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         digest = b""
     if len(digest) != length:
         raise Problem(400, f"Upload-Checksum by {algorithm} is the base64 of {length} bytes")

@@ -60,7 +60,7 @@ class WebDoor:
         self._clock = clock
         self._reception = reception
         self._counts = counts or WebCounts()
-        self._gate = Gate(clock, reception, authenticator, settings)
+        self._gate = Gate(clock, reception, authenticator, settings.url.startswith("https://"))
         own = [originOf(settings.url)] if settings.url else []
         hosts = [*settings.hosts, *(hostOf(each.partition("://")[2]) for each in own)]
         self._origins = Origins(withOwnHosts(hosts), frozenset({*settings.origins, *own}))
@@ -82,7 +82,7 @@ class WebDoor:
 
     def build(self, transport: Any) -> WebChannel:
         """
-        Make the protocol of one connection.
+        Make the protocol of a connection.
         """
         sender = Sender(transport)
         self._counts.connections += 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
@@ -25,28 +26,27 @@ MAX_OUTSTANDING_BYTES = 4 << 20
 Sink = Callable[[memoryview], "Deferred[None] | None"]
 
 
+@attrs.define(eq=False)
 class Flow:
     """
-    The body of one request, held to the C{deadline} of seconds without a byte and bytes/s;
+    The body of one request, held to the deadline of seconds without a byte and bytes/s;
     C{changed} is told that L{wants} may have changed.
     """
 
-    def __init__(
-        self,
-        clock: Any,
-        length: int | None,
-        deadline: Callable[[], tuple[float, float]],
-        changed: Callable[[], None],
-    ) -> None:
-        self._body = Chunked() if length is None else Sized(length)
-        self._newDeadline = lambda: Deadline(clock, *deadline(), self.fail)
-        self._changed = changed
-        #: there is none for a body that is here already
-        self._deadline: Deadline | None = None
-        self._sink: Sink | None = None
-        self._outstanding = 0
-        self._done: Deferred[FieldValues] | None = None
-        self._why: TransferError | None = None
+    _clock: Any
+    _length: int | None
+    _limits: Callable[[], tuple[float, float]]
+    _changed: Callable[[], None]
+    _body: Sized | Chunked = attrs.field(init=False)
+    #: there is none for a body that is here already
+    _deadline: Deadline | None = attrs.field(default=None, init=False)
+    _sink: Sink | None = attrs.field(default=None, init=False)
+    _outstanding: int = attrs.field(default=0, init=False)
+    _done: Deferred[FieldValues] | None = attrs.field(default=None, init=False)
+    _why: TransferError | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._body = Chunked() if self._length is None else Sized(self._length)
 
     @property
     def over(self) -> bool:
@@ -78,54 +78,34 @@ class Flow:
 
     def begin(self, sink: Sink) -> Deferred[FieldValues]:
         """
-        Let the body flow, once L{steer} is called; as L{connpool.transfer.web.request.Request} says
-        of C{receive}.
+        Let the body flow, once L{steer} is called; as
+        L{connpool.transfer.web.request.Request} says of C{receive}.
         """
         assert self._sink is None, "a body is taken once"
         if self._why is not None:
             return fail(self._why)
-        self._sink = sink
-        self._done = Deferred()
+        self._sink, self._done = sink, Deferred()
         return self._done
 
-    def feed(self, data: bytes | bytearray) -> bytes | bytearray:
+    def feed(self, data: Any, free: Callable[[], None] = lambda: None) -> Any:
         """
-        Take bytes of the stream, and return those behind the body; after keeping them, L{steer} is
-        to be called.
+        Take bytes of the stream, and call C{free} when they are not needed any more.  Return
+        those behind the body; after keeping them, L{steer} is to be called.
         """
+        assert self._sink is not None
         if self._deadline is not None:
             self._deadline.arrived(len(data))
+        rest: bytes | bytearray = b""
+        taking = None
         try:
             run, rest = self._body.feed(data)
+            if run and self._why is None:
+                taking = self._sink(run)
         except TransferError as e:
             self.fail(e)
-            return b""
-        if run and self._why is None:
-            self._give(run)
-        return rest
-
-    def take(self, view: memoryview, free: Callable[[], None]) -> None:
-        """
-        Take bytes of a body of known length, no more than are L{left}, and call C{free} when they
-        are not needed any more; L{steer} is to be called then.
-        """
-        assert isinstance(self._body, Sized)
-        if self._deadline is not None:
-            self._deadline.arrived(len(view))
-        self._body.left -= len(view)
-        self._give(view, free)
-
-    def _give(self, run: memoryview, free: Callable[[], None] = lambda: None) -> None:
-        assert self._sink is not None
-        try:
-            taking = self._sink(run)
-        except TransferError as e:
-            free()
-            self.fail(e)
-            return
         if taking is None:
             free()
-            return
+            return rest
         count = len(run)
         self._outstanding += count
 
@@ -139,6 +119,7 @@ class Flow:
                 self.steer()
 
         taking.addBoth(taken)
+        return rest
 
     def steer(self) -> None:
         """
@@ -147,7 +128,7 @@ class Flow:
         # time in which we do not read is not the client's
         if self.wants:
             if self._deadline is None:
-                self._deadline = self._newDeadline()
+                self._deadline = Deadline(self._clock, *self._limits(), self.fail)
             self._deadline.start()
         elif self._deadline is not None:
             self._deadline.stop()

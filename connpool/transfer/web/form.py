@@ -231,7 +231,7 @@ class _Reading:
         if self._name:  # else no file was chosen
             # a form has no key; this one has the receipt noted before it is told
             offer = self._request.offer(self._name, key=secrets.token_bytes(32))
-            file = WholeFile(self._request, offer, Digests({}))
+            file = WholeFile(self._request, offer, Digests())
             await file.begin()
             self._into = file
 

@@ -20,6 +20,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
+import attrs
 from twisted.logger import Logger
 
 from connpool.addresses import clientOf
@@ -33,7 +34,6 @@ from connpool.transfer.passwords import credentialsAreSafe
 from connpool.transfer.receive.quotas import Account
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.web.head import Head
-from connpool.transfer.web.settings import WebSettings
 
 __all__ = ["Gate", "Sender"]
 
@@ -71,9 +71,6 @@ class Sender:
 
     @property
     def principal(self) -> str:
-        """
-        The owner of its files.
-        """
         return ANONYMOUS if self.identity is None else self.identity.principal
 
     @property
@@ -84,34 +81,27 @@ class Sender:
         return networkOf(self.peer) if self.identity is None else ""
 
     def leave(self) -> None:
-        """
-        The connection is gone.
-        """
         accounts, self.accounts = self.accounts, ()
         for account in accounts:
             account.disconnect()
 
 
+@attrs.define(eq=False)
 class Gate:
     """
-    The gate of a door.
+    The gate of a door; C{proxied} if the operator has declared a proxy.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        clock: Any,
-        reception: Reception,
-        authenticator: IAuthenticator | None,
-        settings: WebSettings,
-    ) -> None:
-        self._clock = clock
-        self._reception = reception
-        self._authenticator = authenticator
-        self._proxied = settings.url.startswith("https://")
-        self._wrong = TokenBuckets(_SLOTS, 1.0 / _GUESS_INTERVAL_SECONDS, _GUESS_BURST)
-        self._key = os.urandom(16)
+    _clock: Any
+    _reception: Reception
+    _authenticator: IAuthenticator | None
+    _proxied: bool
+    _wrong: TokenBuckets = attrs.field(
+        factory=lambda: TokenBuckets(_SLOTS, 1.0 / _GUESS_INTERVAL_SECONDS, _GUESS_BURST)
+    )
+    _key: bytes = attrs.field(factory=lambda: os.urandom(16))
 
     def checkPlace(self, head: Head, sender: Sender) -> None:
         """

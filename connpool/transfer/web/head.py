@@ -21,7 +21,7 @@ import attrs
 
 from connpool.transfer.web.answers import Problem
 
-__all__ = ["METHODS", "FieldValues", "Head", "cutHead", "isHTTP2", "parseHead", "readFields"]
+__all__ = ["METHODS", "FieldValues", "Head", "cutHead", "parseHead", "readFields"]
 
 #: Bytes of a head, its empty line included.
 MAX_HEAD_BYTES = 16 * 1024
@@ -121,13 +121,6 @@ def cutHead(buffer: bytearray) -> bytes | None:
     if len(buffer) >= MAX_HEAD_BYTES:
         raise _broken(f"a head has at most {MAX_HEAD_BYTES} bytes", 431)
     return None
-
-
-def isHTTP2(head: bytes) -> bool:
-    """
-    Tell whether it is the preface of HTTP/2 (RFC 9113 section 3.4).
-    """
-    return head == b"PRI * HTTP/2.0\r\n\r\n"
 
 
 def readFields(raw: bytes) -> dict[bytes, list[bytes]]:

@@ -22,7 +22,7 @@ from connpool.transfer.receive.reception import Reception, storeFailure
 from connpool.transfer.receive.smallfiles import SMALL_FILE_BYTES, WholeFiles
 from connpool.transfer.records import Offer, Receipt, SmallFile
 from connpool.transfer.web.answers import Answer, Fields, Problem, accountOf, jsonAnswer
-from connpool.transfer.web.digests import Digests, digestsOfFile, writeDigests
+from connpool.transfer.web.digests import Digests, writeDigests
 from connpool.transfer.web.head import FieldValues, Head
 from connpool.transfer.web.request import Request
 from connpool.transfer.web.target import locate
@@ -44,7 +44,7 @@ async def put(request: Request) -> Answer:
         raise Problem(415, "files are stored as they come; send without Content-Encoding")
     if any(kind.startswith(b"multipart/byteranges") for kind in head.words(b"content-type")):
         raise Problem(415, "PUT stores whole files, not ranges of them")
-    digests = digestsOfFile(head)
+    digests = Digests.ofFile(head)
     modified = modifiedOf(head)
     # there is no key in the protocol; ours has the receipt noted before it is told
     key = secrets.token_bytes(32)

@@ -26,22 +26,19 @@ _UPLOAD = re.compile(INTERNAL.encode() + rb"/u/([A-Za-z0-9_-]{1,128})")
 class Kind(Enum):
     """
     The kinds of targets.
-
-    @cvar SERVER: C{*}, the receiver as a whole.
-    @cvar ROOT: C{/}.
-    @cvar NAME: of a file.
-    @cvar DIRECTORY: a path that ends with a slash.
-    @cvar UPLOAD: an upload that was created before.
-    @cvar LIST: the list of what is at the top.
-    @cvar OURS: another name of the receiver's own.
     """
 
+    #: C{*}, the receiver as a whole
     SERVER = auto()
+    #: C{/}
     ROOT = auto()
-    NAME = auto()
-    DIRECTORY = auto()
+    #: of a file, and of a directory: a path that ends with a slash
+    NAME, DIRECTORY = auto(), auto()
+    #: an upload that was created before
     UPLOAD = auto()
+    #: the list of what is at the top
     LIST = auto()
+    #: another name of the receiver's own
     OURS = auto()
 
 

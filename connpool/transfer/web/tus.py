@@ -25,7 +25,7 @@ from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import Offer
 from connpool.transfer.web.answers import Answer, Fields, Problem, accountOf, jsonAnswer, problem
 from connpool.transfer.web.creations import noUpload
-from connpool.transfer.web.digests import TUS_ALGORITHMS, digestsOfBody, wantedDigest, wholeSHA256
+from connpool.transfer.web.digests import TUS_ALGORITHMS, Digests, wantedDigest, wholeSHA256
 from connpool.transfer.web.head import MAX_LENGTH, Head
 from connpool.transfer.web.intake import Notes
 from connpool.transfer.web.put import rangeOf, stored
@@ -115,7 +115,7 @@ async def _create(uploads: Uploads, request: Request) -> Answer:
         raise Problem(400, "say Upload-Length: BYTES, or Upload-Defer-Length: 1")
     if head.length != 0:
         _verifyContent(head)
-    digests = digestsOfBody(head)
+    digests = Digests.ofBody(head)
     upload = await uploads.create(request, _offerOf(request, size), digests)
     offset = 0 if upload.receipt is None else upload.receipt.size
     if head.length != 0 and upload.receipt is None:
@@ -166,14 +166,14 @@ async def _use(uploads: Uploads, request: Request, method: str) -> Answer:
         if at is None:
             raise Problem(400, "say with Upload-Offset where the bytes belong")
         size = _number(head, "Upload-Length")
-        offset = await upload.append(request, at, digestsOfBody(head), size=size)
+        offset = await upload.append(request, at, Digests.ofBody(head), size=size)
         return Answer(204, _state(upload, offset))
     if method == "PUT":
         place = rangeOf(head)
         if place is None:
             raise Problem(400, "to an upload, PUT brings Content-Range: bytes FIRST-LAST/SIZE")
         first, _, size = place
-        sha256, digests = wholeSHA256(head), digestsOfBody(head)
+        sha256, digests = wholeSHA256(head), Digests.ofBody(head)
         offset = await upload.append(request, first, digests, size=size, sha256=sha256)
         receipt = upload.receipt
         if receipt is None:
