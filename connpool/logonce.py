@@ -4,9 +4,15 @@ Log lines for what happens again and again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
 
-__all__ = ["LogOnce", "LogRarely"]
+__all__ = ["GATHER_SECONDS", "LogGathered", "LogOnce", "LogRarely"]
+
+T = TypeVar("T")
+
+#: Seconds in which events are gathered after one, and how many do not wait for their end.
+GATHER_SECONDS, MAX_GATHERED = 0.05, 512
 
 
 class LogOnce:
@@ -78,3 +84,46 @@ class LogRarely:
         if self.unsaid:
             unsaid, self.unsaid = self.unsaid - 1, 0
             self._say(self._latest, unsaid)
+
+
+class LogGathered(Generic[T]):
+    """
+    Says an event at once, and those that follow within L{GATHER_SECONDS} together at
+    the end of that time: one line takes the log as long as some small files take us.
+
+    @param clock: L{twisted.internet.interfaces.IReactorTime}.
+    @param say: logs events, in their order.
+    """
+
+    def __init__(self, clock: Any, say: Callable[[list[T]], None]) -> None:
+        self._clock = clock
+        self._say = say
+        self._gathered: list[T] = []
+        self._next = 0.0
+        self._call: Any = None
+
+    def happened(self, events: Iterable[T]) -> None:
+        """
+        Log C{events}, now or with those that follow.
+        """
+        self._gathered += events
+        many = len(self._gathered) >= MAX_GATHERED
+        if many or self._call is None:
+            wait = self._next - self._clock.seconds()
+            # a clock that is set back holds nothing up
+            if 0 < wait <= GATHER_SECONDS and not many:
+                self._call = self._clock.callLater(wait, self.flush)
+            else:
+                self.flush()
+
+    def flush(self) -> None:
+        """
+        Log what waits.
+        """
+        call, self._call = self._call, None
+        if call is not None and call.active():
+            call.cancel()
+        gathered, self._gathered = self._gathered, []
+        self._next = self._clock.seconds() + GATHER_SECONDS
+        if gathered:
+            self._say(gathered)

@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from connpool.errors import AuthenticationFailed
 from connpool.interfaces import IAuthenticator
+from connpool.logonce import GATHER_SECONDS
 from connpool.transfer.identities import Identity
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.receive.reception import Reception
@@ -297,6 +298,7 @@ class World:
             for end in wire.ends:
                 end.lost(ConnectionLost())
         self.pump()
+        self.clock.advance(GATHER_SECONDS)
         assert not self.clock.getDelayedCalls()
         assert not self.reception.active
         assert not self.receiver.tickets

@@ -13,7 +13,8 @@ that a transfer passes.  Nothing here knows about paths, sockets or wire formats
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -33,6 +34,7 @@ from connpool.interfaces import (
     ITransferListener,
     IUploadPartial,
 )
+from connpool.logonce import LogGathered
 from connpool.transfer.identities import ANONYMOUS, Identity
 from connpool.transfer.names import NameReader, RelativeName, displayName
 from connpool.transfer.receive.policy import Policy, ReadCounts, TransferStats
@@ -82,6 +84,7 @@ class Reception:
         self.name = name
         self.quotas = Quotas(self.policy, clock)
         self.recent = RecentTransfers(clock)
+        self._received = LogGathered(clock, self._logReceived)
         #: by the directory that a sender's files go to
         self._names: dict[RelativeName | None, NameReader] = {}
         #: in the order they began
@@ -152,10 +155,11 @@ class Reception:
 
     def hurry(self) -> None:
         """
-        Let all that wait for a rate go on, and log what was only counted: the reception stops.
+        Let all that wait for a rate go on, and log what is left: the reception stops.
         """
         self.quotas.hurry()
         self.recent.flush()
+        self._received.flush()
 
     def left(self, incoming: Incoming) -> None:
         """
@@ -226,29 +230,26 @@ class Reception:
         new = sum(receipt.status == "stored" for receipt in receipts)
         self.quotas.stored(self.quotas.accounts(stored[0][1].identity), new)
         self.recent.files.extend((receipt, peer) for receipt in receipts[-KEPT_TRANSFERS:])
-        self._logReceipts(receipts, peer)
+        self._received.happened([(peer, receipt) for receipt in receipts])
         if self.listeners:
             for receipt in receipts:
                 self.tell("published", receipt)
 
-    def _logReceipts(self, receipts: Sequence[Receipt], peer: str) -> None:
-        # one event for all, and formatted here: the logger's own formatting takes ten times
-        # as long, which small files feel
-        lines, shown = [], []
-        for receipt in receipts:
-            name = displayName(receipt.name)
-            lines.append(
-                f"received {name} ({receipt.size} bytes, {receipt.status}, {receipt.integrity},"
-                f" durability {receipt.durability}) from {peer}, id {receipt.transferId}"
-            )
-            shown.append(receipt if name == receipt.name else attrs.evolve(receipt, name=name))
-        if len(shown) == 1:
-            [receipt] = shown
-            self._log.info(
-                "{text}", text=lines[0], receipt=receipt, peer=peer, id=receipt.transferId
-            )
-        else:
-            self._log.info("{text}", text="\n".join(lines), receipts=tuple(shown), peer=peer)
+    def _logReceived(self, received: list[tuple[str, Receipt]]) -> None:
+        for peer, pairs in groupby(received, itemgetter(0)):
+            # formatted here: the logger's own formatting takes ten times as long
+            lines, shown = [], []
+            for _, receipt in pairs:
+                name = displayName(receipt.name)
+                lines.append(
+                    f"received {name} ({receipt.size} bytes, {receipt.status}, {receipt.integrity},"
+                    f" durability {receipt.durability}) from {peer}, id {receipt.transferId}"
+                )
+                shown.append(receipt if name == receipt.name else attrs.evolve(receipt, name=name))
+            fields: dict[str, Any] = {"receipts": tuple(shown)}
+            if len(shown) == 1:
+                fields = {"receipt": shown[0], "id": shown[0].transferId}
+            self._log.info("{text}", text="\n".join(lines), peer=peer, **fields)
 
     def failed(self, offer: Offer, peer: str, count: int, why: BaseException) -> None:
         """

@@ -16,6 +16,7 @@ from zope.interface import implementer
 import connpool
 from connpool.errors import NoSpace, ProtocolError
 from connpool.interfaces import IBatchStore
+from connpool.logonce import GATHER_SECONDS
 from connpool.transfer import LocalStore
 from connpool.transfer.receive import smallfiles
 from connpool.transfer.receive.policy import Policy
@@ -338,6 +339,7 @@ def test_oneEventForABatch(stored):
     client = batches(world)
     with capturedLogs() as events:
         client.puts(1, FILES[:3])
+        world.clock.advance(GATHER_SECONDS)
         client.puts(4, [(b"alone", b"x")])
     together, alone = [event for event in events if "text" in event]
     assert formatEvent(together).count("\n") == 2
@@ -346,6 +348,24 @@ def test_oneEventForABatch(stored):
         assert line.startswith(f"received {receipt.name} (9 bytes, stored, verified, durability ")
         assert line.endswith(f"id {receipt.transferId}")
     assert (alone["id"], alone["receipt"].name) == (alone["receipt"].transferId, "alone")
+
+
+def test_oneEventForFilesOneAfterAnother(stored):
+    """
+    They come alone, and soon after one another: the first is logged at once, and a stop waits
+    for nobody's turn.
+    """
+    world, _ = stored
+    client = batches(world)
+    with capturedLogs() as events:
+        for number in range(4):
+            client.puts(1 + number, [(b"%d" % number, b"x")])
+        said = [formatEvent(event).count("\n") + 1 for event in events if "text" in event]
+        assert said == [1]
+        world.reception.hurry()
+    first, rest = [event for event in events if "text" in event]
+    assert first["receipt"].name == "0"
+    assert [receipt.name for receipt in rest["receipts"]] == ["1", "2", "3"]
 
 
 def test_aReceiverThatStopsRefusesEach(world):

@@ -12,6 +12,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from connpool.logonce import GATHER_SECONDS
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.stores import MemoryStore
@@ -226,6 +227,7 @@ class World:
             client.reset()
         closing = self.door.close()
         assert closing.called
+        self.clock.advance(GATHER_SECONDS)
         assert not self.clock.getDelayedCalls()
         assert not self.reception.active
         assert self.counts.connections == 0
