@@ -11,12 +11,14 @@ import pytest
 
 from connpool.errors import Unsupported
 from connpool.transfer.digests import (
+    BLOCK_SIZE,
     DIGESTS,
     MAX_BLOCKS,
     blockCount,
     chooseBlockSize,
     digestNamed,
     rootOf,
+    rootsOfBlocks,
 )
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "digests.json").read_text())
@@ -32,6 +34,17 @@ def test_vector(vector):
     assert [d.hex() for d in blocks] == vector["blocks"]
     assert len(blocks) == blockCount(size, block)
     assert rootOf(digest, size, block, blocks).hex() == vector["root"]
+
+
+@pytest.mark.parametrize("digest", DIGESTS.values(), ids=lambda d: d.name)
+def test_rootsOfManySmallFiles(digest):
+    """
+    One after the other, empty ones too, each has the root that it has alone.
+    """
+    of = rootsOfBlocks(digest)
+    for data in (b"x", b"", b"y" * 5000, memoryview(b"abc")[1:], b"x", b"z" * BLOCK_SIZE):
+        blocks = [digest.of(data)] if len(data) else []
+        assert of(data) == rootOf(digest, len(data), BLOCK_SIZE, blocks)
 
 
 def test_rootByHand():

@@ -17,6 +17,7 @@ on, so both are tried and the time for a file decides (L{SyncChoice}).
 
 from __future__ import annotations
 
+import resource
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,14 +29,27 @@ from twisted.python.failure import Failure
 from connpool.transfer.records import Receipt, SmallFile
 from connpool.waiting import Waiters
 
-__all__ = ["GroupCommit", "SyncChoice"]
+__all__ = ["GroupCommit", "SyncChoice", "batchFiles"]
 
-#: Files and bytes of one batch: each file holds a descriptor, and the first
-#: waits for the last.
-BATCH_FILES = 256
+#: Files of one batch, at least where so many wait, and at most: a sync costs the same for
+#: any number, and each file holds a descriptor.
+LEAST_FILES, MOST_FILES = 256, 1024
+#: The share of the descriptors that a process may have.
+_DESCRIPTORS_SHARE = 8
+#: Bytes of one batch.
 BATCH_BYTES = 32 << 20
 
 Outcomes = list[Receipt | Failure]
+
+
+def batchFiles() -> int:
+    """
+    Return the number of files that may go together under the limit on open files.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MOST_FILES
+    return min(max(LEAST_FILES, soft // _DESCRIPTORS_SHARE), MOST_FILES)
 
 
 @attrs.define(eq=False)
@@ -137,8 +151,8 @@ class GroupCommit:
 
     def _start(self) -> None:
         batch: list[tuple[SmallFile, _Request, int]] = []
-        size = 0
-        while self._queue and len(batch) < BATCH_FILES and size < BATCH_BYTES:
+        size, most = 0, batchFiles()
+        while self._queue and len(batch) < most and size < BATCH_BYTES:
             batch.append(self._queue.popleft())
             size += len(batch[-1][0].data)
         self._run([file for file, _, _ in batch]).addBoth(self._finished, batch)

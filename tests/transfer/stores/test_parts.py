@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 from zlib import crc32
 
 import attrs
@@ -168,8 +169,17 @@ def test_batchesCollectWhileOneIsUnderWay():
     assert clock.getDelayedCalls() == []
 
 
+@pytest.mark.parametrize(
+    ("limit", "files"),
+    [(64, 256), (1024, 256), (4096, 512), (1 << 20, 1024), (resource.RLIM_INFINITY, 1024)],
+)
+def test_aBatchHoldsAShareOfTheDescriptors(monkeypatch, limit, files):
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
+    assert groupcommit.batchFiles() == files
+
+
 def test_batchesAreBounded():
-    clock = Clock()
+    clock, most = Clock(), groupcommit.batchFiles()
     sizes = []
 
     def run(files):
@@ -179,14 +189,14 @@ def test_batchesAreBounded():
         return d
 
     group = GroupCommit(run, clock.callLater)
-    many = group.add([small() for _ in range(groupcommit.BATCH_FILES + 1)])
+    many = group.add([small() for _ in range(most + 1)])
     for _ in range(3):
         group.add([small(groupcommit.BATCH_BYTES)])
     clock.pump([0, 1])
     assertNoResult(many)  # those that are asked for together are answered together
     clock.pump([1, 1, 1, 1, 1])
-    assert successResultOf(many) == ["done"] * (groupcommit.BATCH_FILES + 1)
-    assert sizes == [groupcommit.BATCH_FILES, 2, 1, 1]
+    assert successResultOf(many) == ["done"] * (most + 1)
+    assert sizes == [most, 2, 1, 1]
 
 
 def test_aBatchThatCannotRunFailsItsFilesOnly():
