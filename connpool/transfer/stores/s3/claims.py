@@ -76,6 +76,8 @@ MODIFIED = "mtime"
 
 #: Seconds after which a claim without an object may be taken over, by the engine's clock.
 WRITING_SECONDS = 30.0
+#: Seconds after which a writer looks whether its claim was taken over, by its own clock.
+LEASE_SECONDS = 20.0
 #: Seconds from the begin of an upload in which no rule of a bucket aborts it: they count days.
 UNTOUCHED_SECONDS = 86_400.0
 #: Variants of a name that are looked at in one go.
@@ -192,10 +194,12 @@ class Taken:
     The name is somebody else's.
 
     @ivar passing: it may be free soon.
+    @ivar ripe: so soon that nobody should try another name meanwhile.
     @ivar neighbour: the name that it differs from only in case or composition.
     """
 
     passing: bool = False
+    ripe: bool = False
     neighbour: str = ""
     directory: bool = False
 
@@ -320,6 +324,7 @@ class Claims:
         if mine and claim.content == wanted.content:
             return self._again(wanted, found.etag, claim, there, done)
         young = not done and found.age < WRITING_SECONDS
+        passing = Taken(passing=True, ripe=found.age >= WRITING_SECONDS - LEASE_SECONDS)
         past = (Past(claim.who, claim.content, claim.token, claim.receipt, done), *claim.past)
         # of a file that was stored or not, nobody knows: if it is stored again, with its receipt
         again = [
@@ -330,7 +335,7 @@ class Claims:
         known = again[0] if again and again[0].name == path else None
         free = Free(found.etag, replaces, past[:REMEMBERED], known)
         if isinstance(there, Missing):
-            return Taken(passing=True) if young else free
+            return passing if young else free
         if claim.path != path:
             return Taken(neighbour=claim.path)
         if tokenOf(there) != claim.token:
@@ -339,7 +344,7 @@ class Claims:
             if isinstance(now, Found) and now.etag != found.etag:
                 return await self.judge(wanted, path, now)
             if young:
-                return Taken(passing=True)
+                return passing
         if wanted.offer.ifExists == "replace":
             return free
         if tokenOf(there) == claim.token and claim.content == wanted.content:

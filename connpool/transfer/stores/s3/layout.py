@@ -67,13 +67,6 @@ class Layout:
         return f"{INTERNAL}/{self.prefix}"
 
     @property
-    def notes(self) -> str:
-        """
-        The prefix of the notes of files that a program is to be told about.
-        """
-        return f"{self.private}outbox/"
-
-    @property
     def logs(self) -> str:
         """
         The prefix of all logs.

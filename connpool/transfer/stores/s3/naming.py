@@ -31,8 +31,6 @@ from connpool.waiting import Waiters
 
 __all__ = ["Names"]
 
-#: Seconds after which a writer looks whether its claim was taken over, by its own clock.
-LEASE_SECONDS = 20.0
 #: Times that a body is sent that arrives damaged.
 SENDS = 3
 
@@ -80,12 +78,17 @@ class Names(claims.Claims):
         @raise Unavailable: another receiver took the name over.
         """
 
-        async def write(held: Held) -> _Outcome | None:
-            return await self._write(held, wanted.offer, body)
-
-        offer = wanted.offer
+        offer, passed = wanted.offer, False
         why: TransferError = isTaken(offer)
         await self._claimDirectories(offer.name)
+        began = self._seconds()
+
+        async def write(held: Held) -> _Outcome | None:
+            if passed and self._seconds() - began >= claims.LEASE_SECONDS:
+                # who sent it to another receiver too may have got the name that was passed by
+                raise Unavailable(f'"{offer.name}": it took too long; send it again')
+            return await self._write(held, offer, body)
+
         for names in batches(offer):
             # the wanted one is mostly free
             first = names == [offer.name]
@@ -96,6 +99,11 @@ class Names(claims.Claims):
                     return outcome
                 if first:
                     why = claims.whyNot(offer, outcome)
+                if outcome.ripe:
+                    raise Busy(
+                        f'"{offer.name}": a file of that name is being stored; send it again'
+                    )
+                passed |= outcome.passing
         raise why
 
     async def commit(self, wanted: Wanted, bound: str) -> Receipt:
@@ -219,7 +227,7 @@ class Names(claims.Claims):
         claim = held.claim
         assert claim.receipt is not None
         since = held.since
-        if since is None or claim.replaces or self._seconds() - since >= LEASE_SECONDS:
+        if since is None or claim.replaces or self._seconds() - since >= claims.LEASE_SECONDS:
             found = await Get(self.layout.claim(claim.path))
             now = decoded(found.body, Claim) if isinstance(found, Found) else None
             done = now is not None and {now.token} | {each.token for each in now.past if each.done}

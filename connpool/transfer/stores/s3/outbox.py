@@ -53,6 +53,7 @@ class Outbox:
     ) -> None:
         self._reactor = reactor
         self._layout = layout
+        self._notes = f"{layout.private}outbox/"
         self._run = run
         self._more = more
         self._ready: deque[tuple[str, Receipt]] = deque()
@@ -66,7 +67,7 @@ class Outbox:
         """
         Put the note of a file that is about to be stored; a core.
         """
-        await Put(self._layout.notes + claim.token, msgspec.json.encode(claim))
+        await Put(self._notes + claim.token, msgspec.json.encode(claim))
 
     def stored(self, claim: Claim) -> None:
         """
@@ -91,7 +92,7 @@ class Outbox:
             self._next = None
 
     async def _remove(self, token: str) -> None:
-        await calls.Delete(self._layout.notes + token)
+        await calls.Delete(self._notes + token)
 
     def _look(self) -> None:
         self._next = None
@@ -108,9 +109,9 @@ class Outbox:
         """
         Take the notes of receivers that died; a core.
         """
-        async for page in calls.pages(self._layout.notes):
+        async for page in calls.pages(self._notes):
             for entry in page.entries:
-                token = entry.key.removeprefix(self._layout.notes)
+                token = entry.key.removeprefix(self._notes)
                 age = page.date - entry.modified
                 if age >= TAKEN_OVER_SECONDS and token not in self._own:
                     await self._takeNote(entry.key, token, age)

@@ -173,7 +173,7 @@ class S3Partial(Holding):
             return False
         if len(plan.here) * plan.bytes >= self._reserved:
             if not self._parts.spool.tryTake(plan.bytes):
-                if plan.isLeaving:
+                if plan.leaving:
                     return False
                 # or its lanes would wait for one another; it is given back with the rest
                 self._parts.spool.usedBytes += plan.bytes

@@ -9,6 +9,8 @@ may go into the log; its room here is given back when it is there.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from itertools import islice
+from operator import itemgetter
 
 import attrs
 
@@ -55,9 +57,7 @@ class PartPlan:
     """
     The parts of one upload.
 
-    @param partSize: bytes of a part.
-    @param size: of the file; L{None} if unknown.
-    @ivar size: may become known.
+    @ivar size: of the file; L{None} until it is known.
     @ivar bytes: of a part.
     @ivar here: number to the part, of those that are in the spool.
     @ivar logged: numbers of those that the log has.
@@ -78,22 +78,10 @@ class PartPlan:
         return end - self.bytes, end if self.size is None else min(end, self.size)
 
     def length(self, number: int) -> int:
-        """
-        Return the bytes of a part.
-        """
         start, end = self.span(number)
         return end - start
 
-    def numbers(self, start: int, end: int) -> range:
-        """
-        Return the parts that have bytes from C{start} to C{end}.
-        """
-        return range(start // self.bytes + 1, -(-end // self.bytes) + 1)
-
     def blocks(self, number: int) -> range:
-        """
-        Return the blocks of a part.
-        """
         start, end = self.span(number)
         return range(start // self._blockSize, -(-end // self._blockSize))
 
@@ -101,16 +89,15 @@ class PartPlan:
         """
         Yield the number of each part between C{start} and C{end} and what is of it.
         """
-        for number in self.numbers(start, end):
-            first, last = (number - 1) * self.bytes, number * self.bytes
-            yield number, max(start, first), min(end, last)
+        for number in range(start // self.bytes + 1, -(-end // self.bytes) + 1):
+            yield number, max(start, (number - 1) * self.bytes), min(end, number * self.bytes)
 
     @property
-    def isLeaving(self) -> bool:
+    def leaving(self) -> int:
         """
-        Tell whether a part is on its way.
+        The parts that are on their way.
         """
-        return any(part.state == "leaving" for part in self.here.values())
+        return sum(part.state == "leaving" for part in self.here.values())
 
     def isCrowded(self, held: Ranges, *, busy: bool) -> bool:
         """
@@ -119,22 +106,21 @@ class PartPlan:
 
         @param busy: whether the log is being written.
         """
-        whole = [n for n, part in self.here.items() if held.covers(*self.span(n))]
-        return (busy or self.isLeaving) and len(whole) >= LEAVING
+        whole = sum(held.covers(*self.span(number)) for number in self.here)
+        return (busy or self.leaving > 0) and whole >= LEAVING
 
     def departing(self, held: Ranges) -> list[int]:
         """
         Return the parts that may leave now; they count as leaving from now on.
         """
-        room = LEAVING - sum(part.state == "leaving" for part in self.here.values())
-        ready: list[int] = []
-        for number in sorted(self.here):
-            if len(ready) >= room:
-                break
-            start, end = self.span(number)
-            if self.here[number].state == "filling" and held.covers(start, end):
-                self.here[number].state = "leaving"
-                ready.append(number)
+        whole = (
+            number
+            for number, part in sorted(self.here.items(), key=itemgetter(0))
+            if part.state == "filling" and held.covers(*self.span(number))
+        )
+        ready = list(islice(whole, LEAVING - self.leaving))
+        for number in ready:
+            self.here[number].state = "leaving"
         return ready
 
     def settled(self, verified: Container[int] | None) -> list[int]:
@@ -155,7 +141,7 @@ class PartPlan:
         Return the parts that are not in the log, of a file whose size is known.
         """
         assert self.size is not None
-        return [number for number in self.numbers(0, self.size) if number not in self.logged]
+        return [number for number, *_ in self.pieces(0, self.size) if number not in self.logged]
 
     def discard(self, start: int, end: int) -> list[int]:
         """
@@ -164,7 +150,7 @@ class PartPlan:
         @return: the parts that are not here any more, and have to come as a whole.
         """
         lost = []
-        for number in self.numbers(start, end):
+        for number, *_ in self.pieces(start, end):
             part = self.here.get(number)
             if part is not None:
                 part.state, part.version = "filling", part.version + 1

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
 
 from twisted.internet.defer import Deferred
 
@@ -66,8 +67,7 @@ class Spool:
                 f"the receiver's spool has {self.size} bytes, and a file of this size needs {size};"
                 " see spool-size="
             )
-        if not self._waiting and self.usedBytes + size <= self.size:
-            self.usedBytes += size
+        if self.tryTake(size):
             return
         waiting: Deferred[None] = Deferred(self._left)
         self._waiting.append((size, waiting))
@@ -124,15 +124,12 @@ class SpoolFile:
         """
         Return a slot that is free.
         """
-        if self._free:
-            return self._free.pop()
-        self._slots += 1
-        return self._slots - 1
+        if not self._free:
+            self._slots += 1
+            return self._slots - 1
+        return self._free.pop()
 
     def give(self, slot: int) -> None:
-        """
-        Give a slot back.
-        """
         self._free.append(slot)
 
     def at(self, slot: int) -> int:
@@ -143,9 +140,7 @@ class SpoolFile:
 
     def write(self, slot: int, within: int, data: bytes | bytearray | memoryview) -> None:
         """
-        Write bytes of a slot.
-
-        @raise NoSpace, StoreError: they cannot be.
+        @raise NoSpace, StoreError: the bytes cannot be written.
         """
         view, at = memoryview(data), self.at(slot) + within
         try:
@@ -156,34 +151,22 @@ class SpoolFile:
             raise asTransferError(error, "writing to the spool") from None
 
     def read(self, slot: int, start: int, end: int) -> bytes:
-        """
-        Read bytes of a slot.
-        """
         return os.pread(self.fd, end - start, self.at(slot) + start)
 
     def crc(self, slot: int, length: int) -> int:
         """
         Compute the CRC-32 of the first bytes of a slot; for a thread.
         """
-        found, at, end = 0, self.at(slot), self.at(slot) + length
-        while at < end:
-            data = os.pread(self.fd, min(_CHUNK_BYTES, end - at), at)
-            found, at = zlib.crc32(data, found), at + len(data)
-            if not data:
-                break
+        found = 0
+        for data in _chunks(Piece(self.fd, self.at(slot), length)):
+            found = zlib.crc32(data, found)
         return found
 
     @property
     def isOpen(self) -> bool:
-        """
-        Tell whether it is still there.
-        """
         return self.fd >= 0
 
     def close(self) -> None:
-        """
-        Remove it.
-        """
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -193,9 +176,14 @@ def hashed(body: bytes | Piece) -> str:
     """
     Return a text that is the same for the same bytes.
     """
-    hasher, at = hashlib.sha256(body if isinstance(body, bytes) else b""), 0
-    while isinstance(body, Piece) and at < body.length:
-        data = os.pread(body.fd, min(_CHUNK_BYTES, body.length - at), body.start + at)
+    hasher = hashlib.sha256()
+    for data in [body] if isinstance(body, bytes) else _chunks(body):
         hasher.update(data)
-        at += len(data) or body.length
     return f"bytes:{hasher.hexdigest()}"
+
+
+def _chunks(body: Piece) -> Iterator[bytes]:
+    at, end = body.start, body.start + body.length
+    while at < end and (data := os.pread(body.fd, min(_CHUNK_BYTES, end - at), at)):
+        yield data
+        at += len(data)

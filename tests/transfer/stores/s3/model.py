@@ -37,6 +37,8 @@ from tests.transfer.stores.kit import offer, receipt
 from tests.transfer.stores.s3.engine import MemoryEngine
 
 KEY = b"k" * 32
+#: More switches than there are calls in a run.
+EVERY = 1 << 20
 
 
 @attrs.define
@@ -241,6 +243,8 @@ class World:
         self.written: dict[str, int] = {}
         self.story: list[str] = []
         self.stopped = False
+        #: who made the last call, and whether it goes on
+        self.current, self.isGoing = "", False
         self.trials = [0 for _ in files]
         # with twice, the sender of the first one has lost a connection and comes by another
         self.people = [self.trial(file) for file in (files[:1] * twice + files)]
@@ -254,7 +258,6 @@ class World:
     # -- what may happen
 
     def run(self) -> None:
-        current = self.people[0]
         while True:
             people = [each for each in self.people if each.alive]
             if not people:
@@ -263,10 +266,9 @@ class World:
                     self.engine.now += 10  # senders wait before they come again
                     self.people += [self.trial(file) for file in again]
                     continue
-            if current not in people:
-                current = people[0] if people else None
             # whoever went on last goes on, unless somebody else does
-            people.sort(key=lambda each: each is not current)
+            people.sort(key=lambda each: each.name != self.current)
+            self.isGoing = bool(people) and people[0].name == self.current
             going = [lambda p=each: self.step(p) for each in people] or [self.stop]
             options = [*going, *self.accidents(people)]
             picked = self.choose(self, len(going), len(options))
@@ -274,7 +276,7 @@ class World:
             if self.stopped:
                 break
             if picked < len(people):
-                current = people[picked]
+                self.current = people[picked].name
             self.check()
         self.finally_()
 
@@ -463,31 +465,36 @@ def changes(call: Any) -> bool:
     return type(call).__name__ in {"Put", "PutPart", "Complete", "Delete", "Abort", "CreateUpload"}
 
 
-def explore(run: Callable[[Choose], None], accidents: int) -> int:
+def explore(run: Callable[[Choose], None], accidents: int, switches: int = EVERY) -> int:
     """
     Run in every order, with every choice of at most so many accidents.
 
+    @param switches: times, at most, that one goes on although another one could.
     @return: how many states there are.
     """
     seen: set[bytes] = set()
     stack: list[tuple[int, ...]] = [()]
     while stack:
-        prefix, path, met = stack.pop(), [], 0
+        prefix, path, met, cut = stack.pop(), [], 0, 0
 
         def choose(world: World, orders: int, all_: int, prefix=prefix, path=path) -> int:
-            nonlocal met
+            nonlocal met, cut
             picked = 0
             if len(path) < len(prefix):
                 picked = prefix[len(path)]
             else:
-                state = world.state() + bytes([met])
+                # whose turn it is matters only where going on by another one is counted
+                turn = world.current if switches < EVERY else ""
+                state = world.state() + f"{met} {cut} {turn}".encode()
                 if state in seen:
                     raise _Known
                 seen.add(state)
-                most = all_ if met < accidents else orders
-                stack.extend((*path, other) for other in range(1, most))
+                others = [*range(1, orders)] if cut < switches or not world.isGoing else []
+                others += [*range(orders, all_)] if met < accidents else []
+                stack.extend((*path, other) for other in others)
             path.append(picked)
             met += picked >= orders
+            cut += 0 < picked < orders and world.isGoing
             return picked
 
         with contextlib.suppress(_Known):

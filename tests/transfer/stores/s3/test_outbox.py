@@ -120,7 +120,7 @@ def test_aFileThatWasNotStored(make, engine):
     del engine.objects["in/a"]
     # its receiver died between the note and the object
     claims = [there for key, there in engine.objects.items() if "/names/" in key]
-    engine.objects[first.store.layout.notes + ("0" * 32)] = claims[0]
+    engine.objects[first.store.layout.private + "outbox/" + "0" * 32] = claims[0]
     engine.now += 121
     first.takeOver()
     assert first.taken() == []
