@@ -300,7 +300,8 @@ class _Run:
             if count:
                 self._progress.line(text.format(_many(count, "file")))
         if report.cannotTell:
-            self._progress.line("the receiver cannot tell what it has: all files were sent")
+            were = "would be" if self._arguments.dry_run else "were"
+            self._progress.line(f"the receiver cannot tell what it has: all files {were} sent")
         elif report.untold:
             self._progress.line(
                 f"{_many(report.untold, 'file')} of which the receiver tells nothing (new, or not "

@@ -410,8 +410,10 @@ class World:
 
     def check(self) -> None:
         for file in self.files:
-            if len({(r.transferId, r.name) for r in file.receipts}) > 1:
-                self.verify(False, f"two receipts for {file.content!r}: {file.receipts}")
+            # docs/scale.rst has the one window: a consumer, and a small file sent twice at once
+            known = self.consumed and not file.parts and file.offer.ifExists == "rename"
+            given = {(r.transferId, r.name) for r in file.receipts}
+            self.verify(len(given) < 2 or bool(known), f"two receipts: {file.receipts}")
         names = [
             (f.receipts[0].name, f.content)
             for f in self.files
