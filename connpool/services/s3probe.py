@@ -150,7 +150,7 @@ class Client:
         @param at: the number of the endpoint, modulo how many there are.
         """
         address = self._addresses[at % len(self._addresses)]
-        outgoing = compose(call, self._place, checks, checksum)
+        outgoing = compose(call, self._place, checks or (), checksum)
         skewed = False
         while True:
             reply = self._ask(address, outgoing)

@@ -106,6 +106,10 @@ async def everyCall(perform, prefix, path, checksum="crc32"):
         )
         listed = await bounded(perform(calls.ListUploads(key)))
         assert listed.uploadIds == (upload,)
+        there = await bounded(perform(calls.ListParts(key, upload)))
+        assert set(there.parts) == {(n + 1, part.etag) for n, part in enumerate(parts)}
+        rest = await bounded(perform(calls.ListParts(key, upload, 1)))
+        assert (rest.parts, rest.more) == (((2, parts[1].etag),), False)
         named = tuple((n + 1, part.etag, crcs[n]) for n, part in enumerate(parts))
         bad = calls.Complete(key, upload, ((1, '"00"', 0),), calls.ABSENT)
         assert await bounded(perform(bad)) == calls.InvalidPart()
@@ -117,6 +121,7 @@ async def everyCall(perform, prefix, path, checksum="crc32"):
     assert (span.body, span.size) == (b"the last", PART + 8)
     gone = calls.PutPart(key, "0" * 32, 1, b"x", zlib.crc32(b"x"))
     assert await bounded(perform(gone)) == calls.NoSuchUpload()
+    assert await bounded(perform(calls.ListParts(key, "0" * 32))) == calls.NoSuchUpload()
     assert await bounded(perform(calls.Abort(key, "0" * 32))) == calls.Done()
     for name in [*NAMES, "large"]:
         await bounded(perform(calls.Delete(f"{prefix}{name}")))

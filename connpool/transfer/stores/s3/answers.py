@@ -195,7 +195,7 @@ def _refused(call: calls.Call[Any], error: EngineError, reply: Reply) -> Any:
     if status == 412 or code in _CONFLICTS or (status == 409 and conditional):
         return calls.Conflict()
     if code == "NoSuchUpload" and not isinstance(call, calls.Abort):
-        if isinstance(call, calls.PutPart | calls.Complete):
+        if isinstance(call, calls.PutPart | calls.ListParts | calls.Complete):
             return calls.NoSuchUpload()
         raise Again(error.text)
     if status == 404 and code != "NoSuchBucket":
@@ -226,7 +226,7 @@ def _missing(call: calls.Call[Any], error: EngineError) -> Any:
         return calls.Missing()
     if isinstance(call, calls.Delete | calls.Abort):
         return calls.Done()
-    if isinstance(call, calls.PutPart | calls.Complete):
+    if isinstance(call, calls.PutPart | calls.ListParts | calls.Complete):
         return calls.NoSuchUpload()
     if isinstance(call, calls.Put) and isinstance(call.condition, calls.Match):
         return calls.Conflict()  # AWS: If-Match on what is not there
@@ -330,6 +330,16 @@ def _readUploads(call: calls.ListUploads, reply: Reply) -> calls.Uploads:
     )
 
 
+def _readParts(call: calls.ListParts, reply: Reply) -> calls.Parts:
+    root = _document(reply)
+    parts = tuple(
+        (_number(each.findtext("PartNumber")), each.findtext("ETag") or "")
+        for each in root.iter("Part")
+    )
+    more = root.findtext("IsTruncated") == "true" and any(n > call.after for n, _ in parts)
+    return calls.Parts(parts, more)
+
+
 def _readCreated(_: Any, reply: Reply) -> calls.Created:
     uploadId = _document(reply).findtext("UploadId")
     if not uploadId:
@@ -357,6 +367,7 @@ _READERS: dict[type, Callable[[Any, Reply], Any]] = {
     calls.Abort: _readDone,
     calls.List: _readList,
     calls.ListUploads: _readUploads,
+    calls.ListParts: _readParts,
     calls.CreateUpload: _readCreated,
     calls.Complete: _readCompleted,
 }

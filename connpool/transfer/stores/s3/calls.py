@@ -198,11 +198,14 @@ class Uploads:
 @attrs.frozen
 class Parts:
     """
-    The parts that an upload has: number and ETag of each.  A number may come twice, once with
-    an ETag that it had before.
+    Parts that an upload has: number and ETag of each.  A number may come twice, once with an
+    ETag that it had before.
+
+    @ivar more: whether there are some after the last of these.
     """
 
     parts: tuple[tuple[int, str], ...]
+    more: bool = False
 
 
 # -- calls -----------------------------------------------------------------------------------
@@ -241,6 +244,9 @@ class Piece:
     fd: int
     start: int
     length: int
+
+    def __len__(self) -> int:
+        return self.length
 
 
 Body = bytes | Piece
@@ -329,11 +335,12 @@ class ListUploads(Call[Uploads]):
 @attrs.frozen
 class ListParts(Call[Parts | NoSuchUpload]):
     """
-    List the parts of an upload, all pages of it; a hint only.
+    List the parts of an upload whose numbers are above C{after}; a hint only.
     """
 
     key: str
     uploadId: str
+    after: int = 0
 
 
 @attrs.frozen

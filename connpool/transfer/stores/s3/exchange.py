@@ -201,7 +201,7 @@ class Exchange(Protocol):
         @raise StoreError: for a header that cannot be sent.
         """
         assert self._answer is None, "one request at a time"
-        size = body.length if isinstance(body, Piece) else len(body)
+        size = len(body)
         sent = [*headers]
         if size or method in {"PUT", "POST"}:
             sent.append(("content-length", str(size)))

@@ -23,7 +23,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Protocol, TypeVar
 from xml.sax.saxutils import escape
 
@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 _A = TypeVar("_A")
+Headers = list[tuple[str, str]]
 
 #: Seconds of failed tries after which a call fails.
 MOST_SECONDS = 120.0
@@ -73,6 +74,8 @@ _INLINE_BYTES, _READ_BYTES = 64 * 1024, 1 << 20
 #: Checks of a body that an engine may make, the preferred one first.
 CHECKSUMS = ("crc32", "md5")
 
+#: Keys in the answers are encoded: they may have what XML has not.
+_ENCODED = (("encoding-type", "url"),)
 #: Keys that begin so are the store's own.
 PRIVATE = ".connpool/"
 
@@ -120,8 +123,8 @@ class Outgoing:
     method: str
     path: str
     query: str
-    headers: list[tuple[str, str]]
-    body: bytes | calls.Piece = attrs.field(default=b"", repr=False)
+    headers: Headers
+    body: calls.Body = attrs.field(default=b"", repr=False)
     patience: float = PATIENCE_SECONDS
 
     @property
@@ -132,9 +135,7 @@ class Outgoing:
         return f"{self.path}?{self.query}" if self.query else self.path
 
 
-def signed(
-    outgoing: Outgoing, host: str, keys: Keys, signer: Signer, at: float
-) -> list[tuple[str, str]]:
+def signed(outgoing: Outgoing, host: str, keys: Keys, signer: Signer, at: float) -> Headers:
     """
     Return all headers of a request to C{host}.
     """
@@ -146,14 +147,7 @@ def signed(
 # -- calls to HTTP ---------------------------------------------------------------------------
 
 
-def bodyOf(call: calls.Call[Any]) -> bytes | calls.Piece:
-    """
-    Return the bytes that C{call} stores; empty for one that stores none.
-    """
-    return call.body if isinstance(call, calls.Put | calls.PutPart) else b""
-
-
-def checksumOf(call: calls.Call[Any], checksum: str) -> list[tuple[str, str]]:
+def checksumOf(call: calls.Call[Any], checksum: str) -> Headers:
     """
     Return the header by which the engine checks the body of C{call}.
 
@@ -178,7 +172,7 @@ def _asBase64(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
 
 
-def _pieces(body: bytes | calls.Piece) -> Any:
+def _pieces(body: calls.Body) -> Iterator[bytes]:
     if not isinstance(body, calls.Piece):
         yield body
         return
@@ -188,19 +182,8 @@ def _pieces(body: bytes | calls.Piece) -> Any:
         yield piece
 
 
-def _conditions(condition: calls.Condition) -> list[tuple[str, str]]:
-    if isinstance(condition, calls.Absent):
-        return [("if-none-match", "*")]
-    if isinstance(condition, calls.Match):
-        return [("if-match", condition.etag)]
-    return []
-
-
 def compose(
-    call: calls.Call[Any],
-    place: Place,
-    checks: list[tuple[str, str]] | None = None,
-    checksum: str = "",
+    call: calls.Call[Any], place: Place, checks: Iterable[tuple[str, str]] = (), checksum: str = ""
 ) -> Outgoing:
     """
     Return the request that makes C{call}.
@@ -208,59 +191,57 @@ def compose(
     @param checks: as L{checksumOf} gives it.
     @param checksum: by which the engine checks parts.
     """
-    if isinstance(call, calls.List):
-        return Outgoing(
-            "GET",
-            encodedPath(place.bucketOf(call.prefix), ""),
-            encodedQuery(
-                [
-                    *(("list-type", "2"), ("encoding-type", "url"), ("prefix", call.prefix)),
-                    *([("start-after", call.startAfter)] if call.startAfter else []),
-                    *([("delimiter", call.delimiter)] if call.delimiter else []),
-                    ("max-keys", str(call.limit)),
-                ]
-            ),
-            [],
-        )
-    key = call.key  # type: ignore[attr-defined]  # all others have one
+    key = call.prefix if isinstance(call, calls.List) else call.key  # type: ignore[attr-defined]  # all others have one
     bucket = place.bucketOf(key)
-    if isinstance(call, calls.ListUploads):
-        query = encodedQuery([("uploads", ""), ("encoding-type", "url"), ("prefix", key)])
-        return Outgoing("GET", encodedPath(bucket, ""), query, [])
+    method, patience = "GET", PATIENCE_SECONDS
+    body: calls.Body = b""
+    query: Headers = []
+    headers: Headers = []
+    match call:
+        case calls.Put():
+            method, body = "PUT", call.body
+            headers = [*_conditions(call.condition), *_metadata(call), *checks]
+        case calls.PutPart():
+            method, body, headers = "PUT", call.body, list(checks)
+            query = [("partNumber", str(call.number)), ("uploadId", call.uploadId)]
+        case calls.Get(_, span):
+            headers = [("range", f"bytes={span[0]}-{span[1] - 1}")] if span else []
+        case calls.Head():
+            method = "HEAD"
+        case calls.Delete():
+            method = "DELETE"
+        case calls.List(_, after, limit, delimiter):
+            query = [("list-type", "2"), ("prefix", key), ("max-keys", str(limit)), *_ENCODED]
+            optional = (("start-after", after), ("delimiter", delimiter))
+            query += [(name, value) for name, value in optional if value]
+            key = ""
+        case calls.ListUploads():
+            query, key = [("uploads", ""), ("prefix", key), *_ENCODED], ""
+        case calls.ListParts(_, uploadId, after):
+            query = [("uploadId", uploadId), ("part-number-marker", str(after))]
+        case calls.CreateUpload():
+            method, query, headers = "POST", [("uploads", "")], _metadata(call)
+            if checksum == "crc32":
+                headers.append(("x-amz-checksum-algorithm", "CRC32"))
+        case calls.Abort():
+            method, query = "DELETE", [("uploadId", call.uploadId)]
+        case calls.Complete():
+            method, query = "POST", [("uploadId", call.uploadId)]
+            headers, body = _conditions(call.condition), _listOfParts(call, checksum)
+            patience = COMPLETE_PATIENCE_SECONDS
+        case _:
+            raise AssertionError(call)
     path = encodedPath(bucket, key)
-    if isinstance(call, calls.Get):
-        spans = []
-        if call.span is not None:
-            start, end = call.span
-            spans = [("range", f"bytes={start}-{end - 1}")]
-        return Outgoing("GET", path, "", spans)
-    if isinstance(call, calls.Head):
-        return Outgoing("HEAD", path, "", [])
-    if isinstance(call, calls.Delete):
-        return Outgoing("DELETE", path, "", [])
-    if isinstance(call, calls.Put):
-        headers = [*_conditions(call.condition), *_metadata(call), *(checks or [])]
-        return Outgoing("PUT", path, "", headers, call.body)
-    if isinstance(call, calls.CreateUpload):
-        headers = _metadata(call)
-        if checksum == "crc32":
-            headers.append(("x-amz-checksum-algorithm", "CRC32"))
-        return Outgoing("POST", path, encodedQuery([("uploads", "")]), headers)
-    upload = ("uploadId", call.uploadId)  # type: ignore[attr-defined]  # the rest is about one
-    if isinstance(call, calls.PutPart):
-        query = encodedQuery([("partNumber", str(call.number)), upload])
-        return Outgoing("PUT", path, query, checks or [], call.body)
-    query = encodedQuery([upload])
-    if isinstance(call, calls.Abort):
-        return Outgoing("DELETE", path, query, [])
-    assert isinstance(call, calls.Complete), call
-    return Outgoing(
-        *("POST", path, query, _conditions(call.condition), _listOfParts(call, checksum)),
-        patience=COMPLETE_PATIENCE_SECONDS,
-    )
+    return Outgoing(method, path, encodedQuery(query), headers, body, patience)
 
 
-def _metadata(call: Any) -> list[tuple[str, str]]:
+def _conditions(condition: calls.Condition) -> Headers:
+    if isinstance(condition, calls.Absent):
+        return [("if-none-match", "*")]
+    return [("if-match", condition.etag)] if condition else []
+
+
+def _metadata(call: Any) -> Headers:
     return [(f"x-amz-meta-{name}", value) for name, value in call.metadata.items()]
 
 
@@ -383,7 +364,16 @@ class SignedRequests:
         return Deferred.fromCoroutine(self._perform(call))
 
     async def _perform(self, call: calls.Call[_A]) -> _A:
-        outgoing = compose(call, self._place, await self._checks(call), self._checksum)
+        outgoing = compose(call, self._place, checksum=self._checksum)
+        quick = len(outgoing.body) <= _INLINE_BYTES
+        if quick or (self._checksum != "md5" and isinstance(call, calls.PutPart)):
+            checks = checksumOf(call, self._checksum)
+        else:
+            threads = self._reactor.getThreadPool()
+            checks = await deferToThreadPool(
+                self._reactor, threads, checksumOf, call, self._checksum
+            )
+        outgoing.headers.extend(checks)
         keys: Keys | None = None
         giveUpAt: float | None = None
         failures = 0
@@ -432,17 +422,6 @@ class SignedRequests:
             self._retries += 1
             await deferLater(self._reactor, pause)
 
-    async def _checks(self, call: calls.Call[Any]) -> list[tuple[str, str]]:
-        body = bodyOf(call)
-        size = body.length if isinstance(body, calls.Piece) else len(body)
-        if size <= _INLINE_BYTES or (self._checksum != "md5" and hasattr(call, "crc")):
-            return checksumOf(call, self._checksum)
-        threads = self._reactor.getThreadPool()
-        checks: list[tuple[str, str]] = await deferToThreadPool(
-            self._reactor, threads, checksumOf, call, self._checksum
-        )
-        return checks
-
     async def _keys(self, refused: Keys | None) -> Keys:
         try:
             return await self._credentials.keys(refused)
@@ -474,9 +453,8 @@ class SignedRequests:
                     lease.discard(destinationBad=bad)
 
     def _worked(self, outgoing: Outgoing) -> None:
-        body = outgoing.body
         if outgoing.method == "PUT":
-            self._sentBytes += body.length if isinstance(body, calls.Piece) else len(body)
+            self._sentBytes += len(outgoing.body)
         self._failingSince = None
         if self._why.trouble and self._why.over():
             self._log.info("{url}: the engine answers again", url=self._url)

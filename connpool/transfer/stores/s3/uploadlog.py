@@ -281,11 +281,16 @@ class Upload:
         Void the parts that the engine has not as they were recorded; all, if none can be told.
         """
         key = self._layout.file(self.begin.path)
-        listed = await calls.ListParts(key, self.begin.uploadId)
-        there = listed.parts if isinstance(listed, calls.Parts) else ()
-        wrong = [
-            part.number for part in self.parts.values() if (part.number, part.etag) not in there
-        ]
+        there: set[tuple[int, str]] = set()
+        more = True
+        while more:
+            after = max((number for number, _ in there), default=0)
+            listed = await calls.ListParts(key, self.begin.uploadId, after)
+            more = isinstance(listed, calls.Parts) and listed.more
+            if isinstance(listed, calls.Parts):
+                there |= {(number, etag.strip('"')) for number, etag in listed.parts}
+        parts = self.parts.values()
+        wrong = [each.number for each in parts if (each.number, each.etag.strip('"')) not in there]
         await self.append(void=tuple(wrong or self.parts))
 
 

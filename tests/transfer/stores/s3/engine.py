@@ -44,6 +44,9 @@ from connpool.transfer.stores.s3.calls import (
 )
 from connpool.transfer.stores.s3.claims import TOKEN
 
+#: Parts in a page of a listing.
+PARTS_LISTED = 2
+
 
 @attrs.define
 class Object:
@@ -240,7 +243,8 @@ class MemoryEngine:
         upload = self.uploads.get(call.uploadId)
         if upload is None:
             return NoSuchUpload()
-        return Parts(tuple((n, etag) for n, (etag, _) in sorted(upload.parts.items())))
+        parts = [(n, etag) for n, (etag, _) in sorted(upload.parts.items()) if n > call.after]
+        return Parts(tuple(parts[:PARTS_LISTED]), len(parts) > PARTS_LISTED)
 
     def _CreateUpload(self, call: CreateUpload) -> Created:
         # not by the order of all: that of receivers that know nothing of each other says nothing

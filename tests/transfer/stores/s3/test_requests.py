@@ -2,6 +2,8 @@
 Calls that are made again until they have an answer, over a scripted pool in virtual time.
 """
 
+import contextlib
+
 import attrs
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
@@ -10,6 +12,7 @@ from twisted.python.failure import Failure
 
 from connpool.errors import ConnectFailed, NoSpace, PoolClosed, PoolDown, StoreError, Unavailable
 from connpool.transfer.stores.s3 import calls
+from connpool.transfer.stores.s3.answers import Again, answerOf
 from connpool.transfer.stores.s3.replies import Broken, Reply
 from connpool.transfer.stores.s3.requests import (
     MOST_SECONDS,
@@ -353,6 +356,39 @@ def test_partsAreNamedWithTheirChecksums():
     assert b"Checksum" not in compose(call, PLACE, None, "md5").body
     begun = compose(calls.CreateUpload("k", {"connpool": "t"}), PLACE, None, "crc32")
     assert begun.headers == [("x-amz-meta-connpool", "t"), ("x-amz-checksum-algorithm", "CRC32")]
+
+
+def test_everyCallHasARequest():
+    """
+    And every answer that says no is one of the call, or an error.
+    """
+    key = {"key": "k", "uploadId": "u"}
+    given = {
+        calls.Put: calls.Put("k", b""),
+        calls.PutPart: calls.PutPart(**key, number=1, body=b"", crc=0),
+        calls.Complete: calls.Complete(**key, parts=()),
+        calls.List: calls.List("k"),
+    }
+    for kind in calls.Call.__subclasses__():
+        if kind is calls.Together:
+            continue
+        names = {field.name for field in attrs.fields(kind)} & set(key)
+        call = given.get(kind) or kind(**{name: key[name] for name in names})
+        assert compose(call, PLACE).path.startswith("/files"), kind
+        no = Reply(404, {}, b"<Error><Code>NoSuchUpload</Code></Error>")
+        with contextlib.suppress(Again):
+            assert answerOf(call, no) is not None, kind
+
+
+def test_partsInPages():
+    call = calls.ListParts("k", "u", 7)
+    assert compose(call, PLACE).query == "part-number-marker=7&uploadId=u"
+    part = "<Part><PartNumber>8</PartNumber><ETag>e</ETag></Part>"
+    page = f"<L><IsTruncated>true</IsTruncated>{part}</L>"
+    assert answerOf(call, Reply(200, {}, page.encode())) == calls.Parts(((8, "e"),), True)
+    # an engine that does not go on is not asked for ever
+    stuck = calls.ListParts("k", "u", 8)
+    assert answerOf(stuck, Reply(200, {}, page.encode())) == calls.Parts(((8, "e"),), False)
 
 
 @pytest.mark.parametrize("thing", ["stats", "trouble"])
