@@ -26,6 +26,9 @@ def barCells(judged: Judged) -> list[str]:
     asked = f"{'≤' if bar.atMost else '≥'} {_figure(bar.limit)}"
     if bar.stretch is not None:
         asked += f", hoped {_figure(bar.stretch)}"
+    name, reached = bar.bound
+    if reached is not None:
+        asked += f"; {name}: {_figure(reached)}"
     if judged.middle is None or judged.low is None or judged.high is None:
         return [bar.text, asked, "", "", "0", judged.verdict]
     unit = f" {bar.unit}" if bar.unit else ""
@@ -189,6 +192,7 @@ def asJSON(
                         "limit": judged.bar.limit,
                         "stretch": judged.bar.stretch,
                         "at_most": judged.bar.atMost,
+                        "bound": judged.bar.bound,
                         "median": judged.middle,
                         "low": judged.low,
                         "high": judged.high,

@@ -66,6 +66,8 @@ class Wanted:
     @ivar names: contestants that it takes.
     @ivar values: their figures, in this order, to one value for each pair.
     @ivar among: further contestants, of whom those that ran are handed in as well; one must.
+    @ivar bound: a contestant that does the least there is to do: what it reaches in the place of
+        the last of C{names} is shown beside the limit.
     """
 
     text: str
@@ -77,29 +79,44 @@ class Wanted:
     exact: bool = False
     unit: str = ""
     among: tuple[str, ...] = ()
+    bound: str = ""
 
     def bar(self, rows: Rows) -> Bar:
         """
         Return the bar with what was measured; without values if one was missing.
         """
-        mine = self._paired(rows)
+        mine = _paired(rows, (*self.names, *self.among))
         there = all(name in mine for name in self.names)
         enough = there and (not self.among or len(mine) > len(self.names))
         values = self.values(*mine.values()) if enough else ()
-        return Bar(self.text, values, self.limit, self.stretch, self.atMost, self.exact, self.unit)
+        reached = None
+        least = _paired(rows, (*self.names[:-1], self.bound))
+        if self.bound in least and len(least) == len(self.names):
+            reached = median(self.values(*least.values()))
+        return Bar(
+            *(self.text, values, self.limit, self.stretch, self.atMost, self.exact, self.unit),
+            bound=(self.bound, reached),
+        )
 
-    def _paired(self, rows: Rows) -> Rows:
-        """
-        Return the figures of the rounds that all of them took part in: some may have gone
-        on without the others.
-        """
-        mine = {name: rows[name] for name in (*self.names, *self.among) if rows.get(name)}
-        least = min((len(of) for row in mine.values() for of in row.values()), default=0)
-        return {name: {key: of[:least] for key, of in row.items()} for name, row in mine.items()}
+
+def _paired(rows: Rows, names: Sequence[str]) -> Rows:
+    """
+    Return the figures of the rounds that all of them took part in: some may have gone
+    on without the others.
+    """
+    mine = {name: rows[name] for name in names if rows.get(name)}
+    least = min((len(of) for row in mine.values() for of in row.values()), default=0)
+    return {name: {key: of[:least] for key, of in row.items()} for name, row in mine.items()}
 
 
 def versus(
-    ours: str, peer: str, atLeast: float, of: Series, stretch: float | None = None, text: str = ""
+    ours: str,
+    peer: str,
+    atLeast: float,
+    of: Series,
+    stretch: float | None = None,
+    text: str = "",
+    bound: str = "",
 ) -> Wanted:
     """
     Return the bar "the peer's time divided by ours".
@@ -111,6 +128,7 @@ def versus(
         atLeast,
         stretch,
         unit="x",
+        bound=bound,
     )
 
 

@@ -56,6 +56,8 @@ class Bar:
     @ivar atMost: the limit is above, not below.
     @ivar exact: a count or a size: one value decides.
     @ivar unit: behind the figure.
+    @ivar bound: what limits it, and the figure that this reaches; empty and L{None} if nothing
+        shows it.
     """
 
     text: str
@@ -65,6 +67,7 @@ class Bar:
     atMost: bool = False
     exact: bool = False
     unit: str = ""
+    bound: tuple[str, float | None] = ("", None)
 
 
 @attrs.frozen

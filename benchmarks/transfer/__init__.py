@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from benchmarks.processes import Failed
 from benchmarks.section import Section
 from benchmarks.setup import Make, Setup
-from benchmarks.transfer.bytes import durable, large, small, tls
+from benchmarks.transfer.bytes import command, durable, large, small, tls
 from benchmarks.transfer.outbox import outbox
 from benchmarks.transfer.path import compress, delay, resume
 from benchmarks.transfer.service import connections, crowd, memory
@@ -48,6 +48,7 @@ def _onEngine(name: str) -> Make:
 #: A new one is a line here, and a function that yields a section.
 SECTIONS: dict[str, Make] = {
     "large": large,
+    "command": command,
     "tls": tls,
     "small": small,
     "durable": durable,
@@ -82,4 +83,4 @@ WEB = tuple(name for name in SECTIONS if name.startswith("web"))
 S3 = tuple(name for name in SECTIONS if name.startswith("s3"))
 
 #: Those of the short table and the short chart.
-SHORT = ("large", "tls", "small", "durable", "startup")
+SHORT = ("large", "command", "tls", "small", "durable", "startup")

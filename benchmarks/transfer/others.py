@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import CHECKOUT
-from benchmarks.transfer.tools import Certified, OneShot, Tool
+from benchmarks.transfer.tools import Certified, OneShot, Place, Tool
 
 __all__ = [
     "Ftp",
@@ -35,13 +35,24 @@ PEERS = CHECKOUT / "benchmarks" / "peers"
 class RawSockets(OneShot):
     """
     The limit of what Python does: 1 MiB C{recv_into} and C{write}, blocking.
+
+    @param digest: computed of each piece at both ends, without anything that needs it.
     """
 
+    def __init__(self, name: str, place: Place, *digest: str) -> None:
+        super().__init__(name, place)
+        self.digest = digest
+
+    def _command(self, *words: Any) -> list[Any]:
+        # without site packages where none is needed
+        isolated = "-I" if self.digest else "-IS"
+        return [sys.executable, isolated, PEERS / "rawsockets.py", *words, *self.digest]
+
     def receive(self, source: Path) -> list[Any]:
-        return [sys.executable, "-IS", PEERS / "rawsockets.py", "receive", self.port, source.name]
+        return self._command("receive", self.port, source.name)
 
     def client(self, source: Path) -> list[Any]:
-        return [sys.executable, "-IS", PEERS / "rawsockets.py", "send", self.port, source]
+        return self._command("send", self.port, source)
 
 
 class GoTutorial(OneShot):

@@ -99,6 +99,19 @@ def test_theFastestAmongThoseThatRan():
     assert wanted.bar({"ours": {"s": [1.0]}}).values == ()
 
 
+def test_whatTheLeastThereIsToDoReaches():
+    bars = [versus("ours", "peer", 4.0, seconds, bound="bare"), versus("ours", "bare", 1, seconds)]
+    ours, peer = Contestant("ours", 2.0), Contestant("peer", 3.0)
+    measured = run("key", section(ours, peer, Contestant("bare", 1.5), bars=bars), 2)
+    first, second = measured.bars
+    assert (first.middle, first.bar.bound) == (1.5, ("bare", 2.0))
+    assert "≥ 4; bare: 2" in asText(measured)
+    assert second.bar.bound == ("", None)
+    without = run("key", section(ours, peer, bars=bars), 2)
+    assert without.bars[0].bar.bound == ("bare", None)
+    assert "bare:" not in asText(without)
+
+
 def test_whatIsWritten():
     contestants = [Contestant("ours", 1.0, 1.2), Contestant("peer <1>", 2.0, 2.2)]
     bars = [versus("ours", "peer <1>", 1.0, seconds, stretch=1.5)]

@@ -16,7 +16,7 @@ from tests.helpers.processes import CHECKOUT, environment, finished
 TINY = ("--quick", "--rounds", "1", "--large", "1", "--small", "5", "--count", "20")
 SUITES = {
     "transfer": {
-        *("large", "small", "durable", "startup", "memory"),
+        *("large", "command", "small", "durable", "startup", "memory"),
         *("web", "web-tls", "web-disk", "web-small", "web-durable", "web-idle", "web-memory"),
     },
     "pool": {"cycle", "contended-64", "storm", "spike", "bytes", "idle"},
