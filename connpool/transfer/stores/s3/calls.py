@@ -49,6 +49,7 @@ __all__ = [
     "ListParts",
     "ListUploads",
     "Listed",
+    "Looked",
     "Match",
     "Missing",
     "NoSuchUpload",
@@ -117,6 +118,9 @@ class Missing:
     """
     There is no such object (404 NoSuchKey).
     """
+
+
+Looked = Found | Missing
 
 
 @attrs.frozen

@@ -54,16 +54,7 @@ from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.caseindex import neighbourExists
 from connpool.transfer.stores.publish import candidates, isTaken
 from connpool.transfer.stores.s3 import calls
-from connpool.transfer.stores.s3.calls import (
-    ABSENT,
-    Conflict,
-    Done,
-    Found,
-    Get,
-    Head,
-    Match,
-    Missing,
-)
+from connpool.transfer.stores.s3.calls import ABSENT, Done, Found, Get, Head, Looked, Match
 from connpool.transfer.stores.s3.layout import Layout, decoded
 from connpool.transfer.stores.s3.uploadlog import PUBLISHED, Record, readLog
 
@@ -151,15 +142,9 @@ class Wanted:
 
     @property
     def who(self) -> str:
-        """
-        The sender and its key, as a claim has them.
-        """
         return whoOf(self.offer)
 
     def claim(self, path: str, replaces: str, past: tuple[Past, ...]) -> Claim:
-        """
-        Return the claim for C{path}.
-        """
         receipt = attrs.evolve(self.receipt, name=path)
         return Claim(
             *(path, self.token, self.who, self.content, receipt),
@@ -255,9 +240,6 @@ class Recent:
         self._items: OrderedDict[str, None] = OrderedDict()
 
     def add(self, item: str) -> None:
-        """
-        Take one in.
-        """
         self._items[item] = None
         if len(self._items) > KNOWN:
             self._items.popitem(last=False)
@@ -280,7 +262,7 @@ class Claims:
         self.stored = Recent()
         self._conditional = conditional
 
-    async def look(self, names: list[RelativeName]) -> list[tuple[RelativeName, Found | Missing]]:
+    async def look(self, names: list[RelativeName]) -> list[tuple[RelativeName, Looked]]:
         """
         Read the claims of several names.
         """
@@ -288,9 +270,6 @@ class Claims:
         return list(zip(names, answers, strict=True))
 
     async def isThere(self, claim: Claim) -> bool:
-        """
-        Tell whether an object has the name.
-        """
         return isinstance(await Head(self.layout.file(claim.path)), Found)
 
     async def judge(self, wanted: Wanted, path: str, found: Found) -> Held | Receipt | Taken | Free:
@@ -334,7 +313,7 @@ class Claims:
         ]
         known = again[0] if again and again[0].name == path else None
         free = Free(found.etag, replaces, past[:REMEMBERED], known)
-        if isinstance(there, Missing):
+        if not isinstance(there, Found):
             return passing if young else free
         if claim.path != path:
             return Taken(neighbour=claim.path)
@@ -352,7 +331,7 @@ class Claims:
         return Taken()
 
     def _again(
-        self, wanted: Wanted, etag: str, claim: Claim, there: Found | Missing, done: bool
+        self, wanted: Wanted, etag: str, claim: Claim, there: Looked, done: bool
     ) -> Held | Receipt | Taken | Free:
         """
         Decide by a claim of the same sender, key and content.
@@ -364,7 +343,7 @@ class Claims:
             if wanted.offer.ifExists != "replace":
                 return Taken()
             return Free(etag, there.etag, claim.past, claim.receipt)
-        if claim.upload or wanted.upload or (claim.replaces and isinstance(there, Missing)):
+        if claim.upload or wanted.upload or (claim.replaces and not isinstance(there, Found)):
             replaces = claim.replaces if isinstance(there, Found) else ""
             return Free(etag, replaces, claim.past, claim.receipt)
         return Held(claim, None)
@@ -411,11 +390,11 @@ class Claims:
             answer = await calls.Complete(
                 *(key, claim.upload, commit.parts), condition if self._conditional else None
             )
-            if not isinstance(answer, Conflict):
+            if not isinstance(answer, calls.Conflict):
                 break
         if isinstance(answer, Done):
             return Finished.DONE
-        if isinstance(answer, Conflict):
+        if isinstance(answer, calls.Conflict):
             return Finished.TAKEN
         if isinstance(answer, calls.InvalidPart):
             return Finished.INVALID
@@ -430,9 +409,6 @@ class Claims:
         return Finished.DONE if young else Finished.GONE
 
     async def _ended(self, claim: Claim) -> Finished | None:
-        """
-        Return the end of an upload; L{None} if it has none.
-        """
         upload = await readLog(self.layout, claim.token)
         if upload is None or not upload.end:
             return None
@@ -451,7 +427,7 @@ class Claims:
                 [each for each in names if after or each.path == path]
             ):
                 after = True
-                if isinstance(found, Missing):
+                if not isinstance(found, Found):
                     return False
                 claim = decoded(found.body, Claim)
                 mine = {(claim.who, claim.content)} | {(p.who, p.content) for p in claim.past}
@@ -490,7 +466,7 @@ def batches(offer: Offer) -> Iterator[list[RelativeName]]:
         count = VARIANTS_AT_ONCE
 
 
-def tokenOf(there: Found | Missing) -> str | None:
+def tokenOf(there: Looked) -> str | None:
     """
     Return the token of the claim that an object was put for, if it was for one.
     """

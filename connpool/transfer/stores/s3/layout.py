@@ -23,9 +23,6 @@ _T = TypeVar("_T")
 
 
 def newToken() -> str:
-    """
-    Make a mark that nobody else has.
-    """
     return secrets.token_hex(16)
 
 
@@ -88,15 +85,9 @@ class Layout:
             )
 
     def file(self, path: str) -> str:
-        """
-        Return the key of a published file.
-        """
         return self.prefix + path
 
     def claim(self, path: str) -> str:
-        """
-        Return the key of the claim of a name.
-        """
         name = _hash(caselessForm(path) if self.portable else path)
         return f"{self.private}names/{name[:2]}/{name}"
 
@@ -121,9 +112,6 @@ class Layout:
         return f"{self.logs}{token}/" + ("" if number is None else f"{number:08}")
 
     def tails(self, token: str) -> str:
-        """
-        Return the prefix of the tails of an upload.
-        """
         return f"{self.private}tail/{token}/"
 
 

@@ -13,19 +13,11 @@ from operator import attrgetter
 from connpool.errors import ConflictTakeover, Exists, Expired, QuotaExceeded
 from connpool.transfer.records import Offer, PartialInfo, Receipt
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, tooManyPartials
-from connpool.transfer.stores.s3 import calls, pointers
+from connpool.transfer.stores.s3 import calls, pointers, uploadlog
 from connpool.transfer.stores.s3.claims import Wanted, metadataOf
 from connpool.transfer.stores.s3.naming import Invalid, Moved, Names
 from connpool.transfer.stores.s3.pointers import Pointer, Seen
-from connpool.transfer.stores.s3.uploadlog import (
-    PUBLISHED,
-    REMOVED,
-    Begin,
-    Commit,
-    Upload,
-    readLog,
-    takeOver,
-)
+from connpool.transfer.stores.s3.uploadlog import PUBLISHED, Begin, Commit, Upload, readLog
 
 __all__ = ["Lifecycle"]
 
@@ -50,7 +42,7 @@ class Lifecycle:
         """
         seen = await pointers.look(pointer)
         named = seen.pointer
-        return None if named is None else await takeOver(self._layout, named.token), seen
+        return None if named is None else await uploadlog.takeOver(self._layout, named.token), seen
 
     async def begin(
         self, offer: Offer, token: str, partBytes: int, pointer: str, seen: Seen, *, parts: bool
@@ -142,7 +134,7 @@ class Lifecycle:
         Give an upload up.  If another receiver has it meanwhile nothing happens.
         """
         try:
-            await upload.close(REMOVED)
+            await upload.close(uploadlog.REMOVED)
         except ConflictTakeover:
             return
         await self.clear(upload)
@@ -189,9 +181,6 @@ class Lifecycle:
         return None if ended is None else ended.receipt
 
     async def partials(self, principal: str | None) -> list[PartialInfo]:
-        """
-        Return the uploads of a principal, or of all.
-        """
         found = []
         keys = await self._pointers(principal)
         for key, pointer in await self._read(keys):

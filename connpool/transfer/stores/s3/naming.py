@@ -16,15 +16,7 @@ from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.publish import isTaken
 from connpool.transfer.stores.s3 import calls, claims
 from connpool.transfer.stores.s3.calls import ABSENT, Conflict, Done, Found, Get, Head, Match, Put
-from connpool.transfer.stores.s3.claims import (
-    Claim,
-    Finished,
-    Held,
-    Taken,
-    Wanted,
-    batches,
-    tokenOf,
-)
+from connpool.transfer.stores.s3.claims import Claim, Held, Taken, Wanted, batches, tokenOf
 from connpool.transfer.stores.s3.layout import Layout, decoded
 from connpool.transfer.stores.s3.outbox import Outbox
 from connpool.waiting import Waiters
@@ -138,12 +130,9 @@ class Names(claims.Claims):
         self,
         wanted: Wanted,
         path: str,
-        found: Found | calls.Missing,
+        found: calls.Looked,
         write: Callable[[Held], Awaitable[_Outcome | None]],
     ) -> _Outcome:
-        """
-        Try to get one name.
-        """
         for _ in range(claims.TRIES):
             held = await self._claim(wanted, path, found)
             if not isinstance(held, Held):
@@ -155,7 +144,7 @@ class Names(claims.Claims):
         return Taken(passing=True)
 
     async def _claim(
-        self, wanted: Wanted, path: str, found: Found | calls.Missing
+        self, wanted: Wanted, path: str, found: calls.Looked
     ) -> Held | Receipt | Taken:
         key = self.layout.claim(path)
         for _ in range(claims.TRIES):
@@ -201,22 +190,19 @@ class Names(claims.Claims):
             raise SyncFailed(
                 f'"{offer.name}": the engine got other bytes than were sent, each time'
             )
-        if isinstance(answer, Conflict):
-            there = await Head(key)
-            if tokenOf(there) != claim.token:
-                again = offer.ifExists == "replace" or isinstance(there, calls.Missing)
-                return None if again else Taken()
+        if isinstance(answer, Conflict) and tokenOf(await Head(key)) != claim.token:
+            return None  # the claim tells whose it is by now
         return await self._confirm(held)
 
     async def _complete(self, held: Held, offer: Offer) -> _Outcome | None:
         if self.outbox is not None:
             await self.outbox.note(held.claim)
         finished = await self.finish(held.claim)
-        if finished is Finished.TAKEN:
+        if finished is claims.Finished.TAKEN:
             return None if offer.ifExists == "replace" else Taken()
-        if finished is Finished.INVALID:
+        if finished is claims.Finished.INVALID:
             raise Invalid(f'"{offer.name}": parts of it were damaged and come again')
-        if finished is Finished.GONE:
+        if finished is claims.Finished.GONE:
             raise Expired(f'"{offer.name}": the engine has forgotten its parts; send it again')
         return await self._confirm(held)
 
@@ -241,9 +227,6 @@ class Names(claims.Claims):
     # -- directories
 
     async def _claimDirectories(self, name: RelativeName) -> None:
-        """
-        Claim the directories that a file lies in.
-        """
         for depth in range(1, len(name.components)):
             path = "/".join(name.components[:depth])
             if path in self._claiming:
@@ -301,7 +284,7 @@ class Names(claims.Claims):
                 return receipt
             if tokenOf(await Head(self.layout.file(claim.path))) == claim.token:
                 return receipt
-            if claim.upload and await self.finish(claim) is Finished.DONE:
+            if claim.upload and await self.finish(claim) is claims.Finished.DONE:
                 return receipt
         receipt = await self.remembered(claim, who, None)
         return receipt if receipt is not None and receipt.answers(size) else None
@@ -319,7 +302,7 @@ class Names(claims.Claims):
                     return name.path
         raise isTaken(offer)
 
-    async def _seemsTaken(self, path: str, found: Found | calls.Missing) -> bool:
+    async def _seemsTaken(self, path: str, found: calls.Looked) -> bool:
         there = await Head(self.layout.file(path))
         if isinstance(there, Found):
             return True

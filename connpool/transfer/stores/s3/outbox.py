@@ -70,9 +70,6 @@ class Outbox:
         await Put(self._notes + claim.token, msgspec.json.encode(claim))
 
     def stored(self, claim: Claim) -> None:
-        """
-        The file is there.
-        """
         if claim.receipt is not None and not self._closed:
             self._own.add(claim.token)
             self._ready.append((claim.token, claim.receipt))

@@ -27,15 +27,8 @@ import attrs
 from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 from zope.interface import implementer
 
-from connpool.errors import (
-    ConflictTakeover,
-    Expired,
-    NoSpace,
-    StoreError,
-    SyncFailed,
-    TransferError,
-    Unavailable,
-)
+from connpool import errors
+from connpool.errors import ConflictTakeover, Expired, StoreError, TransferError
 from connpool.interfaces import IUploadPartial
 from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.records import Offer, PartialInfo, Receipt, Stump
@@ -233,9 +226,6 @@ class S3Partial(Holding):
         return size is not None and size <= self._plan.bytes and not multipart
 
     def _pump(self) -> None:
-        """
-        Begin what can be done now.
-        """
         if self._single or (self._gate is not None and not self._final):
             return
         for number in self._plan.departing(self.held):
@@ -293,7 +283,7 @@ class S3Partial(Holding):
         elif isinstance(answer, Done):
             part.state, part.etag, part.crc = "there", answer.etag, crc
         elif isinstance(answer, BadDigest):
-            raise SyncFailed(f'"{self.offer.name}": the engine got damaged bytes, each time')
+            raise errors.SyncFailed(f'"{self.offer.name}": the engine got damaged bytes, each time')
         else:
             await self._giveUp()
             raise Expired(f'"{self.offer.name}": the engine has forgotten its parts; send it again')
@@ -345,9 +335,6 @@ class S3Partial(Holding):
         self._room.wake()
 
     async def _record(self, upload: Upload, **values: Any) -> None:
-        """
-        Append a record, with what else has changed.
-        """
         begin, void = upload.begin, frozenset(self._void)
         if self._declared:
             self._declared = False
@@ -402,7 +389,7 @@ class S3Partial(Holding):
         tails = self._parts.names.layout.tails(self._token)
         key = f"{tails}{number:05}-{secrets.token_hex(4)}"
         if not isinstance(await self._parts.call(Put(key, body)), Done):
-            raise Unavailable(f'"{self.offer.name}": a tail was not stored; send it again')
+            raise errors.Unavailable(f'"{self.offer.name}": a tail was not stored; send it again')
         return Tail(number, key, spans)
 
     async def resume(self) -> None:
@@ -496,9 +483,6 @@ class S3Partial(Holding):
         self._parts.left(self)
 
     def describe(self) -> PartialInfo:
-        """
-        Return it as an operator lists it.
-        """
         offer, total = self.offer, self.held.total
         who = self.pointer or self._token, offer.principal, offer.name.path
         return PartialInfo(*who, offer.size, total, total, True, self.changed)
@@ -524,7 +508,7 @@ class S3Partial(Holding):
             receipt = await publish(size, root)
             self._release()
             return receipt
-        except NoSpace:
+        except errors.NoSpace:
             if not isinstance(self._gate, ConflictTakeover):
                 self._gate = self._failure = None
             raise

@@ -94,9 +94,6 @@ class PartPlan:
 
     @property
     def leaving(self) -> int:
-        """
-        The parts that are on their way.
-        """
         return sum(part.state == "leaving" for part in self.here.values())
 
     def isCrowded(self, held: Ranges, *, busy: bool) -> bool:

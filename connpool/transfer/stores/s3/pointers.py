@@ -12,7 +12,16 @@ import attrs
 
 from connpool.errors import Busy
 from connpool.transfer.stores.s3 import calls
-from connpool.transfer.stores.s3.calls import ABSENT, Conflict, Found, Get, Match, Missing, Put
+from connpool.transfer.stores.s3.calls import (
+    ABSENT,
+    Conflict,
+    Found,
+    Get,
+    Looked,
+    Match,
+    Missing,
+    Put,
+)
 
 __all__ = ["Pointer", "Seen"]
 
@@ -29,16 +38,10 @@ class Pointer:
     size: int = 0
 
     def encode(self) -> bytes:
-        """
-        Return it as an object has it.
-        """
         return f"{self.token} {self.size}".encode()
 
     @classmethod
-    def of(cls, found: Found | Missing) -> Pointer | None:
-        """
-        Read it, if it is there.
-        """
+    def of(cls, found: Looked) -> Pointer | None:
         if not isinstance(found, Found):
             return None
         token, _, size = found.body.decode("ascii", "replace").partition(" ")
@@ -53,14 +56,11 @@ class Seen:
     @ivar ended: the one that names the last upload that ended.
     """
 
-    live: Found | Missing = attrs.field(factory=Missing)
-    ended: Found | Missing = attrs.field(factory=Missing)
+    live: Looked = attrs.field(factory=Missing)
+    ended: Looked = attrs.field(factory=Missing)
 
     @property
     def pointer(self) -> Pointer | None:
-        """
-        The upload that goes on.
-        """
         return Pointer.of(self.live)
 
 
@@ -69,9 +69,6 @@ def _endedOf(key: str) -> str:
 
 
 async def look(key: str) -> Seen:
-    """
-    Read the objects of a resume key.
-    """
     live, ended = await calls.together((Get(key), Get(_endedOf(key))))
     return Seen(live, ended)
 

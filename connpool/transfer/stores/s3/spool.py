@@ -83,9 +83,6 @@ class Spool:
         return True
 
     def give(self, size: int) -> None:
-        """
-        Give room back.
-        """
         self.usedBytes -= size
         while self._waiting and self.usedBytes + self._waiting[0][0] <= self.size:
             more, waiting = self._waiting.pop(0)
@@ -121,9 +118,6 @@ class SpoolFile:
         self._slots = 0
 
     def take(self) -> int:
-        """
-        Return a slot that is free.
-        """
         if not self._free:
             self._slots += 1
             return self._slots - 1
@@ -133,9 +127,6 @@ class SpoolFile:
         self._free.append(slot)
 
     def at(self, slot: int) -> int:
-        """
-        Return the offset at which a slot begins.
-        """
         return slot * self._bytes
 
     def write(self, slot: int, within: int, data: bytes | bytearray | memoryview) -> None:

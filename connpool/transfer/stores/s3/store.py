@@ -33,18 +33,10 @@ from connpool import interfaces
 from connpool.errors import TransferError
 from connpool.interfaces import IPartial, IPartialHolder
 from connpool.logonce import LogOnce
+from connpool.transfer import records
 from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.names import RelativeName
-from connpool.transfer.records import (
-    DURABILITIES,
-    FileRange,
-    FileStat,
-    Listing,
-    Offer,
-    PartialInfo,
-    Receipt,
-    StoreSettings,
-)
+from connpool.transfer.records import Listing, Offer, PartialInfo, Receipt, StoreSettings
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.publish import Published, receiptOf
 from connpool.transfer.stores.s3 import pointers, reading
@@ -140,15 +132,9 @@ class S3Store:
         self._reapLater()
 
     def run(self, core: Coroutine[Call[Any], Any, _R]) -> Deferred[_R]:
-        """
-        Run a core.
-        """
         return performed(core, self._requests)
 
     def _afterwards(self, core: Coroutine[Call[Any], Any, Any]) -> None:
-        """
-        Run a core for which nobody waits.
-        """
 
         def failed(failure: Failure) -> None:
             if not failure.check(TransferError):
@@ -170,7 +156,7 @@ class S3Store:
 
     def _receipt(self, offer: Offer, size: int, root: bytes | None) -> Receipt:
         asked = self._durability if offer.durability == "best" else offer.durability
-        reached = DURABILITIES[min(map(DURABILITIES.index, (asked, self._durability)))]
+        reached = min(asked, self._durability, key=records.DURABILITIES.index)
         published = Published(offer.name, "stored")
         return receiptOf(offer, published, size, root, reached, self._filesystem, self._now())
 
@@ -271,19 +257,19 @@ class S3Store:
     def trouble(self) -> str | None:
         return self._requests.trouble()
 
-    def stat(self, name: RelativeName) -> Deferred[FileStat | None]:
+    def stat(self, name: RelativeName) -> Deferred[records.FileStat | None]:
         return self.run(self._stat(name))
 
-    async def _stat(self, name: RelativeName) -> FileStat | None:
+    async def _stat(self, name: RelativeName) -> records.FileStat | None:
         there = await Head(self.layout.file(name.path))
         if not isinstance(there, Found):
             return None
-        return FileStat(there.size, reading.modifiedOf(there))
+        return records.FileStat(there.size, reading.modifiedOf(there))
 
     def listing(self, directory: RelativeName | None, after: str, limit: int) -> Deferred[Listing]:
         return self.run(reading.listing(self.layout, directory, after, limit))
 
-    def read(self, name: RelativeName, start: int, end: int) -> Deferred[FileRange]:
+    def read(self, name: RelativeName, start: int, end: int) -> Deferred[records.FileRange]:
         return self.run(reading.read(self.layout, name, start, end))
 
     def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:

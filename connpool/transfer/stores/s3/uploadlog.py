@@ -194,9 +194,6 @@ class Upload:
         self.changed = 0.0
 
     def apply(self, record: Record) -> None:
-        """
-        Take the next record in.
-        """
         number, self.next = self.next, self.next + 1
         if record.whole:
             self.parts, self.tails = {}, {}
