@@ -22,7 +22,7 @@ L{Conflict} may be by one's own object, and no core believes it without a look.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Mapping
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import attrs
 from twisted.internet.defer import Deferred, gatherResults
@@ -116,8 +116,11 @@ class Found:
 @attrs.frozen
 class Missing:
     """
-    There is no such object (404 NoSuchKey).
+    There is no such object (404 NoSuchKey); it is false.
     """
+
+    def __bool__(self) -> Literal[False]:
+        return False
 
 
 Looked = Found | Missing

@@ -284,7 +284,7 @@ class Claims:
             return receipt
         there = await Head(self.layout.file(claim.path))
         done = tokenOf(there) == claim.token or claim.token in self.stored
-        replaces = there.etag if isinstance(there, Found) else ""
+        replaces = there.etag if there else ""
         if done and claim.token == wanted.token:
             return claim.receipt
         if not done and claim.upload:
@@ -298,7 +298,7 @@ class Claims:
                 return Taken(passing=True)
             done = finished is Finished.DONE
             there = await Head(self.layout.file(claim.path))
-            replaces = there.etag if isinstance(there, Found) else ""
+            replaces = there.etag if there else ""
         mine = claim.path == path and wanted.who and claim.who == wanted.who
         if mine and claim.content == wanted.content:
             return self._again(wanted, found.etag, claim, there, done)
@@ -313,14 +313,14 @@ class Claims:
         ]
         known = again[0] if again and again[0].name == path else None
         free = Free(found.etag, replaces, past[:REMEMBERED], known)
-        if not isinstance(there, Found):
+        if not there:
             return passing if young else free
         if claim.path != path:
             return Taken(neighbour=claim.path)
         if tokenOf(there) != claim.token:
             # a stranger's; or the claim was taken over after it was read
             now = await Get(self.layout.claim(path))
-            if isinstance(now, Found) and now.etag != found.etag:
+            if now and now.etag != found.etag:
                 return await self.judge(wanted, path, now)
             if young:
                 return passing
@@ -339,12 +339,12 @@ class Claims:
         assert claim.receipt is not None
         if done:
             return claim.receipt
-        if isinstance(there, Found) and there.etag != claim.replaces:
+        if there and there.etag != claim.replaces:
             if wanted.offer.ifExists != "replace":
                 return Taken()
             return Free(etag, there.etag, claim.past, claim.receipt)
-        if claim.upload or wanted.upload or (claim.replaces and not isinstance(there, Found)):
-            replaces = claim.replaces if isinstance(there, Found) else ""
+        if claim.upload or wanted.upload or (claim.replaces and not there):
+            replaces = claim.replaces if there else ""
             return Free(etag, replaces, claim.past, claim.receipt)
         return Held(claim, None)
 
@@ -373,7 +373,7 @@ class Claims:
         """
         key, answer = self.layout.file(claim.path), None
         found = await Get(self.layout.record(claim.token, claim.record))
-        commit = decoded(found.body, Record).commit if isinstance(found, Found) else None
+        commit = decoded(found.body, Record).commit if found else None
         if commit is None:
             return await self._ended(claim) or Finished.GONE
         condition = Match(claim.replaces) if claim.replaces else ABSENT
@@ -381,7 +381,7 @@ class Claims:
             there = await Head(key)
             if tokenOf(there) == claim.token:
                 return Finished.DONE
-            if isinstance(there, Found):
+            if there:
                 if there.etag != claim.replaces:
                     return Finished.TAKEN
             elif claim.replaces and answer is not None:
@@ -404,7 +404,7 @@ class Claims:
         if ended is not None:
             return ended
         begun = await Get(self.layout.record(claim.token, 1))
-        young = isinstance(begun, Found) and begun.age < UNTOUCHED_SECONDS
+        young = begun and begun.age < UNTOUCHED_SECONDS
         # completed by somebody, and taken away by a consumer; or aborted by a rule of the bucket
         return Finished.DONE if young else Finished.GONE
 
@@ -427,7 +427,7 @@ class Claims:
                 [each for each in names if after or each.path == path]
             ):
                 after = True
-                if not isinstance(found, Found):
+                if not found:
                     return False
                 claim = decoded(found.body, Claim)
                 mine = {(claim.who, claim.content)} | {(p.who, p.content) for p in claim.past}
@@ -470,7 +470,7 @@ def tokenOf(there: Looked) -> str | None:
     """
     Return the token of the claim that an object was put for, if it was for one.
     """
-    return there.metadata.get(TOKEN) if isinstance(there, Found) else None
+    return there.metadata.get(TOKEN) if there else None
 
 
 def whyNot(offer: Offer, taken: Taken) -> TransferError:

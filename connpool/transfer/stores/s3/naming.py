@@ -15,7 +15,7 @@ from connpool.transfer.names import RelativeName, displayName
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.publish import isTaken
 from connpool.transfer.stores.s3 import calls, claims
-from connpool.transfer.stores.s3.calls import ABSENT, Conflict, Done, Found, Get, Head, Match, Put
+from connpool.transfer.stores.s3.calls import ABSENT, Conflict, Done, Get, Head, Match, Put
 from connpool.transfer.stores.s3.claims import Claim, Held, Taken, Wanted, batches, tokenOf
 from connpool.transfer.stores.s3.layout import Layout, decoded
 from connpool.transfer.stores.s3.outbox import Outbox
@@ -111,7 +111,7 @@ class Names(claims.Claims):
         for names in batches(offer):
             before = list(takewhile(lambda name: name.path != bound, names))
             for name, found in await self.look(before):
-                if isinstance(found, Found):
+                if found:
                     judged = await self.judge(wanted, name.path, found)
                     if isinstance(judged, Receipt):
                         return judged
@@ -149,7 +149,7 @@ class Names(claims.Claims):
         key = self.layout.claim(path)
         for _ in range(claims.TRIES):
             condition: calls.Condition = ABSENT
-            if isinstance(found, calls.Missing):
+            if not found:
                 claim = wanted.claim(path, await self._replaced(wanted.offer, path), ())
             else:
                 judged = await self.judge(wanted, path, found)
@@ -165,7 +165,7 @@ class Names(claims.Claims):
             if isinstance(await Put(key, raw, condition), Done):
                 return Held(claim, since)
             found = await Get(key)
-            if isinstance(found, Found) and found.body == raw:
+            if found and found.body == raw:
                 return Held(claim, since)
         return Taken(passing=True)
 
@@ -173,7 +173,7 @@ class Names(claims.Claims):
         if offer.ifExists != "replace":
             return ""
         there = await Head(self.layout.file(path))
-        return there.etag if isinstance(there, Found) else ""
+        return there.etag if there else ""
 
     async def _write(self, held: Held, offer: Offer, body: calls.Body) -> _Outcome | None:
         claim = held.claim
@@ -215,7 +215,7 @@ class Names(claims.Claims):
         since = held.since
         if since is None or claim.replaces or self._seconds() - since >= claims.LEASE_SECONDS:
             found = await Get(self.layout.claim(claim.path))
-            now = decoded(found.body, Claim) if isinstance(found, Found) else None
+            now = decoded(found.body, Claim) if found else None
             done = now is not None and {now.token} | {each.token for each in now.past if each.done}
             if not done or claim.token not in done:
                 raise Unavailable(f'"{claim.path}": another receiver took its name; send it again')
@@ -247,7 +247,7 @@ class Names(claims.Claims):
             if isinstance(await Put(key, raw, condition), Done):
                 break
             found = await Get(key)
-            if isinstance(found, calls.Missing):
+            if not found:
                 condition = ABSENT
                 continue
             claim = decoded(found.body, Claim)
@@ -270,7 +270,7 @@ class Names(claims.Claims):
             return None
         for names in batches(offer):
             for _, found in await self.look(names):
-                if isinstance(found, calls.Missing):
+                if not found:
                     return None
                 receipt = await self._receiptIn(decoded(found.body, Claim), who, offer.size)
                 if receipt is not None:
@@ -304,9 +304,9 @@ class Names(claims.Claims):
 
     async def _seemsTaken(self, path: str, found: calls.Looked) -> bool:
         there = await Head(self.layout.file(path))
-        if isinstance(there, Found):
+        if there:
             return True
-        if isinstance(found, Found):
+        if found:
             claim = decoded(found.body, Claim)
             if claim.receipt is None or (claim.path != path and await self.isThere(claim)):
                 return True
@@ -324,7 +324,7 @@ class Names(claims.Claims):
         for depth in range(1, len(offer.name.components)):
             path = "/".join(offer.name.components[:depth])
             found = await Get(self.layout.claim(path))
-            if isinstance(found, Found):
+            if found:
                 claim = decoded(found.body, Claim)
                 if claim.receipt is not None or claim.path != path:
                     await self.refuseInTheWay(path, claim, found.age)
@@ -333,14 +333,14 @@ class Names(claims.Claims):
             for name, found in await self.look(names):
                 there = await Head(self.layout.file(name.path))
                 taken = Taken()
-                if isinstance(found, Found):
+                if found:
                     claim = decoded(found.body, Claim)
                     if claim.receipt is None:
                         other = claim.path != name.path
                         taken = Taken(directory=True, neighbour=claim.path if other else "")
                     elif claim.path != name.path and await self.isThere(claim):
                         taken = Taken(neighbour=claim.path)
-                    elif isinstance(there, calls.Missing) or offer.ifExists == "replace":
+                    elif not there or offer.ifExists == "replace":
                         return "stored"
                     elif (
                         offer.size in {None, there.size}
@@ -349,7 +349,7 @@ class Names(claims.Claims):
                     ):
                         known = content is not None or offer.ifExists == "rename"
                         return "duplicate" if known else "compare"
-                elif isinstance(there, calls.Missing) or offer.ifExists == "replace":
+                elif not there or offer.ifExists == "replace":
                     return "stored"
                 if name is offer.name:
                     why = claims.whyNot(offer, taken)

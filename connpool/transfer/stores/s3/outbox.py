@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from connpool.errors import TransferError
 from connpool.transfer.records import Receipt
 from connpool.transfer.stores.s3 import calls
-from connpool.transfer.stores.s3.calls import Call, Done, Found, Get, Head, Match, Put
+from connpool.transfer.stores.s3.calls import Call, Done, Get, Head, Match, Put
 from connpool.transfer.stores.s3.claims import Claim, tokenOf
 from connpool.transfer.stores.s3.layout import Layout, decoded
 
@@ -115,7 +115,7 @@ class Outbox:
 
     async def _takeNote(self, key: str, token: str, age: float) -> None:
         found = await Get(key)
-        if not isinstance(found, Found):
+        if not found:
             return
         claim = decoded(found.body, Claim)
         there = await Head(self._layout.file(claim.path))

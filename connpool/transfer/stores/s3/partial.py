@@ -33,7 +33,7 @@ from connpool.interfaces import IUploadPartial
 from connpool.transfer.iothreads import IOThreads
 from connpool.transfer.records import Offer, PartialInfo, Receipt, Stump
 from connpool.transfer.stores.ranges import Holding, Ranges, blockRange, verifyDeclared
-from connpool.transfer.stores.s3.calls import BadDigest, Call, Done, Found, Get, Piece, Put, PutPart
+from connpool.transfer.stores.s3.calls import BadDigest, Call, Done, Get, Piece, Put, PutPart
 from connpool.transfer.stores.s3.claims import Wanted, contentOf
 from connpool.transfer.stores.s3.layout import newToken
 from connpool.transfer.stores.s3.lifecycle import Lifecycle
@@ -406,7 +406,7 @@ class S3Partial(Holding):
         self._recorded.resume(digests, None, held)
         for number, tail in sorted(upload.tails.items()):
             found = await self._parts.call(Get(tail.key))
-            if isinstance(found, Found) and self._takeSlot(number):
+            if found and self._takeSlot(number):
                 await self._parts.threads.run(self._restore, tail, found.body)
         for number in upload.tails:
             self._tailed[number] = self._tailOf(number)

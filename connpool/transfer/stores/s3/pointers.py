@@ -15,7 +15,6 @@ from connpool.transfer.stores.s3 import calls
 from connpool.transfer.stores.s3.calls import (
     ABSENT,
     Conflict,
-    Found,
     Get,
     Looked,
     Match,
@@ -42,7 +41,7 @@ class Pointer:
 
     @classmethod
     def of(cls, found: Looked) -> Pointer | None:
-        if not isinstance(found, Found):
+        if not found:
             return None
         token, _, size = found.body.decode("ascii", "replace").partition(" ")
         return cls(token, int(size) if size.isdecimal() else 0)
@@ -81,7 +80,7 @@ async def point(key: str, to: Pointer, seen: Seen) -> None:
     @raise Busy: somebody else has begun one meanwhile.
     """
     busy = Busy("another receiver has just begun this upload; send the file again")
-    condition = Match(seen.live.etag) if isinstance(seen.live, Found) else ABSENT
+    condition = Match(seen.live.etag) if seen.live else ABSENT
     isLost = isinstance(await Put(key, to.encode(), condition), Conflict)
     if isLost and Pointer.of(await Get(key)) != to:
         raise busy

@@ -28,7 +28,7 @@ from connpool.errors import Busy, NameRefused, Unavailable
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import FileRange, ListedEntry, Listing
 from connpool.transfer.stores.reading import MAX_READ_BYTES, notFound
-from connpool.transfer.stores.s3.calls import Found, Get, Head, List, Listed, Missing, together
+from connpool.transfer.stores.s3.calls import Found, Get, Head, List, Listed, together
 from connpool.transfer.stores.s3.claims import MODIFIED
 from connpool.transfer.stores.s3.layout import Layout
 
@@ -58,10 +58,10 @@ async def read(layout: Layout, name: RelativeName, start: int, end: int) -> File
     key = _keyOf(layout, name)
     end = min(end, start + MAX_READ_BYTES, _MOST_BYTES)
     there = await Get(key, (start, end)) if 0 <= start < end else await Head(key)
-    if isinstance(there, Found) and start < end and not there.body:
+    if there and start < end and not there.body:
         # past the end: such an answer says nothing else of the object
         there = await Head(key)
-    if isinstance(there, Missing):
+    if not there:
         raise notFound(name)
     if len(there.body) != max(0, min(end, there.size) - start):
         raise Busy(f'"{name}" was replaced while it was read')

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from connpool.transfer.stores.s3.calls import ABSENT, Done, Found, Get, Match, Put, pages
+from connpool.transfer.stores.s3.calls import ABSENT, Done, Get, Match, Put, pages
 from connpool.transfer.stores.s3.layout import Layout, newToken
 from connpool.transfer.stores.s3.lifecycle import Lifecycle
 from connpool.transfer.stores.s3.uploadlog import readLog, takeOver
@@ -41,9 +41,9 @@ class Reaper:
         """
         key, mark = f"{self._layout.private}reaper", newToken().encode()
         found = await Get(key)
-        if isinstance(found, Found) and found.age < seconds:
+        if found and found.age < seconds:
             return False
-        condition = Match(found.etag) if isinstance(found, Found) else ABSENT
+        condition = Match(found.etag) if found else ABSENT
         return isinstance(await Put(key, mark, condition), Done)
 
     async def logs(self) -> AsyncIterator[tuple[str, int, float]]:

@@ -48,13 +48,8 @@ class Spool:
         self._waiting: list[tuple[int, Deferred[None]]] = []
 
     def _open(self) -> int:
-        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-        try:
-            return os.open(self._directory, flags, 0o600)
-        except (OSError, AttributeError):
-            fd, path = tempfile.mkstemp(dir=self._directory)
-            os.unlink(path)
-            return fd
+        with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
+            return os.dup(file.fileno())
 
     async def take(self, size: int) -> None:
         """

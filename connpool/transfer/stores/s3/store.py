@@ -40,7 +40,7 @@ from connpool.transfer.records import Listing, Offer, PartialInfo, Receipt, Stor
 from connpool.transfer.stores.journal import continues
 from connpool.transfer.stores.publish import Published, receiptOf
 from connpool.transfer.stores.s3 import pointers, reading
-from connpool.transfer.stores.s3.calls import Call, Found, Head, Requests, performed
+from connpool.transfer.stores.s3.calls import Call, Head, Requests, performed
 from connpool.transfer.stores.s3.claims import Wanted, contentOf
 from connpool.transfer.stores.s3.layout import Layout, newToken
 from connpool.transfer.stores.s3.lifecycle import Lifecycle
@@ -262,7 +262,7 @@ class S3Store:
 
     async def _stat(self, name: RelativeName) -> records.FileStat | None:
         there = await Head(self.layout.file(name.path))
-        if not isinstance(there, Found):
+        if not there:
             return None
         return records.FileStat(there.size, reading.modifiedOf(there))
 

@@ -33,7 +33,7 @@ from connpool.transfer.digests import digestNamed
 from connpool.transfer.names import RelativeName
 from connpool.transfer.records import Offer, Receipt
 from connpool.transfer.stores.s3 import calls
-from connpool.transfer.stores.s3.calls import ABSENT, Done, Found, Get, Put
+from connpool.transfer.stores.s3.calls import ABSENT, Done, Get, Put
 from connpool.transfer.stores.s3.layout import Layout, decoded, newToken
 
 __all__ = ["Begin", "Commit", "Part", "Record", "Tail", "Upload", "readLog", "takeOver"]
@@ -234,7 +234,7 @@ class Upload:
         key = self._layout.record(self.token, self.next)
         if not isinstance(await Put(key, msgspec.json.encode(record), ABSENT), Done):
             found = await Get(key)
-            if not isinstance(found, Found):
+            if not found:
                 raise Unavailable("the engine lost a record of an upload; send the file again")
             record = decoded(found.body, Record)
         return record
@@ -302,7 +302,7 @@ async def readLog(layout: Layout, token: str) -> Upload | None:
         for entry in page.entries[-1:]:
             last = int(entry.key.rpartition("/")[2])
     upload, tail = Upload(layout, token), []
-    while isinstance(found := await Get(layout.record(token, last)), Found):
+    while found := await Get(layout.record(token, last)):
         tail.append(decoded(found.body, Record))
         upload.changed = found.modified
         last += 1
@@ -311,7 +311,7 @@ async def readLog(layout: Layout, token: str) -> Upload | None:
     upload.next = tail[0].base
     numbers = range(upload.next, last - len(tail))
     for older in await calls.together(Get(layout.record(token, number)) for number in numbers):
-        if not isinstance(older, Found):
+        if not older:
             return None  # the leavings of one that ended
         upload.apply(decoded(older.body, Record))
     for record in tail:
