@@ -69,7 +69,6 @@ class Names(claims.Claims):
         @raise Busy: another receiver is writing a file of that name.
         @raise Unavailable: another receiver took the name over.
         """
-
         offer, passed = wanted.offer, False
         why: TransferError = isTaken(offer)
         await self._claimDirectories(offer.name)
@@ -303,17 +302,28 @@ class Names(claims.Claims):
         raise isTaken(offer)
 
     async def _seemsTaken(self, path: str, found: calls.Looked) -> bool:
-        there = await Head(self.layout.file(path))
-        if there:
+        taken, claim, _ = await self._inTheWay(path, found)
+        if taken is not None:
             return True
-        if found:
-            claim = decoded(found.body, Claim)
-            if claim.receipt is None or (claim.path != path and await self.isThere(claim)):
-                return True
-            known = claim.upload or claim.token in self.stored
-            if not known and found.age < claims.WRITING_SECONDS:
-                return True
+        known = claim is None or claim.upload or claim.token in self.stored
+        if found and not known and found.age < claims.WRITING_SECONDS:
+            return True
         return bool((await calls.ListUploads(self.layout.file(path))).uploadIds)
+
+    async def _inTheWay(
+        self, path: str, found: calls.Looked
+    ) -> tuple[Taken | None, Claim | None, calls.Looked]:
+        """
+        Return why a name cannot be had, its claim and its object, as far as they are there.
+        """
+        there = await Head(self.layout.file(path))
+        claim = decoded(found.body, Claim) if found else None
+        taken = Taken() if there else None
+        if claim is not None:
+            other = claim.path if claim.path != path else ""
+            if claim.receipt is None or (other and await self.isThere(claim)):
+                taken = Taken(directory=claim.receipt is None, neighbour=other)
+        return taken, claim, there
 
     async def foresee(self, offer: Offer, content: str | None) -> str:
         """
@@ -325,32 +335,27 @@ class Names(claims.Claims):
             path = "/".join(offer.name.components[:depth])
             found = await Get(self.layout.claim(path))
             if found:
-                claim = decoded(found.body, Claim)
-                if claim.receipt is not None or claim.path != path:
-                    await self.refuseInTheWay(path, claim, found.age)
+                above = decoded(found.body, Claim)
+                if above.receipt is not None or above.path != path:
+                    await self.refuseInTheWay(path, above, found.age)
         why: TransferError = isTaken(offer)
         for names in batches(offer):
             for name, found in await self.look(names):
-                there = await Head(self.layout.file(name.path))
-                taken = Taken()
-                if found:
-                    claim = decoded(found.body, Claim)
-                    if claim.receipt is None:
-                        other = claim.path != name.path
-                        taken = Taken(directory=True, neighbour=claim.path if other else "")
-                    elif claim.path != name.path and await self.isThere(claim):
-                        taken = Taken(neighbour=claim.path)
-                    elif not there or offer.ifExists == "replace":
-                        return "stored"
-                    elif (
-                        offer.size in {None, there.size}
-                        and tokenOf(there) == claim.token
-                        and content in {None, claim.content}
-                    ):
-                        known = content is not None or offer.ifExists == "rename"
-                        return "duplicate" if known else "compare"
-                elif not there or offer.ifExists == "replace":
+                taken, claim, there = await self._inTheWay(name.path, found)
+                if taken is None or (taken == Taken() and offer.ifExists == "replace"):
                     return "stored"
+                same = claim is not None and tokenOf(there) == claim.token
+                if (
+                    claim
+                    and there
+                    and same
+                    and taken == Taken()
+                    and offer.size in {None, there.size}
+                ):
+                    if content is None and offer.ifExists != "rename":
+                        return "compare"
+                    if content in {None, claim.content}:
+                        return "duplicate"
                 if name is offer.name:
                     why = claims.whyNot(offer, taken)
         raise why
