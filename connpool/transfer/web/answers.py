@@ -22,11 +22,14 @@ Fields = Sequence[tuple[str, str]]
 #: Fields of every answer.  With the policy C{no-referrer} browsers would send C{Origin: null}
 #: for a form of our own page.
 _SECURITY = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
+    name: f"{name}: {value}\r\n"
+    for name, value in {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "same-origin",
+        "X-Content-Type-Options": "nosniff",
+    }.items()
 }
 #: Statuses whose answers have no body.
 _BODILESS = {204, 304}
@@ -62,6 +65,7 @@ _STATUS = {
 #: Seconds after which a request may be worth repeating.
 _RETRY_SECONDS = {"held": 60, "busy": 5, "unavailable": 5, "no-space": 60, "no-inodes": 60}
 _MAX_DETAIL_CHARACTERS = 1024
+_ACCOUNT = [each.name for each in attrs.fields(Receipt)]
 
 
 class Problem(TransferError):
@@ -122,13 +126,14 @@ class Answer:
         the request was a C{HEAD}.
         """
         bodiless = self.status in _BODILESS
-        fields = [*{**_SECURITY, **dict(self.fields)}.items(), *more]
+        fields = [*self.fields, *more]
         if not bodiless:
             length = len(self.body) if self.stream is None else self.stream.length
             fields.append(("Content-Length", str(length)))
         if self.closes:
             fields.append(("Connection", "close"))
-        lines = [f"{name}: {_plain(value)}\r\n" for name, value in fields]
+        usual = {**_SECURITY, **dict.fromkeys([name for name, _ in fields], "")}
+        lines = [*usual.values(), *[f"{name}: {_plain(value)}\r\n" for name, value in fields]]
         head = f"HTTP/1.1 {self.status} {_PHRASES[self.status]}\r\n{''.join(lines)}\r\n"
         return head.encode("ascii") + (b"" if bare or bodiless else self.body)
 
@@ -193,7 +198,7 @@ def accountOf(receipt: Receipt, identity: Identity | None) -> dict[str, Any]:
     """
     Return a receipt as its sender sees it: the directory of a sender is the operator's business.
     """
-    account = attrs.asdict(receipt, recurse=False)
+    account = {name: getattr(receipt, name) for name in _ACCOUNT}
     if identity is not None and identity.directory is not None:
         for name in ("name", "wanted"):
             account[name] = account[name].removeprefix(identity.directory.path + "/")

@@ -111,7 +111,7 @@ class WebChannel(Protocol):
         self._flow: Flow | None = None
         #: the present request is a HEAD
         self._bare = False
-        self._paused = self._draining = self._halfClosed = self._ended = False
+        self._paused = self._draining = self._halfClosed = self._ended = self._working = False
         self._written = self._dropped = 0
         #: of a long body
         self._reader: BorrowedReader | None = None
@@ -136,12 +136,7 @@ class WebChannel(Protocol):
             if self._dropped > LINGER_BYTES:
                 self._abort()
         elif self._state is not _State.OVER:
-            if self._flow is not None and self._flow.wants and not self._buffer:
-                # a run of a body goes to its sink without a copy
-                self._feed(self._flow, data)
-            else:
-                self._buffer += data
-            self._work()
+            self._work(data)
 
     def readConnectionLost(self) -> None:
         self._halfClosed = True
@@ -222,13 +217,20 @@ class WebChannel(Protocol):
 
     # -- inside
 
-    def _work(self) -> None:
+    def _work(self, data: bytes = b"") -> None:
         """
-        Do what the bytes that are here allow.
+        Do what the bytes that are here allow, and decide once whether to read on.
         """
+        self._working = True
+        if self._flow is not None and self._flow.wants and not self._buffer:
+            # a run of a body goes to its sink without a copy
+            self._feed(self._flow, data)
+        else:
+            self._buffer += data
         if self._state is _State.HEAD and self._unread is None and self._turn is None:
             self._cut()
         self._pour()
+        self._working = False
         self._steer()
 
     def _pour(self) -> None:
@@ -344,16 +346,16 @@ class WebChannel(Protocol):
         Read, or do not.
         """
         flow = self._flow
+        if self._working or self._state is _State.OVER:
+            return
         if self._state is _State.ANSWERING:
             if flow is not None and flow.flows and self._borrows(flow):
                 return
             pause = flow is None or not flow.wants
-        elif self._state is not _State.OVER:
+        else:
             # what was sent ahead is looked at first
             waits = self._unread is not None or self._turn is not None
             pause = waits and self._state is _State.HEAD
-        else:
-            return
         self._giveBack()
         self._pause(pause)
 

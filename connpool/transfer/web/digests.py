@@ -55,6 +55,7 @@ _WEAK = {"md5", "crc32"}
 #: The same by their names in tus, the best first.
 TUS_ALGORITHMS = {name.replace("-", ""): name for name in _HASHES}
 _CHECKSUM = b"upload-checksum"
+_OF_FILES = {b"repr-digest", b"content-digest", b"want-repr-digest", b"trailer"}
 
 
 @attrs.define(eq=False)
@@ -82,6 +83,8 @@ class Digests:
         """
         Return those of the file that a C{PUT} brings, those that the client wants to know too.
         """
+        if _OF_FILES.isdisjoint(head.fields):
+            return cls()
         told, wanted = _digestsIn(head.fields), wantedDigest(head)
         if any(b"digest" in name for name in head.words(b"trailer")):
             return cls(told, _digestsIn, _REGISTERED)
