@@ -21,7 +21,7 @@ requests; the deadline of every transfer for bodies; and an answer has to be rea
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from email.utils import formatdate
 from enum import Enum, auto
 from functools import lru_cache
@@ -29,7 +29,12 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, ISSLTransport
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IReactorFDSet,
+    ISSLTransport,
+)
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -42,7 +47,7 @@ from connpool.transfer.web.flow import Flow, Sink
 from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.head import FieldValues, Head, cutHead, parseHead
 from connpool.transfer.web.settings import WebCounts
-from connpool.transfer.wire.borrowed import BorrowedReader, lends
+from connpool.transfer.wire.borrowed import BorrowedReader, isPlain, lends
 from connpool.waiting import Waiters
 
 __all__ = ["HEAD_SECONDS", "IDLE_SECONDS", "LINGER_BYTES", "LINGER_SECONDS", "WebChannel"]
@@ -113,6 +118,8 @@ class WebChannel(Protocol):
         self._bare = False
         self._paused = self._draining = self._halfClosed = self._ended = self._working = False
         self._written = self._dropped = 0
+        #: the transport holds nothing back, and has a socket of its own
+        self._direct = False
         #: of a long body
         self._reader: BorrowedReader | None = None
         self._turn: Any = None
@@ -128,6 +135,7 @@ class WebChannel(Protocol):
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, True)
+        self._direct = IReactorFDSet.providedBy(self._clock) and isPlain(self.transport)
         self._await(HEAD_SECONDS, self._headLate)
 
     def dataReceived(self, data: bytes) -> None:
@@ -338,8 +346,16 @@ class WebChannel(Protocol):
         self._work()
 
     def _write(self, data: bytes) -> None:
+        """
+        Write; to a socket that takes it without a turn of the reactor.
+        """
         self._written += len(data)
-        self.transport.write(data)
+        if self._direct:
+            with suppress(OSError):  # the transport finds out, or waits
+                data = data[self.transport.getHandle().send(data) :]
+            self._direct = not data
+        if data:
+            self.transport.write(data)
 
     def _steer(self) -> None:
         """
