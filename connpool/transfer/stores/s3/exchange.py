@@ -3,11 +3,10 @@ One HTTP/1.1 connection to an S3 engine: a request, its answer, the next request
 
 Theory of operation
 ===================
-A body in memory is sent with its head, at once where the socket takes it.  A body in a file
-goes from the page cache to a plain socket by C{sendfile}, over a duplicate of the socket, while
-the transport goes on reading: an engine may answer before it has seen the whole body.  Through
-TLS, and on reactors without descriptors, it is written in pieces as fast as the transport takes
-them.
+A request is sent at once as far as a plain socket takes it, and the rest over a duplicate of
+the socket, a body in a file from the page cache by C{sendfile}, while the transport goes on
+reading: an engine may answer before it has seen the whole body.  Through TLS, and on reactors
+without descriptors, a file is written in pieces as fast as the transport takes them.
 
 An answer that comes amid a body ends the request, and the connection, which has a piece of a
 body in it, is not used again.  A connection without a sign of life in either direction for the
@@ -23,6 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 import attrs
+from twisted.internet.address import HostnameAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
@@ -46,16 +46,16 @@ __all__ = ["AddressedEndpoint", "Exchange", "ExchangeFactory"]
 #: Bytes of a file that are sent at once, before others have their turn: from the page cache
 #: by C{sendfile}, and copied for TLS.
 _SENT_BYTES, _COPIED_BYTES = 1 << 20, 64 * 1024
-
+_NOTHING = Piece(-1, 0, 0)
 
 #: Visible ASCII, spaces and ends of lines.
 _LINES = re.compile(r"[\n -~]*").fullmatch
 
 
 @implementer(IWriteDescriptor)
-class _FileWriter:
+class _SocketWriter:
     """
-    Writes a head and a piece of a file to the socket of a transport that has nothing to write.
+    Writes bytes and a piece of a file to the socket of a transport that has nothing to write.
     """
 
     def __init__(self, reactor: Any, exchange: Exchange, head: bytes, body: Piece) -> None:
@@ -169,16 +169,14 @@ class Exchange(Protocol):
         self.host = host
         self._reactor = reactor
         self._answer: Deferred[Reply] | None = None
-        self._writer: _FileWriter | _FileProducer | None = None
+        self._writer: _SocketWriter | _FileProducer | None = None
         self._silence: Any = None
         self._used = self._spoiled = False
-        #: whether the transport may have something to write
-        self._buffers = False
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        isPlain = not ISSLTransport.providedBy(transport)
-        self._isPlain = isPlain and hasattr(transport, "getHandle")
+        isPlain = hasattr(transport, "getHandle") and not ISSLTransport.providedBy(transport)
+        self._isPlain = isPlain and IReactorFDSet.providedBy(self._reactor)
 
     def ask(
         self,
@@ -213,27 +211,22 @@ class Exchange(Protocol):
             return answer
         self._reader, self._patience = ReplyReader(method, most), patience
         self._silence = self._reactor.callLater(patience, self._silent)
-        if not isinstance(body, Piece):
-            self._write(head + body)
-        elif self._isPlain and IReactorFDSet.providedBy(self._reactor):
-            self._writer = _FileWriter(self._reactor, self, head, body)
-        else:
-            self._writer = _FileProducer(self, head, body)
-            if self._answer is None:
-                self._closeWriter()
+        self._send(head, body) if isinstance(body, Piece) else self._send(head + body, _NOTHING)
         return answer
 
-    def _write(self, data: bytes) -> None:
-        """
-        Write a request; to a socket that takes it without a turn of the reactor.
-        """
+    def _send(self, data: bytes, body: Piece) -> None:
         transport: Any = self.transport
-        if self._isPlain and not self._buffers:
-            with suppress(OSError):  # the transport finds out, or waits
+        if self._isPlain:
+            with suppress(OSError):  # who writes the rest finds out, or waits
                 data = data[transport.getHandle().send(data) :]
-        if data:
-            self._buffers = True
+            if data or body:
+                self._writer = _SocketWriter(self._reactor, self, data, body)
+        elif not body:
             transport.write(data)
+        else:
+            self._writer = _FileProducer(self, data, body)
+            if self._answer is None:
+                self._closeWriter()
 
     # -- what becomes of the body
 
@@ -324,32 +317,19 @@ class Exchange(Protocol):
     # -- IPoolable
 
     def isReusable(self) -> bool:
-        """
-        Tell whether every request has its answer, and HTTP lets another one follow.
-        """
         return self._answer is None and not self._spoiled
 
     def reset(self) -> None:
-        """
-        Nothing is left of a request that has its answer.
-        """
+        pass
 
     def validate(self) -> bool:
-        """
-        Say yes: asking would cost as much as the request that follows.
-        """
-        return True
+        return True  # asking would cost as much as the request that follows
 
     def idleDataReceived(self, data: bytes) -> bool:
-        """
-        Refuse an answer to nothing, such as a 408.
-        """
-        return False
+        return False  # an answer to nothing, such as a 408
 
     def goodbye(self) -> None:
-        """
-        HTTP has none.
-        """
+        pass
 
 
 def _headOf(method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
@@ -357,15 +337,6 @@ def _headOf(method: str, target: str, headers: Sequence[tuple[str, str]]) -> byt
     if not _LINES(text := "\n".join(lines)) or text.count("\n") != len(headers):
         raise StoreError("a header has a character that no header may have")
     return (text.replace("\n", "\r\n") + "\r\n\r\n").encode("ascii")
-
-
-@attrs.frozen
-class _Host:
-    """
-    The address of an engine, as its requests name it.
-    """
-
-    host: str
 
 
 class ExchangeFactory(Factory):
@@ -379,7 +350,7 @@ class ExchangeFactory(Factory):
         self._reactor = reactor
 
     def buildProtocol(self, addr: Any) -> Exchange:
-        return Exchange(self._reactor, addr.host)
+        return Exchange(self._reactor, addr.hostname.decode())
 
 
 class _Addressing(Factory):
@@ -391,7 +362,7 @@ class _Addressing(Factory):
 
     def __init__(self, factory: Any, host: str) -> None:
         self._factory = factory
-        self._host = _Host(host)
+        self._address = HostnameAddress(host.encode(), 0)
 
     def doStart(self) -> None:
         self._factory.doStart()
@@ -400,7 +371,7 @@ class _Addressing(Factory):
         self._factory.doStop()
 
     def buildProtocol(self, addr: Any) -> Any:
-        return self._factory.buildProtocol(self._host)
+        return self._factory.buildProtocol(self._address)
 
 
 @implementer(IStreamClientEndpoint)
@@ -414,8 +385,5 @@ class AddressedEndpoint:
     host: str
 
     def connect(self, protocolFactory: Any) -> Deferred[Any]:
-        """
-        See L{IStreamClientEndpoint.connect}.
-        """
         connecting: Deferred[Any] = self.endpoint.connect(_Addressing(protocolFactory, self.host))
         return connecting
