@@ -143,7 +143,10 @@ def _asFlag(one: dict[str, str], name: str) -> bool:
 
 def _bucket(one: dict[str, str], name: str) -> str:
     if not _BUCKET.fullmatch(one.get(name, "")):
-        raise ValueError(f"{name}= is missing or no name of a bucket; write {name}=NAME")
+        raise ValueError(
+            f"{name}= is missing or no name of a bucket; write {name}=NAME (a comma goes before "
+            "the next part)"
+        )
     return one[name]
 
 
