@@ -6,8 +6,9 @@ Theory of operation
 A file that was stored, or failed halfway, is a line in the log.  An offer that was
 refused, or never brought a byte, is one only at first: a sender that repeats its
 mistake ten thousand times a minute gets one line a minute for each error code, with
-the number of those left out.  The last L{KEPT_TRANSFERS} of each are kept here in any
-case.
+the number of those left out.  So is a file that came wholly and could not be stored, as
+ten thousand cannot if the disk is full.  The last L{KEPT_TRANSFERS} of each are kept here
+in any case.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from connpool.errors import AuthenticationFailed, Skipped, TransferError
+from connpool.errors import (
+    AuthenticationFailed,
+    Busy,
+    NoInodes,
+    NoSpace,
+    Skipped,
+    StoreError,
+    TransferError,
+)
 from connpool.logonce import LogRarely
 from connpool.transfer.names import displayName
 from connpool.transfer.records import EndedTransfer, Offer, Receipt
@@ -27,6 +36,8 @@ __all__ = ["KEPT_TRANSFERS", "RecentTransfers"]
 
 #: Files that are kept, and as many refusals.
 KEPT_TRANSFERS = 50
+#: Codes of what is wrong with the receiver.
+_OURS = frozenset({NoSpace.code, NoInodes.code, StoreError.code, Busy.code})
 
 
 class RecentTransfers:
@@ -66,7 +77,9 @@ class RecentTransfers:
         fields = {"name": name, "peer": peer, "why": text, "id": offer.transferId, "count": count}
         template = "{name} from {peer} after {count} bytes: {code}: {why}, id {id}"
         template = f"{'skipped' if skipped else 'did not receive'} {template}"
-        if count or skipped:
+        # what keeps a whole one from being stored keeps the next one, too
+        repeats = not count or (count == offer.size and code in _OURS)
+        if skipped or not repeats:
             self._log.info(template, code=code, **fields)
         else:
             self._say(code, template, fields, now)

@@ -2,7 +2,14 @@ import attrs
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
-from connpool.errors import Exists, NameRefused, NoSpace, Skipped
+from connpool.errors import (
+    DigestMismatch,
+    Exists,
+    NameRefused,
+    NoSpace,
+    Skipped,
+    StoreError,
+)
 from connpool.transfer.names import RelativeName
 from connpool.transfer.receive.recent import KEPT_TRANSFERS, RecentTransfers
 from connpool.transfer.records import Offer, Receipt
@@ -59,6 +66,21 @@ def test_filesThatNeverBroughtAByteAreNotALineEach():
     lines = [formatEvent(each) for each in logs]
     assert lines[0] == f"did not receive b from x after 0 bytes: no-space: full, id {'1' * 32}"
     assert [line.split(" from")[0] for line in lines[1:]] == ["did not receive b", "skipped b"] * 3
+
+
+def test_aFullDiskIsNotALineForEachFile():
+    recent = RecentTransfers(Clock())
+    offer = Offer(RelativeName.parse("b"), "1" * 32, 100)
+    with capturedLogs() as logs:
+        for why in (NoSpace("full"), StoreError("read-only"), DigestMismatch("damaged")):
+            for _ in range(3):
+                recent.failed(offer, "x", 100, why)
+        recent.flush()
+    lines = [formatEvent(each).partition(": ")[2].partition(", id")[0] for each in logs]
+    # a file that is damaged is one by itself
+    damaged = ["digest-mismatch: damaged"] * 3
+    assert lines == ["no-space: full", "store-error: read-only", *damaged, *lines[:2]]
+    assert formatEvent(logs[-1]).endswith(MORE.format(1))
 
 
 def test_tenThousandRefusalsAreAFewLines():
