@@ -219,7 +219,7 @@ def test_notAsRootByAccident(monkeypatch, user, allowed, starts):
         root.startService()
         root.stopService()
     else:
-        with pytest.raises(StartFailed, match=r"^inbox: runs as root; .*--allow-root$"):
+        with pytest.raises(StartFailed, match=r"^inbox: runs as root; .*--allow-root "):
             root.startService()
 
 
