@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from ipaddress import ip_address
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -29,11 +29,11 @@ from connpool.services.s3probe import Address, Engine, probe
 from connpool.transfer.records import DURABILITIES, StoreSettings
 from connpool.transfer.stores.s3.exchange import AddressedEndpoint, ExchangeFactory
 from connpool.transfer.stores.s3.layout import agreement
-from connpool.transfer.stores.s3.requests import Place, SignedRequests
+from connpool.transfer.stores.s3.requests import Place, S3Stats, SignedRequests
 from connpool.transfer.stores.s3.signing import Signer
 from connpool.transfer.stores.s3.store import S3Store
 
-__all__ = ["Arguments", "EngineStore", "S3Stats", "connect", "make", "openStore", "parseArguments"]
+__all__ = ["Arguments", "EngineStore", "connect", "make", "openStore", "parseArguments"]
 
 #: Connections to the engine at once, and being made at once.
 _CONNECTIONS, _CONNECTING = 64, 8
@@ -279,29 +279,6 @@ def endpointsOf(reactor: Any, arguments: Arguments, trust: Any = None) -> list[A
     return made
 
 
-@attrs.frozen
-class S3Stats:
-    """
-    The store on an S3 engine.
-
-    @ivar requests: requests that had an answer of any kind.
-    @ivar retries: requests that were made again.
-    @ivar throttled: answers that asked for fewer requests.
-    @ivar unavailable: calls that were given up after two minutes.
-    @ivar sentBytes: bytes of objects and parts that were stored.
-    @ivar spoolBytes: bytes of the spool that parts take now.
-    """
-
-    GAUGES: ClassVar[frozenset[str]] = frozenset({"spoolBytes"})
-
-    requests: int = 0
-    retries: int = 0
-    throttled: int = 0
-    unavailable: int = 0
-    sentBytes: int = 0
-    spoolBytes: int = 0
-
-
 @implementer(IStatsSource)
 class _Numbers:
     """
@@ -316,8 +293,7 @@ class _Numbers:
         self._requests = requests
 
     def stats(self) -> S3Stats:
-        counted = attrs.asdict(self._requests.stats())
-        return S3Stats(**counted, spoolBytes=self._store.spool.usedBytes)
+        return attrs.evolve(self._requests.stats(), spoolBytes=self._store.spool.usedBytes)
 
 
 @implementer(IObservedStore)

@@ -9,6 +9,7 @@ try may change, or an error for good.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote
@@ -163,8 +164,6 @@ def secondsOf(text: str) -> float:
     """
     Return seconds since the epoch of an HTTP date or one of ISO 8601; 0 for neither.
     """
-    from datetime import datetime
-
     for parse in (parsedate_to_datetime, datetime.fromisoformat):
         try:
             return parse(text).timestamp()

@@ -47,7 +47,7 @@ __all__ = [
     "KeySource",
     "Outgoing",
     "Place",
-    "RequestStats",
+    "S3Stats",
     "SignedRequests",
     "compose",
     "signed",
@@ -265,25 +265,27 @@ def _listOfParts(call: calls.Complete, checksum: str) -> bytes:
 # -- making them -----------------------------------------------------------------------------
 
 
-@attrs.frozen
-class RequestStats:
+@attrs.define
+class S3Stats:
     """
-    The requests to an engine.
+    The numbers of a store on an S3 engine.
 
-    @ivar requests: tries that had an answer of any kind.
-    @ivar retries: tries that were made again.
+    @ivar requests: requests that had an answer of any kind.
+    @ivar retries: requests that were made again.
     @ivar throttled: answers that asked for fewer requests.
-    @ivar unavailable: calls that were given up.
-    @ivar sentBytes: bytes of bodies that were stored.
+    @ivar unavailable: calls that were given up after two minutes.
+    @ivar sentBytes: bytes of objects and parts that were stored.
+    @ivar spoolBytes: known to the store: bytes of the spool that parts take now.
     """
 
-    GAUGES: ClassVar[frozenset[str]] = frozenset()
+    GAUGES: ClassVar[frozenset[str]] = frozenset({"spoolBytes"})
 
     requests: int = 0
     retries: int = 0
     throttled: int = 0
     unavailable: int = 0
     sentBytes: int = 0
+    spoolBytes: int = 0
 
 
 class SignedRequests:
@@ -326,22 +328,15 @@ class SignedRequests:
         self._calming: Any = None
         self._failingSince: float | None = None
         self._why = LogOnce(lambda why: self._log.warn("{url}: {why}", url=url, why=why))
-        self._requests = self._retries = self._throttled = 0
-        self._unavailable = self._sentBytes = 0
+        self._counts = S3Stats()
 
-    def stats(self) -> RequestStats:
+    def stats(self) -> S3Stats:
         """
         Return what was asked so far.
         """
-        return RequestStats(
-            *(self._requests, self._retries, self._throttled, self._unavailable),
-            self._sentBytes,
-        )
+        return attrs.evolve(self._counts)
 
     def trouble(self) -> str | None:
-        """
-        See L{calls.Requests.trouble}.
-        """
         since = self._failingSince
         if since is None or self._now() - since < _TROUBLE_SECONDS:
             return None
@@ -358,9 +353,6 @@ class SignedRequests:
         return self._pool.close()
 
     def perform(self, call: calls.Call[_A]) -> Deferred[_A]:
-        """
-        See L{calls.Requests.perform}.
-        """
         return Deferred.fromCoroutine(self._perform(call))
 
     async def _perform(self, call: calls.Call[_A]) -> _A:
@@ -390,7 +382,7 @@ class SignedRequests:
                 why = str(e)
                 if e.early and not mended:
                     mended = True
-                    self._retries += 1
+                    self._counts.retries += 1
                     continue
             except Again as e:
                 why = str(e)
@@ -403,7 +395,7 @@ class SignedRequests:
                     if refused:
                         raise self._givenUp(why) from None
                     refused = True
-                    self._retries += 1
+                    self._counts.retries += 1
                     continue
             except PoolClosed:
                 raise Unavailable("the store is closed") from None
@@ -419,7 +411,7 @@ class SignedRequests:
             failures += 1
             if now + pause > giveUpAt:
                 raise self._givenUp(why)
-            self._retries += 1
+            self._counts.retries += 1
             await deferLater(self._reactor, pause)
 
     async def _keys(self, refused: Keys | None) -> Keys:
@@ -440,7 +432,7 @@ class SignedRequests:
                 *(outgoing.method, outgoing.target, headers, outgoing.body),
                 *(_MOST_OBJECT_BYTES, outgoing.patience),
             )
-            self._requests += 1
+            self._counts.requests += 1
             return reply
         except Broken as e:
             bad = e.silent
@@ -454,7 +446,7 @@ class SignedRequests:
 
     def _worked(self, outgoing: Outgoing) -> None:
         if outgoing.method == "PUT":
-            self._sentBytes += len(outgoing.body)
+            self._counts.sentBytes += len(outgoing.body)
         self._failingSince = None
         if self._why.trouble and self._why.over():
             self._log.info("{url}: the engine answers again", url=self._url)
@@ -466,7 +458,7 @@ class SignedRequests:
 
     def _givenUp(self, why: str) -> Unavailable:
         self._failed(why)
-        self._unavailable += 1
+        self._counts.unavailable += 1
         return Unavailable(f"the engine behind this receiver fails: {why}; try again later")
 
     def _correct(self, reply: Reply) -> None:
@@ -475,7 +467,7 @@ class SignedRequests:
             self._offset = date - self._now()
 
     def _throttle(self) -> None:
-        self._throttled += 1
+        self._counts.throttled += 1
         self._resize(max(1, self._pool.settings.maxSize // 2))
         if self._calming is None:
             self._calming = self._reactor.callLater(_CALM_SECONDS, self._calm)
