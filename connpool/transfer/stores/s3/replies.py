@@ -99,7 +99,8 @@ class ReplyReader:
             return None
         last = "close" in self._headers.get("connection", "").lower()
         self.last = last or len(self._came) > self._length
-        return Reply(self._status, self._headers, bytes(self._came[: self._length]))
+        del self._came[self._length :]
+        return Reply(self._status, self._headers, bytes(self._came))
 
     def end(self) -> Reply | None:
         """
