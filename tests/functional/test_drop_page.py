@@ -202,6 +202,39 @@ async def test_aPasswordIsAskedFor(receiver, folder, tmp_path):
         assert receiver.stored() == contents(folder)
 
 
+@pytest.mark.slow
+@pytest_twisted.ensureDeferred
+async def test_aRefusedNameCanBeRead(receiver, tmp_path):
+    # seen as exe.png, and as one line, if they are shown as they are
+    names = ["\u202egnp.exe", "two\nlines"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    with receiver.running():
+        async with window(tmp_path, width=390) as chromium:
+            await visit(chromium, receiver.url())
+            # as whoever wants larger letters has it
+            await chromium.evaluate("document.documentElement.style.fontSize = '20px'")
+            await chromium.choose("#files", *(tmp_path / name for name in names))
+            states = await over(chromium)
+            assert {state for _, state, _ in states} == {"failed"}
+            texts = "[...document.querySelectorAll('%s')].map(each => each.textContent)"
+            await chromium.waitFor("document.querySelectorAll('.row.failed').length === 2")
+            assert await chromium.evaluate(texts % ".name") == ["\\u202egnp.exe", "two\\u000alines"]
+            reasons = await chromium.evaluate(texts % ".row .state")
+            assert all(each.startswith("Name refused: it contains") for each in reasons)
+            states = "[...document.querySelectorAll('.state')]"
+            cut = f"{states}.filter(e => e.scrollHeight > e.clientHeight).map(e => e.textContent)"
+            assert await chromium.evaluate(cut) == []
+            # neither row covers the other
+            first, second = await chromium.evaluate(
+                "[...document.querySelectorAll('.row')].map(each => each.getBoundingClientRect())"
+                ".map(each => [each.top, each.bottom])"
+            )
+            assert first[1] <= second[0] + 1
+            assert ownComplaints(chromium) == []
+        assert receiver.stored() == {}
+
+
 #: Counts what is sent again.
 COUNT = """
 window.patched = 0;
