@@ -225,15 +225,13 @@ class Upload:
         """
         Let go of the partial, which is no failure; fires when that is done.
         """
-        d: Deferred[None] = self._lock.run(lambda: Deferred.fromCoroutine(self._pause()))
-        return d.addErrback(self._notPaused)
 
-    def _notPaused(self, failure: Failure) -> None:
-        if failure.check(TransferError):
-            why = str(failure.value)
+        def failed(failure: Failure) -> None:
+            why = storeFailure(failure)
             self._log.warn("an upload from {peer} is not paused: {why}", peer=self._peer, why=why)
-        else:
-            self._log.failure("an upload is not paused", failure=failure)
+
+        d: Deferred[None] = self._lock.run(lambda: Deferred.fromCoroutine(self._pause()))
+        return d.addErrback(failed)
 
     async def _pause(self) -> None:
         self._stopTimer()
@@ -505,8 +503,6 @@ class Uploads:
         Pause all, and forget those without a byte; fires when that is done.
         """
 
-        def over(_: Any) -> None:
-            for each in [*self._known.values()]:
-                each.forget()
-
-        return gatherResults([each.pause() for each in [*self._known.values()]]).addCallback(over)
+        known = [*self._known.values()]
+        pausing = gatherResults([each.pause() for each in known])
+        return pausing.addCallback(lambda _: list(map(Upload.forget, known)))
