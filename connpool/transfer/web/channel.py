@@ -43,7 +43,7 @@ from zope.interface import implementer
 from connpool.errors import NetworkFailed, TransferError
 from connpool.interfaces import IDrainableProtocol
 from connpool.transfer.web.answers import Answer, Fields, Problem, Stream
-from connpool.transfer.web.flow import Flow, Sink
+from connpool.transfer.web.body import Flow, Sink
 from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.head import FieldValues, Head, cutHead, parseHead
 from connpool.transfer.web.settings import WebCounts

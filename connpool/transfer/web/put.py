@@ -176,7 +176,7 @@ class WholeFile:
 
     def write(self, view: memoryview) -> Deferred[None] | None:
         """
-        Take the bytes that follow, as a L{Sink<connpool.transfer.web.flow.Sink>} does.
+        Take the bytes that follow, as a L{Sink<connpool.transfer.web.body.Sink>} does.
         """
         written: Deferred[None] | None = None
         if self._data is None:

@@ -16,7 +16,7 @@ from connpool.transfer.names import displayName
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.records import ASKABLE_DURABILITIES, IF_EXISTS, Offer
 from connpool.transfer.web.answers import Answer, Problem
-from connpool.transfer.web.flow import Sink
+from connpool.transfer.web.body import Sink
 from connpool.transfer.web.gate import Sender
 from connpool.transfer.web.head import FieldValues, Head
 from connpool.transfer.web.settings import WebSettings
