@@ -233,6 +233,10 @@ def _listed(arguments: argparse.Namespace) -> None:
     paths, name = arguments.paths, arguments.files_from
     if len(paths) > 1 or not os.path.isdir(base := paths[0] if paths else "."):
         raise ValueError("one PATH may stand beside it: the directory that its paths are below")
+    try:
+        os.path.abspath(base)
+    except FileNotFoundError:
+        raise ValueError("the current directory was removed") from None
     separator = b"\0" if arguments.null else b"\n"
     if name == "-" and sys.stdin is None:
         raise ValueError("standard input is closed")

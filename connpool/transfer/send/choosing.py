@@ -15,6 +15,7 @@ a newline, and the rest of such a name would escape the patterns.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -26,6 +27,8 @@ __all__ = ["Choice", "Rule", "readRules"]
 
 #: Bytes of a file of patterns.
 MAX_PATTERNS_BYTES = 1 << 20
+#: A star, in the library's expressions.
+_STAR = "[^/]*"
 
 
 @attrs.frozen
@@ -84,7 +87,23 @@ class Rule:
 
 def _compiled(lines: Iterable[str]) -> GitIgnoreSpec:
     # not whatever other engine is installed: one meaning everywhere
-    return GitIgnoreSpec.from_lines(lines, backend="simple")
+    spec = GitIgnoreSpec.from_lines(lines, backend="simple")
+    for each in spec.patterns:
+        if each.regex is not None:
+            each.regex = re.compile(_withoutBacktracking(each.regex.pattern), each.regex.flags)
+    return spec
+
+
+def _withoutBacktracking(expression: str) -> str:
+    """
+    Keep an expression with many stars from trying them all: what stands between two stars of
+    one name fits best where it is first found, as L{fnmatch} has it.
+    """
+    before, *parts = expression.split(_STAR)
+    for number, part in enumerate(parts, 1):
+        last = number == len(parts) or "/" in part.replace("[^/]", "")
+        before += f"{_STAR}{part}" if last else f"(?>{_STAR}?{part})"
+    return before
 
 
 def readRules(path: str) -> list[Rule]:

@@ -106,7 +106,12 @@ class Walk(Iterator[Found]):
         for path in paths:
             # names below a directory begin with its own: only what is named here comes twice
             where = path.path if isinstance(path, Found) else path
-            absolute = STDIN if where == STDIN else os.path.abspath(where)
+            try:
+                absolute = STDIN if where == STDIN else os.path.abspath(where)
+            except FileNotFoundError:
+                why = SourceError("the current directory was removed")
+                yield Found(where, os.fsencode(where), why)
+                continue
             top = os.path.basename(absolute)
             what = (absolute, path.name if isinstance(path, Found) else os.fsencode(top))
             if what in seen:

@@ -5,6 +5,9 @@ Patterns of what is sent, and lists of files.
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pathspec import GitIgnoreSpec
 
 from connpool.errors import WrongSetting
 from connpool.transfer.send import choosing, listed
@@ -84,6 +87,25 @@ def test_aPatternThatNothingFitsIsAMistake(text):
     if text:
         with pytest.raises(WrongSetting):
             Choice.ignoring([text])
+
+
+@pytest.mark.parametrize("pattern", ["*a" * 30 + "b", "[a-z]*" * 20 + "0", "*" * 200 + "b"])
+def test_manyStarsTakeNoTime(pattern):
+    assert goes(choice(pattern), f"d/{'a' * 250}")
+
+
+@given(
+    st.lists(st.sampled_from(["*", "?", "a", "b", "[ab]", "[!b]", "/", "**", r"\*"]), max_size=9),
+    st.lists(st.text("ab*", min_size=1, max_size=5), min_size=1, max_size=3),
+)
+def test_theyMeanWhatTheyMeant(words, parts):
+    pattern, path = "".join(words), "/".join(parts)
+    try:
+        made = choice(pattern)
+    except WrongSetting:
+        return
+    plain = GitIgnoreSpec.from_lines([pattern], backend="simple")
+    assert bool(made.leftOut(path)) is plain.match_file(path)
 
 
 def test_whatGoesIsNotNegatedOnceMore():
@@ -208,3 +230,11 @@ def test_aListThatIsTooLong(tmp_path, monkeypatch):
     monkeypatch.setattr(listed, "MAX_LIST_BYTES", 3)
     with pytest.raises(WrongSetting, match="divide it"):
         ListedFiles.read(str(tmp_path / "list"), b"\n", ".")
+
+
+def test_theCurrentDirectoryIsGone(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path / "d")
+    (tmp_path / "d").rmdir()
+    (found,) = Walk(["."])
+    assert str(found.error) == "the current directory was removed"
