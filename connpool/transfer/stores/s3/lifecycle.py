@@ -9,6 +9,9 @@ log (L{connpool.transfer.stores.s3.uploadlog}) and the claim
 from __future__ import annotations
 
 from operator import attrgetter
+from typing import Any
+
+import attrs
 
 from connpool.errors import ConflictTakeover, Exists, Expired, QuotaExceeded
 from connpool.transfer.records import Offer, PartialInfo, Receipt
@@ -163,11 +166,14 @@ class Lifecycle:
 
     # -- the uploads of a principal
 
-    async def find(self, pointer: str, key: bytes) -> Offer | Receipt | None:
+    async def find(
+        self, pointer: str, key: bytes, secret: dict[str, Any]
+    ) -> Offer | Receipt | None:
         """
         Return the offer of the upload that a pointer names, or its receipt if it was published.
 
         @param key: its idempotence key, or nothing is told.
+        @param secret: attributes of the offer that no log has.
         """
         seen = await pointers.look(pointer)
         named = seen.pointer or Pointer.of(seen.ended)
@@ -176,7 +182,7 @@ class Lifecycle:
         if upload is None or offer is None or offer.key != key:
             return None
         if not upload.end:
-            return offer
+            return attrs.evolve(offer, **secret)
         ended = upload.commit if upload.end == PUBLISHED else None
         return None if ended is None else ended.receipt
 

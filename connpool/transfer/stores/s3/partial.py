@@ -41,7 +41,7 @@ from connpool.transfer.stores.s3.naming import SENDS, Names
 from connpool.transfer.stores.s3.partplan import Leaving, PartPlan
 from connpool.transfer.stores.s3.pointers import Seen
 from connpool.transfer.stores.s3.spool import Spool, hashed
-from connpool.transfer.stores.s3.uploadlog import Begin, Part, Tail, Upload
+from connpool.transfer.stores.s3.uploadlog import Begin, Part, Spans, Tail, Upload
 from connpool.transfer.stores.takeover import Tenure
 from connpool.waiting import Tasks, Waiters
 
@@ -117,7 +117,7 @@ class S3Partial(Holding):
         self._room = Waiters()
         self._void: set[int] = set()
         self._declared = False
-        self._tailed: dict[int, tuple[tuple[int, int, bytes], ...]] = {}
+        self._tailed: dict[int, Spans] = {}
         self._failure: TransferError | None = None
         self._over = False
         self._lock = DeferredLock()
@@ -370,7 +370,7 @@ class S3Partial(Holding):
                     if self.held.covers(start, end):
                         self.durable.add(start, end)
 
-    def _tailOf(self, number: int) -> tuple[tuple[int, int, bytes], ...]:
+    def _tailOf(self, number: int) -> Spans:
         found = []
         for block in self._plan.blocks(number):
             start, end = self._recorded.span(block)
@@ -379,7 +379,7 @@ class S3Partial(Holding):
                 found.append((start, end, digest))
         return tuple(found)
 
-    async def _saveTail(self, number: int, spans: tuple[tuple[int, int, bytes], ...]) -> Tail:
+    async def _saveTail(self, number: int, spans: Spans) -> Tail:
         file, slot = self._file, self._plan.here[number].slot
         at = self._plan.span(number)[0]
         first, last = spans[0][0], spans[-1][1]
@@ -460,18 +460,15 @@ class S3Partial(Holding):
             return
         try:
             if keep and self.pointer and (self.digests or self.stump):
-                await self._save()
+                if not self._single and self._unlogged():
+                    async with self._lock:
+                        await self._append()
+                await self._saveTails()
             elif not keep:
                 await self._giveUp()
         except TransferError:
             pass  # what was not made safe comes again; a reaper removes the rest
         self._release()
-
-    async def _save(self) -> None:
-        if not self._single and self._unlogged():
-            async with self._lock:
-                await self._append()
-        await self._saveTails()
 
     def _release(self) -> None:
         if not self._file.isOpen:

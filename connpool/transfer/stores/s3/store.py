@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import attrs
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -208,30 +207,18 @@ class S3Store:
             if not continues(offer, older):
                 await self.run(self._lifecycle.remove(upload))
                 upload, seen = None, await self.run(pointers.look(pointer))
-            elif upload.commit is not None:
-                return await self._complete(upload, older)
+            elif (commit := upload.commit) is not None:
+                # it was to be published when its receiver died
+                publishing = self._lifecycle.publish(upload, older, commit.content, commit.receipt)
+                receipt = await self.run(publishing)
+                self._afterwards(self._lifecycle.retire(upload, commit.content, receipt))
+                return receipt
         if upload is None:
             await self.run(self._lifecycle.verifyQuota(offer))
         return await self._make(offer, tenure, pointer, seen, upload)
 
-    async def _complete(self, upload: Upload, offer: Offer) -> Receipt:
-        """
-        Publish what was to be published when its receiver died.
-        """
-        commit = upload.commit
-        assert commit is not None
-        publishing = self._lifecycle.publish(upload, offer, commit.content, commit.receipt)
-        receipt = await self.run(publishing)
-        self._afterwards(self._lifecycle.retire(upload, commit.content, receipt))
-        return receipt
-
     async def _make(
-        self,
-        offer: Offer,
-        tenure: Tenure | None,
-        pointer: str,
-        seen: Seen,
-        upload: Upload | None,
+        self, offer: Offer, tenure: Tenure | None, pointer: str, seen: Seen, upload: Upload | None
     ) -> S3Partial:
         size = partBytes(offer.size, offer.blockSize, self._leastPart)
         if upload is not None:
@@ -303,14 +290,9 @@ class S3Store:
         here = next((each for each in self._partials if each.pointer == pointer), None)
         if here is not None and here.writable:
             return succeed(here.offer if here.offer.key == key else None)
-
-        def known(found: Offer | Receipt | None) -> Offer | Receipt | None:
-            # the log does not say what its asker has to know
-            if not isinstance(found, Offer):
-                return found
-            return attrs.evolve(found, resumeKey=resumeKey, network=network)
-
-        return self.run(self._lifecycle.find(pointer, key)).addCallback(known)
+        # the log does not say what its asker has to know
+        secret = {"resumeKey": resumeKey, "network": network}
+        return self.run(self._lifecycle.find(pointer, key, secret))
 
     def begin(self, offer: Offer) -> Deferred[None]:
         return self._threads.during(self.run(self._begin(offer)))

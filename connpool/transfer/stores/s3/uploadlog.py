@@ -105,6 +105,9 @@ class Part:
     blocks: tuple[tuple[int, bytes], ...] = ()
 
 
+Spans = tuple[tuple[int, int, bytes], ...]
+
+
 @attrs.frozen
 class Tail:
     """
@@ -116,7 +119,7 @@ class Tail:
 
     number: int
     key: str
-    spans: tuple[tuple[int, int, bytes], ...]
+    spans: Spans
 
     def intact(self, body: bytes, algorithm: str) -> Iterator[tuple[int, bytes, bytes]]:
         """

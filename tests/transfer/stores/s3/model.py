@@ -317,7 +317,6 @@ class World:
             (
                 *(
                     sorted(people),
-                    len(self.overslept),
                     late,
                     files,
                     self.trials,
