@@ -426,6 +426,9 @@ class FileReceiver(MultiService):
         store, self._store = self._store, None
         if store is not None:
             await store.close()
+        if self.reception is not None:
+            # files that got their name meanwhile are in the log, too
+            self.reception.hurry()
         while self._shown:
             self._shown.pop().disownServiceParent()
 

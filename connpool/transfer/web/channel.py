@@ -230,7 +230,7 @@ class WebChannel(Protocol):
         Do what the bytes that are here allow, and decide once whether to read on.
         """
         self._working = True
-        if self._flow is not None and self._flow.wants and not self._buffer:
+        if data and self._flow is not None and self._flow.wants and not self._buffer:
             # a run of a body goes to its sink without a copy
             self._feed(self._flow, data)
         else:

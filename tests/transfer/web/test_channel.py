@@ -183,3 +183,16 @@ def test_anEndThatComesLateIsNotTheNextRequests(door, monkeypatch):
     client.pump()
     assert client.answer().status == 503
     assert sorted(door.files) == ["a", "b"]
+
+
+def test_readingAnswersIsNoBody(doors):
+    """
+    A client that reads now and then what was written, and sends nothing, is late all the same.
+    """
+    client = doors(policy=Policy(minimumRate=0, idleTimeout=30)).connect()
+    client.send(request(b"PUT", b"/x", b"1234")[:-2])
+    for _ in range(4):
+        client.wait(8)
+        client.channel.pauseProducing()
+        client.channel.resumeProducing()
+    assert client.answer().status == 408
