@@ -25,6 +25,7 @@ from zope.interface import implementer
 
 from connpool.addresses import Listen, parseListen, placeOf
 from connpool.addresses.descriptions import complaint
+from connpool.addresses.zones import checkZone
 from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDrainable, IReloadable, IStatsSource
 from connpool.services.access import Access, Gate, ListenerStats
@@ -168,6 +169,7 @@ class ListeningService(MultiService):
         for listen in self._listens:
             results: list[Any] = []
             try:
+                checkZone(listen.keywords.get("interface", ""))
                 endpoint = serverFromString(self._reactor, listen.description)
                 endpoint.listen(self.gate).addBoth(results.append)
             except Exception as e:

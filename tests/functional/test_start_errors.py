@@ -33,6 +33,12 @@ MISTAKES = [
     ("unknown endpoint", "--listen=tpc:8640", "Unknown endpoint type"),
     ("not an endpoint", "--listen=8640", "not an endpoint"),
     ("udp for a stream", "--listen=udp:8640", "does not speak UDP"),
+    (
+        "no such link",
+        r"--listen=tcp:0:interface=fe80\:\:1%nolink --allow=fe80::/10",
+        "no link 'nolink'; its links: ",
+    ),
+    ("no link", r"--listen=tcp:0:interface=fe80\:\:1 --allow=fe80::/10", "say on which link"),
     # Twisted's parsers speak of the arguments of their functions
     ("unescaped address", "--listen=tcp:0:interface=::1", r"a colon in an address is written \:"),
     ("unknown part", "--listen=tcp:0:interfce=127.0.0.1", "it takes no interfce="),
@@ -80,7 +86,7 @@ def test_twistd(tmp_path, takenPort, _, options, says):
     assert "Traceback" not in ended.stdout
 
 
-@pytest.mark.parametrize("mistake", [0, 2, 10, 12, 13], ids=lambda n: MISTAKES[n][0])
+@pytest.mark.parametrize("mistake", [0, 2, 12, 14, 15], ids=lambda n: MISTAKES[n][0])
 def test_twist(tmp_path, takenPort, mistake):
     _, options, says = MISTAKES[mistake]
     ended = run(TWIST, options, tmp_path, takenPort)
@@ -91,7 +97,7 @@ def test_twist(tmp_path, takenPort, mistake):
     assert "Traceback" not in ended.stdout + ended.stderr
 
 
-@pytest.mark.parametrize("mistake", [0, 2, 10, 12, 13], ids=lambda n: MISTAKES[n][0])
+@pytest.mark.parametrize("mistake", [0, 2, 12, 14, 15], ids=lambda n: MISTAKES[n][0])
 def test_daemonized(tmp_path, takenPort, mistake):
     _, options, says = MISTAKES[mistake]
     pidfile = tmp_path / "pid"
