@@ -64,6 +64,28 @@ _FETCHES = """(async () => {
   return true;
 })()"""
 
+#: Send one file as the page does, by PATCHes of 32 MiB, without a digest.
+_PATCHES = """(async () => {
+  const [file] = document.getElementById("sent").files, least = {"Tus-Resumable": "1.0.0"};
+  const ask = async (url, method, headers, body) => {
+    const answer = await fetch(url, {method, body, headers: {...least, ...headers}});
+    if (!answer.ok) throw answer.status;
+    return answer;
+  };
+  const made = await ask("/", "POST", {
+    "Upload-Length": file.size, "Upload-Metadata": "filename " + btoa(file.name)});
+  const url = new URL(made.headers.get("Location"), made.url);
+  const read = at => file.slice(at, at + (32 << 20)).arrayBuffer();
+  for (let at = 0, next = read(0); at < file.size;) {
+    const body = await next;
+    next = read(at + body.byteLength);
+    await ask(url, "PATCH", {
+      "Content-Type": "application/offset+octet-stream", "Upload-Offset": at}, body);
+    at += body.byteLength;
+  }
+  return true;
+})()"""
+
 
 class Chromium:
     """
@@ -171,7 +193,11 @@ class Chromium:
 class _InChromium(Tool):
     """
     A receiver to which Chromium sends.
+
+    @cvar script: sends what was chosen.
     """
+
+    script = _XHR
 
     def __init__(self, name: str, place: Place, chromium: Chromium) -> None:
         super().__init__(name, place)
@@ -203,7 +229,7 @@ class _InChromium(Tool):
         self.chromium.choose("#sent", path)
         # a folder is looked through first
         self.chromium.waitFor('document.getElementById("sent").files.length')
-        self.chromium.evaluate(_FETCHES if path.is_dir() else _XHR)
+        self.chromium.evaluate(self.script)
 
 
 class _NginxXHR(_InChromium, Nginx):
@@ -223,10 +249,19 @@ class _Fetches(_InChromium, Ours):
     """
 
     needs = ("chromium",)
+    script = _FETCHES
 
     def __init__(self, name: str, place: Place, chromium: Chromium) -> None:
         super().__init__(name, place, chromium)
         self.options = ()
+
+
+class _Patches(_Fetches):
+    """
+    Our receiver, to which a page sends a file in pieces, without a digest.
+    """
+
+    script = _PATCHES
 
 
 class _Page(_Fetches):
@@ -256,12 +291,13 @@ def webPage(setup: Setup) -> Iterator[Section]:
         place = Place(work, FileSource(work / "file", size << 20), FileSource(work / "tiny", 1))
         chromium = Chromium()
         theirs = _NginxXHR("nginx PUT, XHR", place, chromium)
+        pieces = _Patches("ours, pieces, no digest", place, chromium)
         ours = _Page("ours, the page, SHA-256", place, chromium)
         if ours.missing() is None:
             stack.enter_context(chromium)
         bars = [versus(ours.name, theirs.name, 0.7, net)]
         title = f"One file of {size:,} MiB in memory, from Chromium"
-        yield Section(title, started(stack, [theirs, ours]), COLUMNS, bars)
+        yield Section(title, started(stack, [theirs, pieces, ours]), COLUMNS, bars)
 
 
 @contextmanager
