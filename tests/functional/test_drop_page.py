@@ -418,6 +418,23 @@ async def test_plainHTTPFromElsewhere(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest_twisted.ensureDeferred
+async def test_noWorkerBegins(receiver, huge, tmp_path):
+    with receiver.running():
+        async with window(tmp_path) as chromium:
+            await visit(chromium, receiver.url())
+            # the first piece waits for an answer that never comes
+            await chromium.evaluate("worker.terminate()")
+            await chromium.choose("#files", huge)
+            await chromium.waitFor("asked.size === 1")
+            await chromium.evaluate("worker.onerror()")
+            states = await allSent(chromium)
+            assert [said for _, _, said in states] == ["Sent, verified"]
+            assert chromium.complaints == []
+        assert receiver.stored() == {"huge.bin": huge.read_bytes()}
+
+
+@pytest.mark.slow
+@pytest_twisted.ensureDeferred
 async def test_ourOwnSHA256(receiver, tmp_path):
     lengths = [0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, 100_000]
     with receiver.running():
