@@ -381,10 +381,9 @@ class Claims:
             there = await Head(key)
             if tokenOf(there) == claim.token:
                 return Finished.DONE
-            if there:
-                if there.etag != claim.replaces:
-                    return Finished.TAKEN
-            elif claim.replaces and answer is not None:
+            if there and (there.etag != claim.replaces or answer is not None):
+                return Finished.TAKEN
+            if claim.replaces and answer is not None:
                 return Finished.TAKEN
             # else a consumer may just have taken away whatever was there
             answer = await calls.Complete(

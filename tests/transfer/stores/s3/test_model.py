@@ -66,9 +66,12 @@ def test_aModelThatFindsNothingIsWrong(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(("kind", "accidents"), [("small", 2), ("mixed", 1), ("large", 0)])
-def test_everyOrderWithAccidents(rule, kind, accidents):
-    assert explore(runs(rule, kind), accidents) > 1000
+@pytest.mark.parametrize(
+    ("kind", "twice", "accidents", "switches"),
+    [("small", True, 1, 2), ("mixed", False, 1, 1), ("large", False, 1, 1)],
+)
+def test_everyOrderWithAccidents(rule, kind, twice, accidents, switches):
+    assert explore(runs(rule, kind, twice=twice), accidents, switches) > 1000
 
 
 @pytest.mark.slow
