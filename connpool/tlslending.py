@@ -97,21 +97,30 @@ class LentReader(_Lent):
 
     def recv_into(self, view: memoryview) -> int:
         """
+        Read as much as there is, decrypting each L{_PIECE_BYTES} while they are in the cache.
+
         @return: 0 at the end, whatever the reason: the transport tells it.
         @raise OSError: as a socket does.
         """
         count = self._decrypt(view)
-        if not count and self._end is None:
-            wire = self._socket.recv_into(_wire)
+        while count < len(view) and self._end is None:
+            try:
+                wire = self._socket.recv_into(_wire)
+            except (BlockingIOError, InterruptedError):
+                if count:
+                    break
+                raise
             if not wire:
-                return 0
+                return count
             self._connection.bio_write(_wire[:wire])
             self.ahead = True
-            count = self._decrypt(view)
+            count += self._decrypt(view[count:])
             self._lender.answer()
-            if not count and self._end is None:
-                # a part of a record, or one that is not for us
-                raise BlockingIOError(errno.EAGAIN, "no whole record")
+            if wire < len(_wire):
+                break  # that was all
+        if not count and self._end is None:
+            # a part of a record, or one that is not for us
+            raise BlockingIOError(errno.EAGAIN, "no whole record")
         return count
 
     def _decrypt(self, view: memoryview) -> int:

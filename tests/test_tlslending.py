@@ -18,7 +18,7 @@ from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
 from twisted.internet.ssl import TLSVersion
 
 from connpool.proxyprotocol import SecuredEndpoint, ServerCertificate
-from connpool.tlslending import RECORD_BYTES
+from connpool.tlslending import RECORD_BYTES, LentReader
 from connpool.tlstransport import BulkTLSTransport
 from connpool.transfer.wire.borrowed import BorrowedReader
 from tests.helpers.waiting import pause, until
@@ -462,3 +462,66 @@ async def test_newKeysWithinTheRun(authority, tmp_path):
         await until(lambda: client.ended and server.lost)
         await port.stopListening()
     assert not client.ended.check(ProcessDone)
+
+
+class Line:
+    """
+    A socket.
+
+    @ivar coming: how many bytes its reads give, or the errors.
+    """
+
+    def __init__(self, *coming):
+        self.coming = list(coming)
+
+    def dup(self):
+        return self
+
+    def recv_into(self, view):
+        found = self.coming.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+class Decrypting:
+    """
+    A connection of OpenSSL, to which bytes are what they decrypt to, and its lender.
+    """
+
+    held = answers = 0
+
+    def bio_write(self, data):
+        self.held += len(data)
+
+    def recv_into(self, view):
+        if not self.held:
+            raise SSL.WantReadError
+        count = min(self.held, len(view))
+        self.held -= count
+        return count
+
+    def answer(self):
+        self.answers += 1
+
+
+def test_aReadGoesOnUntilThereIsNoMore():
+    piece, buffer = 16 * RECORD_BYTES, memoryview(bytearray(1 << 20))
+    # a full buffer; a socket that has no more; one that had less than it could; its end
+    for coming, count in (
+        ([piece] * 5, 4 * piece),
+        ([piece, BlockingIOError()], piece),
+        ([piece, 1000, piece], piece + 1000),
+        ([piece, 0], piece),
+    ):
+        decrypting = Decrypting()
+        reader = LentReader(None, decrypting, decrypting, Line(*coming))
+        assert reader.recv_into(buffer) == count
+        assert decrypting.answers
+
+
+def test_anErrorIsNotHeldBack():
+    decrypting = Decrypting()
+    line = Line(16 * RECORD_BYTES, ConnectionResetError())
+    with pytest.raises(ConnectionResetError):
+        LentReader(None, decrypting, decrypting, line).recv_into(memoryview(bytearray(1 << 20)))

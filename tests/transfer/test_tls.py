@@ -54,7 +54,8 @@ class Server:
         certificate = authority.issue_cert("localhost")
         pem = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
         own = pem + certificate.private_key_pem.bytes()
-        native = NativeReceiver(reactor, Reception(self.store, reactor), **receiver)
+        self.reception = Reception(self.store, reactor)
+        native = NativeReceiver(reactor, self.reception, **receiver)
         sniffers = SnifferFactory(reactor, [Choice(native.signature, native.build)])
         self.gate = Gate(sniffers, Access(), "test")
         self.listening = secure(own, top).listen(self.gate)
@@ -70,6 +71,7 @@ class Server:
     async def _stop(self):
         await self.port.stopListening()
         await self.gate.drain()
+        self.reception.hurry()
         await pause(0.02)  # what TLS still has to say, on a later turn
 
 
