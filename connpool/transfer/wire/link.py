@@ -308,6 +308,8 @@ class Link(Protocol):
         End the connection after what was written.
         """
         transport: Any = self.transport
+        if self._borrowed is not None and not self.reader.left:
+            self.giveBack()  # TLS reads the peer's end, too
         self._end(ConnectionDone())
         transport.unregisterProducer()
         transport.loseConnection()

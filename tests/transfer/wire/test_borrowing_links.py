@@ -52,6 +52,12 @@ class Transport:
     def abortConnection(self):
         self.asked.append("abort")
 
+    def loseConnection(self):
+        self.asked.append("lose")
+
+    def unregisterProducer(self):
+        pass
+
 
 class Session:
     """
@@ -183,3 +189,11 @@ def test_nothingIsReadWhileTheSessionHolds(pair):
     pair.reactor.reading.doRead()
     assert pair.session.kinds == [Type.DATA, Type.DIGESTS]
     assert pair.transport.asked == ["pause"]
+
+
+def test_oneThatClosesBetweenTwoFramesReadsTheEnd(pair):
+    pair.link.dataReceived(data())
+    pair.say(PART, digests())
+    pair.link.close()
+    assert pair.transport.asked == ["pause", "resume", "lose"]
+    assert pair.reactor.reading is None
