@@ -76,7 +76,7 @@ class Receiver:
         if self.dead:
             # nothing of it is carried out any more
             self.store._nextReap.cancel()
-            self.store.threads.stop()
+            self.store._threads.stop()
             await bounded(self._requests.close())
         else:
             await bounded(self.store.close(), 60)

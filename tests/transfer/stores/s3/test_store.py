@@ -234,6 +234,36 @@ async def test_anUploadWithoutAByteIsEverybodys(make, engine, size):
 
 
 @pytest_twisted.ensureDeferred
+async def test_aLookThatEndsAfterTheFileWasStored(make, engine):
+    """
+    It saw none, which is no sign that a consumer took it away.
+    """
+    store = make()
+    perform, looked, written = store.receiver.perform, [], []
+
+    def late(call):
+        kind, waiting = type(call).__name__, Deferred()
+        if kind == "Head":
+            looked.append(waiting)
+            return perform(call).addCallback(lambda there: waiting.addCallback(lambda _: there))
+        if kind == "Put" and call.key == "in/x":
+            written.append(waiting)
+            return waiting.addCallback(lambda _: perform(call))
+        return perform(call)
+
+    store.receiver.perform = late
+    one = store.put(offer("x", ifExists="refuse"), b"one", ROOT)
+    other = store.put(offer("X", ifExists="refuse"), b"other", ROOT)
+    (write,), (look,) = written, looked
+    write.callback(None)
+    assert (await bounded(one)).name == "x"
+    look.callback(None)
+    with pytest.raises(Busy):
+        await bounded(other)
+    assert published(engine) == {"x": b"one"}
+
+
+@pytest_twisted.ensureDeferred
 async def test_aZombieIsStopped(make, engine):
     first, second = make(), make()
     older = await bounded(first.open(asked()))
