@@ -8,9 +8,9 @@ import os
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 
-from connpool.errors import TransferError
+from connpool.errors import TransferError, Unavailable
 from connpool.pool import ConnectionPool
 from connpool.services.s3store import endpointsOf, parseArguments
 from connpool.transfer.records import Receipt
@@ -56,7 +56,8 @@ class Receiver:
         self._requests = SignedRequests(
             *(reactor, pool, arguments.place, Signer("us-east-1"), Source(keys), url)
         )
-        self.dead = False
+        self.dead = self._buried = False
+        self._unanswered = []
         self.store = S3Store(
             reactor,
             self,
@@ -67,14 +68,22 @@ class Receiver:
         )
 
     def perform(self, call):
-        return Deferred() if self.dead else self._requests.perform(call)
+        if not self.dead:
+            return self._requests.perform(call)
+        if self._buried:
+            return fail(Unavailable("it is dead"))
+        self._unanswered.append(Deferred())
+        return self._unanswered[-1]
 
     def trouble(self):
         return self._requests.trouble()
 
     async def close(self):
         if self.dead:
-            # nothing of it is carried out any more
+            # nothing of it is carried out any more, and nothing waits for that
+            self._buried = True
+            for d in self._unanswered:
+                d.errback(Unavailable("it is dead"))
             self.store._nextReap.cancel()
             self.store._threads.stop()
             await bounded(self._requests.close())

@@ -21,7 +21,7 @@ from connpool.transfer import LocalStore
 from connpool.transfer.receive import smallfiles
 from connpool.transfer.receive.policy import Policy
 from connpool.transfer.records import SmallFile
-from connpool.transfer.stores import MemoryStore, local
+from connpool.transfer.stores import MemoryStore, commit, directories, local, receiptlog
 from connpool.transfer.wire.frames import BOUNDS, MAX_STREAM, Frame, Type
 from connpool.transfer.wire.messages import BATCH_FILES, Puts, decode, encode
 from tests.transfer.hostile import CORPUS
@@ -503,6 +503,9 @@ def test_aFileOfABatchCostsFewCalls(tmp_path, monkeypatch):
     No look at anything but the file itself, and no more than so many functions of ours.
     """
     monkeypatch.setattr(local, "INLINE_BATCH_SECONDS", 60.0)
+    for module in (commit, directories, local, receiptlog):
+        # on a busy machine it would be time for many looks
+        monkeypatch.setattr(module, "LOOK_SECONDS", 60.0)
     count = 200
     world, syscalls = opened(tmp_path)
     client = batches(world)
