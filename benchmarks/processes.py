@@ -72,11 +72,11 @@ def listens(port: int) -> bool:
 def _tree(pid: int) -> list[int]:
     found = [pid]
     for each in found:
-        for children in Path(f"/proc/{each}/task").glob("*/children"):
-            try:
-                found += map(int, children.read_text().split())
-            except OSError:
-                continue
+        # one that has ended meanwhile has none
+        with suppress(OSError):
+            for children in Path(f"/proc/{each}/task").glob("*/children"):
+                with suppress(OSError):
+                    found += map(int, children.read_text().split())
     return found
 
 
