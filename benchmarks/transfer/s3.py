@@ -214,7 +214,7 @@ def _started(stack: ExitStack, cases: Sequence[_Case]) -> Sequence[_Case]:
 
 
 def _size(setup: Setup) -> int:
-    return max(setup.large // 8, 16) * _MIB
+    return max(setup.large // 4, 16) * _MIB
 
 
 @contextmanager
