@@ -68,11 +68,12 @@ def test_itRelaysReportsAndStops(tmp_path):
             for size in (1, 100_000):
                 assert ask(relay, b"x" * size) == b"x" * size
             # the two that were used, and those made ahead, a moment later
-            assert within(lambda: len(connections) >= 3)
+            ahead = within(lambda: len(connections) >= 3)
             page = int(program.waitFor(r"status page at 127.0.0.1:(\d+)")[1])
             with socket.create_connection(("127.0.0.1", page), 10) as client:
                 client.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
                 metrics = client.makefile("rb").read().decode()
+            assert ahead, (len(connections), metrics)
             assert "connpool_pool_maxSize" in metrics or "connpool_pool_max_size" in metrics
             program.stop()
             assert "Traceback" not in program.output

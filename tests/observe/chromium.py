@@ -14,7 +14,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
 
-from tests.helpers.waiting import bounded, until
+from tests.helpers.waiting import bounded, pause, until
 
 FLAGS = (
     "--headless",
@@ -119,20 +119,34 @@ class Browser(ProcessProtocol):
         """
         @return: the value of a JavaScript expression.
         """
-        result = await self.command(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
+        value, problem = await self._look(expression)
+        assert problem is None, problem
+        return value
+
+    async def _look(self, expression: str) -> tuple[Any, Any]:
+        """
+        @return: the value of a JavaScript expression, and why there is none.
+        """
+        try:
+            result = await self.command(
+                "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+            )
+        except AssertionError as e:
+            return None, e  # the page was left meanwhile
+        return result["result"].get("value"), result.get("exceptionDetails")
 
     async def waitFor(self, expression: str, seconds: float = 20.0) -> Any:
         """
-        The first true value of C{expression}.
+        The first true value of C{expression}.  While another page loads there may be
+        no body yet to look into: an expression that fails is not true yet.
         """
         end = reactor.seconds() + seconds
-        while not (value := await self.evaluate(expression)):
-            assert reactor.seconds() < end, f"never true: {expression}"
-        return value
+        while True:
+            value, problem = await self._look(expression)
+            if value and problem is None:
+                return value
+            assert reactor.seconds() < end, f"never true: {expression}: {problem}"
+            await pause(0.01)
 
     async def choose(self, selector: str, *paths: Any) -> None:
         """
