@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Awaitable, Callable
-from typing import Any
+from operator import methodcaller
+from typing import TYPE_CHECKING, Any
 
 from connpool.commands.output import JSONLines
 from connpool.commands.reading import addConnection, runReading
 
-__all__ = ["addArguments", "run"]
+if TYPE_CHECKING:
+    from connpool.commands.progress import Progress
+    from connpool.transfer.fetch.lasting import LastingRemote
 
-#: Connections in a row that bring nothing, and seconds before another one.
-_ATTEMPTS, _FIRST_SECONDS, _LONGEST_SECONDS = 8, 0.5, 15.0
+__all__ = ["addArguments", "run"]
 
 
 def addArguments(parser: argparse.ArgumentParser) -> None:
@@ -46,13 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     @return: the exit code.
     """
-    from connpool.commands.progress import Progress
-    from connpool.transfer.fetch.remote import Remote
 
-    async def main(
-        connect: Callable[[], Awaitable[Remote]], progress: Progress, lines: JSONLines | None
-    ) -> int:
-        return await _Run(arguments, connect, progress, lines).get()
+    async def main(remote: LastingRemote, progress: Progress, lines: JSONLines | None) -> int:
+        return await _Run(arguments, remote, progress, lines).get()
 
     return runReading(arguments, "get", main)
 
@@ -65,15 +62,14 @@ class _Run:
     def __init__(
         self,
         arguments: argparse.Namespace,
-        connect: Callable[[], Awaitable[Any]],
-        progress: Any,
+        remote: LastingRemote,
+        progress: Progress,
         lines: JSONLines | None,
     ) -> None:
         self._arguments = arguments
-        self._connect = connect
+        self._remote = remote
         self._progress = progress
         self._lines = lines
-        self._remote: Any = None
         self._codes: set[int] = set()
         self._count = self._bytes = self._came = 0
         self._there = 0
@@ -93,7 +89,7 @@ class _Run:
         if mistake is not None:
             self._progress.say(f"--output: {mistake}")
             return 2
-        self._remote = await self._connect()
+        await self._remote.open()
         for name in self._arguments.names:
             path = name.strip("/")
             if self._arguments.recursive:
@@ -129,13 +125,14 @@ class _Run:
 
     async def _getTree(self, path: str) -> None:
         from connpool.errors import NotFound, TransferError
+        from connpool.transfer.fetch.listing import tree
 
         top = os.path.dirname(path)
         found: list[str] = []
         try:
             # all of it first: what is got is long on its way, and a list is soon over
-            tree = self._remote.tree(path, self._failed)
-            found += [entry.path async for entry in tree if not entry.directory]
+            entries = tree(self._remote, path, self._failed)
+            found += [entry.path async for entry in entries if not entry.directory]
         except NotFound:
             found.append(path)  # a file, or nothing
         except TransferError as e:
@@ -157,7 +154,7 @@ class _Run:
             try:
                 fetched = await self._persistently(name, target)
             except NotFound:
-                if await self._remote.isDirectory(name):
+                if await self._remote.ask(name, methodcaller("isDirectory", name)):
                     shown = displayName(name) or "/"
                     raise NotFound(f'"{shown}" is a directory; add --recursive') from None
                 raise
@@ -187,40 +184,29 @@ class _Run:
         """
         Get a file over as many connections as it takes.
         """
-        from twisted.internet import reactor, task
         from twisted.internet.threads import deferToThread
 
-        from connpool.errors import TransferError
         from connpool.transfer.fetch.download import fetchFile
         from connpool.transfer.names import displayName
 
-        failures, best = 0, -1
         far = [0]
 
         def progressed(done: int, size: int) -> None:
             far[0] = max(far[0], done)
             self._progress.show(displayName(name), done, size)
 
-        while True:
-            try:
-                if self._remote.session.lost is not None:
-                    self._remote = await self._connect()
-                return await fetchFile(
-                    self._remote,
-                    name,
-                    target,
-                    deferToThread,
-                    replace=self._arguments.replace,
-                    progress=progressed,
-                )
-            except TransferError as e:
-                failures = 1 if far[0] > best else failures + 1
-                best = max(best, far[0])
-                if not e.retryable or failures >= _ATTEMPTS:
-                    raise
-                wait = min(_FIRST_SECONDS * 2 ** (failures - 1), _LONGEST_SECONDS)
-                self._progress.say(f"{displayName(name)}: {e}; trying again in {wait:g} s")
-                await task.deferLater(reactor, wait, lambda: None)
+        return await self._remote.ask(
+            name,
+            lambda remote: fetchFile(
+                remote,
+                name,
+                target,
+                deferToThread,
+                replace=self._arguments.replace,
+                progress=progressed,
+            ),
+            lambda: far[0],
+        )
 
     def _failed(self, name: str, why: Any) -> None:
         from connpool.transfer.names import displayName

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from operator import methodcaller
 from typing import Any
 
 from connpool.commands.output import JSONLines
@@ -41,13 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from connpool.commands.progress import Progress
     from connpool.errors import NotFound, TransferError
-    from connpool.transfer.fetch.remote import Remote, RemoteEntry
+    from connpool.transfer.fetch.lasting import LastingRemote
+    from connpool.transfer.fetch.listing import RemoteEntry, entries, tree
     from connpool.transfer.names import displayName
 
-    async def main(
-        connect: Callable[[], Awaitable[Remote]], progress: Progress, lines: JSONLines | None
-    ) -> int:
-        remote = await connect()
+    async def main(remote: LastingRemote, progress: Progress, lines: JSONLines | None) -> int:
+        await remote.open()
         codes: set[int] = set()
 
         def failed(_: str, why: TransferError) -> None:
@@ -65,14 +64,16 @@ def run(arguments: argparse.Namespace) -> int:
         for name in arguments.names:
             where = name.strip("/")
             try:
-                found = remote.tree(where, failed) if arguments.recursive else remote.entries(where)
+                found = (
+                    tree(remote, where, failed) if arguments.recursive else entries(remote, where)
+                )
                 try:
                     async for entry in found:
                         show(entry)
                 except NotFound:
-                    show(await remote.file(where))
+                    show(await remote.ask(where, methodcaller("file", where)))
             except TransferError as e:
-                if remote.session.lost is not None:
+                if remote.lost:
                     raise
                 failed(where, e)
         if not out.whole and not codes:

@@ -15,7 +15,9 @@ from connpool.commands.output import JSONLines
 from connpool.commands.progress import Progress
 from connpool.commands.running import runUntilEnded
 from connpool.errors import TransferError, WrongSetting
+from connpool.transfer.fetch.lasting import LastingRemote
 from connpool.transfer.fetch.remote import Remote
+from connpool.transfer.names import displayName
 from connpool.transfer.send.connections import (
     Connection,
     Dialled,
@@ -65,10 +67,10 @@ def addConnection(parser: argparse.ArgumentParser) -> None:
 def runReading(
     arguments: argparse.Namespace,
     name: str,
-    main: Callable[[Callable[[], Awaitable[Remote]], Progress, JSONLines | None], Awaitable[int]],
+    main: Callable[[LastingRemote, Progress, JSONLines | None], Awaitable[int]],
 ) -> int:
     """
-    Connect, and call C{main} with what connects (again), the progress and the JSON lines.
+    Call C{main} with the receiver, which is not connected yet, the progress and the JSON lines.
 
     @param name: of the command.
     @return: the exit code.
@@ -99,9 +101,12 @@ def runReading(
                 raise (greetingError(e) or connectionFailure(e)) from None
             return Remote(made[-1].session)
 
+        def waits(name: str, why: TransferError, seconds: float) -> None:
+            progress.say(f"{displayName(name)}: {why}; trying again in {seconds:g} s")
+
         async def run() -> int:
             try:
-                return await main(connect, progress, lines)
+                return await main(LastingRemote(reactor, connect, waits), progress, lines)
             except TransferError as e:
                 progress.say(str(e))
                 return e.exitCode

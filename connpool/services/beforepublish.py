@@ -23,15 +23,10 @@ from zope.interface import implementer
 
 from connpool.errors import Held, HookRefused
 from connpool.interfaces import ITransferJudge
-from connpool.services.programs import (
-    NOT_BEGUN,
-    OUTPUT_BYTES,
-    BoundedRun,
-    UnconcernedListener,
-    canRun,
-)
+from connpool.services.programs import NOT_BEGUN, OUTPUT_BYTES, BoundedRun, canRun
 from connpool.transfer.names import displayText
-from connpool.transfer.records import Offer, Receipt
+from connpool.transfer.receive.listener import TransferListener
+from connpool.transfer.records import Offer
 from connpool.waiting import Waiters
 
 __all__ = ["JUDGES_AT_ONCE", "BeforePublish"]
@@ -78,7 +73,7 @@ class _Judgement(BoundedRun):
 
 
 @implementer(ITransferJudge)
-class BeforePublish(UnconcernedListener):
+class BeforePublish(TransferListener):
     """
     Runs a program for each file that would be published.
 
@@ -155,11 +150,6 @@ class BeforePublish(UnconcernedListener):
             run.kill("the receiver is stopping")
         while self._running:
             await self._idle.wait()
-
-    def published(self, receipt: Receipt) -> None:
-        """
-        It was judged before.
-        """
 
 
 def _known(offer: Offer, peer: str) -> bytes:

@@ -26,17 +26,10 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import ProcessDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from connpool.interfaces import ITransferListener
 from connpool.logonce import LogOnce
-from connpool.services.programs import (
-    NOT_BEGUN,
-    OUTPUT_BYTES,
-    BoundedRun,
-    UnconcernedListener,
-    canRun,
-)
+from connpool.services.programs import NOT_BEGUN, OUTPUT_BYTES, BoundedRun, canRun
+from connpool.transfer.receive.listener import TransferListener
 from connpool.transfer.records import Receipt
 
 __all__ = ["PROGRAMS_AT_ONCE", "TIME_LIMIT_SECONDS", "OnReceived"]
@@ -95,8 +88,7 @@ class _Run(BoundedRun):
             self.ended.callback(f"{why}; it said {said!r}" if said else why)
 
 
-@implementer(ITransferListener)
-class OnReceived(UnconcernedListener):
+class OnReceived(TransferListener):
     """
     Runs a program for each receipt of an outbox.
 

@@ -185,17 +185,26 @@ class ServiceOptions(usage.Options):
         End with one line where twistd would end with a traceback: its own files
         lie in the working directory unless it is told otherwise.
         """
-        if parent.get("chroot"):
+        entered = "chroot" if parent.get("chroot") else "rundir"
+        directory = parent.get(entered) or "."
+        if not (os.path.isdir(directory) and os.access(directory, os.X_OK)):
+            sys.exit(
+                f"{self.pluginName}: twistd cannot enter {directory}; name a directory with "
+                f"twistd --{entered}=DIRECTORY, or leave it out"
+            )
+        if entered == "chroot":
             return
-        files = ["pidfile"]
-        if not (parent.get("nodaemon") or parent.get("syslog") or parent.get("logger")):
-            files.append("logfile")
-        for name in files:
-            path = parent.get(name) or ("twistd.log" if name == "logfile" else "")
-            if not path or path == "-":
-                continue
+        files = {}
+        if parent.get("pidfile"):
+            files["pidfile"] = parent["pidfile"]
+        if not (parent.get("syslog") or parent.get("logger")):
+            log = parent.get("logfile") or "twistd.log" * (not parent.get("nodaemon"))
+            if log not in {"", "-"}:
+                files["logfile"] = log
+        for name, path in files.items():
             directory = os.path.dirname(path) or "."
-            if not os.access(path if os.path.exists(path) else directory, os.W_OK):
+            there = path if os.path.exists(path) else directory
+            if os.path.isdir(path) or not os.access(there, os.W_OK):
                 sys.exit(
                     f"{self.pluginName}: twistd cannot write {path}; name another with "
                     f"twistd --{name}=FILE" + (", or none with --pidfile=" * (name == "pidfile"))

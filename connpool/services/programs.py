@@ -17,14 +17,12 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from connpool.errors import WrongSetting
-from connpool.transfer.records import Offer
 
 __all__ = [
     "LAST_WORDS_SECONDS",
     "NOT_BEGUN",
     "OUTPUT_BYTES",
     "BoundedRun",
-    "UnconcernedListener",
     "asProgram",
     "canRun",
 ]
@@ -103,34 +101,3 @@ class BoundedRun(ProcessProtocol):
         Decide by how it ended and what it said.
         """
         raise NotImplementedError  # each program's end means something else
-
-
-class UnconcernedListener:
-    """
-    The events of L{ITransferListener} that concern neither program.
-    """
-
-    def offered(self, offer: Offer, peer: str) -> None:
-        """
-        Not our concern.
-        """
-
-    def refused(self, name: str, peer: str, why: Exception) -> None:
-        """
-        Not our concern.
-        """
-
-    def started(self, offer: Offer, peer: str) -> None:
-        """
-        Not our concern.
-        """
-
-    def progressed(self, offer: Offer, peer: str, done: int) -> None:
-        """
-        Not a file yet.
-        """
-
-    def failed(self, offer: Offer, peer: str, why: BaseException) -> None:
-        """
-        Not our concern.
-        """

@@ -95,6 +95,17 @@ async def visit(chromium, url):
     await chromium.waitFor("document.readyState === 'complete' && typeof rows === 'object'")
 
 
+@asynccontextmanager
+async def page(receiver, tmp_path):
+    """
+    A running receiver, and its page in a window.
+    """
+    with receiver.running():
+        async with window(tmp_path) as chromium:
+            await visit(chromium, receiver.url())
+            yield chromium
+
+
 def sleep(seconds):
     return deferLater(reactor, seconds, lambda: None)
 
@@ -156,27 +167,25 @@ async def test_filesAndFolders(receiver, folder, tmp_path):
 @pytest_twisted.ensureDeferred
 async def test_refusedFilesStay(receiver, folder, tmp_path):
     receiver = Receiver(tmp_path, "--max-file-size", "1M", "--if-exists", "refuse")
-    with receiver.running():
-        async with window(tmp_path) as chromium:
-            await visit(chromium, receiver.url())
-            await chromium.choose("#folder", folder)
-            states = await over(chromium)
-            [(path, said)] = [(path, said) for path, state, said in states if state == "failed"]
-            assert path == "folder/sub/large"
-            assert "1048576" in said
-            await chromium.waitFor("document.title === '(1 failed) Finished'")
-            await chromium.waitFor("$('live').textContent.includes('1 failed')")
-            # a name that is taken by something else
-            (folder / "sub/empty").write_text("no longer")
-            await chromium.choose("#files")
-            await chromium.choose("#folder", folder)
-            await chromium.waitFor(f"rows.length > {len(states)} && {OVER}", 60)
-            again = [each for each in await chromium.evaluate(STATES) if each[1] == "failed"]
-            assert [path for path, _, _ in again] == ["folder/sub/large", "folder/sub/empty"]
-            await chromium.waitFor("document.title === '(2 failed) Finished'")
-            names = [name for _, name in await chromium.accessibility()]
-            assert "Try again folder/sub/large" in names
-            assert ownComplaints(chromium) == []
+    async with page(receiver, tmp_path) as chromium:
+        await chromium.choose("#folder", folder)
+        states = await over(chromium)
+        [(path, said)] = [(path, said) for path, state, said in states if state == "failed"]
+        assert path == "folder/sub/large"
+        assert "1048576" in said
+        await chromium.waitFor("document.title === '(1 failed) Finished'")
+        await chromium.waitFor("$('live').textContent.includes('1 failed')")
+        # a name that is taken by something else
+        (folder / "sub/empty").write_text("no longer")
+        await chromium.choose("#files")
+        await chromium.choose("#folder", folder)
+        await chromium.waitFor(f"rows.length > {len(states)} && {OVER}", 60)
+        again = [each for each in await chromium.evaluate(STATES) if each[1] == "failed"]
+        assert [path for path, _, _ in again] == ["folder/sub/large", "folder/sub/empty"]
+        await chromium.waitFor("document.title === '(2 failed) Finished'")
+        names = [name for _, name in await chromium.accessibility()]
+        assert "Try again folder/sub/large" in names
+        assert ownComplaints(chromium) == []
         assert receiver.stored()["folder/sub/empty"] == b""
 
 
@@ -186,19 +195,17 @@ async def test_aPasswordIsAskedFor(receiver, folder, tmp_path):
     passwords.write_text("alice:right horse\n")
     passwords.chmod(0o600)
     receiver = Receiver(tmp_path, "--auth", f"file:{passwords}")
-    with receiver.running():
-        async with window(tmp_path) as chromium:
-            await visit(chromium, receiver.url())
-            await chromium.choose("#folder", folder)
-            for password in ("wrong", "right horse"):
-                await chromium.waitFor("!$('sign').hidden")
-                await chromium.evaluate(
-                    "document.forms[1].name.value = 'alice';"
-                    f"document.forms[1].password.value = '{password}';"
-                    "document.forms[1].requestSubmit()"
-                )
-            await allSent(chromium)
-            assert ownComplaints(chromium) == []
+    async with page(receiver, tmp_path) as chromium:
+        await chromium.choose("#folder", folder)
+        for password in ("wrong", "right horse"):
+            await chromium.waitFor("!$('sign').hidden")
+            await chromium.evaluate(
+                "document.forms[1].name.value = 'alice';"
+                f"document.forms[1].password.value = '{password}';"
+                "document.forms[1].requestSubmit()"
+            )
+        await allSent(chromium)
+        assert ownComplaints(chromium) == []
         assert receiver.stored() == contents(folder)
 
 
@@ -302,21 +309,19 @@ async def test_theReceiverIsKilled(receiver, huge, tmp_path):
 @pytest.mark.slow
 @pytest_twisted.ensureDeferred
 async def test_thePageIsLoadedAnew(receiver, huge, tmp_path):
-    with receiver.running():
-        async with window(tmp_path) as chromium:
-            await visit(chromium, receiver.url())
-            assert await chromium.evaluate("$('earlier').hidden")
-            before = await begun(chromium, receiver, huge)
-            await visit(chromium, receiver.url())
-            assert await chromium.evaluate("rows.length") == 0
-            assert "huge.bin" in await chromium.evaluate("$('earlier').innerText")
-            await slowly(chromium, -1)
-            await chromium.evaluate(COUNT)
-            await chromium.drop(huge)
-            await allSent(chromium)
-            assert await chromium.evaluate("patched") <= HUGE_BYTES - before
-            assert await chromium.evaluate("readKept().size") == 0
-            assert ownComplaints(chromium) == []
+    async with page(receiver, tmp_path) as chromium:
+        assert await chromium.evaluate("$('earlier').hidden")
+        before = await begun(chromium, receiver, huge)
+        await visit(chromium, receiver.url())
+        assert await chromium.evaluate("rows.length") == 0
+        assert "huge.bin" in await chromium.evaluate("$('earlier').innerText")
+        await slowly(chromium, -1)
+        await chromium.evaluate(COUNT)
+        await chromium.drop(huge)
+        await allSent(chromium)
+        assert await chromium.evaluate("patched") <= HUGE_BYTES - before
+        assert await chromium.evaluate("readKept().size") == 0
+        assert ownComplaints(chromium) == []
         assert receiver.stored() == {"huge.bin": huge.read_bytes()}
 
 
@@ -383,18 +388,16 @@ async def test_aFolderOfAThousandIsDropped(receiver, tmp_path):
     folder.mkdir()
     for number in range(1000):
         (folder / f"{number:04}").write_bytes(os.urandom(4096))
-    with receiver.running():
-        async with window(tmp_path) as chromium:
-            await visit(chromium, receiver.url())
-            await chromium.drop(folder)
-            await chromium.waitFor("rows.length === 1000", 60)
-            # only those in sight are there
-            assert await chromium.evaluate("document.querySelectorAll('.row').length") < 30
-            await allSent(chromium, 120)
-            await chromium.evaluate("$('rows').scrollTop = 1e9")
-            last = "[...document.querySelectorAll('.row')].some(e => e.ariaPosInSet === '1000')"
-            await chromium.waitFor(last)
-            assert chromium.complaints == []
+    async with page(receiver, tmp_path) as chromium:
+        await chromium.drop(folder)
+        await chromium.waitFor("rows.length === 1000", 60)
+        # only those in sight are there
+        assert await chromium.evaluate("document.querySelectorAll('.row').length") < 30
+        await allSent(chromium, 120)
+        await chromium.evaluate("$('rows').scrollTop = 1e9")
+        last = "[...document.querySelectorAll('.row')].some(e => e.ariaPosInSet === '1000')"
+        await chromium.waitFor(last)
+        assert chromium.complaints == []
         assert receiver.stored() == contents(folder)
 
 
@@ -419,17 +422,15 @@ async def test_plainHTTPFromElsewhere(folder, tmp_path):
 @pytest.mark.slow
 @pytest_twisted.ensureDeferred
 async def test_noWorkerBegins(receiver, huge, tmp_path):
-    with receiver.running():
-        async with window(tmp_path) as chromium:
-            await visit(chromium, receiver.url())
-            # the first piece waits for an answer that never comes
-            await chromium.evaluate("worker.terminate()")
-            await chromium.choose("#files", huge)
-            await chromium.waitFor("asked.size === 1")
-            await chromium.evaluate("worker.onerror()")
-            states = await allSent(chromium)
-            assert [said for _, _, said in states] == ["Sent, verified"]
-            assert chromium.complaints == []
+    async with page(receiver, tmp_path) as chromium:
+        # the first piece waits for an answer that never comes
+        await chromium.evaluate("worker.terminate()")
+        await chromium.choose("#files", huge)
+        await chromium.waitFor("asked.size === 1")
+        await chromium.evaluate("worker.onerror()")
+        states = await allSent(chromium)
+        assert [said for _, _, said in states] == ["Sent, verified"]
+        assert chromium.complaints == []
         assert receiver.stored() == {"huge.bin": huge.read_bytes()}
 
 
@@ -437,26 +438,24 @@ async def test_noWorkerBegins(receiver, huge, tmp_path):
 @pytest_twisted.ensureDeferred
 async def test_ourOwnSHA256(receiver, tmp_path):
     lengths = [0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, 100_000]
-    with receiver.running():
-        async with window(tmp_path) as chromium:
-            await visit(chromium, receiver.url())
-            await chromium.evaluate(f"window.lengths = {lengths}")
-            # with a global object that has no WebCrypto
-            source = await chromium.evaluate("String(hashing)")
-            await chromium.evaluate(f"window.ours = (self => ({source})())({{}})")
-            differing = await chromium.evaluate(
-                """(async () => {
-                  const found = [];
-                  for (const length of lengths) {
-                    const data = Uint8Array.from({length}, (_, i) => i * 7 + (i >> 8));
-                    const theirs = await crypto.subtle.digest("SHA-256", data);
-                    const [digest] = await ours(new Blob([data]));
-                    const hex = bytes => [...new Uint8Array(bytes)].join();
-                    if (hex(digest) !== hex(theirs)) found.push(length);
-                  }
-                  return found;
-                })()"""
-            )
+    async with page(receiver, tmp_path) as chromium:
+        await chromium.evaluate(f"window.lengths = {lengths}")
+        # with a global object that has no WebCrypto
+        source = await chromium.evaluate("String(hashing)")
+        await chromium.evaluate(f"window.ours = (self => ({source})())({{}})")
+        differing = await chromium.evaluate(
+            """(async () => {
+              const found = [];
+              for (const length of lengths) {
+                const data = Uint8Array.from({length}, (_, i) => i * 7 + (i >> 8));
+                const theirs = await crypto.subtle.digest("SHA-256", data);
+                const [digest] = await ours(new Blob([data]));
+                const hex = bytes => [...new Uint8Array(bytes)].join();
+                if (hex(digest) !== hex(theirs)) found.push(length);
+              }
+              return found;
+            })()"""
+        )
         assert differing == []
 
 

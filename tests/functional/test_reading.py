@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from tests.helpers.processes import connpool, finished, running, within
+from tests.helpers.processes import CONNPOOL, connpool, finished, running, within
 from tests.helpers.receiving import content, filerecv
+from tests.helpers.valve import Valve
 
 IDENTITIES = """
 [users.alice]
@@ -39,6 +40,13 @@ def library(tmp_path):
     with filerecv(root, *options, cwd=tmp_path) as (program, place):
         yield place
         assert "Traceback" not in program.output
+
+
+@pytest.fixture
+def valve():
+    made = Valve()
+    yield made
+    made.close()
 
 
 def asked(command, place, *arguments, who="alice:one"):
@@ -149,6 +157,35 @@ def test_interruptedItGoesOn(library, tmp_path):
 
 
 @pytest.mark.peer("curl")
+def test_aLostConnectionWhileItLists(library, tmp_path, valve):
+    """
+    It connects again by itself, and nothing is missed or there twice.
+    """
+    docs = tmp_path / "root/alice/docs"
+    for number in range(150):
+        (docs / f"d{number}").mkdir()
+        (docs / f"d{number}/f").write_text(str(number))
+    valve.target = int(library.rpartition(":")[2])
+    out = tmp_path / "out"
+    out.mkdir()
+    told = []
+    for command in (["list", "docs"], ["get", "docs", "--output", str(out)]):
+        valve.allow(valve.passed + 3000)
+        words = [*command, "--recursive", "--json", "--from", f"127.0.0.1:{valve.port}"]
+        with running(*CONNPOOL, *words, CONNPOOL_CREDENTIALS="alice:one") as program:
+            valve.waitUntilHeld()
+            valve.cut()
+            valve.allow(float("inf"))
+            assert program.process.wait(30) == 0
+        assert "trying again in 0.5 s" in program.output
+        lines = [line for line in program.output.splitlines() if line.startswith("{")]
+        told.append([json.loads(line)["name"] for line in lines])
+    assert len(told[0]) == len(set(told[0])) == 302
+    assert len(told[1]) == len(set(told[1])) == 152
+    for number in range(150):
+        assert (out / f"docs/d{number}/f").read_text() == str(number)
+
+
 def test_curlSavesAndGoesOn(library, tmp_path):
     url = f"http://{library}"
 

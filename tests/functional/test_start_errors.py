@@ -120,6 +120,29 @@ def test_daemonized(tmp_path, takenPort, mistake):
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("daemon", [False, True])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--rundir", "gone"], "cannot enter gone; name a directory with twistd --rundir="),
+        (["--rundir", "file"], "cannot enter file; name a directory with twistd --rundir="),
+        (["--chroot", "gone"], "cannot enter gone; name a directory with twistd --chroot="),
+        (["--logfile", "made"], "cannot write made; name another with twistd --logfile="),
+        (["--logfile", "gone/l"], "cannot write gone/l; name another with twistd --logfile="),
+        (["--pidfile", "made"], "cannot write made; name another with twistd --pidfile="),
+    ],
+)
+def test_whatTwistdCannotDo(tmp_path, daemon, words, says):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "file").touch()
+    more = ["--pidfile=", "--logfile=log"] if daemon else ["-n", "--pidfile="]
+    ended = run([*TWISTD, *more, *words], "", tmp_path, 0)
+    assert ended.returncode == 1
+    output = ended.stdout + ended.stderr
+    assert re.fullmatch(r"filerecv: twistd cannot .*\n", output), output
+    assert says in output
+
+
 def test_aDaemonStartsAndStops(tmp_path):
     pidfile, log = tmp_path / "pid", tmp_path / "log"
     started = run([*TWISTD, f"--pidfile={pidfile}", f"--logfile={log}"], "", tmp_path, 0)

@@ -4,7 +4,6 @@ A receiver that is read: requests over one session, and what they bring.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import attrs
@@ -12,7 +11,6 @@ from twisted.internet.defer import Deferred
 
 from connpool.errors import (
     DigestMismatch,
-    NameRefused,
     NetworkFailed,
     NotFound,
     ProtocolError,
@@ -20,38 +18,22 @@ from connpool.errors import (
     Unsupported,
 )
 from connpool.transfer.digests import Digest
-from connpool.transfer.names import RelativeName
+from connpool.transfer.fetch.listing import RemoteEntry
 from connpool.transfer.send.session import SenderSession
 from connpool.transfer.wire.frames import Frame, Type
 from connpool.transfer.wire.handshake import READ
 from connpool.transfer.wire.messages import Ack, ReceiptMessage, encode
 from connpool.transfer.wire.readmessages import (
     Content,
+    ListingMessage,
     ListMessage,
     ReadMessage,
 )
 
-__all__ = ["Answer", "Remote", "RemoteEntry"]
+__all__ = ["Answer", "Remote"]
 
 #: Names that are asked for at once.
 _PAGE_NAMES = 1000
-
-
-@attrs.frozen
-class RemoteEntry:
-    """
-    A name at the receiver.
-
-    @ivar path: below what may be read there.
-    @ivar directory: whether it is a directory, else a file.
-    @ivar size: bytes of a file.
-    @ivar modified: nanoseconds since the epoch.
-    """
-
-    path: str
-    directory: bool
-    size: int
-    modified: int
 
 
 @attrs.frozen
@@ -128,9 +110,16 @@ class Remote:
         self.session = session
         self.digest: Digest = session.digest
         self.open: set[_Request] = set()
-        session.onLost = self._lost
+        session.onLost = self._onLost
 
-    def _lost(self, why: BaseException) -> None:
+    @property
+    def lost(self) -> bool:
+        """
+        Tell whether the connection is gone.
+        """
+        return self.session.lost is not None
+
+    def _onLost(self, why: BaseException) -> None:
         error = why if isinstance(why, TransferError) else NetworkFailed("the connection was lost")
         while self.open:  # each may end others
             self.open.pop().failed(error)
@@ -180,63 +169,18 @@ class Remote:
         @raise TransferError: why that cannot be told.
         """
         try:
-            await self._ask(Type.LIST, ListMessage(path.encode(), b"", 1), Type.LISTING)
+            await self.page(path, b"", 1)
         except NotFound:
             return False
         return True
 
-    async def entries(self, directory: str) -> AsyncIterator[RemoteEntry]:
+    async def page(self, directory: str, after: bytes, most: int = _PAGE_NAMES) -> ListingMessage:
         """
-        List a directory; empty for the top.
+        List names of a directory, empty for the top, that come after C{after}.
 
         @raise TransferError: why not.
         """
-        after = b""
-        while True:
-            message = ListMessage(directory.encode(), after, _PAGE_NAMES)
-            page, _ = await self._ask(Type.LIST, message, Type.LISTING)
-            for each in page.entries:
-                if each.name <= after:
-                    raise ProtocolError("LISTING is not sorted")
-                after = each.name
-                path = _below(directory, each.name)
-                yield RemoteEntry(path, each.directory, each.size, each.modified)
-            if not page.more or not page.entries:
-                return
-
-    async def tree(
-        self, path: str, failed: Callable[[str, TransferError], Any]
-    ) -> AsyncIterator[RemoteEntry]:
-        """
-        List a directory and all below it.
-
-        @param failed: told of a directory below that cannot be listed.
-        @raise TransferError: why the directory itself cannot.
-        """
-        todo = [path]
-        while todo:
-            where = todo.pop()
-            below = []
-            try:
-                async for entry in self.entries(where):
-                    yield entry
-                    if entry.directory:
-                        below.append(entry.path)
-            except TransferError as e:
-                if self.session.lost is not None or where == path:
-                    raise
-                failed(where, e)
-            todo += reversed(below)
-
-
-def _below(directory: str, raw: bytes) -> str:
-    """
-    @raise ProtocolError: the name could lead somewhere else here.
-    """
-    try:
-        name = RelativeName.parse(raw, profile="posix")
-    except NameRefused as e:
-        raise ProtocolError(f"the receiver lists a name that is none: {e}") from None
-    if len(name.components) != 1:
-        raise ProtocolError("the receiver lists a path where a name belongs")
-    return f"{directory}/{name.path}" if directory else name.path
+        message = ListMessage(directory.encode(), after, most)
+        page: ListingMessage
+        page, _ = await self._ask(Type.LIST, message, Type.LISTING)
+        return page

@@ -196,6 +196,8 @@ class Link(Protocol):
         self._session.linkMade(self)
 
     def dataReceived(self, data: bytes) -> None:
+        if self.ended is not None:
+            return  # read only so that what we wrote last is not lost in a reset
         self._heard = self._reactor.seconds()
         self._deadline.arrived(len(data))
         self._queue.append(data)

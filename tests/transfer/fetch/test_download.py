@@ -28,6 +28,7 @@ from connpool.transfer import RelativeName
 from connpool.transfer.digests import digestNamed, rootOf
 from connpool.transfer.fetch import download
 from connpool.transfer.fetch.download import fetchFile
+from connpool.transfer.fetch.listing import entries
 from connpool.transfer.fetch.localfile import LocalFile
 from connpool.transfer.fetch.remote import Remote
 from connpool.transfer.identities import Identity
@@ -86,11 +87,13 @@ class Library(World):
             }
         )
 
-    def remote(self, more=(READ,)):
+    async def opening(self, more=(READ,)):
         factory = SessionFactory(self.clock, ("sha256",), more=more)
         dialled = Dialled(SimpleNamespace(connect=self.connect), factory)
-        opening = defer.Deferred.fromCoroutine(dialled.open())
-        return Remote(self.result(opening).session)
+        return Remote((await dialled.open()).session)
+
+    def remote(self, more=(READ,)):
+        return self.run(self.opening(more))
 
     def result(self, d):
         results = []
@@ -115,7 +118,7 @@ class Library(World):
 
     def names(self, directory="", remote=None):
         async def listed():
-            return [entry.path async for entry in (remote or self.remote()).entries(directory)]
+            return [entry.path async for entry in entries(remote or self.remote(), directory)]
 
         return self.run(listed())
 

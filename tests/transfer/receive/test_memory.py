@@ -288,3 +288,20 @@ def test_aSenderBeforeReady(world, smallFiles, tmp_path, kind):
     assert receivers
     world.refuse = True
     assert world.finish(results).exitCode != 0
+
+
+def test_afterTheEndOfASession(world):
+    """
+    A peer that does not read what ended it may say what it likes, and none of it is kept.
+    """
+    client = connect(world)
+    client.transport.pauseProducing()
+    client.transport.write(b"\0CPT1\r\n\x1a" + largest(Type.COMMIT))
+    world.pump()
+    link = linkOf(world)
+    assert link.ended is not None
+    assert not client.transport.closed
+    for _ in range(64):
+        client.transport.write(bytes(MIB))
+        world.pump()
+    assert link.kept == 0
