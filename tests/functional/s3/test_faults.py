@@ -67,9 +67,9 @@ class Receiver:
             closed=self._requests.close,
         )
 
-    def perform(self, call):
+    def perform(self, call, patience=None):
         if not self.dead:
-            return self._requests.perform(call)
+            return self._requests.perform(call, patience)
         if self._buried:
             return fail(Unavailable("it is dead"))
         self._unanswered.append(Deferred())

@@ -13,6 +13,7 @@ import pytest_twisted
 
 from connpool.errors import NotFound
 from connpool.transfer.stores.s3.calls import Delete, Put
+from examples.s3.engines import seaweedfs
 from tests.functional.s3.test_contract import EngineUnderTest
 from tests.helpers.processes import connpool, finished, running, twistd, within
 from tests.helpers.receiving import content
@@ -212,3 +213,28 @@ def test_curlSavesAndGoesOn(library, tmp_path):
     assert curl("-o", "x", f"{url}/large", who="bob:two").stdout == "403"
     shown = json.loads(curl(f"{url}/docs/").stdout.removesuffix("200"))
     assert [each["name"] for each in shown["entries"]] == ["a", "b"]
+
+
+def test_aDeadEngineIsToldSoon(tmp_path):
+    """
+    Whoever reads is told in a line that names the engine, long before a transfer gives up; and
+    reads as soon as it is back.
+    """
+    (tmp_path / "passwords").write_text("alice:one\n")
+    (tmp_path / "table").write_text(IDENTITIES)
+    with seaweedfs(tmp_path / "engine") as engine:
+        store = f"s3:bucket=files,endpoint={engine.url},spool={tmp_path}"
+        options = [f"--auth=file:{tmp_path}/passwords", f"--identities={tmp_path}/table"]
+        options += ["--listen=tcp:0:interface=127.0.0.1", f"--store={store}"]
+        with twistd("filerecv", *options, cwd=tmp_path, **engine.environment) as receiver:
+            place = receiver.waitFor(r"listens on (127.0.0.1:\d+)")[1]
+            assert asked("list", place).returncode == 0
+            engine.kill()
+            done = asked("list", place)
+            assert done.returncode == 7, done.stderr
+            [line] = done.stderr.splitlines()
+            assert f"the engine at {engine.url} fails since" in line
+            assert line.endswith("; try again later")
+            engine.start()
+            assert within(lambda: asked("list", place).returncode == 0, 60)
+            assert "Traceback" not in receiver.output

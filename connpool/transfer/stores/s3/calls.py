@@ -21,7 +21,8 @@ L{Conflict} may be by one's own object, and no core believes it without a look.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
+from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import attrs
@@ -443,10 +444,12 @@ class Requests(Protocol):
     The engine, as the store sees it.
     """
 
-    def perform(self, call: Call[_A]) -> Deferred[_A]:
+    def perform(self, call: Call[_A], patience: float | None = None) -> Deferred[_A]:
         """
         Carry out a call, again as often as it makes sense.
 
+        @param patience: seconds after which it fails, however little was tried; L{None} for
+            those that a transfer can wait.
         @return: fires with the answer; fails with L{Unavailable}, L{NoSpace} or
             L{StoreError}, or because it was cancelled.
         """
@@ -460,16 +463,22 @@ class Requests(Protocol):
         ...
 
 
-def performed(core: Coroutine[Call[Any], Any, _R], requests: Requests) -> Deferred[_R]:
+def performed(
+    core: Coroutine[Call[Any], Any, _R], requests: Requests, patience: float | None = None
+) -> Deferred[_R]:
     """
     Run a core.
 
+    @param patience: of each call, as in L{Requests.perform}.
     @return: fires with its result, or fails as it does.
     """
-    return Deferred.fromCoroutine(_drive(core, requests))
+    perform: Callable[..., Deferred[Any]] = requests.perform
+    if patience is not None:
+        perform = partial(perform, patience=patience)
+    return Deferred.fromCoroutine(_drive(core, perform))
 
 
-async def _drive(core: Coroutine[Call[Any], Any, _R], requests: Requests) -> _R:
+async def _drive(core: Coroutine[Call[Any], Any, _R], perform: Callable[..., Deferred[Any]]) -> _R:
     answer: Any = None
     error: BaseException | None = None
     while True:
@@ -480,11 +489,11 @@ async def _drive(core: Coroutine[Call[Any], Any, _R], requests: Requests) -> _R:
         answer = error = None
         try:
             if isinstance(call, Together):
-                answer = await _all([requests.perform(each) for each in call.calls])
+                answer = await _all([perform(each) for each in call.calls])
             elif isinstance(call, Deferred):
                 answer = await call
             else:
-                answer = await requests.perform(call)
+                answer = await perform(call)
         except GeneratorExit:
             core.close()
             raise

@@ -256,7 +256,7 @@ class Exchange(Protocol):
 
     def _silent(self) -> None:
         self._silence = None
-        self._fail(Broken(f"nothing came for {self._patience:g} s", silent=True))
+        self._fail(Broken(f"nothing came for {self._patience:.0f} s", silent=True))
 
     def _closeWriter(self) -> None:
         writer, self._writer = self._writer, None

@@ -6,8 +6,9 @@ Theory of operation
 A request goes over a connection that is leased from a pool for the time until its answer is
 read.  Between tries there is a pause, drawn at random from a span that grows, so that many
 calls which failed together do not come back together; where the engine asks for it, fewer
-connections are used for a while.  After L{MOST_SECONDS} of failed tries a call fails with
-L{Unavailable}, and whoever made it tells its sender to come back.
+connections are used for a while.  After L{MOST_SECONDS} of failed tries, or what else its maker
+has patience for, a call fails with L{Unavailable}, and whoever made it tells its sender to come
+back.
 
 Two failures are mended at once, each a single time in a row: a connection that was used
 before and ended without a byte of an answer was closed by the engine meanwhile, and keys that
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
 import random
 import time
@@ -33,7 +35,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from connpool.errors import PoolClosed, PoolError, Unavailable
+from connpool.errors import PoolClosed, PoolDown, PoolError, Unavailable
 from connpool.interfaces import IConnectionPool
 from connpool.logonce import LogOnce
 from connpool.transfer.stores.s3 import calls
@@ -62,6 +64,8 @@ MOST_SECONDS = 120.0
 PATIENCE_SECONDS, COMPLETE_PATIENCE_SECONDS = 30.0, 900.0
 #: The pause after a failed try, in seconds: the first, its growth, the longest.
 _PAUSE_SECONDS, _PAUSE_GROWTH, _MOST_PAUSE_SECONDS = 0.1, 1.7, 15.0
+#: Seconds that every try has.
+_LEAST_SECONDS = 0.5
 #: Seconds after which an engine that asked for fewer requests gets twice as many again.
 _CALM_SECONDS = 5.0
 #: Seconds of failures after which the engine is a trouble.
@@ -327,6 +331,7 @@ class SignedRequests:
         self._most = pool.settings.maxSize
         self._calming: Any = None
         self._failingSince: float | None = None
+        self._workedAt = 0.0
         self._why = LogOnce(lambda why: self._log.warn("{url}: {why}", url=url, why=why))
         self._counts = S3Stats()
 
@@ -352,10 +357,10 @@ class SignedRequests:
             self._calming = None
         return self._pool.close()
 
-    def perform(self, call: calls.Call[_A]) -> Deferred[_A]:
-        return Deferred.fromCoroutine(self._perform(call))
+    def perform(self, call: calls.Call[_A], patience: float | None = None) -> Deferred[_A]:
+        return Deferred.fromCoroutine(self._perform(call, patience))
 
-    async def _perform(self, call: calls.Call[_A]) -> _A:
+    async def _perform(self, call: calls.Call[_A], patience: float | None) -> _A:
         outgoing = compose(call, self._place, checksum=self._checksum)
         quick = len(outgoing.body) <= _INLINE_BYTES
         if quick or (self._checksum != "md5" and isinstance(call, calls.PutPart)):
@@ -367,14 +372,15 @@ class SignedRequests:
             )
         outgoing.headers.extend(checks)
         keys: Keys | None = None
-        giveUpAt: float | None = None
+        end = math.inf if patience is None else self._reactor.seconds() + patience
+        giveUpAt = end
         failures = 0
         mended = refused = False
         while True:
-            after = 0.0
+            after, began = 0.0, self._now()
             try:
                 keys = await self._keys(keys if refused else None)
-                reply = await self._ask(outgoing, keys)
+                reply = await self._ask(outgoing, keys, end)
                 answer: _A = answerOf(call, reply)
                 self._worked(outgoing)
                 return answer
@@ -393,24 +399,25 @@ class SignedRequests:
                     self._throttle()
                 if e.refused:
                     if refused:
-                        raise self._givenUp(why) from None
+                        raise self._givenUp(why, began) from None
                     refused = True
                     self._counts.retries += 1
                     continue
             except PoolClosed:
                 raise Unavailable("the store is closed") from None
             except PoolError as e:
-                why = str(e)
+                # a pool that is down has not tried again: there is nothing new to be told
+                why = (isinstance(e, PoolDown) and self._why.trouble) or str(e)
                 after = getattr(e, "retryAfter", 0.0)
             refused = mended = False
-            self._failed(why)
+            self._failed(why, began)
             now = self._reactor.seconds()
-            giveUpAt = now + MOST_SECONDS if giveUpAt is None else giveUpAt
+            giveUpAt = min(giveUpAt, now + MOST_SECONDS)
             pause = min(_PAUSE_SECONDS * _PAUSE_GROWTH**failures, _MOST_PAUSE_SECONDS)
             pause = max(after, pause * (0.5 + self._jitter() / 2))
             failures += 1
             if now + pause > giveUpAt:
-                raise self._givenUp(why)
+                raise self._givenUp(why, began)
             self._counts.retries += 1
             await deferLater(self._reactor, pause)
 
@@ -420,8 +427,9 @@ class SignedRequests:
         except Exception as e:
             raise Again(f"there are no keys: {e}") from None
 
-    async def _ask(self, outgoing: Outgoing, keys: Keys) -> Reply:
-        lease = await self._pool.acquire(MOST_SECONDS)
+    async def _ask(self, outgoing: Outgoing, keys: Keys, end: float) -> Reply:
+        left = max(_LEAST_SECONDS, end - self._reactor.seconds())
+        lease = await self._pool.acquire(min(MOST_SECONDS, left))
         exchange: Exchange = lease.protocol
         bad = False
         try:
@@ -430,7 +438,7 @@ class SignedRequests:
             )
             reply = await exchange.ask(
                 *(outgoing.method, outgoing.target, headers, outgoing.body),
-                *(_MOST_OBJECT_BYTES, outgoing.patience),
+                *(_MOST_OBJECT_BYTES, min(outgoing.patience, left)),
             )
             self._counts.requests += 1
             return reply
@@ -447,17 +455,17 @@ class SignedRequests:
     def _worked(self, outgoing: Outgoing) -> None:
         if outgoing.method == "PUT":
             self._counts.sentBytes += len(outgoing.body)
-        self._failingSince = None
+        self._failingSince, self._workedAt = None, self._now()
         if self._why.trouble and self._why.over():
             self._log.info("{url}: the engine answers again", url=self._url)
 
-    def _failed(self, why: str) -> None:
+    def _failed(self, why: str, began: float) -> None:
         if self._failingSince is None:
-            self._failingSince = self._now()
+            self._failingSince = max(began, self._workedAt)
         self._why.met(why)
 
-    def _givenUp(self, why: str) -> Unavailable:
-        self._failed(why)
+    def _givenUp(self, why: str, began: float) -> Unavailable:
+        self._failed(why, began)
         self._counts.unavailable += 1
         return Unavailable(f"the engine behind this receiver fails: {why}; try again later")
 

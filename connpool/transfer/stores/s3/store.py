@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool import interfaces
-from connpool.errors import TransferError
+from connpool.errors import TransferError, Unavailable
 from connpool.interfaces import IPartial, IPartialHolder
 from connpool.logonce import LogOnce
 from connpool.transfer import records
@@ -59,6 +59,8 @@ __all__ = ["REAP_SECONDS", "TAIL_SECONDS", "S3Store"]
 REAP_SECONDS = 600.0
 #: Seconds between two tails of a part that fills slowly.
 TAIL_SECONDS = 30.0
+#: Seconds that a call may take for which a reader waits.
+READER_SECONDS = 10.0
 #: Parts that an upload may have in the spool: so many on their way, as many that fill.
 SLOTS = 2 * LEAVING
 _R = TypeVar("_R")
@@ -254,10 +256,20 @@ class S3Store:
         return records.FileStat(there.size, reading.modifiedOf(there))
 
     def listing(self, directory: RelativeName | None, after: str, limit: int) -> Deferred[Listing]:
-        return self.run(reading.listing(self.layout, directory, after, limit))
+        return self._reading(reading.listing(self.layout, directory, after, limit))
 
     def read(self, name: RelativeName, start: int, end: int) -> Deferred[records.FileRange]:
-        return self.run(reading.read(self.layout, name, start, end))
+        return self._reading(reading.read(self.layout, name, start, end))
+
+    def _reading(self, core: Coroutine[Call[Any], Any, _R]) -> Deferred[_R]:
+        return performed(core, self._requests, READER_SECONDS).addErrback(self._untold)
+
+    def _untold(self, failure: Failure) -> Any:
+        failure.trap(Unavailable)
+        trouble = self.trouble()
+        if trouble is None:
+            return failure
+        raise Unavailable(f"{trouble}; try again later")
 
     def foresee(self, offer: Offer, root: bytes | None, ahead: int, whole: bool) -> Deferred[str]:
         self.layout.check(offer.name)

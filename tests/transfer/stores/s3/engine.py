@@ -119,7 +119,7 @@ class MemoryEngine:
         self.calls: dict[str, int] = {}
         self.down: Exception | None = None
 
-    def perform(self, call: Any) -> Deferred[Any]:
+    def perform(self, call: Any, patience: float | None = None) -> Deferred[Any]:
         return maybeDeferred(self._perform, call)
 
     def trouble(self) -> str | None:

@@ -28,7 +28,7 @@ class Scripted:
         self.answer = answer
         self.asked = []
 
-    def perform(self, call):
+    def perform(self, call, patience=None):
         self.asked.append(call)
         return self.answer(call)
 

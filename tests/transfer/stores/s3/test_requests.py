@@ -47,6 +47,7 @@ class FakePool:
         self.settings = FakeSettings()
         self.script = list(script)
         self.asked = []
+        self.patience = []
         self.given = []
         self.sizes = []
         self.host = "engine.example"
@@ -65,6 +66,7 @@ class FakePool:
 
     def ask(self, method, target, headers, body, most, patience):
         self.asked.append((method, target, dict(headers), body))
+        self.patience.append(patience)
         answer = self.script.pop(0) if self.script else OK
         if isinstance(answer, Deferred):
             return answer
@@ -118,9 +120,9 @@ class World:
             jitter=lambda: 1.0,
         )
 
-    def perform(self, call=PUT):
+    def perform(self, call=PUT, patience=None):
         got = []
-        self.requests.perform(call).addBoth(got.append)
+        self.requests.perform(call, patience).addBoth(got.append)
         return got
 
 
@@ -172,6 +174,21 @@ def test_noMoreDialsThanThePoolWants():
     assert got == [DONE]
 
 
+def test_whatAPoolThatIsDownSays():
+    """
+    A pool that does not dial for a while adds nothing to why it does not.
+    """
+    down = [("acquire", PoolDown(f"down for {n} s", n)) for n in (3.0, 4.0, 5.0)]
+    world = World(("acquire", ConnectFailed("refused")), *down, OK)
+    got = world.perform()
+    said = set()
+    while not got:
+        world.clock.advance(0.5)
+        said.add((world.requests.trouble() or "").rpartition(": ")[2])
+    assert got == [DONE]
+    assert said == {"", "refused"}
+
+
 def test_givenUp():
     world = World(*[BUSY] * 1000)
     began = world.clock.seconds()
@@ -183,6 +200,32 @@ def test_givenUp():
     assert "503 ServiceUnavailable" in str(error)
     assert len(world.pool.asked) < 30
     assert world.requests.stats().unavailable == 1
+
+
+def test_lessPatience():
+    """
+    Whoever reads is told sooner than a transfer, of an engine that refuses and a silent one.
+    """
+    world = World(*[BUSY] * 1000)
+    began = world.clock.seconds()
+    got = world.perform(calls.Get("k"), 10.0)
+    while not got:
+        world.clock.advance(0.5)
+    errorIn(got, Unavailable)
+    assert 5 < world.clock.seconds() - began <= 10
+    assert "http://engine.example fails since" in world.requests.trouble()
+    silent = Deferred()
+    world = World(silent)
+    got = world.perform(calls.Get("k"), 10.0)
+    assert world.pool.patience == [10.0]
+    world.clock.advance(10)
+    silent.errback(Broken("nothing came for 10 s", silent=True))
+    errorIn(got, Unavailable)
+    # it failed for as long as nobody had an answer
+    assert "http://engine.example fails since" in world.requests.trouble()
+    world = World(OK)
+    assert world.perform() == [DONE]
+    assert world.pool.patience == [30.0]
 
 
 def test_fewerAtOnce():

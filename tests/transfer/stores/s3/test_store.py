@@ -52,7 +52,7 @@ class Receiver:
         self.seen = []
         self.answers = {}
 
-    def perform(self, call):
+    def perform(self, call, patience=None):
         self.seen.append(call)
         if self.dead:
             return Deferred()
