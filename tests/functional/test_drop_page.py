@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
-from twisted.internet.task import deferLater
 
+from tests.helpers.ports import freePort
 from tests.helpers.processes import twistd, within
+from tests.helpers.trees import filesBelow, publishedBelow
+from tests.helpers.waiting import until
 from tests.observe.chromium import browser
 
 pytestmark = pytest.mark.peer("chromium")
@@ -28,7 +29,7 @@ class Receiver:
     def __init__(self, directory, *options):
         self.directory = directory
         self.files = directory / "received"
-        self.port = 0
+        self.port = freePort()
         self._options = options
 
     @contextmanager
@@ -36,7 +37,7 @@ class Receiver:
         listen = f"tcp:{self.port}:interface=127.0.0.1"
         options = ("--listen", listen, "--names", "posix", *self._options)
         with twistd("filerecv", *options, cwd=self.directory) as program:
-            self.port = int(program.waitFor(r"listens on [^ ]*:(\d+),")[1])
+            program.waitFor("listens on ")
             yield program
             assert "Traceback" not in program.output
 
@@ -47,11 +48,7 @@ class Receiver:
         """
         @return: path to content of the published files.
         """
-        return {
-            str(path.relative_to(self.files)): path.read_bytes()
-            for path in self.files.rglob("*")
-            if path.is_file() and ".connpool" not in path.parts
-        }
+        return publishedBelow(self.files)
 
 
 @pytest.fixture
@@ -106,10 +103,6 @@ async def page(receiver, tmp_path):
             yield chromium
 
 
-def sleep(seconds):
-    return deferLater(reactor, seconds, lambda: None)
-
-
 def ownComplaints(chromium):
     """
     @return: what the page did wrong.  Chromium itself says that a request failed, and that a
@@ -145,6 +138,8 @@ async def test_filesAndFolders(receiver, folder, tmp_path):
             await visit(chromium, receiver.url())
             await chromium.choose("#files", folder / HOSTILE[0], folder / "sub/empty")
             await chromium.choose("#folder", folder)
+            # the browser reads a folder after it has answered: the two files may be over first
+            await chromium.waitFor("rows.length === 6")
             states = await allSent(chromium)
             assert all(said == "Sent, verified" for path, _, said in states if "empty" not in path)
             await chromium.waitFor("document.title === 'All sent'")
@@ -335,11 +330,7 @@ async def test_whatWasBegunIsForgotten(receiver, huge, tmp_path):
             await chromium.evaluate("$('earlier').querySelector('button').click()")
             await chromium.waitFor("$('earlier').hidden")
             partials = receiver.files / ".connpool/partials"
-            for _ in range(100):
-                if not any(path.is_file() for path in partials.rglob("*")):
-                    break
-                await sleep(0.1)
-            assert not any(path.is_file() for path in partials.rglob("*"))
+            await until(lambda: not filesBelow(partials))
         assert receiver.stored() == {}
 
 
@@ -350,8 +341,8 @@ async def test_offline(receiver, huge, tmp_path):
         async with window(tmp_path) as chromium:
             before = await begun(chromium, receiver, huge)
             await slowly(chromium, offline=True)
-            await chromium.waitFor("!$('trouble').hidden")
-            assert "You are offline" in await chromium.evaluate("$('trouble').textContent")
+            # a request may fail a moment before the page hears that the network is gone
+            await chromium.waitFor("$('trouble').textContent.includes('You are offline')")
             await chromium.evaluate(COUNT)
             await slowly(chromium, -1)
             await allSent(chromium)
@@ -466,10 +457,12 @@ async def test_withoutAScript(receiver, folder, tmp_path):
         async with window(tmp_path) as chromium:
             await chromium.command("Emulation.setScriptExecutionDisabled", value=True)
             await chromium.go(receiver.url())
-            await chromium.waitFor("document.readyState === 'complete'")
             await chromium.choose("#files", folder / HOSTILE[0], folder / HOSTILE[1])
             await chromium.click("#submit")
-            await chromium.waitFor("document.title === 'Received'")
+            # the title is there before the list
+            await chromium.waitFor(
+                "document.title === 'Received' && document.readyState === 'complete'"
+            )
             listed = await chromium.evaluate(
                 "[...document.querySelectorAll('li')].map(each => each.textContent)"
             )

@@ -14,6 +14,7 @@ import trustme
 from tests.helpers import httpproxies
 from tests.helpers.httpproxies import recipe
 from tests.helpers.processes import CHECKOUT, environment, finished, twistd, within
+from tests.helpers.trees import filesBelow
 from tests.helpers.valve import Valve
 
 SIZE = 3_000_000
@@ -119,8 +120,8 @@ def begun(directory):
     """
     The partials that have a byte; an upload without one does not outlive its receiver.
     """
-    partials = directory.glob("received/.connpool/partials/*/*")
-    return [path for path in partials if not path.suffix and path.stat().st_size]
+    partials = filesBelow(directory / "received/.connpool/partials")
+    return [path for path, status in partials.items() if not path.suffix and status.st_size]
 
 
 @pytest.fixture

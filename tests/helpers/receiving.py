@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from tests.helpers.ports import freePort
 from tests.helpers.processes import CHECKOUT, Popen, connpool, environment, twistd
+from tests.helpers.trees import filesBelow, publishedBelow
 
 
 def content(count, seed=1):
@@ -70,18 +71,17 @@ class Receiving:
         return s
 
     def files(self):
-        return {
-            str(path.relative_to(self.root)): path.read_bytes()
-            for path in self.root.rglob("*")
-            if path.is_file() and ".connpool" not in str(path.relative_to(self.root))
-        }
+        return publishedBelow(self.root)
 
     def written(self):
         """
         The bytes that it has of files that have no name yet.
         """
-        stats = [path.stat() for path in self.root.glob(".connpool/[tp]*/**/*") if path.is_file()]
-        return sum(min(status.st_size, status.st_blocks * 512) for status in stats)
+        return sum(
+            min(status.st_size, status.st_blocks * 512)
+            for where in ("temporary", "partials")
+            for status in filesBelow(self.root / ".connpool" / where).values()
+        )
 
     def send(self, *arguments, durability="none", **more):
         return connpool(

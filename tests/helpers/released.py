@@ -19,6 +19,7 @@ import attrs
 import pytest
 
 from tests.helpers.processes import CHECKOUT, TWISTD, Running, environment, running
+from tests.helpers.trees import publishedBelow
 
 #: The archives of the released versions, and what they left on disk.
 RELEASED = CHECKOUT / "tests/transfer/released"
@@ -121,11 +122,7 @@ class Receiver:
         """
         The content of everything that was published.
         """
-        return {
-            str(path.relative_to(self.root)): path.read_bytes()
-            for path in sorted(self.root.rglob("*"))
-            if path.is_file() and path.relative_to(self.root).parts[0] != ".connpool"
-        }
+        return publishedBelow(self.root)
 
 
 @contextmanager

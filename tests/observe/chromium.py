@@ -46,6 +46,7 @@ class Browser(ProcessProtocol):
         self._waiting: dict[int, Deferred[Any]] = {}
         self._number = 0
         self._buffer = b""
+        self._read: set[str] = set()
         self.tab: str | None = None
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
@@ -62,6 +63,9 @@ class Browser(ProcessProtocol):
                 waiting.errback(AssertionError(message["error"]))
             else:
                 waiting.callback(message["result"])
+        elif message.get("method") == "Page.lifecycleEvent":
+            if message["params"]["name"] == "DOMContentLoaded":
+                self._read.add(message["params"]["loaderId"])
         elif message.get("method") == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(message["params"]["exceptionDetails"]))
         elif message.get("method") == "Log.entryAdded":
@@ -95,6 +99,7 @@ class Browser(ProcessProtocol):
         self.tab = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             await self.command(f"{domain}.enable")
+        await self.command("Page.setLifecycleEventsEnabled", enabled=True)
 
     async def look(self, width: int, height: int, scheme: str) -> None:
         """
@@ -113,7 +118,13 @@ class Browser(ProcessProtocol):
         )
 
     async def go(self, url: str) -> None:
-        await self.command("Page.navigate", url=url)
+        """
+        Go to a page, until its document has been read: the answer comes while scripts still
+        run in the one before.
+        """
+        went = await self.command("Page.navigate", url=url)
+        assert "errorText" not in went, went
+        await until(lambda: went["loaderId"] in self._read)
 
     async def evaluate(self, expression: str) -> Any:
         """
