@@ -85,7 +85,6 @@ def test_aPortInUseIsOneLine(tmp_path):
         "--upstream", "tcp:127.0.0.1:1", cwd=tmp_path,
     ) as program:  # fmt: skip
         assert program.process.wait(30) == 1
-        program._thread.join(5)
         assert "another program has this port" in program.output
         assert "Traceback" not in program.output
 
@@ -94,6 +93,5 @@ def test_aPortInUseIsOneLine(tmp_path):
 def test_aMistakeIsOneLine(arguments, tmp_path):
     with running(*TWISTD, "-n", "--pidfile=", "connpool", *arguments, cwd=tmp_path) as program:
         assert program.process.wait(30) == 1
-        program._thread.join(5)
         assert "connpool: --listen" in program.output
         assert "Traceback" not in program.output

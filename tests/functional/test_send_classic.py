@@ -228,7 +228,6 @@ def test_interrupted(tmp_path, number, answer):
         time.sleep(0.2)
         sender.process.send_signal(number)
         assert sender.process.wait(10) == 130
-        sender._thread.join(5)
     assert sender.output == (
         f"connpool send: {path}: interrupted; nothing can be resumed with the classic protocol; "
         "run it again\n"

@@ -419,7 +419,6 @@ def test_servicesOnAReadOnlyRoot(service, tmp_path):
     ) as program:
         if writes:
             assert program.process.wait(30) == 1
-            program._thread.join(5)
             last = program.output.strip().splitlines()[-1]
             assert "Read-only file system" in last
         else:

@@ -4,8 +4,11 @@ Programs under test, started from this checkout and always ended.
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -154,22 +157,52 @@ class Running:
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
         self.process = process
-        self._lines: list[str] = []
+        self._pipe = process.stdout
+        self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), True)
+        self._pieces: list[str] = []
+        self._ended = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append(line)
+        while not self._ended:
+            self._comes(0.2)
+            self._take()
+
+    def _comes(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._pipe, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def _take(self) -> None:
+        with self._lock:
+            while not self._ended and self._comes(0):
+                data = os.read(self._pipe.fileno(), 65536)
+                self._ended = not data
+                self._pieces.append(self._decoder.decode(data, final=self._ended))
 
     @property
     def output(self) -> str:
         """
-        What it has printed so far.
+        All that it has printed until now: also what the thread has not read yet, as a line
+        from before an answer that we have had.
         """
-        return "".join(self._lines)
+        self._take()
+        return "".join(self._pieces)
+
+    def close(self) -> None:
+        """
+        Read what is left of an ended program's output.
+        """
+        self._thread.join(5)  # a child of its own may go on with its output
+        self._take()
+        with self._lock:
+            self._ended = True
+        self._thread.join()
+        self._pipe.close()
 
     def waitFor(self, pattern: str, seconds: float = 30.0) -> re.Match[str]:
         """
@@ -190,10 +223,7 @@ class Running:
         """
         if self.process.poll() is None:
             self.process.terminate()
-        try:
-            return self.process.wait(seconds)
-        finally:
-            self._thread.join(5)
+        return self.process.wait(seconds)
 
 
 @contextmanager
@@ -225,9 +255,7 @@ def running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
-        program._thread.join(5)
-        assert process.stdout is not None
-        process.stdout.close()
+        program.close()
 
 
 @contextmanager
@@ -239,7 +267,7 @@ def twistd(*arguments: str | Path, cwd: Path, **extra: str) -> Iterator[Running]
         yield program
 
 
-def within(predicate: Callable[[], object], seconds: float = 10.0) -> bool:
+def within(predicate: Callable[[], object], seconds: float = 30.0) -> bool:
     """
     Whether C{predicate()} becomes true in time: the parent of a daemonizing
     C{twistd} ends a moment before the child removes its pidfile and logs.
