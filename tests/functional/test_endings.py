@@ -7,6 +7,7 @@ a file system in memory succeeds.
 
 import datetime as dt
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -37,7 +38,7 @@ from tests.functional.test_credentials import (  # noqa: F401 - fixtures
     receiving,
     secured,
 )
-from tests.helpers.processes import CONNPOOL, Popen, connpool, environment, twistd
+from tests.helpers.processes import CONNPOOL, Popen, connpool, environment, twistd, within
 from tests.helpers.receiving import Receiving, content
 from tests.helpers.waiting import bounded, pause
 from tests.transfer import peer
@@ -324,7 +325,8 @@ def test_aPlaceThatIsWaitedForIsSaid(tmp_path):
         try:
             held.stdin.write(b"x" * 100_000)
             held.stdin.flush()
-            receiver.program.waitFor("filerecv")
+            # it has the place
+            assert within(lambda: receiver.written() > 0)
             waiting = Popen(
                 [*SEND, "--to", receiver.place, str(tmp_path / "file")],
                 stderr=subprocess.PIPE,
@@ -377,16 +379,17 @@ def test_hintsWorkWhenTheyArePasted(tmp_path):
     with twistd(
         "filerecv", "--directory", tmp_path / "inbox", *allowed, *options, cwd=tmp_path
     ) as program:
-        program.waitFor("elsewhere: ")
-        lines = program.output.splitlines()
-        found = [
-            line.partition(mark)[2]
-            for line in lines
-            for mark in ("send one with: ", "or with: ")
-            if mark in line
-        ]
-        # some can be reached by curl as well
-        assert sum(hint.startswith("connpool ") for hint in found) == len(listens)
+
+        def hints():
+            return re.findall(r"(?:send one|or) with: (.*)\n", program.output)
+
+        def allThere():
+            # some can be reached by curl as well
+            native = sum(hint.startswith("connpool ") for hint in hints())
+            return "elsewhere: " in program.output and native == len(listens)
+
+        assert within(allThere), program.output
+        found = hints()
         assert not any("0.0.0.0" in hint or "[::]" in hint for hint in found)
         script = "".join(
             f"{hint} || echo failed: '{number}'\n" for number, hint in enumerate(found)

@@ -13,6 +13,7 @@ import pytest
 from examples.s3.demo import Server, configuration, connects
 from tests.helpers.ports import freePort
 from tests.helpers.processes import CONNPOOL, Popen, environment, twistd, within
+from tests.helpers.trees import filesBelow
 
 pytestmark = pytest.mark.peer("haproxy")
 
@@ -82,7 +83,7 @@ def whose(made, sender, pattern, seconds=30):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for each in made:
-            if any(path.is_file() for path in each[1].rglob(pattern)):
+            if any(path.match(pattern) for path in filesBelow(each[1])):
                 return each
         time.sleep(0.05)
     raise AssertionError(f"no {pattern} anywhere")
@@ -114,13 +115,20 @@ def test_aStopLetsTransfersEnd(tmp_path, made, front):
         (other,) = [each for each in made if each is not busy]
         busy[0].process.send_signal(signal.SIGTERM)
         busy[0].waitFor("SIGTERM")
-        time.sleep(2.5)
-        small = tmp_path / "small"
-        small.write_bytes(b"small")
-        with send(front, small) as sender:
-            finished(sender)
-        assert (other[1] / "small").read_bytes() == b"small"
-        assert running.poll() is None
+        # it is not over before the other one, however long that takes
+        running.send_signal(signal.SIGSTOP)
+        try:
+            log = tmp_path / "haproxy.log"
+            stops = f"/r{made.index(busy)} is stopping"
+            assert within(lambda: stops in log.read_text()), log.read_text()
+            small = tmp_path / "small"
+            small.write_bytes(b"small")
+            with send(front, small) as sender:
+                finished(sender)
+            assert (other[1] / "small").read_bytes() == b"small"
+            assert running.poll() is None
+        finally:
+            running.send_signal(signal.SIGCONT)
         finished(running)
     assert (busy[1] / "large").read_bytes() == large.read_bytes()
     assert busy[0].process.wait(20) in {0, -15}

@@ -11,6 +11,7 @@ from connpool.transfer import holes
 from tests.helpers.processes import CONNPOOL, connpool, running, within
 from tests.helpers.receiving import Receiving, content
 from tests.helpers.released import TODAY, VERSIONS, receiving, released
+from tests.helpers.trees import checkpointed
 from tests.transfer.test_holes import sparse
 
 MIB, TIB = 1 << 20, 1 << 40
@@ -73,7 +74,7 @@ def test_bothWereKilled(tmp_path):
     islands(path, 60)
     command = [*CONNPOOL, "send", "--to", there.place, "--durability", "none", path]
     with there, running(*command, XDG_STATE_HOME=str(tmp_path / "state")) as sender:
-        within(lambda: there.written() > 20 * MIB, 30)
+        assert within(lambda: there.written() > 20 * MIB and checkpointed(there.root))
         sender.process.kill()
         there.kill()
         there.options = ()

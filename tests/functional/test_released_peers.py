@@ -15,6 +15,7 @@ from tests.conftest import filesystemOf
 from tests.helpers.processes import run, within
 from tests.helpers.receiving import content
 from tests.helpers.released import TODAY, VERSIONS, receiving, released
+from tests.helpers.trees import checkpointed
 from tests.helpers.valve import Valve
 
 pytestmark = pytest.mark.slow
@@ -280,8 +281,7 @@ def test_anotherReceiverGoesOn(version, first, sends, source, tmp_path, valve):
         program = sending.__enter__()
         try:
             valve.waitUntilHeld()
-            # what was verified is written down every few seconds
-            time.sleep(5)
+            assert within(lambda: checkpointed(root))
             receiver.program.process.kill()
             receiver.program.process.wait(10)
             with receiving(goesOn, root) as other:

@@ -21,6 +21,7 @@ from connpool.commands.progress import Progress
 from connpool.transfer.send.credentials import readCredentials
 from tests.helpers.processes import CONNPOOL, Popen, connpool, environment, run, running, within
 from tests.helpers.receiving import Receiving, content
+from tests.helpers.valve import Valve
 from tests.transfer import peer
 
 COMMAND = [*CONNPOOL, "send"]
@@ -522,18 +523,22 @@ def test_whatWasTakenAwaySinceAnEarlierRun(tmp_path):
     for number in range(5):
         (source / f"s{number}").write_bytes(content(number, number + 1))
     (source / "zlarge").write_bytes(content(16 << 20))
-    receiving = Receiving(tmp_path, "--max-rate", "8M")
-    with receiving:
-        command = [*COMMAND, "--to", receiving.place, "--durability", "none", source]
+    receiving = Receiving(tmp_path)
+    with receiving, contextlib.closing(Valve()) as valve:
+        valve.target = receiving.port
+        valve.allow(1 << 20)
+        place = f"127.0.0.1:{valve.port}"
+        command = [*COMMAND, "--to", place, "--durability", "none", source]
         state = str(tmp_path / "state")
         with running(*command, XDG_STATE_HOME=state) as sender:
-            assert within((receiving.root / "source/s4").exists, 20)
-            time.sleep(0.3)
+            valve.waitUntilHeld()
+            assert within((receiving.root / "source/s4").exists)
             sender.process.send_signal(signal.SIGINT)
             assert sender.process.wait(20) == 130
         for number in range(4):
             (receiving.root / f"source/s{number}").unlink()
-        done = receiving.send(source, "--json")
+        valve.allow(float("inf"))
+        done = connpool(*command[len(CONNPOOL) :], "--json", XDG_STATE_HOME=state)
     assert done.returncode == 0, done.stderr
     assert "4 files, stored by an earlier run and taken away" in done.stderr
     assert "1 file, stored by an earlier run and still there" in done.stderr

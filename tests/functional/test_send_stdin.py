@@ -65,12 +65,12 @@ def test_interruptedWhileNothingComes(receiving, number):
         pipe.write(b"x" * 5000)
         assert within(lambda: receiving.written() >= 5000)
         process.send_signal(number)
-        assert process.wait(2) == 130
+        assert process.wait(20) == 130
 
 
 def test_refusedWhileNothingComes(receiving):
     with sending(receiving, "--name", "../x") as (process, _):
-        assert process.wait(10) == 4
+        assert process.wait(20) == 4
 
 
 def test_lostWhileNothingComes(receiving):
@@ -78,6 +78,6 @@ def test_lostWhileNothingComes(receiving):
         pipe.write(b"x" * 5000)
         assert within(lambda: receiving.written() >= 5000)
         receiving.program.process.kill()
-        output, _ = process.communicate(timeout=3)
+        output, _ = process.communicate(timeout=20)
         assert process.returncode == 3
         assert b"cannot be sent again" in output
