@@ -23,11 +23,9 @@ Everything here may block on the disk and may run in any thread.
 from __future__ import annotations
 
 import math
-import os
 import secrets
 import stat
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, Self, TypeVar, TypeVarTuple
@@ -35,16 +33,14 @@ from typing import Any, Self, TypeVar, TypeVarTuple
 import attrs
 from twisted.python.failure import Failure
 
-from connpool.errors import SyncFailed, TransferError
-from connpool.transfer.names import RelativeName
-from connpool.transfer.records import DURABILITIES, DirectoryMade, Offer, Receipt, SmallFile
+from connpool.errors import TransferError
+from connpool.transfer.records import DURABILITIES, Offer, Receipt, SmallFile
 from connpool.transfer.stores.directories import (
     LOOK_SECONDS,
     NOTHING_HANDED_DOWN,
     Directories,
     Directory,
 )
-from connpool.transfer.stores.groupcommit import SyncChoice
 from connpool.transfer.stores.publish import (
     TEMPORARY,
     Published,
@@ -55,8 +51,8 @@ from connpool.transfer.stores.publish import (
     temporaryName,
 )
 from connpool.transfer.stores.receiptlog import ReceiptLog
+from connpool.transfer.stores.syncing import BatchSync
 from connpool.transfer.syscalls import (
-    CANNOT_SYNC,
     EXISTING,
     NEW,
     VOLATILE,
@@ -130,6 +126,13 @@ class _Held:
         self._all.append((tree, directory))
         return result
 
+    def filesystem(self, components: tuple[str, ...]) -> str | None:
+        """
+        Return the type of the one that a directory was found on, if it was.
+        """
+        directory = self._latest.get(components)
+        return None if directory is None else directory.filesystem
+
     def __enter__(self) -> Self:
         return self
 
@@ -158,6 +161,7 @@ class Commit:
         private: Directories,
         publisher: Publisher,
         receiptLog: ReceiptLog,
+        sync: BatchSync,
         *,
         reach: int,
         fileMode: int,
@@ -175,7 +179,7 @@ class Commit:
         #: of files without and with an exec bit
         self._modes = fileMode, fileMode | ((fileMode & 0o444) >> 2 if keepExec else 0)
         self._now = now
-        self._choice = SyncChoice()
+        self._sync = sync
 
     def level(self, offer: Offer) -> int:
         """
@@ -184,7 +188,7 @@ class Commit:
         wanted = _WANTED[offer.durability]
         return wanted if wanted <= self._reach or self._diskElsewhere else self._reach
 
-    def _reached(self, durability: str, directory: Directory) -> int:
+    def reached(self, durability: str, directory: Directory) -> int:
         """
         Return the index in C{DURABILITIES} that is asked for and reachable in C{directory}.
         """
@@ -264,24 +268,10 @@ class Commit:
             except OSError as error:
                 raise self._translated(error, f'storing "{offer.name}"') from None
             assert item.directory is not None
-            item.level = self._reached(offer.durability, item.directory)
+            item.level = self.reached(offer.durability, item.directory)
             self._settle([item])
         assert item.outcome is not None
         return receiptOr(item.outcome)
-
-    def _syncNames(self, directory: Directory) -> int:
-        """
-        Make the names in C{directory} durable.
-
-        @return: the level that is reached: some file systems cannot sync a directory.
-        """
-        try:
-            self._directories.sync(directory)
-        except OSError as error:
-            if error.errno not in CANNOT_SYNC:
-                raise
-            return 1
-        return 2
 
     def batch(self, files: Sequence[SmallFile], until: float = math.inf) -> list[Receipt | Failure]:
         """
@@ -322,35 +312,6 @@ class Commit:
                 for item in items:
                     self._tidyUp(item)
         return [item.outcome for item in answers if item.outcome is not None]
-
-    def directory(
-        self, name: RelativeName, modified: int | None, durability: str, make: bool = True
-    ) -> DirectoryMade | None:
-        """
-        Make a directory as L{connpool.interfaces.IDirectoryStore.makeDirectory} says.
-        """
-        try:
-            try:
-                directory = self._directories.acquire(name.components, create=False)
-                made = False
-            except FileNotFoundError:
-                if not make:
-                    return None
-                directory = self._directories.acquire(name.components, create=True)
-                made = True
-            try:
-                if modified is not None:
-                    with suppress(PermissionError):  # somebody else's: only files are put in
-                        self._sys.utime(directory.fd, ns=(modified, modified))
-                level = self._reached(durability, directory)
-                if level == 2:
-                    level = self._syncNames(directory)
-                filesystem = directory.filesystem
-            finally:
-                self._directories.release(directory)
-        except OSError as error:
-            raise self._translated(error, f'making the directory "{name}"') from None
-        return DirectoryMade(made, DURABILITIES[level], filesystem, self._now())
 
     # -- the steps
 
@@ -435,34 +396,21 @@ class Commit:
         """
         waiting = [i for i in items if i.level and i.published is None and i.outcome is None]
         if waiting:
-            self._syncAll(waiting)
+            self._syncAll(waiting, held)
         for item in items:
             if item.outcome is None and item.published is None:
                 self._name(item, held)
         self._settle([item for item in items if item.outcome is None])
 
-    def _syncAll(self, items: list[_Item]) -> None:
+    def _syncAll(self, items: list[_Item], held: _Held) -> None:
         sources = [item.source for item in items if item.source is not None]
         # they lie on one file system, unless somebody mounted another meanwhile
         alike = len({source.directory for source in sources}) == 1
-        together = self._choice.together(len(items)) and alike
-        began = perf_counter()
-        if together:
-            try:
-                self._sys.syncfs(sources[0].fd)
-            except OSError:
-                together = False  # find out whose fault it is, or do without syncfs
-        if not together:
-            if len(sources) > 1:
-                for source in sources:  # the disk writes all of them while the first is waited for
-                    with suppress(OSError):
-                        self._sys.startWriting(source.fd)
-            for item, source in zip(items, sources, strict=True):
-                try:
-                    self._sync(source.fd)
-                except TransferError as error:
-                    item.outcome = Failure(error)
-        self._choice.took(together, len(items), perf_counter() - began)
+        filesystem = held.filesystem(TEMPORARY) if alike else None
+        failures = self._sync.contents([source.fd for source in sources], filesystem)
+        for item, failure in zip(items, failures, strict=True):
+            if failure is not None:
+                item.outcome = Failure(failure)
 
     def _name(self, item: _Item, held: _Held) -> None:
         """
@@ -478,7 +426,7 @@ class Commit:
                 self._directories, offer.name.components[:-1], self._nameIn, item
             )
             assert item.directory is not None
-            item.level = self._reached(offer.durability, item.directory)
+            item.level = self.reached(offer.durability, item.directory)
         except (OSError, TransferError) as error:
             item.outcome = self._failure(error, offer)
 
@@ -488,7 +436,9 @@ class Commit:
             again = item.directory is not None  # that one has vanished
             self._dress(directory, item)
             if again and item.level:
-                self._sync(item.source.fd)
+                [failure] = self._sync.contents([item.source.fd])
+                if failure is not None:
+                    raise failure
         return self._publisher.publish(item.source, directory, item.offer)
 
     def _settle(self, items: list[_Item]) -> None:
@@ -496,18 +446,8 @@ class Commit:
         The directories and the done records: each once.
         """
         full = [item for item in items if item.level == 2]
-        for directory in {item.directory for item in full}:
-            assert directory is not None
-            here = [item for item in full if item.directory is directory]
-            try:
-                level = self._syncNames(directory)
-            except OSError as error:
-                failure = Failure(self._translated(error, "making a directory durable"))
-                for item in here:
-                    item.outcome = failure
-            else:
-                for item in here:
-                    item.level = level
+        if full:
+            self._syncNames(full)
         rest = [item for item in items if item.outcome is None]
         now = self._now()
         noted = [(item.offer, self._receipt(item, now)) for item in rest]
@@ -518,6 +458,16 @@ class Commit:
             failed = Failure(self._translated(error, "noting what was received"))
         for item, (_, receipt) in zip(rest, noted, strict=True):
             item.outcome = failed or receipt
+
+    def _syncNames(self, items: list[_Item]) -> None:
+        levels = self._sync.names({item.directory for item in items if item.directory is not None})
+        for item in items:
+            assert item.directory is not None
+            level = levels[item.directory]
+            if isinstance(level, OSError):
+                item.outcome = Failure(self._translated(level, "making a directory durable"))
+            else:
+                item.level = level
 
     def _tidyUp(self, item: _Item) -> None:
         """
@@ -551,15 +501,6 @@ class Commit:
             # the kernel moves what its file system cannot hold to the nearest it can
             self._sys.utime(source.fd, ns=(offer.modified, offer.modified))
         item.directory = directory
-
-    def _sync(self, fd: int) -> None:
-        try:
-            self._sys.fsync(fd)
-        except OSError as error:
-            raise SyncFailed(
-                f"the receiver's disk did not take the data ({os.strerror(error.errno or 0)});"
-                " the file is not trusted, send it again"
-            ) from None
 
     def _translated(self, error: OSError | TransferError, doing: str) -> TransferError:
         return asTransferError(error, doing, self._sys, self._directories.root)

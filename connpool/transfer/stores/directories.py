@@ -7,10 +7,9 @@ A directory is reached from its parent's open descriptor, one component at a
 time, and is never a symbolic link: whatever a local attacker puts in the way,
 the walk ends in a real directory below the root or with an error.
 
-Descriptors are kept for the next file of the same directory.  A kept one is
-used only while its name in the parent still leads to it (one C{stat} a level,
-at most every C{LOOK_SECONDS} seconds); otherwise C{mv} by the operator would redirect
-files that arrive later.
+Descriptors are kept for the next file of the same directory.  A kept one is used only while its
+name in the parent still leads to it (one C{stat} a level, at most every C{LOOK_SECONDS}
+seconds); otherwise C{mv} by the operator would redirect files that arrive later.
 
 Somebody else may remove a directory, move it, or put another one or a mount in
 its place.  The next look finds that: the directory is opened again, or made
@@ -22,13 +21,12 @@ reachable after a power cut when its own name in its parent was.  C{named} says
 that this happened since we hold the descriptor; who made the directory does
 not matter, since another process may have made it a moment ago.
 
-The root is held by a descriptor, so whatever happens to its path nothing is
-written elsewhere.  When the path leads to something else (the directory was
-moved, another one or a mount was put in its place) nothing new is taken, until
-it leads back.  Only a directory that was removed for good is replaced: then a
-new one under the same path, on the same device, becomes the root, in the place
-of the old descriptor.  On another device it may be the empty directory below a
-disk that is not mounted.  An operator is told the path; a sender is not.
+The root is held by a descriptor, so whatever happens to its path nothing is written elsewhere.
+When the path leads to something else (the directory was moved, another one or a mount was put
+in its place) nothing new is taken, until it leads back.  Only a directory that was removed for
+good is replaced: then a new one under the same path, on the same device, becomes the root, in
+the place of the old descriptor.  On another device it may be the empty directory below a disk
+that is not mounted.  An operator is told the path; a sender is not.
 """
 
 from __future__ import annotations
@@ -138,6 +136,15 @@ class Directory:
         self.users = 0
         self.index: Index | None = None
         self.inheritance: Inheritance | None = None
+
+    def way(self) -> list[Directory]:
+        """
+        Return the directories to sync for the names in this one, and its own, to be on disk.
+        """
+        way = [self]
+        while not way[-1].named and way[-1].parent is not None:
+            way.append(way[-1].parent)
+        return way
 
 
 class Directories:
@@ -293,16 +300,11 @@ class Directories:
         """
         Put the names in C{directory} on disk, and its own way from the root.
         """
-        self._sys.fsync(directory.fd)
-        self._syncName(directory)
-
-    def _syncName(self, directory: Directory) -> None:
-        if directory.named or directory.parent is None:
-            return
-        # the way there first: C{named} is about all of it, also for who looks meanwhile
-        self._syncName(directory.parent)
-        self._sys.fsync(directory.parent.fd)
-        directory.named = True
+        way = directory.way()
+        for each in way:
+            self._sys.fsync(each.fd)
+        for each in way:
+            each.named = True
 
     def close(self) -> None:
         """

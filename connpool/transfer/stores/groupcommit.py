@@ -12,7 +12,7 @@ need no sync go the same way.
 The contents are synced all together by C{syncfs}, which also writes whatever else is
 dirty on that file system, or one by one after all writing was begun
 (C{sync_file_range}).  Which is quicker depends on the file system and on what else goes
-on, so both are tried and the time for a file decides (L{SyncChoice}).
+on: where C{syncfs} is slow both are tried, and the time for a file decides (L{SyncChoice}).
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from __future__ import annotations
 import resource
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from connpool.transfer.records import Receipt, SmallFile
 from connpool.waiting import Waiters
 
 __all__ = ["GroupCommit", "SyncChoice", "batchFiles"]
@@ -39,7 +38,7 @@ _DESCRIPTORS_SHARE = 8
 #: Bytes of one batch.
 BATCH_BYTES = 32 << 20
 
-Outcomes = list[Receipt | Failure]
+T = TypeVar("T")
 
 
 def batchFiles() -> int:
@@ -62,7 +61,7 @@ class _Request:
 
     left: int
     outcomes: list[Any]
-    done: Deferred[Outcomes]
+    done: Deferred[list[Any]]
 
 
 class SyncChoice:
@@ -70,13 +69,15 @@ class SyncChoice:
     The choice between C{syncfs} and a sync of each file, for a batch.
 
     Keeps a running mean of seconds a file for both ways, takes the quicker
-    and tries the other now and then.
+    and tries the other now and then.  C{syncfs} has no rival while it is quick.
     """
 
     #: Batches smaller than this are synced file by file and teach nothing.
     LEAST_FILES = 8
     #: Every so many batches the slower way is tried again.
     RETRY_BATCHES = 32
+    #: Seconds a file that no disk needs less for, one by one.
+    QUICK_SECONDS = 0.0001
     _WEIGHT = 0.3
 
     def __init__(self) -> None:
@@ -90,11 +91,19 @@ class SyncChoice:
         if files < self.LEAST_FILES:
             return False
         self._count += 1
-        for way in (True, False):
-            if way not in self._mean:
-                return way
-        quicker = self._mean[True] < self._mean[False]
-        return not quicker if self._count % self.RETRY_BATCHES == 0 else quicker
+        if self._mean.get(True, 0.0) < self.QUICK_SECONDS:
+            return True
+        if False not in self._mean:
+            return False
+        retry = self._count % self.RETRY_BATCHES == 0
+        return self.quicker(files) != retry
+
+    def quicker(self, files: int) -> bool:
+        """
+        Tell whether C{syncfs} is known for the quicker way for C{files}, or nothing is known.
+        """
+        alone = self._mean.get(False, float("inf"))
+        return files >= self.LEAST_FILES and self._mean.get(True, 0.0) < alone
 
     def took(self, together: bool, files: int, seconds: float) -> None:
         """
@@ -106,23 +115,25 @@ class SyncChoice:
             self._mean[together] = mean + self._WEIGHT * (each - mean)
 
 
-class GroupCommit:
+class GroupCommit(Generic[T]):
     """
-    The small files that wait for a thread, and the batch that has its turn.
+    The small files, or directories, that wait for a thread, and the batch that has its turn.
 
-    @param run: takes a batch and returns a Deferred of as many receipts or
-        Failures.
+    @param run: takes a batch and returns a Deferred of as many outcomes.
     @param callLater: the reactor's.
+    @param size: returns the bytes that one holds.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[SmallFile]], Deferred[Outcomes]],
+        run: Callable[[Sequence[T]], Deferred[list[Any]]],
         callLater: Callable[..., Any],
+        size: Callable[[T], int] = lambda _: 0,
     ) -> None:
         self._run = run
         self._callLater = callLater
-        self._queue: deque[tuple[SmallFile, _Request, int]] = deque()
+        self._size = size
+        self._queue: deque[tuple[T, _Request, int]] = deque()
         self._busy = False
         self._draining = Waiters()
 
@@ -135,11 +146,11 @@ class GroupCommit:
             self._draining.wake()
         return drained
 
-    def add(self, files: Sequence[SmallFile]) -> Deferred[Outcomes]:
+    def add(self, files: Sequence[T]) -> Deferred[list[Any]]:
         """
         Let C{files} take part in the next batches.
 
-        @return: fires with as many receipts or Failures.
+        @return: fires with as many outcomes.
         """
         request = _Request(len(files), [None] * len(files), Deferred())
         self._queue.extend((file, request, index) for index, file in enumerate(files))
@@ -150,15 +161,15 @@ class GroupCommit:
         return request.done
 
     def _start(self) -> None:
-        batch: list[tuple[SmallFile, _Request, int]] = []
+        batch: list[tuple[T, _Request, int]] = []
         size, most = 0, batchFiles()
         while self._queue and len(batch) < most and size < BATCH_BYTES:
             batch.append(self._queue.popleft())
-            size += len(batch[-1][0].data)
+            size += self._size(batch[-1][0])
         self._run([file for file, _, _ in batch]).addBoth(self._finished, batch)
 
     def _finished(
-        self, outcomes: Outcomes | Failure, batch: list[tuple[SmallFile, _Request, int]]
+        self, outcomes: list[Any] | Failure, batch: list[tuple[T, _Request, int]]
     ) -> None:
         if self._queue:
             self._start()

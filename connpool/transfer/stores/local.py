@@ -95,7 +95,8 @@ from connpool.transfer.stores.directories import (
     refuseInheritance,
 )
 from connpool.transfer.stores.foresight import Foresight
-from connpool.transfer.stores.groupcommit import GroupCommit, Outcomes
+from connpool.transfer.stores.groupcommit import GroupCommit
+from connpool.transfer.stores.makedirectories import AskedDirectory, MakeDirectories
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, PartialDirectory, tooManyPartials
 from connpool.transfer.stores.parts import StoreParts
 from connpool.transfer.stores.publish import Publisher, canLink
@@ -104,6 +105,7 @@ from connpool.transfer.stores.receiptcursor import ReceiptCursor
 from connpool.transfer.stores.receiptlog import ReceiptLog
 from connpool.transfer.stores.recovery import Recovery
 from connpool.transfer.stores.reservations import Reservations, Space
+from connpool.transfer.stores.syncing import BatchSync
 from connpool.transfer.syscalls import (
     CANNOT_SYNC,
     VOLATILE,
@@ -123,6 +125,8 @@ RECOVERY_SECONDS = 600.0
 #: these leave the names in its directories.
 REMEMBERED_BYTES = 64 << 20
 FIRST_RECOVERY_SECONDS = 60.0
+
+Outcomes = list[Receipt | Failure]
 
 _PARTIAL_ID = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\Z")
 #: The name in a question that is about none.
@@ -187,7 +191,7 @@ class LocalStore:
         self._sys = syscalls or Syscalls()
         self._threads = IOThreads(reactor, threads)
         self._group = GroupCommit(
-            lambda files: self._threads.run(self._batch, files), reactor.callLater
+            partial(self._threads.run, self._batch), reactor.callLater, lambda file: len(file.data)
         )
         self._closed = False
         self._looked = -LOOK_SECONDS
@@ -254,17 +258,21 @@ class LocalStore:
             publisher = Publisher(
                 sys, private, self._directories, canLink(sys, held[0].fd), self._claim
             )
+            sync = BatchSync(sys)
             commit = Commit(
                 sys,
                 self._directories,
                 private,
                 publisher,
                 receiptLog,
+                sync,
                 reach=DURABILITIES.index(level),
                 fileMode=fileMode,
                 keepExec=keepExec,
                 now=self._now,
             )
+            make = MakeDirectories(sys, self._directories, sync, commit.reached, self._now)
+            self._making = GroupCommit(partial(self._threads.run, make), self._reactor.callLater)
             recovery = Recovery(
                 sys,
                 partials,
@@ -378,7 +386,8 @@ class LocalStore:
         self._refuse()
         if not self.parts.reservations.fits(0):
             raise self.parts.reservations.full()
-        return self._threads.run(self.parts.commit.directory, name, modified, durability, make)
+        asked = AskedDirectory(name, modified, durability, make)
+        return self._making.add([asked]).addCallback(lambda outcomes: outcomes[0])
 
     def find(
         self, principal: str, resumeKey: bytes, key: bytes, network: str = ""
@@ -450,6 +459,7 @@ class LocalStore:
             [each.suspend() for each in self.admission.active], consumeErrors=True
         )
         d.addBoth(lambda _: self._group.drained())
+        d.addBoth(lambda _: self._making.drained())
         d.addBoth(lambda _: self._threads.quiet())
         return d.addBoth(self._letGo)
 

@@ -32,6 +32,7 @@ from twisted.internet.defer import Deferred
 from connpool.transfer import LocalStore, Offer, Receipt, RelativeName
 from connpool.transfer.records import SmallFile
 from connpool.transfer.stores.commit import receiptOr
+from connpool.transfer.stores.groupcommit import SyncChoice
 from tests.transfer.stores.kit import BLOCK, InlineReactor, Recorded, offer, visible
 
 CONTENT = random.Random(1).randbytes(5 * BLOCK + 1234)
@@ -123,6 +124,21 @@ def batch(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
     return receiptOr(receipts[0])
 
 
+def many(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
+    """
+    Files in so many directories that all of them are synced together.
+    """
+    others = [
+        attrs.evolve(asked, name=RelativeName.parse(f"a/{at}/y"), key=bytes([at]) * 32, size=5)
+        for at in range(SyncChoice.LEAST_FILES)
+    ]
+    files = [SmallFile(asked, SMALL, ROOT), *(SmallFile(other, b"other", ROOT) for other in others)]
+    stored = store.putAll(files)
+    receipts = reactor.wait(stored) if isinstance(stored, Deferred) else stored
+    assert {receiptOr(each).name for each in receipts[1:]} == {str(each.name) for each in others}
+    return receiptOr(receipts[0])
+
+
 def stream(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
     """
     Block by block, with a checkpoint after every second one.
@@ -179,6 +195,8 @@ def upload(store: LocalStore, reactor: InlineReactor, asked: Offer) -> Receipt:
     return receipt
 
 
+#: Files that come along.
+BESIDE = {batch: 1, many: SyncChoice.LEAST_FILES}
 RESUMABLE = {"resumeKey": b"s" * 32}
 SCENARIOS = [
     Scenario("small", SMALL, nothing, put),
@@ -186,6 +204,7 @@ SCENARIOS = [
     Scenario("small-neighbour", SMALL, neighbour, put),
     Scenario("small-replace", SMALL, taken, put, {"ifExists": "replace"}),
     Scenario("batch", SMALL, nothing, batch),
+    Scenario("batch-many", SMALL, nothing, many),
     Scenario("batch-conflict", SMALL, neighbour, batch),
     Scenario("large", CONTENT, nothing, stream, RESUMABLE),
     Scenario("large-conflict", CONTENT, taken, stream, RESUMABLE),
@@ -313,7 +332,7 @@ def judge(scenario: Scenario, level: str, root: Path, acknowledged: Path) -> str
     """
     @return: the promise that was broken, or L{None}.
     """
-    others = (scenario.prepare in {taken, neighbour}) + (scenario.send is batch)
+    others = (scenario.prepare in {taken, neighbour}) + BESIDE.get(scenario.send, 0)
     before = published(root)
     for name, content in before.items():
         if content not in {scenario.content, b"other"}:

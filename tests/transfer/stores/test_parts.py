@@ -125,6 +125,16 @@ def test_theQuickerSyncIsChosen():
         assert not choice.together(choice.LEAST_FILES - 1)
 
 
+def test_aQuickSyncHasNoRival():
+    choice = SyncChoice()
+    assert choice.quicker(100)
+    for _ in range(4 * choice.RETRY_BATCHES):
+        assert choice.together(100)
+        choice.took(True, 100, 100 * choice.QUICK_SECONDS / 2)
+    assert choice.quicker(100)
+    assert not choice.quicker(choice.LEAST_FILES - 1)
+
+
 def test_aSyncThatBecameSlowIsLeft():
     choice = SyncChoice()
     for _ in range(10):
@@ -134,6 +144,7 @@ def test_aSyncThatBecameSlowIsLeft():
     for _ in range(10):
         choice.took(True, 100, 50.0)  # somebody else writes a lot there
     assert not choice.together(100)
+    assert not choice.quicker(100)
 
 
 def small(size=1):
@@ -188,7 +199,7 @@ def test_batchesAreBounded():
         clock.callLater(1, d.callback, ["done"] * len(files))
         return d
 
-    group = GroupCommit(run, clock.callLater)
+    group = GroupCommit(run, clock.callLater, lambda file: len(file.data))
     many = group.add([small() for _ in range(most + 1)])
     for _ in range(3):
         group.add([small(groupcommit.BATCH_BYTES)])
