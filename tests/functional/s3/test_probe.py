@@ -3,7 +3,9 @@ The probe, on engines that can do all, and on one that answers 200 to what it do
 """
 
 import http.server
+import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -17,6 +19,7 @@ from connpool.services.s3store import parseArguments
 from connpool.transfer.stores.s3 import calls
 from connpool.transfer.stores.s3.requests import Place
 from connpool.transfer.stores.s3.signing import Keys, Signer
+from tests.functional.s3.faults import proxied
 
 weedOnly = pytest.mark.peer("weed")
 FILES = Place("files", "files")
@@ -59,6 +62,46 @@ def test_engineThatCanAll(weed, prefix):
 def test_twoEndpoints(weed, prefix):
     url = weed.url.replace("127.0.0.1", "localhost")
     assert probed([weed.url, url], weed.keys, prefix=prefix).unsafe == ""
+
+
+@pytest.mark.slow
+@weedOnly
+@pytest.mark.parametrize(
+    "fault", ["before", "after", "done but 500", "503", "twice", "answer amid"]
+)
+def test_oneThingGoesWrong(weed, prefix, fault):
+    """
+    A good engine, at which one request has no answer, or another one, is not refused.
+    """
+    with proxied(weed.url) as proxy:
+        # the first look, and amid the races
+        for at in (0, 20):
+            proxy.reset(fault, at)
+            assert probed(proxy.url, weed.keys, prefix=prefix).unsafe == ""
+            assert proxy.done.is_set()
+
+
+@pytest.mark.slow
+@weedOnly
+def test_engineThatStopsForAWhile(weed, prefix):
+    ended = []
+
+    def run():
+        ended.append(probed(proxy.url, weed.keys, prefix=prefix))
+
+    with proxied(weed.url) as proxy:
+        probing = threading.Thread(target=run)
+        probing.start()
+        # amid its races
+        while len(proxy.requests) < 30 and probing.is_alive():
+            time.sleep(0.01)
+        os.killpg(weed.process.pid, signal.SIGSTOP)
+        try:
+            probing.join(6)
+        finally:
+            os.killpg(weed.process.pid, signal.SIGCONT)
+        probing.join(s3probe.MOST_SECONDS)
+    assert [each.unsafe for each in ended] == [""]
 
 
 @pytest.mark.slow
