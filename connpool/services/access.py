@@ -31,11 +31,13 @@ from connpool.logonce import LogRarely
 from connpool.services.limits import defaultConnections
 from connpool.waiting import Waiters
 
-__all__ = ["Access", "Gate", "ListenerStats"]
+__all__ = ["Access", "Gate", "ListenerStats", "Words"]
 
 NOBODY = Networks()
 #: Refused addresses that one log line names.
 LOGGED_ADDRESSES = 16
+#: Refused connections that are listened to at once, and seconds for each.
+HEARD_CONNECTIONS, HEARD_SECONDS = 16, 1.0
 
 
 def _networks(given: Networks | Sequence[str]) -> Networks:
@@ -91,6 +93,21 @@ class Access:
 
 
 @attrs.frozen
+class Words:
+    """
+    The bytes that a refused peer is sent.
+
+    @ivar usual: to most.
+    @ivar signatures: the beginnings of another protocol that may be spoken on the port.
+    @ivar other: to those who begin so.
+    """
+
+    usual: bytes = b""
+    signatures: tuple[bytes, ...] = ()
+    other: bytes = b""
+
+
+@attrs.frozen
 class ListenerStats:
     """
     @ivar connections: open now.
@@ -142,17 +159,22 @@ class _Visit:
 
 class _Refused(Protocol):
     """
-    Says that nobody is served here, in less than a packet, and hangs up without
-    waiting for anything.  L{None} in its place is a traceback under C{ssl:} endpoints:
-    Twisted's TLS wrapper cannot take it.
+    Says that nobody is served here, in less than a packet, and hangs up: at once, or at the
+    first bytes, where these decide what is said.  L{None} in its place is a traceback under
+    C{ssl:} endpoints: Twisted's TLS wrapper cannot take it.
 
-    @param answer: bytes for the peer.
     @param alert: a record for a peer whose TLS handshake has not begun; empty to abort.
+    @param heard: those that are listened to, C{None} if nobody can be.
     """
 
-    def __init__(self, answer: bytes, alert: bytes) -> None:
-        self._answer = answer
+    def __init__(
+        self, words: Words, alert: bytes, clock: Any = None, heard: set[_Refused] | None = None
+    ) -> None:
+        self._words = words
         self._alert = alert
+        self._clock = clock
+        self._heard = set() if heard is None else heard
+        self._late: Any = None
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
@@ -163,8 +185,27 @@ class _Refused(Protocol):
                 # a handshake is work that whoever is refused shall not cause
                 self._refuseHandshake(transport)
                 return
-        if self._answer:
-            transport.write(self._answer)
+        if self._words.other and self._clock is not None and len(self._heard) < HEARD_CONNECTIONS:
+            self._heard.add(self)
+            self._late = self._clock.callLater(HEARD_SECONDS, self._say, self._words.usual)
+        else:
+            self._say(self._words.usual)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self in self._heard:
+            words = self._words
+            self._say(words.other if data.startswith(words.signatures) else words.usual)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self._heard.discard(self)
+        if self._late is not None and self._late.active():
+            self._late.cancel()
+
+    def _say(self, answer: bytes) -> None:
+        self._heard.discard(self)
+        transport: Any = self.transport
+        if answer:
+            transport.write(answer)
         transport.loseConnection()
 
     def _refuseHandshake(self, transport: Any) -> None:
@@ -181,10 +222,12 @@ class Gate(Factory):
     """
     Wraps a service's factory, and alone counts its connections and ends them.
 
-    @param answers: bytes that refused peers are sent: C{"address"} for those that
-        C{access} leaves out (before a TLS handshake they get an alert instead), C{"limit"} for
+    @param answers: said to refused peers: C{"address"} to those that
+        C{access} leaves out (before a TLS handshake they get an alert instead), C{"limit"} to
         those that are too many.
     @param seconds: monotonic, times the log lines.
+    @param clock: L{twisted.internet.interfaces.IReactorTime}; without one no first bytes are
+        waited for.
     """
 
     kind = "listener"
@@ -196,11 +239,14 @@ class Gate(Factory):
         factory: Any,
         access: Access,
         name: str,
-        answers: Mapping[str, bytes] | None = None,
+        answers: Mapping[str, Words] | None = None,
         seconds: Callable[[], float] = time.monotonic,
+        clock: Any = None,
     ) -> None:
         self._answers = answers or {}
         self._seconds = seconds
+        self._clock = clock
+        self._heard: set[_Refused] = set()
         self._rarely = LogRarely(self._logRefusals)
         #: refused addresses since the last line, the first ones of them
         self._turnedAway: Counter[str] = Counter()
@@ -237,20 +283,19 @@ class Gate(Factory):
         objection = "" if addr is None else access.objection(addr)
         if objection and isinstance(addr, UnknownAddress) and addr.healthCheck:
             self._healthChecks += 1
-            return _Refused(b"", b"")
+            return _Refused(Words(), b"")
         if objection:
             self._refusedAddress += 1
             host = str(getattr(addr, "host", "unknown"))
             if host in self._turnedAway or len(self._turnedAway) < LOGGED_ADDRESSES:
                 self._turnedAway[host] += 1
             self._rarely.happened(objection, self._seconds())
-            answer = self._answers.get("address", b"")
-            return _Refused(answer, ACCESS_DENIED if answer else b"")
+            return self._refused("address", ACCESS_DENIED if "address" in self._answers else b"")
         if len(self._visits) >= access.maxConnections or (
             access.maxPerPeer is not None and peer and self._perPeer[peer] >= access.maxPerPeer
         ):
             self._refusedLimit += 1
-            return _Refused(self._answers.get("limit", b""), b"")
+            return self._refused("limit", b"")
         protocol = self.factory.buildProtocol(addr)
         if protocol is None:
             return None
@@ -259,6 +304,9 @@ class Gate(Factory):
         self._perPeer[peer] += 1
         self._accepted += 1
         return visit
+
+    def _refused(self, why: str, alert: bytes) -> _Refused:
+        return _Refused(self._answers.get(why, Words()), alert, self._clock, self._heard)
 
     def _logRefusals(self, objection: str, unsaid: int) -> None:
         """

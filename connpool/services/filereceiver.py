@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +224,7 @@ class FileReceiver(MultiService):
             credentials=self._authenticator is not None,
             reading=self._policy.reading,
         )
+        words = self._web.words
         self.listening = ListeningService(
             reactor,
             self._listens,
@@ -237,7 +239,10 @@ class FileReceiver(MultiService):
             access=self._access,
             drainTimeout=drainTimeout,
             name=name,
-            answers={"address": refusal(SHUT_OUT), "limit": refusal(CROWDED)},
+            answers={
+                "address": words(refusal(SHUT_OUT), HTTPStatus.FORBIDDEN, SHUT_OUT),
+                "limit": words(refusal(CROWDED), HTTPStatus.SERVICE_UNAVAILABLE, CROWDED),
+            },
         )
         self.listening.setServiceParent(self)
         if self._web.choices:

@@ -28,7 +28,7 @@ from connpool.addresses.descriptions import complaint
 from connpool.addresses.zones import checkZone
 from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDrainable, IReloadable, IStatsSource
-from connpool.services.access import Access, Gate, ListenerStats
+from connpool.services.access import Access, Gate, ListenerStats, Words
 from connpool.services.startfailure import failStart
 
 __all__ = ["ListeningService", "ShownSource", "describeListenError", "placeOf", "readListen"]
@@ -127,7 +127,7 @@ class ListeningService(MultiService):
     @param access: who may connect.
     @param drainTimeout: seconds that a stop waits for connections to end
         before it aborts them.
-    @param answers: bytes that refused peers are sent; see L{Gate}.
+    @param answers: said to refused peers; see L{Gate}.
     """
 
     kind = "listener"
@@ -142,12 +142,12 @@ class ListeningService(MultiService):
         access: Access | None = None,
         drainTimeout: float = 60.0,
         name: str = "listener",
-        answers: Mapping[str, bytes] | None = None,
+        answers: Mapping[str, Words] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.drainTimeout = drainTimeout
-        self.gate = Gate(factory, access or Access(), name, answers)
+        self.gate = Gate(factory, access or Access(), name, answers, clock=reactor)
         self._reactor = reactor
         self._listens = [readListen(each) for each in listens]
         self._ports: list[IListeningPort] = []

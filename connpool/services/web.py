@@ -4,16 +4,19 @@ HTTP at a receiver: its options, and the clients that it is open to.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 from twisted.python import usage
 
 from connpool.addresses import Listen, clientOf
 from connpool.addresses.hosts import isHost
-from connpool.errors import WrongSetting
+from connpool.errors import Forbidden, TransferError, WrongSetting
 from connpool.interfaces import IAuthenticator
+from connpool.services.access import Words
 from connpool.services.options import ServiceOptions
 from connpool.transfer.receive.reception import Reception
 from connpool.transfer.receive.sniffer import (
@@ -156,6 +159,15 @@ class WebEntrance:
             Choice(HTTP_SIGNATURES, self._build, HTTP_PATIENCE_SECONDS, HTTP_APPLICATIONS)
         ] * (web is not False)
 
+    def words(self, usual: bytes, status: HTTPStatus, why: TransferError) -> Words:
+        """
+        Return the answer to refused peers: C{usual} to those who do not speak HTTP, or if it is
+        spoken nowhere.
+        """
+        return (
+            Words(usual, HTTP_SIGNATURES, webRefusal(status, why)) if self.choices else Words(usual)
+        )
+
     def start(self, reception: Reception, authenticator: IAuthenticator | None) -> None:
         """
         Lead to C{reception} from now on.
@@ -189,16 +201,25 @@ class WebEntrance:
         return self._door.build(transport)
 
 
+def webRefusal(status: HTTPStatus, why: TransferError) -> bytes:
+    """
+    Return an answer to HTTP that needs neither a request nor a door.
+    """
+    document = {"title": status.phrase, "status": status, "detail": str(why), "code": why.code}
+    body = json.dumps(document).encode() + b"\n"
+    return (
+        b"HTTP/1.1 %d %b\r\nContent-Type: application/problem+json\r\n"
+        b"Connection: close\r\nContent-Length: %d\r\n\r\n%b"
+        % (status, status.phrase.encode(), len(body), body)
+    )
+
+
 class WebRefusal(Refusal):
     """
     The answer to HTTP at a receiver that does not take it from there.
     """
 
-    _BODY = (
-        b'{"title": "Forbidden", "status": 403, "code": "forbidden", "detail": '
-        b'"HTTP is not taken from this address; see --web of the receiver"}\n'
-    )
-    answer = (
-        b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/problem+json\r\n"
-        b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+    answer = webRefusal(
+        HTTPStatus.FORBIDDEN,
+        Forbidden("HTTP is not taken from this address; see --web of the receiver"),
     )

@@ -327,7 +327,15 @@ async def test_whatWasBegunIsForgotten(receiver, huge, tmp_path):
         async with window(tmp_path) as chromium:
             await begun(chromium, receiver, huge)
             await visit(chromium, receiver.url())
-            await chromium.evaluate("$('earlier').querySelector('button').click()")
+            other = """keep('["other.bin",5,1]', HERE + '.connpool/u/x'); drawEarlier()"""
+            await chromium.evaluate(other)
+            # one that has changed since is let go of alone
+            label = "button[aria-label='Forget huge.bin']"
+            await chromium.evaluate(f'$("earlier").querySelector("{label}").click()')
+            left = "[...document.querySelectorAll('#earlier li')].map(each => each.innerText)"
+            [item] = await chromium.evaluate(left)
+            assert item.startswith("other.bin")
+            await chromium.evaluate("$('earlier').querySelector('.head button').click()")
             await chromium.waitFor("$('earlier').hidden")
             partials = receiver.files / ".connpool/partials"
             await until(lambda: not filesBelow(partials))

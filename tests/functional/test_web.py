@@ -192,6 +192,11 @@ def test_theDoorIsOnlyOpenHere(tmp_path):
         assert "received " not in program.output
     with running(tmp_path, *options, "--allow=127.0.0.1", "--web", listen=listen) as (port, _):
         assert curl(header, "-T", body, f"http://127.0.0.1:{port}/")[0] == 201
+    # one whose address is not let in hears so in its own protocol
+    with running(tmp_path, "--directory", "received", "--deny", "127.0.0.1") as (port, _):
+        status, text, _ = curl("-T", body, f"http://127.0.0.1:{port}/")
+        assert (status, json.loads(text)["code"]) == (403, "forbidden")
+        assert "--allow" in json.loads(text)["detail"]
     with running(tmp_path, "--no-web") as (port, program):
         status, text, _ = curl("--http0.9", "-T", body, f"http://127.0.0.1:{port}/")
         assert text.startswith("name-refused")

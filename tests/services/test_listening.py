@@ -17,7 +17,7 @@ from zope.interface.verify import verifyObject
 from connpool.addresses import Networks, UnknownAddress, parseListen
 from connpool.errors import StartFailed
 from connpool.interfaces import IDrainable, IDrainableProtocol, IStatsSource
-from connpool.services.access import Access, Gate
+from connpool.services.access import HEARD_CONNECTIONS, HEARD_SECONDS, Access, Gate, Words
 from connpool.services.listening import ListeningService
 from tests.helpers.protocols import Collecting
 from tests.helpers.waiting import assertNoResult, bounded, successResultOf, until
@@ -134,7 +134,7 @@ def said(gate, host):
 
 def test_whoIsRefusedHearsItAtOnceAndInLessThanAPacket():
     access = Access(allow=Networks.parse(["10.0.0.0/8"]), maxConnections=1)
-    answers = {"address": b"not you", "limit": b"not now"}
+    answers = {"address": Words(b"not you"), "limit": Words(b"not now")}
     gate = Gate(Factory.forProtocol(Echo), access, "gate", answers)
     assert said(gate, "192.0.2.1") == (b"not you", True)
     assert said(gate, "10.0.0.1") == (b"", False)
@@ -142,9 +142,50 @@ def test_whoIsRefusedHearsItAtOnceAndInLessThanAPacket():
     assert said(build(access)[0], "192.0.2.1") == (b"", True)
 
 
+def test_whoIsRefusedHearsItInTheProtocolThatItSpeaks():
+    clock = Clock()
+    answers = {"address": Words(b"not you", (b"GET /", b"PUT /"), b"403")}
+    access = Access(allow=Networks.parse(["10.0.0.0/8"]))
+    gate = Gate(Factory.forProtocol(Echo), access, "gate", answers, clock=clock)
+
+    def refused():
+        transport = StringTransport()
+        protocol = gate.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+    for first, expected in (
+        (b"PUT /x HTTP", b"403"),
+        (b"\0native", b"not you"),
+        (b"P", b"not you"),
+    ):
+        protocol, transport = refused()
+        assert not transport.disconnecting
+        protocol.dataReceived(first)
+        assert (transport.value(), transport.disconnecting) == (expected, True)
+        protocol.dataReceived(b"GET /")  # nothing is said twice
+        assert transport.value() == expected
+        protocol.connectionLost(Failure(ConnectionDone()))
+    # one that says nothing, or has gone
+    silent, gone = refused(), refused()
+    gone[0].connectionLost(Failure(ConnectionDone()))
+    clock.advance(HEARD_SECONDS)
+    assert (silent[1].value(), silent[1].disconnecting) == (b"not you", True)
+    assert gone[1].value() == b""
+    # very many are not waited for
+    heard = [refused() for _ in range(HEARD_CONNECTIONS + 1)]
+    assert [transport.disconnecting for _, transport in heard] == [False] * HEARD_CONNECTIONS + [
+        True
+    ]
+    clock.advance(HEARD_SECONDS)
+    assert clock.getDelayedCalls() == []
+    assert not refused()[1].disconnecting
+    clock.advance(HEARD_SECONDS)
+
+
 def test_withinTLSAnAlertGoesBeforeAnyHandshake():
     access = Access(allow=Networks.parse(["10.0.0.0/8"]), maxConnections=0)
-    gate = Gate(Factory.forProtocol(Echo), access, "gate", {"address": b"not you"})
+    gate = Gate(Factory.forProtocol(Echo), access, "gate", {"address": Words(b"not you")})
     key = trustme.CA().issue_cert("localhost")
     pem = key.private_key_and_cert_chain_pem.bytes()
     options = ssl.PrivateCertificate.loadPEM(pem).options()

@@ -4,6 +4,7 @@ Answers: a status, fields and a body; problem documents (RFC 9457), and receipts
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import AsyncGenerator, Sequence
 from http import HTTPStatus
@@ -13,9 +14,19 @@ import attrs
 
 from connpool.errors import Exists, Skipped, TransferError
 from connpool.transfer.identities import Identity
+from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
 
-__all__ = ["Answer", "Fields", "Problem", "Stream", "accountOf", "jsonAnswer", "problem"]
+__all__ = [
+    "Answer",
+    "Fields",
+    "Problem",
+    "Stream",
+    "accountOf",
+    "jsonAnswer",
+    "pageAnswer",
+    "problem",
+]
 
 Fields = Sequence[tuple[str, str]]
 
@@ -65,6 +76,10 @@ _STATUS = {
 #: Seconds after which a request may be worth repeating.
 _RETRY_SECONDS = {"held": 60, "busy": 5, "unavailable": 5, "no-space": 60, "no-inodes": 60}
 _MAX_DETAIL_CHARACTERS = 1024
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
+<title>{0}</title><h1>{0}</h1>{1}</html>
+"""
 _ACCOUNT = [each.name for each in attrs.fields(Receipt)]
 
 
@@ -155,6 +170,14 @@ def jsonAnswer(
     return Answer(status, [("Content-Type", kind), *fields], body, **more)
 
 
+def pageAnswer(status: int, title: str, content: str, fields: Fields = (), **more: Any) -> Answer:
+    """
+    Return an answer for people; C{content} is HTML.
+    """
+    body = _PAGE.format(html.escape(title), content).encode()
+    return Answer(status, [("Content-Type", "text/html; charset=utf-8"), *fields], body, **more)
+
+
 def statusOf(why: TransferError, *, conditional: bool = False, upload: bool = False) -> int:
     """
     Return the status of an error; C{conditional}: the request asked that nothing is replaced,
@@ -179,9 +202,10 @@ def documentOf(why: TransferError, status: int) -> dict[str, Any]:
     return {"title": _PHRASES[status], "status": status, "detail": detail, "code": why.code}
 
 
-def problem(why: TransferError, **context: bool) -> Answer:
+def problem(why: TransferError, page: bool = False, **context: bool) -> Answer:
     """
-    Return the answer that says why a request failed; C{context} is that of L{statusOf}.
+    Return the answer that says why a request failed, as a C{page} to people; C{context} is that
+    of L{statusOf}.
     """
     status = statusOf(why, **context)
     fields, closes = (why.fields, why.closes) if isinstance(why, Problem) else ((), False)
@@ -189,9 +213,13 @@ def problem(why: TransferError, **context: bool) -> Answer:
         fields = [*fields, ("Retry-After", str(_RETRY_SECONDS[why.code]))]
     if status == 401:
         fields = [*fields, ("WWW-Authenticate", 'Basic realm="connpool", charset="UTF-8"')]
+    document = documentOf(why, status)
+    ends: dict[str, Any] = {"closes": closes or status == 408, "code": why.code}
+    if page:
+        detail = html.escape(displayName(document["detail"]))
+        return pageAnswer(status, document.get("title", "Skipped"), f"<p>{detail}", fields, **ends)
     kind = "application/json" if isinstance(why, Skipped) else "application/problem+json"
-    closes = closes or status == 408
-    return jsonAnswer(status, documentOf(why, status), fields, kind, closes=closes, code=why.code)
+    return jsonAnswer(status, document, fields, kind, **ends)
 
 
 def accountOf(receipt: Receipt, identity: Identity | None) -> dict[str, Any]:

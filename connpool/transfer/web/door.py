@@ -127,14 +127,15 @@ class WebDoor:
             return await resource(request), shared
         except TransferError as e:
             if request is None or isinstance(e, Problem):
-                return self._refuse(e, sender), shared
+                return self._refuse(e, sender, head.wantsPage), shared
             # the reception has logged it
-            return problem(e, conditional=b"*" in head.all(b"if-none-match")), shared
+            conditional = b"*" in head.all(b"if-none-match")
+            return problem(e, head.wantsPage, conditional=conditional), shared
         except Exception as e:
             self._log.failure("answering a request of {peer} failed", peer=sender.peer)
             return problem(StoreError(f"internal error: {type(e).__name__}")), shared
 
-    def _refuse(self, why: TransferError, sender: Sender) -> Answer:
+    def _refuse(self, why: TransferError, sender: Sender, page: bool = False) -> Answer:
         """
         Answer a refusal that is about no file, and log it unless there are many like it.
         """
@@ -148,7 +149,7 @@ class WebDoor:
             self._logs[code] = LogRarely(say)
         text = f"refused a request from {sender.peer}: {code}: {why}"
         self._logs[code].happened(text, self._clock.seconds())
-        return problem(why)
+        return problem(why, page)
 
     def _options(self, head: Head) -> Answer:
         fields = self._origins.preflight(head)

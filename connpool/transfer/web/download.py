@@ -26,7 +26,7 @@ from connpool.errors import ChangedSource, NotFound
 from connpool.transfer.names import displayName
 from connpool.transfer.receive.reading import Reader, readerOf
 from connpool.transfer.records import FileRange, ListedEntry
-from connpool.transfer.web.answers import Answer, Fields, Problem, jsonAnswer
+from connpool.transfer.web.answers import Answer, Fields, Problem, jsonAnswer, pageAnswer
 from connpool.transfer.web.head import Head
 from connpool.transfer.web.request import Request
 from connpool.transfer.web.target import TOP_LIST
@@ -230,7 +230,6 @@ def _asPage(target: bytes, path: bytes, entries: list[ListedEntry], more: bool) 
     top = target == TOP_LIST
     # names of the top lie beside our own directory, in which the list of them is
     base = "../../" if top else "./"
-    shown = html.escape(displayName(path) or "/")
     rows = [
         f'<tr><td><a href="{base}{quote(each.name)}{slash}">'
         f"{html.escape(displayName(each.name))}{slash}</a>"
@@ -243,15 +242,7 @@ def _asPage(target: bytes, path: bytes, entries: list[ListedEntry], more: bool) 
     parent = "../" if depth else f"../{TOP_LIST.decode()}"
     up = "" if top else f'<p><a href="{parent}">..</a>'
     rest = f"<p>The first {len(entries)} names; connpool list has all." if more else ""
-    text = (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width"><meta name=color-scheme '
-        f'content="light dark"><title>{shown}</title><h1>{shown}</h1>{up}'
-        "<table><thead><tr><th>Name<th>Bytes<th>Modified<tbody>"
-        f"{''.join(rows)}</table>{rest}</html>\n"
-    )
-    fields = [
-        ("Content-Type", "text/html; charset=utf-8"),
-        ("Content-Security-Policy", _LIST_POLICY),
-    ]
-    return Answer(200, fields, text.encode())
+    table = "<table><thead><tr><th>Name<th>Bytes<th>Modified<tbody>"
+    content = f"{up}{table}{''.join(rows)}</table>{rest}"
+    fields = [("Content-Security-Policy", _LIST_POLICY)]
+    return pageAnswer(200, displayName(path) or "/", content, fields)

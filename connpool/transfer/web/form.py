@@ -29,6 +29,7 @@ from connpool.transfer.web.answers import (
     accountOf,
     documentOf,
     jsonAnswer,
+    pageAnswer,
     statusOf,
 )
 from connpool.transfer.web.digests import Digests
@@ -55,11 +56,6 @@ _PLAIN_CODINGS = {b"", b"7bit", b"8bit", b"binary"}
 _SILENT = logging.getLogger(__name__)
 _SILENT.disabled = True
 _ESCAPES = {b"%22": b'"', b"%0D": b"\r", b"%0A": b"\n", b'\\"': b'"'}
-
-_RESULTS = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
-<title>Received</title><h1>Received</h1><ul>{}</ul><p><a href="./">Send more</a></p></html>
-"""
 
 
 def parametersOf(value: bytes) -> dict[bytes, bytes]:
@@ -279,8 +275,8 @@ class _Reading:
         status = failed[0] if failed else 201 if "stored" in became else 200
         if not self._request.head.wantsPage:
             return jsonAnswer(status, self._told)
-        fields = [("Content-Type", "text/html; charset=utf-8")]
-        return Answer(status, fields, _RESULTS.format("".join(_rows(self._told))).encode())
+        rows = "".join(_rows(self._told))
+        return pageAnswer(status, "Received", f'<ul>{rows}</ul><p><a href="./">Send more</a>')
 
 
 def _rows(told: list[dict[str, Any]]) -> Iterator[str]:

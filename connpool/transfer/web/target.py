@@ -75,6 +75,8 @@ def parseTarget(method: str, text: str) -> Target:
         if absolute is None:
             raise Problem(400, "a target begins with / or http://, and has no ? and no #")
         authority, text = absolute[1], absolute[2] or "/"
+    if text.startswith("/?") and method in {"GET", "HEAD"}:
+        text = "/"  # the page, by a link that somebody has added to
     if "?" in text or "#" in text:
         raise NameRefused("a name in a URL has no ? and no #; write %3F and %23")
     if _BAD_ESCAPE.search(text):

@@ -96,7 +96,7 @@ async def resume(uploads: Uploads, request: Request) -> Answer:
         why = Problem(460, str(why), why.code)
     elif why.code == "busy" or (asks and passes):
         why = Problem(423, str(why), why.code)
-    answer = problem(why, upload=True)
+    answer = problem(why, request.head.wantsPage, upload=True)
     return attrs.evolve(answer, fields=[*answer.fields, _SPOKEN])
 
 

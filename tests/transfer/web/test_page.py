@@ -4,6 +4,7 @@ The page's document and its policy; what it does in a browser is in tests/functi
 
 import base64
 import hashlib
+import html
 import re
 from html.parser import HTMLParser
 
@@ -76,6 +77,28 @@ def test_theDoorGivesThePage(door):
     head = door.connect().ask(b"HEAD", b"/", None, HTML)
     assert (head.status, head.body) == (200, b"")
     assert head.fields["content-length"] == str(len(answer.body))
+
+
+def test_thePageHasNoQuery(door):
+    # links get one: ?fbclid=… and the like
+    answer = door.connect().ask(b"GET", b"/?fbclid=1&x=%2f", None, HTML)
+    assert (answer.status, answer.body) == (200, Page(True).text)
+    # a name has none
+    for method, target in ((b"PUT", b"/?x"), (b"GET", b"/x?y"), (b"POST", b"/?x")):
+        assert door.connect().ask(method, target, b"").status == 400
+
+
+def test_peopleCanReadWhyNot(door):
+    targets = [b"/x?y", b"/d/", b"/.connpool/u/%s" % (b"A" * 43), b"/<script>alert(1)</script>%2"]
+    for target in targets:
+        answer = door.connect().ask(b"GET", target, None, HTML)
+        assert answer.status >= 400
+        assert answer.fields["content-type"] == "text/html; charset=utf-8"
+        assert "default-src 'none'" in answer.fields["content-security-policy"]
+        told = door.connect().ask(b"GET", target)
+        assert told.status == answer.status
+        assert html.escape(told.json["detail"]).encode() in answer.body
+        assert b"<script>" not in answer.body
 
 
 def test_othersAreToldWhatToDo(door):

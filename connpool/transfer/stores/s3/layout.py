@@ -91,18 +91,20 @@ class Layout:
         name = _hash(caselessForm(path) if self.portable else path)
         return f"{self.private}names/{name[:2]}/{name}"
 
-    def partials(self, principal: str | None = None) -> str:
+    def partials(self, principal: str | None = None, network: str = "") -> str:
         """
-        Return the prefix of the pointers of everybody, or of one principal.
+        Return the prefix of the pointers of everybody, of one principal, or of those of its
+        senders that are counted apart.
         """
         owner = "" if principal is None else f"{_hash(principal)[:32]}/"
-        return f"{self.private}partials/{owner}"
+        part = f"{_hash(network)[:32]}/" if network else ""
+        return f"{self.private}partials/{owner}{part}"
 
     def partial(self, principal: str, network: str, resumeKey: bytes) -> str:
         """
         Return the key of the pointer to the upload of a resume key.
         """
-        return self.partials(principal) + _hash(network, resumeKey)
+        return self.partials(principal, network) + _hash(network, resumeKey)
 
     def record(self, token: str, number: int | None = None) -> str:
         """

@@ -205,8 +205,9 @@ class Lifecycle:
         """
         Check that one more upload of a principal may begin.
         """
+        own = self._layout.partials(offer.principal, offer.network)
         keys = await self._pointers(offer.principal)
-        if len(keys) >= MAX_PARTIALS:
+        if sum(key.rpartition("/")[0] + "/" == own for key in keys) >= MAX_PARTIALS:
             raise tooManyPartials()
         await self._verifySum(keys, offer.size or 0)
 

@@ -26,6 +26,7 @@ from connpool.errors import (
 from connpool.interfaces import IFileStore, ISharedUploadStore, IUploadPartial
 from connpool.transfer import Receipt
 from connpool.transfer.records import StoreSettings
+from connpool.transfer.stores.partialdir import MAX_PARTIALS
 from connpool.transfer.stores.s3.calls import BadDigest, NoSuchUpload, performed
 from connpool.transfer.stores.s3.layout import agreement
 from connpool.transfer.stores.s3.store import S3Store
@@ -617,6 +618,27 @@ async def test_unknownSize(make, engine):
         str(size): CONTENT[:size] for size in (0, BLOCK - 1, 3 * BLOCK + 5)
     }
     assert engine.calls["CreateUpload"] == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_uploadsAreCountedForEachNetwork(make, engine):
+    store = make()
+
+    def of(network, number):
+        return asked(network=network, resumeKey=b"%032d" % number)
+
+    for network in ("192.0.2.1", "192.0.2.2", ""):
+        for number in range(MAX_PARTIALS):
+            await bounded(store.begin(of(network, number)))
+        with pytest.raises(QuotaExceeded):
+            await bounded(store.begin(of(network, MAX_PARTIALS)))
+        with pytest.raises(QuotaExceeded):
+            await bounded(store.open(of(network, MAX_PARTIALS)))
+    found = await bounded(make().find("anonymous", b"%032d" % 0, KEY, "192.0.2.2"))
+    assert found.network == "192.0.2.2"
+    assert await bounded(make().find("anonymous", b"%032d" % 0, KEY, "192.0.2.3")) is None
+    # the operator sees all of them
+    assert len(await bounded(store.partials("anonymous"))) == 3 * MAX_PARTIALS
 
 
 @pytest_twisted.ensureDeferred
