@@ -7,14 +7,15 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import AsyncGenerator, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Protocol
 
 import attrs
+import msgspec
 
 from connpool.errors import Exists, Skipped, TransferError
 from connpool.transfer.identities import Identity
-from connpool.transfer.names import displayName
 from connpool.transfer.records import Receipt
 
 __all__ = [
@@ -33,14 +34,11 @@ Fields = Sequence[tuple[str, str]]
 #: Fields of every answer.  With the policy C{no-referrer} browsers would send C{Origin: null}
 #: for a form of our own page.
 _SECURITY = {
-    name: f"{name}: {value}\r\n"
-    for name, value in {
-        "Cache-Control": "no-store",
-        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "Referrer-Policy": "same-origin",
-        "X-Content-Type-Options": "nosniff",
-    }.items()
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
 }
 #: Statuses whose answers have no body.
 _BODILESS = {204, 304}
@@ -80,6 +78,7 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
 <title>{0}</title><h1>{0}</h1>{1}</html>
 """
+_encode = msgspec.json.Encoder().encode
 _ACCOUNT = [each.name for each in attrs.fields(Receipt)]
 
 
@@ -147,10 +146,18 @@ class Answer:
             fields.append(("Content-Length", str(length)))
         if self.closes:
             fields.append(("Connection", "close"))
-        usual = {**_SECURITY, **dict.fromkeys([name for name, _ in fields], "")}
-        lines = [*usual.values(), *[f"{name}: {_plain(value)}\r\n" for name, value in fields]]
-        head = f"HTTP/1.1 {self.status} {_PHRASES[self.status]}\r\n{''.join(lines)}\r\n"
+        lines = "".join([f"{name}: {_plain(value)}\r\n" for name, value in fields])
+        usual = _usualBeside(frozenset([name for name, _ in fields]))
+        head = f"HTTP/1.1 {self.status} {_PHRASES[self.status]}\r\n{usual}{lines}\r\n"
         return head.encode("ascii") + (b"" if bare or bodiless else self.body)
+
+
+@lru_cache(maxsize=64)
+def _usualBeside(own: frozenset[str]) -> str:
+    """
+    Return the fields of every answer, without those that one has itself.
+    """
+    return "".join(f"{name}: {value}\r\n" for name, value in _SECURITY.items() if name not in own)
 
 
 def _plain(value: str) -> str:
@@ -166,8 +173,10 @@ def jsonAnswer(
     """
     @return: an answer with a JSON document.
     """
-    body = json.dumps(document).encode("ascii") + b"\n"
-    return Answer(status, [("Content-Type", kind), *fields], body, **more)
+    body = _encode(document)
+    if not body.isascii():
+        body = json.dumps(document).encode()  # nothing that a terminal acts on
+    return Answer(status, [("Content-Type", kind), *fields], body + b"\n", **more)
 
 
 def pageAnswer(status: int, title: str, content: str, fields: Fields = (), **more: Any) -> Answer:
@@ -197,6 +206,7 @@ def documentOf(why: TransferError, status: int) -> dict[str, Any]:
     @return: the problem document; of a file that was skipped, its account.
     """
     detail = " ".join(str(why).split())[:_MAX_DETAIL_CHARACTERS]
+    detail = detail.encode("utf-8", "backslashreplace").decode()  # lone surrogates are no UTF-8
     if isinstance(why, Skipped):
         return {"status": "skipped", "detail": detail, "code": why.code}
     return {"title": _PHRASES[status], "status": status, "detail": detail, "code": why.code}
@@ -216,8 +226,8 @@ def problem(why: TransferError, page: bool = False, **context: bool) -> Answer:
     document = documentOf(why, status)
     ends: dict[str, Any] = {"closes": closes or status == 408, "code": why.code}
     if page:
-        detail = html.escape(displayName(document["detail"]))
-        return pageAnswer(status, document.get("title", "Skipped"), f"<p>{detail}", fields, **ends)
+        content = f"<p>{html.escape(document['detail'])}"
+        return pageAnswer(status, f"{status} {_PHRASES[status]}", content, fields, **ends)
     kind = "application/json" if isinstance(why, Skipped) else "application/problem+json"
     return jsonAnswer(status, document, fields, kind, **ends)
 

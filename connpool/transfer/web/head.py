@@ -40,7 +40,7 @@ _END = b"\r\n\r\n"
 #: the one before (RFC 9112 section 5.2).
 _STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n|\n[ \t]")
 _LINE = re.compile(rb"([!-~]+) ([!-~]+) HTTP/(\d\.\d)")
-_NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+_FIELDS = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*(?:\r\n(?=[^\r\n])|\Z))*")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 _HOST = re.compile(
     rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+(?::[0-9]{1,5})?"
@@ -127,16 +127,15 @@ def readFields(raw: bytes) -> dict[bytes, list[bytes]]:
     """
     Read the lines of fields of a head or a trailer, unless they can be read in two ways.
     """
-    if _STRAY.search(raw):
-        raise _broken("fields are lines that end with CR LF, with no other control characters")
-    lines = raw.split(b"\r\n") if raw else []
-    if len(lines) > MAX_FIELDS:
+    if raw.count(b"\n") >= MAX_FIELDS:
         raise _broken(f"a head has at most {MAX_FIELDS} fields", 431)
+    if not _FIELDS.fullmatch(raw):
+        if _STRAY.search(raw):
+            raise _broken("fields are lines that end with CR LF, with no other control characters")
+        raise _broken("a field is NAME: VALUE, with no space before the colon")
     fields: dict[bytes, list[bytes]] = {}
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not _NAME.fullmatch(name):
-            raise _broken("a field is NAME: VALUE, with no space before the colon")
+    for line in raw.split(b"\r\n") if raw else ():
+        name, _, value = line.partition(b":")
         fields.setdefault(name.lower(), []).append(value.strip(b" \t"))
     return fields
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -94,8 +95,13 @@ def preferencesOf(head: Head) -> Mapping[str, str]:
     Return the preferences of C{Prefer} (RFC 7240), without their parameters; of one that comes
     twice the first counts.
     """
+    return _preferencesIn(b",".join(head.all(b"prefer")))
+
+
+@lru_cache(maxsize=64)  # clients say the same in each request
+def _preferencesIn(value: bytes) -> Mapping[str, str]:
     found: dict[str, str] = {}
-    for part in b",".join(head.all(b"prefer")).decode("latin-1").split(","):
-        name, _, value = part.partition(";")[0].partition("=")
-        found.setdefault(name.strip().lower(), value.strip().strip('"'))
+    for part in value.decode("latin-1").split(","):
+        name, _, content = part.partition(";")[0].partition("=")
+        found.setdefault(name.strip().lower(), content.strip().strip('"'))
     return found

@@ -121,3 +121,12 @@ def test_anAnswerIsOneAnswer():
     wire = answer.write(False)
     assert b"\r\nX: a??Set-Cookie: b??\r\n" in wire
     assert wire.count(b"Cache-Control") == 1
+
+
+def test_documentsAreASCII():
+    # a terminal acts on nothing in them
+    for text in ("\u202egnp.exe", "caf\xe9", "\udc80"):
+        answer = problem(TransferError(text))
+        assert answer.body.isascii()
+        told = json.loads(answer.body)["detail"]
+        assert told == ("\\udc80" if text == "\udc80" else text)
