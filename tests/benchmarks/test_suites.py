@@ -25,7 +25,7 @@ SUITES = {
 
 
 def benchmarks(*words):
-    return finished(sys.executable, "-m", "benchmarks", *words, cwd=CHECKOUT, timeout=110)
+    return finished(sys.executable, "-m", "benchmarks", *words, cwd=CHECKOUT, timeout=600)
 
 
 @pytest.mark.slow

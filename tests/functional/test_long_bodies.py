@@ -98,7 +98,7 @@ def test_whatIsCutWithinALongBodyIsNotPublished(place, how):
         if how == "reset":
             option = struct.pack("ii", 1, 0)
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
-    program.waitFor("did not receive cut", 10)
+    program.waitFor("did not receive cut")
     with connect() as stream:
         stream.sendall(put("cut", 4) + b"here")
         assert answers(stream, 1) == [b"201"]

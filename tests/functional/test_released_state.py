@@ -15,6 +15,7 @@ import pytest
 from connpool.transfer.send.keys import SenderKeys
 from tests.helpers.processes import within
 from tests.helpers.released import RELEASED, TODAY, VERSIONS, receiving
+from tests.helpers.trees import publishedBelow
 from tests.transfer import peer
 from tests.transfer.released.makestate import (
     BLOCK,
@@ -179,13 +180,6 @@ def test_aQueueGoesOn(left):
         "waiting/there/large": large("waiting/there/large") * 20,
     }
 
-    def files(where):
-        return {
-            str(path.relative_to(where)): path.read_bytes()
-            for path in where.rglob("*")
-            if path.is_file() and not path.relative_to(where).parts[0].startswith(".connpool")
-        }
-
     with receiving(TODAY, left / "inbox") as receiver:
         arguments = [
             *(f"--directory={outbox}", f"--move-to={done}", f"--to={receiver.address}"),
@@ -193,10 +187,11 @@ def test_aQueueGoesOn(left):
         ]
         with TODAY.service("filesend", *arguments, cwd=left) as filesend:
             filesend.waitFor(r"filesend set re\\+fused aside")
-            assert within(lambda: not files(outbox), 20), filesend.output
-        assert files(done) == {"sent": small("sent"), **moved}
+            # between the two they are in a private directory
+            assert within(lambda: not publishedBelow(outbox)), filesend.output
+            assert within(lambda: publishedBelow(done) == {"sent": small("sent"), **moved})
         assert receiver.files() == {"sent": small("sent"), **moved}
     assert all(path.exists() for path in poison)
     assert [p for p in outbox.rglob("*") if p.is_file() and p.read_bytes() == small("refused")]
-    assert REFUSED not in files(done)
+    assert REFUSED not in publishedBelow(done)
     assert "Traceback" not in filesend.output

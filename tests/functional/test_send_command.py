@@ -341,7 +341,7 @@ def test_silenceAfterTheGreeting(source):
             thread.start()
             began = time.monotonic()
             held.append(listener.accept()[0])
-            assert 1 <= time.monotonic() - began < 5
+            assert 1 <= time.monotonic() - began < 20
         thread.join(20)
         for each in (connection, *held):
             each.close()

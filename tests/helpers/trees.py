@@ -28,12 +28,12 @@ def filesBelow(directory: Path) -> dict[Path, os.stat_result]:
 
 def publishedBelow(root: Path) -> dict[str, bytes]:
     """
-    The content of the files in a receiver's directory, without the receiver's own.
+    The content of the files in the directory of a receiver or a sender, without their own.
     """
     found = {}
     for path in filesBelow(root):
         name = path.relative_to(root)
-        if ".connpool" not in name.parts:
+        if not any(part.startswith(".connpool") for part in name.parts):
             with contextlib.suppress(FileNotFoundError):
                 found[str(name)] = path.read_bytes()
     return found

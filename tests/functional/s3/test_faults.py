@@ -19,7 +19,7 @@ from connpool.transfer.stores.s3.requests import SignedRequests
 from connpool.transfer.stores.s3.signing import Signer
 from connpool.transfer.stores.s3.store import S3Store
 from tests.functional.s3.faults import FAULTS, proxied
-from tests.helpers.waiting import bounded, pause
+from tests.helpers.waiting import bounded, pause, until
 from tests.transfer.stores.kit import fill, offer, settled
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer("weed"), pytest.mark.timeout(600)]
@@ -209,10 +209,7 @@ async def test_lateAfterATakeOver(weed, proxy, prefix, tmp_path):
         try:
             ending = Deferred.fromCoroutine(receiveAll(dying.store, 1, lambda d, _: d))
             ending.addErrback(lambda _: None)
-            for _ in range(2000):
-                if proxy.done.is_set() or ending.called:
-                    break
-                await pause(0.005)
+            await until(lambda ending=ending: proxy.done.is_set() or ending.called, 60)
             dying.dead = True
             receipts = await receiveAll(direct.store)
             proxy.release()

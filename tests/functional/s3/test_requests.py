@@ -25,7 +25,7 @@ from connpool.transfer.stores.s3.requests import SignedRequests
 from connpool.transfer.stores.s3.signing import Signer
 from examples.s3.engines import seaweedfs
 from tests.functional.s3.test_faults import Source
-from tests.helpers.waiting import bounded, pause
+from tests.helpers.waiting import bounded, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer("weed")]
 
@@ -205,11 +205,7 @@ async def test_engineThatIsKilled(tmp_path, prefix):
         await bounded(requests.perform(calls.Put(f"{prefix}a", b"x")))
         engine.kill()
         waiting = requests.perform(calls.Put(f"{prefix}b", b"y"))
-        for _ in range(300):
-            if requests.trouble() is not None:
-                break
-            await pause(0.05)
-        assert engine.url in requests.trouble()
+        assert engine.url in await until(requests.trouble, 60)
         assert not waiting.called
         await bounded(deferToThread(engine.start), 40)
         assert isinstance(await bounded(waiting, 40), calls.Done)
