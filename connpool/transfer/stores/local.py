@@ -106,6 +106,7 @@ from connpool.transfer.stores.receiptlog import ReceiptLog
 from connpool.transfer.stores.recovery import Recovery
 from connpool.transfer.stores.reservations import Reservations, Space
 from connpool.transfer.stores.syncing import BatchSync
+from connpool.transfer.stores.writability import Writability
 from connpool.transfer.syscalls import (
     CANNOT_SYNC,
     VOLATILE,
@@ -244,6 +245,9 @@ class LocalStore:
             opened.callback(self._directories.close)
             self._rootDirectory = RootDirectory(
                 sys, self._path, self._root, (private, self._directories), self._log
+            )
+            self._writability = Writability(
+                *(sys, self._threads, private, (INTERNAL, "temporary"), shown, self._seconds)
             )
             self._reading = Reading(sys, self._directories)
             self._foresight = Foresight(
@@ -409,7 +413,10 @@ class LocalStore:
 
     def trouble(self) -> str | None:
         self._lookAround()
-        return self.parts.reservations.trouble() if self._trouble is None else self._trouble.text
+        if self._trouble is not None:
+            return self._trouble.text
+        written = None if self._closed else self._writability.trouble()
+        return self.parts.reservations.trouble() or written
 
     def _lookAround(self) -> None:
         """
