@@ -69,6 +69,7 @@ FOREIGN: dict[str, str] = {
     "observer._outFile": "the same; FileLogObserver does not tell its file",
     "endpoints._SystemdParser": "Twisted keeps the sockets that systemd passed there",
     "endpoints._SystemdParser._sddaemon": "and there is no public way to them",
+    "inherited._names": "and two of them may have one name",
 }
 
 OPENINGS = ("What", "Which", "Who", "Whom", "How", "Where", "Whether")

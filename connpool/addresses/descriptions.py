@@ -28,6 +28,9 @@ _LOOPBACK = Networks.parse(["127.0.0.0/8", "::1"])
 #: Kinds whose first argument is a TCP port.
 _TCP_PORT = frozenset({"tcp", "tcp6", "ssl"})
 
+#: Families of sockets that systemd passes.
+_DOMAINS = frozenset({"INET", "INET6", "UNIX"})
+
 #: Kinds that open a port themselves, where C{interface=} says.
 _OWN_PORT = frozenset({"tcp", "tcp6", "ssl", "tls", "udp"})
 
@@ -121,13 +124,22 @@ class Listen:
         """
         True if only this machine can reach it: loopback and unix sockets.
 
-        Clients behind a proxy header or systemd's socket can be anywhere.
+        Clients behind a proxy header, and those of another socket of systemd, can be
+        anywhere.
         """
         if "proxied" in self.wrappers:
             return False
-        if self.kind == "unix":
+        if self.kind == "unix" or (self.kind == "systemd" and self.keywords["domain"] == "UNIX"):
             return True
         return self.kind in _OWN_PORT and self.keywords.get("interface", "") in _LOOPBACK
+
+    @property
+    def makeLocal(self) -> str:
+        """
+        The end of a sentence of remedies: a change that makes it local; empty if there is none.
+        """
+        own = self.kind in _OWN_PORT and "proxied" not in self.wrappers
+        return ", or add interface=127.0.0.1" * own
 
 
 def parseListen(description: str) -> Listen:
@@ -155,6 +167,8 @@ def parseListen(description: str) -> Listen:
     if not arguments and not keywords:
         raise AddressError(f"{description!r} is not an endpoint; {_TCP_EXAMPLE}")
     listen = Listen(description, tuple(wrappers), kind, tuple(arguments), keywords)
+    if kind == "systemd":
+        return _inherited(listen)
     return _datagram(listen) if listen.datagram else listen
 
 
@@ -187,6 +201,30 @@ def _withNumber(description: str, kind: str, port: str) -> tuple[str, str]:
     return description.replace(f"{kind}:{port}", f"{kind}:{number}", 1), number
 
 
+def _inherited(listen: Listen) -> Listen:
+    """
+    @return: C{listen}, with all parts as keywords.
+    @raise AddressError: for a C{systemd:} description with a mistake in it.
+    """
+    text = listen.description
+    keywords = dict(zip(("domain", "index"), listen.arguments, strict=False)) | dict(
+        listen.keywords
+    )
+    example = "write for example systemd:domain=INET6:name=NAME"
+    if keywords.get("domain") not in _DOMAINS:
+        raise AddressError(f"{text!r}: domain= is INET, INET6 or UNIX; {example}")
+    if ("name" in keywords) == ("index" in keywords):
+        raise AddressError(f"{text!r}: one of name= and index= says which socket; {example}")
+    listen = attrs.evolve(listen, keywords=keywords)
+    _checkIndex(listen)
+    return listen
+
+
+def _checkIndex(listen: Listen) -> None:
+    if not re.fullmatch("[0-9]{1,4}", listen.keywords.get("index", "0")):
+        raise AddressError(f"{listen.description!r}: index= is a number, 0 for the first socket")
+
+
 def _datagram(listen: Listen) -> Listen:
     """
     @return: C{listen}, with the port as a number.
@@ -205,6 +243,7 @@ def _datagram(listen: Listen) -> Listen:
         # udp:8641:\:\:1 without the escapes would silently listen everywhere
         raise AddressError(f"{text!r}: one port and key=value parts only; {example}")
     if systemd:
+        _checkIndex(listen)
         return listen
     (port,) = listen.arguments
     try:

@@ -5,16 +5,14 @@ From a C{udp:} description to open ports; Twisted has no endpoints for datagrams
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from collections.abc import Callable
 from typing import TypeVar
 
-from twisted.internet import endpoints
 from twisted.internet.error import CannotListenError, InvalidAddressError
-from twisted.python.systemd import ListenFDs
 
 from connpool.addresses import Listen
+from connpool.addresses.inherited import inheritedSocket
 from connpool.addresses.zones import checkZone
 from connpool.datagram.port import SturdyPort
 from connpool.errors import AddressError
@@ -78,27 +76,8 @@ def _inherited(listen: Listen) -> socket.socket:
     """
     The datagram socket that systemd passed under a name or index.
     """
-    # reading the environment clears it, and Twisted does so when its parser of
-    # systemd: endpoints is imported; there is no public way to what it found
-    inherited: ListenFDs = endpoints._SystemdParser._sddaemon
-    name, index = listen.keywords.get("name"), listen.keywords.get("index")
-    try:
-        if name is not None:
-            fd = inherited.inheritedNamedDescriptors()[name]
-        else:
-            fd = inherited.inheritedDescriptors()[int(index or 0)]
-    except (KeyError, IndexError, ValueError):
-        raise AddressError(
-            f"{listen.description!r}: systemd passed no such socket; "
-            "see ListenDatagram= and FileDescriptorName= in the .socket unit"
-        ) from None
     # a copy, so that a stopped service can start again
-    try:
-        sock = socket.socket(fileno=os.dup(fd))
-    except OSError as e:
-        raise AddressError(
-            f"{listen.description!r}: {e.strerror}; is the unit's fd open?"
-        ) from None
+    sock = inheritedSocket(listen)
     if sock.type != socket.SOCK_DGRAM or sock.family not in {socket.AF_INET, socket.AF_INET6}:
         sock.close()
         raise AddressError(f"{listen.description!r}: not a UDP socket; use ListenDatagram=")

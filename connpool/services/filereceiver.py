@@ -301,8 +301,8 @@ class FileReceiver(MultiService):
             if not (allow or self._credentials or listen.certified):
                 raise WrongSetting(
                     f"--listen {listen.description} can be reached from other machines; "
-                    "say who may send with --allow CIDR (or --allow any), --auth or trustRoots=, "
-                    "or add interface=127.0.0.1"
+                    "say who may send with --allow CIDR (or --allow any), --auth or trustRoots="
+                    f"{listen.makeLocal}"
                 )
         everybody = any(not net.prefixlen for net in allow.networks)
         if (

@@ -25,6 +25,7 @@ from zope.interface import implementer
 
 from connpool.addresses import Listen, parseListen, placeOf
 from connpool.addresses.descriptions import complaint
+from connpool.addresses.inherited import checkInherited
 from connpool.addresses.zones import checkZone
 from connpool.errors import AddressError, StartFailed
 from connpool.interfaces import IDrainable, IReloadable, IStatsSource
@@ -82,14 +83,11 @@ def describeListenError(description: str, error: BaseException | None) -> str:
     """
     Say why nothing can listen on C{description}, in one line with the remedy.
     """
+    if isinstance(error, AddressError):
+        return str(error)
     cause = error.socketError if isinstance(error, CannotListenError) else error
     number = getattr(cause, "errno", None)
     why = os.strerror(number) if isinstance(number, int) else str(cause).partition("\n")[0]
-    if isinstance(cause, LookupError):
-        return (
-            f"systemd passed no such socket: {description}; "
-            "see FileDescriptorName= in the socket unit"
-        )
     remedies = {
         errno.EADDRINUSE: "another program has this port; stop it or choose another port",
         errno.EACCES: "ports below 1024 and that path need more rights; choose another",
@@ -170,6 +168,8 @@ class ListeningService(MultiService):
             results: list[Any] = []
             try:
                 checkZone(listen.keywords.get("interface", ""))
+                if listen.kind == "systemd":
+                    checkInherited(listen)
                 endpoint = serverFromString(self._reactor, listen.description)
                 endpoint.listen(self.gate).addBoth(results.append)
             except Exception as e:

@@ -111,7 +111,7 @@ def refuseExposure(listen: Listen, allow: Networks, checker: Any) -> None:
     elif not allow and not listen.certified:
         raise WrongSetting(
             f"--status {text} can be reached from other machines; say who may look with "
-            "--status-allow CIDR or --status-auth, or add interface=127.0.0.1"
+            f"--status-allow CIDR or --status-auth{listen.makeLocal}"
         )
 
 

@@ -21,6 +21,9 @@ def test_tokenizeUnescapes():
         ("tcp:8640:interface=0.0.0.0", False, False),
         ("unix:/run/x.sock", True, False),
         ("systemd:domain=INET:name=web", False, False),
+        ("systemd:INET6:0", False, False),
+        ("systemd:domain=UNIX:name=web", True, False),
+        ("proxied:systemd:domain=UNIX:name=web:trusted=unix", False, False),
         # who is behind it does not show
         ("haproxy:tcp:8640:interface=127.0.0.1", False, False),
         ("secured:tcp:443:interface=127.0.0.1:certificate=c:privateKey=k", True, False),
@@ -53,6 +56,13 @@ def test_whoCanReachIt(description, local, datagram):
         # what systemd passed is open where systemd opened it
         "udp:systemd:name=echo:interface=127.0.0.1",
         "udp:8641:name=echo",
+        "udp:systemd:index=first",
+        "systemd:name=web",
+        "systemd:domain=INET",
+        "systemd:domain=IPV4:name=web",
+        "systemd:domain=INET:name=web:index=0",
+        "systemd:domain=INET:index=-1",
+        "secured:systemd:domain=FOO:name=web:certificate=c",
         "udp:1:reusePort=maybe",
         "tcp:80:interface=a:interface=b",
         "tcp:80\\",

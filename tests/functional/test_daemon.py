@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -146,21 +147,25 @@ def test_hangupReloadsCertificates(tmp_path, systemd):
 # -- socket activation ----------------------------------------------------------
 
 
-def activated(listening, *arguments, cwd, name="inbox"):
+def activated(*passed, arguments, cwd, names="inbox"):
     """
-    C{twistd} with C{listening} as its descriptor 3, as systemd hands it over.
+    C{twistd} with sockets as its descriptors from 3 on, as systemd hands them over.
     """
     launch = (
-        "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid());"
-        "os.execv(sys.argv[2], sys.argv[2:])"
+        "import os, sys; count = int(sys.argv[1]); fds = list(map(int, sys.argv[2:2 + count]));"
+        "copies = [os.dup2(fd, 100 + at) for at, fd in enumerate(fds)];"
+        "[os.dup2(fd, 3 + at) for at, fd in enumerate(copies)];"
+        "os.environ['LISTEN_PID'] = str(os.getpid());"
+        "os.execv(sys.argv[2 + count], sys.argv[2 + count:])"
     )
+    fds = [each.fileno() for each in passed]
     return running(
-        *(sys.executable, "-c", launch, str(listening.fileno()), *TWISTD, "-n", "--pidfile="),
-        *arguments,
+        *(sys.executable, "-c", launch, str(len(fds)), *map(str, fds)),
+        *(*TWISTD, "-n", "--pidfile=", *arguments),
         cwd=cwd,
-        descriptors=[listening.fileno()],
-        LISTEN_FDS="1",
-        LISTEN_FDNAMES=name,
+        descriptors=fds,
+        LISTEN_FDS=str(len(fds)),
+        LISTEN_FDNAMES=names,
     )
 
 
@@ -174,7 +179,7 @@ def test_whoConnectsBeforeTheStartAndBetweenTwoIsServed(tmp_path):
             # systemd listens already
             early = socket.create_connection(listening.getsockname(), 30)
             early.sendall(name.encode())
-            with activated(listening, *ACTIVATED, cwd=tmp_path) as program:
+            with activated(listening, arguments=ACTIVATED, cwd=tmp_path) as program:
                 assert early.recv(2) == b"ok"
                 early.sendall(b"contents")
                 early.shutdown(socket.SHUT_WR)
@@ -185,16 +190,51 @@ def test_whoConnectsBeforeTheStartAndBetweenTwoIsServed(tmp_path):
             assert (tmp_path / "received" / name).read_bytes() == b"contents"
 
 
-def test_aSocketThatWasNotPassedIsOneLine(tmp_path):
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listening,
-        activated(listening, *ACTIVATED, cwd=tmp_path, name="other") as program,
-    ):
-        assert program.process.wait(30) == 1
+TCP, UDP, UNIX = socket.SOCK_STREAM, socket.SOCK_DGRAM, "unix"
+INBOX = "systemd:domain=INET:name=inbox"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "names", "listen", "says"),
+    [
+        ([TCP], "other", INBOX, "systemd passed no such socket"),
+        ([TCP, TCP], "inbox:inbox", INBOX, "2 sockets with this name"),
+        ([UDP], "inbox", INBOX, "not a stream socket; use ListenStream="),
+        ([UNIX], "inbox", INBOX, "the socket is of domain=UNIX"),
+        ([TCP], "inbox", "systemd:domain=INET6:name=inbox", "the socket is of domain=INET\n"),
+        ([TCP], "inbox", "systemd:domain=UNIX:name=inbox", "the socket is of domain=INET\n"),
+        ([TCP], "inbox", "systemd:domain=INET:index=1", "systemd passed no such socket"),
+    ],
+)
+def test_aSocketThatDoesNotFitIsOneLine(tmp_path, kinds, names, listen, says):
+    """
+    Else a socket would be left that takes connections that nobody ever answers.
+    """
+    passed = []
+    with ExitStack() as stack:
+        for kind in kinds:
+            family = socket.AF_UNIX if kind == UNIX else socket.AF_INET
+            made = stack.enter_context(socket.socket(family, TCP if kind == UNIX else kind))
+            made.bind(str(tmp_path / "s") if kind == UNIX else ("127.0.0.1", 0))
+            if kind != UDP:
+                made.listen()
+            passed.append(made)
+        arguments = ("filerecv", "--listen", listen, "--allow=127.0.0.0/8")
+        with activated(*passed, arguments=arguments, cwd=tmp_path, names=names) as program:
+            assert program.process.wait(30) == 1
     lines = [line for line in program.output.splitlines() if line.startswith("filerecv: ")]
     assert len(lines) == 1
-    assert "systemd passed no such socket" in lines[0]
+    assert says in f"{lines[0]}\n"
     assert "Traceback" not in program.output
+
+
+def test_aUnixSocketOfSystemdIsLocal(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        arguments = ("filerecv", "--listen=systemd:domain=UNIX:name=inbox")
+        with activated(listening, arguments=arguments, cwd=tmp_path) as program:
+            program.waitFor("filerecv listens on")
 
 
 # -- users ----------------------------------------------------------------------
