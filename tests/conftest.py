@@ -24,8 +24,10 @@ from zope.interface import implementer
 
 from connpool.transfer.syscalls import VOLATILE, filesystemType
 
-# how long an example takes says something about the machine only
-hypothesis.settings.register_profile("connpool", deadline=None)
+# how long an example takes, or is made, says something about the machine only
+hypothesis.settings.register_profile(
+    "connpool", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("connpool")
 
 

@@ -29,6 +29,7 @@ def benchmarks(*words):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("suite", SUITES)
 def test_aSuite(suite, tmp_path):
     only = [word for name in sorted(SUITES[suite]) for word in ("--only", name)]

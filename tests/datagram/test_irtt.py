@@ -332,7 +332,7 @@ async def session(port, source):
     """
     A short run of C{irtt client} from one port of ours.
     """
-    command = ["irtt", "client", "-i", "2ms", "-d", "8ms", "-Q", "-o", "-", "--wait=100ms"]
+    command = ["irtt", "client", "-i", "2ms", "-d", "8ms", "-Q", "-o", "-", "--wait=1s"]
     command += [f"--local=127.0.0.1:{source}", f"127.0.0.1:{where(port)[1]}"]
     result = await bounded(
         deferToThread(
@@ -346,7 +346,8 @@ async def session(port, source):
 
 @pytest.mark.peer("irtt")
 @pytest.mark.parametrize(
-    ("ports", "rounds"), [(5, 4), pytest.param(50, 20, marks=pytest.mark.slow)]
+    ("ports", "rounds"),
+    [(5, 4), pytest.param(50, 20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
 @pytest_twisted.ensureDeferred
 async def test_sessionsFromTheSamePortsAgainAndAgain(ports, rounds):
@@ -368,7 +369,7 @@ async def test_sessionsFromTheSamePortsAgainAndAgain(ports, rounds):
 
         # as many at once as there are threads for
         lanes = [Deferred.fromCoroutine(oneAfterAnother(sources[i::5])) for i in range(5)]
-        await bounded(gatherResults(lanes, consumeErrors=True), 100)
+        await bounded(gatherResults(lanes, consumeErrors=True), 600)
         stats = port.stats()
         assert set(stats.refused) == {"irtt-closed"}
         assert stats.sendErrors == {}

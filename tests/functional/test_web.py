@@ -285,9 +285,9 @@ def conversation(address, raw, tls=None):
     """
     Send bytes, half-close where that can be done, and read to the end.
     """
-    plain = socket.create_connection(address, 10)
+    plain = socket.create_connection(address, 30)
     with plain if tls is None else tls.wrap_socket(plain, server_hostname="files.example") as end:
-        end.settimeout(3)
+        end.settimeout(30)
         answer = b""
         try:
             end.sendall(raw)

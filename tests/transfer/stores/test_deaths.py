@@ -16,7 +16,7 @@ import pytest
 TOP = Path(__file__).parents[3]
 
 
-def die(directory: Path, kills: int, seed: int) -> None:
+def die(directory: Path, kills: int, seed: int, seconds: float = 110) -> None:
     run = subprocess.run(
         [
             sys.executable,
@@ -29,7 +29,7 @@ def die(directory: Path, kills: int, seed: int) -> None:
         cwd=TOP,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=seconds,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
@@ -43,6 +43,7 @@ def test_thirtyDeaths(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_manyDeaths(tmp_path):
     # CONNPOOL_KILLS=5300 is every call of every scenario
-    die(tmp_path, int(os.environ.get("CONNPOOL_KILLS", "200")), 2)
+    die(tmp_path, int(os.environ.get("CONNPOOL_KILLS", "200")), 2, 850)

@@ -115,6 +115,7 @@ def fresh(image: Image, scenario, name: str) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", list(SIZES))
 def test_powerCuts(tmp_path, kind):
     if os.geteuid() != 0:
@@ -126,7 +127,7 @@ def test_powerCuts(tmp_path, kind):
         cwd=TOP,
         capture_output=True,
         text=True,
-        timeout=115,
+        timeout=850,
         check=False,
     )
     if run.returncode == 77:
