@@ -63,12 +63,16 @@ class LastingRemote:
         name: str,
         question: Callable[[Remote], Awaitable[_T]],
         far: Callable[[], int] = lambda: 0,
+        *,
+        patient: bool = True,
     ) -> _T:
         """
         Ask until there is an answer.
 
         @param name: that it is about.
         @param far: tells how much of the answer has come, over all connections.
+        @param patient: whether a receiver that says that it cannot answer now is asked again,
+            and not only one whose connection was lost.
         @raise TransferError: why there is none; once the connection was given up, at once.
         """
         failures, best = 0, -1
@@ -84,8 +88,9 @@ class LastingRemote:
             except TransferError as e:
                 failures = 1 if far() > best else failures + 1
                 best = max(best, far())
-                if not e.retryable or failures >= _ATTEMPTS:
-                    if not connected or self.remote.lost:
+                lost = not connected or self.remote.lost
+                if not e.retryable or failures >= _ATTEMPTS or not (lost or patient):
+                    if lost:
                         self._gaveUp = e
                     raise
                 wait = min(_FIRST_SECONDS * 2 ** (failures - 1), _LONGEST_SECONDS)
@@ -96,6 +101,8 @@ class LastingRemote:
         """
         List names of a directory, empty for the top, that come after C{after}.
 
-        @raise TransferError: why not.
+        @raise TransferError: why not; whoever lists is told at once that a receiver cannot now.
         """
-        return await self.ask(directory or "/", lambda remote: remote.page(directory, after))
+        return await self.ask(
+            directory or "/", lambda remote: remote.page(directory, after), patient=False
+        )

@@ -6,9 +6,10 @@ import pytest
 from twisted.internet import defer
 from twisted.internet.error import ConnectError
 
-from connpool.errors import Forbidden, NetworkFailed, TransferError
+from connpool.errors import Forbidden, NetworkFailed, TransferError, Unavailable
 from connpool.transfer.fetch.lasting import LastingRemote
 from connpool.transfer.fetch.listing import entries, tree
+from connpool.transfer.fetch.remote import Remote
 from tests.transfer.fetch.test_download import Library
 
 #: In directories two deep, some of several pages.
@@ -102,6 +103,25 @@ def test_anotherFailureIsNoReasonToGiveUp(library):
         return None
 
     assert library.run(first()) == "t/0"
+
+
+def test_aListIsToldAtOnceThatTheReceiverCannotNow(library, monkeypatch):
+    """
+    It has answered, perhaps after it tried for long itself.
+    """
+    remote = lasting(library)
+    asked = []
+
+    async def unavailable(_, directory, after):
+        asked.append(directory)
+        raise Unavailable("its engine fails")
+
+    monkeypatch.setattr(Remote, "page", unavailable)
+    with pytest.raises(Unavailable):
+        library.run(remote.page("t", b""))
+    assert asked == ["t"]
+    assert library.waited == []
+    assert not remote.lost
 
 
 class Busy(TransferError):
