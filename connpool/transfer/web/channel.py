@@ -405,9 +405,11 @@ class WebChannel(Protocol):
         return self._flow.left if self._flow is not None else 0
 
     def borrowed(self, view: memoryview, done: Callable[[], None]) -> None:
-        if self._flow is not None:
-            self._flow.feed(view, done)
-            self._flow.steer()
+        flow = self._flow
+        if flow is not None:
+            flow.feed(view, done)
+            # it may be answered, and another's turn, by now
+            flow.steer()
 
     def borrowedEnd(self) -> None:
         # nothing more comes, and it is the transport that is told so

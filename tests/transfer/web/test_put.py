@@ -465,6 +465,33 @@ class Broken(MemoryStore):
         return opening.addCallback(breakIt)
 
 
+class FullOnTheWay(MemoryStore):
+    def open(self, offer, holder=None):
+        def breakIt(partial):
+            def write(offset, data):
+                raise NoSpace("the disk is full")
+
+            partial.write = write
+            return partial
+
+        return super().open(offer, holder).addCallback(breakIt)
+
+
+@pytest.mark.parametrize("borrowed", [False, True])
+def test_aDiskThatIsFullOnTheWay(doors, borrowed):
+    world = doors(store=FullOnTheWay())
+    client = world.connect().send(request(b"PUT", b"/x", LARGE).removesuffix(LARGE))
+    freed = []
+    if borrowed:  # read from the socket itself
+        client.channel.borrowed(memoryview(LARGE[:1000]), lambda: freed.append(True))
+        assert freed == [True]
+    else:
+        client.send(LARGE[:1000])
+    client.pump()
+    assert (client.answer().status, client.ended) == (507, True)
+    assert world.files == {}
+
+
 @BODIES
 @pytest.mark.parametrize(
     ("why", "status", "code"),
