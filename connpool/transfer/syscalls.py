@@ -41,6 +41,7 @@ __all__ = [
     "filesystemType",
     "isFile",
     "outOfInodes",
+    "reasonOf",
     "timed",
 ]
 
@@ -257,6 +258,16 @@ def filesystemType(fd: int) -> str:
     if sys.platform != "linux" or _libc.fstatfs(fd, status):
         return "unknown"
     return _MAGIC.get(status[0] & 0xFFFFFFFF, "unknown")
+
+
+def reasonOf(error: OSError | TransferError) -> str:
+    """
+    Say to the operator what went wrong, and with which file if the system tells.
+    """
+    if isinstance(error, TransferError):
+        return str(error)
+    why = error.strerror or type(error).__name__
+    return f"{why} ({error.filename!r})" if isinstance(error.filename, str) else why
 
 
 def asTransferError(

@@ -47,7 +47,7 @@ from twisted.logger import Logger
 from connpool.errors import Exists, TransferError
 from connpool.transfer.names import INTERNAL, displayName
 from connpool.transfer.stores.caseindex import Claim, Index, keepApart
-from connpool.transfer.syscalls import DIRECTORY, Syscalls, filesystemType
+from connpool.transfer.syscalls import DIRECTORY, Syscalls, filesystemType, reasonOf
 
 __all__ = [
     "LOOK_SECONDS",
@@ -514,10 +514,9 @@ class RootDirectory:
                 return self._look(again=False)
             return self._troubleOf("is being removed by somebody", "find out who cleans up there")
         except (OSError, TransferError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
             return Trouble(
-                f"directory {displayName(self._path)} cannot be used: {why}; it must be writable,"
-                f" and {INTERNAL} in it private",
+                f"directory {displayName(self._path)} cannot be used: {reasonOf(error)};"
+                f" it must be writable, and {INTERNAL} in it private",
                 f"the receiver cannot use its private directory {INTERNAL}; tell its operator",
             )
         return None

@@ -114,6 +114,7 @@ from connpool.transfer.syscalls import (
     asTransferError,
     filesystemType,
     isFile,
+    reasonOf,
 )
 
 __all__ = ["LocalStore"]
@@ -291,10 +292,9 @@ class LocalStore:
             self.parts = StoreParts(sys, self._threads, partials, reservations, commit, recovery)
             self.admission = Admission(self.parts, partial(deferLater, self._reactor))
         except (OSError, TransferError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
             raise StartFailed(
-                f"directory {shown} cannot be used: {why}; it must be writable, and {INTERNAL} in"
-                " it a directory of its own"
+                f"directory {shown} cannot be used: {reasonOf(error)}; it must be writable, and"
+                f" {INTERNAL} in it a directory of its own"
             ) from None
 
     def _reach(self, directories: Sequence[Directory]) -> str:

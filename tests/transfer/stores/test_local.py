@@ -37,6 +37,7 @@ from connpool.transfer.records import SmallFile
 from connpool.transfer.stores import local as local_
 from connpool.transfer.stores import partialdir
 from connpool.transfer.stores.directories import LOOK_SECONDS
+from connpool.transfer.syscalls import Syscalls
 from tests.helpers.waiting import assertNoResult, bounded, failureResultOf, pause
 from tests.transfer.stores.kit import (
     BLOCK,
@@ -118,6 +119,19 @@ def test_internalDirectoryMustBeOurs(tmp_path, root, kind):
     with pytest.raises(StartFailed, match="not a directory"):
         LocalStore(reactor, root)
     assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["temporary", "done", "ledger", ".connpool"])
+def test_aPrivateFileThatIsNotOursIsNamed(root, name):
+    class Refusing(Syscalls):
+        @staticmethod
+        def open(path, *details, **more):
+            if path == name:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            return os.open(path, *details, **more)
+
+    with pytest.raises(StartFailed, match=rf"Permission denied \('{name}'\); it must be writable"):
+        LocalStore(reactor, root, syscalls=Refusing())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount read-only")
