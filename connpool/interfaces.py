@@ -820,6 +820,14 @@ class ISharedUploadStore(IUploadStore):
         @return: fires when they do; fails as C{open}.
         """
 
+    def settle() -> Deferred[None]:
+        """
+        Take no more bytes of unfinished files, and let the others have what came: their
+        senders are about to lose their connections, and will ask the others at once.
+
+        @return: fires when that is done, or cannot be; never fails.
+        """
+
 
 class ISparseStore(IUploadStore):
     """

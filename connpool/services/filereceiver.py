@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from twisted.application.service import MultiService
 from twisted.cred.checkers import ICredentialsChecker
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -30,6 +30,7 @@ from connpool.interfaces import (
     IReadableStore,
     IReadiness,
     IRecentTransfers,
+    ISharedUploadStore,
     IStatsSource,
     ITransferJudge,
     ITransferListener,
@@ -243,6 +244,7 @@ class FileReceiver(MultiService):
                 "address": words(refusal(SHUT_OUT), HTTPStatus.FORBIDDEN, SHUT_OUT),
                 "limit": words(refusal(CROWDED), HTTPStatus.SERVICE_UNAVAILABLE, CROWDED),
             },
+            settle=self._settle,
         )
         self.listening.setServiceParent(self)
         if self._web.choices:
@@ -416,6 +418,10 @@ class FileReceiver(MultiService):
             return LocalStore(self._reactor, directory, names=self._policy.names, **self._local)
         except StartFailed as e:
             failStart(f"{self.name}: {e}")
+
+    def _settle(self) -> Deferred[None]:
+        shared = ISharedUploadStore(self._store, None)
+        return succeed(None) if shared is None else shared.settle()
 
     async def _stop(self) -> None:
         # its listener's drain lets running transfers end in the store

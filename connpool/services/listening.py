@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
@@ -34,6 +34,8 @@ from connpool.services.startfailure import failStart
 
 __all__ = ["ListeningService", "ShownSource", "describeListenError", "placeOf", "readListen"]
 
+#: Seconds that a store may take before late connections are aborted.
+SETTLE_SECONDS = 5.0
 #: Twisted's endpoints that are not for a service, and why.
 _UNFIT = {
     "haproxy": "believes whoever sends a header; write proxied:ENDPOINT:trusted=ADDRESSES",
@@ -126,6 +128,8 @@ class ListeningService(MultiService):
     @param drainTimeout: seconds that a stop waits for connections to end
         before it aborts them.
     @param answers: said to refused peers; see L{Gate}.
+    @param settle: called before connections are aborted that did not end; they
+        are as soon as its Deferred fires, which never fails, or after L{SETTLE_SECONDS}.
     """
 
     kind = "listener"
@@ -141,8 +145,10 @@ class ListeningService(MultiService):
         drainTimeout: float = 60.0,
         name: str = "listener",
         answers: Mapping[str, Words] | None = None,
+        settle: Callable[[], Deferred[None]] = lambda: succeed(None),
     ) -> None:
         super().__init__()
+        self._settle = settle
         self.name = name
         self.drainTimeout = drainTimeout
         self.gate = Gate(factory, access or Access(), name, answers, clock=reactor)
@@ -248,7 +254,7 @@ class ListeningService(MultiService):
         if self.drainTimeout <= 0:
             gate.abort()
             return end
-        late = self._reactor.callLater(self.drainTimeout, self._abort)
+        late = self._reactor.callLater(self.drainTimeout, self._late)
 
         def stopClock(_: None) -> None:
             if late.active():
@@ -256,7 +262,19 @@ class ListeningService(MultiService):
 
         return end.addBoth(stopClock)
 
+    def _late(self) -> None:
+        late = self._reactor.callLater(min(self.drainTimeout, SETTLE_SECONDS), self._abort)
+
+        def settled(_: None) -> None:
+            if late.active():
+                late.cancel()
+                self._abort()
+
+        self._settle().addCallback(settled)
+
     def _abort(self) -> None:
+        if not self.gate.stats().connections:
+            return
         self._log.warn(
             "{name}: {n} connections did not end within {seconds} s; aborting them",
             name=self.name,

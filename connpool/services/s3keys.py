@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
@@ -23,6 +24,13 @@ __all__ = ["ChainKeys", "chainOf"]
 FRESH_SECONDS, STALE_SECONDS = 60.0, 300.0
 #: Seconds that the chain may take.
 MOST_SECONDS = 15.0
+
+#: Errors of botocore whose text has nothing secret.
+_REMEDIES = {
+    "PartialCredentialsError": "set both halves of the key",
+    "ProfileNotFound": "see AWS_PROFILE and ~/.aws/config",
+    "ConfigParseError": "see that file",
+}
 
 _log = Logger()
 
@@ -46,7 +54,11 @@ def chainOf(session: Any) -> Callable[[], Keys]:
                 "write ~/.aws/credentials, or give this machine a role"
             )
         frozen = credentials.get_frozen_credentials()
-        return Keys(frozen.access_key, frozen.secret_key, frozen.token or "")
+        keys = Keys(frozen.access_key or "", frozen.secret_key or "", frozen.token or "")
+        for name, text in attrs.asdict(keys).items():
+            if text != "".join(text.split()) or not (text.isascii() and text.isprintable()):
+                raise NoKeys(f"the {name} key has a space, a line end or a letter that none has")
+        return keys
 
     return ask
 
@@ -132,8 +144,7 @@ class ChainKeys:
             except NoKeys as e:
                 tell(e)
             except Exception as e:
-                # its text might have something secret in it
-                tell(NoKeys(f"the chain of credentials fails: {type(e).__name__}"))
+                tell(NoKeys(_why(e)))
 
         # nothing waits for it at the end of the process
         thread = threading.Thread(target=run, name="s3-keys", daemon=True)
@@ -149,6 +160,15 @@ class ChainKeys:
         else:
             self._keys = answer
             self._waiters.wake()
+
+
+def _why(error: Exception) -> str:
+    kind = type(error).__name__
+    remedy = _REMEDIES.get(kind)
+    if remedy is None:
+        # its text might have something secret in it
+        return f"the chain of credentials fails: {kind}"
+    return f"{' '.join(str(error).split()).rstrip('.')}; {remedy}"
 
 
 def _hangs() -> NoKeys:

@@ -3,6 +3,7 @@ import pytest_twisted
 import trustme
 from twisted.internet import reactor, ssl
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
@@ -18,7 +19,7 @@ from connpool.addresses import Networks, UnknownAddress, parseListen
 from connpool.errors import StartFailed
 from connpool.interfaces import IDrainable, IDrainableProtocol, IStatsSource
 from connpool.services.access import HEARD_CONNECTIONS, HEARD_SECONDS, Access, Gate, Words
-from connpool.services.listening import ListeningService
+from connpool.services.listening import SETTLE_SECONDS, ListeningService
 from tests.helpers.protocols import Collecting
 from tests.helpers.waiting import assertNoResult, bounded, successResultOf, until
 
@@ -285,6 +286,38 @@ def test_drainAsksTheConnections():
     connection.connectionLost(Failure(ConnectionDone()))
     assert successResultOf(d) is None
     assert listening.stats().connections == 0
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_whatIsLateIsSettledBeforeItIsAborted(settles):
+    settled, asked = Deferred(), []
+
+    def settle():
+        asked.append(True)
+        return settled
+
+    factory = Factory.forProtocol(Echo)
+    listening = ListeningService(Clock(), [], factory, drainTimeout=60, settle=settle)
+    listening.startService()
+    connection = listening.gate.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+    transport = StringTransport()
+    connection.makeConnection(transport)
+    d = listening.stopService()
+    listening._reactor.advance(59)
+    assert not asked
+    listening._reactor.advance(1)
+    assert asked == [True]
+    assert not transport.disconnected
+    if settles:
+        settled.callback(None)
+    else:
+        listening._reactor.advance(SETTLE_SECONDS)
+    assert transport.disconnected
+    connection.connectionLost(Failure(ConnectionDone()))
+    assert successResultOf(d) is None
+    if not settles:
+        settled.callback(None)
+    assert listening._reactor.getDelayedCalls() == []
 
 
 def test_healthChecksOfAProxyAreNoRefusals():

@@ -205,3 +205,32 @@ def test_noneFound():
     session = type("Session", (), {"get_credentials": lambda self: None})()
     with pytest.raises(NoKeys, match="AWS_ACCESS_KEY_ID"):
         chainOf(session)()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (("AK\nX-Injected: 1", "s", ""), "the access key has"),
+        (("AK", "s \u00e9", ""), "the secret key has"),
+        (("AK", "s", "to ken"), "the token key has"),
+    ],
+    ids=range(3),
+)
+def test_keysThatAreNone(keys, words):
+    from botocore.credentials import Credentials
+
+    session = type("Session", (), {"get_credentials": lambda self: Credentials(*keys)})()
+    with pytest.raises(NoKeys) as caught:
+        chainOf(session)()
+    assert words in str(caught.value)
+    assert keys[0] not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_halfOfAKey(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKHALF")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(StartFailed) as caught:
+        ChainKeys(reactor).first()
+    text = "Partial credentials found in env, missing: AWS_SECRET_ACCESS_KEY; set both halves"
+    assert str(caught.value).startswith(text)

@@ -205,7 +205,7 @@ def _refused(call: calls.Call[Any], error: EngineError, reply: Reply) -> Any:
         return calls.InvalidPart()
     if status == 416 and isinstance(call, calls.Get):
         size = reply.headers.get("content-range", "").rpartition("/")[2]
-        return _found(reply, int(size) if size.isascii() and size.isdigit() else 0, b"")
+        return _found(call, reply, int(size) if size.isascii() and size.isdigit() else 0, b"")
     if code in _FULL or status == 507:
         raise NoSpace(f"the engine has no room: {error.text}")
     if code == "RequestTimeTooSkewed":
@@ -258,7 +258,7 @@ def _readDone(_: Any, reply: Reply) -> calls.Done:
     return calls.Done(reply.headers.get("etag", ""))
 
 
-def _found(reply: Reply, size: int, body: bytes) -> calls.Found:
+def _found(call: calls.Get | calls.Head, reply: Reply, size: int, body: bytes) -> calls.Found:
     headers = reply.headers
     return calls.Found(
         etag=headers.get("etag", ""),
@@ -271,6 +271,7 @@ def _found(reply: Reply, size: int, body: bytes) -> calls.Found:
             if name.startswith(_METADATA)
         },
         body=body,
+        key=call.key,
     )
 
 
@@ -278,16 +279,16 @@ def _readGet(call: calls.Get, reply: Reply) -> calls.Found:
     size = len(reply.body)
     if reply.status == 206:
         total = reply.headers.get("content-range", "").rpartition("/")[2]
-        return _found(reply, _number(total), reply.body)
+        return _found(call, reply, _number(total), reply.body)
     if call.span is not None:
         # an engine may send all for a range
         start, end = call.span
-        return _found(reply, size, reply.body[start:end])
-    return _found(reply, size, reply.body)
+        return _found(call, reply, size, reply.body[start:end])
+    return _found(call, reply, size, reply.body)
 
 
-def _readHead(_: Any, reply: Reply) -> calls.Found:
-    return _found(reply, _number(reply.headers.get("content-length")), b"")
+def _readHead(call: calls.Head, reply: Reply) -> calls.Found:
+    return _found(call, reply, _number(reply.headers.get("content-length")), b"")
 
 
 def _readList(call: calls.List, reply: Reply) -> calls.Listed:

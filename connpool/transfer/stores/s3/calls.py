@@ -97,6 +97,7 @@ class Found:
     @ivar date: the time of the answer, by the same clock.
     @ivar metadata: C{x-amz-meta-*}, the names in lower case and without that.
     @ivar body: its bytes, or those of the range.
+    @ivar key: as it was asked for.
     """
 
     etag: str
@@ -105,6 +106,7 @@ class Found:
     date: float
     metadata: Mapping[str, str] = attrs.field(factory=dict)
     body: bytes = attrs.field(default=b"", repr=False)
+    key: str = ""
 
     @property
     def age(self) -> float:

@@ -276,7 +276,7 @@ class Claims:
         """
         Decide by a claim that is there.
         """
-        claim = decoded(found.body, Claim)
+        claim = decoded(found, Claim)
         if claim.receipt is None:
             return Taken(directory=True, neighbour="" if claim.path == path else claim.path)
         receipt = await self.remembered(claim, wanted.who, wanted.content)
@@ -374,7 +374,7 @@ class Claims:
         """
         key, answer = self.layout.file(claim.path), None
         found = await Get(self.layout.record(claim.token, claim.record))
-        commit = decoded(found.body, Record).commit if found else None
+        commit = decoded(found, Record).commit if found else None
         if commit is None:
             return await self._ended(claim) or Finished.GONE
         condition = Match(claim.replaces) if claim.replaces else ABSENT
@@ -429,7 +429,7 @@ class Claims:
                 after = True
                 if not found:
                     return False
-                claim = decoded(found.body, Claim)
+                claim = decoded(found, Claim)
                 mine = {(claim.who, claim.content)} | {(p.who, p.content) for p in claim.past}
                 if name.path != path and (wanted.who, wanted.content) in mine:
                     return True

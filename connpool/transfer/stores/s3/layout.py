@@ -26,17 +26,19 @@ def newToken() -> str:
     return secrets.token_hex(16)
 
 
-def decoded(raw: bytes, kind: type[_T]) -> _T:
+def decoded(found: Found, kind: type[_T]) -> _T:
     """
     Read an object of this store.
 
     @raise StoreError: it is none.
     """
     try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.MsgspecError:
-        what = f"a {kind.__name__.lower()} in the bucket cannot be read"
-        raise StoreError(f"{what}; is it of a newer version?") from None
+        return msgspec.json.decode(found.body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise StoreError(
+            f"the {kind.__name__.lower()} {found.key} in the bucket cannot be read; start this"
+            " receiver in its newest version, or if somebody else wrote there, remove the object"
+        ) from None
 
 
 def _hash(*texts: str | bytes) -> str:
@@ -129,7 +131,15 @@ async def agreement(prefix: str, names: str) -> None:
         return
     found = await Get(key)
     if isinstance(found, Found) and found.body != mine:
+        try:
+            others = msgspec.json.decode(found.body, type=dict[str, int | str])
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise StartFailed(
+                f"the settings of this bucket and prefix cannot be read; if no receiver uses them,"
+                f" remove the object {key}"
+            ) from None
+        shown = msgspec.json.encode(others).decode()[:200]
         raise StartFailed(
-            f"the receivers of this bucket and prefix have {found.body.decode()[:200]}, this one"
+            f"the receivers of this bucket and prefix have {shown}, this one"
             f" {mine.decode()}: give it the same --names, or another prefix"
         )

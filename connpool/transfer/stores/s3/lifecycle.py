@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from connpool.errors import ConflictTakeover, Exists, Expired, QuotaExceeded
+from connpool.errors import ConflictTakeover, Exists, Expired, QuotaExceeded, StoreError
 from connpool.transfer.records import Offer, PartialInfo, Receipt
 from connpool.transfer.stores.partialdir import MAX_PARTIALS, tooManyPartials
 from connpool.transfer.stores.s3 import calls, pointers, uploadlog
@@ -190,7 +190,10 @@ class Lifecycle:
         found = []
         keys = await self._pointers(principal)
         for key, pointer in await self._read(keys):
-            upload = await readLog(self._layout, pointer.token)
+            try:
+                upload = await readLog(self._layout, pointer.token)
+            except StoreError:
+                continue  # whoever sends it is told, and the reaper's log tells
             if upload is None or upload.end:
                 continue
             offer = upload.begin.asOffer()

@@ -214,7 +214,7 @@ class Names(claims.Claims):
         since = held.since
         if since is None or claim.replaces or self._seconds() - since >= claims.LEASE_SECONDS:
             found = await Get(self.layout.claim(claim.path))
-            now = decoded(found.body, Claim) if found else None
+            now = decoded(found, Claim) if found else None
             done = now is not None and {now.token} | {each.token for each in now.past if each.done}
             if not done or claim.token not in done:
                 raise Unavailable(f'"{claim.path}": another receiver took its name; send it again')
@@ -249,7 +249,7 @@ class Names(claims.Claims):
             if not found:
                 condition = ABSENT
                 continue
-            claim = decoded(found.body, Claim)
+            claim = decoded(found, Claim)
             if claim.receipt is None and claim.path == path:
                 break
             await self.refuseInTheWay(path, claim, found.age)
@@ -271,7 +271,7 @@ class Names(claims.Claims):
             for _, found in await self.look(names):
                 if not found:
                     return None
-                receipt = await self._receiptIn(decoded(found.body, Claim), who, offer.size)
+                receipt = await self._receiptIn(decoded(found, Claim), who, offer.size)
                 if receipt is not None:
                     return receipt
         return None
@@ -317,7 +317,7 @@ class Names(claims.Claims):
         Return why a name cannot be had, its claim and its object, as far as they are there.
         """
         there = await Head(self.layout.file(path))
-        claim = decoded(found.body, Claim) if found else None
+        claim = decoded(found, Claim) if found else None
         taken = Taken() if there else None
         if claim is not None:
             other = claim.path if claim.path != path else ""
@@ -335,7 +335,7 @@ class Names(claims.Claims):
             path = "/".join(offer.name.components[:depth])
             found = await Get(self.layout.claim(path))
             if found:
-                above = decoded(found.body, Claim)
+                above = decoded(found, Claim)
                 if above.receipt is not None or above.path != path:
                     await self.refuseInTheWay(path, above, found.age)
         why: TransferError = isTaken(offer)

@@ -19,9 +19,11 @@ from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from connpool.errors import TransferError
+from connpool.errors import StoreError, TransferError
+from connpool.logonce import LogOnce
 from connpool.transfer.records import Receipt
 from connpool.transfer.stores.s3 import calls
 from connpool.transfer.stores.s3.calls import Call, Done, Get, Head, Match, Put
@@ -44,6 +46,8 @@ class Outbox:
     @param more: called when there is something to take.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         reactor: Any,
@@ -61,6 +65,7 @@ class Outbox:
         self._own: set[str] = set()
         self._next: Any = None
         self._closed = False
+        self._unread = LogOnce(lambda why: self._log.warn("{why}", why=why))
         self._look()
 
     async def note(self, claim: Claim) -> None:
@@ -111,13 +116,16 @@ class Outbox:
                 token = entry.key.removeprefix(self._notes)
                 age = page.date - entry.modified
                 if age >= TAKEN_OVER_SECONDS and token not in self._own:
-                    await self._takeNote(entry.key, token, age)
+                    try:
+                        await self._takeNote(entry.key, token, age)
+                    except StoreError as why:  # one that cannot be read
+                        self._unread.met(str(why))
 
     async def _takeNote(self, key: str, token: str, age: float) -> None:
         found = await Get(key)
         if not found:
             return
-        claim = decoded(found.body, Claim)
+        claim = decoded(found, Claim)
         there = await Head(self._layout.file(claim.path))
         if tokenOf(there) != token:
             if age >= FORGOTTEN_SECONDS:

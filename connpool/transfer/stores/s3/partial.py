@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -111,6 +112,8 @@ class S3Partial(Holding):
         self._reserved = reserved
         self._file = parts.spool.file(partBytes)
         self._tasks = Tasks()
+        self._writes = Tasks()
+        self._settling = False
         self._commits = Tasks()
         self._logging = False
         self._final = False
@@ -131,10 +134,10 @@ class S3Partial(Holding):
         self._verifyFree(offset, end)
         self.changed = self._parts.now()
         for number, start, stop in self._plan.pieces(offset, end):
-            if number not in self._plan.here and not self._takeSlot(number):
+            if not self._mayWrite(number):
                 self._flying.add(start, end)
                 rest = memoryview(data)[start - offset :]
-                return self._tasks.during(self._writeLater(start, rest))
+                return self._writes.during(self._writeLater(start, rest))
             self._writeNow(number, start, memoryview(data)[start - offset : stop - offset])
         self._pump()
         return None
@@ -143,7 +146,7 @@ class S3Partial(Holding):
         end = offset + len(data)
         try:
             for number, start, stop in self._plan.pieces(offset, end):
-                while number not in self._plan.here and not self._takeSlot(number):
+                while not self._mayWrite(number):
                     await self._room.wait()
                     self._verifyOpen()
                 self._flying.remove(start, stop)
@@ -155,6 +158,9 @@ class S3Partial(Holding):
         within = start - self._plan.span(number)[0]
         self._file.write(self._plan.here[number].slot, within, data)
         self.held.add(start, start + len(data))
+
+    def _mayWrite(self, number: int) -> bool:
+        return not self._settling and (number in self._plan.here or self._takeSlot(number))
 
     def _takeSlot(self, number: int) -> bool:
         """
@@ -428,6 +434,21 @@ class S3Partial(Holding):
 
     # -- ends
 
+    def settle(self) -> Deferred[None]:
+        """
+        Take no more bytes, and let the engine have what came.
+
+        @return: fires when it has, or cannot have it; never fails.
+        """
+        self._settling = True
+        return Deferred.fromCoroutine(self._settle())
+
+    async def _settle(self) -> None:
+        await self._tasks.idle()
+        if self._gate is None:
+            with suppress(TransferError):  # what is not made safe comes again
+                await self._tasks.during(self._saveTails())
+
     def suspend(self) -> Deferred[None]:
         if not self.pointer:
             return self.abort()
@@ -455,6 +476,7 @@ class S3Partial(Holding):
     async def _leave(self, keep: bool) -> None:
         self._room.wake()
         await self._commits.idle()
+        await self._writes.idle()
         await self._tasks.idle()
         if not self._file.isOpen:
             return
@@ -494,6 +516,7 @@ class S3Partial(Holding):
 
     async def _commit(self, root: bytes | None) -> Receipt:
         try:
+            await self._writes.idle()
             await self._tasks.idle()
             size = self.held.end if self.offer.size is None else self.offer.size
             if self._failure is not None:

@@ -24,12 +24,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from connpool import interfaces
-from connpool.errors import TransferError, Unavailable
+from connpool.errors import StartFailed, TransferError, Unavailable
 from connpool.interfaces import IPartial, IPartialHolder
 from connpool.logonce import LogOnce
 from connpool.transfer import records
@@ -61,6 +62,8 @@ REAP_SECONDS = 600.0
 TAIL_SECONDS = 30.0
 #: Seconds that a call may take for which a reader waits.
 READER_SECONDS = 10.0
+#: Seconds between two looks, while the store closes, whether its engine answers.
+WATCH_SECONDS = 1.0
 #: Parts that an upload may have in the spool: so many on their way, as many that fill.
 SLOTS = 2 * LEAVING
 _R = TypeVar("_R")
@@ -80,7 +83,8 @@ class S3Store:
     @param durability: the most that receipts say, one of L{DURABILITIES}.
     @param conditional: whether the engine has a condition for CompleteMultipartUpload.
     @param filesystem: that receipts tell.
-    @param closed: called at the end of L{close}.
+    @param closed: called at the end of L{close}, or in it if the engine does not answer: then
+        what still asks it has to fail.
     @param leastPart: bytes of a part at least, 5 MiB at many engines.
     @param tailSeconds: between two tails.
     @raise StartFailed: the spool cannot be used; one line.
@@ -120,6 +124,11 @@ class S3Store:
         self._lifecycle = Lifecycle(self._names, settings.quota)
         self._reaper = Reaper(self.layout, self._lifecycle, self.keptSeconds)
         self.spool = Spool(spoolDirectory, spoolSize)
+        if self.spool.size < leastPart:
+            raise StartFailed(
+                f"the spool has {self.spool.size} bytes, less than a part of {leastPart}: write a"
+                " larger spool-size=, or choose another disk with spool="
+            )
         self._threads = IOThreads(reactor)
         self._parts = StoreParts(
             *(self._names, self._lifecycle, self.spool, self._threads, tailSeconds, self.run),
@@ -128,6 +137,7 @@ class S3Store:
         self._takeovers = Takeovers()
         self._partials: dict[S3Partial, None] = {}
         self._isClosed = False
+        self._ending: Deferred[Any] | None = None
         self._reaping = LogOnce(lambda what: self._log.warn("old uploads: {what}", what=what))
         self._nextReap: Any = None
         self._reapLater()
@@ -317,6 +327,12 @@ class S3Store:
         pointer = self.layout.partial(offer.principal, offer.network, offer.resumeKey)
         await self._lifecycle.begin(offer, newToken(), size, pointer, Seen(), parts=False)
 
+    async def _settleAll(self) -> None:
+        await DeferredList([each.settle() for each in list(self._partials)])
+
+    def settle(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._settleAll())
+
     # -- time
 
     def _reapLater(self) -> None:
@@ -356,8 +372,25 @@ class S3Store:
         if self._nextReap is not None:
             self._nextReap.cancel()
             self._nextReap = None
+        watching = LoopingCall(self._giveUp)
+        watching.clock = self._reactor
+        watching.start(WATCH_SECONDS, now=False)
         await DeferredList([each.suspend() for each in list(self._partials)])
         await self._threads.quiet()
+        watching.stop()
         self._threads.stop()
-        if self._whenClosed is not None:
-            await self._whenClosed()
+        await self._ended()
+
+    def _giveUp(self) -> None:
+        """
+        Let what waits for the engine fail, if that does not answer: nobody waits for us so long.
+        """
+        if self.trouble() is not None:
+            self._ended()
+
+    def _ended(self) -> Deferred[Any]:
+        if self._ending is None:
+            self._ending = Deferred()  # first: what fails now may end the close
+            ended = succeed(None) if self._whenClosed is None else self._whenClosed()
+            ended.chainDeferred(self._ending)
+        return self._ending

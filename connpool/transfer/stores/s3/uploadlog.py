@@ -239,7 +239,7 @@ class Upload:
             found = await Get(key)
             if not found:
                 raise Unavailable("the engine lost a record of an upload; send the file again")
-            record = decoded(found.body, Record)
+            record = decoded(found, Record)
         return record
 
     async def append(self, **values: Any) -> None:
@@ -306,7 +306,7 @@ async def readLog(layout: Layout, token: str) -> Upload | None:
             last = int(entry.key.rpartition("/")[2])
     upload, tail = Upload(layout, token), []
     while found := await Get(layout.record(token, last)):
-        tail.append(decoded(found.body, Record))
+        tail.append(decoded(found, Record))
         upload.changed = found.modified
         last += 1
     if not tail:
@@ -316,7 +316,7 @@ async def readLog(layout: Layout, token: str) -> Upload | None:
     for older in await calls.together(Get(layout.record(token, number)) for number in numbers):
         if not older:
             return None  # the leavings of one that ended
-        upload.apply(decoded(older.body, Record))
+        upload.apply(decoded(older, Record))
     for record in tail:
         upload.apply(record)
     upload.epoch = tail[-1].epoch

@@ -190,7 +190,10 @@ class MemoryEngine:
         there = self.objects.get(call.key)
         if there is None:
             return Missing()
-        return Found(there.etag, len(there.body), there.modified, self.now, there.metadata, body)
+        return Found(
+            *(there.etag, len(there.body), there.modified, self.now, there.metadata, body),
+            key=call.key,
+        )
 
     def _Get(self, call: Get) -> Found | Missing:
         there = self.objects.get(call.key)

@@ -5,10 +5,12 @@ A program is told of every file, whichever receiver dies.
 import pytest
 import pytest_twisted
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from zope.interface.verify import verifyObject
 
 from connpool.interfaces import INotingStore
 from connpool.transfer.records import StoreSettings
+from connpool.transfer.stores.s3.calls import Put
 from connpool.transfer.stores.s3.store import S3Store
 from tests.helpers.waiting import bounded, successResultOf
 from tests.transfer.stores.kit import offer
@@ -153,3 +155,19 @@ def test_itLooksAgainAndAgain(make, engine):
     receiver.outbox.close()
     receiver.clock.advance(500)
     assert len(looks) == 2
+
+
+def test_aNoteThatSomebodyElseWrote(make, engine):
+    """
+    It keeps no other one from being taken over, and is told to the operator once.
+    """
+    make().put("a")
+    engine.carryOut(Put(".connpool/in/outbox/000", b"\xff"))
+    other = make()
+    engine.now += 121
+    with capturedLogs() as events:
+        for _ in range(2):
+            other.takeOver()
+    [said] = [formatEvent(each) for each in events if "outbox" in formatEvent(each)]
+    assert "remove the object" in said
+    assert [receipt.name for _, receipt in other.taken()] == ["a"]

@@ -8,7 +8,7 @@ import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface.verify import verifyObject
 
 from connpool.errors import (
@@ -20,6 +20,7 @@ from connpool.errors import (
     NoSpace,
     QuotaExceeded,
     StartFailed,
+    StoreError,
     SyncFailed,
     Unavailable,
 )
@@ -27,10 +28,17 @@ from connpool.interfaces import IFileStore, ISharedUploadStore, IUploadPartial
 from connpool.transfer import Receipt
 from connpool.transfer.records import StoreSettings
 from connpool.transfer.stores.partialdir import MAX_PARTIALS
-from connpool.transfer.stores.s3.calls import BadDigest, NoSuchUpload, performed
+from connpool.transfer.stores.s3 import store as s3store
+from connpool.transfer.stores.s3.calls import BadDigest, NoSuchUpload, Put, performed
 from connpool.transfer.stores.s3.layout import agreement
 from connpool.transfer.stores.s3.store import S3Store
-from tests.helpers.waiting import assertNoResult, bounded, failureResultOf, successResultOf
+from tests.helpers.waiting import (
+    assertNoResult,
+    bounded,
+    failureResultOf,
+    pause,
+    successResultOf,
+)
 from tests.transfer.stores.kit import BLOCK, fill, offer, settled
 from tests.transfer.stores.s3.engine import MemoryEngine
 
@@ -301,6 +309,41 @@ async def test_aSuspendedPartialKeepsEverything(make, engine):
     assert await bounded(partial.read(at, at + 50)) == CONTENT[at : at + 50]
     await bounded(partial.abort())
     assert await bounded(second.partials()) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_settledBeforeItsConnectionIsCut(make, engine):
+    """
+    Another receiver has all that came before the older one suspends; what comes meanwhile
+    waits, and is not taken.
+    """
+    first, second = make(), make()
+    partial = await bounded(first.open(asked()))
+    empty = await bounded(first.open(asked(resumeKey=b"another")))
+    await filled(partial, CONTENT[: 3 * BLOCK])
+    await bounded(first.settle())
+    held = [partial.write(3 * BLOCK, b"late"), empty.write(0, b"late")]
+    assert all(isinstance(each, Deferred) and not each.called for each in held)
+    again = await bounded(second.open(asked()))
+    assert list(again.held) == [(0, 3 * BLOCK)]
+    writes = engine.calls["Put"]
+    await bounded(first.close())
+    assert engine.calls["Put"] == writes
+    for each in held:
+        with pytest.raises(StoreError):
+            await bounded(each)
+    await filled(again)
+    await bounded(again.commit(ROOT))
+    assert published(engine) == {"d/big.bin": CONTENT}
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothingIsSettledAtADeadEngine(make, engine):
+    store = make()
+    partial = await bounded(store.open(asked()))
+    await filled(partial, CONTENT[:BLOCK])
+    engine.down = Unavailable("away")
+    await bounded(store.settle())
 
 
 @pytest_twisted.ensureDeferred
@@ -680,9 +723,87 @@ def test_receiversMustAgree(engine):
     successResultOf(performed(agreement("out/", "posix"), engine))
 
 
+@pytest.mark.parametrize("body", [b"\xff", b"", b"null", b"[1]", b'{"a": "b\\nc"}'])
+def test_settingsThatSomebodyElseWrote(engine, body):
+    engine.carryOut(Put(".connpool/in/store", body))
+    error = failureResultOf(performed(agreement("in/", "posix"), engine), StartFailed)
+    assert "\n" not in str(error)
+    assert "remove the object .connpool/in/store" in str(error) or '{"a"' in str(error)
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"", b"{}", b"[]", b"null"])
+@pytest_twisted.ensureDeferred
+async def test_aClaimThatSomebodyElseWrote(make, engine, body):
+    store = make()
+    await bounded(store.put(offer("a", key=KEY), b"abc", ROOT))
+    engine.carryOut(Put(store.layout.claim("a"), body))
+    with pytest.raises(StoreError, match="remove the object") as caught:
+        await bounded(store.put(offer("a", key=b"2" * 32), b"def", ROOT))
+    assert store.layout.claim("a") in str(caught.value)
+    assert published(engine) == {"a": b"abc"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_aLogThatSomebodyElseWrote(make, engine):
+    first, second = make(), make()
+    for key in (b"one", b"two"):
+        partial = await bounded(
+            first.open(offer("d/" + key.decode(), size=len(CONTENT), key=key, resumeKey=key))
+        )
+        await filled(partial, CONTENT[: 5 * BLOCK])
+        await bounded(partial.suspend())
+    infos = await bounded(second.partials())
+    assert sorted(info.name for info in infos) == ["d/one", "d/two"]
+    [pointer] = [info.partialId for info in infos if info.name == "d/one"]
+    token = engine.objects[pointer].body.split()[0].decode()
+    for key in [key for key in engine.objects if f"/log/{token}" in key]:
+        engine.carryOut(Put(key, b"{}"))
+    assert [info.name for info in await bounded(second.partials())] == ["d/two"]
+    with pytest.raises(StoreError, match="remove the object"):
+        await bounded(second.open(offer("d/one", size=len(CONTENT), key=b"one", resumeKey=b"one")))
+
+
+@pytest_twisted.ensureDeferred
+async def test_itClosesThoughItsEngineDoesNotAnswer(make, monkeypatch):
+    monkeypatch.setattr(s3store, "WATCH_SECONDS", 0.01)
+    waiting, ended = [], []
+
+    def closed():
+        ended.append(True)
+        for each in waiting:
+            if not each.called:
+                each.errback(Unavailable("the store is closed"))
+        return succeed(None)
+
+    store = make(closed=closed)
+    partial = await bounded(store.open(asked()))
+    await filled(partial, CONTENT[: 5 * BLOCK])
+    await quiet(store)
+    perform = store.receiver.perform
+
+    def silent(call):
+        if ended:
+            return fail(Unavailable("the store is closed"))
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    store.receiver.perform = silent
+    await filled(partial, CONTENT[: 7 * BLOCK])
+    closing = store.close()
+    await pause(0.1)
+    assert waiting
+    assert not closing.called
+    store.receiver.trouble = lambda: "the engine fails"
+    await bounded(closing)
+    assert ended == [True]
+    store.receiver.perform = perform
+
+
 def test_theSpoolMustBeUsable(engine, tmp_path):
     with pytest.raises(StartFailed, match="spool="):
         S3Store(reactor, Receiver(engine), spoolDirectory=str(tmp_path / "none"))
+    with pytest.raises(StartFailed, match="larger spool-size="):
+        S3Store(reactor, Receiver(engine), spoolDirectory=str(tmp_path), spoolSize=1 << 20)
 
 
 @pytest_twisted.ensureDeferred
