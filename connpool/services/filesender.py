@@ -65,6 +65,7 @@ from connpool.transfer.send.pace import Pace
 from connpool.transfer.send.removal import Fate, NotDurable, Sent, doubt
 from connpool.transfer.send.temporarynames import TemporaryNames
 from connpool.transfer.send.walking import Found
+from connpool.transfer.syscalls import reasonOf
 
 __all__ = ["FileSender"]
 
@@ -252,7 +253,7 @@ class FileSender(MultiService):
         try:
             found = await self._inThread(self._folder.scan)
         except (OSError, StartFailed) as e:
-            why = e.strerror if isinstance(e, OSError) else str(e)
+            why = reasonOf(e) if isinstance(e, OSError) else str(e)
             self._unreadable = f"cannot read the folder: {why}"
             self._met.met(self._unreadable)
             return
@@ -507,7 +508,7 @@ class FileSender(MultiService):
                 await self._inThread(self._folder.remember, memory)
                 self._noted = memory
         except OSError as e:
-            self._met.met(f"cannot write to the folder: {e.strerror}")
+            self._met.met(f"cannot write to the folder: {reasonOf(e)}")
 
     async def _refused(self, name: str, before: tuple[int, ...], why: ConnpoolError) -> bool:
         """

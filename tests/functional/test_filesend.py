@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -140,6 +141,26 @@ async def test_halfAFileIsNeverSent(outbox, root, start, how):
     assert received(root) == {"other": b"1", "log": content}
     assert received(outbox) == {}
     await until(lambda: sending.trouble() is None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_aFolderThatCannotBeReadIsNamed(outbox, root, start):
+    receiving = start(receiver(root))
+    sending = start(sender(outbox, receiving.listening.getHost().port))
+    (outbox / "a").write_bytes(b"1")
+    await until(lambda: sending.stats().sent == 1)
+    away = outbox.rename(outbox.with_name("away"))
+    await until(lambda: sending.trouble() is not None)
+    assert sending.trouble().endswith(f"No such file or directory ('{outbox}')")
+    shutil.rmtree(away / PRIVATE)
+    (away / PRIVATE).touch()
+    (away / "b").write_bytes(b"2")
+    away.rename(outbox)
+    await until(lambda: f"File exists ('{outbox}/{PRIVATE}" in sending.trouble())
+    (outbox / PRIVATE).unlink()
+    await until(lambda: sending.stats().sent == 2)
+    assert sending.trouble() is None
+    assert received(root) == {"a": b"1", "b": b"2"}
 
 
 @pytest_twisted.ensureDeferred
