@@ -120,6 +120,8 @@ class WebChannel(Protocol):
         self._written = self._dropped = 0
         #: the transport holds nothing back, and has a socket of its own
         self._direct = False
+        #: one direction ends without the other
+        self._halves = False
         #: of a long body
         self._reader: BorrowedReader | None = None
         self._turn: Any = None
@@ -136,6 +138,8 @@ class WebChannel(Protocol):
             self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, True)
         self._direct = IReactorFDSet.providedBy(self._clock) and isPlain(self.transport)
+        secure = ISSLTransport.providedBy(self.transport)
+        self._halves = hasattr(self.transport, "loseWriteConnection") and not secure
         self._await(HEAD_SECONDS, self._headLate)
 
     def dataReceived(self, data: bytes) -> None:
@@ -367,7 +371,8 @@ class WebChannel(Protocol):
         if self._state is _State.ANSWERING:
             if flow is not None and flow.flows and self._borrows(flow):
                 return
-            pause = flow is None or not flow.wants
+            # a client that waits for its answer sends nothing more; one that does is held up then
+            pause = bool(self._buffer or not self._halves) and (flow is None or not flow.wants)
         else:
             # what was sent ahead is looked at first
             waits = self._unread is not None or self._turn is not None
@@ -439,10 +444,9 @@ class WebChannel(Protocol):
         unread = self._written / _LEAST_READ_BYTES_PER_SECOND
         self._await(LINGER_SECONDS + unread, self._abort)
         self._steer()
-        halves = hasattr(self.transport, "loseWriteConnection")
         if self._halfClosed:
             self.transport.loseConnection()
-        elif halves and not ISSLTransport.providedBy(self.transport):
+        elif self._halves:
             self.transport.loseWriteConnection()
 
     def _abort(self) -> None:

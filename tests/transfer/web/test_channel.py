@@ -3,12 +3,15 @@ The deadlines, the back-pressure and the ends of a connection.
 """
 
 import pytest
-from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, ISSLTransport
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from connpool.errors import Busy
 from connpool.interfaces import IDrainableProtocol, IStatsSource
 from connpool.transfer.receive.policy import Policy
+from connpool.transfer.stores import MemoryStore
 from connpool.transfer.web.channel import (
     HEAD_SECONDS,
     IDLE_SECONDS,
@@ -16,9 +19,15 @@ from connpool.transfer.web.channel import (
     LINGER_SECONDS,
 )
 from connpool.transfer.web.put import WholeFile
-from tests.transfer.web.kit import request
+from tests.transfer.web import kit
+from tests.transfer.web.kit import Transport, request
 
 GET = request(b"GET", b"/")
+
+
+@implementer(ISSLTransport)
+class Secure(Transport):
+    pass
 
 
 def test_provides(door):
@@ -77,6 +86,57 @@ def test_manyRequestsAtOnce(door, size):
     assert {answer.status for answer in client.answers()} == {200}
     assert len(client.answers()) == (2000 if size > 1 else 500 // len(GET))
     assert not client.ended
+
+
+class Later(MemoryStore):
+    """
+    One that stores a file when it is told to.
+    """
+
+    def __init__(self, **given):
+        super().__init__(**given)
+        self.waiting = []
+
+    def put(self, offer, data, root):
+        self.waiting.append(Deferred())
+        return self.waiting[-1].addCallback(lambda _: super(Later, self).put(offer, data, root))
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_whileAFileIsStored(doors, monkeypatch, secure):
+    """
+    A client that waits for its answer is read on, at no cost; of one that does not, a little.
+    """
+    if secure:  # TLS has no halves: its end would take the answer with it
+        monkeypatch.setattr(kit, "Transport", Secure)
+    world = doors(store=Later())
+    client = world.connect()
+    client.send(request(b"PUT", b"/x", b"first"))
+    [waiting] = world.store.waiting
+    assert client.transport.paused is secure
+    # what is sent ahead is read once, and no further
+    ahead = GET * (client.transport.bufferSize // len(GET) + 2)
+    client.send(ahead)
+    assert client.transport.paused
+    taken = 0 if secure else client.transport.bufferSize
+    assert len(client.transport.arriving) == len(ahead) - taken
+    waiting.callback(None)
+    client.pump()
+    first, *others = [answer.status for answer in client.answers()]
+    assert (first, set(others), len(others)) == (201, {200}, len(ahead) // len(GET))
+
+
+@pytest.mark.parametrize("how", ["fin", "reset"])
+def test_theClientLeavesWhileAFileIsStored(doors, how):
+    world = doors(store=Later())
+    client = world.connect().send(request(b"PUT", b"/x", b"first"))
+    getattr(client, how)()
+    assert world.counts.unanswered == (how == "reset")
+    world.store.waiting.pop().callback(None)
+    assert world.files == {"x": b"first"}
+    if how == "fin":
+        assert client.pump().answer().status == 201
+        assert client.ended
 
 
 def test_theClientWantsTheEnd(door):
