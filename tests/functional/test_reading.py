@@ -156,7 +156,6 @@ def test_interruptedItGoesOn(library, tmp_path):
     assert not hidden.exists()
 
 
-@pytest.mark.peer("curl")
 def test_aLostConnectionWhileItLists(library, tmp_path, valve):
     """
     It connects again by itself, and nothing is missed or there twice.
@@ -186,6 +185,7 @@ def test_aLostConnectionWhileItLists(library, tmp_path, valve):
         assert (out / f"docs/d{number}/f").read_text() == str(number)
 
 
+@pytest.mark.peer("curl")
 def test_curlSavesAndGoesOn(library, tmp_path):
     url = f"http://{library}"
 
