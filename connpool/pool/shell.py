@@ -84,7 +84,7 @@ class Shell:
         self._dispatching = True
         core.calm = False
         try:
-            while (action := core.next(self.seconds())) is not None:
+            while (action := core.next(now := self.seconds())) is not None:
                 try:
                     _VERBS[action.verb](self, action)
                 except Exception:
@@ -95,7 +95,8 @@ class Shell:
         finally:
             self._dispatching = False
             core.settle()
-            self._arm()
+            # as of then: what fell due since then was not decided
+            self._arm(now)
         if self._readiness:
             self._readiness.tell()
         if self.settled is not None:
@@ -105,12 +106,13 @@ class Shell:
         if core.phase is Phase.CLOSED and len(self._closers):
             self._closers.wake()  # last, when no timer is left: whoever waited may look
 
-    def _arm(self) -> None:
+    def _arm(self, now: float) -> None:
         """
         Have one timer that is not later than the next deadline.
+
+        @param now: when it was decided that there is nothing to do before.
         """
         core = self.core
-        now = self.seconds()
         when = core.wakeAt(now)
         if when >= core.armed > now and (when != NEVER or core.inventory.leased):
             return  # it wakes up for nothing once, and is set again then
@@ -119,7 +121,8 @@ class Shell:
             self._timer = None
         core.armed = when
         if when != NEVER:
-            self._timer = self._reactor.callLater(max(0.0, when - now), self._wake)
+            wait = max(0.0, when - self.seconds())
+            self._timer = self._reactor.callLater(wait, self._wake)
 
     def _wake(self) -> None:
         self._timer = None
@@ -365,7 +368,7 @@ class Shell:
         if core.calm and until > now < core.armed and core.expect(waiter):
             # a read that is being delivered ends by itself, before any time is over
             if until < core.armed and len(core.queue) > core.inventory.returning:
-                self._arm()
+                self._arm(now)
             return waiter
         error = refusal(core, now)
         if error is not None:

@@ -3,6 +3,8 @@ How many connections there are: what is replaced, what is filled up, and when
 it is not.
 """
 
+from contextlib import contextmanager
+
 import pytest
 from twisted.internet.error import ConnectError
 
@@ -219,6 +221,50 @@ def test_whatComesBackAtOnceIsNotReplaced():
     held(setup, 1)[0].release()
     assert calls(lambda: setup.pool.tryAcquire().release()) <= 25
     assert len(setup.clock.getDelayedCalls()) == 1
+    setup.end()
+
+
+@contextmanager
+def late(setup, seconds):
+    """
+    A machine that has other things to do before each look at the clock.
+    """
+    shell = setup.pool.shell
+    look = shell.seconds
+
+    def looks():
+        setup.clock.rightNow += seconds
+        return look()
+
+    shell.seconds = looks
+    try:
+        yield
+    finally:
+        shell.seconds = look
+
+
+@pytest.mark.parametrize("tenths", range(1, 15))
+def test_theLevelIsFilledHoweverLateTheMachineIs(tenths):
+    """
+    The lull may be over between the decision that it is not, and the timer for its end.
+    """
+    setup = level(2)
+    with late(setup, tenths / 10 * LULL_SECONDS):
+        leases = held(setup, 1)
+    setup.clock.advance(LULL_SECONDS)
+    assert setup.pool.stats().idle == 2
+    releaseAll(leases)
+    setup.end()
+
+
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_aDialIsTriedAgainHoweverLateTheMachineIs(tenths):
+    setup = Setup("refuse", onDown="wait", backoff=lambda failures: 0.001)
+    with late(setup, tenths * 0.0001):
+        waiting = setup.pool.acquire()
+    setup.endpoint.answer = "accept"
+    setup.clock.advance(0.001)
+    successResultOf(waiting).release()
     setup.end()
 
 
