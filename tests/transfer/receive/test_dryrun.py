@@ -24,23 +24,36 @@ from tests.transfer.world import World
 OURS = {"put": b"content\n", "offer": os.urandom(SMALL_FILE_BYTES + 1)}
 
 
+class OnClock(InlineReactor):
+    """
+    Puts things off in the time of a world, while there is one.
+    """
+
+    clock = None
+
+    def callLater(self, delay, f, *args):
+        return (super() if self.clock is None else self.clock).callLater(delay, f, *args)
+
+
 def opened(kind, root, **values):
     if kind == "memory":
         return MemoryStore(names=values.get("names", "portable")), InlineReactor()
-    reactor = InlineReactor()
+    reactor = OnClock()
     return LocalStore(reactor, root, threads=reactor, minFree=0, **values), reactor
 
 
-def judged(store, source, *, policy, asked=""):
+def judged(store, reactor, source, *, policy, asked=""):
     """
     @return: name to what a dry run says of it, and to what the run says.
     """
     answers = []
     for dry in (True, False):
         world = World(store=store, policy=policy)
+        reactor.clock = world.clock
         report = world.send(source, request=SendRequest(ifExists=asked, durability="none", dry=dry))
         answers.append({each.name: each.error and each.error.code for each in report.outcomes})
         world.close()
+    reactor.clock = None
     return answers
 
 
@@ -77,7 +90,7 @@ def test_whatIsThere(root, tmp_path, kind, way, rule, situation):
     source = tmp_path / "source"
     source.mkdir()
     (source / "x").write_bytes(ours)
-    dry, run = judged(store, source, policy=Policy(ifExists=rule, minimumRate=0))
+    dry, run = judged(store, reactor, source, policy=Policy(ifExists=rule, minimumRate=0))
     run.pop("source", None)  # a dry run asks about files only
     assert dry == run
     assert (dry["source/x"] is None) == (
@@ -98,7 +111,7 @@ def test_twoThatClashWithEachOther(root, tmp_path, kind, rule, names):
     for name in ("Makefile", "makefile"):
         (source / name).write_text(name)
     policy = Policy(ifExists=rule, names=names, minimumRate=0)
-    dry, run = judged(store, source, policy=policy)
+    dry, run = judged(store, reactor, source, policy=policy)
     assert sorted(map(str, dry.values())) == sorted(map(str, run.values()))
     assert ("exists" in dry.values()) == (rule == "refuse" and names == "portable")
     reactor.wait(store.close())
@@ -159,7 +172,7 @@ def test_aQuotaIsAboutThisFile(root, tmp_path):
     (source / "large").write_bytes(OURS["offer"])
     for number in range(3):
         (source / f"small-{number}").write_bytes(OURS["offer"][1:])  # comes in one piece
-    dry, run = judged(store, source, policy=Policy(minimumRate=0))
+    dry, run = judged(store, reactor, source, policy=Policy(minimumRate=0))
     assert dry == run
     assert dry["source/large"] == "quota"
     assert list(dry.values()).count(None) == 3
