@@ -13,7 +13,7 @@ TOP = Path(__file__).parent.parent / "connpool"
 #: Room to the rooms it may import, beside itself.
 GROUND = {
     *("errors", "interfaces", "waiting", "tokenbucket", "logonce", "sendqueue", "addresses"),
-    *("regularfiles", "later", "tlstransport", "tlslending", "sizes"),
+    *("frozen", "regularfiles", "later", "tlstransport", "tlslending", "sizes"),
 }
 OUTER = {"proxyprotocol", "pool", "transfer", "datagram", "observe", "standardstreams"}
 MAY_IMPORT = {
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "waiting": set(),
     "tokenbucket": set(),
     "logonce": set(),
+    "frozen": set(),
     "sendqueue": set(),
     "sizes": set(),
     "standardstreams": set(),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from connpool.frozen import frozen
+
 if TYPE_CHECKING:
     from connpool.transfer.identities import Identity
     from connpool.transfer.names import RelativeName
@@ -49,7 +51,7 @@ DIFFERS, SAME, UNTOLD = range(3)
 IF_EXISTS = ("rename", "replace", "refuse", "skip")
 
 
-@attrs.frozen
+@frozen
 class Offer:
     """
     A file that a sender wants to store, after names and policy were checked.
@@ -167,7 +169,7 @@ class AskedFile:
     root: bytes
 
 
-@attrs.frozen
+@frozen
 class Receipt:
     """
     The account of a file: the one schema for the wire, C{--receipt}, hooks,

@@ -18,6 +18,7 @@ At either bound the connection is not read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -64,8 +65,6 @@ if TYPE_CHECKING:
 __all__ = ["PENDING_BYTES", "SMALL_FILE_BYTES", "Acks", "SmallFiles", "WholeFiles"]
 
 Outcomes = list[Receipt | Failure]
-#: Takes a file: its stream, its message, its content and its modification time.
-Collect = Callable[[int, Put | Entry, bytes | memoryview, int | None], None]
 
 #: Bytes of a file that may come by C{PUT} or C{PUTS}.
 SMALL_FILE_BYTES = 256 * 1024
@@ -308,12 +307,7 @@ class SmallFiles:
         """
         if frame.length > SMALL_FILE_BYTES:
             raise ProtocolError(f"PUT carries {frame.length} bytes; at most {SMALL_FILE_BYTES}")
-        try:
-            collect = self._collector(message)
-        except TransferError as e:
-            self.refuse(frame.stream, message.name, e)
-            return
-        collect(frame.stream, message, frame.data, timeOf(message))
+        self._collect(frame.stream, message, [message], frame.data, [frame.length], timeOf(message))
         most = min(BATCH_FILES, self._reception.quotas.spare(self._sender.identity))
         if len(self.files) >= most or self._bytes > MAX_BATCH_BYTES:
             self.store()
@@ -322,8 +316,7 @@ class SmallFiles:
         """
         Store the files of a frame.
         """
-        entries, data, at = message.entries, frame.files, 0
-        sizes = [entry.size for entry in entries]
+        sizes = [entry.size for entry in message.entries]
         if sum(sizes) != frame.length:
             raise ProtocolError(
                 f"PUTS carries {frame.length} bytes, and its files have {sum(sizes)}"
@@ -331,63 +324,66 @@ class SmallFiles:
         largest = max(sizes)
         if largest > SMALL_FILE_BYTES:
             raise ProtocolError(f"PUTS has {largest} bytes of a file; at most {SMALL_FILE_BYTES}")
-        try:
-            collect = self._collector(message)
-        except TransferError as e:
-            for stream, entry in enumerate(entries, frame.stream):
-                self.refuse(stream, entry.name, e)
-            return
-        for stream, entry in enumerate(entries, frame.stream):
-            end = at + entry.size
-            collect(stream, entry, data[at:end], entry.modified)
-            at = end
+        self._collect(frame.stream, message, message.entries, frame.files, sizes)
         self.store()
 
-    def _collector(self, message: Put | Puts) -> Collect:
+    def _collect(
+        self,
+        first: int,
+        message: Put | Puts,
+        entries: Sequence[Put | Entry],
+        data: bytes | memoryview,
+        sizes: Sequence[int],
+        modified: int | None = None,
+    ) -> None:
         """
-        Get ready for files that have all in common but what C{Collect} is given.
+        Take the files of a frame that are taken, and refuse the others.
 
-        @raise Forbidden: the rule may not be asked for.
+        @param first: stream of the first one.
+        @param data: of all of them, one after the other.
+        @param modified: time of the one of a C{PUT}.
         """
         sender, policy = self._sender, self._reception.policy
+        try:
+            rule = policy.ruleFor(message.ifExists) if message.ifExists else policy.ifExists
+        except TransferError as e:
+            for stream, entry in enumerate(entries, first):
+                self.refuse(stream, entry.name, e)
+            return
         identity, digest, rootOf = sender.identity, sender.digest.name, self._rootOf
         principal = ANONYMOUS if identity is None else identity.principal
         read = self._reception.names(identity).read
-        rule = policy.ruleFor(message.ifExists) if message.ifExists else policy.ifExists
-        durability = message.durability
-
-        def collect(
-            stream: int, file: Put | Entry, data: bytes | memoryview, modified: int | None
-        ) -> None:
-            size, root = len(data), file.root
+        files, streams, durability = self.files, self._streams, message.durability
+        end = 0
+        for stream, entry, size in zip(count(first), entries, sizes):
+            start, end = end, end + size
+            content, root = data[start:end], entry.root
             try:
-                name = read(file.name)
-                if rootOf(data) != root:
+                name = read(entry.name)
+                if rootOf(content) != root:
                     raise DigestMismatch("the bytes that came are not those that were sent")
             except TransferError as e:
-                self.refuse(stream, file.name, e)
-                return
+                self.refuse(stream, entry.name, e)
+                continue
             # by position: names would take as long as all the rest
             offer = Offer(
                 name,
-                file.transferId.hex(),
+                entry.transferId.hex(),
                 size,
                 principal,
                 identity,
-                file.key,
+                entry.key,
                 None,
-                modified,
-                file.executable,
+                entry.modified if modified is None else modified,
+                entry.executable,
                 digest,
                 BLOCK_SIZE,
                 rule,
                 durability,
             )
-            self.files.append(SmallFile(offer, data, root))
-            self._streams.append(stream)
+            files.append(SmallFile(offer, content, root))
+            streams.append(stream)
             self._bytes += size
-
-        return collect
 
     # -- what becomes of it
 

@@ -7,9 +7,10 @@ A file is a batch of one.  A batch takes these steps, in this order: write, unle
 is a receipt; find or make the directory; what it hands down, mode and time; sync the
 descriptor that wrote; note that publishing begins; publish; sync the directories; done
 records; unlink the private names; acknowledge.  Directories, their syncs and the write of
-the done records are shared.  A name never precedes its synced data, an
-acknowledgement never precedes anything it promises, and the private name goes
-last because it is the evidence: a private file with two links was published,
+the done records are shared, and a step is taken with several files before the next one: the
+code of each, ours and the kernel's, is in the processor's cache then.  A name never precedes
+its synced data, an acknowledgement never precedes anything it promises, and the private name
+goes last because it is the evidence: a private file with two links was published,
 whoever died or failed in between.  Once the done record is written nothing can
 fail any more.  A file that fails does so alone.
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 import math
 import secrets
 import stat
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic, perf_counter
@@ -60,10 +62,13 @@ from connpool.transfer.syscalls import (
     asTransferError,
 )
 
-__all__ = ["Commit", "receiptOr"]
+__all__ = ["PASS_FILES", "Commit", "receiptOr"]
 
 #: Durability that is asked for to its index in C{DURABILITIES}; the strongest for C{best}.
 _WANTED = {"none": 0, "data": 1, "full": 2, "best": 2}
+
+#: Files of a batch that are written before the first of them gets its name.
+PASS_FILES = 32
 
 T = TypeVar("T")
 _Ts = TypeVarTuple("_Ts")
@@ -76,6 +81,8 @@ class _Item:
     One file on its way through the steps.
 
     @ivar level: index in C{DURABILITIES}: asked for and reachable, then what was reached.
+    @ivar data: of a small file, which is still to be written.
+    @ivar known: whether there may be a receipt for it.
     @ivar source: the private file, once it is written.
     @ivar committing: notes that publishing begins, and syncs the note.
     @ivar directory: the one whose gifts it has, and where its name is in the end.
@@ -85,6 +92,8 @@ class _Item:
     offer: Offer
     root: bytes | None
     level: int
+    data: Data = b""
+    known: bool = False
     source: Source | None = None
     committing: Callable[[], None] | None = None
     directory: Directory | None = None
@@ -241,9 +250,9 @@ class Commit:
         @raise TransferError: as L{IPartial.commit} fails; C{source} says what
             became of the private file.
         """
-        item = _Item(offer, root, self.level(offer), source, committing)
+        item = _Item(offer, root, self.level(offer), source=source, committing=committing)
         with _Held() as held:
-            self._prepare(item, held)
+            self._inEach([item], held, self._dress)
             self._publish([item], held)
             if isinstance(item.outcome, Receipt):
                 self._publisher.discard(source)
@@ -256,7 +265,7 @@ class Commit:
         the steps that were left.
         """
         gone = Source(-1, -1, "", size, moved=True)
-        item = _Item(offer, root, self.level(offer), gone)
+        item = _Item(offer, root, self.level(offer), source=gone)
         item.published = Published(offer.name, "stored")
         with _Held() as held:
             try:
@@ -280,37 +289,28 @@ class Commit:
         @param until: the time of L{time.perf_counter} from which on no file is begun.
         @return: for each its receipt, or why not; shorter than C{files} if the time was up.
         """
-        items: list[_Item] = []
-        #: by what makes two of them the same
-        alike: dict[Any, _Item] = {}
-        answers: list[_Item] = []
-        levels: dict[str, int] = {}
+        items, answers = self._begin(files)
+        left = deque(items)
         with _Held() as held:
             try:
-                for file, known in zip(files, self._mayKnow(files), strict=True):
-                    offer, data = file.offer, file.data
-                    level = levels.get(offer.durability)
-                    if level is None:
-                        level = levels[offer.durability] = self.level(offer)
-                    item = _Item(offer, file.root, level)
-                    if offer.key is not None:
-                        same = (offer.key, offer.principal, file.root, len(data))
-                        item = alike.setdefault(same, item)
-                    answers.append(item)
-                    if item.source is not None or item.outcome is not None:
-                        continue  # it came twice
-                    items.append(item)
-                    self._write(item, data, held, known=known)
-                    if not item.level:
-                        self._name(item, held)
+                write = partial(self._writeIn, held.granted)
+                while left and perf_counter() < until:
+                    before = len(left)
+                    self._some(self._private, TEMPORARY, None, left, held, write)
+                    begun = items[len(items) - before : len(items) - len(left)]
+                    begun = [item for item in begun if item.outcome is None]
+                    self._inEach([item for item in begun if item.level], held, self._dress)
+                    quick = [item for item in begun if not item.level]
+                    self._name(quick, held)
+                    for item in quick:
                         if item.source is not None and item.source.fresh:
                             self._close(item.source)  # many descriptors would be open at once
-                    if perf_counter() >= until:
-                        break
-                self._publish(items, held)
+                self._publish(items[: len(items) - len(left)], held)
             finally:
                 for item in items:
                     self._tidyUp(item)
+        if left:
+            answers = answers[: answers.index(left[0])]
         return [item.outcome for item in answers if item.outcome is not None]
 
     # -- the steps
@@ -324,39 +324,111 @@ class Commit:
         except OSError:
             return [True] * len(files)  # each finds out for itself
 
-    def _write(self, item: _Item, data: Data, held: _Held, *, known: bool) -> None:
+    def _begin(self, files: Sequence[SmallFile]) -> tuple[list[_Item], list[_Item]]:
+        """
+        Return the files that are to be stored, and for each file that came the one of these
+        that answers for it: a file may come twice.
+        """
+        items: list[_Item] = []
+        answers: list[_Item] = []
+        levels: dict[str, int] = {}
+        #: by what makes two of them the same
+        alike: dict[Any, _Item] = {}
+        twice = len({file.offer.key for file in files}) < len(files)
+        for file, known in zip(files, self._mayKnow(files), strict=True):
+            offer = file.offer
+            level = levels.get(offer.durability)
+            if level is None:
+                level = levels[offer.durability] = self.level(offer)
+            item = new = _Item(offer, file.root, level, file.data, known)
+            if twice and offer.key is not None:
+                same = (offer.key, offer.principal, file.root, len(file.data))
+                item = alike.setdefault(same, new)
+            answers.append(item)
+            if item is new:
+                items.append(item)
+        return items, answers
+
+    def _inEach(
+        self, items: Sequence[_Item], held: _Held, step: Callable[[Directory, _Item], object]
+    ) -> None:
+        """
+        Take a step with each file, in the directory of its name, which is made if it is missing.
+        """
+        waiting = deque(items)
+        while waiting:
+            components = waiting[0].offer.name.components[:-1]
+            self._some(self._directories, components, components, waiting, held, step)
+
+    def _some(
+        self,
+        tree: Directories,
+        components: tuple[str, ...],
+        only: tuple[str, ...] | None,
+        waiting: deque[_Item],
+        held: _Held,
+        step: Callable[[Directory, _Item], object],
+    ) -> None:
+        """
+        Take a step with the first of some files, and those after it, as many as can do without
+        another look at the directory.
+
+        @param components: of the directory that the step is taken in.
+        @param only: of the one that the names of these files are in; L{None} for any.
+        """
+        try:
+            held.enter(tree, components, self._someIn, only, waiting, step)
+        except (OSError, TransferError) as error:
+            item = waiting.popleft()
+            item.outcome = self._failure(error, item.offer)
+
+    def _someIn(
+        self,
+        directory: Directory,
+        only: tuple[str, ...] | None,
+        waiting: deque[_Item],
+        step: Callable[[Directory, _Item], object],
+    ) -> None:
+        """
+        @raise FileNotFoundError: the directory has vanished, before anything was done in it.
+        """
+        for done in range(PASS_FILES):
+            item = waiting[0]
+            try:
+                step(directory, item)
+            except FileNotFoundError:
+                if done:
+                    return  # it is held for those that were here
+                raise
+            except (OSError, TransferError) as error:
+                item.outcome = self._failure(error, item.offer)
+            waiting.popleft()
+            if not waiting or monotonic() - directory.looked >= LOOK_SECONDS:
+                return
+            if only is not None and waiting[0].offer.name.components[:-1] != only:
+                return
+
+    def _writeIn(self, granted: dict[int, int], directory: Directory, item: _Item) -> None:
         """
         Write a small file, unless there is a receipt for it or it has its name already.
-
-        @param known: whether there may be a receipt.
         """
-        offer = item.offer
-        try:
-            if known:
-                item.outcome = self.finished(offer, len(data), item.root)
-            if item.outcome is None:
-                item.source = held.enter(
-                    self._private, TEMPORARY, self._writeIn, offer, data, held.granted
-                )
-                if item.level:
-                    self._prepare(item, held)
-        except (OSError, TransferError) as error:
-            item.outcome = self._failure(error, offer)
-
-    def _writeIn(
-        self, directory: Directory, offer: Offer, data: Data, granted: dict[int, int]
-    ) -> Source:
+        offer, data = item.offer, item.data
+        size = len(data)
+        if item.known:
+            item.outcome = self.finished(offer, size, item.root)
+            if item.outcome is not None:
+                return
         name, mode = temporaryName(offer), self._modes[offer.executable]
         try:
             fd = self._sys.open(name, NEW, mode, dir_fd=directory.fd)
         except FileExistsError:
-            earlier = self._earlier(name, data, directory.fd)
-            if earlier is not None:
-                return earlier
+            item.source = self._earlier(name, data, directory.fd)
+            if item.source is not None:
+                return
             name = secrets.token_hex(16)
             fd = self._sys.open(name, NEW, mode, dir_fd=directory.fd)
         try:
-            if self._sys.pwrite(fd, data, 0) < len(data):
+            if self._sys.pwrite(fd, data, 0) < size:
                 self._sys.writeAll(fd, data, 0)
             if mode not in granted:
                 # the umask is not asked for: doing so would change it for a moment
@@ -365,7 +437,7 @@ class Commit:
             self._sys.close(fd)
             self._sys.remove(name, directory.fd)
             raise
-        return Source(fd, directory.fd, name, len(data), granted[mode], False, True)
+        item.source = Source(fd, directory.fd, name, size, granted[mode], False, True)
 
     def _earlier(self, name: str, data: Data, directory: int) -> Source | None:
         """
@@ -381,15 +453,6 @@ class Commit:
         self._sys.close(fd)
         return None
 
-    def _prepare(self, item: _Item, held: _Held) -> None:
-        """
-        Find or make the directory, and give the file what that hands down.
-        """
-        try:
-            held.enter(self._directories, item.offer.name.components[:-1], self._dress, item)
-        except (OSError, TransferError) as error:
-            item.outcome = self._failure(error, item.offer)
-
     def _publish(self, items: list[_Item], held: _Held) -> None:
         """
         Take all steps that are left, up to the done record.
@@ -397,9 +460,7 @@ class Commit:
         waiting = [i for i in items if i.level and i.published is None and i.outcome is None]
         if waiting:
             self._syncAll(waiting, held)
-        for item in items:
-            if item.outcome is None and item.published is None:
-                self._name(item, held)
+        self._name(items, held)
         self._settle([item for item in items if item.outcome is None])
 
     def _syncAll(self, items: list[_Item], held: _Held) -> None:
@@ -412,34 +473,27 @@ class Commit:
             if failure is not None:
                 item.outcome = Failure(failure)
 
-    def _name(self, item: _Item, held: _Held) -> None:
+    def _name(self, items: Sequence[_Item], held: _Held) -> None:
         """
-        Give a file its name.
+        Give those their names that have none yet.
         """
-        offer = item.offer
-        if item.outcome is not None:
-            return
-        try:
-            if item.committing is not None:
-                item.committing()
-            item.published = held.enter(
-                self._directories, offer.name.components[:-1], self._nameIn, item
-            )
-            assert item.directory is not None
-            item.level = self.reached(offer.durability, item.directory)
-        except (OSError, TransferError) as error:
-            item.outcome = self._failure(error, offer)
+        waiting = [item for item in items if item.outcome is None and item.published is None]
+        self._inEach(waiting, held, self._nameIn)
 
-    def _nameIn(self, directory: Directory, item: _Item) -> Published:
-        assert item.source is not None
+    def _nameIn(self, directory: Directory, item: _Item) -> None:
+        source, offer = item.source, item.offer
+        assert source is not None
         if item.directory is not directory:
             again = item.directory is not None  # that one has vanished
             self._dress(directory, item)
             if again and item.level:
-                [failure] = self._sync.contents([item.source.fd])
+                [failure] = self._sync.contents([source.fd])
                 if failure is not None:
                     raise failure
-        return self._publisher.publish(item.source, directory, item.offer)
+        if item.committing is not None:
+            item.committing()
+        item.published = self._publisher.publish(source, directory, offer)
+        item.level = self.reached(offer.durability, directory)
 
     def _settle(self, items: list[_Item]) -> None:
         """

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from twisted.python.failure import Failure
 from connpool.errors import StoreError, TransferError
 from connpool.transfer import LocalStore, RelativeName, syscalls
 from connpool.transfer.records import DURABILITIES, SmallFile
-from connpool.transfer.stores import directories
+from connpool.transfer.stores import commit, directories
 from connpool.transfer.stores.directories import Directories
 from connpool.transfer.stores.publish import Source
 from connpool.transfer.syscalls import filesystemType
@@ -338,6 +339,63 @@ def test_theEvidenceStaysUntilTheDoneRecord(root, way, level, fault):
     assert visible(root) == {"consumed": b"x"}
     assert private(root) == []
     assert store.parts.commit.finished(asked, receipt.size) == receipt
+    clock.wait(store.close())
+
+
+def test_noFileIsBegunOnceTheTimeIsUp(root, monkeypatch):
+    """
+    One that came twice is answered where it came first, and those after the time are not, also
+    where they are the same as one before it.
+    """
+    store, clock, _ = inline(root)
+    monkeypatch.setattr(commit, "PASS_FILES", 2)
+    ticks = iter(range(100))
+    monkeypatch.setattr(commit, "perf_counter", lambda: next(ticks))
+
+    def small(name):
+        asked = offer(name, durability="none", key=name.encode() * 32)
+        return SmallFile(asked, name.encode(), None)
+
+    files = [small(name) for name in "aabcdeafg"]
+    outcomes = store.parts.commit.batch(files, 2)
+    assert [each.name for each in outcomes] == ["a", "a", "b", "c", "d"]
+    assert visible(root) == {name: name.encode() for name in "abcd"}
+    assert private(root) == []
+    outcomes = store.parts.commit.batch(files[5:], 200)
+    assert [each.name for each in outcomes] == ["e", "a", "f", "g"]
+    assert store.parts.commit.batch(files, 0) == []
+    clock.wait(store.close())
+
+
+@pytest.mark.parametrize("nth", [1, 2, 4, 6])
+@pytest.mark.parametrize(
+    ("call", "directory"), [("link", "d"), ("pwrite", ".connpool/temporary"), ("utime", "d")]
+)
+def test_aDirectoryVanishesWithinABatch(root, nth, call, directory):
+    """
+    It is made again: what was published in it before is gone with it, and nothing else.
+    """
+    store, clock, syscalls = inline(root)
+    called = []
+
+    def before(name, arguments, keywords):
+        if name == call:
+            called.append(name)
+            if len(called) == nth:
+                shutil.rmtree(root / directory)
+
+    syscalls.before = before
+    files = [
+        SmallFile(offer(f"{where}/{n}", durability="none", key=os.urandom(32)), b"x", None)
+        for where, n in zip("cddddddd", range(8), strict=True)
+    ]
+    outcomes = store.parts.commit.batch(files)
+    syscalls.before = None
+    assert [each.name for each in outcomes] == [file.offer.name.path for file in files]
+    there = visible(root).keys()
+    assert there >= {file.offer.name.path for file in files[nth + (call == "link") :]}
+    assert len(there) >= len(files) - nth
+    assert private(root) == []
     clock.wait(store.close())
 
 
