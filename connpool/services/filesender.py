@@ -25,13 +25,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from connpool.addresses import clientEndpoint
-from connpool.errors import (
-    Cancelled,
-    ChangedSource,
-    ConnpoolError,
-    SourceError,
-    StartFailed,
-)
+from connpool.errors import Cancelled, ChangedSource, ConnpoolError, SourceError, StartFailed
 from connpool.interfaces import (
     IConnecting,
     ILiveTransfers,
@@ -51,6 +45,7 @@ from connpool.transfer.send.choosing import Choice
 from connpool.transfer.send.client import FileOutcome, Retry, sendFiles
 from connpool.transfer.send.connections import SessionFactory, hello
 from connpool.transfer.send.credentials import Credentials
+from connpool.transfer.send.departures import Departures
 from connpool.transfer.send.keys import HeldRun, SenderKeys
 from connpool.transfer.send.openfiles import Answer, Writers
 from connpool.transfer.send.outbox import (
@@ -62,7 +57,7 @@ from connpool.transfer.send.outbox import (
 )
 from connpool.transfer.send.outboxfolder import OutboxFolder
 from connpool.transfer.send.pace import Pace
-from connpool.transfer.send.removal import Fate, NotDurable, Sent, doubt
+from connpool.transfer.send.removal import Departure, Fate, NotDurable, doubt
 from connpool.transfer.send.temporarynames import TemporaryNames
 from connpool.transfer.send.walking import Found
 from connpool.transfer.syscalls import reasonOf
@@ -352,8 +347,15 @@ class FileSender(MultiService):
         before = {name: self._outbox.versionOf(name) for name in names}
         files = [Found(os.path.join(self._folder.path, name), name.encode()) for name in names]
         outcomes: dict[str, FileOutcome] = {}
-        prefix = len(os.path.join(self._folder.path, ""))
-        to = self._to
+        prefix, to = len(os.path.join(self._folder.path, "")), self._to
+        departures = Departures(partial(self._inThread, self._folder.remove))
+
+        def answered(outcome: FileOutcome) -> None:
+            name = outcome.path[prefix:]
+            outcomes.setdefault(name, outcome)
+            if outcome.error is None and name not in self._staying:
+                departures.add(name, before[name], outcome.receipt)
+
         # The keys must outlive the sources: if we are killed in between, the
         # same file goes under the same key, and is not stored twice.
         try:
@@ -377,7 +379,7 @@ class FileSender(MultiService):
                 durability="full",
                 keys=HeldRun(run, salts),
                 retry=Retry(attempts=2),
-                answered=lambda outcome: outcomes.setdefault(outcome.path[prefix:], outcome),
+                answered=answered,
                 pool=pool,
                 jobs=self._jobs,
                 compress=self._compress,
@@ -389,7 +391,7 @@ class FileSender(MultiService):
             # what was answered counts, also when a stop cut this short
             self._concluding = True
             try:
-                run.end(await self._conclude(names, before, outcomes))
+                run.end(await self._conclude(names, before, outcomes, departures))
             finally:
                 self._concluding = False
 
@@ -398,6 +400,7 @@ class FileSender(MultiService):
         names: Sequence[str],
         before: Mapping[str, tuple[int, ...]],
         outcomes: Mapping[str, FileOutcome],
+        departures: Departures,
     ) -> bool:
         """
         Draw the consequences of a go.
@@ -440,7 +443,7 @@ class FileSender(MultiService):
             else:
                 stored[name] = receipt
         if stored:
-            over = await self._remove(stored, before, kept) and over
+            over = self._gone(stored, await departures.all(), kept) and over
         lines, self._lines = self._lines, []
         logTogether(self._log, lines, name=self.name)
         if self._failing is not None:
@@ -449,21 +452,16 @@ class FileSender(MultiService):
         await self._remember(kept)
         return over
 
-    async def _remove(
+    def _gone(
         self,
         stored: Mapping[str, Receipt],
-        before: Mapping[str, tuple[int, ...]],
+        departures: Mapping[str, Departure],
         kept: dict[str, tuple[int, ...] | None],
     ) -> bool:
         """
         @param kept: gets those that stay after all.
-        @return: whether all of them are gone from the folder.
+        @return: whether all are gone from the folder.
         """
-        sent = [
-            Sent(name, before[name], each.size, each.digest or "", bytes.fromhex(each.root or ""))
-            for name, each in stored.items()
-        ]
-        departures = await self._inThread(self._folder.remove, sent)
         now = self._reactor.seconds()
         over = True
         for name, receipt in stored.items():

@@ -24,7 +24,7 @@ from zope.interface.verify import verifyObject
 
 from connpool.interfaces import ILiveTransfers, IReadiness, IStatsSource
 from connpool.services import filerecv, filesend, filesender
-from connpool.transfer.send import openfiles
+from connpool.transfer.send import departures, openfiles
 from connpool.transfer.send.outboxfolder import POISON, PRIVATE
 from connpool.transfer.send.source import versionOf
 from tests.helpers.mounts import mounted
@@ -291,6 +291,36 @@ async def test_whatComesWhileOthersAreSentIsSeenInTime(outbox, root, start, monk
     seen = sending._outbox
     await until(lambda: "later" in seen._entries or sending.stats().sent == 401)
     assert sending.stats().sent < 400
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatWasSentGoesWhileOthersAreSent(tmp_path, outbox, root, start, monkeypatch):
+    """
+    The disk is free before the last one has been sent.
+    """
+    monkeypatch.setattr(departures, "WORTH_FILES", 1)
+    rate = tmp_path / "rate"
+    rate.write_text("16K")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    small = {f"a{number}": b"x" for number in range(9)}
+    files = {**small, "large": os.urandom(4 << 20)}
+    for name, content in files.items():
+        (tree / name).write_bytes(content)
+    receiving = start(receiver(root, "--min-rate=0"))
+    # one alone comes first, until its receipt promises enough
+    (outbox / "first").write_bytes(b"x")
+    sending = start(sender(outbox, receiving.listening.getHost().port, f"--bwlimit={rate}"))
+    await until(lambda: sending.stats().sent == 1)
+    tree.rename(outbox / "tree")  # all of them settle together
+    await until(lambda: received(outbox).keys() == {"tree/large"})
+    assert sending.stats().sent == 1, "they are of one go"
+    rate.write_text("0")
+    sending.reload()
+    await until(lambda: sending.stats().sent == 1 + len(files))
+    assert received(root / "tree") == files
+    assert received(outbox) == {}
+    assert list((outbox / PRIVATE / "taken").iterdir()) == []
 
 
 @pytest_twisted.ensureDeferred
