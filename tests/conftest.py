@@ -8,6 +8,7 @@ here for each of them unless it said C{expectFailure(SomeError)}.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -19,10 +20,13 @@ from typing import Any
 
 import hypothesis
 import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, globalLogPublisher
 from zope.interface import implementer
 
 from connpool.transfer.syscalls import VOLATILE, filesystemType
+from tests.helpers.waiting import until
 
 # how long an example takes, or is made, says something about the machine only
 hypothesis.settings.register_profile(
@@ -52,6 +56,24 @@ def _delayedCalls() -> set[Any]:
     return set(reactor.getDelayedCalls())
 
 
+def leftCalls(before: set[Any]) -> list[Any]:
+    """
+    The delayed calls that are no more ended by what they are for.  One that is cancelled a
+    moment later belonged to something that was ending when the test was over, as the other
+    side of a connection does.
+    """
+    left = [call for call in _delayedCalls() - before if call.active()]
+    if left:
+        pytest_twisted.blockon(Deferred.fromCoroutine(_ended(left)))
+    fired = [call for call in left if call.called]
+    return fired + [call for call in _delayedCalls() - before if call.active()]
+
+
+async def _ended(left: list[Any]) -> None:
+    with contextlib.suppress(AssertionError):
+        await until(lambda: not any(call.active() for call in left), 5)
+
+
 @pytest.fixture(autouse=True)
 def noLeaks() -> Iterator[_Errors]:
     """
@@ -63,11 +85,12 @@ def noLeaks() -> Iterator[_Errors]:
     try:
         yield errors
         gc.collect()
+        left = leftCalls(before)
     finally:
         globalLogPublisher.removeObserver(errors)
-    left = [call for call in _delayedCalls() - before if call.active()]
     for call in left:
-        call.cancel()
+        if call.active():
+            call.cancel()
     assert not errors.failures, f"logged errors: {errors.failures}"
     assert not left, f"left-over delayed calls: {left}"
 
