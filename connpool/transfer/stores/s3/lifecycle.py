@@ -209,9 +209,11 @@ class Lifecycle:
         Check that one more upload of a principal may begin.
         """
         own = self._layout.partials(offer.principal, offer.network)
-        keys = await self._pointers(offer.principal)
+        keys = await self._pointers(offer.principal, offer.network)
         if sum(key.rpartition("/")[0] + "/" == own for key in keys) >= MAX_PARTIALS:
             raise tooManyPartials()
+        if offer.network and self._quota is not None:  # which is of all networks together
+            keys = await self._pointers(offer.principal)
         await self._verifySum(keys, offer.size or 0)
 
     async def _verifySum(self, keys: list[str], more: int = 0) -> None:
@@ -224,8 +226,8 @@ class Lifecycle:
                 f" {self._quota} may be; finish one first"
             )
 
-    async def _pointers(self, principal: str | None) -> list[str]:
-        prefix = self._layout.partials(principal)
+    async def _pointers(self, principal: str | None, network: str = "") -> list[str]:
+        prefix = self._layout.partials(principal, network)
         return [each.key async for page in calls.pages(prefix) for each in page.entries]
 
     async def _read(self, keys: list[str]) -> list[tuple[str, Pointer]]:

@@ -680,8 +680,12 @@ async def test_uploadsAreCountedForEachNetwork(make, engine):
     found = await bounded(make().find("anonymous", b"%032d" % 0, KEY, "192.0.2.2"))
     assert found.network == "192.0.2.2"
     assert await bounded(make().find("anonymous", b"%032d" % 0, KEY, "192.0.2.3")) is None
-    # the operator sees all of them
+    # the operator sees all of them, and the bytes of all are one sum
     assert len(await bounded(store.partials("anonymous"))) == 3 * MAX_PARTIALS
+    full = make(StoreSettings(quota=3 * MAX_PARTIALS * len(CONTENT)))
+    with pytest.raises(QuotaExceeded, match="bytes"):
+        await bounded(full.begin(of("192.0.2.3", 0)))
+    await bounded(store.begin(of("192.0.2.3", 0)))
 
 
 @pytest_twisted.ensureDeferred
