@@ -72,7 +72,8 @@ class _Run:
         self._lines = lines
         self._codes: set[int] = set()
         self._count = self._bytes = self._came = 0
-        self._there = 0
+        self._there = self._unsaid = 0
+        self._gaveUp = ""
         self._last = ""
 
     async def get(self) -> int:
@@ -98,6 +99,9 @@ class _Run:
                 await self._getOne(path, os.path.join(output, os.path.basename(path)))
             else:
                 await self._getOne(path, output)
+        if self._unsaid:
+            files = f"{self._unsaid} more file{'s' * (self._unsaid > 1)}"
+            self._progress.say(f"{files}: {self._gaveUp}")
         if self._count:
             seconds = max(time.monotonic() - began, 1e-6)
             there = f", {self._there} there already" * bool(self._there)
@@ -213,7 +217,11 @@ class _Run:
 
         shown = displayName(name)
         text = str(why)
-        self._progress.say(text if shown in text else f"{shown}: {text}")
+        if self._remote.lost and text == self._gaveUp:
+            self._unsaid += 1
+        else:
+            self._progress.say(text if shown in text else f"{shown}: {text}")
+        self._gaveUp = text
         self._codes.add(why.exitCode)
         if self._lines is not None:
             nothing = dict.fromkeys(("path", "size", "came", "digest", "root"))

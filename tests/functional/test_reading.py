@@ -185,6 +185,37 @@ def test_aLostConnectionWhileItLists(library, tmp_path, valve):
         assert (out / f"docs/d{number}/f").read_text() == str(number)
 
 
+def test_aReceiverThatIsGoneIsGivenUpOnce(library, tmp_path, valve):
+    """
+    All that is left fails then and there, each with its line of JSON, and few words.
+    """
+    for number in range(60):
+        (tmp_path / f"root/alice/docs/{number}").write_text(str(number))
+    valve.target = int(library.rpartition(":")[2])
+    valve.allow(2000)
+    code = (
+        "import sys; from connpool.transfer.fetch import lasting; lasting._ATTEMPTS = 2\n"
+        "from connpool.commands import main; sys.exit(main())"
+    )
+    words = ["get", "docs", "--recursive", "--json", "--from", f"127.0.0.1:{valve.port}"]
+    words += ["--output", str(tmp_path)]
+    with running(sys.executable, "-c", code, *words, CONNPOOL_CREDENTIALS="alice:one") as program:
+        valve.waitUntilHeld()
+        valve.target = None
+        valve.cut()
+        valve.allow(float("inf"))
+        assert program.process.wait(30) == 7
+    printed = program.output.splitlines()
+    lines = [json.loads(line) for line in printed if line.startswith("{")]
+    failed = [line["error"]["code"] for line in lines if line["status"] == "failed"]
+    assert len(lines) == 62
+    assert 2 < len(failed) < 62
+    assert set(failed) <= {"network", "unanswered"}
+    [last] = [line for line in printed if "more file" in line]
+    assert last.startswith(f"connpool get: {len(failed) - 1} more files: ")
+    assert sum(line.startswith("connpool get: ") for line in printed) == 3
+
+
 @pytest.mark.peer("curl")
 def test_curlSavesAndGoesOn(library, tmp_path):
     url = f"http://{library}"
