@@ -233,6 +233,7 @@ def connect(
     )
     requests = SignedRequests(
         *(reactor, pool, arguments.place, signer, keys, arguments.url, engine.checksum),
+        skew=engine.skew,
     )
     _log.info(
         "{product} at {url}: bodies checked by {checksum}{clause}{skew}",
@@ -240,9 +241,15 @@ def connect(
         url=arguments.url,
         checksum=engine.checksum,
         clause=f"; NOT TO BE SHARED, {engine.unsafe}" if engine.unsafe else "",
-        skew=f"; our clock is {-engine.skew:.0f} s ahead" if abs(engine.skew) > 1 else "",
+        skew=_shownSkew(engine.skew),
     )
     return requests, pool, engine
+
+
+def _shownSkew(skew: float) -> str:
+    if abs(skew) <= 1:
+        return ""
+    return f"; our clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead'}"
 
 
 def _trust(bundle: str | None) -> tuple[ssl.SSLContext, Any]:

@@ -21,7 +21,17 @@ L{Conflict} may be by one's own object, and no core believes it without a look.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
+import os
+import zlib
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
@@ -61,13 +71,17 @@ __all__ = [
     "Requests",
     "Together",
     "Uploads",
+    "crcOf",
     "pages",
     "performed",
+    "pieces",
     "together",
 ]
 
 #: Calls of one core that are made at once.
 AT_ONCE = 16
+#: Bytes of a file that are read at once.
+_READ_BYTES = 1 << 20
 _A = TypeVar("_A")
 _R = TypeVar("_R")
 
@@ -260,6 +274,29 @@ class Piece:
 
 
 Body = bytes | Piece
+
+
+def pieces(body: Body) -> Iterator[bytes]:
+    """
+    Yield the bytes of a body, some at a time.
+    """
+    if not isinstance(body, Piece):
+        yield body
+        return
+    at, end = body.start, body.start + body.length
+    while at < end and (data := os.pread(body.fd, min(_READ_BYTES, end - at), at)):
+        yield data
+        at += len(data)
+
+
+def crcOf(body: Body) -> int:
+    """
+    Compute the CRC-32 of a body.
+    """
+    found = 0
+    for data in pieces(body):
+        found = zlib.crc32(data, found)
+    return found
 
 
 class Call(Generic[_A]):

@@ -21,11 +21,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 import random
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Protocol, TypeVar
 from xml.sax.saxutils import escape
 
@@ -72,8 +70,8 @@ _CALM_SECONDS = 5.0
 _TROUBLE_SECONDS = 5.0
 #: Bytes of an object that is read whole.
 _MOST_OBJECT_BYTES = 64 << 20
-#: Bytes whose MD5 is computed on the reactor's thread, and that are read at once for a digest.
-_INLINE_BYTES, _READ_BYTES = 64 * 1024, 1 << 20
+#: Bytes whose MD5 is computed on the reactor's thread.
+_INLINE_BYTES = 64 * 1024
 
 #: Checks of a body that an engine may make, the preferred one first.
 CHECKSUMS = ("crc32", "md5")
@@ -161,29 +159,15 @@ def checksumOf(call: calls.Call[Any], checksum: str) -> Headers:
         return []
     if checksum == "md5":
         md5 = hashlib.md5(usedforsecurity=False)
-        for piece in _pieces(call.body):
+        for piece in calls.pieces(call.body):
             md5.update(piece)
         return [("content-md5", base64.b64encode(md5.digest()).decode())]
-    crc = getattr(call, "crc", None)
-    if crc is None:
-        crc = 0
-        for piece in _pieces(call.body):
-            crc = zlib.crc32(piece, crc)
+    crc = call.crc if isinstance(call, calls.PutPart) else calls.crcOf(call.body)
     return [("x-amz-checksum-crc32", _asBase64(crc))]
 
 
 def _asBase64(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
-
-
-def _pieces(body: calls.Body) -> Iterator[bytes]:
-    if not isinstance(body, calls.Piece):
-        yield body
-        return
-    at, end = body.start, body.start + body.length
-    while at < end and (piece := os.pread(body.fd, min(_READ_BYTES, end - at), at)):
-        at += len(piece)
-        yield piece
 
 
 def compose(
@@ -300,6 +284,7 @@ class SignedRequests:
     @param pool: of L{Exchange}s with the engine.
     @param url: of the endpoints, for errors.
     @param checksum: one of L{CHECKSUMS} that the engine makes, or empty.
+    @param skew: seconds that the engine's clock is ahead of ours, as far as is known.
     @param now: the time, in seconds since the epoch.
     @param jitter: returns a number from 0 to 1.
     """
@@ -315,6 +300,7 @@ class SignedRequests:
         credentials: KeySource,
         url: str,
         checksum: str = CHECKSUMS[0],
+        skew: float = 0.0,
         now: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -327,7 +313,7 @@ class SignedRequests:
         self._checksum = checksum
         self._now = now
         self._jitter = jitter
-        self._offset = 0.0
+        self._offset = skew
         self._most = pool.settings.maxSize
         self._calming: Any = None
         self._failingSince: float | None = None

@@ -8,18 +8,15 @@ import hashlib
 import os
 import shutil
 import tempfile
-import zlib
-from collections.abc import Iterator
 
 from twisted.internet.defer import Deferred
 
 from connpool.errors import NoSpace, StartFailed
-from connpool.transfer.stores.s3.calls import Piece
+from connpool.transfer.stores.s3.calls import Body, Piece, crcOf, pieces
 from connpool.transfer.syscalls import asTransferError
 
 __all__ = ["Spool", "SpoolFile", "hashed"]
 
-_CHUNK_BYTES = 1 << 20
 #: The most that is taken without being asked to.
 MOST_BYTES = 4 << 30
 
@@ -143,10 +140,7 @@ class SpoolFile:
         """
         Compute the CRC-32 of the first bytes of a slot; for a thread.
         """
-        found = 0
-        for data in _chunks(Piece(self.fd, self.at(slot), length)):
-            found = zlib.crc32(data, found)
-        return found
+        return crcOf(Piece(self.fd, self.at(slot), length))
 
     @property
     def isOpen(self) -> bool:
@@ -158,18 +152,11 @@ class SpoolFile:
             self.fd = -1
 
 
-def hashed(body: bytes | Piece) -> str:
+def hashed(body: Body) -> str:
     """
     Return a text that is the same for the same bytes.
     """
     hasher = hashlib.sha256()
-    for data in [body] if isinstance(body, bytes) else _chunks(body):
+    for data in pieces(body):
         hasher.update(data)
     return f"bytes:{hasher.hexdigest()}"
-
-
-def _chunks(body: Piece) -> Iterator[bytes]:
-    at, end = body.start, body.start + body.length
-    while at < end and (data := os.pread(body.fd, min(_CHUNK_BYTES, end - at), at)):
-        yield data
-        at += len(data)

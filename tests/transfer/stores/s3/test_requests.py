@@ -103,7 +103,7 @@ class FakeKeys:
 
 
 class World:
-    def __init__(self, *script, checksum="crc32"):
+    def __init__(self, *script, checksum="crc32", skew=0.0):
         self.clock = Clock()
         self.clock.advance(1e9)
         self.pool = FakePool(script)
@@ -116,6 +116,7 @@ class World:
             self.keys,
             "http://engine.example",
             checksum,
+            skew,
             now=self.clock.seconds,
             jitter=lambda: 1.0,
         )
@@ -302,6 +303,12 @@ def test_clock():
     assert got == [DONE]
     assert world.pool.asked[0][2]["x-amz-date"].startswith("2001")
     assert world.pool.asked[1][2]["x-amz-date"] == "20261129T050000Z"
+
+
+def test_clockThatIsKnownToBeWrong():
+    world = World(OK, skew=86_400.0)
+    assert world.perform() == [DONE]
+    assert world.pool.asked[0][2]["x-amz-date"] == "20010910T014640Z"
 
 
 def test_forGood():
