@@ -156,6 +156,11 @@ def parseListen(description: str) -> Listen:
     wrappers = []
     while positional and positional[0] in WRAPPERS:
         wrappers.append(positional.pop(0))
+    if wrappers and any(":" in each for each in (*positional[:1], *keywords)):
+        raise AddressError(
+            f"{description!r}: what {wrappers[-1]}: wraps has no backslashes before its colons; "
+            f"write for example {wrappers[-1]}:tcp:8640:interface=127.0.0.1:…"
+        )
     if not positional or not positional[0]:
         raise AddressError(
             f"{description!r} is not an endpoint; write for example tcp:8640:interface=127.0.0.1"

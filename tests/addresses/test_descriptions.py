@@ -77,6 +77,16 @@ def test_mistakesAreOneLine(description):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("wrapper", ["secured", "proxied", "proxied:secured"])
+@pytest.mark.parametrize("wrapped", [r"tcp\:8640", r"tcp\:8640\:interface=127.0.0.1"])
+def test_whatIsWrappedStandsAsItIs(wrapper, wrapped):
+    """
+    Twisted's own wrappers want backslashes there.
+    """
+    with pytest.raises(AddressError, match="has no backslashes before its colons"):
+        parseListen(f"{wrapper}:{wrapped}:certificate=c:trusted=unix")
+
+
 @pytest.mark.parametrize(
     ("description", "known", "port"),
     [
