@@ -25,7 +25,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
 
@@ -44,8 +44,8 @@ __all__ = ["Departure", "Fate", "NotDurable", "Removal", "Sent", "contentRoot", 
 #: The list in a place: path, size, digest and root of files C{0}, C{1}, …
 NAMES = "names"
 
-#: Files that are taken, and open, at once.
-_BATCH_FILES = 128
+#: Files that are taken at once, whose list is synced, and those that are open at once.
+_PLACE_FILES, _BATCH_FILES = 1024, 128
 
 #: What a receipt says of a file that is there.
 _THERE = frozenset({"stored", "duplicate"})
@@ -158,6 +158,14 @@ def contentRoot(
     return rootOf(digest, size, blockSize, blocks)
 
 
+def _writersOf(paths: Sequence[str]) -> Iterator[Answer | OSError]:
+    """
+    Find the writers of many files, a part at a time: just before each is decided.
+    """
+    for at in range(0, len(paths), _BATCH_FILES):
+        yield from writersOf(paths[at : at + _BATCH_FILES])
+
+
 def _token(taken: str) -> str:
     """
     Make the name of a source that is taken, the same after a crash.
@@ -223,15 +231,15 @@ class Removal:
         @return: what became of each, by its path.
         """
         fates: dict[str, Departure] = {}
-        for at in range(0, len(sent), _BATCH_FILES):
-            self._remove(sent[at : at + _BATCH_FILES], fates)
+        for at in range(0, len(sent), _PLACE_FILES):
+            self._remove(sent[at : at + _PLACE_FILES], fates)
         return fates
 
     def _remove(self, sent: Sequence[Sent], fates: dict[str, Departure]) -> None:
         # whatever may keep it is looked for before it is taken: put back it is
         # another file, and is sent again
         going = []
-        answers = writersOf([os.path.join(self._folder, each.path) for each in sent])
+        answers = _writersOf([os.path.join(self._folder, each.path) for each in sent])
         for each, answer in zip(sent, answers, strict=True):
             source = os.path.join(self._folder, each.path)
             try:
@@ -329,17 +337,15 @@ class Removal:
         """
         there = sorted(int(name) for name in os.listdir(place) if name.isdecimal())
         emptied = set()
-        for at in range(0, len(there), _BATCH_FILES):
-            numbers = there[at : at + _BATCH_FILES]
-            files = [os.path.join(place, str(number)) for number in numbers]
-            for number, file, answer in zip(numbers, files, writersOf(files), strict=True):
-                if number < len(sent):
-                    each = sent[number]
-                    fates[each.path] = departure = self._judge(file, each, answer)
-                    if departure.fate is Fate.GONE:
-                        emptied.add(os.path.dirname(each.path))
-                else:
-                    putBack(file, self._folder, f"recovered-{os.path.basename(place)}-{number}")
+        files = [os.path.join(place, str(number)) for number in there]
+        for number, file, answer in zip(there, files, _writersOf(files), strict=True):
+            if number < len(sent):
+                each = sent[number]
+                fates[each.path] = departure = self._judge(file, each, answer)
+                if departure.fate is Fate.GONE:
+                    emptied.add(os.path.dirname(each.path))
+            else:
+                putBack(file, self._folder, f"recovered-{os.path.basename(place)}-{number}")
         self._clear(place)
         if not self._keepDirectories:
             self._prune(emptied)

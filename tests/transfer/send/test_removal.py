@@ -92,10 +92,21 @@ def test_eachHasAFateOfItsOwn(place):
 
 def test_moreThanFitIntoABatch(place, monkeypatch):
     monkeypatch.setattr(removal, "_BATCH_FILES", 3)
+    monkeypatch.setattr(removal, "_PLACE_FILES", 7)
+    opened, synced = [], []
+    writersOf, fsync = removal.writersOf, os.fsync
+    monkeypatch.setattr(
+        removal, "writersOf", lambda paths: opened.append(paths) or writersOf(paths)
+    )
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(fd) or fsync(fd))
     files = [place.put(f"{n}", b"%d" % n) for n in range(10)]
     fates = place.build().remove(files)
     assert [departure.fate for departure in fates.values()] == [Fate.GONE] * 10
     assert place.files() == {}
+    # before they are taken, and after
+    assert [len(paths) for paths in opened] == [3, 3, 1, 3, 3, 1, 3, 3]
+    # the list of each place, and its name
+    assert len(synced) == 2 * 2
 
 
 @pytest.mark.parametrize("size", [10, 3_000_000])
