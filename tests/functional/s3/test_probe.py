@@ -97,7 +97,7 @@ def test_engineThatStopsForAWhile(weed, prefix):
             time.sleep(0.01)
         os.killpg(weed.process.pid, signal.SIGSTOP)
         try:
-            probing.join(6)
+            probing.join(4)
         finally:
             os.killpg(weed.process.pid, signal.SIGCONT)
         probing.join(s3probe.MOST_SECONDS)

@@ -36,7 +36,6 @@ from tests.helpers.waiting import (
     assertNoResult,
     bounded,
     failureResultOf,
-    pause,
     successResultOf,
 )
 from tests.transfer.stores.kit import BLOCK, fill, offer, settled
@@ -794,8 +793,7 @@ async def test_itClosesThoughItsEngineDoesNotAnswer(make, monkeypatch):
     store.receiver.perform = silent
     await filled(partial, CONTENT[: 7 * BLOCK])
     closing = store.close()
-    await pause(0.1)
-    assert waiting
+    await until(lambda: waiting)
     assert not closing.called
     store.receiver.trouble = lambda: "the engine fails"
     await bounded(closing)
