@@ -185,6 +185,8 @@ class ServiceOptions(usage.Options):
         End with one line where twistd would end with a traceback: its own files
         lie in the working directory unless it is told otherwise.
         """
+        if "nodaemon" not in parent:
+            return  # twist has no files
         entered = "chroot" if parent.get("chroot") else "rundir"
         directory = parent.get(entered) or "."
         if not (os.path.isdir(directory) and os.access(directory, os.X_OK)):

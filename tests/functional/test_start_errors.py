@@ -5,6 +5,7 @@ An operator's mistake is one line and exit code 1, however the service is run.
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import time
@@ -43,7 +44,7 @@ MISTAKES = [
     ("unescaped address", "--listen=tcp:0:interface=::1", r"a colon in an address is written \:"),
     ("unknown part", "--listen=tcp:0:interfce=127.0.0.1", "it takes no interfce="),
     ("no number", "--listen=tcp:0:interface=127.0.0.1:backlog=x", "a part is missing, wrong"),
-    ("no domain", "--listen=systemd:name=inbox", "a part is missing, wrong"),
+    ("no domain", "--listen=systemd:name=inbox", "domain= is INET, INET6 or UNIX"),
     ("no such port", "--listen=tcp:99999:interface=127.0.0.1", "65535"),
     ("missing directory", "--directory={tmp}/none", "none"),
     ("directory is a file", "--directory={tmp}/file", "file"),
@@ -141,6 +142,26 @@ def test_whatTwistdCannotDo(tmp_path, daemon, words, says):
     output = ended.stdout + ended.stderr
     assert re.fullmatch(r"filerecv: twistd cannot .*\n", output), output
     assert says in output
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None,
+    reason="only root can give its rights away",
+)
+def test_twistHasNoFilesOfItsOwn(tmp_path):
+    """
+    It starts in a directory that cannot be written to.
+    """
+    place = tmp_path / "place"
+    place.mkdir(mode=0o555)
+    ended = run(
+        ["setpriv", "--bounding-set=-dac_override", *TWIST],
+        f"--directory={tmp_path}/gone",
+        place,
+        0,
+    )
+    assert "cannot write" not in ended.stderr
+    assert f"directory {tmp_path}/gone does not exist" in ended.stderr
 
 
 def test_aDaemonStartsAndStops(tmp_path):
