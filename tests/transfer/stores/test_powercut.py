@@ -121,9 +121,11 @@ def test_powerCuts(tmp_path, kind):
     if os.geteuid() != 0:
         pytest.skip("only root can mount images; the model carries the proof")
     count = os.environ.get("CONNPOOL_CUTS", "40")
-    # a process of its own: it forks
+    # a process of its own: it forks; and mounts of its own: whoever makes a namespace beside it
+    # would keep the file system that was shut down, and mounting would find that one again
+    program = [sys.executable, "-m", "tests.transfer.stores.test_powercut"]
     run = subprocess.run(
-        [sys.executable, "-m", "tests.transfer.stores.test_powercut", kind, str(tmp_path), count],
+        ["unshare", "-m", *program, kind, str(tmp_path), count],
         cwd=TOP,
         capture_output=True,
         text=True,
