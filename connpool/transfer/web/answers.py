@@ -175,7 +175,7 @@ def jsonAnswer(
     """
     body = _encode(document)
     if not body.isascii():
-        body = json.dumps(document).encode()  # nothing that a terminal acts on
+        body = json.dumps(document, separators=(",", ":")).encode()  # nothing a terminal acts on
     return Answer(status, [("Content-Type", kind), *fields], body + b"\n", **more)
 
 
