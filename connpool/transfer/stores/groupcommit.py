@@ -8,11 +8,6 @@ for each other: while one batch is on its way to the disk the next collects.
 One thread takes a batch through all its steps (L{connpool.transfer.stores.commit}), so
 a file that is sent again meanwhile finds its receipt.  Where a disk is slow, files that
 need no sync go the same way.
-
-The contents are synced all together by C{syncfs}, which also writes whatever else is
-dirty on that file system, or one by one after all writing was begun
-(C{sync_file_range}).  Which is quicker depends on the file system and on what else goes
-on: where C{syncfs} is slow both are tried, and the time for a file decides (L{SyncChoice}).
 """
 
 from __future__ import annotations
@@ -28,7 +23,7 @@ from twisted.python.failure import Failure
 
 from connpool.waiting import Waiters
 
-__all__ = ["GroupCommit", "SyncChoice", "batchFiles"]
+__all__ = ["GroupCommit", "batchFiles"]
 
 #: Files of one batch, at least where so many wait, and at most: a sync costs the same for
 #: any number, and each file holds a descriptor.
@@ -62,57 +57,6 @@ class _Request:
     left: int
     outcomes: list[Any]
     done: Deferred[list[Any]]
-
-
-class SyncChoice:
-    """
-    The choice between C{syncfs} and a sync of each file, for a batch.
-
-    Keeps a running mean of seconds a file for both ways, takes the quicker
-    and tries the other now and then.  C{syncfs} has no rival while it is quick.
-    """
-
-    #: Batches smaller than this are synced file by file and teach nothing.
-    LEAST_FILES = 8
-    #: Every so many batches the slower way is tried again.
-    RETRY_BATCHES = 32
-    #: Seconds a file that no disk needs less for, one by one.
-    QUICK_SECONDS = 0.0001
-    _WEIGHT = 0.3
-
-    def __init__(self) -> None:
-        self._mean: dict[bool, float] = {}
-        self._count = 0
-
-    def together(self, files: int) -> bool:
-        """
-        Tell whether C{syncfs} is the way for a batch of C{files}.
-        """
-        if files < self.LEAST_FILES:
-            return False
-        self._count += 1
-        if self._mean.get(True, 0.0) < self.QUICK_SECONDS:
-            return True
-        if False not in self._mean:
-            return False
-        retry = self._count % self.RETRY_BATCHES == 0
-        return self.quicker(files) != retry
-
-    def quicker(self, files: int) -> bool:
-        """
-        Tell whether C{syncfs} is known for the quicker way for C{files}, or nothing is known.
-        """
-        alone = self._mean.get(False, float("inf"))
-        return files >= self.LEAST_FILES and self._mean.get(True, 0.0) < alone
-
-    def took(self, together: bool, files: int, seconds: float) -> None:
-        """
-        A batch was synced.
-        """
-        if files >= self.LEAST_FILES:
-            each = seconds / files
-            mean = self._mean.get(together, each)
-            self._mean[together] = mean + self._WEIGHT * (each - mean)
 
 
 class GroupCommit(Generic[T]):

@@ -3,12 +3,13 @@ The syncs that the files of a batch share.
 
 Theory of operation
 ===================
-A sync of one file or directory waits for the disk once; so does C{syncfs}, whatever it
-writes.  A batch is therefore synced by two of them: one for the contents, before any name
-is given, and one for the names, however many directories they are in.  It goes one
-by one where few are to be synced, where that turned out quicker since others write to the
-same disk (L{SyncChoice}), where C{syncfs} fails, which does not tell whose fault it is, and
-on file systems where it leaves to their server, or to a program, what C{fsync} would ask of it.
+A sync of one file or directory waits for the disk once; so does C{syncfs}, which writes
+whatever is dirty on the file system.  A batch is therefore synced by two of them: one for the
+contents, before any name is given, and one for the names, however many directories they are
+in.  It goes one by one, after all writing was begun (C{sync_file_range}), where few are to be
+synced, where that turned out quicker since others write to the same disk (L{SyncChoice}),
+where C{syncfs} fails, which does not tell whose fault it is, and on file systems where it
+leaves to their server, or to a program, what C{fsync} would ask of it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,66 @@ from time import perf_counter
 
 from connpool.errors import SyncFailed
 from connpool.transfer.stores.directories import Directory
-from connpool.transfer.stores.groupcommit import SyncChoice
 from connpool.transfer.syscalls import CANNOT_SYNC, Syscalls
 
-__all__ = ["BatchSync"]
+__all__ = ["BatchSync", "SyncChoice"]
 
 #: File systems of which C{syncfs} puts all on disk that C{fsync} does.  C{fuse} and C{cifs} ask
 #: nothing of the other end then.
 _WHOLE = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "jfs", "nilfs2", "zfs", "overlay"}
 )
+
+
+class SyncChoice:
+    """
+    The choice between C{syncfs} and a sync of each file, for a batch.
+
+    Keeps a running mean of seconds a file for both ways, takes the quicker
+    and tries the other now and then.  C{syncfs} has no rival while it is quick.
+    """
+
+    #: Batches smaller than this are synced file by file and teach nothing.
+    LEAST_FILES = 8
+    #: Every so many batches the slower way is tried again.
+    RETRY_BATCHES = 32
+    #: Seconds a file that no disk needs less for, one by one.
+    QUICK_SECONDS = 0.0001
+    _WEIGHT = 0.3
+
+    def __init__(self) -> None:
+        self._mean: dict[bool, float] = {}
+        self._count = 0
+
+    def together(self, files: int) -> bool:
+        """
+        Tell whether C{syncfs} is the way for a batch of C{files}.
+        """
+        if files < self.LEAST_FILES:
+            return False
+        self._count += 1
+        if self._mean.get(True, 0.0) < self.QUICK_SECONDS:
+            return True
+        if False not in self._mean:
+            return False
+        retry = self._count % self.RETRY_BATCHES == 0
+        return self.quicker(files) != retry
+
+    def quicker(self, files: int) -> bool:
+        """
+        Tell whether C{syncfs} is known for the quicker way for C{files}, or nothing is known.
+        """
+        alone = self._mean.get(False, float("inf"))
+        return files >= self.LEAST_FILES and self._mean.get(True, 0.0) < alone
+
+    def took(self, together: bool, files: int, seconds: float) -> None:
+        """
+        A batch was synced.
+        """
+        if files >= self.LEAST_FILES:
+            each = seconds / files
+            mean = self._mean.get(together, each)
+            self._mean[together] = mean + self._WEIGHT * (each - mean)
 
 
 class BatchSync:

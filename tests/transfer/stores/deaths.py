@@ -32,7 +32,7 @@ from twisted.internet.defer import Deferred
 from connpool.transfer import LocalStore, Offer, Receipt, RelativeName
 from connpool.transfer.records import SmallFile
 from connpool.transfer.stores.commit import receiptOr
-from connpool.transfer.stores.groupcommit import SyncChoice
+from connpool.transfer.stores.syncing import SyncChoice
 from tests.transfer.stores.kit import BLOCK, InlineReactor, Recorded, offer, visible
 
 CONTENT = random.Random(1).randbytes(5 * BLOCK + 1234)

@@ -23,7 +23,7 @@ from connpool.transfer.iothreads import CALM_WRITES, INLINE_SECONDS, Latency
 from connpool.transfer.records import SmallFile
 from connpool.transfer.stores import groupcommit
 from connpool.transfer.stores.directories import Directories
-from connpool.transfer.stores.groupcommit import GroupCommit, SyncChoice
+from connpool.transfer.stores.groupcommit import GroupCommit
 from connpool.transfer.stores.journal import (
     Committing,
     Journal,
@@ -33,6 +33,7 @@ from connpool.transfer.stores.journal import (
 )
 from connpool.transfer.stores.ranges import Ranges, blockRange
 from connpool.transfer.stores.recordlines import decodeLine, encodeLine, linesOf
+from connpool.transfer.stores.syncing import SyncChoice
 from tests.helpers.waiting import assertNoResult, successResultOf
 from tests.transfer.stores.kit import InlineReactor, Recorded, offer
 
